@@ -1,0 +1,74 @@
+//! Images as the experiments see them: 8-bit, square, in memory, with the two
+//! conversions between bytes and the networks' range [-1, 1].
+
+pub mod cifar;
+pub mod glyphs;
+
+use sha2::{Digest, Sha256};
+
+/// `n` square images of `channels` x `size` x `size` bytes, channel-major as in
+/// EDM's data sets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Images {
+    pub channels: usize,
+    /// Height and width in pixels.
+    pub size: usize,
+    /// n x channels x size x size.
+    pub pixels: Vec<u8>,
+    /// One class per image; empty for generated images.
+    pub labels: Vec<u32>,
+}
+
+impl Images {
+    pub fn len(&self) -> usize {
+        self.pixels.len() / self.image_len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.pixels.is_empty()
+    }
+
+    /// Image `i`, channels x size x size. Panics if there is no such image.
+    pub fn image(&self, i: usize) -> &[u8] {
+        &self.pixels[i * self.image_len()..(i + 1) * self.image_len()]
+    }
+
+    /// The images at `indices` (repeats allowed) in [-1, 1]:
+    /// indices x channels x size x size values x / 127.5 - 1, as EDM's training loop.
+    pub fn to_unit(&self, indices: &[usize]) -> Vec<f32> {
+        let mut values = Vec::with_capacity(indices.len() * self.image_len());
+        for &i in indices {
+            values.extend(self.image(i).iter().map(|&x| x as f32 / 127.5 - 1.0));
+        }
+        values
+    }
+
+    /// Unlabelled images from values in [-1, 1]: x * 127.5 + 128, clipped to
+    /// 0..=255 and truncated, as EDM's `generate.py`. NaN becomes 0.
+    /// Panics unless `values` holds whole images.
+    pub fn from_unit(channels: usize, size: usize, values: &[f32]) -> Images {
+        assert!(values.len() % (channels * size * size) == 0, "not a whole number of images");
+        // `as u8` clips and truncates.
+        let pixels = values.iter().map(|x| (x * 127.5 + 128.0) as u8).collect();
+        Images { channels, size, pixels, labels: Vec::new() }
+    }
+
+    /// SHA-256, in hexadecimal, of the shape (n, channels, size and the number
+    /// of labels as 64-bit integers), the pixels and the labels (32-bit), all
+    /// little-endian.
+    pub fn digest(&self) -> String {
+        let mut hash = Sha256::new();
+        for count in [self.len(), self.channels, self.size, self.labels.len()] {
+            hash.update((count as u64).to_le_bytes());
+        }
+        hash.update(&self.pixels);
+        for label in &self.labels {
+            hash.update(label.to_le_bytes());
+        }
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn image_len(&self) -> usize {
+        self.channels * self.size * self.size
+    }
+}

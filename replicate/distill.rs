@@ -1,0 +1,262 @@
+//! Stage 2: training a one-step generator, Algorithms 1 and 2.
+
+use crate::equations::{Divergence, class_ratio, diffuse, dsm, vsd};
+use crate::noise::Levels;
+use crate::optim::{Adam, AdamConfig, Ema};
+use crate::params::{Arrays, Params, Source};
+use crate::sampler::one_step;
+use crate::unet::{CRITIC_HEAD, Config, Critic, Denoiser};
+use candle_core::{Device, Result, Tensor};
+
+/// How the generator's gradient is estimated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// Algorithm 1: the difference of a fake score, trained online, and the
+    /// teacher's (Diff-Instruct).
+    Vsd,
+    /// Algorithm 2: a class-ratio critic and one of three divergences.
+    ClassRatio(Divergence),
+}
+
+impl std::fmt::Display for Objective {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Objective::Vsd => write!(f, "vsd"),
+            Objective::ClassRatio(divergence) => write!(f, "class-ratio {divergence:?}"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub sigma_init: f64,
+    pub levels: Levels,
+    pub generator_lr: f64,
+    pub critic_lr: f64,
+    pub adam: AdamConfig,
+    pub ema_half_life: u64,
+}
+
+/// What one critic step consumes: images are (B, C, H, W), levels (B).
+pub struct CriticBatch {
+    pub z: Tensor,
+    pub real: Tensor,
+    pub sigma: Vec<f32>,
+    pub noise_real: Tensor,
+    pub noise_fake: Tensor,
+}
+
+/// What one generator step consumes.
+pub struct GeneratorBatch {
+    pub z: Tensor,
+    pub sigma: Vec<f32>,
+    pub noise: Tensor,
+}
+
+/// What a step tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CriticReport {
+    pub loss: f32,
+    /// Mean of c = sigmoid(l) on real and on generated images; NaN for VSD,
+    /// which has no classifier.
+    pub c_real: f32,
+    pub c_fake: f32,
+}
+
+/// A trainable network, and the same network without gradients.
+struct Network<M> {
+    params: Params,
+    model: M,
+    frozen: M,
+    adam: Adam,
+}
+
+impl<M> Network<M> {
+    fn new(
+        device: &Device,
+        source: &Source,
+        adam: AdamConfig,
+        build: impl Fn(candle_nn::VarBuilder) -> Result<M>,
+    ) -> Result<Network<M>> {
+        let (params, model) = Params::build(device, source, &build)?;
+        let frozen = params.frozen(&build)?;
+        let adam = Adam::new(adam, &params)?;
+        Ok(Network { params, model, frozen, adam })
+    }
+
+    fn descend(&mut self, loss: &Tensor, lr: f64) -> Result<f32> {
+        self.adam.update(&self.params, &loss.backward()?, lr)?;
+        loss.to_scalar::<f32>()
+    }
+
+    fn state(&self, prefix: &str, into: &mut Arrays) -> Result<()> {
+        for (name, array) in self.params.arrays()? {
+            into.insert(format!("{prefix}.weights.{name}"), array);
+        }
+        for (name, array) in self.adam.arrays()? {
+            into.insert(format!("{prefix}.adam.{name}"), array);
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, prefix: &str, step: u64, from: &Arrays) -> Result<()> {
+        self.params.assign(&strip(from, &format!("{prefix}.weights.")))?;
+        self.adam.restore(step, &strip(from, &format!("{prefix}.adam.")))
+    }
+}
+
+/// The arrays whose names start with `prefix`, without it.
+pub fn strip(arrays: &Arrays, prefix: &str) -> Arrays {
+    arrays.iter().filter_map(|(n, a)| Some((n.strip_prefix(prefix)?.to_string(), a.clone()))).collect()
+}
+
+/// What the generator is trained against.
+enum Judge {
+    Critic { network: Network<Critic>, divergence: Divergence },
+    Scores { fake: Network<Denoiser>, teacher: Denoiser },
+}
+
+pub struct OneStep {
+    settings: Settings,
+    generator: Network<Denoiser>,
+    judge: Judge,
+    ema: Ema,
+}
+
+/// Initial values of a one-step run.
+pub struct Initial<'a> {
+    /// The pre-trained U-Net; `None` draws everything.
+    pub weights: Option<&'a Arrays>,
+    /// Names the streams of what is drawn: the critic's head, or all.
+    pub cell: &'a str,
+}
+
+impl OneStep {
+    /// Line 2 of both algorithms: generator, critic encoder (or fake score) and
+    /// teacher start from the same weights. VSD without weights is refused: it
+    /// has no teacher.
+    pub fn new(device: &Device, config: &Config, objective: Objective, initial: Initial, settings: Settings) -> Result<OneStep> {
+        let none = Arrays::new();
+        let given = initial.weights.unwrap_or(&none);
+        let source = |drawn, part: &str| (given, drawn, format!("{} {part}", initial.cell));
+        let all: &[&str] = &[""];
+        let nothing_or_all = if initial.weights.is_some() { &[] } else { all };
+        let head_or_all = if initial.weights.is_some() { &[CRITIC_HEAD] } else { all };
+        let network = |drawn, part| {
+            let (given, drawn, cell) = source(drawn, part);
+            Network::new(device, &Source { given, drawn, cell: &cell }, settings.adam, |vb| Denoiser::new(config, vb))
+        };
+        let generator = network(nothing_or_all, "generator")?;
+        let judge = match objective {
+            Objective::ClassRatio(divergence) => {
+                let (given, drawn, cell) = source(head_or_all, "critic");
+                let source = Source { given, drawn, cell: &cell };
+                let network = Network::new(device, &source, settings.adam, |vb| Critic::new(config, vb))?;
+                Judge::Critic { network, divergence }
+            }
+            Objective::Vsd => {
+                if initial.weights.is_none() {
+                    candle_core::bail!("VSD needs a teacher: it cannot start from random weights");
+                }
+                let fake = network(&[], "fake score")?;
+                let teacher = network(&[], "teacher")?.frozen;
+                Judge::Scores { fake, teacher }
+            }
+        };
+        let ema = Ema::new(settings.ema_half_life, &generator.params)?;
+        Ok(OneStep { settings, generator, judge, ema })
+    }
+
+    /// Line 4: one step of ratio estimation (Eq 6, 7) or of the fake score (Eq 4).
+    pub fn critic_step(&mut self, batch: &CriticBatch) -> Result<CriticReport> {
+        let CriticBatch { z, real, sigma, noise_real, noise_fake } = batch;
+        let fake = one_step(&self.generator.frozen, z, self.settings.sigma_init)?;
+        let xt_fake = diffuse(&fake, sigma, noise_fake)?;
+        match &mut self.judge {
+            Judge::Critic { network, .. } => {
+                let xt_real = diffuse(real, sigma, noise_real)?;
+                let n = sigma.len();
+                let both = Tensor::cat(&[&xt_real, &xt_fake], 0)?;
+                let logits = network.model.forward(&both, &[sigma.as_slice(), sigma].concat())?;
+                let (l_real, l_fake) = (logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?);
+                let loss = network.descend(&class_ratio(&l_real, &l_fake)?, self.settings.critic_lr)?;
+                Ok(CriticReport { loss, c_real: mean_probability(&l_real)?, c_fake: mean_probability(&l_fake)? })
+            }
+            Judge::Scores { fake: network, .. } => {
+                let denoised = network.model.forward(&xt_fake, sigma, None)?;
+                let loss = network.descend(&dsm(&denoised, &fake, sigma)?, self.settings.critic_lr)?;
+                Ok(CriticReport { loss, c_real: f32::NAN, c_fake: f32::NAN })
+            }
+        }
+    }
+
+    /// Lines 5 and 6: one step down the estimated gradient (Eq 8, 9, 10, or 5),
+    /// with w(t) = sigma^2 (appendix B). Gives the loss.
+    pub fn generator_step(&mut self, batch: &GeneratorBatch) -> Result<f32> {
+        let GeneratorBatch { z, sigma, noise } = batch;
+        let weight: Vec<f32> = sigma.iter().map(|s| s * s).collect();
+        let x0 = one_step(&self.generator.model, z, self.settings.sigma_init)?;
+        let xt = diffuse(&x0, sigma, noise)?;
+        let loss = match &self.judge {
+            Judge::Critic { network, divergence } => divergence.loss(&network.frozen.forward(&xt, sigma)?, &weight)?,
+            Judge::Scores { fake, teacher } => {
+                let at = xt.detach();
+                vsd(&xt, &fake.frozen.forward(&at, sigma, None)?, &teacher.forward(&at, sigma, None)?, sigma, &weight)?
+            }
+        };
+        self.generator.descend(&loss, self.settings.generator_lr)
+    }
+
+    /// Moves the average after a step that brought the images seen to `images`.
+    pub fn average(&mut self, images: u64, batch: usize) -> Result<()> {
+        self.ema.update(&self.generator.params, images, batch)
+    }
+
+    /// g(z) of the weights being trained.
+    pub fn sample(&self, z: &Tensor) -> Result<Tensor> {
+        one_step(&self.generator.frozen, z, self.settings.sigma_init)
+    }
+
+    /// The averaged generator: what is published and scored.
+    pub fn averaged(&self) -> Result<Arrays> {
+        self.ema.arrays()
+    }
+
+    /// (generator, critic or fake score) scalars.
+    pub fn parameter_counts(&self) -> (usize, usize) {
+        let judge = match &self.judge {
+            Judge::Critic { network, .. } => network.params.count(),
+            Judge::Scores { fake, .. } => fake.params.count(),
+        };
+        (self.generator.params.count(), judge)
+    }
+
+    /// Everything that a resumed run needs.
+    pub fn state(&self) -> Result<Arrays> {
+        let mut all = Arrays::new();
+        self.generator.state("generator", &mut all)?;
+        match &self.judge {
+            Judge::Critic { network, .. } => network.state("critic", &mut all)?,
+            Judge::Scores { fake, .. } => fake.state("fake", &mut all)?,
+        }
+        for (name, array) in self.ema.arrays()? {
+            all.insert(format!("ema.{name}"), array);
+        }
+        Ok(all)
+    }
+
+    /// Takes up a run after `steps` iterations.
+    pub fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()> {
+        self.generator.restore("generator", steps, state)?;
+        match &mut self.judge {
+            Judge::Critic { network, .. } => network.restore("critic", steps, state)?,
+            Judge::Scores { fake, .. } => fake.restore("fake", steps, state)?,
+        }
+        self.ema.restore(&strip(state, "ema."))
+    }
+}
+
+fn mean_probability(logits: &Tensor) -> Result<f32> {
+    let l = logits.to_vec1::<f32>()?;
+    Ok(l.iter().map(|l| 1.0 / (1.0 + libm::expf(-l))).sum::<f32>() / l.len() as f32)
+}

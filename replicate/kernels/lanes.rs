@@ -1,0 +1,210 @@
+//! Eight float32 lanes with one meaning on every CPU: the same operations in
+//! the same order, multiply-add always fused, so a kernel gives the same bits
+//! with AVX2 and without. The choice is made at run time; the binary is
+//! portable.
+
+/// Eight lanes. `fma` rounds once.
+///
+/// # Safety
+/// The methods of `Avx2` may only run where AVX2 and FMA exist; [`run`] sees to
+/// that. Pointers must be valid for eight values.
+pub trait Lanes: Copy {
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    /// self + a * b
+    unsafe fn fma(self, a: Self, b: Self) -> Self;
+    unsafe fn add(self, o: Self) -> Self;
+    unsafe fn sub(self, o: Self) -> Self;
+    unsafe fn mul(self, o: Self) -> Self;
+    unsafe fn div(self, o: Self) -> Self;
+    unsafe fn max(self, o: Self) -> Self;
+    unsafe fn min(self, o: Self) -> Self;
+    /// 2^n for integral n in -126..=127.
+    unsafe fn exp2i(self) -> Self;
+
+    /// Lanes summed in a fixed tree: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        let mut l = [0f32; 8];
+        unsafe { self.store(l.as_mut_ptr()) };
+        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+    }
+
+    /// e^x, relative error below 2e-7 in [-87, 88]; clamped outside.
+    #[inline(always)]
+    unsafe fn exp(self) -> Self {
+        unsafe {
+            let x = self.min(Self::splat(88.0)).max(Self::splat(-87.0));
+            // Adding 1.5 * 2^23 rounds to the nearest integer.
+            let magic = Self::splat(12_582_912.0);
+            let n = magic.fma(x, Self::splat(std::f32::consts::LOG2_E)).sub(magic);
+            let r = x.fma(n, Self::splat(-0.693_359_4)).fma(n, Self::splat(2.121_944_4e-4));
+            let mut p = Self::splat(1.987_569_1e-4);
+            for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+                p = Self::splat(c).fma(p, r);
+            }
+            let e = r.fma(p, r.mul(r)).add(Self::splat(1.0));
+            e.mul(n.exp2i())
+        }
+    }
+
+    /// 1 / (1 + e^-x)
+    #[inline(always)]
+    unsafe fn sigmoid(self) -> Self {
+        unsafe {
+            let one = Self::splat(1.0);
+            one.div(one.add(Self::splat(0.0).sub(self).exp()))
+        }
+    }
+}
+
+/// A kernel body, written once for all lanes.
+pub trait Kernel {
+    type Out;
+    fn run<L: Lanes>(self) -> Self::Out;
+}
+
+/// Runs `kernel` with the fastest lanes of this CPU.
+pub fn run<K: Kernel>(kernel: K) -> K::Out {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        // SAFETY: both features were just detected.
+        return unsafe { run_avx2(kernel) };
+    }
+    run_portable(kernel)
+}
+
+/// Runs `kernel` with plain Rust: the reference for the others, and what
+/// other architectures use.
+pub fn run_portable<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<Portable>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<avx2::Avx2>()
+}
+
+#[derive(Clone, Copy)]
+pub struct Portable([f32; 8]);
+
+impl Portable {
+    #[inline(always)]
+    fn zip(self, o: Self, f: impl Fn(f32, f32) -> f32) -> Self {
+        Portable(std::array::from_fn(|i| f(self.0[i], o.0[i])))
+    }
+}
+
+// The methods are safe in themselves except for the pointers.
+#[allow(clippy::missing_safety_doc)]
+impl Lanes for Portable {
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Portable([x; 8])
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller's contract; [f32; 8] has the alignment of f32.
+        Portable(unsafe { *p.cast::<[f32; 8]>() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: as in load.
+        unsafe { *p.cast::<[f32; 8]>() = self.0 };
+    }
+    #[inline(always)]
+    unsafe fn fma(self, a: Self, b: Self) -> Self {
+        Portable(std::array::from_fn(|i| a.0[i].mul_add(b.0[i], self.0[i])))
+    }
+    #[inline(always)]
+    unsafe fn add(self, o: Self) -> Self {
+        self.zip(o, |a, b| a + b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, o: Self) -> Self {
+        self.zip(o, |a, b| a - b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, o: Self) -> Self {
+        self.zip(o, |a, b| a * b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, o: Self) -> Self {
+        self.zip(o, |a, b| a / b)
+    }
+    // As the x86 instructions: the second operand where either is NaN.
+    #[inline(always)]
+    unsafe fn max(self, o: Self) -> Self {
+        self.zip(o, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn min(self, o: Self) -> Self {
+        self.zip(o, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn exp2i(self) -> Self {
+        Portable(self.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::*;
+
+    #[derive(Clone, Copy)]
+    pub struct Avx2(__m256);
+
+    // SAFETY of every block: run_avx2 is the only caller, and it is reached
+    // only where the features were detected; pointers by the trait's contract.
+    impl super::Lanes for Avx2 {
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            Avx2(unsafe { _mm256_set1_ps(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            Avx2(unsafe { _mm256_loadu_ps(p) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm256_storeu_ps(p, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn fma(self, a: Self, b: Self) -> Self {
+            Avx2(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
+        }
+        #[inline(always)]
+        unsafe fn add(self, o: Self) -> Self {
+            Avx2(unsafe { _mm256_add_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn sub(self, o: Self) -> Self {
+            Avx2(unsafe { _mm256_sub_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn mul(self, o: Self) -> Self {
+            Avx2(unsafe { _mm256_mul_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn div(self, o: Self) -> Self {
+            Avx2(unsafe { _mm256_div_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn max(self, o: Self) -> Self {
+            Avx2(unsafe { _mm256_max_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn min(self, o: Self) -> Self {
+            Avx2(unsafe { _mm256_min_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn exp2i(self) -> Self {
+            unsafe {
+                let n = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
+                Avx2(_mm256_castsi256_ps(_mm256_slli_epi32(n, 23)))
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The operations whose candle CPU versions are slow or wrong (backward of
+//! convolution, group norm, softmax, upsampling), as candle custom operations
+//! with backwards of their own. On other devices each function composes
+//! candle's operations; the same composition is the reference in the tests.
+//!
+//! Every result is the same bits for any number of threads and any batch.
+
+mod attention;
+mod conv;
+mod lanes;
+mod linear;
+mod norm;
+mod pointwise;
+mod tile;
+
+pub use attention::attention;
+pub use conv::conv2d;
+pub use linear::linear;
+pub use norm::group_norm;
+pub use pointwise::{down2, mix, scale_images, silu, up2};
+
+/// The plain compositions, for tests and for other devices.
+pub mod reference {
+    pub use super::attention::reference as attention;
+    pub use super::conv::reference as conv2d;
+    pub use super::linear::reference as linear;
+    pub use super::norm::reference as group_norm;
+    pub use super::pointwise::reference::*;
+}
+
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+
+/// The float32 values of a contiguous CPU operand.
+fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let CpuStorage::F32(all) = storage else { bail!("a float32 tensor is needed") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&all[start..end]),
+        None => bail!("a contiguous tensor is needed, not {layout:?}"),
+    }
+}
+
+/// Reads the values of CPU tensors inside a backward pass.
+fn with_values<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([&[f32]; N]) -> Result<R>) -> Result<R> {
+    let contiguous: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
+    let guards: Vec<_> = contiguous.iter().map(|t| t.storage_and_layout()).collect();
+    let mut slices: [&[f32]; N] = [&[]; N];
+    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
+        let Storage::Cpu(cpu) = &**storage else { bail!("a CPU tensor is needed") };
+        *slice = values(cpu, layout)?;
+    }
+    f(slices)
+}

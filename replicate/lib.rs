@@ -1,0 +1,14 @@
+pub mod data;
+pub mod distill;
+pub mod equations;
+pub mod error;
+pub mod grid;
+pub mod kernels;
+pub mod metrics;
+pub mod noise;
+pub mod optim;
+pub mod params;
+pub mod rng;
+pub mod sampler;
+pub mod store;
+pub mod unet;

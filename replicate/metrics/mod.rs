@@ -1,0 +1,101 @@
+//! The metrics: features in, numbers out. Nothing here knows of tensors,
+//! networks or experiments; whoever extracts the features decides whether
+//! [`frechet`] gives an FID (Inception-v3) or an FD (any other network).
+//!
+//! All arithmetic is float64 in an order that depends neither on the number of
+//! threads nor on how the features were batched: on one machine the same
+//! features give the same bits. Between machines the last bits may differ,
+//! because the linear algebra picks its kernels by what the CPU offers.
+
+pub mod frechet;
+pub mod kernel;
+pub mod modes;
+pub mod prd;
+pub mod score;
+
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
+
+/// Row-major n x `dim` array: one row per image, of network features or logits.
+#[derive(Clone, Debug)]
+pub struct Features {
+    pub dim: usize,
+    pub rows: Vec<f32>,
+}
+
+impl Features {
+    /// # Panics
+    /// If `dim` is 0 or `rows` is not a whole number of rows.
+    pub fn new(dim: usize, rows: Vec<f32>) -> Features {
+        assert!(dim > 0, "features need at least one dimension");
+        assert!(rows.len() % dim == 0, "{} values are no whole number of rows of {dim}", rows.len());
+        Features { dim, rows }
+    }
+
+    /// The number of rows.
+    pub fn len(&self) -> usize {
+        self.rows.len() / self.dim
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.rows[i * self.dim..(i + 1) * self.dim]
+    }
+
+    /// Appends the rows of `other`.
+    ///
+    /// # Panics
+    /// If the dimensions differ.
+    pub fn extend(&mut self, other: &Features) {
+        self.assert_same_dim(other);
+        self.rows.extend_from_slice(&other.rows);
+    }
+
+    fn assert_same_dim(&self, other: &Features) {
+        assert_eq!(self.dim, other.dim, "the two sets of features have different dimensions");
+    }
+
+    fn is_finite(&self) -> bool {
+        self.rows.iter().all(|v| v.is_finite())
+    }
+}
+
+/// Rows of one set that are compared at a time with [`INNER_BLOCK`] rows of the
+/// other: bounds the memory of all pairwise metrics. The outer blocks are
+/// what the threads share, so results do not depend on who takes which.
+const OUTER_BLOCK: usize = 128;
+const INNER_BLOCK: usize = 512;
+
+/// All inner products of two blocks of rows: entry (i, j) is `<a_i, b_j>`.
+fn inner_products(a: &[f32], b: &[f32], dim: usize) -> Mat<f64> {
+    let (a, b) = (widen(a), widen(b));
+    let (rows, columns) = (a.len() / dim, b.len() / dim);
+    let mut products = Mat::zeros(rows, columns);
+    matmul(
+        products.as_mut(),
+        Accum::Replace,
+        MatRef::from_row_major_slice(&a, rows, dim),
+        MatRef::from_column_major_slice(&b, dim, columns),
+        1.0,
+        Par::Seq,
+    );
+    products
+}
+
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&v| v as f64).collect()
+}
+
+fn squared_norm(row: &[f32]) -> f64 {
+    row.iter().map(|&v| v as f64 * v as f64).sum()
+}
+
+fn mean_and_population_sd(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
+    (mean, variance.sqrt())
+}

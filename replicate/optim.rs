@@ -1,0 +1,113 @@
+//! Adam with readable state, and the exponential moving average of the
+//! generator.
+
+use crate::params::{Arrays, Params, from_array, to_array};
+use candle_core::backprop::GradStore;
+use candle_core::{Result, Tensor};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamConfig {
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+}
+
+/// Kingma and Ba 2015, as PyTorch computes it.
+pub struct Adam {
+    config: AdamConfig,
+    step: u64,
+    moments: BTreeMap<String, (Tensor, Tensor)>,
+}
+
+impl Adam {
+    pub fn new(config: AdamConfig, params: &Params) -> Result<Adam> {
+        let moments = params
+            .iter()
+            .map(|(name, var)| Ok((name.clone(), (var.zeros_like()?, var.zeros_like()?))))
+            .collect::<Result<_>>()?;
+        Ok(Adam { config, step: 0, moments })
+    }
+
+    /// One update; a parameter without a gradient stays as it is.
+    pub fn update(&mut self, params: &Params, grads: &GradStore, lr: f64) -> Result<()> {
+        self.step += 1;
+        let AdamConfig { beta1, beta2, eps } = self.config;
+        let correction1 = 1.0 - beta1.powi(self.step as i32);
+        let correction2 = 1.0 - beta2.powi(self.step as i32);
+        for (name, var) in params.iter() {
+            let Some(g) = grads.get(var) else { continue };
+            let (m, v) = self.moments.get_mut(name).expect("made from the same parameters");
+            *m = ((&*m * beta1)? + (g * (1.0 - beta1))?)?.detach();
+            *v = ((&*v * beta2)? + (g.sqr()? * (1.0 - beta2))?)?.detach();
+            let size = ((v.sqrt()? * (1.0 / correction2.sqrt()))? + eps)?;
+            var.set(&(var.as_detached_tensor() - ((&*m / size)? * (lr / correction1))?)?)?;
+        }
+        Ok(())
+    }
+
+    /// Moments as `m.NAME`, `v.NAME`; the step is `self.step()`.
+    pub fn arrays(&self) -> Result<Arrays> {
+        let mut all = Arrays::new();
+        for (name, (m, v)) in &self.moments {
+            all.insert(format!("m.{name}"), to_array(m)?);
+            all.insert(format!("v.{name}"), to_array(v)?);
+        }
+        Ok(all)
+    }
+
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    pub fn restore(&mut self, step: u64, arrays: &Arrays) -> Result<()> {
+        self.step = step;
+        for (name, (m, v)) in &mut self.moments {
+            *m = from_array(&format!("m.{name}"), arrays, m.shape(), m.device())?;
+            *v = from_array(&format!("v.{name}"), arrays, v.shape(), v.device())?;
+        }
+        Ok(())
+    }
+}
+
+/// Moving average with a half-life in images (EDM's `--ema`), no longer than
+/// `RAMP` of the images seen so far.
+pub struct Ema {
+    half_life: f64,
+    average: BTreeMap<String, Tensor>,
+}
+
+const RAMP: f64 = 0.05;
+
+impl Ema {
+    /// Starts at the present values.
+    pub fn new(half_life_images: u64, params: &Params) -> Result<Ema> {
+        let average = params
+            .iter()
+            .map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?)))
+            .collect::<Result<_>>()?;
+        Ok(Ema { half_life: half_life_images as f64, average })
+    }
+
+    /// After a step that brought the images seen to `images`.
+    pub fn update(&mut self, params: &Params, images: u64, batch: usize) -> Result<()> {
+        let half_life = self.half_life.min(images as f64 * RAMP).max(1e-8);
+        let beta = libm::exp2(-(batch as f64) / half_life);
+        for (name, var) in params.iter() {
+            let e = self.average.get_mut(name).expect("made from the same parameters");
+            *e = ((&*e * beta)? + (var.as_detached_tensor() * (1.0 - beta))?)?;
+        }
+        Ok(())
+    }
+
+    pub fn arrays(&self) -> Result<Arrays> {
+        self.average.iter().map(|(name, e)| Ok((name.clone(), to_array(e)?))).collect()
+    }
+
+    pub fn restore(&mut self, arrays: &Arrays) -> Result<()> {
+        for (name, e) in &mut self.average {
+            *e = from_array(name, arrays, e.shape(), e.device())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! Named parameters of a network, in the order of their names.
+//!
+//! A network is a plain function of a candle `VarBuilder`; this module is the
+//! builder's backend. It either draws a parameter from a keyed stream or takes
+//! it from given arrays, strictly: what is missing or has another shape is an
+//! error that names it.
+
+use crate::rng::Stream;
+use crate::store::Array;
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+pub type Arrays = BTreeMap<String, Array>;
+
+/// The trainable parameters of one network.
+pub struct Params {
+    vars: BTreeMap<String, Var>,
+    device: Device,
+}
+
+/// Where initial values come from.
+pub struct Source<'a> {
+    /// Values by name.
+    pub given: &'a Arrays,
+    /// Names that start with one of these are drawn instead.
+    pub drawn: &'a [&'a str],
+    /// Names the streams of the draws.
+    pub cell: &'a str,
+}
+
+impl Params {
+    /// Builds a network and its parameters. Given arrays that the network does
+    /// not have are ignored (a critic takes the encoder out of a U-Net).
+    pub fn build<M>(device: &Device, source: &Source, network: impl FnOnce(VarBuilder) -> Result<M>) -> Result<(Params, M)> {
+        let made = Arc::new(Mutex::new(BTreeMap::new()));
+        let backend = Creator {
+            given: source.given.clone(),
+            drawn: source.drawn.iter().map(|s| s.to_string()).collect(),
+            cell: source.cell.to_string(),
+            made: made.clone(),
+        };
+        let model = network(VarBuilder::from_backend(Box::new(backend), DType::F32, device.clone()))?;
+        let vars = std::mem::take(&mut *made.lock().expect("no thread panicked while building"));
+        Ok((Params { vars, device: device.clone() }, model))
+    }
+
+    /// The same parameters without gradients: they follow every update.
+    pub fn frozen<M>(&self, network: impl FnOnce(VarBuilder) -> Result<M>) -> Result<M> {
+        let tensors = self.vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+        network(VarBuilder::from_tensors(tensors, DType::F32, &self.device))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Var)> {
+        self.vars.iter()
+    }
+
+    /// Number of scalars.
+    pub fn count(&self) -> usize {
+        self.vars.values().map(|v| v.elem_count()).sum()
+    }
+
+    pub fn arrays(&self) -> Result<Arrays> {
+        self.vars.iter().map(|(name, var)| Ok((name.clone(), to_array(var)?))).collect()
+    }
+
+    /// Overwrites every parameter; a missing or mis-shaped one is an error.
+    pub fn assign(&self, arrays: &Arrays) -> Result<()> {
+        for (name, var) in &self.vars {
+            var.set(&from_array(name, arrays, var.shape(), &self.device)?)?;
+        }
+        Ok(())
+    }
+}
+
+pub fn to_array(tensor: &Tensor) -> Result<Array> {
+    Ok(Array { shape: tensor.dims().to_vec(), data: tensor.flatten_all()?.to_vec1::<f32>()? })
+}
+
+pub fn from_array(name: &str, arrays: &Arrays, shape: &Shape, device: &Device) -> Result<Tensor> {
+    let Some(array) = arrays.get(name) else { bail!("the parameter {name} is missing") };
+    if array.shape != shape.dims() {
+        bail!("the parameter {name} has shape {:?}, the network needs {:?}", array.shape, shape.dims());
+    }
+    Tensor::from_slice(&array.data, shape, device)
+}
+
+struct Creator {
+    given: Arrays,
+    drawn: Vec<String>,
+    cell: String,
+    made: Arc<Mutex<BTreeMap<String, Var>>>,
+}
+
+impl SimpleBackend for Creator {
+    fn get(&self, shape: Shape, name: &str, init: Init, _: DType, device: &Device) -> Result<Tensor> {
+        let tensor = if self.drawn.iter().any(|prefix| name.starts_with(prefix)) {
+            draw(&self.cell, name, &shape, init, device)?
+        } else {
+            from_array(name, &self.given, &shape, device)?
+        };
+        let var = Var::from_tensor(&tensor)?;
+        let tensor = var.as_tensor().clone();
+        self.made.lock().expect("no thread panicked while building").insert(name.to_string(), var);
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        bail!("the shape of {name} is not known")
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.given.contains_key(name) || self.drawn.iter().any(|prefix| name.starts_with(prefix))
+    }
+}
+
+fn draw(cell: &str, name: &str, shape: &Shape, init: Init, device: &Device) -> Result<Tensor> {
+    let mut draws = Stream::new(cell, name).at(0);
+    let n = shape.elem_count();
+    let values: Vec<f32> = match init {
+        Init::Const(value) => vec![value as f32; n],
+        Init::Uniform { lo, up } => (0..n).map(|_| lo as f32 + (up - lo) as f32 * draws.uniform()).collect(),
+        other => bail!("the initialisation {other:?} of {name} is not used here"),
+    };
+    Tensor::from_vec(values, shape, device)
+}

@@ -1,0 +1,92 @@
+//! Reading, moving and atomically writing files.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+const TEMPORARY: &str = ".tmp-";
+
+pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+/// Names of what a directory holds, sorted.
+pub(super) fn children(dir: &Path) -> Result<Vec<OsString>> {
+    let names = || fs::read_dir(dir)?.map(|child| Ok(child?.file_name())).collect::<io::Result<Vec<_>>>();
+    let mut names = names().map_err(Error::io("list", dir))?;
+    names.sort();
+    Ok(names)
+}
+
+pub(super) fn move_children(from: &Path, to: &Path, stays: impl Fn(&OsStr) -> bool) -> Result<()> {
+    for name in children(from)?.iter().filter(|name| !stays(name)) {
+        let path = from.join(name);
+        fs::rename(&path, to.join(name)).map_err(Error::io("move aside", &path))?;
+    }
+    sync_dir(to).map_err(Error::io("write", to))?;
+    sync_dir(from).map_err(Error::io("write", from))
+}
+
+/// Creates `<stem>-<n>` in `parent` with the first n from 1 that is free.
+pub(super) fn numbered_dir(parent: &Path, stem: &str) -> Result<PathBuf> {
+    let mut n = 1;
+    loop {
+        let dir = parent.join(format!("{stem}-{n}"));
+        match fs::create_dir(&dir) {
+            Ok(()) => {
+                sync_dir(parent).map_err(Error::io("write", parent))?;
+                return Ok(dir);
+            }
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => n += 1,
+            Err(error) => return Err(Error::io("create", &dir)(error)),
+        }
+    }
+}
+
+pub(super) fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = dir.join(name);
+    let (mut file, temporary) = create_temporary(dir, name).map_err(Error::io("write", &path))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, &path))
+        .and_then(|()| sync_dir(dir))
+        .map_err(|error| {
+            // The first error is the one to report.
+            let _ = fs::remove_file(&temporary);
+            Error::io("write", &path)(error)
+        })
+}
+
+fn create_temporary(dir: &Path, name: &str) -> io::Result<(File, PathBuf)> {
+    let mut n = 0;
+    loop {
+        let path = dir.join(format!("{TEMPORARY}{n}-{name}"));
+        match File::create_new(&path) {
+            Ok(file) => return Ok((file, path)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => n += 1,
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
+    for name in children(dir)? {
+        if name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            let path = dir.join(name);
+            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes renames and new names in `dir` survive a power cut.
+pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+}

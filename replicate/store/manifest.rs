@@ -1,0 +1,110 @@
+//! What is recorded about a published entry.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{hex, is_output_name, sha256_hex};
+
+/// What was made, from what, by whom. Two runs of one experiment in one
+/// determinism class differ in `provenance` only.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    pub key: String,
+    pub label: String,
+    /// The canonical text whose SHA-256 is `key`.
+    pub experiment: String,
+    pub seed: u64,
+    /// How many images the run has seen.
+    pub images: u64,
+    /// Within which class of machines the same bytes are promised.
+    pub determinism: String,
+    /// Name to key: the entries this was made from.
+    pub parents: BTreeMap<String, String>,
+    /// Name to SHA-256: the files this was made from.
+    pub inputs: BTreeMap<String, String>,
+    pub outputs: BTreeMap<String, Output>,
+    pub provenance: Provenance,
+    /// SHA-256 of the manifest's text with this field empty.
+    pub manifest_sha256: String,
+}
+
+/// What may differ between two runs that give the same results.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// When it was published, RFC 3339.
+    pub date: String,
+    pub wall_seconds: f64,
+    /// The git commit of the program.
+    pub commit: String,
+    /// Whether its working tree differed from that commit.
+    pub dirty: bool,
+    pub package: String,
+    pub candle: String,
+    /// CPU features, thread count, device.
+    pub machine: String,
+}
+
+/// One file of a published entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Output {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+impl Output {
+    pub(super) fn of(path: &Path) -> io::Result<Output> {
+        let mut file = File::open(path)?;
+        let mut hash = Sha256::new();
+        let bytes = io::copy(&mut file, &mut hash)?;
+        Ok(Output { bytes, sha256: hex(hash.finalize()) })
+    }
+}
+
+impl Manifest {
+    pub(super) const FORMAT: u32 = 1;
+
+    /// SHA-256 over the key and the outputs: equal for two runs with the same
+    /// results, whenever and wherever they were made.
+    pub fn result_digest(&self) -> String {
+        let mut text = format!("{}\n", self.key);
+        for (name, output) in &self.outputs {
+            text += &format!("{name} {} {}\n", output.bytes, output.sha256);
+        }
+        sha256_hex(text.as_bytes())
+    }
+
+    fn to_text(&self) -> String {
+        serde_json::to_string_pretty(self).expect("strings, numbers and maps of them") + "\n"
+    }
+
+    /// Sets `manifest_sha256` and returns the text of the file.
+    pub(super) fn seal(&mut self) -> String {
+        self.manifest_sha256.clear();
+        self.manifest_sha256 = sha256_hex(self.to_text().as_bytes());
+        self.to_text()
+    }
+
+    /// The error says what is wrong with the file.
+    pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Manifest, String> {
+        let text = str::from_utf8(bytes).map_err(|error| format!("is not text: {error}"))?;
+        let manifest: Manifest =
+            serde_json::from_str(text).map_err(|error| format!("is not a manifest: {error}"))?;
+        let unsealed = text.replace(&manifest.manifest_sha256, "");
+        if sha256_hex(unsealed.as_bytes()) != manifest.manifest_sha256 {
+            return Err("was altered: it does not have the SHA-256 that it records".into());
+        }
+        if manifest.format != Manifest::FORMAT {
+            return Err(format!("has the format {}, not {}", manifest.format, Manifest::FORMAT));
+        }
+        match manifest.outputs.keys().find(|name| !is_output_name(name)) {
+            Some(name) => Err(format!("lists {name:?}, which is not a name that an output can have")),
+            None => Ok(manifest),
+        }
+    }
+}

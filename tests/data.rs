@@ -1,0 +1,407 @@
+//! The data: glyphs, CIFAR files, conversions and the picture of a grid.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use replicate::data::cifar::{cifar10_test, cifar10_train, cifar100_train};
+use replicate::data::{Images, glyphs};
+use replicate::error::{EXIT_INPUT, Error};
+use replicate::grid;
+
+// ---- conversions -----------------------------------------------------------
+
+#[test]
+fn bytes_survive_the_way_to_the_unit_range_and_back() {
+    let images = Images { channels: 1, size: 16, pixels: (0..=255).collect(), labels: vec![7] };
+    let values = images.to_unit(&[0]);
+    assert_eq!((values[0], values[255]), (-1.0, 1.0));
+    let back = Images::from_unit(1, 16, &values);
+    assert_eq!(back.pixels, images.pixels);
+    assert!(back.labels.is_empty());
+}
+
+#[test]
+fn values_outside_the_unit_range_are_clipped_and_fractions_truncated() {
+    // 127.5 x + 128 = 127.99 and 128.01
+    let values = [-7.0, 9.0, -0.01 / 127.5, 0.01 / 127.5];
+    assert_eq!(Images::from_unit(1, 2, &values).pixels, [0, 255, 127, 128]);
+}
+
+#[test]
+fn to_unit_takes_the_images_asked_for_in_order() {
+    let images = Images { channels: 1, size: 1, pixels: vec![0, 255, 51], labels: vec![] };
+    assert_eq!(images.to_unit(&[2, 0, 2]), [51.0 / 127.5 - 1.0, -1.0, 51.0 / 127.5 - 1.0]);
+}
+
+#[test]
+fn the_digest_sees_shape_pixels_and_labels() {
+    let base = Images { channels: 1, size: 2, pixels: vec![1, 2, 3, 4], labels: vec![5] };
+    let others = [
+        Images { channels: 4, size: 1, ..base.clone() },
+        Images { pixels: vec![1, 2, 3, 5], ..base.clone() },
+        Images { labels: vec![6], ..base.clone() },
+        Images { labels: vec![], ..base.clone() },
+    ];
+    let digests: HashSet<String> = others.iter().chain([&base]).map(Images::digest).collect();
+    assert_eq!(digests.len(), 5);
+    assert_eq!(base.digest().len(), 64);
+}
+
+proptest! {
+    #[test]
+    fn every_value_lands_on_the_nearest_byte(x in -1.0f32..1.0) {
+        let byte = Images::from_unit(1, 1, &[x]).pixels[0] as f32;
+        prop_assert!((byte / 127.5 - 1.0 - x).abs() <= 0.5001 / 127.5);
+    }
+}
+
+// ---- glyphs ----------------------------------------------------------------
+
+/// Value stability: a change here is a new data set, needs a new name in
+/// `glyphs.rs` and makes every golden of the `smoke` and `mini` scales void.
+#[test]
+fn the_glyphs_are_what_they_have_always_been() {
+    let target = glyphs::images(16, glyphs::TARGET_CLASSES, 20, "train");
+    let source = glyphs::images(16, glyphs::SOURCE_CLASSES, 2, "train");
+    assert_eq!(
+        [target.digest().as_str(), source.digest().as_str()],
+        [
+            "488cf625d0589ca57bf8b7584bf1c4302b47c1d733fcb478d00b8fe0b783cfb1",
+            "50982258f03e4154c29c69f11841ee098b741f1ef071e64a309d5c20883b3249"
+        ]
+    );
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_glyph() {
+    let digest = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| glyphs::images(16, 0..110, 3, "train").digest())
+    };
+    assert_eq!(digest(1), digest(2));
+}
+
+#[test]
+fn an_image_depends_on_its_split_class_and_index_only() {
+    let all = glyphs::images(8, 0..110, 4, "train");
+    let some = glyphs::images(8, 8..12, 2, "train");
+    assert_eq!(some.labels, [8, 9, 10, 11, 8, 9, 10, 11]);
+    for (i, &class) in some.labels.iter().enumerate() {
+        assert_eq!(some.image(i), all.image(i / 4 * 110 + class as usize));
+    }
+}
+
+#[test]
+fn no_image_is_in_two_splits_or_twice_in_one() {
+    let mut seen = HashSet::new();
+    for split in ["train", "reference", "heldout"] {
+        let images = glyphs::images(16, 0..110, 5, split);
+        for i in 0..images.len() {
+            assert!(seen.insert(images.image(i).to_vec()), "image {i} of {split} was there before");
+        }
+    }
+}
+
+/// Mean image of each class, in grey levels.
+fn class_means(images: &Images, classes: usize) -> Vec<Vec<f64>> {
+    let mut means = vec![vec![0.0; images.image(0).len()]; classes];
+    let per_class = images.len() / classes;
+    for i in 0..images.len() {
+        for (mean, &pixel) in means[i % classes].iter_mut().zip(images.image(i)) {
+            *mean += pixel as f64 / per_class as f64;
+        }
+    }
+    means
+}
+
+fn nearest(means: &[Vec<f64>], image: &[f64]) -> usize {
+    let distance = |mean: &[f64]| mean.iter().zip(image).map(|(a, b)| (a - b) * (a - b)).sum::<f64>();
+    (0..means.len()).min_by(|&a, &b| distance(&means[a]).total_cmp(&distance(&means[b]))).unwrap()
+}
+
+#[test]
+fn an_invented_class_looks_the_same_in_every_split() {
+    let train = class_means(&glyphs::images(16, glyphs::SOURCE_CLASSES, 12, "train"), 100);
+    for split in ["reference", "heldout"] {
+        let other = class_means(&glyphs::images(16, glyphs::SOURCE_CLASSES, 12, split), 100);
+        let found = (0..100).filter(|&class| nearest(&train, &other[class]) == class).count();
+        assert!(found >= 98, "{split}: {found} of 100 classes have their mean image next to train's");
+    }
+}
+
+/// How far each pixel is from the border's mean colour: the strokes, whatever
+/// the colours are, scaled to unit length.
+fn ink(image: &[u8], size: usize) -> Vec<f64> {
+    let at = |channel: usize, p: usize| image[channel * size * size + p] as f64;
+    let border: Vec<usize> =
+        (0..size * size).filter(|p| [p / size, p % size].iter().any(|&i| i == 0 || i == size - 1)).collect();
+    let mut ink = vec![0.0; size * size];
+    for channel in 0..3 {
+        let ground = border.iter().map(|&p| at(channel, p)).sum::<f64>() / border.len() as f64;
+        for (p, ink) in ink.iter_mut().enumerate() {
+            *ink += (at(channel, p) - ground).powi(2);
+        }
+    }
+    let norm = ink.iter().sum::<f64>().sqrt();
+    ink.iter().map(|x| x.sqrt() / norm.sqrt()).collect()
+}
+
+#[test]
+fn all_ten_digits_are_there_and_differ_in_shape() {
+    let of = |per_class, split| {
+        let images = glyphs::images(16, glyphs::TARGET_CLASSES, per_class, split);
+        assert_eq!(images.len(), 10 * per_class);
+        let shapes: Vec<Vec<f64>> = (0..images.len()).map(|i| ink(images.image(i), 16)).collect();
+        (images.labels, shapes)
+    };
+    let (labels, shapes) = of(120, "train");
+    assert_eq!(labels.iter().copied().collect::<HashSet<u32>>(), (0..10).collect());
+    let (held_labels, held) = of(20, "heldout");
+    // Nearest neighbour by shape alone, without the colours: chance is 1 in 10.
+    let mut right = [0; 10];
+    for (label, shape) in held_labels.iter().zip(&held) {
+        right[*label as usize] += usize::from(labels[nearest(&shapes, shape)] == *label);
+    }
+    assert!(right.iter().all(|&n| n >= 12), "of 20 each: {right:?}");
+}
+
+#[test]
+fn the_pixels_have_sane_statistics_at_every_size() {
+    for size in [8, 16, 32] {
+        let images = glyphs::images(size, glyphs::TARGET_CLASSES, 40, "train");
+        assert_eq!(images.pixels.len(), 400 * 3 * size * size);
+        let values = images.to_unit(&(0..400).collect::<Vec<_>>());
+        for channel in 0..3 {
+            let mut of_channel = Vec::new();
+            for image in values.chunks(3 * size * size) {
+                of_channel.extend(&image[channel * size * size..(channel + 1) * size * size]);
+            }
+            let n = of_channel.len() as f32;
+            let mean = of_channel.iter().sum::<f32>() / n;
+            let sd = (of_channel.iter().map(|x| (x - mean).powi(2)).sum::<f32>() / n).sqrt();
+            assert!(mean.abs() < 0.15, "mean {mean} of channel {channel} at {size}");
+            assert!((0.4..0.65).contains(&sd), "standard deviation {sd} of channel {channel} at {size}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "glyph classes are 0..110")]
+fn there_is_no_class_110() {
+    glyphs::images(8, 100..111, 1, "train");
+}
+
+// ---- CIFAR -----------------------------------------------------------------
+
+/// `labels` is one record's labels each; the pixels count up from the record's number.
+fn records(labels: &[&[u8]]) -> Vec<u8> {
+    let pixels = |record: usize| (0..3072).map(move |i| (record + i) as u8);
+    labels.iter().enumerate().flat_map(|(i, labels)| labels.iter().copied().chain(pixels(i))).collect()
+}
+
+fn write_cifar10(dir: &Path) {
+    for i in 1..=5u8 {
+        fs::write(dir.join(format!("data_batch_{i}.bin")), records(&[&[i], &[i + 1]])).unwrap();
+    }
+    fs::write(dir.join("test_batch.bin"), records(&[&[9], &[0], &[3]])).unwrap();
+}
+
+/// The error's text, after checking that it is one about an input.
+fn input_error(result: Result<Images, Error>) -> String {
+    let error = result.expect_err("this should not be readable");
+    assert!(matches!(error, Error::Missing { .. } | Error::Malformed { .. }), "{error}");
+    assert_eq!(error.exit_code(), EXIT_INPUT);
+    error.to_string()
+}
+
+fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn cifar10_is_read_batch_after_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    write_cifar10(dir.path());
+    let train = cifar10_train(dir.path()).unwrap();
+    assert_eq!((train.len(), train.channels, train.size), (10, 3, 32));
+    assert_eq!(train.labels, [1, 2, 2, 3, 3, 4, 4, 5, 5, 6]);
+    assert_eq!(train.image(2)[..3], [0, 1, 2]);
+    assert_eq!(train.image(3)[3071], (1 + 3071) as u8);
+    assert_eq!(cifar10_test(dir.path()).unwrap().labels, [9, 0, 3]);
+}
+
+#[test]
+fn the_directory_around_the_archives_own_will_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("cifar-10-batches-bin");
+    fs::create_dir(&inner).unwrap();
+    write_cifar10(&inner);
+    assert_eq!(cifar10_train(dir.path()).unwrap(), cifar10_train(&inner).unwrap());
+
+    let inner = dir.path().join("cifar-100-binary");
+    fs::create_dir(&inner).unwrap();
+    fs::write(inner.join("train.bin"), records(&[&[19, 99]])).unwrap();
+    assert_eq!(cifar100_train(dir.path(), None).unwrap().labels, [99]);
+}
+
+#[test]
+fn cifar100_gives_the_fine_labels_of_the_chosen_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("train.bin"), records(&[&[0, 30], &[1, 50], &[2, 70], &[1, 50]])).unwrap();
+    let all = cifar100_train(dir.path(), None).unwrap();
+    assert_eq!(all.labels, [30, 50, 70, 50]);
+    let some = cifar100_train(dir.path(), Some(&[70, 50])).unwrap();
+    assert_eq!(some.labels, [50, 70, 50]);
+    for (i, j) in [(0, 1), (1, 2), (2, 3)] {
+        assert_eq!(some.image(i), all.image(j));
+    }
+    let text = input_error(cifar100_train(dir.path(), Some(&[50, 31])));
+    assert_says(&text, &["train.bin", "images of fine class 31", "none among 4 images", "cifar-100-binary"]);
+}
+
+#[test]
+fn a_missing_directory_an_empty_one_and_a_missing_batch_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let nowhere = dir.path().join("nowhere");
+    let text = input_error(cifar10_train(&nowhere));
+    assert_says(&text, &["nowhere is missing", "no such directory", "CIFAR-10", "cifar-10-binary.tar.gz"]);
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    assert_says(&input_error(cifar10_train(file.path())), &["no such directory"]);
+
+    let text = input_error(cifar10_train(dir.path()));
+    assert_says(&text, &["data_batch_1.bin is missing", "is empty", "cifar-10-binary.tar.gz"]);
+
+    write_cifar10(dir.path());
+    fs::remove_file(dir.path().join("data_batch_4.bin")).unwrap();
+    let text = input_error(cifar10_train(dir.path()));
+    assert_says(&text, &["data_batch_4.bin is missing", "holds data_batch_1.bin, data_batch_2.bin"]);
+    assert!(cifar10_test(dir.path()).is_ok());
+}
+
+#[test]
+fn a_file_that_holds_no_whole_number_of_records_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write_cifar10(dir.path());
+    let path = dir.path().join("data_batch_2.bin");
+
+    fs::write(&path, &records(&[&[1], &[2]])[..3073 + 100]).unwrap();
+    let text = input_error(cifar10_train(dir.path()));
+    assert_says(
+        &text,
+        &["data_batch_2.bin", "3073 bytes", "3173 bytes: 1 records and 100 bytes more", "unpack"],
+    );
+
+    fs::write(&path, []).unwrap();
+    assert_says(&input_error(cifar10_train(dir.path())), &["data_batch_2.bin", "0 bytes"]);
+
+    // A CIFAR-100 file where CIFAR-10 is expected.
+    fs::write(&path, records(&[&[1, 2], &[3, 4]])).unwrap();
+    assert_says(&input_error(cifar10_train(dir.path())), &["data_batch_2.bin", "2 records and 2 bytes more"]);
+
+    fs::write(dir.path().join("train.bin"), records(&[&[1]])).unwrap();
+    assert_says(&input_error(cifar100_train(dir.path(), None)), &["train.bin", "3074 bytes"]);
+}
+
+#[test]
+fn a_file_with_more_records_than_the_authors_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("test_batch.bin"), vec![0; 10_001 * 3073]).unwrap();
+    assert_says(&input_error(cifar10_test(dir.path())), &["1 to 10000 records", "10001 records"]);
+}
+
+#[test]
+fn a_label_out_of_range_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    write_cifar10(dir.path());
+    fs::write(dir.path().join("data_batch_5.bin"), records(&[&[9], &[10]])).unwrap();
+    let text = input_error(cifar10_train(dir.path()));
+    assert_says(&text, &["data_batch_5.bin", "labels from 0 to 9", "label 10 in record 1"]);
+
+    let path = dir.path().join("train.bin");
+    fs::write(&path, records(&[&[19, 100]])).unwrap();
+    assert_says(&input_error(cifar100_train(dir.path(), None)), &["train.bin", "label 100 in record 0"]);
+    fs::write(&path, records(&[&[20, 0]])).unwrap();
+    assert_says(&input_error(cifar100_train(dir.path(), None)), &["labels from 0 to 19", "label 20"]);
+}
+
+/// With `CIFAR10_DIR`: the first images of the authors' files. Any number of
+/// images per file will do.
+#[test]
+fn the_authors_files_read_as_cifar10() {
+    let Some(dir) = std::env::var_os("CIFAR10_DIR") else {
+        eprintln!("SKIPPED: set CIFAR10_DIR to a directory with CIFAR-10's binary files to check them");
+        return;
+    };
+    let train = cifar10_train(Path::new(&dir)).unwrap();
+    let test = cifar10_test(Path::new(&dir)).unwrap();
+    eprintln!("{} training and {} test images", train.len(), test.len());
+    // frog, truck, truck, deer, automobile; cat, ship, ship, airplane, frog
+    assert_eq!(train.labels[..5], [6, 9, 9, 4, 1]);
+    assert_eq!(test.labels[..5], [3, 8, 8, 0, 6]);
+    // Top left of the frog: red, green, blue.
+    assert_eq!([0, 1024, 2048].map(|i| train.image(0)[i]), [59, 62, 63]);
+    let values = train.to_unit(&(0..train.len()).collect::<Vec<_>>());
+    let mean = values.iter().map(|&x| x as f64).sum::<f64>() / values.len() as f64;
+    assert!((mean - -0.053).abs() < 0.03, "mean {mean}");
+}
+
+// ---- grids -----------------------------------------------------------------
+
+/// Width, height and the RGB bytes.
+fn decode(png: &[u8]) -> (usize, usize, Vec<u8>) {
+    let mut reader = png::Decoder::new(std::io::Cursor::new(png)).read_info().unwrap();
+    let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+    let info = reader.next_frame(&mut bytes).unwrap();
+    assert_eq!((info.color_type, info.bit_depth), (png::ColorType::Rgb, png::BitDepth::Eight));
+    (info.width as usize, info.height as usize, bytes)
+}
+
+const GREY: [u8; 3] = [128; 3];
+
+/// The pixel that a picture of `rows` should show at (x, y).
+fn expected(rows: &[Vec<&[u8]>], size: usize, zoom: usize, x: usize, y: usize) -> [u8; 3] {
+    let pitch = size * zoom + 1;
+    let (column, row) = (x / pitch, y / pitch);
+    if x % pitch == 0 || y % pitch == 0 || column >= rows[row].len() {
+        return GREY;
+    }
+    let p = (y % pitch - 1) / zoom * size + (x % pitch - 1) / zoom;
+    [0, 1, 2].map(|channel| rows[row][column][channel * size * size + p])
+}
+
+fn assert_shows(png: &[u8], rows: &[Vec<&[u8]>], size: usize, zoom: usize) {
+    let (width, height, bytes) = decode(png);
+    let columns = rows.iter().map(Vec::len).max().unwrap();
+    assert_eq!((width, height), (columns * (size * zoom + 1) + 1, rows.len() * (size * zoom + 1) + 1));
+    for y in 0..height {
+        for x in 0..width {
+            let at = (y * width + x) * 3;
+            assert_eq!(bytes[at..at + 3], expected(rows, size, zoom, x, y), "at {x}, {y}");
+        }
+    }
+}
+
+#[test]
+fn a_grid_shows_every_pixel_in_its_place() {
+    let images = glyphs::images(8, 0..7, 1, "train");
+    for zoom in [1, 3] {
+        let all: Vec<&[u8]> = (0..7).map(|i| images.image(i)).collect();
+        let rows: Vec<Vec<&[u8]>> = all.chunks(3).map(<[_]>::to_vec).collect();
+        let picture = grid::png_grid(&images, 3, zoom);
+        assert_shows(&picture, &rows, 8, zoom);
+        assert_eq!(picture, grid::png_grid(&images, 3, zoom));
+    }
+}
+
+#[test]
+fn a_strip_has_a_row_for_each_set() {
+    let (first, second) = (glyphs::images(8, 0..4, 1, "train"), glyphs::images(8, 0..2, 1, "reference"));
+    let rows: Vec<Vec<&[u8]>> =
+        [&first, &second].iter().map(|set| (0..set.len()).map(|i| set.image(i)).collect()).collect();
+    assert_shows(&grid::png_strip(&[&first, &second], 2), &rows, 8, 2);
+}

@@ -1,0 +1,253 @@
+//! Parity with the reference implementations on formula-filled weights.
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use common::{Fixture, relative_error, unit};
+use replicate::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings};
+use replicate::equations::Divergence;
+use replicate::noise::Levels;
+use replicate::optim::AdamConfig;
+use replicate::params::{Arrays, Params, Source};
+use replicate::sampler::heun;
+use replicate::store::Array;
+use replicate::unet::{Config, Critic, Denoiser};
+use std::collections::BTreeMap;
+
+const TOLERANCE: f32 = 1e-4;
+
+fn tiny() -> Config {
+    Config {
+        size: 16,
+        image_channels: 3,
+        model_channels: 16,
+        channel_mult: vec![1, 2],
+        blocks: 1,
+        attention_sizes: vec![8],
+        augment_labels: 9,
+    }
+}
+
+/// The filling formula for one tensor.
+fn filled(name: &str, shape: &[usize]) -> Array {
+    let n = shape.iter().product();
+    let fan_in: usize = shape[1..].iter().product();
+    let value = |u: f32| match (shape.len(), name.ends_with(".weight")) {
+        (2.., _) => u * (3.0 / fan_in as f32).sqrt(),
+        (_, true) => 1.0 + 0.1 * u,
+        (_, false) => 0.1 * u,
+    };
+    Array { shape: shape.to_vec(), data: unit(name, n).into_iter().map(value).collect() }
+}
+
+/// Shapes come from the network itself, values from the formula.
+fn fill(params: &Params) -> Arrays {
+    params.iter().map(|(name, var)| (name.clone(), filled(name, var.dims()))).collect()
+}
+
+fn filled_denoiser(config: &Config) -> (Params, Denoiser) {
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "parity" };
+    let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(config, vb)).unwrap();
+    params.assign(&fill(&params)).unwrap();
+    (params, model)
+}
+
+fn flat(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn rms(values: &[f32]) -> f32 {
+    (values.iter().map(|v| *v as f64 * *v as f64).sum::<f64>() / values.len() as f64).sqrt() as f32
+}
+
+fn network_parity(file: &str, config: Config) -> Params {
+    let fixture = Fixture::open(file);
+    let (params, model) = filled_denoiser(&config);
+    let (x, sigma, labels) = (fixture.get("x"), fixture.f32("sigma"), fixture.get("augment_labels"));
+
+    let mut activations = BTreeMap::new();
+    let probe = &mut |name: &str, y: &Tensor| {
+        activations.insert(name.to_string(), rms(&flat(y)));
+    };
+    let denoised = model.forward_probed(&x, &sigma, None, probe).unwrap();
+    assert!(relative_error(&flat(&denoised), &fixture.f32("denoised")) < TOLERANCE);
+    let mut compared = 0;
+    for name in fixture.names() {
+        let Some(block) = name.strip_prefix("act_rms/") else { continue };
+        // Our last norm is fused with its SiLU and has no output of its own.
+        if block.ends_with("aux_norm") {
+            continue;
+        }
+        let ours = activations[&block.replace("both.", "dec.")];
+        assert!(relative_error(&[ours], &fixture.f32(&name)) < TOLERANCE, "{block}");
+        compared += 1;
+    }
+    assert!(compared >= 10, "only {compared} activations compared");
+
+    let augmented = model.forward(&x, &sigma, Some(&labels)).unwrap();
+    assert!(relative_error(&flat(&augmented), &fixture.f32("denoised_augmented")) < TOLERANCE);
+    let image: Vec<f32> = unit("input.image", x.elem_count()).into_iter().map(|u| 0.8 * u).collect();
+    let image = Tensor::from_vec(image, x.shape(), &Device::Cpu).unwrap();
+    let loss = (&augmented - image).unwrap().sqr().unwrap().mean_all().unwrap();
+    assert!(relative_error(&flat(&loss), &fixture.f32("loss")) < TOLERANCE);
+
+    let grads = loss.backward().unwrap();
+    let gradient = |name: &str| {
+        let (_, var) = params.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no parameter {name}"));
+        flat(grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")))
+    };
+    let (mut norms, mut whole) = (0, 0);
+    for name in fixture.names() {
+        if let Some(parameter) = name.strip_prefix("grad_norm/") {
+            let norm = gradient(parameter).iter().map(|v| *v as f64 * *v as f64).sum::<f64>().sqrt() as f32;
+            let expected = fixture.f32(&name);
+            assert!(relative_error(&[norm], &expected) < TOLERANCE, "{parameter}: {norm} for {expected:?}");
+            norms += 1;
+        } else if let Some(parameter) = name.strip_prefix("grad/") {
+            assert!(relative_error(&gradient(parameter), &fixture.f32(&name)) < TOLERANCE, "{parameter}");
+            whole += 1;
+        }
+    }
+    assert_eq!((norms, whole), (params.iter().count(), 3));
+    params
+}
+
+#[test]
+fn tiny_unet() {
+    assert_eq!(network_parity("edm-tiny.npz", tiny()).count(), 189_491);
+}
+
+#[test]
+fn full_ddpmpp() {
+    assert_eq!(network_parity("edm-cifar10.npz", Config::cifar10()).count(), 55_733_891);
+}
+
+#[test]
+fn heun_sampler() {
+    let fixture = Fixture::open("edm-sampler.npz");
+    let (_, model) = filled_denoiser(&tiny());
+    let images = heun(&model, &fixture.get("latents"), 18).unwrap().to_dtype(candle_core::DType::F32).unwrap();
+    assert!(relative_error(&flat(&images), &fixture.f32("images")) < TOLERANCE);
+    let bytes = replicate::data::Images::from_unit(3, 16, &flat(&images)).pixels;
+    let expected: Vec<u8> = fixture.get("images_uint8").flatten_all().unwrap().to_vec1().unwrap();
+    let off = bytes.iter().zip(&expected).filter(|(a, b)| a != b).count();
+    // A value within float32 error of a rounding edge may fall on either side.
+    assert!(off <= bytes.len() / 1000, "{off} of {} bytes differ", bytes.len());
+    assert!(bytes.iter().zip(&expected).all(|(a, b)| a.abs_diff(*b) <= 1));
+}
+
+/// Every parameter of every network receives a gradient that is not zero.
+#[test]
+fn every_parameter_receives_a_gradient() {
+    let x = Tensor::from_vec(unit("gradient.x", 2 * 768), (2, 3, 16, 16), &Device::Cpu).unwrap();
+    let labels = Tensor::from_vec(unit("gradient.labels", 18), (2, 9), &Device::Cpu).unwrap();
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "gradients" };
+    let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
+    let y = model.forward(&x, &[0.3, 2.5], Some(&labels)).unwrap();
+    check_gradients(&params, &y);
+    let (params, critic) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+    // The critic never sees augment labels.
+    let unused = |name: &str| name.contains("map_augment");
+    let y = critic.forward(&x, &[0.3, 2.5]).unwrap();
+    let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    for (name, var) in params.iter().filter(|(name, _)| !unused(name)) {
+        let g = flat(grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")));
+        assert!(g.iter().any(|v| *v != 0.0), "{name} has a zero gradient");
+    }
+}
+
+fn check_gradients(params: &Params, y: &Tensor) {
+    let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+    for (name, var) in params.iter() {
+        let g = flat(grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")));
+        assert!(g.iter().any(|v| *v != 0.0), "{name} has a zero gradient");
+    }
+}
+
+fn five_steps(name: &str, objective: Objective) {
+    const B: usize = 4;
+    let fixture = Fixture::open("train-steps.npz");
+    let settings = Settings {
+        sigma_init: 2.5,
+        levels: Levels::LogNormal { mean: -1.2, sd: 1.2 },
+        generator_lr: 1e-3,
+        critic_lr: 1e-3,
+        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
+        ema_half_life: 1000,
+    };
+    let (params, _) = filled_denoiser(&tiny());
+    let mut weights = fill(&params);
+    // The README gives the critic's own tensors; names and shapes are ours.
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "parity" };
+    let (critic, _) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+    let critic_weights = fill(&critic);
+    weights.extend(critic_weights.clone().into_iter().filter(|(n, _)| n.starts_with("critic.")));
+
+    let initial = Initial { weights: Some(&weights), cell: "parity" };
+    let mut run = OneStep::new(&Device::Cpu, &tiny(), objective, initial, settings).unwrap();
+    let mut state = run.state().unwrap();
+    for (name, array) in critic_weights.into_iter().filter(|(n, _)| n.starts_with("critic.")) {
+        state.insert(format!("critic.weights.{name}"), array);
+    }
+    run.restore(0, &state).unwrap();
+
+    let image = |name: &str, scale: f32| {
+        let values: Vec<f32> = unit(name, B * 768).into_iter().map(|u| u * scale).collect();
+        Tensor::from_vec(values, (B, 3, 16, 16), &Device::Cpu).unwrap()
+    };
+    let root3 = 3f32.sqrt();
+    let sigma = |name: &str| -> Vec<f32> {
+        unit(name, B).into_iter().map(|u| (-1.2 + 1.2 * root3 * u).exp()).collect()
+    };
+    let (mut critic_losses, mut generator_losses) = (Vec::new(), Vec::new());
+    for k in 0..5 {
+        let at = |part: &str| format!("step{k}.{part}");
+        let critic = CriticBatch {
+            z: image(&at("critic.z"), root3),
+            real: image(&at("real"), 0.8),
+            sigma: sigma(&at("critic.sigma")),
+            noise_real: image(&at("critic.noise_real"), root3),
+            noise_fake: image(&at("critic.noise_fake"), root3),
+        };
+        critic_losses.push(run.critic_step(&critic).unwrap().loss);
+        let generator = GeneratorBatch {
+            z: image(&at("generator.z"), root3),
+            sigma: sigma(&at("generator.sigma")),
+            noise: image(&at("generator.noise"), root3),
+        };
+        generator_losses.push(run.generator_step(&generator).unwrap());
+    }
+    let samples = flat(&run.sample(&image("final.z", root3)).unwrap());
+    for (what, ours, expected) in [
+        ("critic loss", &critic_losses, "critic_loss"),
+        ("generator loss", &generator_losses, "generator_loss"),
+        ("samples", &samples, "samples_after"),
+    ] {
+        let error = relative_error(ours, &fixture.f32(&format!("{name}/{expected}")));
+        println!("{name}: {what} {error:.1e}");
+        assert!(error < 1e-3, "{name}: {what} off by {error}");
+    }
+}
+
+#[test]
+fn five_training_steps_dikl() {
+    five_steps("dikl", Objective::ClassRatio(Divergence::DiKl));
+}
+
+#[test]
+fn five_training_steps_dijs() {
+    five_steps("dijs", Objective::ClassRatio(Divergence::DiJs));
+}
+
+#[test]
+fn five_training_steps_dirm() {
+    five_steps("dirm", Objective::ClassRatio(Divergence::DiRm));
+}
+
+#[test]
+fn five_training_steps_vsd() {
+    five_steps("vsd", Objective::Vsd);
+}
