@@ -4,8 +4,9 @@
 
 #![allow(dead_code)]
 
-use candle_core::npy::NpzTensors;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::PathBuf;
 
 pub fn directory() -> PathBuf {
@@ -15,16 +16,19 @@ pub fn directory() -> PathBuf {
     }
 }
 
-pub struct Fixture(NpzTensors);
+/// The arrays of an `.npz` file (a zip of `.npy`, stored or deflated; candle's
+/// own reader takes stored ones only).
+pub struct Fixture(BTreeMap<String, Tensor>);
 
 impl Fixture {
     pub fn open(file: &str) -> Fixture {
         let path = directory().join(file);
-        Fixture(NpzTensors::new(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        Fixture(zip_entries(&bytes).map(|(name, npy)| (name.trim_end_matches(".npy").into(), array(&npy))).collect())
     }
 
     pub fn get(&self, name: &str) -> Tensor {
-        self.0.get(name).unwrap().unwrap_or_else(|| panic!("the fixture has no {name}"))
+        self.0.get(name).unwrap_or_else(|| panic!("the fixture has no {name}")).clone()
     }
 
     pub fn f32(&self, name: &str) -> Vec<f32> {
@@ -36,10 +40,51 @@ impl Fixture {
     }
 
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.0.names().into_iter().cloned().collect();
-        names.sort();
-        names
+        self.0.keys().cloned().collect()
     }
+}
+
+fn number(bytes: &[u8], at: usize, n: usize) -> usize {
+    bytes[at..at + n].iter().rev().fold(0, |v, b| v << 8 | *b as usize)
+}
+
+/// Name and content of every file, by the central directory.
+fn zip_entries(zip: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> + '_ {
+    let end = zip.windows(4).rposition(|w| w == b"PK\x05\x06").expect("a zip file");
+    let mut at = number(zip, end + 16, 4);
+    (0..number(zip, end + 10, 2)).map(move |_| {
+        let (method, packed) = (number(zip, at + 10, 2), number(zip, at + 20, 4));
+        let (name, extra, comment) = (number(zip, at + 28, 2), number(zip, at + 30, 2), number(zip, at + 32, 2));
+        let local = number(zip, at + 42, 4);
+        let title = String::from_utf8(zip[at + 46..at + 46 + name].to_vec()).unwrap();
+        at += 46 + name + extra + comment;
+        let start = local + 30 + number(zip, local + 26, 2) + number(zip, local + 28, 2);
+        let packed = &zip[start..start + packed];
+        let mut content = Vec::new();
+        match method {
+            0 => content.extend_from_slice(packed),
+            8 => _ = flate2::read::DeflateDecoder::new(packed).read_to_end(&mut content).unwrap(),
+            other => panic!("{title}: compression method {other}"),
+        }
+        (title, content)
+    })
+}
+
+fn array(npy: &[u8]) -> Tensor {
+    let length = number(npy, 8, 2);
+    let header = std::str::from_utf8(&npy[10..10 + length]).unwrap();
+    assert!(header.contains("'fortran_order': False"), "{header}");
+    let shape = header.split("'shape': (").nth(1).unwrap().split(')').next().unwrap();
+    let shape: Vec<usize> =
+        shape.split(',').map(str::trim).filter(|d| !d.is_empty()).map(|d| d.parse().unwrap()).collect();
+    let dtype = match header.split("'descr': '").nth(1).unwrap().split('\'').next().unwrap() {
+        "<f4" => DType::F32,
+        "<f8" => DType::F64,
+        "|u1" => DType::U8,
+        "<i8" => DType::I64,
+        other => panic!("dtype {other}"),
+    };
+    Tensor::from_raw_buffer(&npy[10 + length..], dtype, &shape, &Device::Cpu).unwrap()
 }
 
 /// n values in [-1, 1) that depend on the name alone.
