@@ -259,16 +259,28 @@ fn another_experiments_manifest_is_damage() {
     assert!(damage(&entry).contains("belongs to the key"));
 }
 
+/// Alters the manifest as somebody would who also corrects its SHA-256.
+fn forge(entry: &Entry, manifest: &Manifest, from: &str, to: &str) {
+    let path = entry.path("manifest.json");
+    let text = fs::read_to_string(&path).unwrap().replace(from, to);
+    let unsealed = text.replace(&manifest.manifest_sha256, "");
+    fs::write(&path, text.replace(&manifest.manifest_sha256, &sha256_hex(unsealed.as_bytes()))).unwrap();
+}
+
 #[test]
 fn a_manifest_cannot_name_files_elsewhere() {
     let root = temp();
     let (entry, manifest) = published(root.path());
-    let path = entry.path("manifest.json");
-    let mut text = fs::read_to_string(&path).unwrap().replace("metrics.csv", "../format");
-    let unsealed = text.replace(&manifest.manifest_sha256, "");
-    text = text.replace(&manifest.manifest_sha256, &sha256_hex(unsealed.as_bytes()));
-    fs::write(&path, text).unwrap();
-    assert!(damage(&entry).contains("../format"));
+    forge(&entry, &manifest, "metrics.csv", "../format");
+    assert!(damage(&entry).contains("lists \"../format\""));
+}
+
+#[test]
+fn a_manifest_of_another_format_is_not_believed() {
+    let root = temp();
+    let (entry, manifest) = published(root.path());
+    forge(&entry, &manifest, "\"format\": 1", "\"format\": 2");
+    assert!(damage(&entry).contains("has the format 2, not 1"));
 }
 
 #[test]
@@ -429,7 +441,13 @@ fn a_spoilt_newest_checkpoint_gives_way_to_the_older_one() {
     let newest = slot(&entry, "b");
     let good = fs::read(&newest).unwrap();
     let foreign = fs::read(other).unwrap();
-    let harms: [Harm; 7] = [
+    let (tensors, mut text) = read_safetensors(&newest, &good).unwrap();
+    text.insert("format".into(), "replicate checkpoint 2".into());
+    text.remove("sha256").unwrap();
+    text.insert("sha256".into(), sha256_hex(&write_safetensors(&tensors, &text)));
+    let later = write_safetensors(&tensors, &text);
+    let harms: [Harm; 8] = [
+        ("its format is \"replicate checkpoint 2\"", &|p| fs::write(p, &later).unwrap()),
         ("a file of", &|p| fs::write(p, &good[..good.len() / 2]).unwrap()),
         ("bytes of data", &|p| fs::write(p, &good[..good.len() - 1]).unwrap()),
         ("fewer than 8 bytes", &|p| fs::write(p, []).unwrap()),
@@ -479,6 +497,21 @@ fn no_flipped_bit_and_no_truncation_gets_into_a_checkpoint() {
         file.set_len(length as u64).unwrap();
         assert_eq!(load(&entry).0, Some(checkpoint(1)), "cut to {length}");
     }
+}
+
+#[test]
+fn a_discarded_run_leaves_no_trace_in_the_next() {
+    let root = temp();
+    let (entry, _) = two_checkpoints(root.path());
+    let first = fs::read(slot(&entry, "a")).unwrap();
+    let held = lock(&entry);
+    held.save_checkpoint(&checkpoint(3)).unwrap();
+    let aside = held.discard("unwanted").unwrap();
+    assert_eq!(names(&aside), ["checkpoint", "damaged.txt"]);
+    assert_eq!(load(&entry), (None, vec![]));
+    held.save_checkpoint(&checkpoint(1)).unwrap();
+    assert_eq!(names(&entry.checkpoint_dir()), ["a.safetensors"]);
+    assert_eq!(fs::read(slot(&entry, "a")).unwrap(), first);
 }
 
 #[test]

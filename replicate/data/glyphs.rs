@@ -21,7 +21,7 @@ pub const SOURCE_CLASSES: Range<usize> = 10..110;
 
 const CHANNELS: usize = 3;
 /// Names everything that decides a pixel; change it with any of that.
-const VERSION: &str = "glyphs-v1";
+pub const VERSION: &str = "glyphs-v1";
 
 /// x to the right, y down; the image is [-1, 1] x [-1, 1].
 type Point = [f32; 2];

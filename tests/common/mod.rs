@@ -24,7 +24,11 @@ impl Fixture {
     pub fn open(file: &str) -> Fixture {
         let path = directory().join(file);
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Fixture(zip_entries(&bytes).map(|(name, npy)| (name.trim_end_matches(".npy").into(), array(&npy))).collect())
+        Fixture(
+            zip_entries(&bytes)
+                .map(|(name, npy)| (name.trim_end_matches(".npy").into(), array(&npy)))
+                .collect(),
+        )
     }
 
     pub fn get(&self, name: &str) -> Tensor {
@@ -54,7 +58,8 @@ fn zip_entries(zip: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> + '_ {
     let mut at = number(zip, end + 16, 4);
     (0..number(zip, end + 10, 2)).map(move |_| {
         let (method, packed) = (number(zip, at + 10, 2), number(zip, at + 20, 4));
-        let (name, extra, comment) = (number(zip, at + 28, 2), number(zip, at + 30, 2), number(zip, at + 32, 2));
+        let (name, extra, comment) =
+            (number(zip, at + 28, 2), number(zip, at + 30, 2), number(zip, at + 32, 2));
         let local = number(zip, at + 42, 4);
         let title = String::from_utf8(zip[at + 46..at + 46 + name].to_vec()).unwrap();
         at += 46 + name + extra + comment;

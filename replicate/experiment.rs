@@ -1,0 +1,487 @@
+//! What is run: the cells of both tables, and every hyper-parameter of every
+//! scale, as plain values with a canonical text. The SHA-256 of that text is
+//! the name under which the result is stored.
+
+use crate::distill::{Objective, Settings};
+use crate::equations::Divergence;
+use crate::error::{Error, Result};
+use crate::noise::Levels;
+use crate::optim::AdamConfig;
+use crate::unet::Config;
+use std::fmt::{Display, Formatter, Write};
+
+/// EDM's training distribution of noise levels.
+const EDM_LEVELS: Levels = Levels::LogNormal { mean: -1.2, sd: 1.2 };
+
+/// Sizes, data and budgets; never equations or code paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// Glyphs, a handful of steps: tests of the machinery.
+    Smoke,
+    /// Glyphs, minutes on two cores: tests of the claims at small size.
+    Mini,
+    /// CIFAR files, a reduced U-Net and a teacher of our own.
+    Small,
+    /// CIFAR-10 and the published EDM checkpoint.
+    Paper,
+}
+
+impl Scale {
+    pub const ALL: [Scale; 4] = [Scale::Smoke, Scale::Mini, Scale::Small, Scale::Paper];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Scale::Smoke => "smoke",
+            Scale::Mini => "mini",
+            Scale::Small => "small",
+            Scale::Paper => "paper",
+        }
+    }
+
+    /// Whether the images are drawn rather than read from files.
+    pub fn procedural(self) -> bool {
+        matches!(self, Scale::Smoke | Scale::Mini)
+    }
+}
+
+impl Display for Scale {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// The ten target classes: CIFAR-10, or the digits.
+    Target,
+    /// The first n source classes: CIFAR-100 without overlap, or invented
+    /// characters.
+    Sources(usize),
+}
+
+impl Display for Data {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        match self {
+            Data::Target => write!(f, "target"),
+            Data::Sources(n) => write!(f, "sources-{n}"),
+        }
+    }
+}
+
+/// What initialises generator and critic (Table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Random,
+    /// Denoising score matching at sigma_init only, on the target data.
+    SingleLevel,
+    /// Denoising score matching at all levels.
+    MultiLevel(Data),
+}
+
+impl Display for Start {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        match self {
+            Start::Random => write!(f, "random"),
+            Start::SingleLevel => write!(f, "single-level"),
+            Start::MultiLevel(data) => write!(f, "multi-level-{data}"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// The multi-step teacher itself.
+    Teacher,
+    OneStep(Objective),
+}
+
+/// One experiment of the paper's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// The row's id in paper/table1.csv or paper/table2.csv.
+    pub row: &'static str,
+    pub method: Method,
+    pub start: Start,
+}
+
+const fn class_ratio(row: &'static str, divergence: Divergence, start: Start) -> Cell {
+    Cell { row, method: Method::OneStep(Objective::ClassRatio(divergence)), start }
+}
+
+const FULL: Start = Start::MultiLevel(Data::Target);
+
+/// Table 1. A new divergence is an arm of `Divergence::phi`, a line here and a
+/// line in paper/table1.csv.
+pub const TABLE1: [Cell; 5] = [
+    Cell { row: "edm", method: Method::Teacher, start: FULL },
+    Cell { row: "diff-instruct", method: Method::OneStep(Objective::Vsd), start: FULL },
+    class_ratio("dirm", Divergence::DiRm, FULL),
+    class_ratio("dikl", Divergence::DiKl, FULL),
+    class_ratio("dijs", Divergence::DiJs, FULL),
+];
+
+/// Table 2; its last row is Table 1's DiJS.
+pub const TABLE2: [Cell; 6] = [
+    class_ratio("init-none", Divergence::DiJs, Start::Random),
+    class_ratio("init-single", Divergence::DiJs, Start::SingleLevel),
+    class_ratio("init-10", Divergence::DiJs, Start::MultiLevel(Data::Sources(10))),
+    class_ratio("init-50", Divergence::DiJs, Start::MultiLevel(Data::Sources(50))),
+    class_ratio("init-90", Divergence::DiJs, Start::MultiLevel(Data::Sources(90))),
+    TABLE1[4],
+];
+
+/// Every cell once.
+pub fn cells() -> impl Iterator<Item = Cell> {
+    TABLE1.into_iter().chain(TABLE2.into_iter().take(TABLE2.len() - 1))
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pretraining {
+    pub images: u64,
+    pub batch: usize,
+    pub lr: f64,
+    /// Linear warm-up, then half a cosine down to 0.
+    pub warmup_images: u64,
+    pub adam: AdamConfig,
+    pub ema_half_life: u64,
+    pub levels: Levels,
+}
+
+/// The small classifier whose features stand in for Inception-v3's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClassifierTraining {
+    pub size: usize,
+    pub images: u64,
+    pub batch: usize,
+    pub lr: f64,
+    pub adam: AdamConfig,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Generated images of the final score.
+    pub samples: usize,
+    /// Generated images of the FD along the run.
+    pub quick_samples: usize,
+    /// Real images compared with, drawn apart from the training images.
+    pub reference: usize,
+    /// Neighbours of precision and recall.
+    pub neighbours: usize,
+    /// Splits of the Inception Score.
+    pub splits: usize,
+}
+
+/// What a scale fixes, for all rows alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    pub scale: Scale,
+    pub network: Config,
+    /// Procedural training images of each class.
+    pub images_per_class: usize,
+    pub pretraining: Pretraining,
+    pub one_step: Settings,
+    /// Images of the one-step training, and of one iteration.
+    pub images: u64,
+    pub batch: usize,
+    /// How often a run writes a line, a grid and a checkpoint.
+    pub ticks: u64,
+    /// `None` where no feature network is there yet.
+    pub evaluation: Option<Evaluation>,
+    pub classifier: ClassifierTraining,
+    /// What was changed by hand, for the label; empty for the paper's rows.
+    pub changes: Vec<String>,
+}
+
+const CLASSIFIER: ClassifierTraining = ClassifierTraining {
+    size: 16,
+    images: 256_000,
+    batch: 128,
+    lr: 2e-3,
+    adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+};
+
+impl Recipe {
+    pub fn of(scale: Scale) -> Recipe {
+        match scale {
+            Scale::Mini => Recipe::mini(),
+            Scale::Smoke => Recipe::smoke(),
+            Scale::Small => Recipe::small(),
+            Scale::Paper => Recipe::paper(),
+        }
+    }
+
+    fn mini() -> Recipe {
+        Recipe {
+            scale: Scale::Mini,
+            network: Config {
+                size: 16,
+                image_channels: 3,
+                model_channels: 16,
+                channel_mult: vec![1, 2],
+                blocks: 1,
+                attention_sizes: vec![8],
+                augment_labels: 0,
+            },
+            images_per_class: 1000,
+            pretraining: Pretraining {
+                images: 256_000,
+                batch: 64,
+                lr: 2e-3,
+                warmup_images: 6_400,
+                adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+                ema_half_life: 22_000,
+                levels: EDM_LEVELS,
+            },
+            one_step: Settings {
+                sigma_init: 2.5,
+                levels: EDM_LEVELS,
+                generator_lr: 2e-4,
+                critic_lr: 1e-3,
+                adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8 },
+                ema_half_life: 4_400,
+            },
+            images: 38_400,
+            batch: 64,
+            ticks: 10,
+            evaluation: Some(Evaluation {
+                samples: 2000,
+                quick_samples: 500,
+                reference: 5000,
+                neighbours: 5,
+                splits: 10,
+            }),
+            classifier: CLASSIFIER,
+            changes: Vec::new(),
+        }
+    }
+
+    fn smoke() -> Recipe {
+        let mini = Recipe::mini();
+        Recipe {
+            scale: Scale::Smoke,
+            network: Config { model_channels: 8, ..mini.network },
+            images_per_class: 20,
+            pretraining: Pretraining { images: 320, batch: 16, warmup_images: 64, ..mini.pretraining },
+            images: 192,
+            batch: 16,
+            ticks: 4,
+            evaluation: Some(Evaluation {
+                samples: 100,
+                quick_samples: 100,
+                reference: 200,
+                neighbours: 3,
+                splits: 2,
+            }),
+            ..mini
+        }
+    }
+
+    fn small() -> Recipe {
+        let paper = Recipe::paper();
+        Recipe {
+            scale: Scale::Small,
+            network: Config { model_channels: 64, channel_mult: vec![1, 2, 2], blocks: 2, augment_labels: 0, ..paper.network },
+            pretraining: Pretraining { images: 20_000_000, warmup_images: 500_000, batch: 256, ..paper.pretraining },
+            one_step: Settings { generator_lr: 5e-5, critic_lr: 5e-5, ..paper.one_step },
+            images: 10_000_000,
+            ..paper
+        }
+    }
+
+    fn paper() -> Recipe {
+        Recipe {
+            scale: Scale::Paper,
+            network: Config::cifar10(),
+            images_per_class: 0,
+            pretraining: Pretraining {
+                images: 200_000_000,
+                batch: 512,
+                lr: 1e-3,
+                warmup_images: 10_000_000,
+                adam: AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+                ema_half_life: 500_000,
+                levels: EDM_LEVELS,
+            },
+            one_step: Settings {
+                sigma_init: 2.5,
+                levels: EDM_LEVELS,
+                generator_lr: 1e-5,
+                critic_lr: 1e-5,
+                adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
+                ema_half_life: 500_000,
+            },
+            images: 100_000_000,
+            batch: 64,
+            ticks: 200,
+            evaluation: None,
+            classifier: CLASSIFIER,
+            changes: Vec::new(),
+        }
+    }
+
+    /// Changes one value by name. The result is another experiment, with the
+    /// change in its label: it can never stand in for the paper's row.
+    pub fn set(&mut self, change: &str) -> Result<()> {
+        const NAMES: [&str; 7] =
+            ["sigma_init", "generator_lr", "critic_lr", "ema_half_life", "images", "batch", "teacher_images"];
+        let unknown = || {
+            let known = NAMES.join(", ");
+            Error::Usage(format!("cannot set '{change}': expected NAME=VALUE with NAME one of {known}"))
+        };
+        let (name, text) = change.split_once('=').ok_or_else(unknown)?;
+        let value: f64 = text.parse().ok().filter(|v: &f64| v.is_finite() && *v >= 0.0).ok_or_else(unknown)?;
+        match name {
+            "sigma_init" if value > 0.0 => self.one_step.sigma_init = value,
+            "generator_lr" => self.one_step.generator_lr = value,
+            "critic_lr" => self.one_step.critic_lr = value,
+            "ema_half_life" => self.one_step.ema_half_life = value as u64,
+            "images" if value >= 1.0 => self.images = value as u64,
+            "batch" if value >= 1.0 => self.batch = value as usize,
+            "teacher_images" if value >= 1.0 => self.pretraining.images = value as u64,
+            _ => return Err(unknown()),
+        }
+        self.changes.push(format!("{name}={text}"));
+        Ok(())
+    }
+
+    /// Stops both stages early.
+    pub fn until(&mut self, images: u64) {
+        self.images = self.images.min(images);
+        self.pretraining.images = self.pretraining.images.min(images);
+        self.pretraining.warmup_images = self.pretraining.warmup_images.min(images / 4);
+        self.changes.push(format!("until={images}"));
+    }
+
+    /// Whole iterations of the one-step training.
+    pub fn iterations(&self) -> u64 {
+        self.images.div_ceil(self.batch as u64)
+    }
+
+    pub fn data_text(&self, data: Data) -> String {
+        match self.scale.procedural() {
+            true => format!("glyphs {data}, {} a class, {} pixels", self.images_per_class, self.network.size),
+            false => format!("CIFAR {data}"),
+        }
+    }
+}
+
+/// Lines `name = value`; the order is part of the text.
+#[derive(Default)]
+pub struct Text(String);
+
+impl Text {
+    pub fn new(kind: &str, scale: Scale) -> Text {
+        let mut text = Text::default();
+        text.line("kind", kind);
+        text.line("scale", scale);
+        text.line("code", env!("CODE_DIGEST"));
+        text
+    }
+
+    pub fn line(&mut self, name: &str, value: impl Display) -> &mut Text {
+        writeln!(self.0, "{name} = {value}").expect("writing to a string");
+        self
+    }
+
+    fn adam(&mut self, adam: AdamConfig) -> &mut Text {
+        self.line("adam", format!("betas {} {}, eps {:e}", adam.beta1, adam.beta2, adam.eps))
+    }
+
+    pub fn finish(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl Recipe {
+    /// The canonical text of a pre-training; `data` is the digest of the images.
+    pub fn pretraining_text(&self, start: Start, images_digest: &str, determinism: &str) -> String {
+        let p = &self.pretraining;
+        let data = match start {
+            Start::MultiLevel(data) => data,
+            Start::SingleLevel | Start::Random => Data::Target,
+        };
+        Text::new("pretraining", self.scale)
+            .line("start", start)
+            .line("network", &self.network)
+            .line("data", self.data_text(data))
+            .line("data sha256", images_digest)
+            .line("levels", self.pretraining_levels(start))
+            .line("images", p.images)
+            .line("batch", p.batch)
+            .line("lr", p.lr)
+            .line("warm-up images", p.warmup_images)
+            .adam(p.adam)
+            .line("ema half-life images", p.ema_half_life)
+            .line("determinism", determinism)
+            .finish()
+    }
+
+    pub fn pretraining_levels(&self, start: Start) -> Levels {
+        match start {
+            Start::SingleLevel => Levels::Fixed(self.one_step.sigma_init as f32),
+            Start::MultiLevel(_) | Start::Random => self.pretraining.levels,
+        }
+    }
+
+    pub fn classifier_text(&self, images_digest: &str, determinism: &str) -> String {
+        let c = &self.classifier;
+        Text::new("classifier", Scale::Mini)
+            .line("size", c.size)
+            .line("data sha256", images_digest)
+            .line("images", c.images)
+            .line("batch", c.batch)
+            .line("lr", c.lr)
+            .adam(c.adam)
+            .line("determinism", determinism)
+            .finish()
+    }
+
+    /// The canonical text of a cell; the digests are those of the images, of
+    /// the initial weights and of the feature network.
+    pub fn cell_text(
+        &self,
+        cell: &Cell,
+        seed: u64,
+        images_digest: &str,
+        weights_digest: &str,
+        features_digest: &str,
+        determinism: &str,
+    ) -> String {
+        let mut text = Text::new("cell", self.scale);
+        text.line("row", cell.row)
+            .line("seed", seed)
+            .line("start", cell.start)
+            .line("network", &self.network)
+            .line("data", self.data_text(Data::Target))
+            .line("data sha256", images_digest)
+            .line("weights sha256", weights_digest);
+        match cell.method {
+            Method::Teacher => {
+                text.line("method", "18-step Heun sampling of the teacher");
+            }
+            Method::OneStep(objective) => {
+                let s = &self.one_step;
+                text.line("method", objective)
+                    .line("sigma_init", s.sigma_init)
+                    .line("levels", s.levels)
+                    .line("weight", "sigma^2")
+                    .line("generator lr", s.generator_lr)
+                    .line("critic lr", s.critic_lr)
+                    .adam(s.adam)
+                    .line("ema half-life images", s.ema_half_life)
+                    .line("images", self.images)
+                    .line("batch", self.batch)
+                    .line("ticks", self.ticks);
+            }
+        }
+        if let Some(e) = &self.evaluation {
+            text.line("samples", format!("{} and {} along the run", e.samples, e.quick_samples))
+                .line("reference", e.reference)
+                .line("neighbours", e.neighbours)
+                .line("splits", e.splits)
+                .line("features sha256", features_digest);
+        }
+        text.line("determinism", determinism).finish()
+    }
+}

@@ -1,0 +1,351 @@
+//! What the paper prints, as data: `table1.csv`, `table2.csv` and `claims.csv`.
+//!
+//! Nothing here is ours: our own values live in `golden`.
+
+use crate::error::{Error, Result};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// What stands beside a printed row of Table 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing of ours: the paper copied the row from another publication.
+    Cited,
+    /// The cell that bears the row's id; `ours` says in words what it is.
+    Run { ours: String },
+}
+
+/// One row of Table 1, "Sample quality on CIFAR-10".
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row1 {
+    pub id: String,
+    pub section: String,
+    pub label: String,
+    /// Network evaluations per image.
+    pub nfe: u32,
+    pub fid: f64,
+    /// `None` where the paper prints a dash.
+    pub is: Option<f64>,
+    pub kind: Kind,
+}
+
+/// The FID column of Table 2.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fid {
+    Value(f64),
+    /// Printed in place of a number.
+    Collapsed,
+}
+
+/// One row of Table 2, "FID scores for different initialization methods on various datasets".
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row2 {
+    pub id: String,
+    pub initialization: String,
+    /// `None` where the paper prints a dash.
+    pub dataset: Option<String>,
+    pub fid: Fid,
+    /// The cell that re-runs this row. Cells are shared: the last row is Table 1's DiJS.
+    pub cell: String,
+}
+
+/// What sort of statement a claim is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimKind {
+    Order,
+    Category,
+    Ratio,
+    /// Stands in the paper but cannot be decided by running it; `note` says why.
+    Untestable,
+}
+
+/// The metrics that a claim can be about.
+const CLAIM_METRICS: [&str; 9] = [
+    "fd",
+    "is",
+    "precision",
+    "recall",
+    "classes",
+    "diversity",
+    "seconds_per_iteration",
+    "critic_parameters",
+    "generator_parameters",
+];
+
+/// One side of a claim: `metric(row)` or a plain number.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operand {
+    Metric { metric: String, row: String },
+    Number(f64),
+}
+
+/// What a claim says, in a form that can be decided.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Statement {
+    /// `left < factor * right`
+    Less {
+        left: Operand,
+        right: Operand,
+        factor: f64,
+    },
+    /// `left <= factor * right`
+    LessOrEqual {
+        left: Operand,
+        right: Operand,
+        factor: f64,
+    },
+    /// `left ~ right`: left / right lies in [1 / factor, factor].
+    Near {
+        left: Operand,
+        right: Operand,
+        factor: f64,
+    },
+    Collapsed {
+        row: String,
+    },
+    NotCollapsed {
+        row: String,
+    },
+    Untestable,
+}
+
+/// One line of `claims.csv`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    pub id: String,
+    /// The claim in words.
+    pub claim: String,
+    /// Where the paper makes it (column `where`).
+    pub place: String,
+    pub kind: ClaimKind,
+    pub statement: Statement,
+    pub note: String,
+}
+
+const TABLE1: [&str; 8] = ["id", "section", "label", "nfe", "fid", "is", "kind", "ours"];
+const TABLE2: [&str; 5] = ["id", "initialization", "dataset", "fid", "cell"];
+const CLAIMS: [&str; 9] = ["id", "claim", "where", "kind", "left", "op", "right", "factor", "note"];
+const REMEDY: &str = "it belongs to the repository: restore it from version control";
+
+/// `table1.csv` of `directory`, in the paper's order.
+///
+/// Errors: `Missing`, or `Malformed` with the line and what was expected there.
+pub fn table1(directory: &Path) -> Result<Vec<Row1>> {
+    rows(&directory.join("table1.csv"), &TABLE1, |line| {
+        Ok(Row1 {
+            id: line.text("id")?.to_string(),
+            section: line.text("section")?.to_string(),
+            label: line.text("label")?.to_string(),
+            nfe: line.number("nfe")?,
+            fid: line.number("fid")?,
+            is: line.optional("is").map(|_| line.number("is")).transpose()?,
+            kind: match (line.field("kind"), line.optional("ours")) {
+                ("cited", None) => Kind::Cited,
+                ("cited", Some(_)) => return Err(line.wrong("ours", "nothing, as the row is only cited")),
+                ("run", _) => Kind::Run { ours: line.text("ours")?.to_string() },
+                _ => return Err(line.wrong("kind", "`cited` or `run`")),
+            },
+        })
+    })
+}
+
+/// `table2.csv` of `directory`, in the paper's order. Errors as [`table1`].
+pub fn table2(directory: &Path) -> Result<Vec<Row2>> {
+    rows(&directory.join("table2.csv"), &TABLE2, |line| {
+        Ok(Row2 {
+            id: line.text("id")?.to_string(),
+            initialization: line.text("initialization")?.to_string(),
+            dataset: line.optional("dataset").map(str::to_string),
+            fid: match line.field("fid") {
+                "collapsed" => Fid::Collapsed,
+                _ => Fid::Value(line.number("fid")?),
+            },
+            cell: line.text("cell")?.to_string(),
+        })
+    })
+}
+
+/// `claims.csv` of `directory`, in file order. The rows that claims name must be
+/// run by a row of the two tables, which are read too; a row of Table 2 becomes
+/// the cell that re-runs it. Errors as [`table1`].
+pub fn claims(directory: &Path) -> Result<Vec<Claim>> {
+    let own = table1(directory)?
+        .into_iter()
+        .filter(|row| row.kind != Kind::Cited)
+        .map(|row| (row.id.clone(), row.id));
+    let shared = table2(directory)?.into_iter().map(|row| (row.id, row.cell));
+    let cells: BTreeMap<String, String> = own.chain(shared).collect();
+    rows(&directory.join("claims.csv"), &CLAIMS, |line| {
+        Ok(Claim {
+            id: line.text("id")?.to_string(),
+            claim: line.text("claim")?.to_string(),
+            place: line.text("where")?.to_string(),
+            kind: match line.field("kind") {
+                "order" => ClaimKind::Order,
+                "category" => ClaimKind::Category,
+                "ratio" => ClaimKind::Ratio,
+                "untestable" => ClaimKind::Untestable,
+                _ => return Err(line.wrong("kind", "`order`, `category`, `ratio` or `untestable`")),
+            },
+            statement: statement(line, &cells)?,
+            note: line.field("note").to_string(),
+        })
+    })
+}
+
+fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement> {
+    let cell = |column: &str, row: &str| {
+        let unknown = || line.wrong(column, "a row of table1.csv or table2.csv that is run");
+        cells.get(row).cloned().ok_or_else(unknown)
+    };
+    let operand = |column: &str| match line.field(column).parse::<Operand>() {
+        Ok(Operand::Metric { metric, row }) => Ok(Operand::Metric { metric, row: cell(column, &row)? }),
+        Ok(number) => Ok(number),
+        Err(expected) => Err(line.wrong(column, &expected)),
+    };
+    let factor = || match line.number::<f64>("factor")? {
+        factor if factor > 0.0 && factor.is_finite() => Ok(factor),
+        _ => Err(line.wrong("factor", "a number above 0")),
+    };
+    let row = || cell("left", line.field("left"));
+    match (line.field("kind"), line.field("op")) {
+        ("untestable", "") => Ok(Statement::Untestable),
+        ("untestable", _) => Err(line.wrong("op", "nothing, as the claim is untestable")),
+        ("category", "collapsed") => Ok(Statement::Collapsed { row: row()? }),
+        ("category", "not-collapsed") => Ok(Statement::NotCollapsed { row: row()? }),
+        ("category", _) => Err(line.wrong("op", "`collapsed` or `not-collapsed`")),
+        (_, "<") => {
+            Ok(Statement::Less { left: operand("left")?, right: operand("right")?, factor: factor()? })
+        }
+        (_, "<=") => {
+            Ok(Statement::LessOrEqual { left: operand("left")?, right: operand("right")?, factor: factor()? })
+        }
+        (_, "~") => match factor()? {
+            factor if factor > 1.0 => {
+                Ok(Statement::Near { left: operand("left")?, right: operand("right")?, factor })
+            }
+            _ => Err(line.wrong("factor", "a number above 1")),
+        },
+        _ => Err(line.wrong("op", "`<`, `<=` or `~`")),
+    }
+}
+
+impl FromStr for Operand {
+    /// What was expected.
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Operand, String> {
+        if let Some((metric, row)) = text.strip_suffix(')').and_then(|t| t.split_once('(')) {
+            if !CLAIM_METRICS.contains(&metric) {
+                return Err(format!("one of the metrics {}", CLAIM_METRICS.join(", ")));
+            }
+            return Ok(Operand::Metric { metric: metric.to_string(), row: row.to_string() });
+        }
+        match text.parse::<f64>() {
+            Ok(number) if number.is_finite() => Ok(Operand::Number(number)),
+            _ => Err("`metric(row)` or a number".to_string()),
+        }
+    }
+}
+
+/// One record of a CSV file, with what is needed to say where it is wrong.
+pub(crate) struct Line<'a> {
+    path: &'a Path,
+    number: u64,
+    header: &'a [&'a str],
+    record: csv::StringRecord,
+}
+
+impl Line<'_> {
+    /// The field of a column of the header; it may be empty.
+    pub(crate) fn field(&self, column: &str) -> &str {
+        let i = self.header.iter().position(|name| *name == column).expect("a column of the header");
+        &self.record[i]
+    }
+
+    fn text(&self, column: &str) -> Result<&str> {
+        match self.field(column) {
+            "" => Err(self.wrong(column, "a text")),
+            text => Ok(text),
+        }
+    }
+
+    /// The field, unless it is empty or a dash.
+    fn optional(&self, column: &str) -> Option<&str> {
+        Some(self.field(column)).filter(|text| !matches!(*text, "" | "-"))
+    }
+
+    pub(crate) fn number<T: FromStr>(&self, column: &str) -> Result<T> {
+        self.field(column).parse().map_err(|_| self.wrong(column, "a number"))
+    }
+
+    pub(crate) fn wrong(&self, column: &str, expected: &str) -> Error {
+        malformed(
+            self.path,
+            self.number,
+            format!("{expected} in column `{column}`"),
+            format!("`{}`", self.field(column)),
+        )
+    }
+}
+
+fn malformed(path: &Path, line: u64, expected: String, found: String) -> Error {
+    Error::Malformed {
+        path: PathBuf::from(path),
+        expected: format!("{expected} on line {line}"),
+        found,
+        remedy: "correct that line, or restore the file".to_string(),
+    }
+}
+
+/// Every record of the CSV file at `path`, whose first line must be `header`.
+pub(crate) fn read_csv<T>(
+    path: &Path,
+    header: &[&str],
+    what: &str,
+    remedy: &str,
+    mut parse: impl FnMut(&Line) -> Result<T>,
+) -> Result<Vec<T>> {
+    let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::Missing { path: path.to_path_buf(), what: what.to_string(), remedy: remedy.to_string() }
+        }
+        _ => Error::io("read", path)(e),
+    })?;
+    let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());
+    let wrong = |e: csv::Error| {
+        malformed(path, e.position().map_or(1, |p| p.line()), "CSV".to_string(), e.to_string())
+    };
+    let found: Vec<&str> = reader.headers().map_err(wrong)?.iter().collect();
+    if found != header {
+        return Err(malformed(
+            path,
+            1,
+            format!("the header `{}`", header.join(",")),
+            format!("`{}`", found.join(",")),
+        ));
+    }
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(wrong)?;
+        let number = record.position().map_or(0, |p| p.line());
+        if record.len() != header.len() {
+            let expected = format!("{} fields", header.len());
+            return Err(malformed(path, number, expected, format!("{}", record.len())));
+        }
+        rows.push(parse(&Line { path, number, header, record })?);
+    }
+    Ok(rows)
+}
+
+/// The rows of one of the paper's files; the first column is a unique id.
+fn rows<T>(path: &Path, header: &[&str], parse: impl Fn(&Line) -> Result<T>) -> Result<Vec<T>> {
+    let mut seen = BTreeSet::new();
+    read_csv(path, header, "what the paper prints", REMEDY, |line| {
+        if !seen.insert(line.field("id").to_string()) {
+            return Err(line.wrong("id", "an id that no line before has"));
+        }
+        parse(line)
+    })
+}

@@ -1,0 +1,452 @@
+//! From a cell to its scores: what is missing is made, once, and stored under
+//! the key of its experiment.
+
+use crate::data::{Images, cifar, glyphs};
+use crate::distill::{Initial, OneStep};
+use crate::error::{Error, Result};
+use crate::evaluate::Evaluator;
+use crate::experiment::{Cell, Data, Method, Recipe, Scale, Start};
+use crate::features::Classifier;
+use crate::golden::{Score, write_scores};
+use crate::params::Arrays;
+use crate::sampler::{HEUN_STEPS, heun, one_step};
+use crate::store::{Entry, Finished, Key, Lock, Manifest, Provenance, Store, read_safetensors, sha256_hex, write_safetensors};
+use crate::train::{Budget, Classifying, Distilling, GRID, Teaching, Trained, evaluating, generate, grid_latents, score_latents, train};
+use crate::watch::Watch;
+use candle_core::Device;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+pub const WEIGHTS: &str = "weights.safetensors";
+pub const SCORES: &str = "scores.csv";
+pub const SAMPLES: &str = "samples.png";
+/// A directory of the repository with weights that ship with it.
+pub const SHIPPED: &str = "golden/weights";
+
+/// Where things are and how to run.
+pub struct Settings {
+    pub store: PathBuf,
+    /// The repository: paper/ and golden/ are here.
+    pub root: PathBuf,
+    /// CIFAR files, for the scales that read them.
+    pub data: Option<PathBuf>,
+    pub device: Device,
+    /// Trains what ships with the repository again.
+    pub from_scratch: bool,
+}
+
+pub struct Runner<'a> {
+    settings: Settings,
+    recipe: Recipe,
+    store: Store,
+    watch: Watch,
+    stop: &'a AtomicBool,
+    target: OnceLock<Images>,
+    evaluator: OnceLock<Evaluator>,
+    features: OnceLock<(Arrays, String)>,
+}
+
+/// A finished cell.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub entry: Entry,
+    pub manifest: Manifest,
+}
+
+/// Within which machines the same bytes are promised. The CPU kernels fix
+/// their order and fuse every multiply-add, so the class does not name
+/// instruction sets or threads.
+pub fn determinism(device: &Device) -> &'static str {
+    if device.is_cpu() { "cpu" } else { "cuda" }
+}
+
+impl<'a> Runner<'a> {
+    pub fn new(settings: Settings, recipe: Recipe, watch: Watch, stop: &'a AtomicBool) -> Result<Runner<'a>> {
+        let store = Store::open(&settings.store)?;
+        let mut runner = Runner {
+            settings,
+            recipe,
+            store,
+            watch,
+            stop,
+            target: OnceLock::new(),
+            evaluator: OnceLock::new(),
+            features: OnceLock::new(),
+        };
+        for notice in runner.store.notices().to_vec() {
+            runner.watch.note(&notice);
+        }
+        Ok(runner)
+    }
+
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Runs one cell of one seed, or answers from the store.
+    pub fn cell(&mut self, cell: &Cell, seed: u64) -> Result<Outcome> {
+        let (weights, weights_digest) = match cell.start {
+            Start::Random => (None, "none".to_string()),
+            start => {
+                let (arrays, digest) = self.pretrained(start)?;
+                (Some(arrays), digest)
+            }
+        };
+        let features_digest = match self.recipe.evaluation {
+            Some(_) => self.features()?.1.clone(),
+            None => String::new(),
+        };
+        let images_digest = self.digest(Data::Target)?;
+        let class = determinism(&self.settings.device);
+        let text = self.recipe.cell_text(cell, seed, &images_digest, &weights_digest, &features_digest, class);
+        let label = self.label(&format!("{}-s{seed}", cell.row));
+        let parents = BTreeMap::from([("weights".to_string(), weights_digest)]);
+        let entry = self.store.entry(&Key::of(&text), &label);
+        let lock = match self.claim(&entry)? {
+            Claim::Finished(manifest) => return Ok(Outcome { entry, manifest }),
+            Claim::Ours(lock) => lock,
+        };
+        let started = Instant::now();
+        let config = self.recipe.network.clone();
+        let device = self.settings.device.clone();
+        self.prepare(Data::Target)?;
+        let needs_scores = self.recipe.evaluation.is_some();
+        if needs_scores {
+            self.prepare_evaluator()?;
+        }
+        let target = self.target.get().expect("just prepared");
+        let evaluator = self.evaluator.get();
+        let mut outputs = Vec::new();
+        let mut costs = Vec::new();
+        let mut images_seen = 0;
+
+        let samples: Box<dyn Fn(&candle_core::Tensor) -> candle_core::Result<candle_core::Tensor>> = match cell.method {
+            Method::Teacher => {
+                let teacher = evaluating(&config, weights.as_ref().expect("the teacher is pre-trained"), &device)?;
+                self.watch.note(&format!("{label}: sampling, {} network calls an image", 2 * HEUN_STEPS - 1));
+                Box::new(move |z| heun(&teacher, z, HEUN_STEPS))
+            }
+            Method::OneStep(objective) => {
+                // The head and random weights are drawn alike in every row of a seed.
+                let draws = format!("{} one-step seed {seed}", self.recipe.scale);
+                let initial = Initial { weights: weights.as_ref(), cell: &draws };
+                let run = OneStep::new(&device, &config, objective, initial, self.recipe.one_step.clone())?;
+                let (generator, critic) = run.parameter_counts();
+                costs.push(("generator_parameters", generator as f64));
+                costs.push(("critic_parameters", critic as f64));
+                let budget = Budget { images: self.recipe.images, batch: self.recipe.batch, ticks: self.recipe.ticks };
+                let mut training = Distilling::new(&device, &self.recipe, run, target, seed, evaluator)?;
+                let trained = train(&lock, budget, &mut training, &mut self.watch, self.stop)?;
+                images_seen = trained.images;
+                outputs.extend(trained.outputs.clone());
+                write_timing(&lock, &trained)?;
+                lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
+                outputs.push(WEIGHTS.to_string());
+                let generator = evaluating(&config, &trained.weights, &device)?;
+                let sigma_init = self.recipe.one_step.sigma_init;
+                Box::new(move |z| one_step(&generator, z, sigma_init))
+            }
+        };
+        let grid = generate(&grid_latents(&config, &device)?, &samples)?;
+        lock.write(SAMPLES, &crate::grid::png_grid(&grid, GRID.0, GRID.1))?;
+        outputs.push(SAMPLES.to_string());
+        if let (Some(evaluator), Some(e)) = (evaluator, &self.recipe.evaluation) {
+            let images = generate(&score_latents(&config, seed, e.samples, &device)?, &samples)?;
+            let values = evaluator.scores(&images)?.into_iter().chain(costs);
+            let scores: Vec<Score> = values
+                .map(|(metric, value)| Score {
+                    row: cell.row.to_string(),
+                    scale: self.recipe.scale.to_string(),
+                    seed,
+                    metric: metric.to_string(),
+                    value,
+                    class: class.to_string(),
+                    manifest: entry.key().to_string(),
+                })
+                .collect();
+            lock.write(SCORES, write_scores(&scores).as_bytes())?;
+            outputs.push(SCORES.to_string());
+        }
+        let manifest = Manifest {
+            experiment: text,
+            seed,
+            images: images_seen,
+            determinism: class.to_string(),
+            parents,
+            inputs: BTreeMap::from([("features".to_string(), features_digest), ("images".to_string(), images_digest)]),
+            provenance: provenance(started.elapsed(), &device),
+            ..Manifest::default()
+        };
+        let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        let manifest = lock.publish(manifest, &names)?;
+        Ok(Outcome { entry, manifest })
+    }
+
+    /// The weights that `start` names, with their SHA-256: shipped ones where
+    /// they are, else trained.
+    pub fn pretrained(&mut self, start: Start) -> Result<(Arrays, String)> {
+        let name = format!("{}-{start}", self.recipe.scale);
+        if self.recipe.changes.is_empty() && !self.settings.from_scratch {
+            if let Some(shipped) = shipped(&self.settings.root, &name)? {
+                return Ok(shipped);
+            }
+        }
+        let data = match start {
+            Start::MultiLevel(data) => data,
+            Start::SingleLevel | Start::Random => Data::Target,
+        };
+        let digest = self.digest(data)?;
+        let class = determinism(&self.settings.device);
+        let text = self.recipe.pretraining_text(start, &digest, class);
+        let entry = self.store.entry(&Key::of(&text), &self.label(&format!("pretrain-{start}")));
+        if let Claim::Ours(lock) = self.claim(&entry)? {
+            let images = self.load(data)?;
+            let cell = format!("{} pre-training {start}", self.recipe.scale);
+            let levels = self.recipe.pretraining_levels(start);
+            let device = self.settings.device.clone();
+            let mut teaching = Teaching::new(&device, &self.recipe, levels, &images, &cell)?;
+            let p = &self.recipe.pretraining;
+            let budget = Budget { images: p.images, batch: p.batch, ticks: self.recipe.ticks };
+            self.publish_training(lock, budget, &mut teaching, text, BTreeMap::from([("images".into(), digest)]))?;
+        }
+        read_weights(&entry)
+    }
+
+    /// The feature network's weights and their SHA-256.
+    fn features(&mut self) -> Result<&(Arrays, String)> {
+        if self.features.get().is_none() {
+            let loaded = self.load_features()?;
+            _ = self.features.set(loaded);
+        }
+        Ok(self.features.get().expect("just set"))
+    }
+
+    fn load_features(&mut self) -> Result<(Arrays, String)> {
+        if !self.settings.from_scratch {
+            if let Some(shipped) = shipped(&self.settings.root, "classifier")? {
+                return Ok(shipped);
+            }
+        }
+        let settings = self.recipe.classifier.clone();
+        let images = classifier_images(settings.size, "train");
+        let digest = images.digest();
+        let text = self.recipe.classifier_text(&digest, determinism(&self.settings.device));
+        let entry = self.store.entry(&Key::of(&text), "classifier");
+        if let Claim::Ours(lock) = self.claim(&entry)? {
+            let device = self.settings.device.clone();
+            let mut training = Classifying::new(&device, &settings, &images)?;
+            let budget = Budget { images: settings.images, batch: settings.batch, ticks: 10 };
+            self.publish_training(lock, budget, &mut training, text, BTreeMap::from([("images".into(), digest)]))?;
+        }
+        read_weights(&entry)
+    }
+
+    /// Accuracy of the feature network on held-out glyphs.
+    pub fn classifier_accuracy(&mut self) -> Result<f64> {
+        let device = self.settings.device.clone();
+        let classifier = Classifier::load(&device, &self.features()?.0)?;
+        let images = classifier_images(self.recipe.classifier.size, "heldout");
+        let (_, logits) = classifier.extract(&images, &device)?;
+        let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
+        let hits = (0..images.len()).filter(|i| best(logits.row(*i)) == images.labels[*i] as usize).count();
+        Ok(hits as f64 / images.len() as f64)
+    }
+
+    fn publish_training(
+        &mut self,
+        lock: Lock,
+        budget: Budget,
+        training: &mut dyn crate::train::Training,
+        text: String,
+        inputs: BTreeMap<String, String>,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let trained = train(&lock, budget, training, &mut self.watch, self.stop)?;
+        write_timing(&lock, &trained)?;
+        lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
+        let manifest = Manifest {
+            experiment: text,
+            images: trained.images,
+            determinism: determinism(&self.settings.device).to_string(),
+            inputs,
+            provenance: provenance(started.elapsed(), &self.settings.device),
+            ..Manifest::default()
+        };
+        let mut names: Vec<&str> = trained.outputs.iter().map(String::as_str).collect();
+        names.push(WEIGHTS);
+        lock.publish(manifest, &names)?;
+        Ok(())
+    }
+
+    fn label(&self, name: &str) -> String {
+        let changes: String = self.recipe.changes.iter().map(|c| format!("+{c}")).collect();
+        format!("{}-{name}{changes}", self.recipe.scale)
+    }
+
+    fn claim(&mut self, entry: &Entry) -> Result<Claim> {
+        if let Finished::Yes(manifest) = entry.finished()? {
+            return Ok(Claim::Finished(manifest));
+        }
+        let (watch, stop) = (&mut self.watch, self.stop);
+        let lock = entry.lock(&mut |waited| {
+            if waited.is_zero() {
+                watch.note(&format!("{}: another process is at it, waiting", entry.label()));
+            }
+            if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                return Err(Error::Interrupted { cell: entry.label().into(), images: 0 });
+            }
+            Ok(())
+        })?;
+        match entry.finished()? {
+            Finished::Yes(manifest) => return Ok(Claim::Finished(manifest)),
+            Finished::No => {}
+            Finished::Damaged(reason) => {
+                let aside = lock.discard(&reason)?;
+                self.watch.note(&format!("{reason}: moved to {} and made again", aside.display()));
+            }
+        }
+        Ok(Claim::Ours(lock))
+    }
+
+    fn digest(&mut self, data: Data) -> Result<String> {
+        match self.recipe.scale.procedural() {
+            // The drawing is code and its version is in every name of a stream:
+            // the text says which images, without making them.
+            true => Ok(sha256_hex(format!("{} {}", glyphs::VERSION, self.recipe.data_text(data)).as_bytes())),
+            false if data == Data::Target => {
+                self.prepare(data)?;
+                Ok(self.target.get().expect("just prepared").digest())
+            }
+            false => Ok(self.load(data)?.digest()),
+        }
+    }
+
+    fn prepare(&mut self, data: Data) -> Result<()> {
+        if self.target.get().is_none() {
+            let images = self.load(data)?;
+            _ = self.target.set(images);
+        }
+        Ok(())
+    }
+
+    fn prepare_evaluator(&mut self) -> Result<()> {
+        let Some(evaluation) = self.recipe.evaluation.clone() else { return Ok(()) };
+        if self.evaluator.get().is_some() {
+            return Ok(());
+        }
+        let device = self.settings.device.clone();
+        let classifier = Classifier::load(&device, &self.features()?.0)?;
+        let per_class = evaluation.reference / crate::evaluate::TARGETS;
+        let reference = glyphs::images(self.recipe.network.size, glyphs::TARGET_CLASSES, per_class, "reference");
+        _ = self.evaluator.set(Evaluator::new(classifier, &device, evaluation, &reference)?);
+        Ok(())
+    }
+
+    fn load(&self, data: Data) -> Result<Images> {
+        let (size, per_class) = (self.recipe.network.size, self.recipe.images_per_class);
+        match (self.recipe.scale.procedural(), data) {
+            (true, Data::Target) => Ok(glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "train")),
+            (true, Data::Sources(n)) => {
+                let first = glyphs::SOURCE_CLASSES.start;
+                // As many images as the target has, whatever the number of classes.
+                let each = per_class * crate::evaluate::TARGETS / n;
+                Ok(glyphs::images(size, first..first + n as u32 as usize, each, "train"))
+            }
+            (false, Data::Target) => cifar::cifar10_train(self.data_dir()?),
+            (false, Data::Sources(_)) => Err(Error::Run(
+                "pre-training on CIFAR-100 classes is not here yet: Table 2 runs at --scale mini".into(),
+            )),
+        }
+    }
+
+    fn data_dir(&self) -> Result<&Path> {
+        self.settings.data.as_deref().ok_or_else(|| {
+            Error::Usage(format!("--scale {} reads CIFAR files: say where they are with --data DIR", self.recipe.scale))
+        })
+    }
+}
+
+enum Claim {
+    Finished(Manifest),
+    Ours(Lock),
+}
+
+/// Training images of the feature network: all classes, digits no more often
+/// than characters.
+fn classifier_images(size: usize, split: &str) -> Images {
+    const EACH: usize = 200;
+    glyphs::images(size, 0..crate::features::CLASSES, EACH, split)
+}
+
+fn read_weights(entry: &Entry) -> Result<(Arrays, String)> {
+    let bytes = entry.read(WEIGHTS)?;
+    let (arrays, _) = read_safetensors(&entry.path(WEIGHTS), &bytes)?;
+    Ok((arrays, sha256_hex(&bytes)))
+}
+
+/// The shipped weights called `name`, checked against the list of their
+/// digests; `None` where the list does not have them.
+pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
+    let list = root.join(SHIPPED).join("SHA256SUMS");
+    let Ok(text) = std::fs::read_to_string(&list) else { return Ok(None) };
+    let file = format!("{name}.safetensors");
+    let Some(expected) = text.lines().find_map(|line| line.strip_suffix(&format!("  {file}"))) else {
+        return Ok(None);
+    };
+    let path = root.join(SHIPPED).join(&file);
+    let remedy = format!("get it again with 'git checkout {SHIPPED}', or train it with 'replicate run --from-scratch'");
+    let bytes = std::fs::read(&path).map_err(|_| Error::Missing {
+        path: path.clone(),
+        what: "weights that ship with the repository".into(),
+        remedy: remedy.clone(),
+    })?;
+    let found = sha256_hex(&bytes);
+    if found != expected {
+        let (expected, found) = (format!("SHA-256 {expected}"), format!("SHA-256 {found}"));
+        return Err(Error::Malformed { path, expected, found, remedy });
+    }
+    Ok(Some((read_safetensors(&path, &bytes)?.0, found)))
+}
+
+/// Times go into a file of their own: they differ between identical runs.
+fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
+    let text = format!("steps,seconds_in_steps\n{},{:.3}\n", trained.steps, trained.step_seconds);
+    lock.write("timing.csv", text.as_bytes())
+}
+
+fn provenance(wall: Duration, device: &Device) -> Provenance {
+    let threads = rayon::current_num_threads();
+    Provenance {
+        date: humantime(std::time::SystemTime::now()),
+        wall_seconds: wall.as_secs_f64(),
+        commit: env!("GIT_COMMIT").into(),
+        dirty: env!("GIT_DIRTY") == "true",
+        package: env!("CARGO_PKG_VERSION").into(),
+        candle: env!("CANDLE_VERSION").into(),
+        machine: format!("{} {}, {threads} threads, {:?}", std::env::consts::OS, std::env::consts::ARCH, device.location()),
+    }
+}
+
+/// RFC 3339 in UTC, to the second (days to civil date: Hinnant's algorithm).
+pub fn humantime(time: std::time::SystemTime) -> String {
+    let seconds = time.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, s) = ((seconds / 86_400) as i64, seconds % 86_400);
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let day_of_era = z.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
+}
+
+/// The scales that run without files.
+pub fn needs_data(scale: Scale) -> bool {
+    !scale.procedural()
+}

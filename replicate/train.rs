@@ -1,0 +1,493 @@
+//! The loop around every training: resume, ticks, checkpoints, signals. What
+//! is trained is a [`Training`]; step k is a pure function of the weights and
+//! of k, so a run that was stopped ends in the same bytes as one that was not.
+
+use crate::data::Images;
+use crate::distill::{CriticBatch, GeneratorBatch, OneStep, strip};
+use crate::error::{Error, Result};
+use crate::evaluate::Evaluator;
+use crate::experiment::{ClassifierTraining, Pretraining, Recipe};
+use crate::features::Classifier;
+use crate::equations::{diffuse, dsm};
+use crate::noise::Levels;
+use crate::optim::{Adam, Ema};
+use crate::params::{Arrays, Params, Source};
+use crate::rng::Stream;
+use crate::sampler::one_step;
+use crate::store::{Array, Checkpoint, Lock};
+use crate::unet::{Config, Denoiser};
+use crate::watch::{Progress, Watch};
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+/// Something that is trained step by step.
+pub trait Training {
+    /// Names of the values that a step gives.
+    fn columns(&self) -> &'static [&'static str];
+    /// Step `k`, after which `images` images have been seen.
+    fn step(&mut self, k: u64, images: u64) -> Result<Vec<f64>>;
+    /// The Fréchet distance and a grid of samples of the present average.
+    fn look(&self) -> Result<(Option<f64>, Option<Images>)>;
+    /// Everything that the next step depends on.
+    fn state(&self) -> Result<Arrays>;
+    fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()>;
+    /// The weights to publish.
+    fn weights(&self) -> Result<Arrays>;
+}
+
+/// How long, and how often to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Budget {
+    pub images: u64,
+    pub batch: usize,
+    pub ticks: u64,
+}
+
+/// What a finished training leaves.
+pub struct Trained {
+    pub weights: Arrays,
+    /// Names of the files written, metrics.csv first.
+    pub outputs: Vec<String>,
+    pub images: u64,
+    /// Seconds inside the steps of this process, and how many steps.
+    pub step_seconds: f64,
+    pub steps: u64,
+}
+
+pub const METRICS: &str = "metrics.csv";
+/// Columns and zoom of the grids of samples.
+pub const GRID: (usize, usize) = (10, 3);
+
+/// Runs `training` to the end of its budget, from the entry's checkpoint where
+/// there is one.
+///
+/// # Errors
+/// `Interrupted` when `stop` is set: a checkpoint has been written then.
+/// `Diverged` when a value is not finite: the last checkpoint is left.
+pub fn train(lock: &Lock, budget: Budget, training: &mut dyn Training, watch: &mut Watch, stop: &AtomicBool) -> Result<Trained> {
+    let steps = budget.images.div_ceil(budget.batch as u64);
+    let per_tick = steps.div_ceil(budget.ticks).max(1);
+    let columns = training.columns();
+    let header = format!("images,{},fd\n", columns.join(","));
+    let mut log = Log { csv: header, sums: vec![0.0; columns.len()], outputs: vec![METRICS.into()] };
+    let mut done = 0;
+    let (checkpoint, notices) = lock.load_checkpoint()?;
+    notices.iter().for_each(|notice| watch.note(notice));
+    if let Some(checkpoint) = checkpoint {
+        done = checkpoint.images / budget.batch as u64;
+        training.restore(done, &checkpoint.tensors)?;
+        log = Log::restore(&checkpoint.text, columns.len());
+        watch.note(&format!("{}: going on after {} of {} images", lock.label(), checkpoint.images, budget.images));
+    }
+    watch.begin(lock.label(), budget.images, done * budget.batch as u64);
+    let begun_at = done;
+    let mut step_seconds = 0.0;
+    let mut last_fd = log.last_fd();
+    while done < steps {
+        let started = Instant::now();
+        let images = (done + 1) * budget.batch as u64;
+        let values = training.step(done, images)?;
+        step_seconds += started.elapsed().as_secs_f64();
+        check_finite(lock, columns, &values, images)?;
+        done += 1;
+        log.sums.iter_mut().zip(&values).for_each(|(sum, v)| *sum += v);
+        watch.progress(&Progress { images, columns, values: &values, fd: last_fd });
+        let stopping = stop.load(Ordering::Relaxed);
+        if done % per_tick == 0 || done == steps {
+            let since = if done % per_tick == 0 { per_tick } else { done % per_tick };
+            let (fd, grid) = training.look()?;
+            if let Some(grid) = grid {
+                let name = format!("grid-{images:09}.png");
+                lock.write(&name, &crate::grid::png_grid(&grid, GRID.0, GRID.1))?;
+                log.outputs.push(name);
+            }
+            last_fd = fd.or(last_fd);
+            log.tick(images, since, fd);
+            lock.write(METRICS, log.csv.as_bytes())?;
+            watch.tick(&Progress { images, columns, values: &values, fd: last_fd });
+            if done < steps {
+                save(lock, training, images, &log)?;
+            }
+        } else if stopping {
+            save(lock, training, images, &log)?;
+        }
+        if stopping && done < steps {
+            watch.end();
+            return Err(Error::Interrupted { cell: lock.label().into(), images });
+        }
+    }
+    watch.end();
+    Ok(Trained {
+        weights: training.weights()?,
+        outputs: log.outputs,
+        images: done * budget.batch as u64,
+        step_seconds,
+        steps: done - begun_at,
+    })
+}
+
+fn check_finite(lock: &Lock, columns: &[&str], values: &[f64], images: u64) -> Result<()> {
+    // VSD has no classifier: its probabilities are NaN by definition.
+    match columns.iter().zip(values).find(|(name, v)| !v.is_finite() && !name.starts_with("c_")) {
+        None => Ok(()),
+        Some((name, _)) => Err(Error::Diverged {
+            cell: lock.label().into(),
+            quantity: name.to_string(),
+            images,
+            checkpoint: lock.checkpoint_dir(),
+        }),
+    }
+}
+
+fn save(lock: &Lock, training: &dyn Training, images: u64, log: &Log) -> Result<()> {
+    lock.save_checkpoint(&Checkpoint { images, tensors: training.state()?, text: log.text() })
+}
+
+/// The lines written so far and the sums since the last one.
+struct Log {
+    csv: String,
+    sums: Vec<f64>,
+    outputs: Vec<String>,
+}
+
+impl Log {
+    fn tick(&mut self, images: u64, steps: u64, fd: Option<f64>) {
+        let mut line = images.to_string();
+        for sum in &mut self.sums {
+            let mean = *sum / steps as f64;
+            line += &if mean.is_nan() { ",".into() } else { format!(",{mean:.6}") };
+            *sum = 0.0;
+        }
+        line += &fd.map_or(",".into(), |fd| format!(",{fd:.4}"));
+        self.csv += &line;
+        self.csv.push('\n');
+    }
+
+    fn last_fd(&self) -> Option<f64> {
+        self.csv.lines().last()?.rsplit(',').next()?.parse().ok()
+    }
+
+    fn text(&self) -> BTreeMap<String, String> {
+        let bits: Vec<String> = self.sums.iter().map(|v| v.to_bits().to_string()).collect();
+        let pairs = [("csv", self.csv.clone()), ("sums", bits.join(" ")), ("outputs", self.outputs.join(" "))];
+        pairs.into_iter().map(|(name, text)| (name.to_string(), text)).collect()
+    }
+
+    fn restore(text: &BTreeMap<String, String>, columns: usize) -> Log {
+        let part = |name: &str| text.get(name).cloned().unwrap_or_default();
+        let mut sums: Vec<f64> = part("sums").split(' ').filter_map(|b| b.parse().ok()).map(f64::from_bits).collect();
+        sums.resize(columns, 0.0);
+        Log { csv: part("csv"), sums, outputs: part("outputs").split(' ').map(str::to_string).collect() }
+    }
+}
+
+/// Host noise and minibatches on their way to a device.
+struct Batches<'a> {
+    images: &'a Images,
+    device: Device,
+    batch: usize,
+    /// Names the streams.
+    cell: String,
+}
+
+impl Batches<'_> {
+    fn shape(&self) -> (usize, usize, usize, usize) {
+        (self.batch, self.images.channels, self.images.size, self.images.size)
+    }
+
+    fn normal(&self, name: &str, k: u64) -> Result<Tensor> {
+        let (b, c, h, w) = self.shape();
+        let values = Stream::new(&self.cell, name).normals(k, b * c * h * w);
+        Ok(Tensor::from_vec(values, self.shape(), &self.device)?)
+    }
+
+    fn indices(&self, name: &str, k: u64) -> Vec<usize> {
+        let mut draws = Stream::new(&self.cell, name).at(k);
+        (0..self.batch).map(|_| draws.below(self.images.len())).collect()
+    }
+
+    fn real(&self, indices: &[usize]) -> Result<Tensor> {
+        Ok(Tensor::from_vec(self.images.to_unit(indices), self.shape(), &self.device)?)
+    }
+
+    fn sigma(&self, name: &str, levels: Levels, k: u64) -> Vec<f32> {
+        levels.draw(&mut Stream::new(&self.cell, name).at(k), self.batch)
+    }
+}
+
+/// The latents of every grid: the same in every panel of every row.
+pub fn grid_latents(config: &Config, device: &Device) -> Result<Tensor> {
+    let n = GRID.0 * GRID.0;
+    let shape = (n, config.image_channels, config.size, config.size);
+    let values = Stream::new("grid", "z").normals(0, n * config.image_channels * config.size * config.size);
+    Ok(Tensor::from_vec(values, shape, device)?)
+}
+
+/// Samples in batches; the batch never changes an image.
+pub fn generate(latents: &Tensor, sample: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Images> {
+    const BATCH: usize = 100;
+    let (n, c, size, _) = latents.dims4()?;
+    let mut all = Images { channels: c, size, pixels: Vec::new(), labels: Vec::new() };
+    for start in (0..n).step_by(BATCH) {
+        let x = sample(&latents.narrow(0, start, BATCH.min(n - start))?)?;
+        let values = x.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        all.pixels.extend(Images::from_unit(c, size, &values).pixels);
+    }
+    Ok(all)
+}
+
+/// The latents that a cell is scored on: the same for every row of a seed.
+pub fn score_latents(config: &Config, seed: u64, n: usize, device: &Device) -> Result<Tensor> {
+    let shape = (n, config.image_channels, config.size, config.size);
+    let count = n * config.image_channels * config.size * config.size;
+    let values = Stream::new(&format!("score seed {seed}"), "z").normals(0, count);
+    Ok(Tensor::from_vec(values, shape, device)?)
+}
+
+/// Loads weights into a network that only evaluates.
+pub fn evaluating(config: &Config, weights: &Arrays, device: &Device) -> candle_core::Result<Denoiser> {
+    let source = Source { given: weights, drawn: &[], cell: "" };
+    Params::build(device, &source, |vb| Denoiser::new(config, vb))?.0.frozen(|vb| Denoiser::new(config, vb))
+}
+
+/// Stage 1, line 1 of both algorithms: denoising score matching (Eq 3).
+pub struct Teaching<'a> {
+    batches: Batches<'a>,
+    settings: Pretraining,
+    levels: Levels,
+    config: Config,
+    sigma_init: f64,
+    params: Params,
+    model: Denoiser,
+    adam: Adam,
+    ema: Ema,
+}
+
+impl<'a> Teaching<'a> {
+    /// `cell` names the random streams.
+    pub fn new(device: &Device, recipe: &Recipe, levels: Levels, images: &'a Images, cell: &str) -> Result<Teaching<'a>> {
+        let config = recipe.network.clone();
+        let none = Arrays::new();
+        let source = Source { given: &none, drawn: &[""], cell };
+        let (params, model) = Params::build(device, &source, |vb| Denoiser::new(&config, vb))?;
+        let settings = recipe.pretraining.clone();
+        Ok(Teaching {
+            adam: Adam::new(settings.adam, &params)?,
+            ema: Ema::new(settings.ema_half_life, &params)?,
+            batches: Batches { images, device: device.clone(), batch: settings.batch, cell: cell.into() },
+            settings,
+            levels,
+            config,
+            sigma_init: recipe.one_step.sigma_init,
+            params,
+            model,
+        })
+    }
+
+}
+
+/// Linear warm-up, then half a cosine to 0 at the end.
+fn learning_rate(lr: f64, warmup: u64, total: u64, images: u64) -> f64 {
+    let ramp = (images as f64 / warmup.max(1) as f64).min(1.0);
+    let along = images.saturating_sub(warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
+    lr * ramp * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * along.min(1.0)))
+}
+
+impl Training for Teaching<'_> {
+    fn columns(&self) -> &'static [&'static str] {
+        &["loss"]
+    }
+
+    fn step(&mut self, k: u64, images: u64) -> Result<Vec<f64>> {
+        let b = &self.batches;
+        let x0 = b.real(&b.indices("index", k))?;
+        let sigma = b.sigma("sigma", self.levels, k);
+        let xt = diffuse(&x0, &sigma, &b.normal("noise", k)?)?;
+        let loss = dsm(&self.model.forward(&xt, &sigma, None)?, &x0, &sigma)?;
+        let lr = learning_rate(self.settings.lr, self.settings.warmup_images, self.settings.images, images);
+        self.adam.update(&self.params, &loss.backward()?, lr)?;
+        self.ema.update(&self.params, images, b.batch)?;
+        Ok(vec![loss.to_scalar::<f32>()? as f64])
+    }
+
+    /// One-step samples: what the generator will start from.
+    fn look(&self) -> Result<(Option<f64>, Option<Images>)> {
+        let model = evaluating(&self.config, &self.ema.arrays()?, &self.batches.device)?;
+        let latents = grid_latents(&self.config, &self.batches.device)?;
+        Ok((None, Some(generate(&latents, |z| one_step(&model, z, self.sigma_init))?)))
+    }
+
+    fn state(&self) -> Result<Arrays> {
+        let mut all = prefixed("weights.", self.params.arrays()?);
+        all.extend(prefixed("adam.", self.adam.arrays()?));
+        all.extend(prefixed("ema.", self.ema.arrays()?));
+        Ok(all)
+    }
+
+    fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()> {
+        self.params.assign(&strip(state, "weights."))?;
+        self.adam.restore(steps, &strip(state, "adam."))?;
+        Ok(self.ema.restore(&strip(state, "ema."))?)
+    }
+
+    fn weights(&self) -> Result<Arrays> {
+        Ok(self.ema.arrays()?)
+    }
+}
+
+fn prefixed(prefix: &str, arrays: Arrays) -> BTreeMap<String, Array> {
+    arrays.into_iter().map(|(name, array)| (format!("{prefix}{name}"), array)).collect()
+}
+
+/// Stage 2, lines 3 to 7: Algorithm 1 with `Objective::Vsd`, else Algorithm 2.
+pub struct Distilling<'a> {
+    batches: Batches<'a>,
+    levels: Levels,
+    config: Config,
+    sigma_init: f64,
+    run: OneStep,
+    /// The latents of the quick FD, and who computes it.
+    quick: Option<(Tensor, &'a Evaluator)>,
+}
+
+impl<'a> Distilling<'a> {
+    pub fn new(
+        device: &Device,
+        recipe: &Recipe,
+        run: OneStep,
+        images: &'a Images,
+        seed: u64,
+        evaluator: Option<&'a Evaluator>,
+    ) -> Result<Distilling<'a>> {
+        let config = recipe.network.clone();
+        let quick = match (&recipe.evaluation, evaluator) {
+            (Some(e), Some(evaluator)) => Some((score_latents(&config, seed, e.quick_samples, device)?, evaluator)),
+            _ => None,
+        };
+        // Every row of a seed sees the same images and the same noise.
+        let cell = format!("{} one-step seed {seed}", recipe.scale);
+        Ok(Distilling {
+            batches: Batches { images, device: device.clone(), batch: recipe.batch, cell },
+            levels: recipe.one_step.levels,
+            config,
+            sigma_init: recipe.one_step.sigma_init,
+            run,
+            quick,
+        })
+    }
+}
+
+impl Training for Distilling<'_> {
+    fn columns(&self) -> &'static [&'static str] {
+        &["critic_loss", "generator_loss", "c_real", "c_fake"]
+    }
+
+    fn step(&mut self, k: u64, images: u64) -> Result<Vec<f64>> {
+        let b = &self.batches;
+        let critic = self.run.critic_step(&CriticBatch {
+            z: b.normal("critic.z", k)?,
+            real: b.real(&b.indices("critic.index", k))?,
+            sigma: b.sigma("critic.sigma", self.levels, k),
+            noise_real: b.normal("critic.noise_real", k)?,
+            noise_fake: b.normal("critic.noise_fake", k)?,
+        })?;
+        let loss = self.run.generator_step(&GeneratorBatch {
+            z: b.normal("generator.z", k)?,
+            sigma: b.sigma("generator.sigma", self.levels, k),
+            noise: b.normal("generator.noise", k)?,
+        })?;
+        self.run.average(images, b.batch)?;
+        Ok(vec![critic.loss as f64, loss as f64, critic.c_real as f64, critic.c_fake as f64])
+    }
+
+    fn look(&self) -> Result<(Option<f64>, Option<Images>)> {
+        let device = &self.batches.device;
+        let model = evaluating(&self.config, &self.run.averaged()?, device)?;
+        let sample = |z: &Tensor| one_step(&model, z, self.sigma_init);
+        let fd = match &self.quick {
+            Some((latents, evaluator)) => Some(evaluator.distance(&generate(latents, sample)?)?),
+            None => None,
+        };
+        Ok((fd, Some(generate(&grid_latents(&self.config, device)?, sample)?)))
+    }
+
+    fn state(&self) -> Result<Arrays> {
+        Ok(self.run.state()?)
+    }
+
+    fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()> {
+        Ok(self.run.restore(steps, state)?)
+    }
+
+    fn weights(&self) -> Result<Arrays> {
+        Ok(self.run.averaged()?)
+    }
+}
+
+/// The feature network: 110-way classification of digits and characters.
+pub struct Classifying<'a> {
+    batches: Batches<'a>,
+    settings: ClassifierTraining,
+    params: Params,
+    model: Classifier,
+    adam: Adam,
+}
+
+impl<'a> Classifying<'a> {
+    pub fn new(device: &Device, settings: &ClassifierTraining, images: &'a Images) -> Result<Classifying<'a>> {
+        let cell = "classifier";
+        let none = Arrays::new();
+        let source = Source { given: &none, drawn: &[""], cell };
+        let (params, model) = Params::build(device, &source, Classifier::new)?;
+        Ok(Classifying {
+            adam: Adam::new(settings.adam, &params)?,
+            batches: Batches { images, device: device.clone(), batch: settings.batch, cell: cell.into() },
+            settings: settings.clone(),
+            params,
+            model,
+        })
+    }
+}
+
+impl Training for Classifying<'_> {
+    fn columns(&self) -> &'static [&'static str] {
+        &["cross_entropy", "accuracy"]
+    }
+
+    fn step(&mut self, k: u64, images: u64) -> Result<Vec<f64>> {
+        let b = &self.batches;
+        let indices = b.indices("index", k);
+        let labels: Vec<u32> = indices.iter().map(|i| b.images.labels[*i]).collect();
+        let (_, logits) = self.model.forward(&b.real(&indices)?)?;
+        let max = logits.max_keepdim(1)?.detach();
+        let shifted = logits.broadcast_sub(&max)?;
+        let log_p = shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(1)?.log()?)?;
+        let targets = Tensor::from_slice(&labels, (b.batch, 1), &b.device)?;
+        let loss = log_p.gather(&targets, 1)?.mean_all()?.neg()?;
+        let hits = logits.argmax(1)?.to_vec1::<u32>()?.iter().zip(&labels).filter(|(a, b)| a == b).count();
+        let lr = learning_rate(self.settings.lr, self.settings.images / 20, self.settings.images, images);
+        self.adam.update(&self.params, &loss.backward()?, lr)?;
+        Ok(vec![loss.to_scalar::<f32>()? as f64, hits as f64 / b.batch as f64])
+    }
+
+    fn look(&self) -> Result<(Option<f64>, Option<Images>)> {
+        Ok((None, None))
+    }
+
+    fn state(&self) -> Result<Arrays> {
+        let mut all = prefixed("weights.", self.params.arrays()?);
+        all.extend(prefixed("adam.", self.adam.arrays()?));
+        Ok(all)
+    }
+
+    fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()> {
+        self.params.assign(&strip(state, "weights."))?;
+        Ok(self.adam.restore(steps, &strip(state, "adam."))?)
+    }
+
+    fn weights(&self) -> Result<Arrays> {
+        Ok(self.params.arrays()?)
+    }
+}
