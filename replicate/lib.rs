@@ -1,4 +1,6 @@
 pub mod claims;
+pub mod cli;
+pub mod commands;
 pub mod data;
 pub mod distill;
 pub mod equations;

@@ -1,21 +1,47 @@
-use replicate::{experiment::*, run::*, watch::*};
-use std::sync::atomic::AtomicBool;
+//! Parse, call, exit code.
+
+use clap::Parser;
+use replicate::cli::Cli;
+use replicate::error::EXIT_USAGE;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let scale = Scale::ALL.into_iter().find(|s| s.name() == args[1]).unwrap();
-    let mut recipe = Recipe::of(scale);
-    for set in args.iter().skip(4) { recipe.set(set).unwrap(); }
+    prepare_process();
+    let cli = Cli::try_parse().unwrap_or_else(|error| {
+        _ = error.print();
+        std::process::exit(if error.use_stderr() { EXIT_USAGE } else { 0 })
+    });
     let stop = Arc::new(AtomicBool::new(false));
-    let settings = Settings { store: "store".into(), root: ".".into(), data: None, device: candle_core::Device::Cpu, from_scratch: false };
-    let mut runner = Runner::new(settings, recipe, Watch::new(Mode::Lines), &stop).unwrap();
-    if args[2] == "accuracy" { println!("{}", runner.classifier_accuracy().unwrap()); return; }
-    let cell = cells().find(|c| c.row == args[2]).unwrap();
-    for seed in args[3].split(',') {
-    let t = std::time::Instant::now();
-    match runner.cell(&cell, seed.parse().unwrap()) {
-        Ok(o) => println!("{} {:.1}s\n{}", o.entry.dir().display(), t.elapsed().as_secs_f64(), String::from_utf8_lossy(&o.entry.read("scores.csv").unwrap())),
-        Err(e) => { eprintln!("{e}"); std::process::exit(e.exit_code()) }
+    for signal in [SIGINT, SIGTERM] {
+        // A second signal ends the process at once.
+        _ = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, stop.clone());
+        _ = signal_hook::flag::register(signal, stop.clone());
     }
+    match replicate::commands::run(cli, &stop) {
+        Ok(code) => std::process::exit(code),
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::exit(error.exit_code())
+        }
+    }
+}
+
+/// Keeps freed memory for the next step (a fresh page costs more than the
+/// arithmetic on it), and candle's own threads, which would spin beside ours,
+/// out of the way.
+fn prepare_process() {
+    // SAFETY: nothing else runs yet.
+    unsafe {
+        if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+            std::env::set_var("CANDLE_NUM_THREADS", "1");
+        }
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+            libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+        }
     }
 }

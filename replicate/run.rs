@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::Evaluator;
 use crate::experiment::{Cell, Data, Method, Recipe, Scale, Start};
 use crate::features::Classifier;
-use crate::golden::{Score, write_scores};
+use crate::golden::{Score, read_scores, write_scores};
 use crate::params::Arrays;
 use crate::sampler::{HEUN_STEPS, heun, one_step};
 use crate::store::{Entry, Finished, Key, Lock, Manifest, Provenance, Store, read_safetensors, sha256_hex, write_safetensors};
@@ -23,6 +23,9 @@ use std::time::{Duration, Instant};
 pub const WEIGHTS: &str = "weights.safetensors";
 pub const SCORES: &str = "scores.csv";
 pub const SAMPLES: &str = "samples.png";
+const TIMING: &str = "timing.csv";
+/// The feature network's name among the shipped weights and in the store.
+pub const CLASSIFIER: &str = "classifier";
 /// A directory of the repository with weights that ship with it.
 pub const SHIPPED: &str = "golden/weights";
 
@@ -88,27 +91,16 @@ impl<'a> Runner<'a> {
 
     /// Runs one cell of one seed, or answers from the store.
     pub fn cell(&mut self, cell: &Cell, seed: u64) -> Result<Outcome> {
-        let (weights, weights_digest) = match cell.start {
-            Start::Random => (None, "none".to_string()),
-            start => {
-                let (arrays, digest) = self.pretrained(start)?;
-                (Some(arrays), digest)
-            }
-        };
-        let features_digest = match self.recipe.evaluation {
-            Some(_) => self.features()?.1.clone(),
-            None => String::new(),
-        };
-        let images_digest = self.digest(Data::Target)?;
-        let class = determinism(&self.settings.device);
-        let text = self.recipe.cell_text(cell, seed, &images_digest, &weights_digest, &features_digest, class);
-        let label = self.label(&format!("{}-s{seed}", cell.row));
-        let parents = BTreeMap::from([("weights".to_string(), weights_digest)]);
-        let entry = self.store.entry(&Key::of(&text), &label);
+        let identity = self.identify(cell, seed, true)?;
+        let Identity { entry, text, weights, weights_digest, features_digest, images_digest } =
+            identity.expect("what is missing was made");
         let lock = match self.claim(&entry)? {
             Claim::Finished(manifest) => return Ok(Outcome { entry, manifest }),
             Claim::Ours(lock) => lock,
         };
+        let label = entry.label().to_string();
+        let class = determinism(&self.settings.device);
+        let parents = BTreeMap::from([("weights".to_string(), weights_digest)]);
         let started = Instant::now();
         let config = self.recipe.network.clone();
         let device = self.settings.device.clone();
@@ -185,13 +177,76 @@ impl<'a> Runner<'a> {
         Ok(Outcome { entry, manifest })
     }
 
+    /// The finished result of one cell of one seed; nothing is run.
+    pub fn stored(&mut self, cell: &Cell, seed: u64) -> Result<Option<Outcome>> {
+        let Some(Identity { entry, .. }) = self.identify(cell, seed, false)? else { return Ok(None) };
+        match entry.finished()? {
+            Finished::Yes(manifest) => Ok(Some(Outcome { entry, manifest })),
+            Finished::No => Ok(None),
+            Finished::Damaged(reason) => {
+                self.watch.note(&format!("{reason}: it does not count, the next run makes it again"));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Every seed of `cell` that has a directory in the store, in order.
+    pub fn seeds(&self, cell: &Cell) -> Result<Vec<u64>> {
+        let label = self.label(&format!("{}-s", cell.row));
+        let listing = std::fs::read_dir(&self.settings.store).map_err(Error::io("read", &self.settings.store))?;
+        let mut seeds: Vec<u64> = listing
+            .filter_map(|file| file.ok()?.file_name().into_string().ok())
+            .filter_map(|name| name.get(13..)?.strip_prefix(&label)?.parse().ok())
+            .collect();
+        seeds.sort_unstable();
+        seeds.dedup();
+        Ok(seeds)
+    }
+
+    /// What a cell measured, times included.
+    pub fn scores(&self, outcome: &Outcome) -> Result<Vec<Score>> {
+        if !outcome.manifest.outputs.contains_key(SCORES) {
+            return Ok(Vec::new());
+        }
+        let mut scores = read_scores(&outcome.entry.path(SCORES))?;
+        if let (Some(seconds), Some(first)) = (seconds_per_step(&outcome.entry), scores.first().cloned()) {
+            scores.push(Score { metric: crate::golden::TIME.into(), value: seconds, ..first });
+        }
+        Ok(scores)
+    }
+
+    /// The name of a cell's result. With `make`, the weights that it starts
+    /// from are trained where they are missing; without, it is `None` then.
+    fn identify(&mut self, cell: &Cell, seed: u64, make: bool) -> Result<Option<Identity>> {
+        let (weights, weights_digest) = match cell.start {
+            Start::Random => (None, "none".to_string()),
+            start => match self.pretrained(start, make)? {
+                Some((arrays, digest)) => (Some(arrays), digest),
+                None => return Ok(None),
+            },
+        };
+        let features_digest = match self.recipe.evaluation {
+            Some(_) => match self.features(make)? {
+                Some((_, digest)) => digest.clone(),
+                None => return Ok(None),
+            },
+            None => String::new(),
+        };
+        let images_digest = self.digest(Data::Target)?;
+        let class = determinism(&self.settings.device);
+        let text = self.recipe.cell_text(cell, seed, &images_digest, &weights_digest, &features_digest, class);
+        let label = self.label(&format!("{}-s{seed}", cell.row));
+        let entry = self.store.entry(&Key::of(&text), &label);
+        Ok(Some(Identity { entry, text, weights, weights_digest, features_digest, images_digest }))
+    }
+
     /// The weights that `start` names, with their SHA-256: shipped ones where
-    /// they are, else trained.
-    pub fn pretrained(&mut self, start: Start) -> Result<(Arrays, String)> {
+    /// they are, else stored ones, else, with `make`, trained now.
+    pub fn pretrained(&mut self, start: Start, make: bool) -> Result<Option<(Arrays, String)>> {
         let name = format!("{}-{start}", self.recipe.scale);
         if self.recipe.changes.is_empty() && !self.settings.from_scratch {
             if let Some(shipped) = shipped(&self.settings.root, &name)? {
-                return Ok(shipped);
+                return Ok(Some(shipped));
             }
         }
         let data = match start {
@@ -202,6 +257,9 @@ impl<'a> Runner<'a> {
         let class = determinism(&self.settings.device);
         let text = self.recipe.pretraining_text(start, &digest, class);
         let entry = self.store.entry(&Key::of(&text), &self.label(&format!("pretrain-{start}")));
+        if !make {
+            return if_finished(&entry);
+        }
         if let Claim::Ours(lock) = self.claim(&entry)? {
             let images = self.load(data)?;
             let cell = format!("{} pre-training {start}", self.recipe.scale);
@@ -212,47 +270,58 @@ impl<'a> Runner<'a> {
             let budget = Budget { images: p.images, batch: p.batch, ticks: self.recipe.ticks };
             self.publish_training(lock, budget, &mut teaching, text, BTreeMap::from([("images".into(), digest)]))?;
         }
-        read_weights(&entry)
+        Ok(Some(read_weights(&entry)?))
     }
 
-    /// The feature network's weights and their SHA-256.
-    fn features(&mut self) -> Result<&(Arrays, String)> {
+    /// The feature network's weights and their SHA-256, as `pretrained`.
+    pub fn features(&mut self, make: bool) -> Result<Option<&(Arrays, String)>> {
         if self.features.get().is_none() {
-            let loaded = self.load_features()?;
-            _ = self.features.set(loaded);
+            match self.load_features(make)? {
+                Some(loaded) => _ = self.features.set(loaded),
+                None => return Ok(None),
+            }
         }
-        Ok(self.features.get().expect("just set"))
+        Ok(self.features.get())
     }
 
-    fn load_features(&mut self) -> Result<(Arrays, String)> {
+    fn load_features(&mut self, make: bool) -> Result<Option<(Arrays, String)>> {
         if !self.settings.from_scratch {
-            if let Some(shipped) = shipped(&self.settings.root, "classifier")? {
-                return Ok(shipped);
+            if let Some(shipped) = shipped(&self.settings.root, CLASSIFIER)? {
+                return Ok(Some(shipped));
             }
         }
         let settings = self.recipe.classifier.clone();
         let images = classifier_images(settings.size, "train");
         let digest = images.digest();
         let text = self.recipe.classifier_text(&digest, determinism(&self.settings.device));
-        let entry = self.store.entry(&Key::of(&text), "classifier");
+        let entry = self.store.entry(&Key::of(&text), CLASSIFIER);
+        if !make {
+            return if_finished(&entry);
+        }
         if let Claim::Ours(lock) = self.claim(&entry)? {
             let device = self.settings.device.clone();
             let mut training = Classifying::new(&device, &settings, &images)?;
             let budget = Budget { images: settings.images, batch: settings.batch, ticks: 10 };
             self.publish_training(lock, budget, &mut training, text, BTreeMap::from([("images".into(), digest)]))?;
         }
-        read_weights(&entry)
+        Ok(Some(read_weights(&entry)?))
     }
 
     /// Accuracy of the feature network on held-out glyphs.
     pub fn classifier_accuracy(&mut self) -> Result<f64> {
         let device = self.settings.device.clone();
-        let classifier = Classifier::load(&device, &self.features()?.0)?;
+        let classifier = self.classifier()?;
         let images = classifier_images(self.recipe.classifier.size, "heldout");
         let (_, logits) = classifier.extract(&images, &device)?;
         let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
         let hits = (0..images.len()).filter(|i| best(logits.row(*i)) == images.labels[*i] as usize).count();
         Ok(hits as f64 / images.len() as f64)
+    }
+
+    fn classifier(&mut self) -> Result<Classifier> {
+        let device = self.settings.device.clone();
+        let (weights, _) = self.features(true)?.expect("made where it was missing");
+        Ok(Classifier::load(&device, weights)?)
     }
 
     fn publish_training(
@@ -338,7 +407,7 @@ impl<'a> Runner<'a> {
             return Ok(());
         }
         let device = self.settings.device.clone();
-        let classifier = Classifier::load(&device, &self.features()?.0)?;
+        let classifier = self.classifier()?;
         let per_class = evaluation.reference / crate::evaluate::TARGETS;
         let reference = glyphs::images(self.recipe.network.size, glyphs::TARGET_CLASSES, per_class, "reference");
         _ = self.evaluator.set(Evaluator::new(classifier, &device, evaluation, &reference)?);
@@ -369,6 +438,15 @@ impl<'a> Runner<'a> {
     }
 }
 
+struct Identity {
+    entry: Entry,
+    text: String,
+    weights: Option<Arrays>,
+    weights_digest: String,
+    features_digest: String,
+    images_digest: String,
+}
+
 enum Claim {
     Finished(Manifest),
     Ours(Lock),
@@ -379,6 +457,21 @@ enum Claim {
 fn classifier_images(size: usize, split: &str) -> Images {
     const EACH: usize = 200;
     glyphs::images(size, 0..crate::features::CLASSES, EACH, split)
+}
+
+fn if_finished(entry: &Entry) -> Result<Option<(Arrays, String)>> {
+    match entry.finished()? {
+        Finished::Yes(_) => Ok(Some(read_weights(entry)?)),
+        _ => Ok(None),
+    }
+}
+
+/// Seconds of one iteration, from the file of times.
+fn seconds_per_step(entry: &Entry) -> Option<f64> {
+    let text = std::fs::read_to_string(entry.path(TIMING)).ok()?;
+    let (steps, seconds) = text.lines().nth(1)?.split_once(',')?;
+    let (steps, seconds): (f64, f64) = (steps.parse().ok()?, seconds.parse().ok()?);
+    (steps > 0.0).then_some(seconds / steps)
 }
 
 fn read_weights(entry: &Entry) -> Result<(Arrays, String)> {
@@ -414,7 +507,7 @@ pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
 /// Times go into a file of their own: they differ between identical runs.
 fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
     let text = format!("steps,seconds_in_steps\n{},{:.3}\n", trained.steps, trained.step_seconds);
-    lock.write("timing.csv", text.as_bytes())
+    lock.write(TIMING, text.as_bytes())
 }
 
 fn provenance(wall: Duration, device: &Device) -> Provenance {

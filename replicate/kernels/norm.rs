@@ -83,23 +83,30 @@ impl Kernel for Forward<'_> {
         // SAFETY: chunks of exactly 8 values; the tail goes through a buffer.
         unsafe {
             let (a, b) = (L::splat(self.a), L::splat(self.b));
-            let one = |v: L| {
-                let u = b.fma(a, v);
-                if self.silu { u.mul(u.sigmoid()) } else { u }
-            };
             let (x, y) = (self.x, self.y);
             let body = x.len() / 8 * 8;
             for (x, y) in x.chunks_exact(8).zip(y.chunks_exact_mut(8)) {
-                one(L::load(x.as_ptr())).store(y.as_mut_ptr());
+                activate(L::load(x.as_ptr()), a, b, self.silu).store(y.as_mut_ptr());
             }
             if body < x.len() {
-                let mut buffer = [0f32; 8];
-                buffer[..x.len() - body].copy_from_slice(&x[body..]);
-                one(L::load(buffer.as_ptr())).store(buffer.as_mut_ptr());
                 let rest = x.len() - body;
+                let mut buffer = [0f32; 8];
+                buffer[..rest].copy_from_slice(&x[body..]);
+                activate(L::load(buffer.as_ptr()), a, b, self.silu).store(buffer.as_mut_ptr());
                 y[body..].copy_from_slice(&buffer[..rest]);
             }
         }
+    }
+}
+
+// A function and not a closure: closures do not inherit the CPU features of
+// what they are in, and every operation in them becomes a call.
+#[inline(always)]
+unsafe fn activate<L: Lanes>(v: L, a: L, b: L, silu: bool) -> L {
+    // SAFETY: no pointers.
+    unsafe {
+        let u = b.fma(a, v);
+        if silu { u.mul(u.sigmoid()) } else { u }
     }
 }
 
@@ -123,34 +130,60 @@ impl Kernel for Backward<'_> {
     fn run<L: Lanes>(self) -> (f32, f32) {
         // SAFETY: chunks of exactly 8 values; the tail goes through buffers.
         unsafe {
-            let (mean, rstd) = (L::splat(self.mean), L::splat(self.rstd));
-            let (gamma, beta, one) = (L::splat(self.gamma), L::splat(self.beta), L::splat(1.0));
-            let (mut sum, mut sum_xhat) = (L::splat(0.0), L::splat(0.0));
-            let mut eight = |x: *const f32, dy: *const f32, du: *mut f32| {
-                let xhat = L::load(x).sub(mean).mul(rstd);
-                let mut d = L::load(dy);
-                if self.silu {
-                    let u = beta.fma(gamma, xhat);
-                    let s = u.sigmoid();
-                    d = d.mul(s.mul(one.fma(u, one.sub(s))));
-                }
-                d.store(du);
-                sum = sum.add(d);
-                sum_xhat = sum_xhat.fma(d, xhat);
+            let mut state = BackwardLanes {
+                mean: L::splat(self.mean),
+                rstd: L::splat(self.rstd),
+                gamma: L::splat(self.gamma),
+                beta: L::splat(self.beta),
+                silu: self.silu,
+                sum: L::splat(0.0),
+                sum_xhat: L::splat(0.0),
             };
             let n = self.x.len();
             let body = n / 8 * 8;
             for at in (0..body).step_by(8) {
-                eight(self.x.as_ptr().add(at), self.dy.as_ptr().add(at), self.du.as_mut_ptr().add(at));
+                state.eight(self.x.as_ptr().add(at), self.dy.as_ptr().add(at), self.du.as_mut_ptr().add(at));
             }
             if body < n {
                 let (mut x, mut dy, mut du) = ([0f32; 8], [0f32; 8], [0f32; 8]);
                 x[..n - body].copy_from_slice(&self.x[body..]);
                 dy[..n - body].copy_from_slice(&self.dy[body..]);
-                eight(x.as_ptr(), dy.as_ptr(), du.as_mut_ptr());
+                state.eight(x.as_ptr(), dy.as_ptr(), du.as_mut_ptr());
                 self.du[body..].copy_from_slice(&du[..n - body]);
             }
-            (sum.sum(), sum_xhat.sum())
+            (state.sum.sum(), state.sum_xhat.sum())
+        }
+    }
+}
+
+struct BackwardLanes<L> {
+    mean: L,
+    rstd: L,
+    gamma: L,
+    beta: L,
+    silu: bool,
+    sum: L,
+    sum_xhat: L,
+}
+
+impl<L: Lanes> BackwardLanes<L> {
+    /// # Safety
+    /// Eight values at each pointer.
+    #[inline(always)]
+    unsafe fn eight(&mut self, x: *const f32, dy: *const f32, du: *mut f32) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            let xhat = L::load(x).sub(self.mean).mul(self.rstd);
+            let mut d = L::load(dy);
+            if self.silu {
+                let u = self.beta.fma(self.gamma, xhat);
+                let s = u.sigmoid();
+                let one = L::splat(1.0);
+                d = d.mul(s.mul(one.fma(u, one.sub(s))));
+            }
+            d.store(du);
+            self.sum = self.sum.add(d);
+            self.sum_xhat = self.sum_xhat.fma(d, xhat);
         }
     }
 }

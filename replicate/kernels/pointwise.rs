@@ -139,27 +139,23 @@ impl Kernel for SiluKernel<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let load = |from: &[f32]| {
-            let mut eight = [0f32; 8];
-            eight[..from.len()].copy_from_slice(from);
-            // SAFETY: eight values on the stack.
-            unsafe { L::load(eight.as_ptr()) }
-        };
         for (i, y) in self.y.chunks_mut(8).enumerate() {
             let at = i * 8..i * 8 + y.len();
-            let mut out = [0f32; 8];
+            let (mut x, mut dy) = ([0f32; 8], [1f32; 8]);
+            x[..y.len()].copy_from_slice(&self.x[at.clone()]);
             // SAFETY: eight values on the stack.
             unsafe {
-                let x = load(&self.x[at.clone()]);
-                let s = x.sigmoid();
-                let one = L::splat(1.0);
-                match self.dy {
-                    None => x.mul(s),
-                    Some(dy) => load(&dy[at]).mul(s.mul(one.fma(x, one.sub(s)))),
+                let v = L::load(x.as_ptr());
+                let s = v.sigmoid();
+                let mut out = v.mul(s);
+                if let Some(from) = self.dy {
+                    dy[..y.len()].copy_from_slice(&from[at]);
+                    let one = L::splat(1.0);
+                    out = L::load(dy.as_ptr()).mul(s.mul(one.fma(v, one.sub(s))));
                 }
-                .store(out.as_mut_ptr());
+                out.store(x.as_mut_ptr());
             }
-            y.copy_from_slice(&out[..y.len()]);
+            y.copy_from_slice(&x[..y.len()]);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The two inner loops that everything heavy is made of. Both keep a 4 x 24
-//! (4 x 3 vectors) block in registers; each output value is one fused chain
+//! The two inner loops that everything heavy is made of. Both keep a block of
+//! sums in registers; each output value is one fused chain
 //! over its inputs in a fixed order, so results depend neither on the number
 //! of threads nor on the batch.
 
@@ -8,8 +8,7 @@ use super::lanes::{Kernel, Lanes, run};
 /// Output rows in one register block.
 pub const ROWS: usize = 4;
 /// Output columns in one register block of [`correlate`].
-pub const COLUMNS: usize = 24;
-const VECTORS: usize = 3;
+pub const COLUMNS: usize = 16;
 
 /// Room that [`correlate`] may read past the last pixel that counts.
 pub const SLACK: usize = COLUMNS;
@@ -74,13 +73,15 @@ impl Kernel for Correlate<'_> {
         // SAFETY: `correlate` checked that every read and write is in bounds.
         unsafe {
             for tile in 0..self.tiles {
-                let mut acc = [[L::splat(0.0); VECTORS]; ROWS];
+                // Eight sums hide the latency of two multiply-adds a cycle, and
+                // leave registers for the operands.
+                let mut acc = [[L::splat(0.0); 2]; ROWS];
                 let mut w = self.packed.as_ptr();
                 let mut base = x.as_ptr().add(tile * COLUMNS);
                 for _ in 0..channels {
                     for tap in taps {
                         let p = base.add(*tap);
-                        let v = [L::load(p), L::load(p.add(8)), L::load(p.add(16))];
+                        let v = [L::load(p), L::load(p.add(8))];
                         for (r, row) in acc.iter_mut().enumerate() {
                             let s = L::splat(*w.add(r));
                             for (a, x) in row.iter_mut().zip(v) {
@@ -127,6 +128,9 @@ pub fn contract(
     assert!(sums.len() >= rows * columns.len());
     run(Contract { images, pixels, y, rows, x, columns, sums });
 }
+
+/// Columns in one register block of [`contract`].
+const VECTORS: usize = 3;
 
 struct Contract<'a> {
     images: usize,

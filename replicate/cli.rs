@@ -1,0 +1,171 @@
+//! The command line: what can be typed, nothing of what it does.
+
+use crate::watch::Mode;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Re-runs "Towards Training One-Step Diffusion Models Without Distillation"
+/// (arXiv 2502.08005) and checks what it measures.
+///
+/// Exit codes: 0 good; 1 outside tolerance, or a claim that does not hold;
+/// 2 usage; 3 input missing or not what it should be; 4 a run failed;
+/// 5 incomplete, nothing failed; 75 stopped after a checkpoint, run it again.
+#[derive(Parser, Debug)]
+#[command(name = "replicate", version = VERSION, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (commit ",
+    env!("GIT_COMMIT"),
+    ", candle ",
+    env!("CANDLE_VERSION"),
+    ", code ",
+    env!("CODE_DIGEST"),
+    ")"
+);
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Every cell: the paper's number, golden, what the store has, how to run it
+    List {
+        #[command(flatten)]
+        place: Place,
+        /// Ids only, one a line
+        #[arg(long)]
+        ids: bool,
+        #[arg(long, conflicts_with = "ids")]
+        json: bool,
+    },
+    /// Run cells, or go on with them, and print the table they belong to
+    Run {
+        /// Row ids, table1, table2 or all
+        #[arg(required = true)]
+        targets: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// Seeds, separated by commas
+        #[arg(long, value_delimiter = ',', default_value = "0")]
+        seed: Vec<u64>,
+        /// How progress is shown [default: bar on a terminal, lines in a pipe]
+        #[arg(long)]
+        watch: Option<Mode>,
+        /// Stop both training stages after so many images (2000, 50k, 1.5M)
+        #[arg(long, value_parser = images)]
+        until: Option<u64>,
+        /// Change a hyper-parameter: makes another experiment, never the paper's row
+        #[arg(long, value_name = "NAME=VALUE")]
+        set: Vec<String>,
+        /// Train the weights that ship with the repository again
+        #[arg(long)]
+        from_scratch: bool,
+        /// Where the table is written as CSV and Markdown
+        #[arg(short, long, default_value = "report")]
+        output: PathBuf,
+    },
+    /// Compare what the store has with golden values, the paper, or its claims
+    Check {
+        /// Row ids, table1, table2 or all
+        #[arg(default_value = "table1")]
+        targets: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// Only these seeds, separated by commas [default: all in the store]
+        #[arg(long, value_delimiter = ',')]
+        seed: Vec<u64>,
+        #[arg(long, default_value = "golden")]
+        against: Against,
+        /// Changes of the run to check, as given to it
+        #[arg(long, value_name = "NAME=VALUE")]
+        set: Vec<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make what the store has the golden values, and print the diff; never in CI
+    Accept {
+        /// Row ids, table1, table2 or all
+        #[arg(required = true)]
+        targets: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// Seeds, separated by commas [default: all in the store]
+        #[arg(long, value_delimiter = ',')]
+        seed: Vec<u64>,
+        #[arg(long)]
+        reason: String,
+    },
+    /// Print a table from what the store has
+    Report {
+        #[arg(value_enum, default_value = "table1")]
+        table: Which,
+        #[command(flatten)]
+        place: Place,
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
+    },
+    /// Train the weights that ship with the repository again and compare the bytes
+    Weights {
+        /// classifier, or mini-multi-level-target and the like [default: all that ship]
+        names: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// Replace what ships with what was trained; never in CI
+        #[arg(long)]
+        write: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct Place {
+    /// smoke, mini, small or paper
+    #[arg(long, default_value = "mini")]
+    pub scale: String,
+    /// cpu, or cuda:N in a build with --features cudnn
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Where results are kept
+    #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
+    pub store: PathBuf,
+    /// CIFAR files in the official binary layout (scales small and paper)
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// The repository, with paper/ and golden/ [default: here, or where it was built]
+    #[arg(long)]
+    pub root: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Against {
+    Golden,
+    Paper,
+    Claims,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    Table1,
+    Table2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Md,
+    Csv,
+}
+
+/// A number of images, with k or M for thousands or millions.
+fn images(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, 'k')) => (&text[..at], 1e3),
+        Some((at, 'M')) => (&text[..at], 1e6),
+        _ => (text, 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n.is_finite() && n * unit >= 1.0 && n * unit <= 1e12 => Ok((n * unit).round() as u64),
+        _ => Err("expected a number of images such as 2000, 50k or 1.5M".into()),
+    }
+}
