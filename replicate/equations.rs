@@ -67,6 +67,5 @@ impl Divergence {
 /// log(1 + e^x), finite for every finite x, with the gradient sigmoid(x)
 /// everywhere (candle's own cross-entropy is NaN from logits of about 17).
 pub fn softplus(x: &Tensor) -> Result<Tensor> {
-    let size = x.abs()?;
-    ((x + &size)? * 0.5)? + (size.neg()?.exp()? + 1.0)?.log()?
+    x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?
 }

@@ -141,8 +141,10 @@ pub struct Pretraining {
     pub images: u64,
     pub batch: usize,
     pub lr: f64,
-    /// Linear warm-up, then half a cosine down to 0.
+    /// Linear warm-up of the learning rate.
     pub warmup_images: u64,
+    /// After the warm-up: half a cosine down to 0, or EDM's constant rate.
+    pub cosine: bool,
     pub adam: AdamConfig,
     pub ema_half_life: u64,
     pub levels: Levels,
@@ -229,6 +231,7 @@ impl Recipe {
                 batch: 64,
                 lr: 2e-3,
                 warmup_images: 6_400,
+                cosine: true,
                 adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
                 ema_half_life: 22_000,
                 levels: EDM_LEVELS,
@@ -265,7 +268,7 @@ impl Recipe {
             pretraining: Pretraining { images: 320, batch: 16, warmup_images: 64, ..mini.pretraining },
             images: 192,
             batch: 16,
-            ticks: 4,
+            ticks: 12,
             evaluation: Some(Evaluation {
                 samples: 100,
                 quick_samples: 100,
@@ -299,6 +302,7 @@ impl Recipe {
                 batch: 512,
                 lr: 1e-3,
                 warmup_images: 10_000_000,
+                cosine: false,
                 adam: AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
                 ema_half_life: 500_000,
                 levels: EDM_LEVELS,
@@ -323,8 +327,10 @@ impl Recipe {
     /// Changes one value by name. The result is another experiment, with the
     /// change in its label: it can never stand in for the paper's row.
     pub fn set(&mut self, change: &str) -> Result<()> {
-        const NAMES: [&str; 7] =
-            ["sigma_init", "generator_lr", "critic_lr", "ema_half_life", "images", "batch", "teacher_images"];
+        const NAMES: [&str; 8] = [
+            "sigma_init", "generator_lr", "critic_lr", "ema_half_life", "images", "batch", "teacher_images",
+            "teacher_batch",
+        ];
         let unknown = || {
             let known = NAMES.join(", ");
             Error::Usage(format!("cannot set '{change}': expected NAME=VALUE with NAME one of {known}"))
@@ -339,6 +345,7 @@ impl Recipe {
             "images" if value >= 1.0 => self.images = value as u64,
             "batch" if value >= 1.0 => self.batch = value as usize,
             "teacher_images" if value >= 1.0 => self.pretraining.images = value as u64,
+            "teacher_batch" if value >= 1.0 => self.pretraining.batch = value as usize,
             _ => return Err(unknown()),
         }
         self.changes.push(format!("{name}={text}"));
@@ -411,6 +418,7 @@ impl Recipe {
             .line("batch", p.batch)
             .line("lr", p.lr)
             .line("warm-up images", p.warmup_images)
+            .line("schedule", if p.cosine { "cosine" } else { "constant" })
             .adam(p.adam)
             .line("ema half-life images", p.ema_half_life)
             .line("determinism", determinism)

@@ -17,7 +17,7 @@ use candle_core::Device;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub const WEIGHTS: &str = "weights.safetensors";
@@ -142,11 +142,22 @@ impl<'a> Runner<'a> {
                 Box::new(move |z| one_step(&generator, z, sigma_init))
             }
         };
-        let grid = generate(&grid_latents(&config, &device)?, &samples)?;
+        let stop = self.stop;
+        let samples = |z: &candle_core::Tensor| match stop.load(Ordering::Relaxed) {
+            true => candle_core::bail!("stopped by a signal"),
+            false => samples(z),
+        };
+        let sampled = |latents: &candle_core::Tensor| {
+            generate(latents, &samples).map_err(|error| match stop.load(Ordering::Relaxed) {
+                true => Error::Interrupted { cell: label.clone(), images: images_seen },
+                false => error,
+            })
+        };
+        let grid = sampled(&grid_latents(&config, &device)?)?;
         lock.write(SAMPLES, &crate::grid::png_grid(&grid, GRID.0, GRID.1))?;
         outputs.push(SAMPLES.to_string());
         if let (Some(evaluator), Some(e)) = (evaluator, &self.recipe.evaluation) {
-            let images = generate(&score_latents(&config, seed, e.samples, &device)?, &samples)?;
+            let images = sampled(&score_latents(&config, seed, e.samples, &device)?)?;
             let values = evaluator.scores(&images)?.into_iter().chain(costs);
             let scores: Vec<Score> = values
                 .map(|(metric, value)| Score {
@@ -248,6 +259,13 @@ impl<'a> Runner<'a> {
             if let Some(shipped) = shipped(&self.settings.root, &name)? {
                 return Ok(Some(shipped));
             }
+        }
+        if self.recipe.scale == Scale::Paper {
+            return Err(Error::Missing {
+                path: self.settings.root.join(SHIPPED).join(format!("{name}.safetensors")),
+                what: "the paper scale starts from the published EDM checkpoint".into(),
+                remedy: "this version cannot fetch or read it; --scale small trains a teacher of its own".into(),
+            });
         }
         let data = match start {
             Start::MultiLevel(data) => data,
@@ -364,7 +382,7 @@ impl<'a> Runner<'a> {
             if waited.is_zero() {
                 watch.note(&format!("{}: another process is at it, waiting", entry.label()));
             }
-            if stop.load(std::sync::atomic::Ordering::Relaxed) {
+            if stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted { cell: entry.label().into(), images: 0 });
             }
             Ok(())

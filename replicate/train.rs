@@ -107,9 +107,7 @@ pub fn train(lock: &Lock, budget: Budget, training: &mut dyn Training, watch: &m
             log.tick(images, since, fd);
             lock.write(METRICS, log.csv.as_bytes())?;
             watch.tick(&Progress { images, columns, values: &values, fd: last_fd });
-            if done < steps {
-                save(lock, training, images, &log)?;
-            }
+            save(lock, training, images, &log)?;
         } else if stopping {
             save(lock, training, images, &log)?;
         }
@@ -288,9 +286,12 @@ impl<'a> Teaching<'a> {
 
 }
 
-/// Linear warm-up, then half a cosine to 0 at the end.
-fn learning_rate(lr: f64, warmup: u64, total: u64, images: u64) -> f64 {
+/// Linear warm-up, then, where `cosine`, half a cosine to 0 at the end.
+fn learning_rate(lr: f64, warmup: u64, total: u64, cosine: bool, images: u64) -> f64 {
     let ramp = (images as f64 / warmup.max(1) as f64).min(1.0);
+    if !cosine {
+        return lr * ramp;
+    }
     let along = images.saturating_sub(warmup) as f64 / total.saturating_sub(warmup).max(1) as f64;
     lr * ramp * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * along.min(1.0)))
 }
@@ -306,7 +307,8 @@ impl Training for Teaching<'_> {
         let sigma = b.sigma("sigma", self.levels, k);
         let xt = diffuse(&x0, &sigma, &b.normal("noise", k)?)?;
         let loss = dsm(&self.model.forward(&xt, &sigma, None)?, &x0, &sigma)?;
-        let lr = learning_rate(self.settings.lr, self.settings.warmup_images, self.settings.images, images);
+        let s = &self.settings;
+        let lr = learning_rate(s.lr, s.warmup_images, s.images, s.cosine, images);
         self.adam.update(&self.params, &loss.backward()?, lr)?;
         self.ema.update(&self.params, images, b.batch)?;
         Ok(vec![loss.to_scalar::<f32>()? as f64])
@@ -467,7 +469,7 @@ impl Training for Classifying<'_> {
         let targets = Tensor::from_slice(&labels, (b.batch, 1), &b.device)?;
         let loss = log_p.gather(&targets, 1)?.mean_all()?.neg()?;
         let hits = logits.argmax(1)?.to_vec1::<u32>()?.iter().zip(&labels).filter(|(a, b)| a == b).count();
-        let lr = learning_rate(self.settings.lr, self.settings.images / 20, self.settings.images, images);
+        let lr = learning_rate(self.settings.lr, self.settings.images / 20, self.settings.images, true, images);
         self.adam.update(&self.params, &loss.backward()?, lr)?;
         Ok(vec![loss.to_scalar::<f32>()? as f64, hits as f64 / b.batch as f64])
     }

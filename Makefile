@@ -1,0 +1,27 @@
+# What people type. Everything else is `replicate --help`.
+SCALE  ?= mini
+DEVICE ?= cpu
+SEED   ?= 0
+STORE  ?= store
+DATA   ?=
+FEATURES ?=
+
+REPLICATE = cargo run --release --locked --quiet $(if $(FEATURES),--features $(FEATURES)) --
+PLACE = --scale $(SCALE) --device $(DEVICE) --store $(STORE) $(if $(DATA),--data $(DATA))
+
+.PHONY: table1 table2 check claims test build
+
+table1 table2: build
+	$(REPLICATE) run $@ $(PLACE) --seed $(SEED)
+
+check: build
+	$(REPLICATE) check table1 $(PLACE) --against golden
+
+claims: build
+	$(REPLICATE) check table1 $(PLACE) --against claims
+
+test:
+	cargo test --release --locked
+
+build:
+	cargo build --release --locked $(if $(FEATURES),--features $(FEATURES))

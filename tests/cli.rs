@@ -1,0 +1,230 @@
+//! The command line as people and scripts meet it: help, exit codes, errors.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn replicate(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+    command.args(arguments).env_remove("CI").env_remove("REPLICATE_STORE").env("COLUMNS", "100");
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Standard error, with what differs between machines replaced.
+fn failure(arguments: &[&str], dir: &Path, code: i32) -> String {
+    let output = replicate(arguments);
+    assert_eq!(output.status.code(), Some(code), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), "", "an error prints nothing on standard output");
+    text(&output.stderr).replace(&dir.display().to_string(), "DIR")
+}
+
+fn snapshot(name: &str, content: &str) {
+    insta::with_settings!({snapshot_path => "../golden", prepend_module_to_snapshot => false}, {
+        insta::assert_snapshot!(name, content);
+    });
+}
+
+#[test]
+fn help() {
+    snapshot("help", &text(&replicate(&["--help"]).stdout));
+    snapshot("help-run", &text(&replicate(&["run", "--help"]).stdout));
+    snapshot("help-check", &text(&replicate(&["check", "--help"]).stdout));
+}
+
+#[test]
+fn usage_errors_suggest_and_exit_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let store = store.to_str().unwrap();
+    let mut all = String::new();
+    for arguments in [
+        &["run", "dijz", "--store", store][..],
+        &["run", "dijs", "--scale", "tiny", "--store", store],
+        &["run", "dijs", "--device", "gpu", "--store", store],
+        &["run", "dijs", "--set", "sigma=2", "--store", store],
+        &["run", "dijs", "--set", "sigma_init=much", "--store", store],
+        &["run", "dijs", "--until", "few", "--store", store],
+        &["run", "dijs", "--sed", "1", "--store", store],
+        &["run"],
+        &["train"],
+    ] {
+        let shown: Vec<&str> = arguments.iter().copied().filter(|a| *a != store && *a != "--store").collect();
+        all += &format!("$ replicate {}\n{}\n", shown.join(" "), failure(arguments, dir.path(), 2));
+    }
+    snapshot("errors-usage", &all);
+    assert!(!Path::new(store).exists(), "a usage error makes no store");
+}
+
+#[test]
+#[cfg(not(feature = "cuda"))]
+fn cuda_is_never_replaced_by_the_cpu() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = failure(&["run", "dijs", "--device", "cuda:0"], dir.path(), 2);
+    assert!(error.contains("--features cudnn"), "{error}");
+}
+
+#[test]
+fn data_errors_name_the_file_and_exit_3() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::create_dir(path("empty")).unwrap();
+    std::fs::create_dir(path("truncated")).unwrap();
+    std::fs::write(path("truncated").join("data_batch_1.bin"), vec![0; 5000]).unwrap();
+    let store = path("store");
+    let mut all = String::new();
+    for data in ["absent", "empty", "truncated"] {
+        let data = path(data);
+        let arguments =
+            ["run", "dijs", "--scale", "small", "--data", data.to_str().unwrap(), "--store", store.to_str().unwrap()];
+        all += &format!("{}\n", failure(&arguments, dir.path(), 3));
+    }
+    snapshot("errors-data", &all);
+}
+
+#[test]
+fn a_scale_that_reads_files_asks_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let error = failure(&["run", "dijs", "--scale", "small", "--store", store.to_str().unwrap()], dir.path(), 2);
+    assert!(error.contains("--data DIR"), "{error}");
+}
+
+/// A checkout with other shipped weights.
+fn checkout_with(dir: &Path, damage: impl Fn(&Path)) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for part in ["paper", "golden", "golden/weights"] {
+        std::fs::create_dir_all(dir.join(part)).unwrap();
+        for entry in std::fs::read_dir(root.join(part)).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_file() {
+                std::fs::copy(&path, dir.join(part).join(path.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+    damage(&dir.join("golden/weights/classifier.safetensors"));
+}
+
+#[test]
+fn damaged_and_missing_shipped_weights_are_named_and_exit_3() {
+    for (damage, expected) in [("flip", "SHA-256"), ("remove", "is missing")] {
+        let dir = tempfile::tempdir().unwrap();
+        checkout_with(dir.path(), |file| match damage {
+            "flip" => {
+                let mut bytes = std::fs::read(file).unwrap();
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                std::fs::write(file, bytes).unwrap();
+            }
+            _ => std::fs::remove_file(file).unwrap(),
+        });
+        let store = dir.path().join("store");
+        let (root, store) = (dir.path().to_str().unwrap(), store.to_str().unwrap());
+        let error = failure(
+            &["run", "dijs", "--scale", "smoke", "--watch", "none", "--root", root, "--store", store],
+            dir.path(),
+            3,
+        );
+        assert!(error.contains("classifier.safetensors") && error.contains(expected), "{error}");
+        assert!(error.contains("git checkout"), "{error}");
+    }
+}
+
+/// What the store of a smoke run looks like from outside, and what happens to
+/// it when it is harmed.
+#[test]
+fn the_store_answers_survives_damage_and_tells() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, report) = (dir.path().join("store"), dir.path().join("report"));
+    let arguments = [
+        "run", "dijs", "--scale", "smoke", "--watch", "lines",
+        "--store", store.to_str().unwrap(), "--output", report.to_str().unwrap(),
+    ];
+    let first = replicate(&arguments);
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert!(text(&first.stderr).contains("images/s"), "no progress: {}", text(&first.stderr));
+
+    let begun = std::time::Instant::now();
+    let second = replicate(&arguments);
+    assert!(begun.elapsed().as_secs_f64() < 2.0, "the second call took {:?}", begun.elapsed());
+    assert_eq!(first.stdout, second.stdout);
+    assert_eq!(text(&second.stderr), "");
+
+    let entry = || {
+        let mut dirs: Vec<_> = std::fs::read_dir(&store).unwrap().map(|e| e.unwrap().path()).collect();
+        dirs.retain(|d| d.to_string_lossy().ends_with("-smoke-dijs-s0"));
+        dirs.pop().unwrap()
+    };
+    let scores = entry().join("scores.csv");
+    let honest = std::fs::read_to_string(&scores).unwrap();
+    std::fs::write(&scores, honest.replacen("dijs,smoke,0,fd,", "dijs,smoke,0,fd,0", 1)).unwrap();
+    let third = replicate(&arguments);
+    assert!(third.status.success());
+    assert!(text(&third.stderr).contains("scores.csv"), "{}", text(&third.stderr));
+    assert_eq!(third.stdout, first.stdout, "the damaged result is made again");
+    assert!(std::fs::read_dir(&store).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("damaged")));
+
+    std::fs::write(store.join("format"), "replicate store 0\n").unwrap();
+    let fourth = replicate(&arguments);
+    assert!(fourth.status.success());
+    assert!(text(&fourth.stderr).contains("another format"), "{}", text(&fourth.stderr));
+    assert_eq!(fourth.stdout.len(), first.stdout.len());
+}
+
+#[test]
+fn accept_refuses_in_ci() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let output = Command::new(env!("CARGO_BIN_EXE_replicate"))
+        .args(["accept", "dijs", "--scale", "smoke", "--reason", "because", "--store"])
+        .arg(&store)
+        .env("CI", "true")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("CI"), "{}", text(&output.stderr));
+}
+
+/// A learning rate that blows the networks up: exit 4, the step and the
+/// quantity named, a checkpoint left.
+#[test]
+fn divergence_is_said_and_keeps_the_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let output = replicate(&[
+        "run", "dikl", "--scale", "smoke", "--watch", "none", "--set", "generator_lr=1e30", "--set", "critic_lr=1e30",
+        "--store", store.to_str().unwrap(),
+    ]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{error}");
+    assert!(error.contains("diverged") && error.contains("images"), "{error}");
+}
+
+/// Real file format, real training steps, a picture: the small scale on files
+/// that this test writes. `CIFAR10_DIR` names real ones instead.
+#[test]
+fn small_scale_trains_on_cifar_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = match std::env::var_os("CIFAR10_DIR") {
+        Some(real) => real.into(),
+        None => {
+            let mut draws = replicate::rng::Stream::new("cifar test", "pixels").at(0);
+            let bytes: Vec<u8> = (0..20)
+                .flat_map(|i| std::iter::once(i as u8 % 10).chain((0..3072).map(|_| draws.next_u32() as u8).collect::<Vec<_>>()))
+                .collect();
+            std::fs::write(dir.path().join("data_batch_1.bin"), bytes).unwrap();
+            dir.path().to_path_buf()
+        }
+    };
+    let store = dir.path().join("store");
+    let output = replicate(&[
+        "run", "dijs", "--scale", "small", "--until", "4", "--set", "batch=2", "--set", "teacher_batch=2",
+        "--watch", "none", "--data", data.to_str().unwrap(), "--store", store.to_str().unwrap(),
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let place = text(&output.stdout);
+    let png = std::fs::read(Path::new(place.lines().next().unwrap().trim()).join("samples.png")).unwrap();
+    assert!(png.starts_with(b"\x89PNG"));
+}
