@@ -55,7 +55,7 @@ impl Evaluator {
         let n = features.len().min(self.reference.len());
         let first = |f: &Features| Features::new(f.dim, f.rows[..n * f.dim].to_vec());
         let (precision, recall) = precision_recall(&first(&features), &first(&self.reference), e.neighbours);
-        let modes = modes(&logits, &features, TARGETS);
+        let modes = modes(&target_logits(&logits), &features, TARGETS);
         let subset = KID_SUBSET_SIZE.min(n / 2);
         let (kid, _) = kid(&features, &self.reference, KID_SUBSETS, subset, &Stream::new("kid", "subsets"));
         Ok(vec![
@@ -70,6 +70,13 @@ impl Evaluator {
             ("collapse", collapse_code(collapse(recall, modes.effective_classes, TARGETS))),
         ])
     }
+}
+
+/// The logits of the ten target classes: which of them an image is most like,
+/// and not whether it might be one of the hundred others.
+fn target_logits(logits: &Features) -> Features {
+    let rows = (0..logits.len()).flat_map(|i| logits.row(i)[..TARGETS].iter().copied()).collect();
+    Features::new(TARGETS, rows)
 }
 
 /// The categorical result as a number, for the scores file.

@@ -360,6 +360,14 @@ impl Recipe {
         self.changes.push(format!("until={images}"));
     }
 
+    /// Whether `start` is pre-trained in the same way in both recipes.
+    pub fn pretrains_like(&self, other: &Recipe, start: Start) -> bool {
+        self.network == other.network
+            && self.images_per_class == other.images_per_class
+            && self.pretraining == other.pretraining
+            && self.pretraining_levels(start) == other.pretraining_levels(start)
+    }
+
     /// Whole iterations of the one-step training.
     pub fn iterations(&self) -> u64 {
         self.images.div_ceil(self.batch as u64)

@@ -255,10 +255,12 @@ impl<'a> Runner<'a> {
     /// they are, else stored ones, else, with `make`, trained now.
     pub fn pretrained(&mut self, start: Start, make: bool) -> Result<Option<(Arrays, String)>> {
         let name = format!("{}-{start}", self.recipe.scale);
-        if self.recipe.changes.is_empty() && !self.settings.from_scratch {
-            if let Some(shipped) = shipped(&self.settings.root, &name)? {
-                return Ok(Some(shipped));
-            }
+        let original = self.recipe.pretrains_like(&Recipe::of(self.recipe.scale), start);
+        if original
+            && !self.settings.from_scratch
+            && let Some(shipped) = shipped(&self.settings.root, &name)?
+        {
+            return Ok(Some(shipped));
         }
         if self.recipe.scale == Scale::Paper {
             return Err(Error::Missing {
@@ -274,7 +276,8 @@ impl<'a> Runner<'a> {
         let digest = self.digest(data)?;
         let class = determinism(&self.settings.device);
         let text = self.recipe.pretraining_text(start, &digest, class);
-        let entry = self.store.entry(&Key::of(&text), &self.label(&format!("pretrain-{start}")));
+        let label = format!("{}-pretrain-{start}", self.recipe.scale);
+        let entry = self.store.entry(&Key::of(&text), &label);
         if !make {
             return if_finished(&entry);
         }
