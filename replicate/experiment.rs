@@ -239,12 +239,12 @@ impl Recipe {
             one_step: Settings {
                 sigma_init: 2.5,
                 levels: EDM_LEVELS,
-                generator_lr: 2e-4,
+                generator_lr: 5e-5,
                 critic_lr: 1e-3,
                 adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8 },
                 ema_half_life: 4_400,
             },
-            images: 38_400,
+            images: 19_200,
             batch: 64,
             ticks: 10,
             evaluation: Some(Evaluation {
