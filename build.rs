@@ -6,22 +6,28 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Sources that only read, write or show results.
-const NO_RESULT: [&str; 11] = [
+const NO_RESULT: [&str; 14] = [
     "main.rs", "lib.rs", "cli.rs", "commands.rs", "paper.rs", "golden.rs", "claims.rs", "report.rs", "watch.rs",
-    "error.rs", "grid.rs",
+    "error.rs", "store.rs", "store/files.rs", "store/manifest.rs", "store/checkpoint.rs",
 ];
+/// Crates whose arithmetic or bytes are part of a result.
+const ARITHMETIC: [&str; 6] = ["candle", "faer", "gemm", "libm", "png", "private-gemm"];
 
 fn main() {
     println!("cargo::rerun-if-changed=replicate");
     println!("cargo::rerun-if-changed=Cargo.lock");
-    println!("cargo::rerun-if-changed=.git/HEAD");
+    for path in [".git/HEAD", ".git/logs/HEAD", ".git/index"] {
+        if Path::new(path).exists() {
+            println!("cargo::rerun-if-changed={path}");
+        }
+    }
     let mut files = Vec::new();
     walk(Path::new("replicate"), &mut files);
     files.sort();
     let mut hash = Sha256::new();
     for path in files {
         let name = path.strip_prefix("replicate").unwrap().to_string_lossy().replace('\\', "/");
-        if NO_RESULT.contains(&name.as_str()) || name.starts_with("store") || name.starts_with("report") {
+        if NO_RESULT.contains(&name.as_str()) {
             continue;
         }
         let text = std::fs::read(&path).unwrap();
@@ -30,10 +36,16 @@ fn main() {
         hash.update((text.len() as u64).to_le_bytes());
         hash.update(text);
     }
+    let lock = std::fs::read_to_string("Cargo.lock").unwrap_or_default();
+    for package in lock.split("[[package]]") {
+        let name = package.split('"').nth(1).unwrap_or("");
+        if ARITHMETIC.iter().any(|prefix| name.starts_with(prefix)) {
+            hash.update(package.lines().take(4).collect::<String>());
+        }
+    }
     let digest: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
     println!("cargo::rustc-env=CODE_DIGEST={}", &digest[..16]);
 
-    let lock = std::fs::read_to_string("Cargo.lock").unwrap_or_default();
     let candle = lock.split("name = \"candle-core\"\nversion = \"").nth(1).and_then(|t| t.split('"').next());
     println!("cargo::rustc-env=CANDLE_VERSION={}", candle.unwrap_or("unknown"));
 

@@ -8,7 +8,7 @@ use crate::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, writ
 use crate::paper;
 use crate::report::{Table, check_json, check_text, table1, table2};
 use crate::run::{CLASSIFIER, Runner, SHIPPED, Settings, WEIGHTS, humantime};
-use crate::store::{sha256_hex, write_safetensors};
+use crate::store::{sha256_hex, write_atomically, write_safetensors};
 use crate::watch::{Mode, Watch};
 use candle_core::Device;
 use std::collections::BTreeMap;
@@ -24,6 +24,12 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             let cells = select(&targets)?;
             let recipe = recipe(&place, &set, until)?;
             let mut runner = runner(&place, recipe, watch.unwrap_or_else(Mode::fitting), from_scratch, stop)?;
+            if writes_tables(&targets, &runner) {
+                // Tried first: it should not fail after the work.
+                std::fs::create_dir_all(&output).map_err(Error::io("create", &output))?;
+                write_file(&output.join(".writable"), b"")?;
+                _ = std::fs::remove_file(output.join(".writable"));
+            }
             let mut places = Vec::new();
             for seed in unique(&seed) {
                 for cell in &cells {
@@ -208,13 +214,26 @@ fn render(table: &Table, format: Format) -> String {
     }
 }
 
+fn tables(targets: &[String]) -> impl Iterator<Item = (Which, &'static str)> {
+    let named = [(Which::Table1, "table1"), (Which::Table2, "table2")];
+    named.into_iter().filter(|(_, name)| targets.iter().any(|target| target == name || target == "all"))
+}
+
+/// A changed experiment is no row of a table.
+fn writes_tables(targets: &[String], runner: &Runner) -> bool {
+    tables(targets).next().is_some() && runner.recipe().changes.is_empty()
+}
+
+/// All of the file or what it held before.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    write_atomically(dir, &path.file_name().unwrap_or_default().to_string_lossy(), bytes)
+}
+
 /// Prints the tables that were asked for, and leaves them as files.
 fn finish_run(runner: &mut Runner, place: &Place, targets: &[String], places: &[PathBuf], output: &Path) -> Result<i32> {
     let root = root(place)?;
-    let asked = |name: &str| targets.iter().any(|target| target == name || target == "all");
-    let named = [(Which::Table1, "table1"), (Which::Table2, "table2")];
-    let tables: Vec<_> = named.into_iter().filter(|(_, name)| asked(name)).collect();
-    if tables.is_empty() || !runner.recipe().changes.is_empty() {
+    if !writes_tables(targets, runner) {
         for place in places {
             println!("{}", place.display());
             if let Ok(scores) = golden::read_scores(&place.join(crate::run::SCORES)) {
@@ -225,12 +244,10 @@ fn finish_run(runner: &mut Runner, place: &Place, targets: &[String], places: &[
         }
         return Ok(EXIT_GOOD);
     }
-    std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
-    for (which, name) in tables {
+    for (which, name) in tables(targets) {
         let table = build(which, runner, &root)?;
         for (suffix, text) in [("csv", table.to_csv()), ("md", table.to_markdown())] {
-            let path = output.join(format!("{name}.{suffix}"));
-            std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+            write_file(&output.join(format!("{name}.{suffix}")), text.as_bytes())?;
         }
         print!("{}", render(&table, Format::Text));
         println!("\nwritten: {0}/{name}.csv and {0}/{name}.md", output.display());
@@ -313,6 +330,9 @@ fn check(targets: &[String], place: &Place, seeds: &[u64], against: Against, set
                 .collect();
             let comparisons = golden::check(&goldens, &scores);
             print!("{}", if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], colour) });
+            if comparisons.is_empty() && !json {
+                println!("nothing to compare: neither golden values nor results of these rows at --scale {scale}");
+            }
             let any = |status: Status| comparisons.iter().any(|c| c.verdict.status == status);
             Ok(if any(Status::Outside) {
                 EXIT_OUTSIDE
@@ -326,6 +346,9 @@ fn check(targets: &[String], place: &Place, seeds: &[u64], against: Against, set
             let results: Vec<_> =
                 paper::claims(&root.join("paper"))?.iter().map(|claim| evaluate(claim, &scores, scale)).collect();
             print!("{}", if json { check_json(&[], &results) } else { check_text(&[], &results, colour) });
+            if scores.is_empty() {
+                return Ok(EXIT_INCOMPLETE);
+            }
             let broken = results.iter().any(|result| result.verdict == ClaimVerdict::DoesNotHold);
             Ok(if broken { EXIT_OUTSIDE } else { EXIT_GOOD })
         }
@@ -346,11 +369,14 @@ fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], jso
         if !cells.iter().any(|cell| cell.row == row.id) {
             continue;
         }
-        let sample = golden::Sample::of(golden::values(scores, &row.id, scale, "fd").into_values());
-        let verdict = if sample.n == 0 {
+        let values = golden::values(scores, &row.id, scale, "fd");
+        if values.is_empty() {
             missing = true;
-            "not run".to_string()
-        } else if !comparable {
+            lines.push((row.id, row.fid, "-".to_string(), "not run".to_string()));
+            continue;
+        }
+        let sample = golden::Sample::of(values.into_values());
+        let verdict = if !comparable {
             format!("not comparable: at --scale {scale} other images and other features are measured")
         } else if (sample.mean - row.fid).abs() <= PAPER_TOLERANCE * row.fid {
             "agrees".to_string()
@@ -401,7 +427,7 @@ fn accept(targets: &[String], place: &Place, seeds: &[u64], reason: &str, stop: 
         }
         let path = golden_path(&root, which);
         let (goldens, diff) = golden::accept(read_golden(&path)?, &ours, reason, &date[..10])?;
-        std::fs::write(&path, write_golden(&goldens)).map_err(Error::io("write", &path))?;
+        write_file(&path, write_golden(&goldens).as_bytes())?;
         println!("{}\n{diff}", path.display());
     }
     Ok(EXIT_GOOD)
@@ -432,12 +458,20 @@ fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) -> R
         .map(|start| (format!("{}-{start}", runner.recipe().scale), Some(start)))
         .chain([(CLASSIFIER.to_string(), None)])
         .collect();
-    let names: Vec<String> = if names.is_empty() { sums.keys().cloned().collect() } else { names.to_vec() };
+    let names: Vec<String> = match names.is_empty() {
+        true => sums.keys().filter(|name| known.contains_key(*name)).cloned().collect(),
+        false => names.to_vec(),
+    };
+    if let Some(name) = names.iter().find(|name| !known.contains_key(*name)) {
+        return Err(Error::Usage(unknown("network", name, known.keys().map(String::as_str))));
+    }
+    if names.is_empty() {
+        println!("no weights of --scale {} ship with the repository", runner.recipe().scale);
+        return Ok(EXIT_INCOMPLETE);
+    }
     let mut same = true;
     for name in names {
-        let start = known
-            .get(&name)
-            .ok_or_else(|| Error::Usage(unknown("network", &name, known.keys().map(String::as_str))))?;
+        let start = &known[&name];
         let (arrays, digest) = match start {
             Some(start) => runner.pretrained(*start, true)?.expect("made where it was missing"),
             None => runner.features(true)?.expect("made where it was missing").clone(),
@@ -456,13 +490,13 @@ fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) -> R
             let bytes = write_safetensors(&arrays, &BTreeMap::new());
             debug_assert_eq!(sha256_hex(&bytes), digest);
             let path = root.join(SHIPPED).join(&name).with_extension(WEIGHTS.rsplit('.').next().unwrap_or_default());
-            std::fs::write(&path, bytes).map_err(Error::io("write", &path))?;
+            write_file(&path, &bytes)?;
             sums.insert(name, digest);
         }
     }
     if write {
         let text: String = sums.iter().map(|(name, sum)| format!("{sum}  {name}.safetensors\n")).collect();
-        std::fs::write(&list, text).map_err(Error::io("write", &list))?;
+        write_file(&list, text.as_bytes())?;
     }
     Ok(if same { EXIT_GOOD } else { EXIT_OUTSIDE })
 }

@@ -32,6 +32,8 @@ pub enum Error {
     Diverged { cell: String, quantity: String, images: u64, checkpoint: PathBuf },
     #[error("{cell} stopped after {images} images; the checkpoint is written, run the same command again to go on")]
     Interrupted { cell: String, images: u64 },
+    #[error("{cell} was stopped; nothing that was finished is lost, run the same command again to go on")]
+    Stopped { cell: String },
     #[error("cannot {action} {}: {source}{}", path.display(), io_remedy(source))]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
@@ -50,7 +52,7 @@ impl Error {
         match self {
             Error::Usage(_) => EXIT_USAGE,
             Error::Missing { .. } | Error::Malformed { .. } => EXIT_INPUT,
-            Error::Interrupted { .. } => EXIT_INTERRUPTED,
+            Error::Interrupted { .. } | Error::Stopped { .. } => EXIT_INTERRUPTED,
             Error::Diverged { .. } | Error::Io { .. } | Error::Run(_) | Error::Tensor(_) => EXIT_RUN,
         }
     }
@@ -59,9 +61,9 @@ impl Error {
 fn io_remedy(source: &std::io::Error) -> &'static str {
     match source.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            "\n  free some space or choose another place with --store; what was finished before is intact"
+            "\n  free some space or choose another place (--store, --output); what was finished before is intact"
         }
-        std::io::ErrorKind::PermissionDenied => "\n  check who owns it, or choose another place with --store",
+        std::io::ErrorKind::PermissionDenied => "\n  check who owns it, or choose another place (--store, --output)",
         _ => "",
     }
 }

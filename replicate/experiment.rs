@@ -136,6 +136,9 @@ pub fn cells() -> impl Iterator<Item = Cell> {
     TABLE1.into_iter().chain(TABLE2.into_iter().take(TABLE2.len() - 1))
 }
 
+const MOST_IMAGES: u64 = 1_000_000_000_000;
+const LARGEST_BATCH: u64 = 65_536;
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pretraining {
     pub images: u64,
@@ -266,6 +269,8 @@ impl Recipe {
             network: Config { model_channels: 8, ..mini.network },
             images_per_class: 20,
             pretraining: Pretraining { images: 320, batch: 16, warmup_images: 64, ..mini.pretraining },
+            // Rates at which a dozen steps change something.
+            one_step: Settings { generator_lr: 2e-3, critic_lr: 2e-3, ..mini.one_step.clone() },
             images: 192,
             batch: 16,
             ticks: 12,
@@ -336,28 +341,43 @@ impl Recipe {
             Error::Usage(format!("cannot set '{change}': expected NAME=VALUE with NAME one of {known}"))
         };
         let (name, text) = change.split_once('=').ok_or_else(unknown)?;
-        let value: f64 = text.parse().ok().filter(|v: &f64| v.is_finite() && *v >= 0.0).ok_or_else(unknown)?;
+        let range = |low: f64, high: f64| match text.parse::<f64>() {
+            Ok(value) if value >= low && value <= high => Ok(value),
+            _ => Err(Error::Usage(format!("cannot set '{change}': {name} is a number from {low:e} to {high:e}"))),
+        };
+        let count = |low: u64, high: u64| match text.parse::<u64>() {
+            Ok(value) if value >= low && value <= high => Ok(value),
+            _ => Err(Error::Usage(format!("cannot set '{change}': {name} is a whole number from {low} to {high}"))),
+        };
+        let before = self.clone();
         match name {
-            "sigma_init" if value > 0.0 => self.one_step.sigma_init = value,
-            "generator_lr" => self.one_step.generator_lr = value,
-            "critic_lr" => self.one_step.critic_lr = value,
-            "ema_half_life" => self.one_step.ema_half_life = value as u64,
-            "images" if value >= 1.0 => self.images = value as u64,
-            "batch" if value >= 1.0 => self.batch = value as usize,
-            "teacher_images" if value >= 1.0 => self.pretraining.images = value as u64,
-            "teacher_batch" if value >= 1.0 => self.pretraining.batch = value as usize,
+            "sigma_init" => self.one_step.sigma_init = range(1e-3, 1e3)?,
+            "generator_lr" => self.one_step.generator_lr = range(0.0, 1e30)?,
+            "critic_lr" => self.one_step.critic_lr = range(0.0, 1e30)?,
+            "ema_half_life" => self.one_step.ema_half_life = count(0, MOST_IMAGES)?,
+            "images" => self.images = count(1, MOST_IMAGES)?,
+            "batch" => self.batch = count(1, LARGEST_BATCH)? as usize,
+            "teacher_images" => self.pretraining.images = count(1, MOST_IMAGES)?,
+            "teacher_batch" => self.pretraining.batch = count(1, LARGEST_BATCH)? as usize,
             _ => return Err(unknown()),
         }
-        self.changes.push(format!("{name}={text}"));
+        if *self != before {
+            self.changes.push(change.to_string());
+        }
         Ok(())
     }
 
     /// Stops both stages early.
     pub fn until(&mut self, images: u64) {
+        let before = self.clone();
         self.images = self.images.min(images);
         self.pretraining.images = self.pretraining.images.min(images);
         self.pretraining.warmup_images = self.pretraining.warmup_images.min(images / 4);
-        self.changes.push(format!("until={images}"));
+        // A grid and a checkpoint at every step would be most of a short run.
+        self.ticks = self.ticks.min(10);
+        if *self != before {
+            self.changes.push(format!("until={images}"));
+        }
     }
 
     /// Whether `start` is pre-trained in the same way in both recipes.
@@ -420,7 +440,7 @@ impl Recipe {
             .line("start", start)
             .line("network", &self.network)
             .line("data", self.data_text(data))
-            .line("data sha256", images_digest)
+            .line("data id", images_digest)
             .line("levels", self.pretraining_levels(start))
             .line("images", p.images)
             .line("batch", p.batch)
@@ -429,6 +449,8 @@ impl Recipe {
             .line("schedule", if p.cosine { "cosine" } else { "constant" })
             .adam(p.adam)
             .line("ema half-life images", p.ema_half_life)
+            .line("ticks", self.ticks)
+            .line("grids at sigma", self.one_step.sigma_init)
             .line("determinism", determinism)
             .finish()
     }

@@ -32,7 +32,7 @@ pub const TIME: &str = "seconds_per_iteration";
 pub const STATISTICAL: &str = "statistical";
 
 /// The share by which a float64 result may move without being another number.
-const SAME: f64 = 1e-12;
+const SAME: f64 = 1e-9;
 
 /// One number that a run measured.
 #[derive(Clone, Debug, PartialEq)]
@@ -531,9 +531,10 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// `values` must not be empty.
+    /// Panics if there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Sample {
         let values: Vec<f64> = values.into_iter().collect();
+        assert!(!values.is_empty(), "no values have no mean");
         let n = values.len();
         // A mean of equal values may differ from them in its last bit.
         let equal = values.iter().all(|x| *x == values[0]);

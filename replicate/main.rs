@@ -37,6 +37,9 @@ fn prepare_process() {
         if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
             std::env::set_var("CANDLE_NUM_THREADS", "1");
         }
+        // `replicate list | head` ends as other programs do.
+        #[cfg(unix)]
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         {
             libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);

@@ -59,11 +59,31 @@ pub struct Outcome {
     pub manifest: Manifest,
 }
 
-/// Within which machines the same bytes are promised. The CPU kernels fix
-/// their order and fuse every multiply-add, so the class does not name
-/// instruction sets or threads.
+/// Within which machines the same bytes are promised. `cpu` is x86-64 Linux
+/// with AVX2 and FMA, any number of threads: our kernels give the same bits
+/// everywhere, but candle's sums, the platform's `exp` and the linear algebra of
+/// the metrics choose their order by the machine. What a GPU does is not proven
+/// to be repeatable, and is compared by statistics alone.
 pub fn determinism(device: &Device) -> &'static str {
-    if device.is_cpu() { "cpu" } else { "cuda" }
+    #[cfg(target_arch = "x86_64")]
+    let usual = cfg!(target_os = "linux")
+        && std::arch::is_x86_feature_detected!("avx2")
+        && std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let usual = false;
+    match (device.is_cpu(), usual) {
+        (true, true) => "cpu",
+        (true, false) => unusual_class(),
+        (false, _) => "statistical-cuda",
+    }
+}
+
+fn unusual_class() -> &'static str {
+    match std::env::consts::ARCH {
+        "aarch64" => "cpu-aarch64",
+        "x86_64" => "cpu-x86_64-other",
+        _ => "statistical-cpu",
+    }
 }
 
 impl<'a> Runner<'a> {
@@ -149,7 +169,7 @@ impl<'a> Runner<'a> {
         };
         let sampled = |latents: &candle_core::Tensor| {
             generate(latents, &samples).map_err(|error| match stop.load(Ordering::Relaxed) {
-                true => Error::Interrupted { cell: label.clone(), images: images_seen },
+                true => Error::Stopped { cell: label.clone() },
                 false => error,
             })
         };
@@ -201,13 +221,17 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Every seed of `cell` that has a directory in the store, in order.
+    /// Every seed of `cell` that has a directory in the store, in order; which
+    /// of them are of this very experiment `stored` tells by their keys.
     pub fn seeds(&self, cell: &Cell) -> Result<Vec<u64>> {
-        let label = self.label(&format!("{}-s", cell.row));
+        let label = format!("{}-{}-s", self.recipe.scale, cell.row);
         let listing = std::fs::read_dir(&self.settings.store).map_err(Error::io("read", &self.settings.store))?;
         let mut seeds: Vec<u64> = listing
             .filter_map(|file| file.ok()?.file_name().into_string().ok())
-            .filter_map(|name| name.get(13..)?.strip_prefix(&label)?.parse().ok())
+            .filter_map(|name| {
+                let rest = name.get(13..)?.strip_prefix(&label)?.to_string();
+                rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+            })
             .collect();
         seeds.sort_unstable();
         seeds.dedup();
@@ -386,7 +410,7 @@ impl<'a> Runner<'a> {
                 watch.note(&format!("{}: another process is at it, waiting", entry.label()));
             }
             if stop.load(Ordering::Relaxed) {
-                return Err(Error::Interrupted { cell: entry.label().into(), images: 0 });
+                return Err(Error::Stopped { cell: entry.label().into() });
             }
             Ok(())
         })?;
@@ -505,13 +529,21 @@ fn read_weights(entry: &Entry) -> Result<(Arrays, String)> {
 /// digests; `None` where the list does not have them.
 pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
     let list = root.join(SHIPPED).join("SHA256SUMS");
-    let Ok(text) = std::fs::read_to_string(&list) else { return Ok(None) };
     let file = format!("{name}.safetensors");
-    let Some(expected) = text.lines().find_map(|line| line.strip_suffix(&format!("  {file}"))) else {
-        return Ok(None);
-    };
     let path = root.join(SHIPPED).join(&file);
     let remedy = format!("get it again with 'git checkout {SHIPPED}', or train it with 'replicate run --from-scratch'");
+    let text = match std::fs::read_to_string(&list) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(Error::io("read", &list)(error)),
+    };
+    let Some(expected) = text.lines().find_map(|line| line.strip_suffix(&format!("  {file}"))) else {
+        if !path.exists() {
+            return Ok(None);
+        }
+        let (expected, found) = (format!("a line with the SHA-256 of {file}"), "none".into());
+        return Err(Error::Malformed { path: list, expected, found, remedy });
+    };
     let bytes = std::fs::read(&path).map_err(|_| Error::Missing {
         path: path.clone(),
         what: "weights that ship with the repository".into(),
@@ -558,9 +590,4 @@ pub fn humantime(time: std::time::SystemTime) -> String {
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
-}
-
-/// The scales that run without files.
-pub fn needs_data(scale: Scale) -> bool {
-    !scale.procedural()
 }

@@ -55,9 +55,8 @@ use std::time::{Duration, Instant};
 use sha2::{Digest, Sha256};
 
 pub use self::checkpoint::Checkpoint;
-use self::files::{
-    children, move_children, numbered_dir, read_if_present, remove_temporaries, sync_dir, write_atomically,
-};
+pub use self::files::write_atomically;
+use self::files::{children, move_children, numbered_dir, read_if_present, remove_temporaries, sync_dir};
 pub use self::manifest::{Manifest, Output, Provenance};
 pub use self::safetensors::{Array, read_safetensors, write_safetensors};
 use crate::error::{Error, Result};

@@ -97,6 +97,7 @@ pub fn train(lock: &Lock, budget: Budget, training: &mut dyn Training, watch: &m
         let stopping = stop.load(Ordering::Relaxed);
         if done % per_tick == 0 || done == steps {
             let since = if done % per_tick == 0 { per_tick } else { done % per_tick };
+            let state = finite(lock, training.state()?, images)?;
             let (fd, grid) = training.look()?;
             if let Some(grid) = grid {
                 let name = format!("grid-{images:09}.png");
@@ -107,9 +108,9 @@ pub fn train(lock: &Lock, budget: Budget, training: &mut dyn Training, watch: &m
             log.tick(images, since, fd);
             lock.write(METRICS, log.csv.as_bytes())?;
             watch.tick(&Progress { images, columns, values: &values, fd: last_fd });
-            save(lock, training, images, &log)?;
+            save(lock, state, images, &log)?;
         } else if stopping {
-            save(lock, training, images, &log)?;
+            save(lock, finite(lock, training.state()?, images)?, images, &log)?;
         }
         if stopping && done < steps {
             watch.end();
@@ -139,8 +140,21 @@ fn check_finite(lock: &Lock, columns: &[&str], values: &[f64], images: u64) -> R
     }
 }
 
-fn save(lock: &Lock, training: &dyn Training, images: u64, log: &Log) -> Result<()> {
-    lock.save_checkpoint(&Checkpoint { images, tensors: training.state()?, text: log.text() })
+/// What is not finite is never written over a good checkpoint.
+fn finite(lock: &Lock, state: Arrays, images: u64) -> Result<Arrays> {
+    match state.iter().find(|(_, array)| array.data.iter().any(|v| !v.is_finite())) {
+        None => Ok(state),
+        Some((name, _)) => Err(Error::Diverged {
+            cell: lock.label().into(),
+            quantity: name.clone(),
+            images,
+            checkpoint: lock.checkpoint_dir(),
+        }),
+    }
+}
+
+fn save(lock: &Lock, tensors: Arrays, images: u64, log: &Log) -> Result<()> {
+    lock.save_checkpoint(&Checkpoint { images, tensors, text: log.text() })
 }
 
 /// The lines written so far and the sums since the last one.
@@ -224,6 +238,9 @@ pub fn grid_latents(config: &Config, device: &Device) -> Result<Tensor> {
 }
 
 /// Samples in batches; the batch never changes an image.
+///
+/// # Errors
+/// `Run` when a value is not finite: as bytes it would pass for black.
 pub fn generate(latents: &Tensor, sample: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Images> {
     const BATCH: usize = 100;
     let (n, c, size, _) = latents.dims4()?;
@@ -231,6 +248,10 @@ pub fn generate(latents: &Tensor, sample: impl Fn(&Tensor) -> candle_core::Resul
     for start in (0..n).step_by(BATCH) {
         let x = sample(&latents.narrow(0, start, BATCH.min(n - start))?)?;
         let values = x.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let image = start + at / (c * size * size);
+            return Err(Error::Run(format!("sample {image} is not finite: the network has diverged")));
+        }
         all.pixels.extend(Images::from_unit(c, size, &values).pixels);
     }
     Ok(all)

@@ -3,7 +3,7 @@
 
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -51,9 +51,9 @@ impl Watch {
     pub fn note(&mut self, text: &str) {
         match (&self.bar, self.mode) {
             (_, Mode::None) => {}
-            (_, Mode::Json) => eprintln!("{}", serde_json::json!({ "note": text })),
+            (_, Mode::Json) => say(&format!("{}", serde_json::json!({ "note": text }))),
             (Some(bar), _) => bar.println(text),
-            (None, _) => eprintln!("{text}"),
+            (None, _) => say(text),
         }
     }
 
@@ -80,7 +80,7 @@ impl Watch {
     pub fn tick(&mut self, at: &Progress) {
         match self.mode {
             Mode::Lines => {
-                eprintln!("{:14} {:>9}/{} images  {}", self.label, at.images, self.total, self.details(at));
+                say(&format!("{:14} {:>9}/{} images  {}", self.label, at.images, self.total, self.details(at)));
             }
             Mode::Json => {
                 let mut line = serde_json::json!({
@@ -93,7 +93,7 @@ impl Watch {
                 if let Some(fd) = at.fd {
                     line["fd"] = serde_json::json!(fd);
                 }
-                eprintln!("{line}");
+                say(&line.to_string());
             }
             Mode::Bar | Mode::None => {}
         }
@@ -126,6 +126,11 @@ impl Watch {
         }
         text
     }
+}
+
+/// A full disk behind standard error must not end a run.
+fn say(line: &str) {
+    _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn duration(seconds: f64) -> String {

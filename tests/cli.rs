@@ -200,6 +200,18 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("diverged") && error.contains("images"), "{error}");
+    // Whatever was saved before is finite.
+    let mut checkpoints = 0;
+    for entry in std::fs::read_dir(&store).unwrap() {
+        let Ok(files) = std::fs::read_dir(entry.unwrap().path().join("checkpoint")) else { continue };
+        for file in files {
+            let path = file.unwrap().path();
+            let (arrays, _) = replicate::store::read_safetensors(&path, &std::fs::read(&path).unwrap()).unwrap();
+            assert!(arrays.values().all(|a| a.data.iter().all(|v| v.is_finite())), "{}", path.display());
+            checkpoints += 1;
+        }
+    }
+    println!("{checkpoints} checkpoints, all finite");
 }
 
 /// Real file format, real training steps, a picture: the small scale on files
@@ -214,7 +226,9 @@ fn small_scale_trains_on_cifar_files() {
             let bytes: Vec<u8> = (0..20)
                 .flat_map(|i| std::iter::once(i as u8 % 10).chain((0..3072).map(|_| draws.next_u32() as u8).collect::<Vec<_>>()))
                 .collect();
-            std::fs::write(dir.path().join("data_batch_1.bin"), bytes).unwrap();
+            for batch in 1..=5 {
+                std::fs::write(dir.path().join(format!("data_batch_{batch}.bin")), &bytes).unwrap();
+            }
             dir.path().to_path_buf()
         }
     };

@@ -27,6 +27,7 @@ fn agree(name: &str, inputs: &[Var], ours: &dyn Fn(&[Var]) -> Result<Tensor>, pl
     let (a, b) = (evaluate(inputs, ours), evaluate(inputs, plain));
     for (which, (a, b)) in a.iter().zip(&b).enumerate() {
         assert_eq!(a.len(), b.len());
+        assert!(a.iter().chain(b).all(|v| v.is_finite()), "{name}, value {which} is not finite");
         let scale = (b.iter().map(|v| v * v).sum::<f32>() / b.len() as f32).sqrt().max(1e-3);
         let worst = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         assert!(worst <= 2e-4 * scale, "{name}, value {which}: {worst} of {scale}");

@@ -208,3 +208,57 @@ mod avx2 {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Each<'a>(&'a [f32], &'a mut [f32], bool);
+
+    impl Kernel for Each<'_> {
+        type Out = ();
+
+        #[inline(always)]
+        fn run<L: Lanes>(self) {
+            for (x, y) in self.0.chunks_exact(8).zip(self.1.chunks_exact_mut(8)) {
+                // SAFETY: exactly eight values on either side.
+                unsafe {
+                    let v = L::load(x.as_ptr());
+                    if self.2 { v.sigmoid() } else { v.exp() }.store(y.as_mut_ptr());
+                }
+            }
+        }
+    }
+
+    fn inputs() -> Vec<f32> {
+        let mut x: Vec<f32> = (0..40_000).map(|i| (i as f32 - 20_000.0) * 0.005).collect();
+        x.extend([0.0, -0.0, f32::MIN_POSITIVE, 1e-30, -1e-30, 1e30, -1e30, 88.5]);
+        x
+    }
+
+    /// The bits do not depend on the instruction set.
+    #[test]
+    fn all_lanes_give_the_same_bits() {
+        let x = inputs();
+        for sigmoid in [false, true] {
+            let (mut fast, mut portable) = (vec![0f32; x.len()], vec![0f32; x.len()]);
+            run(Each(&x, &mut fast, sigmoid));
+            run_portable(Each(&x, &mut portable, sigmoid));
+            for ((x, a), b) in x.iter().zip(&fast).zip(&portable) {
+                assert_eq!(a.to_bits(), b.to_bits(), "at {x}: {a} and {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_accurate() {
+        let x: Vec<f32> = inputs().into_iter().filter(|x| x.abs() <= 87.0).collect();
+        let x = &x[..x.len() / 8 * 8];
+        let mut y = vec![0f32; x.len()];
+        run(Each(x, &mut y, false));
+        for (x, y) in x.iter().zip(&y) {
+            let expected = (*x as f64).exp();
+            assert!((*y as f64 - expected).abs() <= 2e-7 * expected, "e^{x} = {y}, not {expected}");
+        }
+    }
+}

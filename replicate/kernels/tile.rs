@@ -180,3 +180,41 @@ impl Kernel for Contract<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::lanes::run_portable;
+    use super::*;
+    use crate::rng::Stream;
+
+    fn bits(values: &[f32]) -> Vec<u32> {
+        values.iter().map(|v| v.to_bits()).collect()
+    }
+
+    /// The bits do not depend on the instruction set.
+    #[test]
+    fn all_lanes_give_the_same_bits() {
+        let x = Stream::new("tile", "x").normals(0, 4000);
+        let w = Stream::new("tile", "w").normals(0, 5 * 9 * ROWS);
+        let taps: Vec<usize> = (0..9).map(|t| t / 3 * 18 + t % 3).collect();
+        let input = Input { x: &x, plane: 324, channels: 5, taps: &taps };
+        let outputs = [false, true].map(|portable| {
+            let mut out = vec![0f32; ROWS * 288];
+            let kernel = Correlate { input, packed: &w, tiles: 18, out: &mut out, stride: 288 };
+            if portable { run_portable(kernel) } else { run(kernel) }
+            bits(&out)
+        });
+        assert_eq!(outputs[0], outputs[1]);
+
+        let columns = [0, 1, 2, 18, 400];
+        let outputs = [false, true].map(|portable| {
+            let mut sums = vec![0f32; 3 * columns.len()];
+            let planes = Planes { values: &x, image: 700, plane: 288 };
+            let kernel =
+                Contract { images: 2, pixels: 288, y: planes, rows: 3, x: planes, columns: &columns, sums: &mut sums };
+            if portable { run_portable(kernel) } else { run(kernel) }
+            bits(&sums)
+        });
+        assert_eq!(outputs[0], outputs[1]);
+    }
+}

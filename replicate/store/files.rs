@@ -50,7 +50,9 @@ pub(super) fn numbered_dir(parent: &Path, stem: &str) -> Result<PathBuf> {
     }
 }
 
-pub(super) fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+/// Writes `dir/name` so that after a crash at any moment it holds either all of
+/// `bytes` or what it held before.
+pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let path = dir.join(name);
     let (mut file, temporary) = create_temporary(dir, name).map_err(Error::io("write", &path))?;
     file.write_all(bytes)

@@ -113,6 +113,8 @@ pub fn unit(name: &str, n: usize) -> Vec<f32> {
 /// The largest absolute difference, relative to the largest expected size.
 pub fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(ours.len(), expected.len());
+    // The maximum below would pass over a NaN.
+    assert!(ours.iter().chain(expected).all(|v| v.is_finite()), "a value is not finite");
     let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
     ours.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / scale.max(1e-30)
 }
