@@ -6,9 +6,21 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Sources that only read, write or show results.
-const NO_RESULT: [&str; 14] = [
-    "main.rs", "lib.rs", "cli.rs", "commands.rs", "paper.rs", "golden.rs", "claims.rs", "report.rs", "watch.rs",
-    "error.rs", "store.rs", "store/files.rs", "store/manifest.rs", "store/checkpoint.rs",
+const NO_RESULT: &[&str] = &[
+    "main.rs",
+    "lib.rs",
+    "cli.rs",
+    "commands.rs",
+    "paper.rs",
+    "golden.rs",
+    "claims.rs",
+    "report.rs",
+    "watch.rs",
+    "error.rs",
+    "store.rs",
+    "store/files.rs",
+    "store/manifest.rs",
+    "store/checkpoint.rs",
 ];
 /// Crates whose arithmetic or bytes are part of a result.
 const ARITHMETIC: [&str; 6] = ["candle", "faer", "gemm", "libm", "png", "private-gemm"];
@@ -53,7 +65,10 @@ fn main() {
         let out = Command::new("git").args(arguments).output().ok().filter(|o| o.status.success())?;
         Some(String::from_utf8_lossy(&out.stdout).trim().to_string())
     };
-    println!("cargo::rustc-env=GIT_COMMIT={}", git(&["rev-parse", "HEAD"]).unwrap_or_else(|| "unknown".into()));
+    println!(
+        "cargo::rustc-env=GIT_COMMIT={}",
+        git(&["rev-parse", "HEAD"]).unwrap_or_else(|| "unknown".into())
+    );
     let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| !s.is_empty());
     println!("cargo::rustc-env=GIT_DIRTY={dirty}");
 }

@@ -15,8 +15,9 @@
 //! One seed has no spread, so nothing random is decided on it. Numbers of
 //! parameters and plain numbers are exact and need no seeds.
 
-use crate::golden::{Sample, Score, TIME, plain, seeds, t_cdf, t_quantile, values};
+use crate::golden::{Sample, Score, TIME, plain, seeds, values};
 use crate::paper::{Claim, Operand, Statement};
+use crate::student::{t_cdf, t_quantile};
 use serde::Serialize;
 use std::collections::BTreeSet;
 

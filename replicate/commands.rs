@@ -102,7 +102,13 @@ fn recipe(place: &Place, set: &[String], until: Option<u64>) -> Result<Recipe> {
     Ok(recipe)
 }
 
-fn runner<'a>(place: &Place, recipe: Recipe, mode: Mode, from_scratch: bool, stop: &'a AtomicBool) -> Result<Runner<'a>> {
+fn runner<'a>(
+    place: &Place,
+    recipe: Recipe,
+    mode: Mode,
+    from_scratch: bool,
+    stop: &'a AtomicBool,
+) -> Result<Runner<'a>> {
     let settings = Settings {
         store: place.store.clone(),
         root: root(place)?,
@@ -131,13 +137,14 @@ fn root(place: &Place) -> Result<PathBuf> {
             }),
         };
     }
-    [PathBuf::from("."), PathBuf::from(env!("CARGO_MANIFEST_DIR"))].into_iter().find(|dir| known(dir)).ok_or_else(|| {
-        Error::Missing {
+    [PathBuf::from("."), PathBuf::from(env!("CARGO_MANIFEST_DIR"))]
+        .into_iter()
+        .find(|dir| known(dir))
+        .ok_or_else(|| Error::Missing {
             path: "paper/table1.csv".into(),
             what: "neither here nor where the program was built".into(),
             remedy: "run it in a checkout of the repository, or name one with --root".into(),
-        }
-    })
+        })
 }
 
 fn device(name: &str) -> Result<Device> {
@@ -231,7 +238,13 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Prints the tables that were asked for, and leaves them as files.
-fn finish_run(runner: &mut Runner, place: &Place, targets: &[String], places: &[PathBuf], output: &Path) -> Result<i32> {
+fn finish_run(
+    runner: &mut Runner,
+    place: &Place,
+    targets: &[String],
+    places: &[PathBuf],
+    output: &Path,
+) -> Result<i32> {
     let root = root(place)?;
     if !writes_tables(targets, runner) {
         for place in places {
@@ -264,8 +277,10 @@ fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i32> 
     let mut runner = quiet(place, stop)?;
     let scale = runner.recipe().scale.name();
     let goldens = all_goldens(&root)?;
-    let mut printed: BTreeMap<String, String> =
-        paper::table1(&root.join("paper"))?.into_iter().map(|row| (row.id, format!("{:.2}", row.fid))).collect();
+    let mut printed: BTreeMap<String, String> = paper::table1(&root.join("paper"))?
+        .into_iter()
+        .map(|row| (row.id, format!("{:.2}", row.fid)))
+        .collect();
     for row in paper::table2(&root.join("paper"))? {
         let text = match row.fid {
             paper::Fid::Value(fid) => format!("{fid:.2}"),
@@ -299,7 +314,13 @@ fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i32> 
         println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
         return Ok(EXIT_GOOD);
     }
-    println!("{:14} {:>10}  {:24} {:12} command", "row", "paper FID", format!("golden FD ({scale})"), "seeds done");
+    println!(
+        "{:14} {:>10}  {:24} {:12} command",
+        "row",
+        "paper FID",
+        format!("golden FD ({scale})"),
+        "seeds done"
+    );
     for (row, fid, golden, done) in rows {
         let done: Vec<String> = done.iter().map(u64::to_string).collect();
         let done = if done.is_empty() { "none".to_string() } else { done.join(",") };
@@ -314,7 +335,15 @@ fn scale_is_readable(runner: &Runner, place: &Place) -> bool {
     runner.recipe().scale.procedural() || place.data.is_some()
 }
 
-fn check(targets: &[String], place: &Place, seeds: &[u64], against: Against, set: &[String], json: bool, stop: &AtomicBool) -> Result<i32> {
+fn check(
+    targets: &[String],
+    place: &Place,
+    seeds: &[u64],
+    against: Against,
+    set: &[String],
+    json: bool,
+    stop: &AtomicBool,
+) -> Result<i32> {
     let cells = select(targets)?;
     let root = root(place)?;
     let mut runner = runner(place, recipe(place, set, None)?, Mode::Lines, false, stop)?;
@@ -329,9 +358,14 @@ fn check(targets: &[String], place: &Place, seeds: &[u64], against: Against, set
                 .filter(|golden| golden.scale == scale && rows.contains(&golden.row.as_str()))
                 .collect();
             let comparisons = golden::check(&goldens, &scores);
-            print!("{}", if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], colour) });
+            print!(
+                "{}",
+                if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], colour) }
+            );
             if comparisons.is_empty() && !json {
-                println!("nothing to compare: neither golden values nor results of these rows at --scale {scale}");
+                println!(
+                    "nothing to compare: neither golden values nor results of these rows at --scale {scale}"
+                );
             }
             let any = |status: Status| comparisons.iter().any(|c| c.verdict.status == status);
             Ok(if any(Status::Outside) {
@@ -343,8 +377,10 @@ fn check(targets: &[String], place: &Place, seeds: &[u64], against: Against, set
             })
         }
         Against::Claims => {
-            let results: Vec<_> =
-                paper::claims(&root.join("paper"))?.iter().map(|claim| evaluate(claim, &scores, scale)).collect();
+            let results: Vec<_> = paper::claims(&root.join("paper"))?
+                .iter()
+                .map(|claim| evaluate(claim, &scores, scale))
+                .collect();
             print!("{}", if json { check_json(&[], &results) } else { check_text(&[], &results, colour) });
             if scores.is_empty() {
                 return Ok(EXIT_INCOMPLETE);
@@ -484,12 +520,16 @@ fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) -> R
             None => println!("{name}: SHA-256 {digest}, nothing of the name ships"),
         }
         if start.is_none() {
-            println!("{name}: {:.1} % of held-out images classified right", runner.classifier_accuracy()? * 100.0);
+            println!(
+                "{name}: {:.1} % of held-out images classified right",
+                runner.classifier_accuracy()? * 100.0
+            );
         }
         if write {
             let bytes = write_safetensors(&arrays, &BTreeMap::new());
             debug_assert_eq!(sha256_hex(&bytes), digest);
-            let path = root.join(SHIPPED).join(&name).with_extension(WEIGHTS.rsplit('.').next().unwrap_or_default());
+            let path =
+                root.join(SHIPPED).join(&name).with_extension(WEIGHTS.rsplit('.').next().unwrap_or_default());
             write_file(&path, &bytes)?;
             sums.insert(name, digest);
         }

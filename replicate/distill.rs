@@ -135,7 +135,13 @@ impl OneStep {
     /// Line 2 of both algorithms: generator, critic encoder (or fake score) and
     /// teacher start from the same weights. VSD without weights is refused: it
     /// has no teacher.
-    pub fn new(device: &Device, config: &Config, objective: Objective, initial: Initial, settings: Settings) -> Result<OneStep> {
+    pub fn new(
+        device: &Device,
+        config: &Config,
+        objective: Objective,
+        initial: Initial,
+        settings: Settings,
+    ) -> Result<OneStep> {
         let none = Arrays::new();
         let given = initial.weights.unwrap_or(&none);
         let source = |drawn, part: &str| (given, drawn, format!("{} {part}", initial.cell));
@@ -144,7 +150,9 @@ impl OneStep {
         let head_or_all = if initial.weights.is_some() { &[CRITIC_HEAD] } else { all };
         let network = |drawn, part| {
             let (given, drawn, cell) = source(drawn, part);
-            Network::new(device, &Source { given, drawn, cell: &cell }, settings.adam, |vb| Denoiser::new(config, vb))
+            Network::new(device, &Source { given, drawn, cell: &cell }, settings.adam, |vb| {
+                Denoiser::new(config, vb)
+            })
         };
         let generator = network(nothing_or_all, "generator")?;
         let judge = match objective {
@@ -180,7 +188,11 @@ impl OneStep {
                 let logits = network.model.forward(&both, &[sigma.as_slice(), sigma].concat())?;
                 let (l_real, l_fake) = (logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?);
                 let loss = network.descend(&class_ratio(&l_real, &l_fake)?, self.settings.critic_lr)?;
-                Ok(CriticReport { loss, c_real: mean_probability(&l_real)?, c_fake: mean_probability(&l_fake)? })
+                Ok(CriticReport {
+                    loss,
+                    c_real: mean_probability(&l_real)?,
+                    c_fake: mean_probability(&l_fake)?,
+                })
             }
             Judge::Scores { fake: network, .. } => {
                 let denoised = network.model.forward(&xt_fake, sigma, None)?;
@@ -198,10 +210,18 @@ impl OneStep {
         let x0 = one_step(&self.generator.model, z, self.settings.sigma_init)?;
         let xt = diffuse(&x0, sigma, noise)?;
         let loss = match &self.judge {
-            Judge::Critic { network, divergence } => divergence.loss(&network.frozen.forward(&xt, sigma)?, &weight)?,
+            Judge::Critic { network, divergence } => {
+                divergence.loss(&network.frozen.forward(&xt, sigma)?, &weight)?
+            }
             Judge::Scores { fake, teacher } => {
                 let at = xt.detach();
-                vsd(&xt, &fake.frozen.forward(&at, sigma, None)?, &teacher.forward(&at, sigma, None)?, sigma, &weight)?
+                vsd(
+                    &xt,
+                    &fake.frozen.forward(&at, sigma, None)?,
+                    &teacher.forward(&at, sigma, None)?,
+                    sigma,
+                    &weight,
+                )?
             }
         };
         self.generator.descend(&loss, self.settings.generator_lr)

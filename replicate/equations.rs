@@ -25,7 +25,13 @@ pub fn dsm(denoised: &Tensor, x0: &Tensor, sigma: &[f32]) -> Result<Tensor> {
 /// Eq 5, variational score distillation: its gradient is that of the returned
 /// mean over images of w (s_q - s_p) . x_t with the score difference held
 /// constant. Scores are s = (D - x_t) / sigma^2.
-pub fn vsd(xt: &Tensor, denoised_q: &Tensor, denoised_p: &Tensor, sigma: &[f32], weight: &[f32]) -> Result<Tensor> {
+pub fn vsd(
+    xt: &Tensor,
+    denoised_q: &Tensor,
+    denoised_p: &Tensor,
+    sigma: &[f32],
+    weight: &[f32],
+) -> Result<Tensor> {
     let w: Vec<f32> = sigma.iter().zip(weight).map(|(s, w)| w / (s * s)).collect();
     let minus: Vec<f32> = w.iter().map(|w| -w).collect();
     let direction = kernels::mix(denoised_q, &w, denoised_p, &minus)?.detach();
@@ -51,9 +57,9 @@ pub enum Divergence {
 impl Divergence {
     pub fn phi(self, l: &Tensor) -> Result<Tensor> {
         match self {
-            Divergence::DiKl => l.neg(),                // Eq 8: logit(1 - c)
-            Divergence::DiJs => softplus(l)?.neg(),     // Eq 9: log(1 - c)
-            Divergence::DiRm => softplus(&l.neg()?),    // Eq 10: -log c
+            Divergence::DiKl => l.neg(),             // Eq 8: logit(1 - c)
+            Divergence::DiJs => softplus(l)?.neg(),  // Eq 9: log(1 - c)
+            Divergence::DiRm => softplus(&l.neg()?), // Eq 10: -log c
         }
     }
 

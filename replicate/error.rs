@@ -30,7 +30,9 @@ pub enum Error {
     Malformed { path: PathBuf, expected: String, found: String, remedy: String },
     #[error("{cell} diverged: {quantity} is not finite after {images} images\n  the last good checkpoint is kept in {}", checkpoint.display())]
     Diverged { cell: String, quantity: String, images: u64, checkpoint: PathBuf },
-    #[error("{cell} stopped after {images} images; the checkpoint is written, run the same command again to go on")]
+    #[error(
+        "{cell} stopped after {images} images; the checkpoint is written, run the same command again to go on"
+    )]
     Interrupted { cell: String, images: u64 },
     #[error("{cell} was stopped; nothing that was finished is lost, run the same command again to go on")]
     Stopped { cell: String },
@@ -63,7 +65,9 @@ fn io_remedy(source: &std::io::Error) -> &'static str {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             "\n  free some space or choose another place (--store, --output); what was finished before is intact"
         }
-        std::io::ErrorKind::PermissionDenied => "\n  check who owns it, or choose another place (--store, --output)",
+        std::io::ErrorKind::PermissionDenied => {
+            "\n  check who owns it, or choose another place (--store, --output)"
+        }
         _ => "",
     }
 }

@@ -29,7 +29,12 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    pub fn new(classifier: Classifier, device: &Device, evaluation: Evaluation, reference: &Images) -> Result<Evaluator> {
+    pub fn new(
+        classifier: Classifier,
+        device: &Device,
+        evaluation: Evaluation,
+        reference: &Images,
+    ) -> Result<Evaluator> {
         let (reference, _) = classifier.extract(reference, device)?;
         let mut moments = Moments::new(reference.dim);
         moments.push(&reference);

@@ -289,8 +289,19 @@ impl Recipe {
         let paper = Recipe::paper();
         Recipe {
             scale: Scale::Small,
-            network: Config { model_channels: 64, channel_mult: vec![1, 2, 2], blocks: 2, augment_labels: 0, ..paper.network },
-            pretraining: Pretraining { images: 20_000_000, warmup_images: 500_000, batch: 256, ..paper.pretraining },
+            network: Config {
+                model_channels: 64,
+                channel_mult: vec![1, 2, 2],
+                blocks: 2,
+                augment_labels: 0,
+                ..paper.network
+            },
+            pretraining: Pretraining {
+                images: 20_000_000,
+                warmup_images: 500_000,
+                batch: 256,
+                ..paper.pretraining
+            },
             one_step: Settings { generator_lr: 5e-5, critic_lr: 5e-5, ..paper.one_step },
             images: 10_000_000,
             ..paper
@@ -333,7 +344,13 @@ impl Recipe {
     /// change in its label: it can never stand in for the paper's row.
     pub fn set(&mut self, change: &str) -> Result<()> {
         const NAMES: [&str; 8] = [
-            "sigma_init", "generator_lr", "critic_lr", "ema_half_life", "images", "batch", "teacher_images",
+            "sigma_init",
+            "generator_lr",
+            "critic_lr",
+            "ema_half_life",
+            "images",
+            "batch",
+            "teacher_images",
             "teacher_batch",
         ];
         let unknown = || {
@@ -343,11 +360,15 @@ impl Recipe {
         let (name, text) = change.split_once('=').ok_or_else(unknown)?;
         let range = |low: f64, high: f64| match text.parse::<f64>() {
             Ok(value) if value >= low && value <= high => Ok(value),
-            _ => Err(Error::Usage(format!("cannot set '{change}': {name} is a number from {low:e} to {high:e}"))),
+            _ => Err(Error::Usage(format!(
+                "cannot set '{change}': {name} is a number from {low:e} to {high:e}"
+            ))),
         };
         let count = |low: u64, high: u64| match text.parse::<u64>() {
             Ok(value) if value >= low && value <= high => Ok(value),
-            _ => Err(Error::Usage(format!("cannot set '{change}': {name} is a whole number from {low} to {high}"))),
+            _ => Err(Error::Usage(format!(
+                "cannot set '{change}': {name} is a whole number from {low} to {high}"
+            ))),
         };
         let before = self.clone();
         match name {

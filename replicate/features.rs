@@ -13,7 +13,8 @@ pub const CLASSES: usize = 110;
 /// Length of a feature vector.
 pub const FEATURES: usize = 64;
 /// (input channels, output channels, halve first)
-const LAYERS: [(usize, usize, bool); 4] = [(3, 32, false), (32, 48, false), (48, 64, true), (64, FEATURES, false)];
+const LAYERS: [(usize, usize, bool); 4] =
+    [(3, 32, false), (32, 48, false), (48, 64, true), (64, FEATURES, false)];
 
 struct Layer {
     weight: Tensor,
@@ -78,7 +79,8 @@ impl Classifier {
     /// not depend on the images around it.
     pub fn extract(&self, images: &Images, device: &Device) -> Result<(Features, Features)> {
         const BATCH: usize = 250;
-        let (mut features, mut logits) = (Features::new(FEATURES, Vec::new()), Features::new(CLASSES, Vec::new()));
+        let (mut features, mut logits) =
+            (Features::new(FEATURES, Vec::new()), Features::new(CLASSES, Vec::new()));
         let all: Vec<usize> = (0..images.len()).collect();
         for batch in all.chunks(BATCH) {
             let shape = (batch.len(), images.channels, images.size, images.size);

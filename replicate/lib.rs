@@ -1,3 +1,24 @@
+//! Re-runs "Towards Training One-Step Diffusion Models Without Distillation"
+//! (arXiv 2502.08005) and says what it measured.
+//!
+//! | the paper | here | tested in |
+//! | --- | --- | --- |
+//! | x_t = x_0 + sigma eps | [`equations::diffuse`] | tests/equations.rs |
+//! | Eq 3, 4: denoising score matching | [`equations::dsm`] | equations, reference |
+//! | Eq 5: variational score distillation | [`equations::vsd`] | equations, reference |
+//! | Eq 6, 7: class ratio | [`equations::class_ratio`] | equations, reference |
+//! | Eq 8, 9, 10: DiKL, DiJS, DiRM | [`equations::Divergence::phi`] | equations, reference |
+//! | Algorithms 1 and 2, stage 1 | [`train::Teaching`] | determinism |
+//! | Algorithms 1 and 2, stage 2 | [`distill::OneStep`] | reference: five steps of each |
+//! | EDM's network, preconditioning, sampler | [`unet`], [`noise`], [`sampler`] | reference |
+//! | the tables' rows, every hyper-parameter | [`experiment`] | cli, perturbed |
+//! | FID's formula, IS, KID, precision, recall, collapse | [`metrics`] | metrics |
+//!
+//! Arrows point down: `commands` → `run` → `train`, `evaluate` → `distill`,
+//! `features` → `unet`, `equations`, `metrics` → `kernels`, `rng`. `golden`,
+//! `claims`, `paper` and `report` touch no tensor; the store and the commands
+//! are all that writes files.
+
 pub mod claims;
 pub mod cli;
 pub mod commands;
@@ -21,6 +42,7 @@ pub mod rng;
 pub mod run;
 pub mod sampler;
 pub mod store;
+pub mod student;
 pub mod train;
 pub mod unet;
 pub mod watch;

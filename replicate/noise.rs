@@ -19,7 +19,9 @@ pub enum Levels {
 impl Levels {
     pub fn draw(&self, draws: &mut Draws, n: usize) -> Vec<f32> {
         match *self {
-            Levels::LogNormal { mean, sd } => (0..n).map(|_| libm::expf(mean + sd * draws.normal())).collect(),
+            Levels::LogNormal { mean, sd } => {
+                (0..n).map(|_| libm::expf(mean + sd * draws.normal())).collect()
+            }
             Levels::Fixed(sigma) => vec![sigma; n],
         }
     }

@@ -33,7 +33,11 @@ pub struct Source<'a> {
 impl Params {
     /// Builds a network and its parameters. Given arrays that the network does
     /// not have are ignored (a critic takes the encoder out of a U-Net).
-    pub fn build<M>(device: &Device, source: &Source, network: impl FnOnce(VarBuilder) -> Result<M>) -> Result<(Params, M)> {
+    pub fn build<M>(
+        device: &Device,
+        source: &Source,
+        network: impl FnOnce(VarBuilder) -> Result<M>,
+    ) -> Result<(Params, M)> {
         let made = Arc::new(Mutex::new(BTreeMap::new()));
         let backend = Creator {
             given: source.given.clone(),

@@ -129,10 +129,7 @@ mod tests {
     #[test]
     fn philox_known_answers() {
         // Random123's kat_vectors, philox4x32 with 10 rounds.
-        assert_eq!(
-            philox4x32([0; 4], [0; 2]),
-            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
-        );
+        assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(
             philox4x32([u32::MAX; 4], [u32::MAX; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
@@ -163,7 +160,8 @@ mod tests {
     #[test]
     fn names_steps_and_cells_are_independent() {
         let draw = |cell: &str, name: &str, step| Stream::new(cell, name).at(step).next_u32();
-        let all = [draw("a", "x", 0), draw("b", "x", 0), draw("a", "y", 0), draw("a", "x", 1), draw("ax", "", 0)];
+        let all =
+            [draw("a", "x", 0), draw("b", "x", 0), draw("a", "y", 0), draw("a", "x", 1), draw("ax", "", 0)];
         for i in 0..all.len() {
             for j in 0..i {
                 assert_ne!(all[i], all[j]);

@@ -10,8 +10,13 @@ use crate::features::Classifier;
 use crate::golden::{Score, read_scores, write_scores};
 use crate::params::Arrays;
 use crate::sampler::{HEUN_STEPS, heun, one_step};
-use crate::store::{Entry, Finished, Key, Lock, Manifest, Provenance, Store, read_safetensors, sha256_hex, write_safetensors};
-use crate::train::{Budget, Classifying, Distilling, GRID, Teaching, Trained, evaluating, generate, grid_latents, score_latents, train};
+use crate::store::{
+    Entry, Finished, Key, Lock, Manifest, Provenance, Store, read_safetensors, sha256_hex, write_safetensors,
+};
+use crate::train::{
+    Budget, Classifying, Distilling, GRID, Teaching, Trained, evaluating, generate, grid_latents,
+    score_latents, train,
+};
 use crate::watch::Watch;
 use candle_core::Device;
 use std::collections::BTreeMap;
@@ -135,33 +140,41 @@ impl<'a> Runner<'a> {
         let mut costs = Vec::new();
         let mut images_seen = 0;
 
-        let samples: Box<dyn Fn(&candle_core::Tensor) -> candle_core::Result<candle_core::Tensor>> = match cell.method {
-            Method::Teacher => {
-                let teacher = evaluating(&config, weights.as_ref().expect("the teacher is pre-trained"), &device)?;
-                self.watch.note(&format!("{label}: sampling, {} network calls an image", 2 * HEUN_STEPS - 1));
-                Box::new(move |z| heun(&teacher, z, HEUN_STEPS))
-            }
-            Method::OneStep(objective) => {
-                // The head and random weights are drawn alike in every row of a seed.
-                let draws = format!("{} one-step seed {seed}", self.recipe.scale);
-                let initial = Initial { weights: weights.as_ref(), cell: &draws };
-                let run = OneStep::new(&device, &config, objective, initial, self.recipe.one_step.clone())?;
-                let (generator, critic) = run.parameter_counts();
-                costs.push(("generator_parameters", generator as f64));
-                costs.push(("critic_parameters", critic as f64));
-                let budget = Budget { images: self.recipe.images, batch: self.recipe.batch, ticks: self.recipe.ticks };
-                let mut training = Distilling::new(&device, &self.recipe, run, target, seed, evaluator)?;
-                let trained = train(&lock, budget, &mut training, &mut self.watch, self.stop)?;
-                images_seen = trained.images;
-                outputs.extend(trained.outputs.clone());
-                write_timing(&lock, &trained)?;
-                lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
-                outputs.push(WEIGHTS.to_string());
-                let generator = evaluating(&config, &trained.weights, &device)?;
-                let sigma_init = self.recipe.one_step.sigma_init;
-                Box::new(move |z| one_step(&generator, z, sigma_init))
-            }
-        };
+        let samples: Box<dyn Fn(&candle_core::Tensor) -> candle_core::Result<candle_core::Tensor>> =
+            match cell.method {
+                Method::Teacher => {
+                    let teacher =
+                        evaluating(&config, weights.as_ref().expect("the teacher is pre-trained"), &device)?;
+                    self.watch
+                        .note(&format!("{label}: sampling, {} network calls an image", 2 * HEUN_STEPS - 1));
+                    Box::new(move |z| heun(&teacher, z, HEUN_STEPS))
+                }
+                Method::OneStep(objective) => {
+                    // The head and random weights are drawn alike in every row of a seed.
+                    let draws = format!("{} one-step seed {seed}", self.recipe.scale);
+                    let initial = Initial { weights: weights.as_ref(), cell: &draws };
+                    let run =
+                        OneStep::new(&device, &config, objective, initial, self.recipe.one_step.clone())?;
+                    let (generator, critic) = run.parameter_counts();
+                    costs.push(("generator_parameters", generator as f64));
+                    costs.push(("critic_parameters", critic as f64));
+                    let budget = Budget {
+                        images: self.recipe.images,
+                        batch: self.recipe.batch,
+                        ticks: self.recipe.ticks,
+                    };
+                    let mut training = Distilling::new(&device, &self.recipe, run, target, seed, evaluator)?;
+                    let trained = train(&lock, budget, &mut training, &mut self.watch, self.stop)?;
+                    images_seen = trained.images;
+                    outputs.extend(trained.outputs.clone());
+                    write_timing(&lock, &trained)?;
+                    lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
+                    outputs.push(WEIGHTS.to_string());
+                    let generator = evaluating(&config, &trained.weights, &device)?;
+                    let sigma_init = self.recipe.one_step.sigma_init;
+                    Box::new(move |z| one_step(&generator, z, sigma_init))
+                }
+            };
         let stop = self.stop;
         let samples = |z: &candle_core::Tensor| match stop.load(Ordering::Relaxed) {
             true => candle_core::bail!("stopped by a signal"),
@@ -199,7 +212,10 @@ impl<'a> Runner<'a> {
             images: images_seen,
             determinism: class.to_string(),
             parents,
-            inputs: BTreeMap::from([("features".to_string(), features_digest), ("images".to_string(), images_digest)]),
+            inputs: BTreeMap::from([
+                ("features".to_string(), features_digest),
+                ("images".to_string(), images_digest),
+            ]),
             provenance: provenance(started.elapsed(), &device),
             ..Manifest::default()
         };
@@ -225,7 +241,8 @@ impl<'a> Runner<'a> {
     /// of them are of this very experiment `stored` tells by their keys.
     pub fn seeds(&self, cell: &Cell) -> Result<Vec<u64>> {
         let label = format!("{}-{}-s", self.recipe.scale, cell.row);
-        let listing = std::fs::read_dir(&self.settings.store).map_err(Error::io("read", &self.settings.store))?;
+        let listing =
+            std::fs::read_dir(&self.settings.store).map_err(Error::io("read", &self.settings.store))?;
         let mut seeds: Vec<u64> = listing
             .filter_map(|file| file.ok()?.file_name().into_string().ok())
             .filter_map(|name| {
@@ -269,7 +286,8 @@ impl<'a> Runner<'a> {
         };
         let images_digest = self.digest(Data::Target)?;
         let class = determinism(&self.settings.device);
-        let text = self.recipe.cell_text(cell, seed, &images_digest, &weights_digest, &features_digest, class);
+        let text =
+            self.recipe.cell_text(cell, seed, &images_digest, &weights_digest, &features_digest, class);
         let label = self.label(&format!("{}-s{seed}", cell.row));
         let entry = self.store.entry(&Key::of(&text), &label);
         Ok(Some(Identity { entry, text, weights, weights_digest, features_digest, images_digest }))
@@ -290,7 +308,8 @@ impl<'a> Runner<'a> {
             return Err(Error::Missing {
                 path: self.settings.root.join(SHIPPED).join(format!("{name}.safetensors")),
                 what: "the paper scale starts from the published EDM checkpoint".into(),
-                remedy: "this version cannot fetch or read it; --scale small trains a teacher of its own".into(),
+                remedy: "this version cannot fetch or read it; --scale small trains a teacher of its own"
+                    .into(),
             });
         }
         let data = match start {
@@ -313,7 +332,13 @@ impl<'a> Runner<'a> {
             let mut teaching = Teaching::new(&device, &self.recipe, levels, &images, &cell)?;
             let p = &self.recipe.pretraining;
             let budget = Budget { images: p.images, batch: p.batch, ticks: self.recipe.ticks };
-            self.publish_training(lock, budget, &mut teaching, text, BTreeMap::from([("images".into(), digest)]))?;
+            self.publish_training(
+                lock,
+                budget,
+                &mut teaching,
+                text,
+                BTreeMap::from([("images".into(), digest)]),
+            )?;
         }
         Ok(Some(read_weights(&entry)?))
     }
@@ -347,7 +372,13 @@ impl<'a> Runner<'a> {
             let device = self.settings.device.clone();
             let mut training = Classifying::new(&device, &settings, &images)?;
             let budget = Budget { images: settings.images, batch: settings.batch, ticks: 10 };
-            self.publish_training(lock, budget, &mut training, text, BTreeMap::from([("images".into(), digest)]))?;
+            self.publish_training(
+                lock,
+                budget,
+                &mut training,
+                text,
+                BTreeMap::from([("images".into(), digest)]),
+            )?;
         }
         Ok(Some(read_weights(&entry)?))
     }
@@ -454,7 +485,8 @@ impl<'a> Runner<'a> {
         let device = self.settings.device.clone();
         let classifier = self.classifier()?;
         let per_class = evaluation.reference / crate::evaluate::TARGETS;
-        let reference = glyphs::images(self.recipe.network.size, glyphs::TARGET_CLASSES, per_class, "reference");
+        let reference =
+            glyphs::images(self.recipe.network.size, glyphs::TARGET_CLASSES, per_class, "reference");
         _ = self.evaluator.set(Evaluator::new(classifier, &device, evaluation, &reference)?);
         Ok(())
     }
@@ -478,7 +510,10 @@ impl<'a> Runner<'a> {
 
     fn data_dir(&self) -> Result<&Path> {
         self.settings.data.as_deref().ok_or_else(|| {
-            Error::Usage(format!("--scale {} reads CIFAR files: say where they are with --data DIR", self.recipe.scale))
+            Error::Usage(format!(
+                "--scale {} reads CIFAR files: say where they are with --data DIR",
+                self.recipe.scale
+            ))
         })
     }
 }
@@ -531,7 +566,9 @@ pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
     let list = root.join(SHIPPED).join("SHA256SUMS");
     let file = format!("{name}.safetensors");
     let path = root.join(SHIPPED).join(&file);
-    let remedy = format!("get it again with 'git checkout {SHIPPED}', or train it with 'replicate run --from-scratch'");
+    let remedy = format!(
+        "get it again with 'git checkout {SHIPPED}', or train it with 'replicate run --from-scratch'"
+    );
     let text = match std::fs::read_to_string(&list) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
@@ -572,7 +609,12 @@ fn provenance(wall: Duration, device: &Device) -> Provenance {
         dirty: env!("GIT_DIRTY") == "true",
         package: env!("CARGO_PKG_VERSION").into(),
         candle: env!("CANDLE_VERSION").into(),
-        machine: format!("{} {}, {threads} threads, {:?}", std::env::consts::OS, std::env::consts::ARCH, device.location()),
+        machine: format!(
+            "{} {}, {threads} threads, {:?}",
+            std::env::consts::OS,
+            std::env::consts::ARCH,
+            device.location()
+        ),
     }
 }
 

@@ -4,11 +4,11 @@
 
 use crate::data::Images;
 use crate::distill::{CriticBatch, GeneratorBatch, OneStep, strip};
+use crate::equations::{diffuse, dsm};
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluator;
 use crate::experiment::{ClassifierTraining, Pretraining, Recipe};
 use crate::features::Classifier;
-use crate::equations::{diffuse, dsm};
 use crate::noise::Levels;
 use crate::optim::{Adam, Ema};
 use crate::params::{Arrays, Params, Source};
@@ -66,7 +66,13 @@ pub const GRID: (usize, usize) = (10, 3);
 /// # Errors
 /// `Interrupted` when `stop` is set: a checkpoint has been written then.
 /// `Diverged` when a value is not finite: the last checkpoint is left.
-pub fn train(lock: &Lock, budget: Budget, training: &mut dyn Training, watch: &mut Watch, stop: &AtomicBool) -> Result<Trained> {
+pub fn train(
+    lock: &Lock,
+    budget: Budget,
+    training: &mut dyn Training,
+    watch: &mut Watch,
+    stop: &AtomicBool,
+) -> Result<Trained> {
     let steps = budget.images.div_ceil(budget.batch as u64);
     let per_tick = steps.div_ceil(budget.ticks).max(1);
     let columns = training.columns();
@@ -79,7 +85,12 @@ pub fn train(lock: &Lock, budget: Budget, training: &mut dyn Training, watch: &m
         done = checkpoint.images / budget.batch as u64;
         training.restore(done, &checkpoint.tensors)?;
         log = Log::restore(&checkpoint.text, columns.len());
-        watch.note(&format!("{}: going on after {} of {} images", lock.label(), checkpoint.images, budget.images));
+        watch.note(&format!(
+            "{}: going on after {} of {} images",
+            lock.label(),
+            checkpoint.images,
+            budget.images
+        ));
     }
     watch.begin(lock.label(), budget.images, done * budget.batch as u64);
     let begun_at = done;
@@ -183,13 +194,15 @@ impl Log {
 
     fn text(&self) -> BTreeMap<String, String> {
         let bits: Vec<String> = self.sums.iter().map(|v| v.to_bits().to_string()).collect();
-        let pairs = [("csv", self.csv.clone()), ("sums", bits.join(" ")), ("outputs", self.outputs.join(" "))];
+        let pairs =
+            [("csv", self.csv.clone()), ("sums", bits.join(" ")), ("outputs", self.outputs.join(" "))];
         pairs.into_iter().map(|(name, text)| (name.to_string(), text)).collect()
     }
 
     fn restore(text: &BTreeMap<String, String>, columns: usize) -> Log {
         let part = |name: &str| text.get(name).cloned().unwrap_or_default();
-        let mut sums: Vec<f64> = part("sums").split(' ').filter_map(|b| b.parse().ok()).map(f64::from_bits).collect();
+        let mut sums: Vec<f64> =
+            part("sums").split(' ').filter_map(|b| b.parse().ok()).map(f64::from_bits).collect();
         sums.resize(columns, 0.0);
         Log { csv: part("csv"), sums, outputs: part("outputs").split(' ').map(str::to_string).collect() }
     }
@@ -286,7 +299,13 @@ pub struct Teaching<'a> {
 
 impl<'a> Teaching<'a> {
     /// `cell` names the random streams.
-    pub fn new(device: &Device, recipe: &Recipe, levels: Levels, images: &'a Images, cell: &str) -> Result<Teaching<'a>> {
+    pub fn new(
+        device: &Device,
+        recipe: &Recipe,
+        levels: Levels,
+        images: &'a Images,
+        cell: &str,
+    ) -> Result<Teaching<'a>> {
         let config = recipe.network.clone();
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell };
@@ -304,7 +323,6 @@ impl<'a> Teaching<'a> {
             model,
         })
     }
-
 }
 
 /// Linear warm-up, then, where `cosine`, half a cosine to 0 at the end.
@@ -386,7 +404,9 @@ impl<'a> Distilling<'a> {
     ) -> Result<Distilling<'a>> {
         let config = recipe.network.clone();
         let quick = match (&recipe.evaluation, evaluator) {
-            (Some(e), Some(evaluator)) => Some((score_latents(&config, seed, e.quick_samples, device)?, evaluator)),
+            (Some(e), Some(evaluator)) => {
+                Some((score_latents(&config, seed, e.quick_samples, device)?, evaluator))
+            }
             _ => None,
         };
         // Every row of a seed sees the same images and the same noise.
@@ -459,7 +479,11 @@ pub struct Classifying<'a> {
 }
 
 impl<'a> Classifying<'a> {
-    pub fn new(device: &Device, settings: &ClassifierTraining, images: &'a Images) -> Result<Classifying<'a>> {
+    pub fn new(
+        device: &Device,
+        settings: &ClassifierTraining,
+        images: &'a Images,
+    ) -> Result<Classifying<'a>> {
         let cell = "classifier";
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell };
@@ -490,7 +514,8 @@ impl Training for Classifying<'_> {
         let targets = Tensor::from_slice(&labels, (b.batch, 1), &b.device)?;
         let loss = log_p.gather(&targets, 1)?.mean_all()?.neg()?;
         let hits = logits.argmax(1)?.to_vec1::<u32>()?.iter().zip(&labels).filter(|(a, b)| a == b).count();
-        let lr = learning_rate(self.settings.lr, self.settings.images / 20, self.settings.images, true, images);
+        let lr =
+            learning_rate(self.settings.lr, self.settings.images / 20, self.settings.images, true, images);
         self.adam.update(&self.params, &loss.backward()?, lr)?;
         Ok(vec![loss.to_scalar::<f32>()? as f64, hits as f64 / b.batch as f64])
     }

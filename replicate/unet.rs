@@ -3,7 +3,7 @@
 //! the same encoder. Our reading of Karras et al. 2022; tensor names are those
 //! of the published checkpoints.
 
-use crate::kernels::{attention, conv2d, down2, group_norm, linear, mix, silu, scale_images, up2};
+use crate::kernels::{attention, conv2d, down2, group_norm, linear, mix, scale_images, silu, up2};
 use crate::noise::Precondition;
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -50,8 +50,13 @@ impl std::fmt::Display for Config {
         write!(
             f,
             "songunet(size {}, image channels {}, channels {} x {:?}, blocks {}, attention at {:?}, augment labels {})",
-            self.size, self.image_channels, self.model_channels, self.channel_mult, self.blocks,
-            self.attention_sizes, self.augment_labels
+            self.size,
+            self.image_channels,
+            self.model_channels,
+            self.channel_mult,
+            self.blocks,
+            self.attention_sizes,
+            self.augment_labels
         )
     }
 }
@@ -97,7 +102,14 @@ struct Conv {
 }
 
 impl Conv {
-    fn new(inputs: usize, outputs: usize, k: usize, gain: f64, resample: Resample, vb: VarBuilder) -> Result<Conv> {
+    fn new(
+        inputs: usize,
+        outputs: usize,
+        k: usize,
+        gain: f64,
+        resample: Resample,
+        vb: VarBuilder,
+    ) -> Result<Conv> {
         let init = xavier(inputs * k * k, outputs * k * k, gain);
         Ok(Conv {
             weight: vb.get_with_hints((outputs, inputs, k, k), "weight", init)?,
@@ -197,7 +209,11 @@ impl Block {
             affine: Linear::new(embedding, outputs, true, vb.pp("affine"))?,
             norm1: Norm::new(outputs, vb.pp("norm1"))?,
             conv1: Conv::new(outputs, outputs, 3, ZERO, Resample::Keep, vb.pp("conv1"))?,
-            skip: if project { Some(Conv::new(inputs, outputs, 1, 1.0, resample, vb.pp("skip"))?) } else { None },
+            skip: if project {
+                Some(Conv::new(inputs, outputs, 1, 1.0, resample, vb.pp("skip"))?)
+            } else {
+                None
+            },
             attention: if attention { Some(Attention::new(outputs, vb)?) } else { None },
         })
     }
@@ -281,8 +297,7 @@ impl Encoder {
     /// (B, 4 model_channels) from the noise labels c_noise.
     fn embed(&self, noise: &[f32], augment: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
         let half = self.model_channels / 2;
-        let frequency: Vec<f32> =
-            (0..half).map(|i| libm::powf(1e-4, i as f32 / (half - 1) as f32)).collect();
+        let frequency: Vec<f32> = (0..half).map(|i| libm::powf(1e-4, i as f32 / (half - 1) as f32)).collect();
         let mut values = Vec::with_capacity(noise.len() * 2 * half);
         for n in noise {
             // EDM makes cos | sin and swaps the halves.
@@ -390,7 +405,13 @@ impl Denoiser {
         self.forward_probed(x, sigma, augment, &mut |_, _| {})
     }
 
-    pub fn forward_probed(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>, probe: Probe) -> Result<Tensor> {
+    pub fn forward_probed(
+        &self,
+        x: &Tensor,
+        sigma: &[f32],
+        augment: Option<&Tensor>,
+        probe: Probe,
+    ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let emb = self.encoder.embed(&c.noise, augment, x)?;
         let skips = self.encoder.forward(&scale_images(x, &c.input)?, &emb, probe)?;
@@ -416,7 +437,11 @@ impl Critic {
         let encoder = Encoder::new(config, vb.pp("model"))?;
         let channels = *encoder.channels.last().expect("an encoder has blocks");
         let head = vb.pp("critic");
-        Ok(Critic { encoder, norm: Norm::new(channels, head.pp("norm"))?, head: Linear::new(channels, 1, true, head.pp("head"))? })
+        Ok(Critic {
+            encoder,
+            norm: Norm::new(channels, head.pp("norm"))?,
+            head: Linear::new(channels, 1, true, head.pp("head"))?,
+        })
     }
 
     /// Logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B).

@@ -80,7 +80,13 @@ impl Watch {
     pub fn tick(&mut self, at: &Progress) {
         match self.mode {
             Mode::Lines => {
-                say(&format!("{:14} {:>9}/{} images  {}", self.label, at.images, self.total, self.details(at)));
+                say(&format!(
+                    "{:14} {:>9}/{} images  {}",
+                    self.label,
+                    at.images,
+                    self.total,
+                    self.details(at)
+                ));
             }
             Mode::Json => {
                 let mut line = serde_json::json!({

@@ -77,8 +77,16 @@ fn data_errors_name_the_file_and_exit_3() {
     let mut all = String::new();
     for data in ["absent", "empty", "truncated"] {
         let data = path(data);
-        let arguments =
-            ["run", "dijs", "--scale", "small", "--data", data.to_str().unwrap(), "--store", store.to_str().unwrap()];
+        let arguments = [
+            "run",
+            "dijs",
+            "--scale",
+            "small",
+            "--data",
+            data.to_str().unwrap(),
+            "--store",
+            store.to_str().unwrap(),
+        ];
         all += &format!("{}\n", failure(&arguments, dir.path(), 3));
     }
     snapshot("errors-data", &all);
@@ -88,7 +96,8 @@ fn data_errors_name_the_file_and_exit_3() {
 fn a_scale_that_reads_files_asks_for_them() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
-    let error = failure(&["run", "dijs", "--scale", "small", "--store", store.to_str().unwrap()], dir.path(), 2);
+    let error =
+        failure(&["run", "dijs", "--scale", "small", "--store", store.to_str().unwrap()], dir.path(), 2);
     assert!(error.contains("--data DIR"), "{error}");
 }
 
@@ -139,8 +148,16 @@ fn the_store_answers_survives_damage_and_tells() {
     let dir = tempfile::tempdir().unwrap();
     let (store, report) = (dir.path().join("store"), dir.path().join("report"));
     let arguments = [
-        "run", "dijs", "--scale", "smoke", "--watch", "lines",
-        "--store", store.to_str().unwrap(), "--output", report.to_str().unwrap(),
+        "run",
+        "dijs",
+        "--scale",
+        "smoke",
+        "--watch",
+        "lines",
+        "--store",
+        store.to_str().unwrap(),
+        "--output",
+        report.to_str().unwrap(),
     ];
     let first = replicate(&arguments);
     assert!(first.status.success(), "{}", text(&first.stderr));
@@ -164,7 +181,13 @@ fn the_store_answers_survives_damage_and_tells() {
     assert!(third.status.success());
     assert!(text(&third.stderr).contains("scores.csv"), "{}", text(&third.stderr));
     assert_eq!(third.stdout, first.stdout, "the damaged result is made again");
-    assert!(std::fs::read_dir(&store).unwrap().any(|e| e.unwrap().file_name().to_string_lossy().contains("damaged")));
+    assert!(
+        std::fs::read_dir(&store).unwrap().any(|e| e
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .contains("damaged"))
+    );
 
     std::fs::write(store.join("format"), "replicate store 0\n").unwrap();
     let fourth = replicate(&arguments);
@@ -194,8 +217,18 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let store = dir.path().join("store");
     let output = replicate(&[
-        "run", "dikl", "--scale", "smoke", "--watch", "none", "--set", "generator_lr=1e30", "--set", "critic_lr=1e30",
-        "--store", store.to_str().unwrap(),
+        "run",
+        "dikl",
+        "--scale",
+        "smoke",
+        "--watch",
+        "none",
+        "--set",
+        "generator_lr=1e30",
+        "--set",
+        "critic_lr=1e30",
+        "--store",
+        store.to_str().unwrap(),
     ]);
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
@@ -206,7 +239,8 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
         let Ok(files) = std::fs::read_dir(entry.unwrap().path().join("checkpoint")) else { continue };
         for file in files {
             let path = file.unwrap().path();
-            let (arrays, _) = replicate::store::read_safetensors(&path, &std::fs::read(&path).unwrap()).unwrap();
+            let (arrays, _) =
+                replicate::store::read_safetensors(&path, &std::fs::read(&path).unwrap()).unwrap();
             assert!(arrays.values().all(|a| a.data.iter().all(|v| v.is_finite())), "{}", path.display());
             checkpoints += 1;
         }
@@ -224,7 +258,10 @@ fn small_scale_trains_on_cifar_files() {
         None => {
             let mut draws = replicate::rng::Stream::new("cifar test", "pixels").at(0);
             let bytes: Vec<u8> = (0..20)
-                .flat_map(|i| std::iter::once(i as u8 % 10).chain((0..3072).map(|_| draws.next_u32() as u8).collect::<Vec<_>>()))
+                .flat_map(|i| {
+                    std::iter::once(i as u8 % 10)
+                        .chain((0..3072).map(|_| draws.next_u32() as u8).collect::<Vec<_>>())
+                })
                 .collect();
             for batch in 1..=5 {
                 std::fs::write(dir.path().join(format!("data_batch_{batch}.bin")), &bytes).unwrap();
@@ -234,8 +271,22 @@ fn small_scale_trains_on_cifar_files() {
     };
     let store = dir.path().join("store");
     let output = replicate(&[
-        "run", "dijs", "--scale", "small", "--until", "4", "--set", "batch=2", "--set", "teacher_batch=2",
-        "--watch", "none", "--data", data.to_str().unwrap(), "--store", store.to_str().unwrap(),
+        "run",
+        "dijs",
+        "--scale",
+        "small",
+        "--until",
+        "4",
+        "--set",
+        "batch=2",
+        "--set",
+        "teacher_batch=2",
+        "--watch",
+        "none",
+        "--data",
+        data.to_str().unwrap(),
+        "--store",
+        store.to_str().unwrap(),
     ]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let place = text(&output.stdout);

@@ -129,7 +129,11 @@ fn a_signal_writes_a_checkpoint_and_exits_75() {
         for round in 0..200 {
             let child = replicate(store.path(), &["run", "dijs"]).spawn().unwrap();
             std::thread::sleep(Duration::from_millis(150 + 30 * round));
-            Command::new("kill").args(["-s", signal, &child.id().to_string()]).stderr(Stdio::null()).status().unwrap();
+            Command::new("kill")
+                .args(["-s", signal, &child.id().to_string()])
+                .stderr(Stdio::null())
+                .status()
+                .unwrap();
             let output = child.wait_with_output().unwrap();
             match output.status.code() {
                 Some(0) => break,

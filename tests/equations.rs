@@ -181,7 +181,10 @@ fn loss_is_the_weighted_mean(eq: &Equations, logits: &[f64], weight: &[f32]) -> 
 /// generator `generator[i]`: at l = log p/q the slope is zero and the loss is
 /// 2 ln 2 - 2 JS(p, q); `away` from there it is larger.
 fn class_ratio_finds_the_log_ratio(
-    eq: &Equations, data: &[usize], generator: &[usize], away: &[f64],
+    eq: &Equations,
+    data: &[usize],
+    generator: &[usize],
+    away: &[f64],
 ) -> Result<()> {
     let samples = |counts: &[usize]| {
         let ids: Vec<u32> = counts.iter().enumerate().flat_map(|(i, n)| vec![i as u32; *n]).collect();
@@ -296,10 +299,14 @@ impl Mixture {
     /// At noise level sigma.
     fn log_density(&self, x: f64, sigma: f64) -> f64 {
         let total: f64 = self.0.iter().map(|c| c[0]).sum();
-        let terms: Vec<f64> = self.0.iter().map(|[w, m, s]| {
-            let v = s * s + sigma * sigma;
-            libm::log(w / total) - 0.5 * ((x - m) * (x - m) / v + libm::log(TAU * v))
-        }).collect();
+        let terms: Vec<f64> = self
+            .0
+            .iter()
+            .map(|[w, m, s]| {
+                let v = s * s + sigma * sigma;
+                libm::log(w / total) - 0.5 * ((x - m) * (x - m) / v + libm::log(TAU * v))
+            })
+            .collect();
         let top = terms.iter().cloned().fold(f64::NEG_INFINITY, f64::max);
         top + libm::log(terms.iter().map(|t| libm::exp(t - top)).sum())
     }
@@ -454,7 +461,11 @@ fn column(values: impl Iterator<Item = f32>) -> Tensor {
 /// gradient of VSD with exact scores, and of DiKL with the exact log-ratio, is
 /// the mean over images of sigma^2 (theta - m) / (1 + sigma^2).
 fn gaussians_have_the_analytic_gradient(
-    eq: &Equations, seed: u64, m: &[f32], theta: &[f32], sigma: &[f32],
+    eq: &Equations,
+    seed: u64,
+    m: &[f32],
+    theta: &[f32],
+    sigma: &[f32],
 ) -> Result<()> {
     let shape = [sigma.len(), m.len()];
     let (z, eps) = (random("z", seed, &shape), random("eps", seed, &shape));
@@ -467,15 +478,21 @@ fn gaussians_have_the_analytic_gradient(
         let score = xt.broadcast_sub(mean)?.neg()?.broadcast_div(&variance)?;
         xt + score.broadcast_mul(&level)?
     };
-    let by_score = gradient(|theta| {
-        let xt = xt(theta)?;
-        (eq.vsd)(&xt, &denoised(&xt, &at)?, &denoised(&xt, &m)?, sigma, &square)
-    }, &at)?;
-    let by_ratio = gradient(|theta| {
-        let xt = xt(theta)?;
-        let l = (xt.broadcast_sub(&at)?.sqr()? - xt.broadcast_sub(&m)?.sqr()?)?;
-        (eq.loss)(DiKl, &(l.broadcast_div(&variance)? * 0.5)?.sum(1)?, &square)
-    }, &at)?;
+    let by_score = gradient(
+        |theta| {
+            let xt = xt(theta)?;
+            (eq.vsd)(&xt, &denoised(&xt, &at)?, &denoised(&xt, &m)?, sigma, &square)
+        },
+        &at,
+    )?;
+    let by_ratio = gradient(
+        |theta| {
+            let xt = xt(theta)?;
+            let l = (xt.broadcast_sub(&at)?.sqr()? - xt.broadcast_sub(&m)?.sqr()?)?;
+            (eq.loss)(DiKl, &(l.broadcast_div(&variance)? * 0.5)?.sum(1)?, &square)
+        },
+        &at,
+    )?;
 
     let factor = square.iter().map(|s| *s as f64 / (1.0 + *s as f64)).sum::<f64>() / sigma.len() as f64;
     let analytic: Vec<f64> = flat(&at)?.iter().zip(flat(&m)?).map(|(t, m)| factor * (t - m)).collect();
@@ -486,27 +503,33 @@ fn gaussians_have_the_analytic_gradient(
 /// With variances of their own (data N(-1, a^2), generator N(1, b^2)) both are
 /// w (s_q - s_p) / B at every image, although the difference now depends on x_t.
 fn kl_gradient_is_the_score_difference(
-    eq: &Equations, seed: u64, [a, b]: [f32; 2], sigma: &[f32], weight: &[f32],
+    eq: &Equations,
+    seed: u64,
+    [a, b]: [f32; 2],
+    sigma: &[f32],
+    weight: &[f32],
 ) -> Result<()> {
     let n = sigma.len();
     let xt = (random("xt", seed, &[n, 1]) * 2.0)?;
     let level = column(sigma.iter().map(|s| s * s));
     let (vp, vq) = (column(sigma.iter().map(|s| a * a + s * s)), column(sigma.iter().map(|s| b * b + s * s)));
-    let denoised = |xt: &Tensor, mean: f64, v: &Tensor| -> Made {
-        xt - ((xt - mean)?.div(v)? * &level)?
-    };
-    let by_score = gradient(|xt| {
-        (eq.vsd)(xt, &denoised(xt, 1.0, &vq)?, &denoised(xt, -1.0, &vp)?, sigma, weight)
-    }, &xt)?;
-    let by_ratio = gradient(|xt| {
-        let l = (((xt - 1.0)?.sqr()?.div(&vq)? - (xt + 1.0)?.sqr()?.div(&vp)?)? * 0.5)?;
-        (eq.loss)(DiKl, &l.squeeze(1)?, weight)
-    }, &xt)?;
-    let expected: Vec<f64> = (0..n).map(|i| {
-        let (x, s) = (flat(&xt).unwrap()[i], sigma[i] as f64);
-        let score = |mean: f64, sd: f32| -(x - mean) / (sd as f64 * sd as f64 + s * s);
-        weight[i] as f64 * (score(1.0, b) - score(-1.0, a)) / n as f64
-    }).collect();
+    let denoised = |xt: &Tensor, mean: f64, v: &Tensor| -> Made { xt - ((xt - mean)?.div(v)? * &level)? };
+    let by_score =
+        gradient(|xt| (eq.vsd)(xt, &denoised(xt, 1.0, &vq)?, &denoised(xt, -1.0, &vp)?, sigma, weight), &xt)?;
+    let by_ratio = gradient(
+        |xt| {
+            let l = (((xt - 1.0)?.sqr()?.div(&vq)? - (xt + 1.0)?.sqr()?.div(&vp)?)? * 0.5)?;
+            (eq.loss)(DiKl, &l.squeeze(1)?, weight)
+        },
+        &xt,
+    )?;
+    let expected: Vec<f64> = (0..n)
+        .map(|i| {
+            let (x, s) = (flat(&xt).unwrap()[i], sigma[i] as f64);
+            let score = |mean: f64, sd: f32| -(x - mean) / (sd as f64 * sd as f64 + s * s);
+            weight[i] as f64 * (score(1.0, b) - score(-1.0, a)) / n as f64
+        })
+        .collect();
     // The weight over sigma^2 multiplies the rounding of the denoisers.
     let roundoff = sigma.iter().zip(weight).fold(1f32, |m, (s, w)| m.max(w / (s * s))) as f64 / n as f64;
     close("gradient of VSD", &by_score, &expected, 2e-6 * roundoff * size(&flat(&xt)?))?;
@@ -548,17 +571,26 @@ fn dsm_is_weighted(eq: &Equations, seed: u64, pixels: usize, sigma: &[f32]) -> R
     let (x, y) = (random("x", seed, &shape), random("y", seed, &shape));
     let (a, b) = (flat(&x)?, flat(&y)?);
     let per_image = 3 * pixels;
-    let expected = (0..a.len()).map(|i| {
-        let s = sigma[i / per_image] as f64;
-        (s * s + 0.25) / (0.25 * s * s) * (a[i] - b[i]) * (a[i] - b[i])
-    }).sum::<f64>() / a.len() as f64;
+    let expected = (0..a.len())
+        .map(|i| {
+            let s = sigma[i / per_image] as f64;
+            (s * s + 0.25) / (0.25 * s * s) * (a[i] - b[i]) * (a[i] - b[i])
+        })
+        .sum::<f64>()
+        / a.len() as f64;
     close("dsm", &[number(&(eq.dsm)(&x, &y, sigma)?)? / expected], &[1.0], 3e-6)
 }
 
 /// Data at one point: D = x_0 costs nothing and everything else something. Data
 /// at 0 and 1: the best constant D is their mean, the posterior mean where the
 /// noise hides which one it was.
-fn dsm_wants_the_posterior_mean(eq: &Equations, seed: u64, ones: usize, zeros: usize, sigma: f32) -> Result<()> {
+fn dsm_wants_the_posterior_mean(
+    eq: &Equations,
+    seed: u64,
+    ones: usize,
+    zeros: usize,
+    sigma: f32,
+) -> Result<()> {
     let n = ones + zeros;
     let x0 = random("x0", seed, &[n, 2]);
     let levels = vec![sigma; n];
@@ -653,7 +685,11 @@ fn dsm_of_two_pixels_by_hand() {
 /// The root-mean-square error over 256 fixed seeds at n = 16, 64, ..., 4096 falls
 /// as n^-1/2. With that many seeds each point is known to 4 %, which gives the
 /// fitted slope a standard error of 0.01.
-fn falls_with_the_square_root(what: &str, exact: f64, estimate: impl Fn(u64, usize) -> Result<f64>) -> Result<()> {
+fn falls_with_the_square_root(
+    what: &str,
+    exact: f64,
+    estimate: impl Fn(u64, usize) -> Result<f64>,
+) -> Result<()> {
     let mut points = vec![];
     for n in [16usize, 64, 256, 1024, 4096] {
         let mut square = 0.0;
@@ -696,11 +732,14 @@ fn estimates_converge(eq: &Equations) -> Result<()> {
     })?;
     // d KL / d theta = (theta - m) / v_p
     falls_with_the_square_root("gradient of VSD", 1.0 / vp, |seed, n| {
-        let slope = gradient(|theta| {
-            let xt = fake(seed, n, theta)?;
-            let (q, p) = ((&xt - ((&xt - 1.0)? / vq)?)?, (&xt - (&xt / vp)?)?);
-            (eq.vsd)(&xt, &q, &p, &[1.0].repeat(n), &[1.0].repeat(n))
-        }, &one)?;
+        let slope = gradient(
+            |theta| {
+                let xt = fake(seed, n, theta)?;
+                let (q, p) = ((&xt - ((&xt - 1.0)? / vq)?)?, (&xt - (&xt / vp)?)?);
+                (eq.vsd)(&xt, &q, &p, &[1.0].repeat(n), &[1.0].repeat(n))
+            },
+            &one,
+        )?;
         Ok(slope[0])
     })
 }
@@ -720,7 +759,9 @@ const PROPERTIES: [(&str, fn(&Equations) -> Result<()>); 17] = [
     ("mean", |eq| loss_is_the_weighted_mean(eq, &[-3.0, 0.0, 2.0], &[1.0, 2.0, 3.0])),
     ("optimum", |eq| class_ratio_finds_the_log_ratio(eq, &[1, 2, 3], &[4, 2, 1], &[0.1, -0.2, 0.1])),
     ("slope", |eq| slopes_are_those_of_the_values(eq, 1, 3)),
-    ("divergence", |eq| divergences_behave(eq, &Mixture(vec![[1.0, -1.0, 0.5]]), &Mixture(vec![[1.0, 1.0, 1.0]]))),
+    ("divergence", |eq| {
+        divergences_behave(eq, &Mixture(vec![[1.0, -1.0, 0.5]]), &Mixture(vec![[1.0, 1.0, 1.0]]))
+    }),
     ("kl", |eq| gaussian_kl(eq, [0.0, 1.0], [1.0, 0.5], 1.0)),
     ("descent", |eq| gradients_are_those_of_the_divergences(eq, &Mixture(vec![[1.0, -1.0, 0.5]]), 1.0, 0.5)),
     ("analytic", |eq| gaussians_have_the_analytic_gradient(eq, 1, &[0.0, 1.0], &[1.0, -1.0], &[0.5, 3.0])),
@@ -758,82 +799,166 @@ fn scores(q: &Tensor, p: &Tensor, sigma: &[f32], weight: &[f32]) -> Made {
 #[test]
 fn wrong_equations_are_rejected() {
     let mutants: Vec<(&str, Equations, &[&str])> = vec![
-        ("DiKL flipped", with_phi!(|d, l| if d == DiKl { flip(d.phi(l)) } else { d.phi(l) }),
-            &["split", "sign", "divergence", "kl", "descent", "analytic", "score", "rate"]),
-        ("DiJS flipped", with_phi!(|d, l| if d == DiJs { flip(d.phi(l)) } else { d.phi(l) }),
-            &["split", "sign", "divergence", "descent"]),
-        ("DiRM flipped", with_phi!(|d, l| if d == DiRm { flip(d.phi(l)) } else { d.phi(l) }),
-            &["split", "sign", "divergence", "descent"]),
+        (
+            "DiKL flipped",
+            with_phi!(|d, l| if d == DiKl { flip(d.phi(l)) } else { d.phi(l) }),
+            &["split", "sign", "divergence", "kl", "descent", "analytic", "score", "rate"],
+        ),
+        (
+            "DiJS flipped",
+            with_phi!(|d, l| if d == DiJs { flip(d.phi(l)) } else { d.phi(l) }),
+            &["split", "sign", "divergence", "descent"],
+        ),
+        (
+            "DiRM flipped",
+            with_phi!(|d, l| if d == DiRm { flip(d.phi(l)) } else { d.phi(l) }),
+            &["split", "sign", "divergence", "descent"],
+        ),
         ("c for 1 - c", with_phi!(|d, l| flip(d.phi(&l.neg()?))), &["split", "descent", "divergence"]),
-        ("DiJS and DiRM exchanged",
-            with_phi!(|d, l| match d { DiKl => DiKl, DiJs => DiRm, DiRm => DiJs }.phi(l)),
-            &["split", "divergence", "descent"]),
-        ("DiJS with a frozen softplus", with_phi!(|d, l| d.phi(&if d == DiJs { l.detach() } else { l.clone() })),
-            &["split", "sign", "slope", "descent"]),
-        ("loss without weight", Equations { loss: |d, l, _| d.phi(l)?.mean_all(), ..OURS },
-            &["mean", "descent", "analytic", "score"]),
-        ("loss summed", Equations { loss: |d, l, w| d.loss(l, w)? * w.len() as f64, ..OURS },
-            &["mean", "descent", "analytic", "score"]),
-        ("labels exchanged", Equations { class_ratio: |r, f| equations::class_ratio(f, r), ..OURS }, &["optimum"]),
-        ("classes pooled", Equations {
-            class_ratio: |r, f| {
-                let x = Tensor::cat(&[&r.neg()?, f], 0)?;
-                equations::softplus(&x)?.mean_all()? * 2.0
+        (
+            "DiJS and DiRM exchanged",
+            with_phi!(|d, l| match d {
+                DiKl => DiKl,
+                DiJs => DiRm,
+                DiRm => DiJs,
+            }
+            .phi(l)),
+            &["split", "divergence", "descent"],
+        ),
+        (
+            "DiJS with a frozen softplus",
+            with_phi!(|d, l| d.phi(&if d == DiJs { l.detach() } else { l.clone() })),
+            &["split", "sign", "slope", "descent"],
+        ),
+        (
+            "loss without weight",
+            Equations { loss: |d, l, _| d.phi(l)?.mean_all(), ..OURS },
+            &["mean", "descent", "analytic", "score"],
+        ),
+        (
+            "loss summed",
+            Equations { loss: |d, l, w| d.loss(l, w)? * w.len() as f64, ..OURS },
+            &["mean", "descent", "analytic", "score"],
+        ),
+        (
+            "labels exchanged",
+            Equations { class_ratio: |r, f| equations::class_ratio(f, r), ..OURS },
+            &["optimum"],
+        ),
+        (
+            "classes pooled",
+            Equations {
+                class_ratio: |r, f| {
+                    let x = Tensor::cat(&[&r.neg()?, f], 0)?;
+                    equations::softplus(&x)?.mean_all()? * 2.0
+                },
+                ..OURS
             },
-            ..OURS
-        }, &["optimum"]),
-        ("generator's half forgotten", Equations {
-            class_ratio: |r, _| equations::softplus(&r.neg()?)?.mean_all(), ..OURS
-        }, &["optimum"]),
-        ("generator's half not trained", Equations {
-            class_ratio: |r, f| equations::class_ratio(r, &f.detach()), ..OURS
-        }, &["optimum", "slope"]),
+            &["optimum"],
+        ),
+        (
+            "generator's half forgotten",
+            Equations { class_ratio: |r, _| equations::softplus(&r.neg()?)?.mean_all(), ..OURS },
+            &["optimum"],
+        ),
+        (
+            "generator's half not trained",
+            Equations { class_ratio: |r, f| equations::class_ratio(r, &f.detach()), ..OURS },
+            &["optimum", "slope"],
+        ),
         ("softplus overflows", Equations { softplus: |x| (x.exp()? + 1.0)?.log(), ..OURS }, &["finite"]),
-        ("log sigmoid", Equations {
-            softplus: |x| ((x.exp()? + 1.0)?.recip()?.log()?).neg(), ..OURS
-        }, &["finite"]),
-        ("no slope at zero", Equations {
-            softplus: |x| {
-                let size = x.sqr()?.sqrt()?;
-                ((x + &size)? * 0.5)? + (size.neg()?.exp()? + 1.0)?.log()?
+        (
+            "log sigmoid",
+            Equations { softplus: |x| ((x.exp()? + 1.0)?.recip()?.log()?).neg(), ..OURS },
+            &["finite"],
+        ),
+        (
+            "no slope at zero",
+            Equations {
+                softplus: |x| {
+                    let size = x.sqr()?.sqrt()?;
+                    ((x + &size)? * 0.5)? + (size.neg()?.exp()? + 1.0)?.log()?
+                },
+                ..OURS
             },
-            ..OURS
-        }, &["finite", "softplus"]),
+            &["finite", "softplus"],
+        ),
         ("softplus is relu", Equations { softplus: |x| x.relu(), ..OURS }, &["softplus"]),
-        ("vsd attached", Equations {
-            vsd: |x, q, p, s, w| (scores(q, p, s, w)? * x)?.sum_all()? / x.dim(0)? as f64, ..OURS
-        }, &["score", "tangent"]),
-        ("vsd uphill", Equations { vsd: |x, q, p, s, w| equations::vsd(x, p, q, s, w), ..OURS },
-            &["analytic", "score", "rate"]),
-        ("vsd summed", Equations {
-            vsd: |x, q, p, s, w| equations::vsd(x, q, p, s, w)? * x.dim(0)? as f64, ..OURS
-        }, &["analytic", "score"]),
-        ("vsd of denoisers", Equations {
-            vsd: |x, q, p, s, w| equations::vsd(x, q, p, &s.iter().map(|_| 1.0).collect::<Vec<_>>(), w), ..OURS
-        }, &["analytic", "score"]),
-        ("vsd of another image", Equations {
-            vsd: |x, q, p, s, w| equations::vsd(x, q, p, &s.iter().rev().copied().collect::<Vec<_>>(), w), ..OURS
-        }, &["analytic", "score"]),
-        ("dsm weight squared", Equations {
-            dsm: |d, x, s| {
-                let weight: Vec<f32> = s.iter().map(|s| (s * s + 0.25) / (0.25 * s * s)).collect();
-                replicate::kernels::scale_images(&(d - x)?, &weight)?.sqr()?.mean_all()
+        (
+            "vsd attached",
+            Equations {
+                vsd: |x, q, p, s, w| (scores(q, p, s, w)? * x)?.sum_all()? / x.dim(0)? as f64,
+                ..OURS
             },
-            ..OURS
-        }, &["dsm"]),
+            &["score", "tangent"],
+        ),
+        (
+            "vsd uphill",
+            Equations { vsd: |x, q, p, s, w| equations::vsd(x, p, q, s, w), ..OURS },
+            &["analytic", "score", "rate"],
+        ),
+        (
+            "vsd summed",
+            Equations { vsd: |x, q, p, s, w| equations::vsd(x, q, p, s, w)? * x.dim(0)? as f64, ..OURS },
+            &["analytic", "score"],
+        ),
+        (
+            "vsd of denoisers",
+            Equations {
+                vsd: |x, q, p, s, w| equations::vsd(x, q, p, &s.iter().map(|_| 1.0).collect::<Vec<_>>(), w),
+                ..OURS
+            },
+            &["analytic", "score"],
+        ),
+        (
+            "vsd of another image",
+            Equations {
+                vsd: |x, q, p, s, w| equations::vsd(x, q, p, &s.iter().rev().copied().collect::<Vec<_>>(), w),
+                ..OURS
+            },
+            &["analytic", "score"],
+        ),
+        (
+            "dsm weight squared",
+            Equations {
+                dsm: |d, x, s| {
+                    let weight: Vec<f32> = s.iter().map(|s| (s * s + 0.25) / (0.25 * s * s)).collect();
+                    replicate::kernels::scale_images(&(d - x)?, &weight)?.sqr()?.mean_all()
+                },
+                ..OURS
+            },
+            &["dsm"],
+        ),
         ("dsm unweighted", Equations { dsm: |d, x, _| (d - x)?.sqr()?.mean_all(), ..OURS }, &["dsm"]),
-        ("dsm absolute", Equations { dsm: |d, x, _| (d - x)?.abs()?.mean_all(), ..OURS }, &["dsm", "posterior"]),
-        ("dsm of the sum", Equations { dsm: |d, x, s| equations::dsm(d, &x.neg()?, s), ..OURS }, &["dsm", "posterior"]),
-        ("diffuse with variance", Equations {
-            diffuse: |x, s, e| equations::diffuse(x, &s.iter().map(|s| s * s).collect::<Vec<_>>(), e), ..OURS
-        }, &["moments"]),
-        ("diffuse keeps the variance", Equations {
-            diffuse: |x, s, e| {
-                let keep: Vec<f32> = s.iter().map(|s| 1.0 / (1.0 + s * s).sqrt()).collect();
-                replicate::kernels::scale_images(&equations::diffuse(x, s, e)?, &keep)
+        (
+            "dsm absolute",
+            Equations { dsm: |d, x, _| (d - x)?.abs()?.mean_all(), ..OURS },
+            &["dsm", "posterior"],
+        ),
+        (
+            "dsm of the sum",
+            Equations { dsm: |d, x, s| equations::dsm(d, &x.neg()?, s), ..OURS },
+            &["dsm", "posterior"],
+        ),
+        (
+            "diffuse with variance",
+            Equations {
+                diffuse: |x, s, e| equations::diffuse(x, &s.iter().map(|s| s * s).collect::<Vec<_>>(), e),
+                ..OURS
             },
-            ..OURS
-        }, &["moments", "analytic"]),
+            &["moments"],
+        ),
+        (
+            "diffuse keeps the variance",
+            Equations {
+                diffuse: |x, s, e| {
+                    let keep: Vec<f32> = s.iter().map(|s| 1.0 / (1.0 + s * s).sqrt()).collect();
+                    replicate::kernels::scale_images(&equations::diffuse(x, s, e)?, &keep)
+                },
+                ..OURS
+            },
+            &["moments", "analytic"],
+        ),
     ];
     let mut wrong: Vec<String> = vec![];
     for (name, property) in PROPERTIES {

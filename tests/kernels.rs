@@ -23,7 +23,12 @@ fn evaluate(inputs: &[Var], f: &dyn Fn(&[Var]) -> Result<Tensor>) -> Vec<Vec<f32
     out
 }
 
-fn agree(name: &str, inputs: &[Var], ours: &dyn Fn(&[Var]) -> Result<Tensor>, plain: &dyn Fn(&[Var]) -> Result<Tensor>) {
+fn agree(
+    name: &str,
+    inputs: &[Var],
+    ours: &dyn Fn(&[Var]) -> Result<Tensor>,
+    plain: &dyn Fn(&[Var]) -> Result<Tensor>,
+) {
     let (a, b) = (evaluate(inputs, ours), evaluate(inputs, plain));
     for (which, (a, b)) in a.iter().zip(&b).enumerate() {
         assert_eq!(a.len(), b.len());

@@ -74,7 +74,8 @@ fn replicate(store: &Path, arguments: &[&str]) -> (Option<i32>, String) {
         .arg(store)
         .output()
         .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     (output.status.code(), text)
 }
 

@@ -94,7 +94,8 @@ fn network_parity(file: &str, config: Config) -> Params {
 
     let grads = loss.backward().unwrap();
     let gradient = |name: &str| {
-        let (_, var) = params.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no parameter {name}"));
+        let (_, var) =
+            params.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no parameter {name}"));
         flat(grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")))
     };
     let (mut norms, mut whole) = (0, 0);
@@ -127,7 +128,8 @@ fn full_ddpmpp() {
 fn heun_sampler() {
     let fixture = Fixture::open("edm-sampler.npz");
     let (_, model) = filled_denoiser(&tiny());
-    let images = heun(&model, &fixture.get("latents"), 18).unwrap().to_dtype(candle_core::DType::F32).unwrap();
+    let images =
+        heun(&model, &fixture.get("latents"), 18).unwrap().to_dtype(candle_core::DType::F32).unwrap();
     assert!(relative_error(&flat(&images), &fixture.f32("images")) < TOLERANCE);
     let bytes = replicate::data::Images::from_unit(3, 16, &flat(&images)).pixels;
     let expected: Vec<u8> = fixture.get("images_uint8").flatten_all().unwrap().to_vec1().unwrap();

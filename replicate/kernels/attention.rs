@@ -54,11 +54,18 @@ impl Geometry {
         self.pad(qkv.chunks_exact(self.tokens).skip(which).step_by(3))
     }
     /// weights (rows, inner) times x (inner, T), rows at the stride.
-    fn product(&self, rows: usize, inner: usize, weight: impl Fn(usize, usize) -> f32, x: &[f32]) -> Vec<f32> {
+    fn product(
+        &self,
+        rows: usize,
+        inner: usize,
+        weight: impl Fn(usize, usize) -> f32,
+        x: &[f32],
+    ) -> Vec<f32> {
         let mut out = vec![0f32; rows.div_ceil(ROWS) * ROWS * self.stride + SLACK];
         let packed = pack(rows, inner, weight);
         let input = Input { x, plane: self.stride, channels: inner, taps: &[0] };
-        for (weights, out) in packed.chunks_exact(inner * ROWS).zip(out.chunks_exact_mut(ROWS * self.stride)) {
+        for (weights, out) in packed.chunks_exact(inner * ROWS).zip(out.chunks_exact_mut(ROWS * self.stride))
+        {
             correlate(input, weights, self.tokens, out, self.stride);
         }
         out
@@ -147,14 +154,16 @@ impl CustomOp1 for Attention {
         }
         let g = Geometry::new(c3, t);
         let mut out = vec![0f32; b * g.channels * t];
-        out.par_chunks_mut(g.channels * t).zip(values(qkv, layout)?.par_chunks(c3 * t)).for_each(|(out, qkv)| {
-            let (q, k, v) = (g.part(qkv, 0), g.part(qkv, 1), g.part(qkv, 2));
-            let p = g.weights(&q, &k);
-            let a = g.product(g.channels, t, |c, j| v[c * g.stride + j], &p);
-            for (to, from) in out.chunks_exact_mut(t).zip(a.chunks_exact(g.stride)) {
-                to.copy_from_slice(&from[..t]);
-            }
-        });
+        out.par_chunks_mut(g.channels * t).zip(values(qkv, layout)?.par_chunks(c3 * t)).for_each(
+            |(out, qkv)| {
+                let (q, k, v) = (g.part(qkv, 0), g.part(qkv, 1), g.part(qkv, 2));
+                let p = g.weights(&q, &k);
+                let a = g.product(g.channels, t, |c, j| v[c * g.stride + j], &p);
+                for (to, from) in out.chunks_exact_mut(t).zip(a.chunks_exact(g.stride)) {
+                    to.copy_from_slice(&from[..t]);
+                }
+            },
+        );
         Ok((CpuStorage::F32(out), (b, g.channels, t).into()))
     }
 
@@ -163,8 +172,10 @@ impl CustomOp1 for Attention {
         let g = Geometry::new(c3, t);
         with_values([qkv, da], |[qkvs, das]| {
             let mut out = vec![0f32; b * c3 * t];
-            out.par_chunks_mut(c3 * t).zip(qkvs.par_chunks(c3 * t)).zip(das.par_chunks(g.channels * t)).for_each(
-                |((out, qkv), da)| {
+            out.par_chunks_mut(c3 * t)
+                .zip(qkvs.par_chunks(c3 * t))
+                .zip(das.par_chunks(g.channels * t))
+                .for_each(|((out, qkv), da)| {
                     let (q, k, v) = (g.part(qkv, 0), g.part(qkv, 1), g.part(qkv, 2));
                     let da = g.pad(da.chunks_exact(t));
                     let mut p = g.weights(&q, &k);
@@ -185,8 +196,7 @@ impl CustomOp1 for Attention {
                         }
                         to[2 * t..].copy_from_slice(&dv[c * t..(c + 1) * t]);
                     }
-                },
-            );
+                });
             Ok(Some(Tensor::from_vec(out, (b, c3, t), qkv.device())?))
         })
     }

@@ -69,7 +69,14 @@ impl Geometry {
 }
 
 /// Correlates one padded image with packed weights into `out` (rows, H, W).
-fn correlate_image(g: Geometry, padded: &[f32], channels: usize, packed: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+fn correlate_image(
+    g: Geometry,
+    padded: &[f32],
+    channels: usize,
+    packed: &[f32],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
     let taps = g.taps();
     let stride = round_up(g.flat(), COLUMNS);
     let mut block_out = vec![0f32; ROWS * stride];
@@ -122,7 +129,8 @@ fn weight_gradient(g: Geometry, x: &[f32], channels: usize, dy: &[f32], rows: us
     let pixels = g.height * g.width;
     let taps = g.taps();
     let columns_per_row = channels * taps.len();
-    let columns: Vec<usize> = (0..channels).flat_map(|c| taps.iter().map(move |t| c * g.plane() + t)).collect();
+    let columns: Vec<usize> =
+        (0..channels).flat_map(|c| taps.iter().map(move |t| c * g.plane() + t)).collect();
     let flat = round_up(g.flat(), 8);
     let partial: Vec<Vec<f32>> = x
         .par_chunks(CHUNK * channels * pixels)

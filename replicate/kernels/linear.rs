@@ -45,7 +45,13 @@ fn product(x: &[f32], batch: usize, inner: usize, packed: &[f32], outputs: usize
     let mut block_out = vec![0f32; ROWS * stride];
     let mut y = vec![0f32; batch * outputs];
     for (block, weights) in packed.chunks_exact(inner * ROWS).enumerate() {
-        correlate(Input { x: &xt, plane: stride, channels: inner, taps: &[0] }, weights, batch, &mut block_out, stride);
+        correlate(
+            Input { x: &xt, plane: stride, channels: inner, taps: &[0] },
+            weights,
+            batch,
+            &mut block_out,
+            stride,
+        );
         for r in 0..ROWS.min(outputs - block * ROWS) {
             for b in 0..batch {
                 y[b * outputs + block * ROWS + r] = block_out[r * stride + b];
@@ -60,7 +66,13 @@ impl CustomOp2 for Linear {
         "linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, w: &CpuStorage, lw: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let ((b, i), (o, wi)) = (lx.shape().dims2()?, lw.shape().dims2()?);
         if i != wi {
             bail!("linear: input {:?}, weight {:?}", lx.shape(), lw.shape());
@@ -70,7 +82,13 @@ impl CustomOp2 for Linear {
         Ok((CpuStorage::F32(y), (b, o).into()))
     }
 
-    fn bwd(&self, x: &Tensor, w: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let ((b, i), o) = (x.dims2()?, w.dim(0)?);
         with_values([x, w, dy], |[xs, ws, dys]| {
             let dx = if x.track_op() {

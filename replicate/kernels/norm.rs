@@ -8,7 +8,14 @@ use rayon::prelude::*;
 /// y = f((x - mean) / sqrt(var + eps) * gamma + beta), mean and (biased)
 /// variance over each of `groups` channel groups of each image, f = SiLU or
 /// the identity. `x` (B, C, H, W), `gamma` and `beta` (C).
-pub fn group_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, groups: usize, eps: f32, silu: bool) -> Result<Tensor> {
+pub fn group_norm(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+) -> Result<Tensor> {
     if x.device().is_cpu() {
         x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, GroupNorm { groups, eps, silu })
     } else {
@@ -16,7 +23,14 @@ pub fn group_norm(x: &Tensor, gamma: &Tensor, beta: &Tensor, groups: usize, eps:
     }
 }
 
-pub fn reference(x: &Tensor, gamma: &Tensor, beta: &Tensor, groups: usize, eps: f32, silu: bool) -> Result<Tensor> {
+pub fn reference(
+    x: &Tensor,
+    gamma: &Tensor,
+    beta: &Tensor,
+    groups: usize,
+    eps: f32,
+    silu: bool,
+) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let x = x.reshape((b, groups, c / groups * h * w))?;
     let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
@@ -285,8 +299,11 @@ impl CustomOp3 for GroupNorm {
             } else {
                 None
             };
-            let dbeta =
-                if beta.track_op() { Some(Tensor::from_vec(reduce(&|s| s.0), c, beta.device())?) } else { None };
+            let dbeta = if beta.track_op() {
+                Some(Tensor::from_vec(reduce(&|s| s.0), c, beta.device())?)
+            } else {
+                None
+            };
             Ok((Some(Tensor::from_vec(dx, (b, c, h, w), x.device())?), dgamma, dbeta))
         })
     }

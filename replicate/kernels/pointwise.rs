@@ -7,7 +7,11 @@ use rayon::prelude::*;
 
 /// a_b x_b for each image b of `x` (B, ...); `a` has B values and no gradient.
 pub fn scale_images(x: &Tensor, a: &[f32]) -> Result<Tensor> {
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(Scale(a.to_vec())) } else { reference::scale_images(x, a) }
+    if x.device().is_cpu() {
+        x.contiguous()?.apply_op1(Scale(a.to_vec()))
+    } else {
+        reference::scale_images(x, a)
+    }
 }
 
 /// a_b x_b + c_b y_b for each image b; `a` and `c` have B values, or one for
@@ -99,25 +103,45 @@ impl CustomOp2 for Mix {
         "mix"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout, y: &CpuStorage, ly: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        y: &CpuStorage,
+        ly: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
         let batch = lx.dims()[0];
         let fits = |f: &[f32]| f.len() == 1 || f.len() == batch;
         if lx.shape() != ly.shape() || !fits(&self.a) || !fits(&self.c) {
-            bail!("mix: {:?} and {:?}, {} and {} factors", lx.shape(), ly.shape(), self.a.len(), self.c.len());
+            bail!(
+                "mix: {:?} and {:?}, {} and {} factors",
+                lx.shape(),
+                ly.shape(),
+                self.a.len(),
+                self.c.len()
+            );
         }
         let (x, y) = (values(x, lx)?, values(y, ly)?);
         let n = x.len() / batch;
         let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(n).zip(x.par_chunks(n).zip(y.par_chunks(n))).enumerate().for_each(|(i, (out, (x, y)))| {
-            let (a, c) = (factor(&self.a, i), factor(&self.c, i));
-            for ((o, x), y) in out.iter_mut().zip(x).zip(y) {
-                *o = a * x + c * y;
-            }
-        });
+        out.par_chunks_mut(n).zip(x.par_chunks(n).zip(y.par_chunks(n))).enumerate().for_each(
+            |(i, (out, (x, y)))| {
+                let (a, c) = (factor(&self.a, i), factor(&self.c, i));
+                for ((o, x), y) in out.iter_mut().zip(x).zip(y) {
+                    *o = a * x + c * y;
+                }
+            },
+        );
         Ok((CpuStorage::F32(out), lx.shape().clone()))
     }
 
-    fn bwd(&self, x: &Tensor, y: &Tensor, _: &Tensor, d: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        y: &Tensor,
+        _: &Tensor,
+        d: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let part = |t: &Tensor, f: &[f32]| {
             if t.track_op() { Ok::<_, candle_core::Error>(Some(scale_images(d, f)?)) } else { Ok(None) }
         };

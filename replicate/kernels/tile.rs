@@ -201,7 +201,11 @@ mod tests {
         let outputs = [false, true].map(|portable| {
             let mut out = vec![0f32; ROWS * 288];
             let kernel = Correlate { input, packed: &w, tiles: 18, out: &mut out, stride: 288 };
-            if portable { run_portable(kernel) } else { run(kernel) }
+            if portable {
+                run_portable(kernel)
+            } else {
+                run(kernel)
+            }
             bits(&out)
         });
         assert_eq!(outputs[0], outputs[1]);
@@ -210,9 +214,20 @@ mod tests {
         let outputs = [false, true].map(|portable| {
             let mut sums = vec![0f32; 3 * columns.len()];
             let planes = Planes { values: &x, image: 700, plane: 288 };
-            let kernel =
-                Contract { images: 2, pixels: 288, y: planes, rows: 3, x: planes, columns: &columns, sums: &mut sums };
-            if portable { run_portable(kernel) } else { run(kernel) }
+            let kernel = Contract {
+                images: 2,
+                pixels: 288,
+                y: planes,
+                rows: 3,
+                x: planes,
+                columns: &columns,
+                sums: &mut sums,
+            };
+            if portable {
+                run_portable(kernel)
+            } else {
+                run(kernel)
+            }
             bits(&sums)
         });
         assert_eq!(outputs[0], outputs[1]);
