@@ -17,6 +17,7 @@ const NO_RESULT: &[&str] = &[
     "report.rs",
     "watch.rs",
     "error.rs",
+    "student.rs",
     "store.rs",
     "store/files.rs",
     "store/manifest.rs",

@@ -6,7 +6,7 @@
 use candle_core::Device;
 use replicate::cli::Against;
 use replicate::experiment::{Recipe, Scale, TABLE1};
-use replicate::golden::{Score, Status, check, read_golden};
+use replicate::golden::{Status, check, read_golden};
 use replicate::run::{Runner, Settings};
 use replicate::watch::{Mode, Watch};
 use std::path::Path;
