@@ -9,16 +9,19 @@ FEATURES ?=
 REPLICATE = cargo run --release --locked --quiet $(if $(FEATURES),--features $(FEATURES)) --
 PLACE = --scale $(SCALE) --device $(DEVICE) --store $(STORE) $(if $(DATA),--data $(DATA))
 
-.PHONY: table1 table2 check claims test build
+.PHONY: table1 table2 figures report check claims test build
 
 table1 table2: build
 	$(REPLICATE) run $@ $(PLACE) --seed $(SEED)
 
+figures report: build
+	$(REPLICATE) $@ $(PLACE)
+
 check: build
-	$(REPLICATE) check table1 $(PLACE) --against golden
+	$(REPLICATE) check all $(PLACE) --against golden
 
 claims: build
-	$(REPLICATE) check table1 $(PLACE) --against claims
+	$(REPLICATE) check all $(PLACE) --against claims
 
 test:
 	cargo test --release --locked

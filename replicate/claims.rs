@@ -149,8 +149,10 @@ impl Side {
             Operand::Metric { metric, row } => (metric, row),
         };
         if metric == "is" && scale == "mini" {
-            return Err("the stand-in for IS is unreliable at mini: it scores noisy images above real ones"
-                .to_string());
+            return Err(
+                "the stand-in for IS is unreliable at mini: it scores blurred images above real ones"
+                    .to_string(),
+            );
         }
         let found: Vec<f64> = values(scores, row, scale, metric).into_values().collect();
         if found.is_empty() {

@@ -17,7 +17,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-const VERSION: &str = concat!(
+/// As `--version` prints it.
+pub const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (commit ",
     env!("GIT_COMMIT"),
@@ -62,6 +63,9 @@ pub enum Command {
         /// Train the weights that ship with the repository again
         #[arg(long)]
         from_scratch: bool,
+        /// Print the equation, its place in the code and every hyper-parameter; run nothing
+        #[arg(long)]
+        explain: bool,
         /// Where the table is written as CSV and Markdown
         #[arg(short, long, default_value = "report")]
         output: PathBuf,
@@ -97,14 +101,47 @@ pub enum Command {
         #[arg(long)]
         reason: String,
     },
-    /// Print a table from what the store has
+    /// Print one table from what the store has, or write the whole report as a page
     Report {
-        #[arg(value_enum, default_value = "table1")]
-        table: Which,
+        /// The table to print; without it index.html, report.md, results.csv and figures are written
+        #[arg(value_enum)]
+        table: Option<Which>,
         #[command(flatten)]
         place: Place,
-        #[arg(long, value_enum, default_value = "text")]
+        #[arg(long, value_enum, default_value = "text", requires = "table")]
         format: Format,
+        /// Where the report is written
+        #[arg(short, long, default_value = "report", conflicts_with = "table")]
+        output: PathBuf,
+    },
+    /// Write the paper's figures and a strip of samples over training for each row
+    Figures {
+        #[command(flatten)]
+        place: Place,
+        /// Where the PNG files and their captions are written
+        #[arg(short, long, default_value = "report/figures")]
+        output: PathBuf,
+    },
+    /// Fetch what the paper scale needs: checkpoint, Inception weights, FID reference, data sets
+    Fetch {
+        /// Asset ids, the beginning of several (cifar100), or all [default: list them]
+        what: Vec<String>,
+        /// Where results and fetched files are kept
+        #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
+        store: PathBuf,
+        /// Take the asset from this file or address; it is verified all the same
+        #[arg(long, value_name = "FILE|URL")]
+        from: Option<String>,
+        /// Touch no network
+        #[arg(long)]
+        offline: bool,
+    },
+    /// List the tensors of an EDM snapshot or of a PyTorch file; no code in it is run
+    Inspect {
+        file: PathBuf,
+        /// Write them as f32 safetensors
+        #[arg(long, value_name = "OUT.safetensors")]
+        convert: Option<PathBuf>,
     },
     /// Train the weights that ship with the repository again and compare the bytes
     Weights {

@@ -1,14 +1,20 @@
 //! What each command does: finds the cells, runs or reads them, prints.
 
-use crate::claims::{ClaimVerdict, evaluate};
-use crate::cli::{Against, Cli, Command, Format, Place, Which};
-use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
-use crate::experiment::{Cell, Data, Recipe, Scale, Start, TABLE1, TABLE2, cells};
-use crate::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
+mod check;
+mod fetch;
+mod list;
+mod report;
+mod weights;
+
+use crate::checkpoint;
+use crate::cli::{Cli, Command, Format, Place, Which};
+use crate::error::{EXIT_GOOD, Error, Result};
+use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
+use crate::golden::{self, Golden, Score, read_golden};
 use crate::paper;
-use crate::report::{Table, check_json, check_text, table1, table2};
-use crate::run::{CLASSIFIER, Runner, SHIPPED, Settings, WEIGHTS, humantime};
-use crate::store::{sha256_hex, write_atomically, write_safetensors};
+use crate::report::{Table, table1, table2};
+use crate::run::{Outcome, Runner, Settings};
+use crate::store::{write_atomically, write_safetensors};
 use crate::watch::{Mode, Watch};
 use candle_core::Device;
 use std::collections::BTreeMap;
@@ -16,13 +22,19 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+/// Table 2's name for Table 1's DiJS.
+const FULL_ROW: &str = "init-full";
+
 /// Carries out a command; gives the exit code.
 pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
     match cli.command {
-        Command::List { place, ids, json } => list(&place, ids, json, stop),
-        Command::Run { targets, place, seed, watch, until, set, from_scratch, output } => {
+        Command::List { place, ids, json } => list::list(&place, ids, json, stop),
+        Command::Run { targets, place, seed, watch, until, set, from_scratch, explain, output } => {
             let cells = select(&targets)?;
             let recipe = recipe(&place, &set, until)?;
+            if explain {
+                return list::explain(&cells, &recipe, &root(&place)?);
+            }
             let mut runner = runner(&place, recipe, watch.unwrap_or_else(Mode::fitting), from_scratch, stop)?;
             if writes_tables(&targets, &runner) {
                 // Tried first: it should not fail after the work.
@@ -35,20 +47,29 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                 for cell in &cells {
                     places.push(runner.cell(cell, seed)?.entry.dir().to_path_buf());
                 }
+                // After the cells: one of them may be what the others are compared with.
+                for cell in &cells {
+                    runner.mapping(cell, seed, true)?;
+                }
             }
             finish_run(&mut runner, &place, &targets, &places, &output)
         }
         Command::Check { targets, place, seed, against, set, json } => {
-            check(&targets, &place, &seed, against, &set, json, stop)
+            check::check(&targets, &place, &seed, against, &set, json, stop)
         }
-        Command::Accept { targets, place, seed, reason } => accept(&targets, &place, &seed, &reason, stop),
-        Command::Report { table, place, format } => {
-            let mut runner = quiet(&place, stop)?;
-            let table = build(table, &mut runner, &root(&place)?)?;
-            print!("{}", render(&table, format));
-            Ok(EXIT_GOOD)
+        Command::Accept { targets, place, seed, reason } => {
+            check::accept(&targets, &place, &seed, &reason, stop)
         }
-        Command::Weights { names, place, write } => weights(&names, &place, write, stop),
+        Command::Report { table: Some(which), place, format, .. } => {
+            report::table(which, &place, format, stop)
+        }
+        Command::Report { table: None, place, output, .. } => report::report(&place, &output, stop),
+        Command::Figures { place, output } => report::figures_only(&place, &output, stop),
+        Command::Fetch { what, store, from, offline } => {
+            fetch::fetch(&what, &store, from.as_deref(), offline, stop)
+        }
+        Command::Inspect { file, convert } => inspect(&file, convert.as_deref()),
+        Command::Weights { names, place, write } => weights::weights(&names, &place, write, stop),
     }
 }
 
@@ -60,12 +81,11 @@ fn select(targets: &[String]) -> Result<Vec<Cell>> {
             "table1" => TABLE1.to_vec(),
             "table2" => TABLE2.to_vec(),
             "all" => cells().collect(),
-            // Table 2's last row is Table 1's DiJS.
-            "init-full" => vec![TABLE2[TABLE2.len() - 1]],
+            FULL_ROW => vec![FULL_INITIALISATION],
             row => cells().filter(|cell| cell.row == row).collect(),
         };
         if found.is_empty() {
-            let known = cells().map(|cell| cell.row).chain(["table1", "table2", "all", "init-full"]);
+            let known = cells().map(|cell| cell.row).chain(["table1", "table2", "all", FULL_ROW]);
             return Err(Error::Usage(unknown("row", target, known)));
         }
         for cell in found {
@@ -177,9 +197,19 @@ fn stored(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Scor
         let seeds = if seeds.is_empty() { runner.seeds(cell)? } else { unique(seeds) };
         for seed in seeds {
             if let Some(outcome) = runner.stored(cell, seed)? {
-                scores.extend(runner.scores(&outcome)?);
+                scores.extend(scores_of(runner, cell, seed, &outcome)?);
             }
         }
+    }
+    Ok(scores)
+}
+
+/// What a finished cell measured, and how far it is from the full initialisation
+/// where that was measured.
+fn scores_of(runner: &mut Runner, cell: &Cell, seed: u64, outcome: &Outcome) -> Result<Vec<Score>> {
+    let mut scores = runner.scores(outcome)?;
+    if let Some(mapping) = runner.mapping(cell, seed, false)? {
+        scores.extend(runner.scores(&mapping)?);
     }
     Ok(scores)
 }
@@ -268,275 +298,15 @@ fn finish_run(
     Ok(EXIT_GOOD)
 }
 
-fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i32> {
-    if ids {
-        cells().for_each(|cell| println!("{}", cell.row));
-        return Ok(EXIT_GOOD);
-    }
-    let root = root(place)?;
-    let mut runner = quiet(place, stop)?;
-    let scale = runner.recipe().scale.name();
-    let goldens = all_goldens(&root)?;
-    let mut printed: BTreeMap<String, String> = paper::table1(&root.join("paper"))?
-        .into_iter()
-        .map(|row| (row.id, format!("{:.2}", row.fid)))
-        .collect();
-    for row in paper::table2(&root.join("paper"))? {
-        let text = match row.fid {
-            paper::Fid::Value(fid) => format!("{fid:.2}"),
-            paper::Fid::Collapsed => "collapsed".into(),
-        };
-        printed.entry(row.cell).or_insert(text);
-    }
-    let readable = scale_is_readable(&runner, place);
-    let mut rows = Vec::new();
-    for cell in cells() {
-        let mut done = Vec::new();
-        for seed in if readable { runner.seeds(&cell)? } else { Vec::new() } {
-            if runner.stored(&cell, seed)?.is_some() {
-                done.push(seed);
-            }
-        }
-        let golden = goldens.iter().find(|g| g.row == cell.row && g.scale == scale && g.metric == "fd");
-        let golden = golden.map(|g| golden::Sample::of(g.values.values().copied()).text(1));
-        rows.push((cell.row, printed.get(cell.row).cloned().unwrap_or_default(), golden, done));
-    }
-    if json {
-        let objects: Vec<_> = rows
-            .iter()
-            .map(|(row, fid, golden, done)| {
-                serde_json::json!({
-                    "id": row, "scale": scale, "paper_fid": fid, "golden_fd": golden, "seeds_done": done,
-                    "command": format!("replicate run {row} --scale {scale}"),
-                })
-            })
-            .collect();
-        println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
-        return Ok(EXIT_GOOD);
-    }
-    println!(
-        "{:14} {:>10}  {:24} {:12} command",
-        "row",
-        "paper FID",
-        format!("golden FD ({scale})"),
-        "seeds done"
-    );
-    for (row, fid, golden, done) in rows {
-        let done: Vec<String> = done.iter().map(u64::to_string).collect();
-        let done = if done.is_empty() { "none".to_string() } else { done.join(",") };
-        let golden = golden.unwrap_or_else(|| "none".into());
-        println!("{row:14} {fid:>10}  {golden:24} {done:12} replicate run {row} --scale {scale}");
+/// Lists the tensors of a checkpoint, and writes them as safetensors on demand.
+fn inspect(file: &Path, convert: Option<&Path>) -> Result<i32> {
+    let checkpoint = checkpoint::read(file)?;
+    print!("{}", checkpoint.describe());
+    if let Some(out) = convert {
+        let format = checkpoint.format.to_string();
+        let text = BTreeMap::from([("source format".to_string(), format)]);
+        write_file(out, &write_safetensors(&checkpoint.arrays()?, &text))?;
+        println!("written: {}", out.display());
     }
     Ok(EXIT_GOOD)
-}
-
-/// Whether results can be looked up: some scales need their data to name them.
-fn scale_is_readable(runner: &Runner, place: &Place) -> bool {
-    runner.recipe().scale.procedural() || place.data.is_some()
-}
-
-fn check(
-    targets: &[String],
-    place: &Place,
-    seeds: &[u64],
-    against: Against,
-    set: &[String],
-    json: bool,
-    stop: &AtomicBool,
-) -> Result<i32> {
-    let cells = select(targets)?;
-    let root = root(place)?;
-    let mut runner = runner(place, recipe(place, set, None)?, Mode::Lines, false, stop)?;
-    let scale = runner.recipe().scale.name();
-    let colour = std::io::stdout().is_terminal();
-    let scores = stored(&mut runner, &cells, seeds)?;
-    match against {
-        Against::Golden => {
-            let rows: Vec<&str> = cells.iter().map(|cell| cell.row).collect();
-            let goldens: Vec<Golden> = all_goldens(&root)?
-                .into_iter()
-                .filter(|golden| golden.scale == scale && rows.contains(&golden.row.as_str()))
-                .collect();
-            let comparisons = golden::check(&goldens, &scores);
-            print!(
-                "{}",
-                if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], colour) }
-            );
-            if comparisons.is_empty() && !json {
-                println!(
-                    "nothing to compare: neither golden values nor results of these rows at --scale {scale}"
-                );
-            }
-            let any = |status: Status| comparisons.iter().any(|c| c.verdict.status == status);
-            Ok(if any(Status::Outside) {
-                EXIT_OUTSIDE
-            } else if comparisons.is_empty() || any(Status::NotRun) || any(Status::NoGolden) {
-                EXIT_INCOMPLETE
-            } else {
-                EXIT_GOOD
-            })
-        }
-        Against::Claims => {
-            let results: Vec<_> = paper::claims(&root.join("paper"))?
-                .iter()
-                .map(|claim| evaluate(claim, &scores, scale))
-                .collect();
-            print!("{}", if json { check_json(&[], &results) } else { check_text(&[], &results, colour) });
-            if scores.is_empty() {
-                return Ok(EXIT_INCOMPLETE);
-            }
-            let broken = results.iter().any(|result| result.verdict == ClaimVerdict::DoesNotHold);
-            Ok(if broken { EXIT_OUTSIDE } else { EXIT_GOOD })
-        }
-        Against::Paper => against_paper(&root, scale, &cells, &scores, json),
-    }
-}
-
-/// Share of the printed number within which a FID agrees with the paper: wide,
-/// because the paper gives neither training length nor noise of its numbers.
-const PAPER_TOLERANCE: f64 = 0.25;
-
-fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], json: bool) -> Result<i32> {
-    let comparable = scale == Scale::Paper.name();
-    let mut outside = false;
-    let mut missing = false;
-    let mut lines = Vec::new();
-    for row in paper::table1(&root.join("paper"))? {
-        if !cells.iter().any(|cell| cell.row == row.id) {
-            continue;
-        }
-        let values = golden::values(scores, &row.id, scale, "fd");
-        if values.is_empty() {
-            missing = true;
-            lines.push((row.id, row.fid, "-".to_string(), "not run".to_string()));
-            continue;
-        }
-        let sample = golden::Sample::of(values.into_values());
-        let verdict = if !comparable {
-            format!("not comparable: at --scale {scale} other images and other features are measured")
-        } else if (sample.mean - row.fid).abs() <= PAPER_TOLERANCE * row.fid {
-            "agrees".to_string()
-        } else {
-            outside = true;
-            format!("differs by more than {:.0} %", PAPER_TOLERANCE * 100.0)
-        };
-        lines.push((row.id, row.fid, sample.text(2), verdict));
-    }
-    if json {
-        let objects: Vec<_> = lines
-            .iter()
-            .map(|(row, paper, ours, verdict)| {
-                serde_json::json!({ "row": row, "paper_fid": paper, "ours": ours, "verdict": verdict })
-            })
-            .collect();
-        println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
-    } else {
-        for (row, paper, ours, verdict) in lines {
-            println!("{row:14} paper {paper:5.2}  ours {ours:18} {verdict}");
-        }
-    }
-    Ok(if outside {
-        EXIT_OUTSIDE
-    } else if missing {
-        EXIT_INCOMPLETE
-    } else {
-        EXIT_GOOD
-    })
-}
-
-fn accept(targets: &[String], place: &Place, seeds: &[u64], reason: &str, stop: &AtomicBool) -> Result<i32> {
-    refuse_in_ci(std::env::var("CI").ok().as_deref())?;
-    let cells = select(targets)?;
-    let root = root(place)?;
-    let mut runner = quiet(place, stop)?;
-    let scores = stored(&mut runner, &cells, seeds)?;
-    if scores.is_empty() {
-        return Err(Error::Usage("there is nothing to accept: run these cells first".into()));
-    }
-    let date = humantime(std::time::SystemTime::now());
-    for which in [Which::Table1, Which::Table2] {
-        let first = |row: &str| TABLE1.iter().any(|cell| cell.row == row);
-        let ours: Vec<Score> =
-            scores.iter().filter(|score| first(&score.row) == (which == Which::Table1)).cloned().collect();
-        if ours.is_empty() {
-            continue;
-        }
-        let path = golden_path(&root, which);
-        let (goldens, diff) = golden::accept(read_golden(&path)?, &ours, reason, &date[..10])?;
-        write_file(&path, write_golden(&goldens).as_bytes())?;
-        println!("{}\n{diff}", path.display());
-    }
-    Ok(EXIT_GOOD)
-}
-
-fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) -> Result<i32> {
-    if write {
-        refuse_in_ci(std::env::var("CI").ok().as_deref())?;
-    }
-    let root = root(place)?;
-    let mut runner = runner(place, recipe(place, &[], None)?, Mode::fitting(), true, stop)?;
-    let starts = [
-        Start::MultiLevel(Data::Target),
-        Start::SingleLevel,
-        Start::MultiLevel(Data::Sources(10)),
-        Start::MultiLevel(Data::Sources(50)),
-        Start::MultiLevel(Data::Sources(90)),
-    ];
-    let list = root.join(SHIPPED).join("SHA256SUMS");
-    let text = std::fs::read_to_string(&list).unwrap_or_default();
-    let mut sums: BTreeMap<String, String> = text
-        .lines()
-        .filter_map(|line| line.split_once("  "))
-        .map(|(sum, file)| (file.trim_end_matches(".safetensors").to_string(), sum.to_string()))
-        .collect();
-    let known: BTreeMap<String, Option<Start>> = starts
-        .into_iter()
-        .map(|start| (format!("{}-{start}", runner.recipe().scale), Some(start)))
-        .chain([(CLASSIFIER.to_string(), None)])
-        .collect();
-    let names: Vec<String> = match names.is_empty() {
-        true => sums.keys().filter(|name| known.contains_key(*name)).cloned().collect(),
-        false => names.to_vec(),
-    };
-    if let Some(name) = names.iter().find(|name| !known.contains_key(*name)) {
-        return Err(Error::Usage(unknown("network", name, known.keys().map(String::as_str))));
-    }
-    if names.is_empty() {
-        println!("no weights of --scale {} ship with the repository", runner.recipe().scale);
-        return Ok(EXIT_INCOMPLETE);
-    }
-    let mut same = true;
-    for name in names {
-        let start = &known[&name];
-        let (arrays, digest) = match start {
-            Some(start) => runner.pretrained(*start, true)?.expect("made where it was missing"),
-            None => runner.features(true)?.expect("made where it was missing").clone(),
-        };
-        let ships = sums.get(&name).cloned();
-        same &= write || ships.as_ref() == Some(&digest);
-        match &ships {
-            Some(ships) if *ships == digest => println!("{name}: the same bytes as ship, SHA-256 {digest}"),
-            Some(ships) => println!("{name}: SHA-256 {digest}, what ships has {ships}"),
-            None => println!("{name}: SHA-256 {digest}, nothing of the name ships"),
-        }
-        if start.is_none() {
-            println!(
-                "{name}: {:.1} % of held-out images classified right",
-                runner.classifier_accuracy()? * 100.0
-            );
-        }
-        if write {
-            let bytes = write_safetensors(&arrays, &BTreeMap::new());
-            debug_assert_eq!(sha256_hex(&bytes), digest);
-            let path =
-                root.join(SHIPPED).join(&name).with_extension(WEIGHTS.rsplit('.').next().unwrap_or_default());
-            write_file(&path, &bytes)?;
-            sums.insert(name, digest);
-        }
-    }
-    if write {
-        let text: String = sums.iter().map(|(name, sum)| format!("{sum}  {name}.safetensors\n")).collect();
-        write_file(&list, text.as_bytes())?;
-    }
-    Ok(if same { EXIT_GOOD } else { EXIT_OUTSIDE })
 }

@@ -19,6 +19,23 @@ const KID_SUBSETS: usize = 20;
 /// Images in a KID subset, fewer where there are not that many.
 const KID_SUBSET_SIZE: usize = 500;
 
+/// Where a training stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quick {
+    /// Fréchet distance in the features of the feature network.
+    pub fd: f64,
+    /// k-NN recall.
+    pub recall: f64,
+    /// Effective number of target classes.
+    pub classes: f64,
+}
+
+impl Quick {
+    pub fn collapse(&self) -> Collapse {
+        collapse(self.recall, self.classes, TARGETS)
+    }
+}
+
 /// The feature network and the real images' statistics.
 pub struct Evaluator {
     classifier: Classifier,
@@ -41,10 +58,19 @@ impl Evaluator {
         Ok(Evaluator { classifier, device: device.clone(), evaluation, reference, moments })
     }
 
-    /// The Fréchet distance alone.
-    pub fn distance(&self, images: &Images) -> Result<f64> {
-        let (features, _) = self.classifier.extract(images, &self.device)?;
-        self.distance_of(&features)
+    /// What is looked at along a run, from fewer images than the scores.
+    pub fn quick(&self, images: &Images) -> Result<Quick> {
+        let (features, logits) = self.classifier.extract(images, &self.device)?;
+        let (_, recall) = self.precision_recall(&features);
+        let classes = modes(&target_logits(&logits), &features, TARGETS).effective_classes;
+        Ok(Quick { fd: self.distance_of(&features)?, recall, classes })
+    }
+
+    /// Against as many reference images as there are images.
+    fn precision_recall(&self, features: &Features) -> (f64, f64) {
+        let n = features.len().min(self.reference.len());
+        let first = |f: &Features| Features::new(f.dim, f.rows[..n * f.dim].to_vec());
+        precision_recall(&first(features), &first(&self.reference), self.evaluation.neighbours)
     }
 
     fn distance_of(&self, features: &Features) -> Result<f64> {
@@ -57,11 +83,9 @@ impl Evaluator {
     pub fn scores(&self, images: &Images) -> Result<Vec<(&'static str, f64)>> {
         let e = &self.evaluation;
         let (features, logits) = self.classifier.extract(images, &self.device)?;
-        let n = features.len().min(self.reference.len());
-        let first = |f: &Features| Features::new(f.dim, f.rows[..n * f.dim].to_vec());
-        let (precision, recall) = precision_recall(&first(&features), &first(&self.reference), e.neighbours);
+        let (precision, recall) = self.precision_recall(&features);
         let modes = modes(&target_logits(&logits), &features, TARGETS);
-        let subset = KID_SUBSET_SIZE.min(n / 2);
+        let subset = KID_SUBSET_SIZE.min(features.len().min(self.reference.len()) / 2);
         let (kid, _) = kid(&features, &self.reference, KID_SUBSETS, subset, &Stream::new("kid", "subsets"));
         Ok(vec![
             ("fd", self.distance_of(&features)?),

@@ -131,6 +131,9 @@ pub const TABLE2: [Cell; 6] = [
     TABLE1[4],
 ];
 
+/// The full multi-level initialisation, which the others are compared with.
+pub const FULL_INITIALISATION: Cell = TABLE2[TABLE2.len() - 1];
+
 /// Every cell once.
 pub fn cells() -> impl Iterator<Item = Cell> {
     TABLE1.into_iter().chain(TABLE2.into_iter().take(TABLE2.len() - 1))
@@ -167,7 +170,7 @@ pub struct ClassifierTraining {
 pub struct Evaluation {
     /// Generated images of the final score.
     pub samples: usize,
-    /// Generated images of the FD along the run.
+    /// Generated images of the scores along the run.
     pub quick_samples: usize,
     /// Real images compared with, drawn apart from the training images.
     pub reference: usize,
@@ -422,6 +425,9 @@ impl Recipe {
     }
 }
 
+/// Latents on which two generators are compared.
+pub const MAP_LATENTS: usize = 1000;
+
 /// Lines `name = value`; the order is part of the text.
 #[derive(Default)]
 pub struct Text(String);
@@ -492,6 +498,17 @@ impl Recipe {
             .line("batch", c.batch)
             .line("lr", c.lr)
             .adam(c.adam)
+            .line("determinism", determinism)
+            .finish()
+    }
+
+    /// The canonical text of the comparison of a finished cell with the full
+    /// initialisation's, as maps; both are named by their keys.
+    pub fn mapping_text(&self, cell_key: &str, reference_key: &str, determinism: &str) -> String {
+        Text::new("map distance", self.scale)
+            .line("cell", cell_key)
+            .line("reference", reference_key)
+            .line("latents", MAP_LATENTS)
             .line("determinism", determinism)
             .finish()
     }

@@ -13,8 +13,8 @@ pub const CLASSES: usize = 110;
 /// Length of a feature vector.
 pub const FEATURES: usize = 64;
 /// (input channels, output channels, halve first)
-const LAYERS: [(usize, usize, bool); 4] =
-    [(3, 32, false), (32, 48, false), (48, 64, true), (64, FEATURES, false)];
+const LAYERS: [(usize, usize, bool); 5] =
+    [(3, 32, false), (32, 48, false), (48, 64, true), (64, 64, false), (64, FEATURES, true)];
 
 struct Layer {
     weight: Tensor,

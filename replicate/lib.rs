@@ -17,8 +17,11 @@
 //! Arrows point down: `commands` → `run` → `train`, `evaluate` → `distill`,
 //! `features` → `unet`, `equations`, `metrics` → `kernels`, `rng`. `golden`,
 //! `claims`, `paper` and `report` touch no tensor; the store and the commands
-//! are all that writes files.
+//! are all that writes files, but for the events of
+//! `--watch tensorboard`.
 
+pub mod chart;
+pub mod checkpoint;
 pub mod claims;
 pub mod cli;
 pub mod commands;
@@ -28,13 +31,19 @@ pub mod equations;
 pub mod error;
 pub mod evaluate;
 pub mod experiment;
+pub mod explain;
 pub mod features;
+pub mod fetch;
+pub mod figures;
+pub mod findings;
 pub mod golden;
 pub mod grid;
 pub mod kernels;
 pub mod metrics;
 pub mod noise;
+pub mod npz;
 pub mod optim;
+pub mod page;
 pub mod paper;
 pub mod params;
 pub mod report;
@@ -43,6 +52,7 @@ pub mod run;
 pub mod sampler;
 pub mod store;
 pub mod student;
+pub mod tfevents;
 pub mod train;
 pub mod unet;
 pub mod watch;

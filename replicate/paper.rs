@@ -61,13 +61,15 @@ pub enum ClaimKind {
 }
 
 /// The metrics that a claim can be about.
-const CLAIM_METRICS: [&str; 9] = [
+const CLAIM_METRICS: [&str; 11] = [
     "fd",
     "is",
     "precision",
     "recall",
     "classes",
     "diversity",
+    "map_distance_start",
+    "map_distance_end",
     "seconds_per_iteration",
     "critic_parameters",
     "generator_parameters",
@@ -123,9 +125,35 @@ pub struct Claim {
     pub note: String,
 }
 
+/// How much of a hyper-parameter the paper says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Stated,
+    /// It can be read in more than one way.
+    Ambiguous,
+    /// The paper says nothing; we follow the source that the reading names.
+    Silent,
+    /// The paper says nothing, and the choice is ours.
+    Ours,
+}
+
+/// One line of `setup.csv`: a setting of the paper scale.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    pub name: String,
+    pub value: String,
+    /// The paper's words; `None` where it is silent.
+    pub paper: Option<String>,
+    /// Where the paper says it; empty where it is silent.
+    pub place: String,
+    pub reading: String,
+    pub origin: Origin,
+}
+
 const TABLE1: [&str; 8] = ["id", "section", "label", "nfe", "fid", "is", "kind", "ours"];
 const TABLE2: [&str; 5] = ["id", "initialization", "dataset", "fid", "cell"];
 const CLAIMS: [&str; 9] = ["id", "claim", "where", "kind", "left", "op", "right", "factor", "note"];
+const SETUP: [&str; 6] = ["name", "value", "paper", "where", "reading", "status"];
 const REMEDY: &str = "it belongs to the repository: restore it from version control";
 
 /// `table1.csv` of `directory`, in the paper's order.
@@ -190,6 +218,26 @@ pub fn claims(directory: &Path) -> Result<Vec<Claim>> {
             },
             statement: statement(line, &cells)?,
             note: line.field("note").to_string(),
+        })
+    })
+}
+
+/// `setup.csv` of `directory`, in file order. Errors as [`table1`].
+pub fn setup(directory: &Path) -> Result<Vec<Setting>> {
+    rows(&directory.join("setup.csv"), &SETUP, |line| {
+        Ok(Setting {
+            name: line.text("name")?.to_string(),
+            value: line.text("value")?.to_string(),
+            paper: Some(line.text("paper")?).filter(|words| *words != "silent").map(str::to_string),
+            place: line.field("where").to_string(),
+            reading: line.field("reading").to_string(),
+            origin: match line.field("status") {
+                "stated" => Origin::Stated,
+                "ambiguous" => Origin::Ambiguous,
+                "silent" => Origin::Silent,
+                "ours" => Origin::Ours,
+                _ => return Err(line.wrong("status", "`stated`, `ambiguous`, `silent` or `ours`")),
+            },
         })
     })
 }
@@ -339,12 +387,12 @@ pub(crate) fn read_csv<T>(
     Ok(rows)
 }
 
-/// The rows of one of the paper's files; the first column is a unique id.
+/// The rows of one of the paper's files; the first column is unique.
 fn rows<T>(path: &Path, header: &[&str], parse: impl Fn(&Line) -> Result<T>) -> Result<Vec<T>> {
     let mut seen = BTreeSet::new();
     read_csv(path, header, "what the paper prints", REMEDY, |line| {
-        if !seen.insert(line.field("id").to_string()) {
-            return Err(line.wrong("id", "an id that no line before has"));
+        if !seen.insert(line.field(header[0]).to_string()) {
+            return Err(line.wrong(header[0], "something that no line before has"));
         }
         parse(line)
     })

@@ -155,7 +155,7 @@ pub fn table2(rows: &[Row2], scores: &[Score], goldens: &[Golden], scale: &str) 
 }
 
 /// Only real Inception features make an FID.
-fn metric_names(scale: &str) -> (&'static str, &'static str) {
+pub(crate) fn metric_names(scale: &str) -> (&'static str, &'static str) {
     match scale {
         "smoke" | "mini" => ("FD", "IS stand-in"),
         _ => ("FID", "IS"),
@@ -200,23 +200,27 @@ fn verdict(scores: &[Score], goldens: &[Golden], row: &str, scale: &str) -> Cell
     Cell::Verdict(worst, outside.collect::<BTreeSet<_>>().into_iter().collect())
 }
 
-fn notes(scale: &str, scores: &[Score], rows: &[&str]) -> Vec<String> {
-    let mut notes = Vec::new();
-    notes.push(match scale {
+/// What the numbers of a scale are, and what they compare with; one sentence.
+pub(crate) fn scale_note(scale: &str) -> String {
+    match scale {
         "smoke" => "smoke: embedded glyphs and a handful of training steps, to see that everything runs; \
-                    the numbers say nothing about the methods."
+                the numbers say nothing about the methods."
             .to_string(),
         "mini" => "mini: embedded glyphs, a small U-Net, minutes on a CPU; \
-                   the paper's columns are CIFAR-10 at full size and do not compare."
+               the paper's columns are CIFAR-10 at full size and do not compare."
             .to_string(),
         "small" => "small: CIFAR images, a reduced U-Net and its own teacher; \
-                    the paper's numbers belong to a larger network and do not compare."
+                the paper's numbers belong to a larger network and do not compare."
             .to_string(),
         "paper" => {
             "paper: CIFAR-10, EDM's network; FID of 50,000 samples against the training images.".to_string()
         }
         other => format!("{other}: a scale of its own; the paper's numbers do not compare."),
-    });
+    }
+}
+
+fn notes(scale: &str, scores: &[Score], rows: &[&str]) -> Vec<String> {
+    let mut notes = vec![scale_note(scale)];
     if matches!(scale, "smoke" | "mini") {
         notes.push(
             "FD: Fréchet distance between features of a small classifier of glyphs; it is not FID, \
@@ -224,7 +228,7 @@ fn notes(scale: &str, scores: &[Score], rows: &[&str]) -> Vec<String> {
                 .to_string(),
         );
         notes.push(
-            "IS stand-in: the same classifier in place of Inception; unreliable, noisy images score above \
+            "IS stand-in: the same classifier in place of Inception; unreliable, blurred images score above \
              real ones."
                 .to_string(),
         );
@@ -243,7 +247,8 @@ fn notes(scale: &str, scores: &[Score], rows: &[&str]) -> Vec<String> {
 }
 
 impl Cell {
-    fn text(&self, content: Content) -> String {
+    /// As people read it.
+    pub(crate) fn text(&self, content: Content) -> String {
         match self {
             Cell::Sample(sample, digits) if content == Content::Mean => format!("{:.digits$}", sample.mean),
             Cell::Text(text) => text.clone(),
@@ -285,7 +290,7 @@ const RED: &str = "\x1b[31m";
 const GREEN: &str = "\x1b[32m";
 const YELLOW: &str = "\x1b[33m";
 
-fn status_text(status: Status) -> &'static str {
+pub(crate) fn status_text(status: Status) -> &'static str {
     match status {
         Status::Same => "same",
         Status::Within => "within",
@@ -444,7 +449,7 @@ pub fn check_json(comparisons: &[Comparison], claims: &[ClaimResult]) -> String 
     serde_json::to_string_pretty(&check).expect("strings and numbers only") + "\n"
 }
 
-fn claim_text(verdict: &ClaimVerdict) -> (&'static str, &'static str) {
+pub(crate) fn claim_text(verdict: &ClaimVerdict) -> (&'static str, &'static str) {
     match verdict {
         ClaimVerdict::Holds => ("holds", GREEN),
         ClaimVerdict::DoesNotHold => ("does not hold", RED),
@@ -453,7 +458,7 @@ fn claim_text(verdict: &ClaimVerdict) -> (&'static str, &'static str) {
     }
 }
 
-fn counts(counted: &[(&str, usize)]) -> String {
+pub(crate) fn counts(counted: &[(&str, usize)]) -> String {
     let parts: Vec<String> =
         counted.iter().filter(|(_, n)| *n > 0).map(|(text, n)| format!("{n} {text}")).collect();
     parts.join(", ")

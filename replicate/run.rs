@@ -1,36 +1,38 @@
 //! From a cell to its scores: what is missing is made, once, and stored under
 //! the key of its experiment.
 
-use crate::data::{Images, cifar, glyphs};
-use crate::distill::{Initial, OneStep};
+mod data;
+mod mapping;
+mod provenance;
+mod weights;
+
+pub use self::provenance::humantime;
+use self::provenance::provenance;
+pub use self::weights::{CLASSIFIER, shipped};
+use crate::data::Images;
+use crate::distill::{Initial, Objective, OneStep};
 use crate::error::{Error, Result};
 use crate::evaluate::Evaluator;
-use crate::experiment::{Cell, Data, Method, Recipe, Scale, Start};
-use crate::features::Classifier;
+use crate::experiment::{Cell, Data, Method, Recipe, Start};
 use crate::golden::{Score, read_scores, write_scores};
 use crate::params::Arrays;
 use crate::sampler::{HEUN_STEPS, heun, one_step};
-use crate::store::{
-    Entry, Finished, Key, Lock, Manifest, Provenance, Store, read_safetensors, sha256_hex, write_safetensors,
-};
+use crate::store::{Entry, Finished, Key, Lock, Manifest, Store, write_safetensors};
 use crate::train::{
-    Budget, Classifying, Distilling, GRID, Teaching, Trained, evaluating, generate, grid_latents,
-    score_latents, train,
+    Budget, Distilling, GRID, Trained, evaluating, generate, grid_latents, score_latents, train,
 };
 use crate::watch::Watch;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub const WEIGHTS: &str = "weights.safetensors";
 pub const SCORES: &str = "scores.csv";
 pub const SAMPLES: &str = "samples.png";
 const TIMING: &str = "timing.csv";
-/// The feature network's name among the shipped weights and in the store.
-pub const CLASSIFIER: &str = "classifier";
 /// A directory of the repository with weights that ship with it.
 pub const SHIPPED: &str = "golden/weights";
 
@@ -140,48 +142,44 @@ impl<'a> Runner<'a> {
         let mut costs = Vec::new();
         let mut images_seen = 0;
 
-        let samples: Box<dyn Fn(&candle_core::Tensor) -> candle_core::Result<candle_core::Tensor>> =
-            match cell.method {
-                Method::Teacher => {
-                    let teacher =
-                        evaluating(&config, weights.as_ref().expect("the teacher is pre-trained"), &device)?;
-                    self.watch
-                        .note(&format!("{label}: sampling, {} network calls an image", 2 * HEUN_STEPS - 1));
-                    Box::new(move |z| heun(&teacher, z, HEUN_STEPS))
-                }
-                Method::OneStep(objective) => {
-                    // The head and random weights are drawn alike in every row of a seed.
-                    let draws = format!("{} one-step seed {seed}", self.recipe.scale);
-                    let initial = Initial { weights: weights.as_ref(), cell: &draws };
-                    let run =
-                        OneStep::new(&device, &config, objective, initial, self.recipe.one_step.clone())?;
-                    let (generator, critic) = run.parameter_counts();
-                    costs.push(("generator_parameters", generator as f64));
-                    costs.push(("critic_parameters", critic as f64));
-                    let budget = Budget {
-                        images: self.recipe.images,
-                        batch: self.recipe.batch,
-                        ticks: self.recipe.ticks,
-                    };
-                    let mut training = Distilling::new(&device, &self.recipe, run, target, seed, evaluator)?;
-                    let trained = train(&lock, budget, &mut training, &mut self.watch, self.stop)?;
-                    images_seen = trained.images;
-                    outputs.extend(trained.outputs.clone());
-                    write_timing(&lock, &trained)?;
-                    lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
-                    outputs.push(WEIGHTS.to_string());
-                    let generator = evaluating(&config, &trained.weights, &device)?;
-                    let sigma_init = self.recipe.one_step.sigma_init;
-                    Box::new(move |z| one_step(&generator, z, sigma_init))
-                }
-            };
-        let stop = self.stop;
-        let samples = |z: &candle_core::Tensor| match stop.load(Ordering::Relaxed) {
-            true => candle_core::bail!("stopped by a signal"),
-            false => samples(z),
+        let samples: Box<dyn Fn(&Tensor) -> candle_core::Result<Tensor>> = match cell.method {
+            Method::Teacher => {
+                let teacher =
+                    evaluating(&config, weights.as_ref().expect("the teacher is pre-trained"), &device)?;
+                Box::new(move |z| heun(&teacher, z, HEUN_STEPS))
+            }
+            Method::OneStep(objective) => {
+                let run = self.initial(objective, seed, weights.as_ref())?;
+                let (generator, critic) = run.parameter_counts();
+                costs.push(("generator_parameters", generator as f64));
+                costs.push(("critic_parameters", critic as f64));
+                let budget =
+                    Budget { images: self.recipe.images, batch: self.recipe.batch, ticks: self.recipe.ticks };
+                let mut training = Distilling::new(&device, &self.recipe, run, target, seed, evaluator)?;
+                let trained = train(&lock, budget, &mut training, &mut self.watch, self.stop)?;
+                images_seen = trained.images;
+                outputs.extend(trained.outputs.clone());
+                write_timing(&lock, &trained)?;
+                lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
+                outputs.push(WEIGHTS.to_string());
+                let generator = evaluating(&config, &trained.weights, &device)?;
+                let sigma_init = self.recipe.one_step.sigma_init;
+                Box::new(move |z| one_step(&generator, z, sigma_init))
+            }
         };
-        let sampled = |latents: &candle_core::Tensor| {
-            generate(latents, &samples).map_err(|error| match stop.load(Ordering::Relaxed) {
+        let (stop, watch) = (self.stop, &mut self.watch);
+        let mut sampled = |latents: &Tensor| {
+            let mut done = 0;
+            let batch = |z: &Tensor| {
+                if stop.load(Ordering::Relaxed) {
+                    candle_core::bail!("stopped by a signal");
+                }
+                let images = samples(z)?;
+                done += z.dim(0)?;
+                watch.sampling(&label, done, latents.dim(0)?);
+                Ok(images)
+            };
+            generate(latents, batch).map_err(|error| match stop.load(Ordering::Relaxed) {
                 true => Error::Stopped { cell: label.clone() },
                 false => error,
             })
@@ -222,6 +220,15 @@ impl<'a> Runner<'a> {
         let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
         let manifest = lock.publish(manifest, &names)?;
         Ok(Outcome { entry, manifest })
+    }
+
+    /// A one-step run before its first step. The head and random weights are
+    /// drawn alike in every row of a seed.
+    fn initial(&self, objective: Objective, seed: u64, weights: Option<&Arrays>) -> Result<OneStep> {
+        let draws = format!("{} one-step seed {seed}", self.recipe.scale);
+        let initial = Initial { weights, cell: &draws };
+        let (config, settings) = (&self.recipe.network, self.recipe.one_step.clone());
+        Ok(OneStep::new(&self.settings.device, config, objective, initial, settings)?)
     }
 
     /// The finished result of one cell of one seed; nothing is run.
@@ -293,139 +300,6 @@ impl<'a> Runner<'a> {
         Ok(Some(Identity { entry, text, weights, weights_digest, features_digest, images_digest }))
     }
 
-    /// The weights that `start` names, with their SHA-256: shipped ones where
-    /// they are, else stored ones, else, with `make`, trained now.
-    pub fn pretrained(&mut self, start: Start, make: bool) -> Result<Option<(Arrays, String)>> {
-        let name = format!("{}-{start}", self.recipe.scale);
-        let original = self.recipe.pretrains_like(&Recipe::of(self.recipe.scale), start);
-        if original
-            && !self.settings.from_scratch
-            && let Some(shipped) = shipped(&self.settings.root, &name)?
-        {
-            return Ok(Some(shipped));
-        }
-        if self.recipe.scale == Scale::Paper {
-            return Err(Error::Missing {
-                path: self.settings.root.join(SHIPPED).join(format!("{name}.safetensors")),
-                what: "the paper scale starts from the published EDM checkpoint".into(),
-                remedy: "this version cannot fetch or read it; --scale small trains a teacher of its own"
-                    .into(),
-            });
-        }
-        let data = match start {
-            Start::MultiLevel(data) => data,
-            Start::SingleLevel | Start::Random => Data::Target,
-        };
-        let digest = self.digest(data)?;
-        let class = determinism(&self.settings.device);
-        let text = self.recipe.pretraining_text(start, &digest, class);
-        let label = format!("{}-pretrain-{start}", self.recipe.scale);
-        let entry = self.store.entry(&Key::of(&text), &label);
-        if !make {
-            return if_finished(&entry);
-        }
-        if let Claim::Ours(lock) = self.claim(&entry)? {
-            let images = self.load(data)?;
-            let cell = format!("{} pre-training {start}", self.recipe.scale);
-            let levels = self.recipe.pretraining_levels(start);
-            let device = self.settings.device.clone();
-            let mut teaching = Teaching::new(&device, &self.recipe, levels, &images, &cell)?;
-            let p = &self.recipe.pretraining;
-            let budget = Budget { images: p.images, batch: p.batch, ticks: self.recipe.ticks };
-            self.publish_training(
-                lock,
-                budget,
-                &mut teaching,
-                text,
-                BTreeMap::from([("images".into(), digest)]),
-            )?;
-        }
-        Ok(Some(read_weights(&entry)?))
-    }
-
-    /// The feature network's weights and their SHA-256, as `pretrained`.
-    pub fn features(&mut self, make: bool) -> Result<Option<&(Arrays, String)>> {
-        if self.features.get().is_none() {
-            match self.load_features(make)? {
-                Some(loaded) => _ = self.features.set(loaded),
-                None => return Ok(None),
-            }
-        }
-        Ok(self.features.get())
-    }
-
-    fn load_features(&mut self, make: bool) -> Result<Option<(Arrays, String)>> {
-        if !self.settings.from_scratch {
-            if let Some(shipped) = shipped(&self.settings.root, CLASSIFIER)? {
-                return Ok(Some(shipped));
-            }
-        }
-        let settings = self.recipe.classifier.clone();
-        let images = classifier_images(settings.size, "train");
-        let digest = images.digest();
-        let text = self.recipe.classifier_text(&digest, determinism(&self.settings.device));
-        let entry = self.store.entry(&Key::of(&text), CLASSIFIER);
-        if !make {
-            return if_finished(&entry);
-        }
-        if let Claim::Ours(lock) = self.claim(&entry)? {
-            let device = self.settings.device.clone();
-            let mut training = Classifying::new(&device, &settings, &images)?;
-            let budget = Budget { images: settings.images, batch: settings.batch, ticks: 10 };
-            self.publish_training(
-                lock,
-                budget,
-                &mut training,
-                text,
-                BTreeMap::from([("images".into(), digest)]),
-            )?;
-        }
-        Ok(Some(read_weights(&entry)?))
-    }
-
-    /// Accuracy of the feature network on held-out glyphs.
-    pub fn classifier_accuracy(&mut self) -> Result<f64> {
-        let device = self.settings.device.clone();
-        let classifier = self.classifier()?;
-        let images = classifier_images(self.recipe.classifier.size, "heldout");
-        let (_, logits) = classifier.extract(&images, &device)?;
-        let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
-        let hits = (0..images.len()).filter(|i| best(logits.row(*i)) == images.labels[*i] as usize).count();
-        Ok(hits as f64 / images.len() as f64)
-    }
-
-    fn classifier(&mut self) -> Result<Classifier> {
-        let device = self.settings.device.clone();
-        let (weights, _) = self.features(true)?.expect("made where it was missing");
-        Ok(Classifier::load(&device, weights)?)
-    }
-
-    fn publish_training(
-        &mut self,
-        lock: Lock,
-        budget: Budget,
-        training: &mut dyn crate::train::Training,
-        text: String,
-        inputs: BTreeMap<String, String>,
-    ) -> Result<()> {
-        let started = Instant::now();
-        let trained = train(&lock, budget, training, &mut self.watch, self.stop)?;
-        write_timing(&lock, &trained)?;
-        lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
-        let manifest = Manifest {
-            experiment: text,
-            images: trained.images,
-            determinism: determinism(&self.settings.device).to_string(),
-            inputs,
-            provenance: provenance(started.elapsed(), &self.settings.device),
-            ..Manifest::default()
-        };
-        let mut names: Vec<&str> = trained.outputs.iter().map(String::as_str).collect();
-        names.push(WEIGHTS);
-        lock.publish(manifest, &names)?;
-        Ok(())
-    }
-
     fn label(&self, name: &str) -> String {
         let changes: String = self.recipe.changes.iter().map(|c| format!("+{c}")).collect();
         format!("{}-{name}{changes}", self.recipe.scale)
@@ -455,67 +329,6 @@ impl<'a> Runner<'a> {
         }
         Ok(Claim::Ours(lock))
     }
-
-    fn digest(&mut self, data: Data) -> Result<String> {
-        match self.recipe.scale.procedural() {
-            // The drawing is code and its version is in every name of a stream:
-            // the text says which images, without making them.
-            true => Ok(sha256_hex(format!("{} {}", glyphs::VERSION, self.recipe.data_text(data)).as_bytes())),
-            false if data == Data::Target => {
-                self.prepare(data)?;
-                Ok(self.target.get().expect("just prepared").digest())
-            }
-            false => Ok(self.load(data)?.digest()),
-        }
-    }
-
-    fn prepare(&mut self, data: Data) -> Result<()> {
-        if self.target.get().is_none() {
-            let images = self.load(data)?;
-            _ = self.target.set(images);
-        }
-        Ok(())
-    }
-
-    fn prepare_evaluator(&mut self) -> Result<()> {
-        let Some(evaluation) = self.recipe.evaluation.clone() else { return Ok(()) };
-        if self.evaluator.get().is_some() {
-            return Ok(());
-        }
-        let device = self.settings.device.clone();
-        let classifier = self.classifier()?;
-        let per_class = evaluation.reference / crate::evaluate::TARGETS;
-        let reference =
-            glyphs::images(self.recipe.network.size, glyphs::TARGET_CLASSES, per_class, "reference");
-        _ = self.evaluator.set(Evaluator::new(classifier, &device, evaluation, &reference)?);
-        Ok(())
-    }
-
-    fn load(&self, data: Data) -> Result<Images> {
-        let (size, per_class) = (self.recipe.network.size, self.recipe.images_per_class);
-        match (self.recipe.scale.procedural(), data) {
-            (true, Data::Target) => Ok(glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "train")),
-            (true, Data::Sources(n)) => {
-                let first = glyphs::SOURCE_CLASSES.start;
-                // As many images as the target has, whatever the number of classes.
-                let each = per_class * crate::evaluate::TARGETS / n;
-                Ok(glyphs::images(size, first..first + n as u32 as usize, each, "train"))
-            }
-            (false, Data::Target) => cifar::cifar10_train(self.data_dir()?),
-            (false, Data::Sources(_)) => Err(Error::Run(
-                "pre-training on CIFAR-100 classes is not here yet: Table 2 runs at --scale mini".into(),
-            )),
-        }
-    }
-
-    fn data_dir(&self) -> Result<&Path> {
-        self.settings.data.as_deref().ok_or_else(|| {
-            Error::Usage(format!(
-                "--scale {} reads CIFAR files: say where they are with --data DIR",
-                self.recipe.scale
-            ))
-        })
-    }
 }
 
 struct Identity {
@@ -532,20 +345,6 @@ enum Claim {
     Ours(Lock),
 }
 
-/// Training images of the feature network: all classes, digits no more often
-/// than characters.
-fn classifier_images(size: usize, split: &str) -> Images {
-    const EACH: usize = 200;
-    glyphs::images(size, 0..crate::features::CLASSES, EACH, split)
-}
-
-fn if_finished(entry: &Entry) -> Result<Option<(Arrays, String)>> {
-    match entry.finished()? {
-        Finished::Yes(_) => Ok(Some(read_weights(entry)?)),
-        _ => Ok(None),
-    }
-}
-
 /// Seconds of one iteration, from the file of times.
 fn seconds_per_step(entry: &Entry) -> Option<f64> {
     let text = std::fs::read_to_string(entry.path(TIMING)).ok()?;
@@ -554,82 +353,8 @@ fn seconds_per_step(entry: &Entry) -> Option<f64> {
     (steps > 0.0).then_some(seconds / steps)
 }
 
-fn read_weights(entry: &Entry) -> Result<(Arrays, String)> {
-    let bytes = entry.read(WEIGHTS)?;
-    let (arrays, _) = read_safetensors(&entry.path(WEIGHTS), &bytes)?;
-    Ok((arrays, sha256_hex(&bytes)))
-}
-
-/// The shipped weights called `name`, checked against the list of their
-/// digests; `None` where the list does not have them.
-pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
-    let list = root.join(SHIPPED).join("SHA256SUMS");
-    let file = format!("{name}.safetensors");
-    let path = root.join(SHIPPED).join(&file);
-    let remedy = format!(
-        "get it again with 'git checkout {SHIPPED}', or train it with 'replicate run --from-scratch'"
-    );
-    let text = match std::fs::read_to_string(&list) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(Error::io("read", &list)(error)),
-    };
-    let Some(expected) = text.lines().find_map(|line| line.strip_suffix(&format!("  {file}"))) else {
-        if !path.exists() {
-            return Ok(None);
-        }
-        let (expected, found) = (format!("a line with the SHA-256 of {file}"), "none".into());
-        return Err(Error::Malformed { path: list, expected, found, remedy });
-    };
-    let bytes = std::fs::read(&path).map_err(|_| Error::Missing {
-        path: path.clone(),
-        what: "weights that ship with the repository".into(),
-        remedy: remedy.clone(),
-    })?;
-    let found = sha256_hex(&bytes);
-    if found != expected {
-        let (expected, found) = (format!("SHA-256 {expected}"), format!("SHA-256 {found}"));
-        return Err(Error::Malformed { path, expected, found, remedy });
-    }
-    Ok(Some((read_safetensors(&path, &bytes)?.0, found)))
-}
-
 /// Times go into a file of their own: they differ between identical runs.
 fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
     let text = format!("steps,seconds_in_steps\n{},{:.3}\n", trained.steps, trained.step_seconds);
     lock.write(TIMING, text.as_bytes())
-}
-
-fn provenance(wall: Duration, device: &Device) -> Provenance {
-    let threads = rayon::current_num_threads();
-    Provenance {
-        date: humantime(std::time::SystemTime::now()),
-        wall_seconds: wall.as_secs_f64(),
-        commit: env!("GIT_COMMIT").into(),
-        dirty: env!("GIT_DIRTY") == "true",
-        package: env!("CARGO_PKG_VERSION").into(),
-        candle: env!("CANDLE_VERSION").into(),
-        machine: format!(
-            "{} {}, {threads} threads, {:?}",
-            std::env::consts::OS,
-            std::env::consts::ARCH,
-            device.location()
-        ),
-    }
-}
-
-/// RFC 3339 in UTC, to the second (days to civil date: Hinnant's algorithm).
-pub fn humantime(time: std::time::SystemTime) -> String {
-    let seconds = time.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (days, s) = ((seconds / 86_400) as i64, seconds % 86_400);
-    let z = days + 719_468;
-    let era = z.div_euclid(146_097);
-    let day_of_era = z.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
 }

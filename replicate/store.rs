@@ -66,6 +66,8 @@ const FORMAT: &str = "format";
 const EXPERIMENT: &str = "experiment.txt";
 const MANIFEST: &str = "manifest.json";
 const LOCK: &str = "lock";
+/// Fetched files, which are of no format of ours.
+const INPUTS: &str = "inputs";
 const CHECKPOINT: &str = "checkpoint";
 const SLOTS: [&str; 2] = ["a.safetensors", "b.safetensors"];
 const ASIDE: &str = "aside-";
@@ -172,7 +174,7 @@ fn move_other_format_aside(root: &Path) -> Result<Option<String>> {
     let aside = numbered_dir(root, &format!("{ASIDE}{}", slug(line)))?;
     write_atomically(&aside, FORMAT, &format)?;
     move_children(root, &aside, |name| {
-        name == FORMAT || name.as_encoded_bytes().starts_with(ASIDE.as_bytes())
+        name == FORMAT || name == INPUTS || name.as_encoded_bytes().starts_with(ASIDE.as_bytes())
     })?;
     write_atomically(root, FORMAT, STORE_FORMAT.as_bytes())?;
     Ok(Some(format!(

@@ -6,9 +6,10 @@ use crate::data::Images;
 use crate::distill::{CriticBatch, GeneratorBatch, OneStep, strip};
 use crate::equations::{diffuse, dsm};
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluator;
+use crate::evaluate::{Evaluator, Quick};
 use crate::experiment::{ClassifierTraining, Pretraining, Recipe};
 use crate::features::Classifier;
+use crate::metrics::modes::Collapse;
 use crate::noise::Levels;
 use crate::optim::{Adam, Ema};
 use crate::params::{Arrays, Params, Source};
@@ -28,13 +29,21 @@ pub trait Training {
     fn columns(&self) -> &'static [&'static str];
     /// Step `k`, after which `images` images have been seen.
     fn step(&mut self, k: u64, images: u64) -> Result<Vec<f64>>;
-    /// The Fréchet distance and a grid of samples of the present average.
-    fn look(&self) -> Result<(Option<f64>, Option<Images>)>;
+    /// The state of the present average.
+    fn look(&self) -> Result<Look>;
     /// Everything that the next step depends on.
     fn state(&self) -> Result<Arrays>;
     fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()>;
     /// The weights to publish.
     fn weights(&self) -> Result<Arrays>;
+}
+
+/// What can be seen of a training.
+#[derive(Default)]
+pub struct Look {
+    pub quick: Option<Quick>,
+    /// Images of the latents of [`grid_latents`].
+    pub grid: Option<Images>,
 }
 
 /// How long, and how often to look.
@@ -76,26 +85,31 @@ pub fn train(
     let steps = budget.images.div_ceil(budget.batch as u64);
     let per_tick = steps.div_ceil(budget.ticks).max(1);
     let columns = training.columns();
-    let header = format!("images,{},fd\n", columns.join(","));
-    let mut log = Log { csv: header, sums: vec![0.0; columns.len()], outputs: vec![METRICS.into()] };
     let mut done = 0;
     let (checkpoint, notices) = lock.load_checkpoint()?;
     notices.iter().for_each(|notice| watch.note(notice));
-    if let Some(checkpoint) = checkpoint {
-        done = checkpoint.images / budget.batch as u64;
-        training.restore(done, &checkpoint.tensors)?;
-        log = Log::restore(&checkpoint.text, columns.len());
-        watch.note(&format!(
-            "{}: going on after {} of {} images",
-            lock.label(),
-            checkpoint.images,
-            budget.images
-        ));
-    }
-    watch.begin(lock.label(), budget.images, done * budget.batch as u64);
+    let mut log = match checkpoint {
+        Some(checkpoint) => {
+            done = checkpoint.images / budget.batch as u64;
+            training.restore(done, &checkpoint.tensors)?;
+            watch.note(&format!(
+                "{}: going on after {} of {} images",
+                lock.label(),
+                checkpoint.images,
+                budget.images
+            ));
+            Log::restore(&checkpoint.text, columns.len())
+        }
+        None => Log::new(columns),
+    };
+    watch.begin(lock.label(), lock.dir(), budget.images, done * budget.batch as u64);
     let begun_at = done;
     let mut step_seconds = 0.0;
-    let mut last_fd = log.last_fd();
+    if done == 0 {
+        let progress = Progress { images: 0, columns, values: &[], quick: None };
+        log.look(lock, training, watch, &progress, 1)?;
+        lock.write(METRICS, log.csv.as_bytes())?;
+    }
     while done < steps {
         let started = Instant::now();
         let images = (done + 1) * budget.batch as u64;
@@ -104,21 +118,14 @@ pub fn train(
         check_finite(lock, columns, &values, images)?;
         done += 1;
         log.sums.iter_mut().zip(&values).for_each(|(sum, v)| *sum += v);
-        watch.progress(&Progress { images, columns, values: &values, fd: last_fd });
+        let progress = Progress { images, columns, values: &values, quick: log.quick };
+        watch.progress(&progress);
         let stopping = stop.load(Ordering::Relaxed);
         if done % per_tick == 0 || done == steps {
             let since = if done % per_tick == 0 { per_tick } else { done % per_tick };
             let state = finite(lock, training.state()?, images)?;
-            let (fd, grid) = training.look()?;
-            if let Some(grid) = grid {
-                let name = format!("grid-{images:09}.png");
-                lock.write(&name, &crate::grid::png_grid(&grid, GRID.0, GRID.1))?;
-                log.outputs.push(name);
-            }
-            last_fd = fd.or(last_fd);
-            log.tick(images, since, fd);
+            log.look(lock, training, watch, &progress, since)?;
             lock.write(METRICS, log.csv.as_bytes())?;
-            watch.tick(&Progress { images, columns, values: &values, fd: last_fd });
             save(lock, state, images, &log)?;
         } else if stopping {
             save(lock, finite(lock, training.state()?, images)?, images, &log)?;
@@ -173,23 +180,81 @@ struct Log {
     csv: String,
     sums: Vec<f64>,
     outputs: Vec<String>,
+    quick: Option<Quick>,
 }
 
 impl Log {
-    fn tick(&mut self, images: u64, steps: u64, fd: Option<f64>) {
+    fn new(columns: &[&str]) -> Log {
+        Log {
+            csv: format!("images,{},fd,recall,classes\n", columns.join(",")),
+            sums: vec![0.0; columns.len()],
+            outputs: vec![METRICS.into()],
+            quick: None,
+        }
+    }
+
+    /// One tick: a grid, a line, and a word where the samples collapse.
+    fn look(
+        &mut self,
+        lock: &Lock,
+        training: &dyn Training,
+        watch: &mut Watch,
+        at: &Progress,
+        steps: u64,
+    ) -> Result<()> {
+        let Look { quick, grid } = training.look()?;
+        let png = grid.map(|grid| crate::grid::png_grid(&grid, GRID.0, GRID.1));
+        if let Some(png) = &png {
+            let name = format!("grid-{:09}.png", at.images);
+            lock.write(&name, png)?;
+            self.outputs.push(name);
+        }
+        if let Some(now) = quick
+            && at.images > 0
+            && self.is_collapsed() != (now.collapse() == Collapse::Collapsed)
+        {
+            watch.note(&format!(
+                "{}: after {} images the samples {} (recall {:.2}, {:.1} effective classes); the run goes on",
+                lock.label(),
+                at.images,
+                if self.is_collapsed() { "are no longer collapsed" } else { "are collapsed" },
+                now.recall,
+                now.classes
+            ));
+        }
+        self.quick = quick;
+        self.tick(at.images, if at.images == 0 { None } else { Some(steps) });
+        watch.tick(&Progress { quick, ..*at }, png.as_deref());
+        Ok(())
+    }
+
+    /// Whether the last tick was. The initialisation does not count: an untrained
+    /// network meets the criterion too.
+    fn is_collapsed(&self) -> bool {
+        let trained = self.csv.lines().count() > 2;
+        trained && self.quick.is_some_and(|quick| quick.collapse() == Collapse::Collapsed)
+    }
+
+    /// Adds the means since the last line; before the first step there are none.
+    fn tick(&mut self, images: u64, steps: Option<u64>) {
         let mut line = images.to_string();
         for sum in &mut self.sums {
-            let mean = *sum / steps as f64;
+            let mean = steps.map_or(f64::NAN, |steps| *sum / steps as f64);
             line += &if mean.is_nan() { ",".into() } else { format!(",{mean:.6}") };
             *sum = 0.0;
         }
-        line += &fd.map_or(",".into(), |fd| format!(",{fd:.4}"));
+        line += &match self.quick {
+            Some(Quick { fd, recall, classes }) => format!(",{fd:.4},{recall:.4},{classes:.4}"),
+            None => ",,,".into(),
+        };
         self.csv += &line;
         self.csv.push('\n');
     }
 
-    fn last_fd(&self) -> Option<f64> {
-        self.csv.lines().last()?.rsplit(',').next()?.parse().ok()
+    fn last_quick(csv: &str) -> Option<Quick> {
+        let mut last = csv.lines().last()?.rsplit(',').map(str::parse);
+        let (classes, recall, fd) = (last.next()?.ok()?, last.next()?.ok()?, last.next()?.ok()?);
+        Some(Quick { fd, recall, classes })
     }
 
     fn text(&self) -> BTreeMap<String, String> {
@@ -204,7 +269,9 @@ impl Log {
         let mut sums: Vec<f64> =
             part("sums").split(' ').filter_map(|b| b.parse().ok()).map(f64::from_bits).collect();
         sums.resize(columns, 0.0);
-        Log { csv: part("csv"), sums, outputs: part("outputs").split(' ').map(str::to_string).collect() }
+        let csv = part("csv");
+        let outputs = part("outputs").split(' ').map(str::to_string).collect();
+        Log { quick: Log::last_quick(&csv), csv, sums, outputs }
     }
 }
 
@@ -254,7 +321,10 @@ pub fn grid_latents(config: &Config, device: &Device) -> Result<Tensor> {
 ///
 /// # Errors
 /// `Run` when a value is not finite: as bytes it would pass for black.
-pub fn generate(latents: &Tensor, sample: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Images> {
+pub fn generate(
+    latents: &Tensor,
+    mut sample: impl FnMut(&Tensor) -> candle_core::Result<Tensor>,
+) -> Result<Images> {
     const BATCH: usize = 100;
     let (n, c, size, _) = latents.dims4()?;
     let mut all = Images { channels: c, size, pixels: Vec::new(), labels: Vec::new() };
@@ -354,10 +424,11 @@ impl Training for Teaching<'_> {
     }
 
     /// One-step samples: what the generator will start from.
-    fn look(&self) -> Result<(Option<f64>, Option<Images>)> {
+    fn look(&self) -> Result<Look> {
         let model = evaluating(&self.config, &self.ema.arrays()?, &self.batches.device)?;
         let latents = grid_latents(&self.config, &self.batches.device)?;
-        Ok((None, Some(generate(&latents, |z| one_step(&model, z, self.sigma_init))?)))
+        let grid = generate(&latents, |z| one_step(&model, z, self.sigma_init))?;
+        Ok(Look { quick: None, grid: Some(grid) })
     }
 
     fn state(&self) -> Result<Arrays> {
@@ -389,7 +460,7 @@ pub struct Distilling<'a> {
     config: Config,
     sigma_init: f64,
     run: OneStep,
-    /// The latents of the quick FD, and who computes it.
+    /// The latents of the quick scores, and who computes them.
     quick: Option<(Tensor, &'a Evaluator)>,
 }
 
@@ -445,15 +516,15 @@ impl Training for Distilling<'_> {
         Ok(vec![critic.loss as f64, loss as f64, critic.c_real as f64, critic.c_fake as f64])
     }
 
-    fn look(&self) -> Result<(Option<f64>, Option<Images>)> {
+    fn look(&self) -> Result<Look> {
         let device = &self.batches.device;
         let model = evaluating(&self.config, &self.run.averaged()?, device)?;
         let sample = |z: &Tensor| one_step(&model, z, self.sigma_init);
-        let fd = match &self.quick {
-            Some((latents, evaluator)) => Some(evaluator.distance(&generate(latents, sample)?)?),
+        let quick = match &self.quick {
+            Some((latents, evaluator)) => Some(evaluator.quick(&generate(latents, sample)?)?),
             None => None,
         };
-        Ok((fd, Some(generate(&grid_latents(&self.config, device)?, sample)?)))
+        Ok(Look { quick, grid: Some(generate(&grid_latents(&self.config, device)?, sample)?) })
     }
 
     fn state(&self) -> Result<Arrays> {
@@ -520,8 +591,8 @@ impl Training for Classifying<'_> {
         Ok(vec![loss.to_scalar::<f32>()? as f64, hits as f64 / b.batch as f64])
     }
 
-    fn look(&self) -> Result<(Option<f64>, Option<Images>)> {
-        Ok((None, None))
+    fn look(&self) -> Result<Look> {
+        Ok(Look::default())
     }
 
     fn state(&self) -> Result<Arrays> {

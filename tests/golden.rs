@@ -536,7 +536,7 @@ fn a_paper_file_that_is_wrong_is_refused_with_file_line_and_expectation() {
     refused("4.87", "low", "a number in column `fid` on line 5, found `low`");
     refused("cited,", "seen,", "`cited` or `run` in column `kind` on line 3");
     refused("cited,", "cited,Heun", "nothing, as the row is only cited in column `ours`");
-    refused("dikl,Score", "dijs,Score", "an id that no line before has in column `id` on line 7");
+    refused("dikl,Score", "dijs,Score", "something that no line before has in column `id` on line 7");
     refused(
         "6.20,init-50",
         "6.20,",

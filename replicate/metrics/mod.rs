@@ -9,6 +9,7 @@
 
 pub mod frechet;
 pub mod kernel;
+pub mod mapping;
 pub mod modes;
 pub mod prd;
 pub mod score;

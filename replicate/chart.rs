@@ -1,0 +1,326 @@
+//! Curves as SVG: one small panel for each quantity, all rows of a table in it.
+//!
+//! Colours and dashes are classes of page.css, so that a panel is legible on
+//! light and on dark ground. A value that is not finite breaks its line.
+
+use std::fmt::Write;
+
+/// The rows that have a colour and a dash of their own; more rows share them.
+pub(crate) const STYLES: usize = 8;
+
+/// One quantity over the images that a generator was trained on.
+pub(crate) struct Panel<'a> {
+    pub title: &'a str,
+    pub y: Range,
+    /// Values with a meaning, drawn across the panel, and what they mean.
+    pub levels: &'a [(f64, String)],
+    pub rows: &'a [Row<'a>],
+}
+
+/// What the vertical axis shows.
+#[derive(Clone, Copy)]
+pub(crate) enum Range {
+    /// At least this much, linear.
+    Fixed(f64, f64),
+    /// All values: from 0, or logarithmic where the largest is more than
+    /// [`DECADES_FROM`] times the smallest.
+    Fitted,
+}
+
+/// The seeds of one row of a table.
+pub(crate) struct Row<'a> {
+    /// Stands at the right end of its lines.
+    pub name: &'a str,
+    /// Of the colour and the dash; taken modulo [`STYLES`].
+    pub style: usize,
+    pub lines: Vec<Line>,
+}
+
+pub(crate) struct Line {
+    /// Shown by a pointer that rests on the line.
+    pub title: String,
+    /// (images, value), by images.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// A linear axis from 0 would hide the smaller values of a wider span than this.
+const DECADES_FROM: f64 = 10.0;
+
+const WIDTH: f64 = 360.0;
+const HEIGHT: f64 = 250.0;
+const LEFT: f64 = 36.0;
+const RIGHT: f64 = 284.0;
+const TOP: f64 = 24.0;
+const BOTTOM: f64 = 216.0;
+/// Between the base lines of two names.
+const NAME_PITCH: f64 = 11.0;
+/// Of the text of a level, with room to spare.
+const LEVEL_WIDTH: f64 = 104.0;
+/// Longer names do not fit beside the panel.
+const NAME_LENGTH: usize = 14;
+
+impl Panel<'_> {
+    /// The panel as an `svg` element, or `None` where no point can be drawn.
+    pub(crate) fn svg(&self) -> Option<String> {
+        let points = || self.rows.iter().flat_map(|row| &row.lines).flat_map(|line| &line.points);
+        let finite = |&&(images, value): &&(f64, f64)| images.is_finite() && value.is_finite();
+        let x = Axis::linear(0.0, points().filter(finite).map(|p| p.0).fold(0.0, f64::max));
+        let y = self.y.axis(points().filter(finite).map(|p| p.1));
+        let place = |&(images, value): &(f64, f64)| {
+            Some((LEFT + (RIGHT - LEFT) * x.share(images)?, height(&y, value)?))
+        };
+        points().find_map(place)?;
+
+        let mut out = String::new();
+        let title = if y.log { format!("{}, logarithmic", self.title) } else { self.title.to_string() };
+        let names: Vec<&str> = self.rows.iter().map(|row| row.name).collect();
+        let label = escape(&format!("{title}, over images, of {}", names.join(", ")));
+        writeln!(
+            out,
+            "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">"
+        )
+        .unwrap();
+        writeln!(out, "<text class=\"name\" x=\"0\" y=\"12\">{}</text>", escape(&title)).unwrap();
+        frame(&mut out, &x, &y);
+        for (value, _) in self.levels {
+            if let Some(at) = height(&y, *value) {
+                writeln!(out, "<path class=\"level\" d=\"M{LEFT} {at:.1}H{RIGHT}\" />").unwrap();
+            }
+        }
+        let (mut ends, mut all) = (Vec::new(), Vec::new());
+        for row in self.rows {
+            writeln!(out, "<g class=\"s{}\">", row.style % STYLES).unwrap();
+            let mut last = Vec::new();
+            for line in &row.lines {
+                let placed: Vec<Option<(f64, f64)>> = line.points.iter().map(place).collect();
+                last.extend(placed.iter().flatten().next_back().map(|(_, y)| *y));
+                let (path, dots) = (path(&placed), dots(&placed));
+                if !dots.is_empty() {
+                    write!(out, "<g><title>{}</title>", escape(&line.title)).unwrap();
+                    writeln!(
+                        out,
+                        "<path class=\"line\" d=\"{path}\" /><path class=\"dots\" d=\"{dots}\" /></g>"
+                    )
+                    .unwrap();
+                }
+                all.push(placed);
+            }
+            out += "</g>\n";
+            if !last.is_empty() {
+                ends.push((last.iter().sum::<f64>() / last.len() as f64, row));
+            }
+        }
+        for (value, text) in self.levels {
+            if let Some(at) = height(&y, *value) {
+                let (right, base, text) = (clear_of(&all, at), at + 10.5, escape(text));
+                writeln!(out, "<text class=\"meaning\" x=\"{right:.1}\" y=\"{base:.1}\">{text}</text>")
+                    .unwrap();
+            }
+        }
+        ends.sort_by(|a, b| a.0.total_cmp(&b.0));
+        for (y, (_, row)) in spread(&ends.iter().map(|end| end.0).collect::<Vec<_>>()).iter().zip(&ends) {
+            let (x, y, style) = (RIGHT + 5.0, y + 3.5, row.style % STYLES);
+            let name = escape(&shortened(row.name));
+            writeln!(out, "<text class=\"end s{style}\" x=\"{x:.1}\" y=\"{y:.1}\">{name}</text>").unwrap();
+        }
+        out += "</svg>\n";
+        Some(out)
+    }
+}
+
+/// The vertical coordinate of `value`.
+fn height(y: &Axis, value: f64) -> Option<f64> {
+    Some(BOTTOM - (BOTTOM - TOP) * y.share(value)?)
+}
+
+/// Both axes with their numbers.
+fn frame(out: &mut String, x: &Axis, y: &Axis) {
+    for tick in y.ticks() {
+        let Some(at) = height(y, tick) else { continue };
+        writeln!(out, "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{RIGHT}\" />").unwrap();
+        let (right, base, text) = (LEFT - 5.0, at + 3.5, short(tick));
+        writeln!(out, "<text class=\"tick y\" x=\"{right:.1}\" y=\"{base:.1}\">{text}</text>").unwrap();
+    }
+    for tick in x.ticks() {
+        let Some(share) = x.share(tick) else { continue };
+        let (at, base, text) = (LEFT + (RIGHT - LEFT) * share, BOTTOM + 15.0, short(tick));
+        writeln!(out, "<path class=\"axis\" d=\"M{at:.1} {BOTTOM}v4\" />").unwrap();
+        writeln!(out, "<text class=\"tick x\" x=\"{at:.1}\" y=\"{base:.1}\">{text}</text>").unwrap();
+    }
+    let (middle, base) = ((LEFT + RIGHT) / 2.0, HEIGHT - 4.0);
+    writeln!(out, "<text class=\"tick x\" x=\"{middle:.1}\" y=\"{base:.1}\">images</text>").unwrap();
+    writeln!(out, "<path class=\"axis\" d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" />").unwrap();
+}
+
+impl Range {
+    fn axis(self, values: impl Iterator<Item = f64>) -> Axis {
+        let values: Vec<f64> = values.collect();
+        let (low, high) = values.iter().fold((0.0_f64, 0.0_f64), |(l, h), v| (l.min(*v), h.max(*v)));
+        match self {
+            Range::Fixed(from, to) => Axis::linear(low.min(from), high.max(to)),
+            Range::Fitted => {
+                let smallest = values.iter().copied().filter(|v| *v > 0.0).fold(f64::INFINITY, f64::min);
+                if high / smallest > DECADES_FROM {
+                    let (low, high) = ((smallest / 1.2).max(f64::MIN_POSITIVE), (high * 1.2).min(f64::MAX));
+                    Axis { low: low.log10(), high: high.log10(), log: true }
+                } else {
+                    Axis::linear(low, high)
+                }
+            }
+        }
+    }
+}
+
+/// A piece of a row's line for a legend.
+pub(crate) fn swatch(style: usize) -> String {
+    format!(
+        "<svg class=\"swatch\" viewBox=\"0 0 30 10\" aria-hidden=\"true\"><g class=\"s{}\">\
+         <path class=\"line\" d=\"M1 5H29\" /></g></svg>",
+        style % STYLES
+    )
+}
+
+struct Axis {
+    /// In decades where the axis is logarithmic.
+    low: f64,
+    high: f64,
+    log: bool,
+}
+
+impl Axis {
+    /// Half a per cent longer than asked for, so that no line lies on the edge.
+    fn linear(low: f64, high: f64) -> Axis {
+        let high = if high > low { high } else { low + 1.0 };
+        Axis { low, high: high + 0.005 * (high - low), log: false }
+    }
+
+    /// From 0 at the low end to 1 at the high end; `None` where the axis has no place for `value`.
+    fn share(&self, value: f64) -> Option<f64> {
+        let value = if self.log { value.log10() } else { value };
+        let share = (value - self.low) / (self.high - self.low);
+        (-1e-9..=1.0 + 1e-9).contains(&share).then_some(share)
+    }
+
+    fn ticks(&self) -> Vec<f64> {
+        if !self.log {
+            return multiples(self.low, self.high, 5.0);
+        }
+        let powers = |step: f64| {
+            let first = (self.low / step).ceil() as i64;
+            let last = (self.high / step).floor() as i64;
+            (first..=last).map(move |i| i as f64 * step)
+        };
+        if self.high - self.low >= 2.0 {
+            let step = ((self.high - self.low) / 5.0).ceil();
+            return powers(step).map(|power| 10f64.powf(power)).collect();
+        }
+        let inside = |tick: &f64| self.share(*tick).is_some();
+        let decades = self.low.floor() as i32..=self.high.floor() as i32;
+        decades.flat_map(|d| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(d))).filter(inside).collect()
+    }
+}
+
+/// The multiples of 1, 2 or 5 times a power of ten from `low` to `high`, at most about `count`.
+fn multiples(low: f64, high: f64, count: f64) -> Vec<f64> {
+    let raw = (high - low) / count;
+    let power = 10f64.powf(raw.log10().floor());
+    if !(power.is_finite() && power > 0.0) {
+        return Vec::new();
+    }
+    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| *s >= raw).unwrap_or(raw);
+    let (first, last) = ((low / step).ceil() as i64, (high / step).floor() as i64);
+    (first..=last).map(|i| i as f64 * step).collect()
+}
+
+/// A tick: `0.2`, `5`, `20k`, `1.5M`.
+fn short(x: f64) -> String {
+    let (x, unit) = match x.abs() {
+        a if a >= 1e9 => return format!("{x:e}"),
+        a if a >= 1e6 => (x / 1e6, "M"),
+        a if a >= 1e3 => (x / 1e3, "k"),
+        a if a > 0.0 && a < 1e-3 => return format!("{x:.0e}"),
+        _ => (x, ""),
+    };
+    let text = format!("{x:.3}");
+    format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+/// `M…L…`, begun anew after every gap.
+fn path(points: &[Option<(f64, f64)>]) -> String {
+    let mut out = String::new();
+    let mut pen = 'M';
+    for point in points {
+        match point {
+            Some((x, y)) => {
+                write!(out, "{pen}{x:.1} {y:.1}").unwrap();
+                pen = 'L';
+            }
+            None => pen = 'M',
+        }
+    }
+    out
+}
+
+/// Lines of no length, which round caps turn into dots.
+fn dots(points: &[Option<(f64, f64)>]) -> String {
+    points.iter().flatten().map(|(x, y)| format!("M{x:.1} {y:.1}h0")).collect()
+}
+
+/// The right end of a level's text under the height `at` where the fewest lines cross it,
+/// as far to the right as that allows.
+fn clear_of(lines: &[Vec<Option<(f64, f64)>>], at: f64) -> f64 {
+    let crossings = |right: f64| {
+        let inside = |(x, y): (f64, f64)| {
+            (right - LEVEL_WIDTH..=right).contains(&x) && (at..=at + NAME_PITCH + 1.0).contains(&y)
+        };
+        let pieces = lines.iter().flat_map(|line| line.windows(2));
+        let piece = |piece: &[Option<(f64, f64)>]| {
+            let [Some(a), Some(b)] = piece else { return 0 };
+            let between = |i: i32| (a.0 + (b.0 - a.0) * i as f64 / 8.0, a.1 + (b.1 - a.1) * i as f64 / 8.0);
+            (0..=8).filter(|i| inside(between(*i))).count()
+        };
+        pieces.map(piece).sum::<usize>()
+    };
+    let places = (0..).map(|i| RIGHT - 2.0 - 10.0 * i as f64).take_while(|right| right - LEVEL_WIDTH > LEFT);
+    places.min_by_key(|right| crossings(*right)).expect("a panel is wider than a text")
+}
+
+/// Moves sorted heights apart, as little as it takes to set names at them.
+fn spread(at: &[f64]) -> Vec<f64> {
+    let mut placed = at.to_vec();
+    for i in 1..placed.len() {
+        placed[i] = placed[i].max(placed[i - 1] + NAME_PITCH);
+    }
+    let mut limit = BOTTOM;
+    for y in placed.iter_mut().rev() {
+        *y = y.min(limit);
+        limit = *y - NAME_PITCH;
+    }
+    placed
+}
+
+fn shortened(name: &str) -> String {
+    if name.chars().count() <= NAME_LENGTH {
+        return name.to_string();
+    }
+    name.chars().take(NAME_LENGTH - 1).chain(['…']).collect()
+}
+
+/// `text` for an element or an attribute in quotes. A character that XML has no
+/// place for becomes U+FFFD.
+pub(crate) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out += "&amp;",
+            '<' => out += "&lt;",
+            '>' => out += "&gt;",
+            '"' => out += "&quot;",
+            '\'' => out += "&#39;",
+            '\t' | '\n' => out.push(c),
+            '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
+            _ => out.push(c),
+        }
+    }
+    out
+}

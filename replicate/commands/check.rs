@@ -1,0 +1,155 @@
+//! `check` and `accept`: what the store has against golden, paper and claims.
+
+use super::{all_goldens, golden_path, quiet, recipe, root, runner, select, stored, write_file};
+use crate::claims::{ClaimVerdict, evaluate};
+use crate::cli::{Against, Place, Which};
+use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
+use crate::experiment::{Cell, Scale, TABLE1};
+use crate::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
+use crate::paper;
+use crate::report::{check_json, check_text};
+use crate::run::humantime;
+use crate::watch::Mode;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+pub fn check(
+    targets: &[String],
+    place: &Place,
+    seeds: &[u64],
+    against: Against,
+    set: &[String],
+    json: bool,
+    stop: &AtomicBool,
+) -> Result<i32> {
+    let cells = select(targets)?;
+    let root = root(place)?;
+    let mut runner = runner(place, recipe(place, set, None)?, Mode::Lines, false, stop)?;
+    let scale = runner.recipe().scale.name();
+    let colour = std::io::stdout().is_terminal();
+    let scores = stored(&mut runner, &cells, seeds)?;
+    match against {
+        Against::Golden => {
+            let rows: Vec<&str> = cells.iter().map(|cell| cell.row).collect();
+            let goldens: Vec<Golden> = all_goldens(&root)?
+                .into_iter()
+                .filter(|golden| golden.scale == scale && rows.contains(&golden.row.as_str()))
+                .collect();
+            let comparisons = golden::check(&goldens, &scores);
+            print!(
+                "{}",
+                if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], colour) }
+            );
+            if comparisons.is_empty() && !json {
+                println!(
+                    "nothing to compare: neither golden values nor results of these rows at --scale {scale}"
+                );
+            }
+            let any = |status: Status| comparisons.iter().any(|c| c.verdict.status == status);
+            Ok(if any(Status::Outside) {
+                EXIT_OUTSIDE
+            } else if comparisons.is_empty() || any(Status::NotRun) || any(Status::NoGolden) {
+                EXIT_INCOMPLETE
+            } else {
+                EXIT_GOOD
+            })
+        }
+        Against::Claims => {
+            let results: Vec<_> = paper::claims(&root.join("paper"))?
+                .iter()
+                .map(|claim| evaluate(claim, &scores, scale))
+                .collect();
+            print!("{}", if json { check_json(&[], &results) } else { check_text(&[], &results, colour) });
+            if scores.is_empty() {
+                return Ok(EXIT_INCOMPLETE);
+            }
+            let broken = results.iter().any(|result| result.verdict == ClaimVerdict::DoesNotHold);
+            Ok(if broken { EXIT_OUTSIDE } else { EXIT_GOOD })
+        }
+        Against::Paper => against_paper(&root, scale, &cells, &scores, json),
+    }
+}
+
+/// Share of the printed number within which a FID agrees with the paper: wide,
+/// because the paper gives neither training length nor noise of its numbers.
+const PAPER_TOLERANCE: f64 = 0.25;
+
+fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], json: bool) -> Result<i32> {
+    let comparable = scale == Scale::Paper.name();
+    let mut outside = false;
+    let mut missing = false;
+    let mut lines = Vec::new();
+    for row in paper::table1(&root.join("paper"))? {
+        if !cells.iter().any(|cell| cell.row == row.id) {
+            continue;
+        }
+        let values = golden::values(scores, &row.id, scale, "fd");
+        if values.is_empty() {
+            missing = true;
+            lines.push((row.id, row.fid, "-".to_string(), "not run".to_string()));
+            continue;
+        }
+        let sample = golden::Sample::of(values.into_values());
+        let verdict = if !comparable {
+            format!("not comparable: at --scale {scale} other images and other features are measured")
+        } else if (sample.mean - row.fid).abs() <= PAPER_TOLERANCE * row.fid {
+            "agrees".to_string()
+        } else {
+            outside = true;
+            format!("differs by more than {:.0} %", PAPER_TOLERANCE * 100.0)
+        };
+        lines.push((row.id, row.fid, sample.text(2), verdict));
+    }
+    if json {
+        let objects: Vec<_> = lines
+            .iter()
+            .map(|(row, paper, ours, verdict)| {
+                serde_json::json!({ "row": row, "paper_fid": paper, "ours": ours, "verdict": verdict })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
+    } else {
+        for (row, paper, ours, verdict) in lines {
+            println!("{row:14} paper {paper:5.2}  ours {ours:18} {verdict}");
+        }
+    }
+    Ok(if outside {
+        EXIT_OUTSIDE
+    } else if missing {
+        EXIT_INCOMPLETE
+    } else {
+        EXIT_GOOD
+    })
+}
+
+pub fn accept(
+    targets: &[String],
+    place: &Place,
+    seeds: &[u64],
+    reason: &str,
+    stop: &AtomicBool,
+) -> Result<i32> {
+    refuse_in_ci(std::env::var("CI").ok().as_deref())?;
+    let cells = select(targets)?;
+    let root = root(place)?;
+    let mut runner = quiet(place, stop)?;
+    let scores = stored(&mut runner, &cells, seeds)?;
+    if scores.is_empty() {
+        return Err(Error::Usage("there is nothing to accept: run these cells first".into()));
+    }
+    let date = humantime(std::time::SystemTime::now());
+    for which in [Which::Table1, Which::Table2] {
+        let first = |row: &str| TABLE1.iter().any(|cell| cell.row == row);
+        let ours: Vec<Score> =
+            scores.iter().filter(|score| first(&score.row) == (which == Which::Table1)).cloned().collect();
+        if ours.is_empty() {
+            continue;
+        }
+        let path = golden_path(&root, which);
+        let (goldens, diff) = golden::accept(read_golden(&path)?, &ours, reason, &date[..10])?;
+        write_file(&path, write_golden(&goldens).as_bytes())?;
+        println!("{}\n{diff}", path.display());
+    }
+    Ok(EXIT_GOOD)
+}

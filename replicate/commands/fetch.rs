@@ -1,0 +1,170 @@
+//! `fetch`: the files of the paper scale.
+
+use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
+use crate::fetch::{
+    Asset, Given, Hash, Inputs, Options, Progress, Stand, assets, fetch as get, plan, select,
+};
+use crate::npz;
+use crate::store::Store;
+use faer::{Mat, Side};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Lists what there is, or fetches `what`.
+pub fn fetch(
+    what: &[String],
+    store: &Path,
+    from: Option<&str>,
+    offline: bool,
+    stop: &AtomicBool,
+) -> Result<i32> {
+    // It makes the directory a store, or refuses to.
+    Store::open(store)?;
+    let inputs = Inputs::of(store);
+    if what.is_empty() {
+        return list(&inputs);
+    }
+    let mut wanted: Vec<&Asset> = Vec::new();
+    for name in what {
+        for asset in select(name)? {
+            if !wanted.iter().any(|other| other.id == asset.id) {
+                wanted.push(asset);
+            }
+        }
+    }
+    if from.is_some() && wanted.len() != 1 {
+        return Err(Error::Usage("--from is the place of one asset: name only that one".into()));
+    }
+    let mut options = Options::from_env(&check_content);
+    options.from = from.map(Given::parse);
+    options.offline = offline;
+    let planned = plan(&inputs, wanted.iter().copied())?;
+    let known: u64 = planned.iter().filter_map(|line| line.to_come()).sum();
+    let unknown = planned.iter().filter(|line| line.to_come().is_none()).count();
+    let rest = if unknown > 0 { format!(", and {unknown} of unknown size") } else { String::new() };
+    eprintln!("to download: {}{rest}", megabytes(known));
+    for asset in wanted {
+        let mut shown = Shown::new(asset);
+        let path = get(&inputs, asset, &options, &mut |progress| {
+            shown.show(progress);
+            match stop.load(Ordering::Relaxed) {
+                true => Err(Error::Stopped { cell: format!("fetching {}", asset.id) }),
+                false => Ok(()),
+            }
+        });
+        shown.end();
+        println!("{}  {}", asset.id, path?.display());
+    }
+    Ok(EXIT_GOOD)
+}
+
+fn list(inputs: &Inputs) -> Result<i32> {
+    let planned = plan(inputs, assets())?;
+    for line in &planned {
+        let size = line.asset.bytes.map_or("size unknown".into(), megabytes);
+        let hash = match line.asset.hash {
+            Hash::Several(_) => "SHA-256 from several sources",
+            Hash::OneSource(_) => "SHA-256 from one source only",
+            Hash::Unpublished { .. } => "no published SHA-256: trusted when first seen, content checked",
+        };
+        let state = match line.stand {
+            Stand::There { .. } => "there".to_string(),
+            Stand::Missing { have: 0 } => "missing".to_string(),
+            Stand::Missing { have } => format!("{} there", megabytes(have)),
+        };
+        println!("{:24} {size:>12}  {state:14} {}; {hash}", line.asset.id, line.asset.what);
+    }
+    println!("\nfetch one with: replicate fetch ID, several with: replicate fetch ID ID, or all");
+    let all = planned.iter().all(|line| matches!(line.stand, Stand::There { .. }));
+    Ok(if all { EXIT_GOOD } else { EXIT_INCOMPLETE })
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+/// A bar on a terminal, sentences elsewhere.
+struct Shown {
+    bar: Option<ProgressBar>,
+}
+
+impl Shown {
+    fn new(asset: &Asset) -> Shown {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{prefix:24} {bar:24} {bytes}/{total_bytes}  {msg}");
+            ProgressBar::new(asset.bytes.unwrap_or(0))
+                .with_style(style.expect("a valid template"))
+                .with_prefix(asset.id)
+        });
+        Shown { bar }
+    }
+
+    fn show(&mut self, progress: Progress) {
+        match (progress, &self.bar) {
+            (Progress::Bytes { have, of }, Some(bar)) => {
+                if let Some(of) = of {
+                    bar.set_length(of);
+                }
+                bar.set_position(have);
+            }
+            (Progress::Bytes { .. } | Progress::Waiting { left: Some(_), .. }, None) => {}
+            (Progress::Waiting { why, .. }, Some(bar)) => bar.set_message(why.to_string()),
+            (Progress::Waiting { why, .. }, None) => self.say(why),
+            (Progress::Begin { from, .. }, _) => self.say(&format!("from {from}")),
+            (Progress::Note(text), _) => self.say(text),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => _ = writeln!(std::io::stderr(), "{text}"),
+        }
+    }
+
+    fn end(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Inception-v3's features.
+const FEATURES: usize = 2048;
+
+/// What a file must hold whose bytes nobody has published: EDM's reference
+/// statistics are a mean and a covariance.
+fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), String> {
+    if asset.id != "fid-reference" {
+        return Ok(());
+    }
+    let arrays = npz::read(path)?;
+    let get = |name: &str, shape: &[usize]| match arrays.get(name) {
+        None => Err(format!("has no array {name}")),
+        Some(array) if array.shape != shape => Err(format!("has {name} of the shape {:?}", array.shape)),
+        Some(array) if array.data.iter().any(|x| !x.is_finite()) => {
+            Err(format!("has {name} with NaN or infinity"))
+        }
+        Some(array) => Ok(&array.data),
+    };
+    get("mu", &[FEATURES])?;
+    let sigma = get("sigma", &[FEATURES, FEATURES])?;
+    let at = |i: usize, j: usize| sigma[i * FEATURES + j];
+    let largest = sigma.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    for i in 0..FEATURES {
+        if let Some(j) = (0..i).find(|&j| (at(i, j) - at(j, i)).abs() > 1e-9 * largest) {
+            return Err(format!("has a sigma that is not symmetric, at ({i}, {j})"));
+        }
+    }
+    let values = Mat::from_fn(FEATURES, FEATURES, |i, j| at(i, j))
+        .self_adjoint_eigenvalues(Side::Lower)
+        .map_err(|error| format!("has a sigma without eigenvalues: {error:?}"))?;
+    match values.iter().find(|value| **value < -1e-6 * largest) {
+        Some(value) => {
+            Err(format!("has a sigma with the negative eigenvalue {value:e}: it is no covariance"))
+        }
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,241 @@
+//! `report` and `figures`: what the store has, as tables, pictures and one page.
+
+use super::{FULL_ROW, all_goldens, build, quiet, render, root, scores_of, write_file};
+use crate::claims::evaluate;
+use crate::cli::{Format, Place, Which};
+use crate::error::{EXIT_GOOD, Error, Result};
+use crate::experiment::{Cell, FULL_INITIALISATION, TABLE1, TABLE2, cells};
+use crate::figures::{Panel, figures, strips};
+use crate::findings::findings;
+use crate::golden::{Score, write_scores};
+use crate::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
+use crate::paper;
+use crate::report::{table1, table2};
+use crate::run::{Outcome, Runner, SAMPLES};
+use crate::train::METRICS;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// Prints one table.
+pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> Result<i32> {
+    let mut runner = quiet(place, stop)?;
+    let table = build(which, &mut runner, &root(place)?)?;
+    print!("{}", render(&table, format));
+    Ok(EXIT_GOOD)
+}
+
+/// Writes index.html, report.md, results.csv and the figures.
+pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
+    let root = root(place)?;
+    let mut runner = quiet(place, stop)?;
+    let gathered = Gathered::of(&mut runner, &root)?;
+    let page = gathered.page(&runner, &root)?;
+    std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
+    write_file(&output.join("index.html"), html(&page).as_bytes())?;
+    write_file(&output.join("report.md"), markdown(&page).as_bytes())?;
+    write_file(&output.join("results.csv"), write_scores(&gathered.scores).as_bytes())?;
+    write_figures(&output.join("figures"), page.figures.iter().chain(&page.strips))?;
+    for name in ["index.html", "report.md", "results.csv", "figures/captions.md"] {
+        println!("{}", output.join(name).display());
+    }
+    for missing in &page.missing {
+        println!("missing: {}; run it with: {}", missing.what, missing.command);
+    }
+    Ok(EXIT_GOOD)
+}
+
+/// Writes the figures and strips alone.
+pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
+    let root = root(place)?;
+    let mut runner = quiet(place, stop)?;
+    let gathered = Gathered::of(&mut runner, &root)?;
+    let scale = runner.recipe().scale.name();
+    let (figures, strips) = (figures(&gathered.panels, scale), strips(&gathered.panels));
+    write_figures(output, figures.iter().chain(&strips))?;
+    for figure in figures.iter().chain(&strips) {
+        println!("{}  {}", output.join(format!("{}.png", figure.id)).display(), figure.caption);
+    }
+    for missing in gathered.missing(scale) {
+        println!("missing: {}; run it with: {}", missing.what, missing.command);
+    }
+    Ok(EXIT_GOOD)
+}
+
+fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -> Result<()> {
+    std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
+    let mut captions = String::new();
+    for figure in figures {
+        write_file(&output.join(format!("{}.png", figure.id)), &figure.png)?;
+        captions += &format!("- `{}.png`: {}\n", figure.id, figure.caption);
+    }
+    write_file(&output.join("captions.md"), captions.as_bytes())
+}
+
+/// What the store has of one scale.
+struct Gathered {
+    outcomes: Vec<(Cell, u64, Outcome)>,
+    scores: Vec<Score>,
+    panels: Vec<Panel>,
+}
+
+impl Gathered {
+    fn of(runner: &mut Runner, root: &Path) -> Result<Gathered> {
+        let labels = labels(root)?;
+        let mut gathered = Gathered { outcomes: Vec::new(), scores: Vec::new(), panels: Vec::new() };
+        for cell in cells() {
+            for seed in runner.seeds(&cell)? {
+                let Some(outcome) = runner.stored(&cell, seed)? else { continue };
+                let scores = scores_of(runner, &cell, seed, &outcome)?;
+                if !gathered.panels.iter().any(|panel| panel.row == cell.row) {
+                    gathered.panels.push(panel(&cell, seed, &labels, &outcome, &scores)?);
+                }
+                gathered.scores.extend(scores);
+                gathered.outcomes.push((cell, seed, outcome));
+            }
+        }
+        Ok(gathered)
+    }
+
+    fn page(&self, runner: &Runner, root: &Path) -> Result<Page> {
+        let scale = runner.recipe().scale.name();
+        let paper = root.join("paper");
+        let goldens = all_goldens(root)?;
+        let claims: Vec<_> =
+            paper::claims(&paper)?.iter().map(|claim| evaluate(claim, &self.scores, scale)).collect();
+        let labels = labels(root)?;
+        let mut curves = Vec::new();
+        for (cell, seed, outcome) in &self.outcomes {
+            if outcome.manifest.outputs.contains_key(METRICS) {
+                let text = outcome.entry.read(METRICS)?;
+                let text = String::from_utf8_lossy(&text);
+                // A cell that two tables show has a row in each.
+                let rows = [Some(cell.row), (*cell == FULL_INITIALISATION).then_some(FULL_ROW)];
+                for row in rows.into_iter().flatten().map(str::to_string) {
+                    let label = labels.get(&row).cloned().unwrap_or_default();
+                    curves.push(Curve { row, label, seed: *seed, points: points(&text) });
+                }
+            }
+        }
+        Ok(Page {
+            scale: scale.to_string(),
+            program: crate::cli::VERSION.to_string(),
+            tables: vec![
+                table1(&paper::table1(&paper)?, &self.scores, &goldens, scale),
+                table2(&paper::table2(&paper)?, &self.scores, &goldens, scale),
+            ],
+            findings: findings(&self.scores, &claims, scale),
+            claims,
+            curves,
+            figures: figures(&self.panels, scale),
+            strips: strips(&self.panels),
+            choices: paper::setup(&paper)?
+                .into_iter()
+                .filter(|setting| setting.origin != paper::Origin::Stated)
+                .collect(),
+            runs: self
+                .outcomes
+                .iter()
+                .map(|(cell, seed, outcome)| run(cell, *seed, outcome, scale))
+                .collect(),
+            missing: self.missing(scale),
+        })
+    }
+
+    /// The rows that nobody has run.
+    fn missing(&self, scale: &str) -> Vec<Missing> {
+        let lacks = |cell: &&Cell| !self.outcomes.iter().any(|(there, ..)| there == *cell);
+        let mut missing = Vec::new();
+        for (name, table) in [("Table 1", &TABLE1[..]), ("Table 2", &TABLE2[..TABLE2.len() - 1])] {
+            missing.extend(table.iter().filter(lacks).map(|cell| Missing {
+                what: format!("{name}, row {}", cell.row),
+                command: command(cell.row, 0, scale),
+            }));
+        }
+        missing
+    }
+}
+
+fn command(row: &str, seed: u64, scale: &str) -> String {
+    format!("replicate run {row} --scale {scale} --seed {seed}")
+}
+
+fn run(cell: &Cell, seed: u64, outcome: &Outcome, scale: &str) -> Run {
+    let manifest = &outcome.manifest;
+    Run {
+        row: cell.row.to_string(),
+        seed,
+        key: manifest.key.clone(),
+        result_digest: manifest.result_digest(),
+        date: manifest.provenance.date.clone(),
+        commit: manifest.provenance.commit.clone(),
+        dirty: manifest.provenance.dirty,
+        machine: manifest.provenance.machine.clone(),
+        determinism: manifest.determinism.clone(),
+        wall_seconds: manifest.provenance.wall_seconds,
+        images: manifest.images,
+        experiment: manifest.experiment.clone(),
+        command: command(cell.row, seed, scale),
+    }
+}
+
+/// The rows' names as the tables print them.
+fn labels(root: &Path) -> Result<BTreeMap<String, String>> {
+    let paper = root.join("paper");
+    let first = paper::table1(&paper)?.into_iter().map(|row| (row.id, row.label));
+    let second = paper::table2(&paper)?.into_iter().map(|row| {
+        let dataset = row.dataset.map_or(String::new(), |dataset| format!(", {dataset}"));
+        (row.id, format!("{}{dataset}", row.initialization))
+    });
+    Ok(first.chain(second).collect())
+}
+
+fn panel(
+    cell: &Cell,
+    seed: u64,
+    labels: &BTreeMap<String, String>,
+    outcome: &Outcome,
+    scores: &[Score],
+) -> Result<Panel> {
+    let metric = |name: &str| scores.iter().find(|score| score.metric == name).map(|score| score.value);
+    let mut grids = Vec::new();
+    for name in outcome.manifest.outputs.keys() {
+        let images = name.strip_prefix("grid-").and_then(|rest| rest.strip_suffix(".png"));
+        if let Some(images) = images.and_then(|digits| digits.parse().ok()) {
+            grids.push((images, outcome.entry.read(name)?));
+        }
+    }
+    Ok(Panel {
+        row: cell.row.to_string(),
+        label: labels.get(cell.row).cloned().unwrap_or_else(|| cell.row.to_string()),
+        seed,
+        grids,
+        samples: outcome.entry.read(SAMPLES)?,
+        fd: metric("fd"),
+        recall: metric("recall"),
+        collapsed: metric("collapse") == Some(2.0),
+    })
+}
+
+/// The scores along a run, from its metrics.csv; lines without scores are left out.
+fn points(csv: &str) -> Vec<Point> {
+    let mut lines = csv.lines();
+    let header: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
+    let column = |name: &str| header.iter().position(|column| *column == name);
+    let (Some(images), Some(fd), Some(recall), Some(classes)) =
+        (column("images"), column("fd"), column("recall"), column("classes"))
+    else {
+        return Vec::new();
+    };
+    let point = |line: &str| {
+        let fields: Vec<&str> = line.split(',').collect();
+        let number = |i: usize| fields.get(i)?.parse::<f64>().ok();
+        Some(Point {
+            images: fields.get(images)?.parse().ok()?,
+            fd: number(fd)?,
+            recall: number(recall)?,
+            classes: number(classes)?,
+        })
+    };
+    lines.filter_map(point).collect()
+}

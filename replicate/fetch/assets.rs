@@ -1,0 +1,180 @@
+//! What can be fetched: addresses, sizes, hashes, and how well each hash is known.
+
+use hf_hub::RepoType;
+
+/// A file that the project needs but does not ship.
+#[derive(Clone, Copy, Debug)]
+pub struct Asset {
+    /// What people type, and the file's name on a mirror.
+    pub id: &'static str,
+    pub what: &'static str,
+    /// `None` where no source states the size.
+    pub bytes: Option<u64>,
+    pub hash: Hash,
+    /// Asked in this order.
+    pub from: &'static [Address],
+}
+
+/// What is known about an asset's bytes before they are here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hash {
+    /// A SHA-256 on which several independent publications agree.
+    Several(&'static str),
+    /// A SHA-256 that was found in one publication only.
+    OneSource(&'static str),
+    /// No SHA-256 was found: the first bytes to arrive are trusted, recorded,
+    /// and from then on the only ones accepted.
+    Unpublished { copy: Option<GitCopy> },
+}
+
+/// A copy in somebody's git repository. Whether ours is the same is said, but
+/// decides nothing, because that copy need not be the original.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GitCopy {
+    /// SHA-1 of `blob <size>\0` and the content, as `git hash-object` prints it.
+    pub blob: &'static str,
+    pub place: &'static str,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Address {
+    Url(&'static str),
+    Hub(HubFile),
+}
+
+/// A file of a Hugging Face repository at one commit.
+#[derive(Clone, Copy, Debug)]
+pub struct HubFile {
+    pub kind: RepoType,
+    pub repo: &'static str,
+    /// The full commit hash: a branch or a tag could move.
+    pub revision: &'static str,
+    pub path: &'static str,
+}
+
+impl Asset {
+    /// The SHA-256 that was published for it.
+    pub fn sha256(&self) -> Option<&'static str> {
+        match self.hash {
+            Hash::Several(sha256) | Hash::OneSource(sha256) => Some(sha256),
+            Hash::Unpublished { .. } => None,
+        }
+    }
+}
+
+/// Every asset, in the order of use.
+pub fn assets() -> &'static [Asset] {
+    ASSETS
+}
+
+const ASSETS: &[Asset] = &[
+    Asset {
+        id: "edm",
+        what: "EDM's unconditional VP checkpoint for CIFAR-10 (pickle)",
+        bytes: Some(223_173_327),
+        // A public download script and its audit log, one author.
+        hash: Hash::OneSource("4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da"),
+        from: &[Address::Url(
+            "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/edm-cifar10-32x32-uncond-vp.pkl",
+        )],
+    },
+    Asset {
+        id: "inception",
+        what: "Inception weights of 2015 as converted by pytorch-fid (PyTorch, legacy format)",
+        bytes: Some(95_628_359),
+        // The file's own name begins with it; LFS pointers and several evaluation codes agree.
+        hash: Hash::Several("6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
+        from: &[
+            Address::Url(
+                "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
+            ),
+            Address::Url(
+                "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+            ),
+        ],
+    },
+    Asset {
+        id: "fid-reference",
+        what: "EDM's FID reference statistics of CIFAR-10 (npz: mu, sigma)",
+        bytes: None,
+        hash: Hash::Unpublished {
+            copy: Some(GitCopy {
+                blob: "85281fdbac54dcfc88d0071d6c4d5d9bcb85cf8b",
+                place: "github.com/Zyriix/GDD at e9267e8, refs/",
+            }),
+        },
+        from: &[Address::Url("https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz")],
+    },
+    Asset {
+        id: "cifar10",
+        what: "CIFAR-10, the authors' binary archive",
+        bytes: Some(170_052_171),
+        // md5, from the authors' page: c32a1d4ab5d03f1284b67883e8d87530.
+        hash: Hash::Several("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
+        from: &[
+            Address::Url("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"),
+            Address::Url(
+                "https://storage.googleapis.com/mirror.tensorflow.org/www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            ),
+        ],
+    },
+    Asset {
+        id: "cifar100",
+        what: "CIFAR-100, the authors' binary archive",
+        bytes: Some(168_513_733),
+        // md5, from the authors' page: 03b5dce01913d631647c71ecec9e9cb8.
+        hash: Hash::Several("58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
+        from: &[Address::Url("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz")],
+    },
+    Asset {
+        id: "cifar10-parquet-train",
+        what: "CIFAR-10 training images as PNG in parquet",
+        bytes: Some(119_705_255),
+        hash: Hash::Several("8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883"),
+        from: &[cifar10_parquet("plain_text/train-00000-of-00001.parquet")],
+    },
+    Asset {
+        id: "cifar10-parquet-test",
+        what: "CIFAR-10 test images as PNG in parquet",
+        bytes: Some(23_940_850),
+        hash: Hash::Several("841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"),
+        from: &[cifar10_parquet("plain_text/test-00000-of-00001.parquet")],
+    },
+    Asset {
+        id: "cifar100-parquet-train",
+        what: "CIFAR-100 training images as PNG in parquet",
+        bytes: Some(118_518_617),
+        hash: Hash::Several("694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23"),
+        from: &[cifar100_parquet("cifar100/train-00000-of-00001.parquet")],
+    },
+    Asset {
+        id: "cifar100-parquet-test",
+        what: "CIFAR-100 test images as PNG in parquet",
+        bytes: Some(23_772_751),
+        hash: Hash::Several("98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68"),
+        from: &[cifar100_parquet("cifar100/test-00000-of-00001.parquet")],
+    },
+    Asset {
+        id: "sid",
+        what: "SiD's published one-step generator for CIFAR-10 (pickle), to cross-check FID and IS",
+        bytes: Some(223_165_173),
+        // The hub's own record of the file.
+        hash: Hash::OneSource("13cb3be19dd92c67f423db24839919c92b23179d8bce9c9a7badd508f99ff15b"),
+        from: &[Address::Hub(HubFile {
+            kind: RepoType::Model,
+            repo: "UT-Austin-PML/SiD",
+            revision: "d564808b12073ecc9612a0a8d5ac0c2aec63988c",
+            path: "cifar10-uncond/alpha1.2/network-snapshot-1.200000-403968.pkl",
+        })],
+    },
+];
+
+const fn cifar10_parquet(path: &'static str) -> Address {
+    let revision = "0b2714987fa478483af9968de7c934580d0bb9a2";
+    Address::Hub(HubFile { kind: RepoType::Dataset, repo: "uoft-cs/cifar10", revision, path })
+}
+
+const fn cifar100_parquet(path: &'static str) -> Address {
+    let revision = "aadb3af77e9048adbea6b47c21a81e47dd092ae5";
+    Address::Hub(HubFile { kind: RepoType::Dataset, repo: "uoft-cs/cifar100", revision, path })
+}

@@ -1,0 +1,263 @@
+//! Where fetched files lie, by the SHA-256 of their content.
+//!
+//! ```text
+//! STORE/inputs/<sha256>                  a verified file
+//! STORE/inputs/index/<id>                which of them an asset is, and whence it came
+//! STORE/inputs/partial/<id>              what has arrived of a file
+//! STORE/inputs/partial/<id>.origin       from where, to resume from there
+//! STORE/inputs/partial/<id>.lock         held by the one process that fetches it
+//! STORE/inputs/quarantine/<id>.<sha256>  bytes that were not what they should be
+//! ```
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use super::POLL;
+use super::assets::Asset;
+use crate::error::{Error, Result};
+use crate::store::write_atomically;
+
+/// The inputs of one store.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    dir: PathBuf,
+}
+
+/// What is recorded about a fetched asset.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub sha256: String,
+    pub bytes: u64,
+    /// The address or the path it came from.
+    pub from: String,
+    /// No published hash vouches for it: it is what was seen first.
+    pub first_seen: bool,
+}
+
+/// What the store has of an asset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    Good(PathBuf),
+    /// The file is there, but was altered since.
+    Damaged {
+        path: PathBuf,
+        expected: String,
+        found: String,
+    },
+    Absent,
+}
+
+/// Size and SHA-256 of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Content {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+impl Inputs {
+    /// The inputs of the store at `root`. Nothing is read or made.
+    pub fn of(root: &Path) -> Inputs {
+        Inputs { dir: root.join("inputs") }
+    }
+
+    /// Reads the whole file that the store has of `asset`, and says whether it is good.
+    pub fn state(&self, asset: &Asset) -> Result<State> {
+        let Some(expected) = self.expected(asset)? else { return Ok(State::Absent) };
+        let path = self.dir.join(&expected);
+        match Content::of(&path) {
+            Ok(content) if content.sha256 == expected => Ok(State::Good(path)),
+            Ok(content) => Ok(State::Damaged { path, expected, found: content.sha256 }),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(State::Absent),
+            Err(error) => Err(Error::io("read", &path)(error)),
+        }
+    }
+
+    /// What was recorded when `asset` was last fetched.
+    pub fn record(&self, asset: &Asset) -> Result<Option<Record>> {
+        let path = self.record_path(asset);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Error::io("read", &path)(error)),
+        };
+        serde_json::from_str(&text).map(Some).map_err(|error| Error::Malformed {
+            path,
+            expected: format!("the record of {}", asset.id),
+            found: error.to_string(),
+            remedy: "remove it: the asset is then fetched again, and a new record is made".into(),
+        })
+    }
+
+    /// The SHA-256 that `asset` must have: the published one, or else the one seen first.
+    pub(super) fn expected(&self, asset: &Asset) -> Result<Option<String>> {
+        match asset.sha256() {
+            Some(sha256) => Ok(Some(sha256.to_string())),
+            None => Ok(self.record(asset)?.map(|record| record.sha256)),
+        }
+    }
+
+    /// Size of the file that the store has of `asset`, without reading it.
+    pub(super) fn size_there(&self, asset: &Asset) -> Result<Option<u64>> {
+        let Some(expected) = self.expected(asset)? else { return Ok(None) };
+        Ok(fs::metadata(self.dir.join(expected)).ok().map(|found| found.len()))
+    }
+
+    pub(super) fn record_path(&self, asset: &Asset) -> PathBuf {
+        self.dir.join("index").join(asset.id)
+    }
+
+    /// Where `asset` will lie, or lies.
+    pub(super) fn place(&self, asset: &Asset) -> PathBuf {
+        self.dir.join(asset.sha256().unwrap_or(asset.id))
+    }
+
+    pub(super) fn partial_bytes(&self, asset: &Asset) -> u64 {
+        fs::metadata(self.dir.join("partial").join(asset.id)).map_or(0, |found| found.len())
+    }
+
+    /// Waits for the right to fetch `asset`. `waiting` is called five times a
+    /// second meanwhile; an error from it ends the wait. The operating system
+    /// releases the lock when the holder ends, however it ends.
+    pub(super) fn lock(
+        &self,
+        asset: &Asset,
+        waiting: &mut dyn FnMut(Duration) -> Result<()>,
+    ) -> Result<Place> {
+        for name in ["partial", "index", "quarantine"] {
+            let dir = self.dir.join(name);
+            fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        }
+        let path = self.dir.join("partial").join(format!("{}.lock", asset.id));
+        let file =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) => waiting(begun.elapsed())?,
+                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
+            }
+            std::thread::sleep(POLL);
+        }
+        Ok(Place { inputs: self.clone(), asset: *asset, _lock: file })
+    }
+}
+
+/// The right to fetch one asset, held until it is dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    inputs: Inputs,
+    asset: Asset,
+    _lock: File,
+}
+
+/// Where the bytes of a partial file came from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Origin {
+    pub address: String,
+    /// The server's name for this version of the file, where it promises that
+    /// equal names mean equal bytes.
+    pub etag: Option<String>,
+}
+
+impl Place {
+    /// The file that a download is appended to.
+    pub fn partial(&self) -> PathBuf {
+        self.beside("")
+    }
+
+    /// A second file, so that a copy does not overwrite what a download left.
+    pub fn copy(&self) -> PathBuf {
+        self.beside(".copy")
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        self.inputs.dir.join("partial").join(format!("{}{suffix}", self.asset.id))
+    }
+
+    pub fn partial_bytes(&self) -> u64 {
+        self.inputs.partial_bytes(&self.asset)
+    }
+
+    pub fn origin(&self) -> Option<Origin> {
+        serde_json::from_slice(&fs::read(self.beside(".origin")).ok()?).ok()
+    }
+
+    pub fn set_origin(&self, origin: &Origin) -> Result<()> {
+        let text = serde_json::to_string(origin).expect("two strings");
+        // Not durable: without it a download starts over, and an old one names another version.
+        let path = self.beside(".origin");
+        fs::write(&path, text).map_err(Error::io("write", &path))
+    }
+
+    pub fn clear_partial(&self) -> Result<()> {
+        remove(&self.partial())?;
+        remove(&self.beside(".origin"))
+    }
+
+    /// Moves a verified `file` to its final name and records whence it came.
+    pub fn publish(&self, file: &Path, content: &Content, from: &str) -> Result<PathBuf> {
+        let dir = &self.inputs.dir;
+        let path = dir.join(&content.sha256);
+        // On the disk before it has its name: a file with the name is whole, always.
+        File::open(file).and_then(|file| file.sync_all()).map_err(Error::io("write", file))?;
+        fs::rename(file, &path).map_err(Error::io("write", &path))?;
+        if cfg!(unix) {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("write", dir))?;
+        }
+        let record = Record {
+            sha256: content.sha256.clone(),
+            bytes: content.bytes,
+            from: from.to_string(),
+            first_seen: self.asset.sha256().is_none(),
+        };
+        let text = serde_json::to_string_pretty(&record).expect("strings and numbers") + "\n";
+        write_atomically(&dir.join("index"), self.asset.id, text.as_bytes())?;
+        self.clear_partial()?;
+        remove(&self.copy())?;
+        Ok(path)
+    }
+
+    /// Moves `file` where nothing looks for it, and returns its new path.
+    pub fn quarantine(&self, file: &Path, sha256: &str) -> Result<PathBuf> {
+        let path = self.inputs.dir.join("quarantine").join(format!("{}.{sha256}", self.asset.id));
+        fs::rename(file, &path).map_err(Error::io("move to quarantine", file))?;
+        Ok(path)
+    }
+}
+
+impl Content {
+    pub fn of(path: &Path) -> io::Result<Content> {
+        let mut file = File::open(path)?;
+        let mut hash = Sha256::new();
+        let bytes = io::copy(&mut file, &mut hash)?;
+        Ok(Content { bytes, sha256: hex(&hash.finalize()) })
+    }
+}
+
+/// What `git hash-object` prints for the file.
+pub(super) fn git_blob(path: &Path) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut hash = Sha1::new();
+    hash.update(format!("blob {size}\0"));
+    io::copy(&mut file.by_ref().take(size), &mut hash)?;
+    Ok(hex(&hash.finalize()))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,501 @@
+//! Fetching what the paper scale needs: checkpoint, Inception weights, FID
+//! reference, data sets.
+//!
+//! A file is looked for in this order, and the first good one is kept:
+//!
+//! 1. the store's `inputs/`, by SHA-256;
+//! 2. what `--from FILE|URL` names, and then nothing else;
+//! 3. `REPLICATE_MIRROR`, an address or a directory: the asset `cifar10` is
+//!    `$REPLICATE_MIRROR/cifar10` there;
+//! 4. the asset's own addresses, in order; those of the Hugging Face hub through
+//!    `hf-hub` (its cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`), then directly.
+//!
+//! Whatever the way, the bytes are hashed on the disk before they get their
+//! name, and wrong ones go to `inputs/quarantine`. A download that was cut off
+//! is resumed; processes that want the same asset wait for each other.
+//!
+//! Proxies are those of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+//! Certificates are checked against the roots that are compiled in; behind a
+//! proxy with roots of its own, use a mirror or `--from FILE`.
+
+mod assets;
+mod http;
+mod hub;
+mod inputs;
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use self::assets::{Address, Asset, GitCopy, Hash, HubFile, assets};
+pub use self::http::Patience;
+pub use self::hub::Hub;
+use self::inputs::{Content, Place};
+pub use self::inputs::{Inputs, Record, State};
+use crate::error::{Error, Result};
+
+const POLL: Duration = Duration::from_millis(200);
+const BUFFER: usize = 1 << 20;
+
+/// A place that somebody named: an `http://` or `https://` address, or else a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Given {
+    Url(String),
+    File(PathBuf),
+}
+
+impl Given {
+    pub fn parse(text: &str) -> Given {
+        match text.starts_with("http://") || text.starts_with("https://") {
+            true => Given::Url(text.to_string()),
+            false => Given::File(PathBuf::from(text)),
+        }
+    }
+
+    fn join(&self, name: &str) -> Given {
+        match self {
+            Given::Url(url) => Given::Url(format!("{}/{name}", url.trim_end_matches('/'))),
+            Given::File(dir) => Given::File(dir.join(name)),
+        }
+    }
+}
+
+/// What a file must satisfy beyond its hash; the error says what is wrong with
+/// it. It decides about files whose hash nobody published.
+pub type ContentCheck<'a> = dyn Fn(&Asset, &Path) -> std::result::Result<(), String> + 'a;
+
+/// How to fetch.
+pub struct Options<'a> {
+    /// Take the file from here, and from nowhere else.
+    pub from: Option<Given>,
+    /// Asked before the asset's own addresses.
+    pub mirror: Option<Given>,
+    /// Touch no network: the store, files, and the hub's cache only.
+    pub offline: bool,
+    pub hub: Hub,
+    pub patience: Patience,
+    pub check: &'a ContentCheck<'a>,
+}
+
+impl<'a> Options<'a> {
+    /// The environment's `REPLICATE_MIRROR` and hub variables ([`Hub::from_env`]),
+    /// with the usual patience.
+    pub fn from_env(check: &'a ContentCheck<'a>) -> Options<'a> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Options {
+            from: None,
+            mirror: variable("REPLICATE_MIRROR").as_deref().map(Given::parse),
+            offline: false,
+            hub: Hub::from_env(&variable),
+            patience: Patience::default(),
+            check,
+        }
+    }
+}
+
+/// What to show while a file is fetched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Progress<'a> {
+    /// `from` is asked next; `bytes` is the size of the file, `have` what is
+    /// here of it.
+    Begin { from: &'a str, have: u64, bytes: Option<u64> },
+    /// `have` bytes of `of` are here. It may become less when a server starts over.
+    Bytes { have: u64, of: Option<u64> },
+    /// Nothing moves: a pause between two attempts with the time left, or
+    /// another process at the same file.
+    Waiting { why: &'a str, left: Option<Duration> },
+    /// A sentence for the user.
+    Note(&'a str),
+}
+
+/// An error from it ends the fetch, which can be resumed later. It is called
+/// several times a second except while a server is silent.
+pub type Report<'a> = dyn FnMut(Progress<'_>) -> Result<()> + 'a;
+
+/// One line of a plan.
+#[derive(Clone, Debug)]
+pub struct Planned<'a> {
+    pub asset: &'a Asset,
+    pub stand: Stand,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stand {
+    /// In the store, with this size; its hash is checked when it is used.
+    There { bytes: u64 },
+    /// Not in the store; `have` bytes of it have arrived.
+    Missing { have: u64 },
+}
+
+impl Planned<'_> {
+    /// Bytes still to download; `None` where the size is not known.
+    pub fn to_come(&self) -> Option<u64> {
+        match self.stand {
+            Stand::There { .. } => Some(0),
+            Stand::Missing { have } => self.asset.bytes.map(|bytes| bytes.saturating_sub(have)),
+        }
+    }
+}
+
+/// What is there and what is not, by name and size, without reading the files.
+pub fn plan<'a>(inputs: &Inputs, assets: impl IntoIterator<Item = &'a Asset>) -> Result<Vec<Planned<'a>>> {
+    let planned = |asset: &'a Asset| {
+        let stand = match inputs.size_there(asset)? {
+            Some(bytes) if asset.bytes.is_none_or(|expected| expected == bytes) => Stand::There { bytes },
+            _ => Stand::Missing { have: inputs.partial_bytes(asset) },
+        };
+        Ok(Planned { asset, stand })
+    };
+    assets.into_iter().map(planned).collect()
+}
+
+/// The store's file of `asset`, verified now; `None` when it was never fetched.
+///
+/// # Errors
+/// `Malformed` when the file was altered since it was fetched.
+pub fn find(inputs: &Inputs, asset: &Asset) -> Result<Option<PathBuf>> {
+    match inputs.state(asset)? {
+        State::Good(path) => Ok(Some(path)),
+        State::Absent => Ok(None),
+        State::Damaged { path, expected, found } => Err(Error::Malformed {
+            path,
+            expected: format!("{} with the SHA-256 {expected}", asset.id),
+            found: format!("the SHA-256 {found}"),
+            remedy: format!("`replicate fetch {}` puts it into quarantine and fetches it again", asset.id),
+        }),
+    }
+}
+
+/// Makes sure that the store has `asset`, and returns the verified file.
+///
+/// # Errors
+/// `Missing` when no place has it, with what each of them said; `Malformed`
+/// when one of them had wrong bytes and none the right ones; `Io` when the disk is full or the like,
+/// and what has arrived remains; and what `report` returns.
+pub fn fetch(inputs: &Inputs, asset: &Asset, options: &Options, report: &mut Report) -> Result<PathBuf> {
+    if let State::Good(path) = inputs.state(asset)? {
+        return Ok(path);
+    }
+    let why = format!("another process is fetching {}", asset.id);
+    let place = inputs.lock(asset, &mut |_| report(Progress::Waiting { why: &why, left: None }))?;
+    // Asked again: that process may have fetched it meanwhile.
+    match inputs.state(asset)? {
+        State::Good(path) => return Ok(path),
+        State::Damaged { path, found, .. } => {
+            let aside = place.quarantine(&path, &found)?;
+            let note =
+                format!("{} was altered since it was fetched; it is now {}", asset.id, aside.display());
+            report(Progress::Note(&note))?;
+        }
+        State::Absent => {}
+    }
+    let mut fetch = Fetch { inputs, asset, options, place, report, wrong: None };
+    let mut refusals = Vec::new();
+    for source in sources(asset, options) {
+        let (have, bytes) = (fetch.place.partial_bytes(), asset.bytes);
+        (fetch.report)(Progress::Begin { from: &source.to_string(), have, bytes })?;
+        match fetch.from(&source) {
+            Ok(path) => return Ok(path),
+            Err(Failure::Fatal(error)) => return Err(error),
+            Err(Failure::Source(why)) => {
+                let refusal = format!("{source} {why}");
+                (fetch.report)(Progress::Note(&refusal))?;
+                refusals.push(refusal);
+            }
+        }
+    }
+    Err(fetch.failed(refusals))
+}
+
+/// Why one place did not deliver.
+enum Failure {
+    /// The next one would not either.
+    Fatal(Error),
+    /// Put after the place's name, it makes a sentence.
+    Source(String),
+}
+
+type Attempt<T> = std::result::Result<T, Failure>;
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure::Fatal(error)
+    }
+}
+
+fn refuse<T>(why: String) -> Attempt<T> {
+    Err(Failure::Source(why))
+}
+
+enum Source {
+    Given(Given),
+    Hub(HubFile),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Source::Given(Given::Url(url)) => f.write_str(url),
+            Source::Given(Given::File(path)) => write!(f, "{}", path.display()),
+            Source::Hub(file) => write!(f, "hub:{}@{}:{}", file.repo, file.revision, file.path),
+        }
+    }
+}
+
+fn sources(asset: &Asset, options: &Options) -> Vec<Source> {
+    if let Some(from) = &options.from {
+        return vec![Source::Given(from.clone())];
+    }
+    let mirror = options.mirror.iter().map(|mirror| Source::Given(mirror.join(asset.id)));
+    let own = asset.from.iter().map(|address| match address {
+        Address::Url(url) => Source::Given(Given::Url(url.to_string())),
+        Address::Hub(file) => Source::Hub(*file),
+    });
+    mirror.chain(own).collect()
+}
+
+/// Bytes that were put into quarantine.
+struct Wrong {
+    path: PathBuf,
+    expected: String,
+    found: String,
+}
+
+struct Fetch<'a, 'r> {
+    inputs: &'a Inputs,
+    asset: &'a Asset,
+    options: &'a Options<'a>,
+    place: Place,
+    report: &'a mut Report<'r>,
+    wrong: Option<Wrong>,
+}
+
+enum Verdict {
+    Accepted(PathBuf),
+    Wrong { expected: String, found: String, sha256: String },
+}
+
+impl Fetch<'_, '_> {
+    fn from(&mut self, source: &Source) -> Attempt<PathBuf> {
+        match source {
+            Source::Given(Given::File(path)) => self.from_file(path),
+            Source::Given(Given::Url(_)) if self.options.offline => refuse("is not asked (offline)".into()),
+            Source::Given(Given::Url(url)) => self.from_url(url),
+            Source::Hub(file) => self.from_hub(file),
+        }
+    }
+
+    /// The file itself stays as it is, right or wrong.
+    fn from_file(&mut self, path: &Path) -> Attempt<PathBuf> {
+        let copy = self.copy(path)?;
+        match self.examine(&copy, &path.display().to_string())? {
+            Verdict::Accepted(path) => Ok(path),
+            Verdict::Wrong { expected, found, .. } => {
+                inputs::remove(&copy)?;
+                let why = format!("has {found}, not {expected}");
+                self.wrong = Some(Wrong { path: path.to_path_buf(), expected, found });
+                refuse(why)
+            }
+        }
+    }
+
+    fn from_url(&mut self, url: &str) -> Attempt<PathBuf> {
+        let (asset, patience) = (self.asset, &self.options.patience);
+        let hash_known = self.inputs.expected(asset)?.is_some();
+        let mut again = true;
+        loop {
+            let joined = http::download(url, &self.place, asset.bytes, hash_known, patience, self.report)?;
+            let partial = self.place.partial();
+            match self.examine(&partial, url)? {
+                Verdict::Accepted(path) => return Ok(path),
+                // The earlier part may be to blame, which another server may have sent.
+                Verdict::Wrong { found, .. } if joined && again => {
+                    again = false;
+                    let note =
+                        format!("the resumed file has {found}, which is wrong: it is fetched from the start");
+                    (self.report)(Progress::Note(&note))?;
+                    self.place.clear_partial()?;
+                }
+                wrong => return self.refuse_bytes(&partial, wrong),
+            }
+        }
+    }
+
+    fn from_hub(&mut self, file: &HubFile) -> Attempt<PathBuf> {
+        let hub = &self.options.hub;
+        if let Some(cached) = hub.cached(file) {
+            match self.from_file(&cached) {
+                Err(Failure::Source(why)) => {
+                    (self.report)(Progress::Note(&format!("{} {why}", cached.display())))?
+                }
+                ended => return ended,
+            }
+        }
+        if self.options.offline || hub.offline {
+            let why = if self.options.offline { "offline" } else { "HF_HUB_OFFLINE is set" };
+            return refuse(format!("is not asked ({why}), and {} has no copy of it", hub.cache.display()));
+        }
+        match hub.download(file, self.options.patience.stall, self.report) {
+            Ok(cached) => {
+                let copy = self.copy(&cached)?;
+                match self.examine(&copy, &Source::Hub(*file).to_string())? {
+                    Verdict::Accepted(path) => return Ok(path),
+                    wrong => {
+                        hub::remove_from_cache(&cached)?;
+                        let Err(Failure::Source(why)) = self.refuse_bytes(&copy, wrong) else {
+                            unreachable!("wrong bytes are refused");
+                        };
+                        (self.report)(Progress::Note(&format!("{} {why}", cached.display())))?;
+                    }
+                }
+            }
+            Err(Failure::Source(why)) => {
+                (self.report)(Progress::Note(&format!("{why}; the same file is asked for directly")))?
+            }
+            Err(fatal) => return Err(fatal),
+        }
+        self.from_url(&hub.url(file)?)
+    }
+
+    /// Copies `from` beside the partial download.
+    fn copy(&mut self, from: &Path) -> Attempt<PathBuf> {
+        let mut source = match File::open(from) {
+            Ok(source) => source,
+            Err(error) => return refuse(format!("cannot be read: {error}")),
+        };
+        let of = source.metadata().ok().map(|found| found.len());
+        let to = self.place.copy();
+        let options = OpenOptions::new().create(true).write(true).truncate(true).open(&to);
+        let mut copy = options.map_err(Error::io("write", &to))?;
+        let mut buffer = vec![0; BUFFER];
+        let mut have = 0;
+        loop {
+            let read = match source.read(&mut buffer) {
+                Ok(0) => return Ok(to),
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return refuse(format!("cannot be read: {error}")),
+            };
+            copy.write_all(&buffer[..read]).map_err(Error::io("write", &to))?;
+            have += read as u64;
+            (self.report)(Progress::Bytes { have, of })?;
+        }
+    }
+
+    /// Hashes `file` as it is on the disk, and keeps it when it is right.
+    fn examine(&mut self, file: &Path, from: &str) -> Result<Verdict> {
+        let content = Content::of(file).map_err(Error::io("read", file))?;
+        let found = format!("{} bytes with the SHA-256 {}", content.bytes, content.sha256);
+        let wrong = |expected: String, found: String| {
+            Ok(Verdict::Wrong { expected, found, sha256: content.sha256.clone() })
+        };
+        if let Some(bytes) = self.asset.bytes
+            && bytes != content.bytes
+        {
+            return wrong(format!("{bytes} bytes"), found);
+        }
+        match self.inputs.expected(self.asset)? {
+            Some(sha256) if sha256 != content.sha256 => {
+                let seen = if self.asset.sha256().is_none() { ", which was seen first" } else { "" };
+                return wrong(format!("the SHA-256 {sha256}{seen}"), found);
+            }
+            _ => {}
+        }
+        if let Err(problem) = (self.options.check)(self.asset, file) {
+            return wrong(self.asset.what.to_string(), problem);
+        }
+        let vouched = self.vouched(file, &content)?;
+        let path = self.place.publish(file, &content, from)?;
+        if let Some(note) = vouched {
+            (self.report)(Progress::Note(&note))?;
+        }
+        Ok(Verdict::Accepted(path))
+    }
+
+    /// What the user should know about a file whose hash was never published.
+    fn vouched(&self, file: &Path, content: &Content) -> Result<Option<String>> {
+        let Hash::Unpublished { copy } = self.asset.hash else { return Ok(None) };
+        let mut note = format!(
+            "no SHA-256 of {} was published; recorded as seen first, and alone accepted from now on: {}",
+            self.asset.id, content.sha256
+        );
+        if let Some(GitCopy { blob, place }) = copy {
+            let found = inputs::git_blob(file).map_err(Error::io("read", file))?;
+            note += &match found == blob {
+                true => format!("; it is the same file as the copy in {place} (git blob {blob})"),
+                false => format!(
+                    "; it is NOT the same file as the copy in {place} (git blob {found}, there {blob})"
+                ),
+            };
+        }
+        Ok(Some(note))
+    }
+
+    fn refuse_bytes(&mut self, file: &Path, verdict: Verdict) -> Attempt<PathBuf> {
+        match verdict {
+            Verdict::Accepted(path) => Ok(path),
+            Verdict::Wrong { expected, found, sha256 } => {
+                let path = self.place.quarantine(file, &sha256)?;
+                self.place.clear_partial()?;
+                let why = format!("sent {found}, not {expected}; put into quarantine as {}", path.display());
+                self.wrong = Some(Wrong { path, expected, found });
+                refuse(why)
+            }
+        }
+    }
+
+    fn failed(self, refusals: Vec<String>) -> Error {
+        let asset = self.asset;
+        let mut remedy = match self.options.offline {
+            true => format!("run `replicate fetch {}` without --offline, or", asset.id),
+            false => "run the same command again later, set REPLICATE_MIRROR, or".to_string(),
+        };
+        let address = asset.from.iter().find_map(|address| match address {
+            Address::Url(url) => Some(url.to_string()),
+            Address::Hub(file) => self.options.hub.url(file).ok(),
+        });
+        remedy += &format!(
+            " get it from {} by other means and give it with `replicate fetch {} --from FILE`",
+            address.unwrap_or_else(|| "where it is published".into()),
+            asset.id
+        );
+        if asset.sha256().is_none() && self.wrong.is_some() {
+            let record = self.inputs.record_path(asset);
+            remedy += &format!("; to trust other bytes than those seen first, remove {}", record.display());
+        }
+        let tried = refusals.join("\n  ");
+        match self.wrong {
+            Some(Wrong { path, expected, found }) => Error::Malformed {
+                path,
+                expected: format!("{}, {expected}", asset.id),
+                found: format!("{found}\n  {tried}"),
+                remedy,
+            },
+            None => Error::Missing {
+                path: self.inputs.place(asset),
+                what: format!("{} ({}) could not be fetched\n  {tried}", asset.id, asset.what),
+                remedy,
+            },
+        }
+    }
+}
+
+/// The asset with the id `what`, or else those whose id begins with it and a
+/// hyphen; `all` is all of them.
+///
+/// # Errors
+/// `Usage` when there is none.
+pub fn select(what: &str) -> Result<Vec<&'static Asset>> {
+    if let Some(asset) = assets().iter().find(|asset| asset.id == what) {
+        return Ok(vec![asset]);
+    }
+    let belongs = |id: &str| id.strip_prefix(what).is_some_and(|rest| rest.starts_with('-'));
+    let chosen: Vec<_> = assets().iter().filter(|asset| what == "all" || belongs(asset.id)).collect();
+    if chosen.is_empty() {
+        let ids: Vec<_> = assets().iter().map(|asset| asset.id).collect();
+        return Err(Error::Usage(format!("{what:?} is not an asset; there are {}, and all", ids.join(", "))));
+    }
+    Ok(chosen)
+}

@@ -1,0 +1,39 @@
+//! Who made a result, when and where.
+
+use crate::store::Provenance;
+use candle_core::Device;
+use std::time::Duration;
+
+pub(super) fn provenance(wall: Duration, device: &Device) -> Provenance {
+    let threads = rayon::current_num_threads();
+    Provenance {
+        date: humantime(std::time::SystemTime::now()),
+        wall_seconds: wall.as_secs_f64(),
+        commit: env!("GIT_COMMIT").into(),
+        dirty: env!("GIT_DIRTY") == "true",
+        package: env!("CARGO_PKG_VERSION").into(),
+        candle: env!("CANDLE_VERSION").into(),
+        machine: format!(
+            "{} {}, {threads} threads, {:?}",
+            std::env::consts::OS,
+            std::env::consts::ARCH,
+            device.location()
+        ),
+    }
+}
+
+/// RFC 3339 in UTC, to the second (days to civil date: Hinnant's algorithm).
+pub fn humantime(time: std::time::SystemTime) -> String {
+    let seconds = time.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (days, s) = ((seconds / 86_400) as i64, seconds % 86_400);
+    let z = days + 719_468;
+    let era = z.div_euclid(146_097);
+    let day_of_era = z.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
+}

@@ -1,0 +1,449 @@
+//! The report as a page: on a page made up of awkward things, it is well-formed,
+//! asks for nothing from outside, and leaves nothing out.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use quick_xml::events::{BytesStart, Event};
+use replicate::claims::{ClaimResult, ClaimVerdict};
+use replicate::findings::Finding;
+use replicate::golden::{Sample, Status};
+use replicate::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
+use replicate::paper::{Origin, Setting};
+use replicate::report::{Cell, Column, Content, Row, Table};
+use std::collections::{BTreeMap, BTreeSet};
+
+const AWKWARD: &str = "a < b && \"c\" > 'd' ± σ²\u{1b} | `e` * _f_ <script>alert(1)</script> ]]> &amp; $x$";
+
+fn column(title: &str, key: &'static str, content: Content) -> Column {
+    Column { title: title.to_string(), key, content }
+}
+
+fn row(id: &str, section: &str, cells: Vec<Cell>) -> Row {
+    Row { id: id.to_string(), section: section.to_string(), cells }
+}
+
+fn table() -> Table {
+    let cited = vec![Cell::Text("DDIM".to_string()), Cell::Dots, Cell::Number(8.23, 2), Cell::Cited];
+    let sample = |values: &[f64]| Cell::Sample(Sample::of(values.iter().copied()), 2);
+    let name = || Cell::Text(format!("DiJS {AWKWARD}"));
+    let outside = Cell::Verdict(Status::Outside, vec!["fd".to_string(), "recall".to_string()]);
+    Table {
+        title: format!("Table 1. {AWKWARD}"),
+        columns: vec![
+            column("method", "method", Content::Text),
+            column("FD <", "fd", Content::Sample),
+            column("recall", "recall", Content::Mean),
+            column("vs golden", "golden", Content::Text),
+        ],
+        rows: vec![
+            row("ddim", "Cited & not run", cited),
+            row("dijs", "Ours", vec![name(), sample(&[1.0, 2.0, 4.5]), sample(&[0.25]), outside]),
+            row(
+                "row two",
+                "Ours",
+                vec![name(), Cell::Dash, Cell::Dash, Cell::Verdict(Status::NotRun, vec![])],
+            ),
+        ],
+        notes: vec![AWKWARD.to_string()],
+    }
+}
+
+fn claim(id: &str, verdict: ClaimVerdict) -> ClaimResult {
+    ClaimResult {
+        id: id.to_string(),
+        claim: format!("words of {id}: {AWKWARD}"),
+        place: "Section 2 & Table 1".to_string(),
+        verdict,
+        reason: format!("1 vs 2 | {AWKWARD}"),
+    }
+}
+
+fn curve(row: &str, seed: u64, points: &[(u64, f64, f64, f64)]) -> Curve {
+    let point = |&(images, fd, recall, classes)| Point { images, fd, recall, classes };
+    Curve {
+        row: row.to_string(),
+        label: format!("{row} {AWKWARD}"),
+        seed,
+        points: points.iter().map(point).collect(),
+    }
+}
+
+fn setting(name: &str, origin: Origin) -> Setting {
+    let silent = matches!(origin, Origin::Silent | Origin::Ours);
+    Setting {
+        name: name.to_string(),
+        value: AWKWARD.to_string(),
+        paper: (!silent).then(|| "https://example.org/?a=1&b=2".to_string()),
+        place: if silent { String::new() } else { "Appendix B".to_string() },
+        reading: AWKWARD.to_string(),
+        origin,
+    }
+}
+
+/// The page does not look into it, so any bytes do; these need every base64 digit and padding.
+fn figure(id: &str, bytes: usize) -> Figure {
+    Figure {
+        id: id.to_string(),
+        caption: format!("{id}: {AWKWARD}"),
+        png: (0..bytes).map(|i| (i * 37 + i / 256) as u8).collect(),
+        width: 33,
+        height: 17,
+    }
+}
+
+fn run(row: &str, seed: u64) -> Run {
+    Run {
+        row: row.to_string(),
+        seed,
+        key: "6c454ec01df5e679b389b72e42d4d0e816f7420de684717fd7f3617c5c6ba0d6".to_string(),
+        result_digest: "ß<&".to_string(),
+        date: "2026-11-22T22:17:04Z".to_string(),
+        commit: "04d6b0a3d95072333465ffa5f6e4c25327452711".to_string(),
+        dirty: true,
+        machine: AWKWARD.to_string(),
+        determinism: "cpu".to_string(),
+        wall_seconds: if seed == 0 { 133.56 } else { f64::NAN },
+        images: 1_234_567,
+        experiment: format!("kind = cell\nrow = {row}\nweights < 1 & \"2\"\n"),
+        command: format!("replicate run {row} --seed {seed} && echo \"<done>\""),
+    }
+}
+
+fn awkward() -> Page {
+    let nan = f64::NAN;
+    Page {
+        scale: "mini".to_string(),
+        program: format!("replicate 0.1.0 {AWKWARD}"),
+        tables: vec![
+            table(),
+            Table { title: "Table 2. Nothing but a head".to_string(), rows: vec![], ..table() },
+        ],
+        findings: vec![Finding {
+            title: format!("A finding {AWKWARD}"),
+            paragraphs: vec![AWKWARD.to_string(), "# no heading\nof its own".to_string()],
+        }],
+        claims: vec![
+            claim("left-out", ClaimVerdict::NotTested),
+            claim("held", ClaimVerdict::Holds),
+            claim("broken", ClaimVerdict::DoesNotHold),
+            claim("open", ClaimVerdict::Undecided { seeds_needed: Some(7) }),
+        ],
+        curves: vec![
+            curve("dijs", 0, &[(0, 400.0, 0.0, 1.5), (64, nan, 0.5, 9.0), (128, 3.0, 0.9, f64::INFINITY)]),
+            curve("dijs", 1, &[(0, 410.0, 0.0, 1.5), (64, 40.0, 0.05, 2.0), (128, 4.0, nan, 9.9)]),
+            curve("row two", 0, &[(0, 420.0, 0.0, 1.5), (64, 450.0, 0.2, 4.0), (128, 500.0, 0.05, 2.0)]),
+            curve("row two", 1, &[]),
+            curve("elsewhere <&", 0, &[(0, f64::NEG_INFINITY, nan, nan), (64, nan, nan, nan)]),
+        ],
+        figures: vec![figure("figure 1a", 1000), figure("twice", 1), figure("twice", 2)],
+        strips: vec![figure("strip \"σ\"", 766)],
+        choices: [Origin::Stated, Origin::Ambiguous, Origin::Silent, Origin::Ours]
+            .map(|origin| setting(&format!("{origin:?} setting"), origin))
+            .to_vec(),
+        runs: vec![run("dijs", 0), run("dijs", 1), run("row two", 0)],
+        missing: vec![Missing {
+            what: format!("init-90 & {AWKWARD}"),
+            command: "replicate run init-90 --seed 0 | tee `log`".to_string(),
+        }],
+    }
+}
+
+/// What a strict reader finds in a document.
+#[derive(Default)]
+struct Document {
+    /// In order; of each element its name and its attributes, unescaped.
+    elements: Vec<(String, BTreeMap<String, String>)>,
+    /// All text outside `style`, unescaped.
+    text: String,
+    style: String,
+}
+
+/// Panics unless `html` is well-formed, with one root element and no attribute twice.
+fn parse(html: &str) -> Document {
+    let body = html.strip_prefix("<!DOCTYPE html>\n").expect("an HTML5 doctype");
+    let characters = body.chars().all(|c| matches!(c, '\t' | '\n' | ' '..='\u{7e}' | '\u{a0}'..='\u{fffd}'));
+    assert!(characters, "a character that XML has no place for");
+    let mut reader = quick_xml::Reader::from_str(body);
+    reader.config_mut().enable_all_checks(true);
+    let (mut document, mut open) = (Document::default(), Vec::new());
+    loop {
+        let event =
+            reader.read_event().unwrap_or_else(|e| panic!("at byte {}: {e}", reader.error_position()));
+        match event {
+            Event::Start(start) => {
+                let element = element(&start);
+                assert!(!open.is_empty() || document.elements.is_empty(), "a second root: {}", element.0);
+                open.push(element.0.clone());
+                document.elements.push(element);
+            }
+            Event::Empty(start) => {
+                let element = element(&start);
+                // As HTML reads it, any other element would stay open.
+                let void = ["meta", "img", "path"].contains(&element.0.as_str());
+                assert!(void, "<{} /> is not closed in HTML", element.0);
+                document.elements.push(element);
+            }
+            Event::End(end) => {
+                let name = open.pop().expect("checked by the reader");
+                assert_eq!(end.name().as_ref(), name);
+            }
+            Event::Text(text) => {
+                assert!(!open.is_empty() || text.trim().is_empty(), "text outside the root");
+                assert!(!text.contains("]]>"), "]]> in text");
+                let style = open.last().is_some_and(|name| name == "style");
+                if style { &mut document.style } else { &mut document.text }.push_str(&text);
+            }
+            Event::GeneralRef(reference) => {
+                let entity = format!("&{};", &*reference);
+                document.text += &quick_xml::escape::unescape(&entity).expect("an entity of XML");
+            }
+            Event::Eof => break,
+            other => panic!("the page has no business with {other:?}"),
+        }
+    }
+    assert!(open.is_empty(), "left open: {open:?}");
+    document
+}
+
+fn element(start: &BytesStart) -> (String, BTreeMap<String, String>) {
+    let mut attributes = BTreeMap::new();
+    for attribute in start.attributes() {
+        let attribute = attribute.expect("a quoted attribute that is not there twice");
+        let value = &*attribute.value;
+        assert!(!value.contains('<'), "< in the attribute {value}");
+        let value = quick_xml::escape::unescape(value).unwrap().to_string();
+        attributes.insert(attribute.key.as_ref().to_string(), value);
+    }
+    (start.name().as_ref().to_string(), attributes)
+}
+
+impl Document {
+    fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a BTreeMap<String, String>> {
+        self.elements.iter().filter(move |element| element.0 == name).map(|element| &element.1)
+    }
+
+    fn attributes<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.elements.iter().filter_map(move |element| element.1.get(key)).map(String::as_str)
+    }
+
+    fn ids(&self) -> BTreeSet<&str> {
+        self.attributes("id").collect()
+    }
+}
+
+#[test]
+fn is_well_formed_and_every_reference_has_its_target() {
+    for page in [awkward(), Page::default()] {
+        let document = parse(&html(&page));
+        let ids = document.ids();
+        assert_eq!(ids.len(), document.attributes("id").count(), "an id is there twice");
+        assert!(ids.iter().all(|id| !id.is_empty() && !id.contains(char::is_whitespace)));
+        let targets = document.attributes("href").map(|href| href.strip_prefix('#').expect("in the page"));
+        for target in targets {
+            assert!(ids.contains(target), "no element has the id {target}");
+        }
+        let sections: Vec<&str> = document.all("section").map(|section| section["id"].as_str()).collect();
+        let contents: Vec<&str> = document.attributes("href").map(|href| &href[1..]).collect();
+        assert_eq!(contents, sections, "the contents name every section");
+    }
+}
+
+#[test]
+fn asks_for_nothing_from_outside() {
+    let page = awkward();
+    let document = parse(&html(&page));
+    for forbidden in ["script", "link", "iframe", "object", "embed", "base", "form", "use", "image"] {
+        assert_eq!(document.all(forbidden).count(), 0, "{forbidden}");
+    }
+    for (name, attributes) in &document.elements {
+        for (key, value) in attributes {
+            assert!(!key.starts_with("on") && !["srcset", "xlink:href", "data", "poster"].contains(&&**key));
+            assert!(!value.contains("url("), "{name} {key}");
+            assert!(!value.contains("://"), "{name} {key}: {value}");
+        }
+    }
+    assert!(document.attributes("src").all(|src| src.starts_with("data:image/png;base64,")));
+    assert!(!document.style.contains("url(") && !document.style.contains("@import"));
+    let policy = document.all("meta").find(|meta| meta.contains_key("http-equiv")).unwrap();
+    assert_eq!(policy["http-equiv"], "Content-Security-Policy");
+    assert_eq!(policy["content"], "default-src 'none'; style-src 'unsafe-inline'; img-src data:");
+    assert!(document.text.contains("https://example.org/?a=1&b=2"), "an address is text like any other");
+}
+
+#[test]
+fn shows_every_picture_to_the_byte() {
+    let page = awkward();
+    let document = parse(&html(&page));
+    let shown: Vec<Vec<u8>> = document
+        .attributes("src")
+        .map(|src| STANDARD.decode(src.strip_prefix("data:image/png;base64,").unwrap()).unwrap())
+        .collect();
+    let given: Vec<&[u8]> = page.figures.iter().chain(&page.strips).map(|figure| &figure.png[..]).collect();
+    assert_eq!(shown, given);
+    for (image, figure) in document.all("img").zip(page.figures.iter().chain(&page.strips)) {
+        assert!(image["alt"].starts_with(&figure.id));
+        let [width, height]: [u32; 2] = ["width", "height"].map(|key| image[key].parse().unwrap());
+        assert_eq!(width * figure.height, height * figure.width, "the picture keeps its shape");
+    }
+}
+
+#[test]
+fn leaves_nothing_out() {
+    let page = awkward();
+    let document = parse(&html(&page));
+    let ids = document.ids();
+    for id in ["table-1-ddim", "table-1-dijs", "table-1-row-two", "figure-twice", "figure-twice-2"] {
+        assert!(ids.contains(id), "{id} is not among {ids:?}");
+    }
+    for claim in &page.claims {
+        assert!(ids.contains(format!("claim-{}", claim.id).as_str()));
+        assert!(document.text.contains(&format!("words of {}", claim.id)));
+    }
+    for verdict in ["Holds", "Does not hold", "Undecided", "Not tested", "OUTSIDE: fd recall", "not run"] {
+        assert!(document.text.contains(verdict), "{verdict} is told by colour alone");
+    }
+    for run in &page.runs {
+        for text in [&run.command, &run.experiment, &run.key, &run.commit] {
+            assert!(document.text.contains(text.as_str()), "{text}");
+        }
+    }
+    for text in ["2.50 ± 1.80 (n=3)", "1,234,567", "2 min 14 s", "Ambiguous setting", "Ours setting"] {
+        assert!(document.text.contains(text), "{text}");
+    }
+    assert!(!document.text.contains("Stated setting"), "the paper leaves it open no more than we do");
+    let shown = AWKWARD.replace('\u{1b}', "\u{fffd}");
+    assert!(document.text.contains(&shown), "awkward text arrives as it was");
+    assert!(document.text.contains(&page.missing[0].command));
+}
+
+/// The coordinates of every path, and every number that places something.
+fn coordinates(document: &Document) -> impl Iterator<Item = &str> {
+    ["d", "x", "y"].into_iter().flat_map(|key| document.attributes(key))
+}
+
+#[test]
+fn a_value_that_is_not_finite_breaks_its_line() {
+    let page = awkward();
+    let document = parse(&html(&page));
+    assert!(coordinates(&document).count() > 50, "there are charts");
+    for text in coordinates(&document) {
+        assert!(text.chars().all(|c| "MLHVhv0123456789. ".contains(c)), "{text}");
+    }
+    let lines = || document.all("path").filter(|path| path.get("class").is_some_and(|c| c == "line"));
+    let pieces =
+        |path: &BTreeMap<String, String>| (path["d"].matches('M').count(), path["d"].matches('L').count());
+    // Of the first panel, FD: seed 0 of dijs lacks the point in the middle, the others are whole.
+    let shapes: Vec<(usize, usize)> = lines().take(3).map(pieces).collect();
+    assert_eq!(shapes, [(2, 0), (1, 2), (1, 2)]);
+    // The empty curve and the one without a finite number have no line in any panel.
+    assert_eq!(lines().filter(|path| path["d"].contains('M')).count(), 9 + 2, "9 lines, 2 of the legend");
+    assert!(document.text.contains("A gap is a value that is not a finite number."));
+    assert!(document.text.contains("No point of these curves is a finite number."));
+}
+
+#[test]
+fn a_chart_says_when_a_row_collapsed() {
+    let curves = |points: &[(u64, f64, f64, f64)]| Page {
+        scale: "mini".to_string(),
+        curves: vec![curve("none", 0, points), curve("none", 1, points)],
+        ..Page::default()
+    };
+    let text = |page: &Page| parse(&html(page)).text;
+    let late =
+        curves(&[(0, 9.0, 0.0, 1.0), (64, 5.0, 0.3, 6.0), (1280, 7.0, 0.09, 4.9), (1344, 8.0, 0.0, 1.0)]);
+    assert!(text(&late).contains("to the end: none (seeds 0, 1 from 1,280 images)."));
+    let never_left = curves(&[(0, 9.0, 0.0, 1.0), (64, 9.0, 0.0, 1.0)]);
+    assert!(text(&never_left).contains("to the end: none (seeds 0, 1 from the start)."));
+    // Few classes alone, or low recall alone, is no collapse.
+    for point in [(64, 9.0, 0.5, 1.0), (64, 9.0, 0.0, 9.0), (64, 9.0, f64::NAN, 1.0)] {
+        let page = curves(&[(0, 9.0, 0.0, 1.0), point]);
+        assert!(text(&page).contains("No line ends below both thresholds"), "{point:?}");
+    }
+}
+
+#[test]
+fn the_axis_of_fd_is_logarithmic_where_the_range_asks_for_it() {
+    let page = |last: f64| Page {
+        scale: "mini".to_string(),
+        curves: vec![curve("dijs", 0, &[(0, 40.0, 0.1, 1.0), (64, last, 0.1, 1.0)])],
+        ..Page::default()
+    };
+    let logarithmic = |last| parse(&html(&page(last))).text.contains("FD, logarithmic");
+    assert!(!logarithmic(20.0));
+    assert!(logarithmic(2.0));
+    // Extremes that no measure gives still have a place, or none, but no other text.
+    for last in [f64::MAX, f64::MIN, f64::MIN_POSITIVE, 5e-324, 0.0, -0.0, -3.0] {
+        for text in coordinates(&parse(&html(&page(last)))) {
+            assert!(text.chars().all(|c| "MLHVhv0123456789. ".contains(c)), "{last:e}: {text}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_page_says_what_is_missing() {
+    let sentence = "This report has no tables, no findings, no claims, no training curves, no figures, \
+                    no samples along the training, no settings, no runs.";
+    let page = Page { scale: "mini".to_string(), ..Page::default() };
+    let document = parse(&html(&page));
+    assert!(document.text.contains(sentence));
+    let sections: Vec<&str> = document.all("section").map(|section| section["id"].as_str()).collect();
+    assert_eq!(sections, ["missing"]);
+    assert!(markdown(&page).contains(sentence));
+    assert!(!html(&page).contains("://"));
+}
+
+#[test]
+fn what_is_missing_comes_first_and_a_full_report_does_not_mention_it() {
+    let mut page = awkward();
+    assert_eq!(parse(&html(&page)).all("section").next().unwrap()["id"], "missing");
+    page.missing.clear();
+    assert!(!parse(&html(&page)).ids().contains("missing"));
+    assert!(!markdown(&page).contains("missing"));
+}
+
+#[test]
+fn the_same_page_gives_the_same_bytes() {
+    assert_eq!(html(&awkward()), html(&awkward()));
+    assert_eq!(markdown(&awkward()), markdown(&awkward()));
+}
+
+#[test]
+fn markdown_has_tables_of_equal_width() {
+    let page = awkward();
+    let text = markdown(&page);
+    let cells = |line: &str| {
+        let bars = line.char_indices().filter(|(i, c)| *c == '|' && !line[..*i].ends_with('\\'));
+        bars.count() - 1
+    };
+    let (mut tables, mut width) = (0, None);
+    for line in text.lines() {
+        if !line.starts_with('|') {
+            width = None;
+            continue;
+        }
+        if width.is_none() {
+            tables += 1;
+        }
+        assert_eq!(cells(line), *width.get_or_insert(cells(line)), "{line}");
+    }
+    assert_eq!(tables, 3, "two tables and the claims");
+    for claim in &page.claims {
+        assert_eq!(text.contains(&format!("`{}`", claim.id)), claim.verdict != ClaimVerdict::NotTested);
+    }
+    let counts = "1 holds, 1 does not hold, 1 undecided, 1 not tested";
+    assert!(text.contains(counts));
+    assert!(text.contains("`` replicate run init-90 --seed 0 | tee `log` ``"));
+    assert!(!text.contains("<img") && !text.contains("data:image"));
+    assert!(!text.contains("\n# no heading"), "a paragraph stays one");
+}
+
+#[test]
+fn markdown_stays_within_the_limit_of_a_job_summary() {
+    let mut page = awkward();
+    page.findings[0].paragraphs = vec!["ß".repeat(1000); 1000];
+    let text = markdown(&page);
+    assert!(text.len() <= 1024 * 1024 && text.len() > 1_000_000, "{}", text.len());
+    assert!(text.ends_with("The HTML report has the rest.\n"));
+    page.findings[0].paragraphs.truncate(1);
+    assert!(!markdown(&page).contains("Cut here"));
+}

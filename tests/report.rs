@@ -1,0 +1,78 @@
+//! `report` and `figures` on real stores: a whole pair of rows, and nothing.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn replicate(store: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+    command.args(arguments).args(["--scale", "smoke", "--store"]).arg(store).env_remove("CI");
+    command.output().unwrap()
+}
+
+fn succeed(store: &Path, arguments: &[&str]) -> String {
+    let output = replicate(store, arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn size(png: &Path) -> (u32, u32) {
+    let file = std::io::BufReader::new(std::fs::File::open(png).unwrap());
+    png::Decoder::new(file).read_info().unwrap().info().size()
+}
+
+#[test]
+fn a_report_of_nothing_says_what_to_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, output) = (dir.path().join("store"), dir.path().join("out"));
+    let said = succeed(&store, &["report", "--output", output.to_str().unwrap()]);
+    let html = std::fs::read_to_string(output.join("index.html")).unwrap();
+    let markdown = std::fs::read_to_string(output.join("report.md")).unwrap();
+    for row in ["edm", "diff-instruct", "dijs", "init-none", "init-90"] {
+        let command = format!("replicate run {row} --scale smoke --seed 0");
+        for (what, text) in [("html", &html), ("markdown", &markdown), ("output", &said)] {
+            assert!(text.contains(&command), "{what} does not say how to run {row}");
+        }
+    }
+    let results = std::fs::read_to_string(output.join("results.csv")).unwrap();
+    assert_eq!(results.lines().count(), 1, "only the header: {results}");
+}
+
+#[test]
+fn a_report_shows_what_ran_and_names_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, output) = (dir.path().join("store"), dir.path().join("out"));
+    succeed(&store, &["run", "init-none", "dijs", "--watch", "none"]);
+    let said = succeed(&store, &["report", "--output", output.to_str().unwrap()]);
+    assert!(said.contains("row edm") && !said.contains("row dijs"), "{said}");
+
+    let html = std::fs::read_to_string(output.join("index.html")).unwrap();
+    // Figures 1a, 1c, 2, 4, 5 and two strips; single-level initialisation is not run.
+    assert_eq!(html.matches("data:image/png;base64,").count(), 7);
+    assert!(html.contains("replicate run dijs --scale smoke --seed 0"));
+    let figures = output.join("figures");
+    let side = 10 * (16 * 4 + 1) + 1;
+    for name in ["figure2", "figure4", "figure5"] {
+        assert_eq!(size(&figures.join(format!("{name}.png"))), (side, side), "{name}");
+    }
+    // 13 moments of 20 latents.
+    assert_eq!(size(&figures.join("strip-init-none.png")), (20 * 33 + 1, 13 * 33 + 1));
+    assert!(!figures.join("figure3.png").exists());
+    let captions = std::fs::read_to_string(figures.join("captions.md")).unwrap();
+    assert!(captions.contains("Collapsed samples: No initialization"), "{captions}");
+
+    let results = std::fs::read_to_string(output.join("results.csv")).unwrap();
+    for metric in
+        ["init-none,smoke,0,map_distance_start,", "init-none,smoke,0,map_distance_end,", "dijs,smoke,0,fd,"]
+    {
+        assert!(results.contains(metric), "no {metric} in {results}");
+    }
+    assert!(!results.contains("dijs,smoke,0,map_distance"), "dijs is what the others are compared with");
+
+    let alone = dir.path().join("figures");
+    succeed(&store, &["figures", "--output", alone.to_str().unwrap()]);
+    for entry in std::fs::read_dir(&alone).unwrap() {
+        let name = entry.unwrap().file_name();
+        let (a, b) = (std::fs::read(alone.join(&name)).unwrap(), std::fs::read(figures.join(&name)).unwrap());
+        assert!(a == b, "{}", name.display());
+    }
+}
