@@ -17,6 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 const COVERAGE: f64 = 0.95;
 /// No metric of a sound run comes near this; beyond it the arithmetic of spreads overflows.
 const LARGEST: f64 = 1e12;
+/// Below it a ratio says nothing.
+const SMALLEST: f64 = 1e-9;
 /// Means closer than this, relative to the larger, are equal: room for the order of a sum.
 const SAME: f64 = 1e-9;
 
@@ -77,6 +79,43 @@ pub fn findings(scores: &[Score], claims: &[ClaimResult], scale: &str) -> Vec<Fi
     all
 }
 
+/// A run that ended as collapsed, with the Fréchet distance along it.
+pub struct CollapsedRun {
+    pub row: String,
+    pub seed: u64,
+    /// Of the initialisation.
+    pub fd_start: f64,
+    pub fd_end: f64,
+}
+
+/// Whether the collapsed runs have learned anything: a network that was never
+/// trained meets the criterion too, and no row is to be called collapsed for that.
+pub fn learned(runs: &[CollapsedRun]) -> Option<Finding> {
+    let mut by_row: BTreeMap<&str, Vec<&CollapsedRun>> = BTreeMap::new();
+    for run in runs.iter().filter(|run| run.fd_start.is_finite() && run.fd_end.is_finite()) {
+        by_row.entry(&run.row).or_default().push(run);
+    }
+    let paragraph = |(row, runs): (&str, Vec<&CollapsedRun>)| {
+        let start = Sample::of(runs.iter().map(|run| run.fd_start));
+        let end = Sample::of(runs.iter().map(|run| run.fd_end));
+        let verdict = match end.mean < start.mean {
+            true => "training has brought it nearer to the data, and it is collapsed all the same.",
+            false => {
+                "training has not brought it nearer to the data. At this budget its collapse cannot be told \
+                 from not having learned: the criterion holds for both."
+            }
+        };
+        format!(
+            "The collapsed runs of {} ({}): along the run the Fréchet distance is {start} at the initialisation \
+             and {end} at the end; {verdict}",
+            label2(row),
+            seeds(runs.iter().map(|run| run.seed))
+        )
+    };
+    let paragraphs: Vec<String> = by_row.into_iter().map(paragraph).collect();
+    (!paragraphs.is_empty()).then(|| Finding { title: "Collapsed, or not trained?".to_string(), paragraphs })
+}
+
 // ---- the questions ----
 
 /// Section 2: are class-ratio objectives as good as a score-based one, and cheaper?
@@ -134,7 +173,7 @@ fn score_free(mut draft: Draft) -> Finding {
         let (best, next) = (label(best), label(next));
         draft.say(format!("Lowest by mean of the score-free rows: {best}, then {next}. {text}. {verdict}"));
     }
-    if let Some(teacher) = teacher.filter(|t| t.mean > 0.0) {
+    if let Some(teacher) = teacher.filter(|t| t.mean > SMALLEST) {
         let one_step = all.iter().filter(|(row, sample)| *row != TEACHER && sample.mean > 0.0);
         let each: Vec<String> =
             one_step.map(|(row, s)| format!("{} for {}", plain(s.mean / teacher.mean), label(row))).collect();

@@ -32,6 +32,8 @@ fn help() {
     snapshot("help", &text(&replicate(&["--help"]).stdout));
     snapshot("help-run", &text(&replicate(&["run", "--help"]).stdout));
     snapshot("help-check", &text(&replicate(&["check", "--help"]).stdout));
+    snapshot("help-report", &text(&replicate(&["report", "--help"]).stdout));
+    snapshot("help-fetch", &text(&replicate(&["fetch", "--help"]).stdout));
 }
 
 #[test]
@@ -137,7 +139,10 @@ fn damaged_and_missing_shipped_weights_are_named_and_exit_3() {
             3,
         );
         assert!(error.contains("classifier.safetensors") && error.contains(expected), "{error}");
-        assert!(error.contains("git checkout"), "{error}");
+        assert!(
+            error.contains("git checkout") && error.contains("replicate weights classifier --write"),
+            "{error}"
+        );
     }
 }
 

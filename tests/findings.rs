@@ -513,3 +513,21 @@ fn the_checks_find_what_they_check() {
     assert!(check_states(&lie, &scores).is_err());
     assert!(check_orders(&said.replace(" below that of", " above that of"), &scores).is_err());
 }
+
+#[test]
+fn a_collapsed_run_that_is_no_nearer_to_the_data_has_not_learned() {
+    use replicate::findings::{CollapsedRun, learned};
+    let run = |row: &str, seed, fd_start, fd_end| CollapsedRun { row: row.into(), seed, fd_start, fd_end };
+    assert_eq!(learned(&[]), None);
+    assert_eq!(learned(&[run("init-none", 0, f64::NAN, 1.0)]), None);
+    let found = learned(&[
+        run("init-none", 0, 80.0, 90.0),
+        run("init-none", 2, 82.0, 79.0),
+        run("init-10", 0, 80.0, 20.0),
+    ])
+    .unwrap();
+    let [ten, none] = found.paragraphs.as_slice() else { panic!("{found:?}") };
+    assert!(ten.contains("10 source classes (seed 0)") && ten.contains("collapsed all the same"), "{ten}");
+    assert!(none.contains("81.00 ± 1.41") && none.contains("84.50 ± 7.78"), "{none}");
+    assert!(none.contains("random initialisation (seeds 0, 2)") && none.contains("cannot be told"), "{none}");
+}

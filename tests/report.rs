@@ -41,7 +41,10 @@ fn a_report_of_nothing_says_what_to_run() {
 fn a_report_shows_what_ran_and_names_the_rest() {
     let dir = tempfile::tempdir().unwrap();
     let (store, output) = (dir.path().join("store"), dir.path().join("out"));
-    succeed(&store, &["run", "init-none", "dijs", "--watch", "none"]);
+    let run = replicate(&store, &["run", "init-none", "dijs", "--watch", "lines"]);
+    assert!(run.status.success());
+    let told = String::from_utf8(run.stderr).unwrap();
+    assert!(told.contains("init-none-s0: after") && told.contains("are collapsed"), "{told}");
     let said = succeed(&store, &["report", "--output", output.to_str().unwrap()]);
     assert!(said.contains("row edm") && !said.contains("row dijs"), "{said}");
 

@@ -4,9 +4,9 @@ use super::{FULL_ROW, all_goldens, build, quiet, render, root, scores_of, write_
 use crate::claims::evaluate;
 use crate::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, Error, Result};
-use crate::experiment::{Cell, FULL_INITIALISATION, TABLE1, TABLE2, cells};
+use crate::experiment::{Cell, FULL_INITIALISATION, Scale, TABLE1, TABLE2, cells};
 use crate::figures::{Panel, figures, strips};
-use crate::findings::findings;
+use crate::findings::{CollapsedRun, findings, learned};
 use crate::golden::{Score, write_scores};
 use crate::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
 use crate::paper;
@@ -117,6 +117,10 @@ impl Gathered {
                 }
             }
         }
+        let mut findings = findings(&self.scores, &claims, scale);
+        if runner.recipe().scale != Scale::Smoke {
+            findings.extend(learned(&self.collapsed(&curves)));
+        }
         Ok(Page {
             scale: scale.to_string(),
             program: crate::cli::VERSION.to_string(),
@@ -124,7 +128,7 @@ impl Gathered {
                 table1(&paper::table1(&paper)?, &self.scores, &goldens, scale),
                 table2(&paper::table2(&paper)?, &self.scores, &goldens, scale),
             ],
-            findings: findings(&self.scores, &claims, scale),
+            findings,
             claims,
             curves,
             figures: figures(&self.panels, scale),
@@ -140,6 +144,16 @@ impl Gathered {
                 .collect(),
             missing: self.missing(scale),
         })
+    }
+
+    fn collapsed(&self, curves: &[Curve]) -> Vec<CollapsedRun> {
+        let runs = self.scores.iter().filter(|s| s.metric == "collapse" && s.value == 2.0);
+        let with_ends = runs.filter_map(|score| {
+            let curve = curves.iter().find(|curve| curve.row == score.row && curve.seed == score.seed)?;
+            let (start, end) = (curve.points.first()?.fd, curve.points.last()?.fd);
+            Some(CollapsedRun { row: score.row.clone(), seed: score.seed, fd_start: start, fd_end: end })
+        });
+        with_ends.collect()
     }
 
     /// The rows that nobody has run.
