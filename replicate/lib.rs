@@ -46,6 +46,7 @@ pub mod optim;
 pub mod page;
 pub mod paper;
 pub mod params;
+pub mod plan;
 pub mod report;
 pub mod rng;
 pub mod run;

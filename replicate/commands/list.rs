@@ -3,28 +3,141 @@
 use super::{all_goldens, quiet, root};
 use crate::cli::Place;
 use crate::error::{EXIT_GOOD, Result};
-use crate::experiment::{Cell, Recipe, cells};
+use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, Start, cells};
 use crate::explain;
-use crate::golden;
+use crate::golden::{self, Golden, TIME};
 use crate::paper;
-use crate::run::Runner;
+use crate::plan;
+use crate::run::{Runner, shipped};
+use candle_core::Device;
+use serde::Serialize;
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+/// One line.
+#[derive(Serialize)]
+struct Listed {
+    id: &'static str,
+    scale: &'static str,
+    /// As the paper prints it.
+    paper_fid: String,
+    golden_fd: Option<String>,
+    seeds_done: Vec<u64>,
+    /// Of one seed, on this machine.
+    estimated_seconds: f64,
+    /// Whether a finished run of this row gave the rate, or else a probe.
+    measured: bool,
+    peak_disk_bytes: u64,
+    command: String,
+}
+
+/// Prints every cell; with `ids` the ids alone, at once.
 pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i32> {
     if ids {
         cells().for_each(|cell| println!("{}", cell.row));
         return Ok(EXIT_GOOD);
     }
     let root = root(place)?;
+    let device = super::device(&place.device)?;
     let mut runner = quiet(place, stop)?;
-    let scale = runner.recipe().scale.name();
     let goldens = all_goldens(&root)?;
-    let mut printed: BTreeMap<String, String> = paper::table1(&root.join("paper"))?
-        .into_iter()
-        .map(|row| (row.id, format!("{:.2}", row.fid)))
-        .collect();
+    let printed = printed(&root)?;
+    let readable = runner.recipe().scale.procedural() || place.data.is_some();
+    let probe = OnceCell::new();
+    let mut rows = Vec::new();
+    for cell in cells() {
+        rows.push(listed(&mut runner, &cell, readable, &goldens, &printed, &device, &probe)?);
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&rows).expect("strings and numbers"));
+        return Ok(EXIT_GOOD);
+    }
+    let scale = runner.recipe().scale.name();
+    println!(
+        "{:14} {:>10}  {:20} {:10} {:>10}  {:>7}  command",
+        "row",
+        "paper FID",
+        format!("golden FD ({scale})"),
+        "seeds done",
+        "one seed",
+        "disk"
+    );
+    for row in &rows {
+        let done: Vec<String> = row.seeds_done.iter().map(u64::to_string).collect();
+        let done = if done.is_empty() { "none".to_string() } else { done.join(",") };
+        let golden = row.golden_fd.as_deref().unwrap_or("none");
+        let time =
+            format!("{}{}", if row.measured { "" } else { "~" }, plan::duration(row.estimated_seconds));
+        let disk = plan::bytes(row.peak_disk_bytes);
+        println!(
+            "{:14} {:>10}  {golden:20} {done:10} {time:>10}  {disk:>7}  {}",
+            row.id, row.paper_fid, row.command
+        );
+    }
+    println!(
+        "\nTimes are for this machine: of finished runs, or (~) from a probe of a second. Disk is at most."
+    );
+    for (start, cost) in pretrainings(runner.recipe(), &root)? {
+        let rate = *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN));
+        println!(
+            "Before the first run from it, pre-training {start}: ~{}, {}.",
+            plan::duration(plan::seconds(&cost, rate)),
+            plan::bytes(cost.peak_disk_bytes)
+        );
+    }
+    Ok(EXIT_GOOD)
+}
+
+fn listed(
+    runner: &mut Runner,
+    cell: &Cell,
+    readable: bool,
+    goldens: &[Golden],
+    printed: &BTreeMap<String, String>,
+    device: &Device,
+    probe: &OnceCell<f64>,
+) -> Result<Listed> {
+    let scale = runner.recipe().scale.name();
+    let cost = plan::cell(runner.recipe(), cell);
+    let (mut done, mut seconds) = (Vec::new(), None);
+    for seed in if readable { runner.seeds(cell)? } else { Vec::new() } {
+        if let Some(outcome) = runner.stored(cell, seed)? {
+            done.push(seed);
+            let scores = runner.scores(&outcome)?;
+            seconds = scores.iter().find(|score| score.metric == TIME).map(|score| score.value).or(seconds);
+        }
+    }
+    let rate = match seconds {
+        Some(seconds) => cost.rate(seconds),
+        None => match probe.get() {
+            Some(rate) => *rate,
+            None => {
+                let rate = plan::probe(device)?;
+                *probe.get_or_init(|| rate)
+            }
+        },
+    };
+    let golden = goldens.iter().find(|g| g.row == cell.row && g.scale == scale && g.metric == "fd");
+    Ok(Listed {
+        id: cell.row,
+        scale,
+        paper_fid: printed.get(cell.row).cloned().unwrap_or_default(),
+        golden_fd: golden.map(|g| golden::Sample::of(g.values.values().copied()).text(2)),
+        seeds_done: done,
+        estimated_seconds: plan::seconds(&cost, rate),
+        measured: seconds.is_some(),
+        peak_disk_bytes: cost.peak_disk_bytes,
+        command: format!("replicate run {} --scale {scale}", cell.row),
+    })
+}
+
+/// What the paper prints for each cell.
+fn printed(root: &Path) -> Result<BTreeMap<String, String>> {
+    let first =
+        paper::table1(&root.join("paper"))?.into_iter().map(|row| (row.id, format!("{:.2}", row.fid)));
+    let mut printed: BTreeMap<String, String> = first.collect();
     for row in paper::table2(&root.join("paper"))? {
         let text = match row.fid {
             paper::Fid::Value(fid) => format!("{fid:.2}"),
@@ -32,51 +145,24 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         };
         printed.entry(row.cell).or_insert(text);
     }
-    let readable = scale_is_readable(&runner, place);
-    let mut rows = Vec::new();
-    for cell in cells() {
-        let mut done = Vec::new();
-        for seed in if readable { runner.seeds(&cell)? } else { Vec::new() } {
-            if runner.stored(&cell, seed)?.is_some() {
-                done.push(seed);
-            }
-        }
-        let golden = goldens.iter().find(|g| g.row == cell.row && g.scale == scale && g.metric == "fd");
-        let golden = golden.map(|g| golden::Sample::of(g.values.values().copied()).text(1));
-        rows.push((cell.row, printed.get(cell.row).cloned().unwrap_or_default(), golden, done));
-    }
-    if json {
-        let objects: Vec<_> = rows
-            .iter()
-            .map(|(row, fid, golden, done)| {
-                serde_json::json!({
-                    "id": row, "scale": scale, "paper_fid": fid, "golden_fd": golden, "seeds_done": done,
-                    "command": format!("replicate run {row} --scale {scale}"),
-                })
-            })
-            .collect();
-        println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
-        return Ok(EXIT_GOOD);
-    }
-    println!(
-        "{:14} {:>10}  {:24} {:12} command",
-        "row",
-        "paper FID",
-        format!("golden FD ({scale})"),
-        "seeds done"
-    );
-    for (row, fid, golden, done) in rows {
-        let done: Vec<String> = done.iter().map(u64::to_string).collect();
-        let done = if done.is_empty() { "none".to_string() } else { done.join(",") };
-        let golden = golden.unwrap_or_else(|| "none".into());
-        println!("{row:14} {fid:>10}  {golden:24} {done:12} replicate run {row} --scale {scale}");
-    }
-    Ok(EXIT_GOOD)
+    Ok(printed)
 }
 
-/// Whether results can be looked up: some scales need their data to name them.
-fn scale_is_readable(runner: &Runner, place: &Place) -> bool {
-    runner.recipe().scale.procedural() || place.data.is_some()
+/// The pre-trainings whose weights neither ship nor are published.
+fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Start, plan::Cost)>> {
+    let mut all: Vec<(Start, plan::Cost)> = Vec::new();
+    for cell in cells() {
+        let name = format!("{}-{}", recipe.scale, cell.start);
+        let published = recipe.scale == Scale::Paper && cell.start == FULL_INITIALISATION.start;
+        if cell.start != Start::Random
+            && !published
+            && all.iter().all(|(start, _)| *start != cell.start)
+            && shipped(root, &name)?.is_none()
+        {
+            all.push((cell.start, plan::pretraining(recipe, cell.start)));
+        }
+    }
+    Ok(all)
 }
 
 /// Prints what decides each of `cells`.

@@ -1,0 +1,399 @@
+//! What a run costs, counted from its recipe before anything is run: for
+//! `list`, and for whoever has to rent a machine.
+//!
+//! Operations are those of the convolutions, linear layers and attention, two
+//! for each multiply-add. A pass backwards costs one forward pass for the
+//! gradient of the inputs and one for that of the parameters. Norms,
+//! activations, resampling, the optimiser, the drawing of noise and of images
+//! and the metrics behind the features are not counted.
+//!
+//! A time is a count over a rate, as if every operation were equally fast. At
+//! the mini scale on two idle CPU cores a pre-training step makes 45 GFLOP/s;
+//! from that rate, iterations and whole rows (DiJS, Diff-Instruct, the
+//! teacher's samples) are estimated within 1.25 times of what they took. It is
+//! memory that the count leaves out: on the same cores among six times as many
+//! busy processes, backward passes slowed down more than forward ones, and the
+//! teacher's samples took 0.4 of their estimate. On a GPU, where the mini
+//! network cannot fill the device, the probe has not been compared with
+//! anything: take its estimate for larger networks as an upper bound.
+
+use crate::data::Images;
+use crate::distill::Objective;
+use crate::error::Result;
+use crate::experiment::{Cell, Method, Recipe, Scale, Start};
+use crate::features::{CLASSES, FEATURES};
+use crate::sampler::HEUN_STEPS;
+use crate::train::{GRID, Teaching, Training};
+use crate::unet::Config;
+use candle_core::Device;
+use std::time::Instant;
+
+/// What one entry of the store costs, its parents (pre-training, feature
+/// network) excluded.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Floating-point operations: all steps, all samples, all features.
+    pub flop: f64,
+    /// Steps of the training; 0 where nothing is trained.
+    pub steps: u64,
+    /// Of `flop`, those of one step.
+    pub step_flop: f64,
+    /// Scalars that are trained: of the generator and of the critic or fake
+    /// score; of the U-Net in a pre-training.
+    pub parameters: u64,
+    /// Bytes of the files that stay, an upper bound; without TensorBoard's
+    /// events, which hold the grids once more.
+    pub disk_bytes: u64,
+    /// The most bytes there are at any moment: two checkpoints, and a third
+    /// that is being written before it replaces the older one.
+    pub peak_disk_bytes: u64,
+}
+
+/// One-step training, or 35-call sampling of the teacher, then the samples and
+/// their scores. Where a scale has no feature network (`evaluation` is
+/// `None`), there are grids and no scores.
+pub fn cell(recipe: &Recipe, cell: &Cell) -> Cost {
+    let generator = denoiser(&recipe.network);
+    let evaluation = recipe.evaluation.as_ref();
+    let scored = evaluation.map_or(0, |e| e.samples);
+    let features = |images: usize| images as f64 * classifier_forward(recipe.network.size);
+    let scores = features(evaluation.map_or(0, |e| e.reference + e.samples));
+    let samples = (GRID_IMAGES + scored) as f64 * generator.flop();
+    let Method::OneStep(objective) = cell.method else {
+        let disk_bytes = TEXT + grid_bytes(&recipe.network);
+        return Cost {
+            flop: (2 * HEUN_STEPS - 1) as f64 * samples + scores,
+            disk_bytes,
+            peak_disk_bytes: disk_bytes,
+            ..Cost::default()
+        };
+    };
+    let (judge, per_image) = match objective {
+        // Critic step: fakes; forward and backward on data and on fakes.
+        // Generator step: forward and backward, through the critic's inputs.
+        Objective::ClassRatio(_) => {
+            let critic = critic(&recipe.network);
+            let critic_step = generator.flop() + 2.0 * TRAINED * critic.flop();
+            (critic, critic_step + TRAINED * generator.flop() + THROUGH * critic.flop())
+        }
+        // Fake score's step: fakes; forward and backward. Generator step:
+        // forward and backward, with both scores held constant.
+        Objective::Vsd => {
+            let fake_step = generator.flop() + TRAINED * generator.flop();
+            (generator, fake_step + TRAINED * generator.flop() + 2.0 * generator.flop())
+        }
+    };
+    let steps = recipe.iterations();
+    let looks = looks(steps, recipe.ticks);
+    let quick = evaluation.map_or(0, |e| e.quick_samples);
+    let look = (GRID_IMAGES + quick) as f64 * generator.flop() + features(quick);
+    let step_flop = recipe.batch as f64 * per_image;
+    Cost {
+        flop: steps as f64 * step_flop + looks as f64 * look + samples + scores,
+        steps,
+        step_flop,
+        parameters: generator.parameters + judge.parameters,
+        ..disk(&recipe.network, looks, generator, &[generator, judge])
+    }
+}
+
+/// Denoising score matching; nothing for `Start::Random`.
+pub fn pretraining(recipe: &Recipe, start: Start) -> Cost {
+    if start == Start::Random {
+        return Cost::default();
+    }
+    let network = denoiser(&recipe.network);
+    let p = &recipe.pretraining;
+    let steps = p.images.div_ceil(p.batch as u64);
+    let looks = looks(steps, recipe.ticks);
+    let step_flop = p.batch as f64 * TRAINED * network.flop();
+    let look = GRID_IMAGES as f64 * network.flop();
+    Cost {
+        flop: steps as f64 * step_flop + looks as f64 * look,
+        steps,
+        step_flop,
+        parameters: network.parameters,
+        ..disk(&recipe.network, looks, network, &[network])
+    }
+}
+
+/// Forward and backward of a network that is trained, in forward passes.
+const TRAINED: f64 = 3.0;
+/// Forward, and backward to the inputs only.
+const THROUGH: f64 = 2.0;
+const GRID_IMAGES: usize = GRID.0 * GRID.0;
+
+/// How often a training writes a grid: at the beginning, and at each tick.
+fn looks(steps: u64, ticks: u64) -> u64 {
+    1 + steps.div_ceil(steps.div_ceil(ticks).max(1))
+}
+
+/// The experiment's text, the manifest, scores and times: 4 kB or so.
+const TEXT: u64 = 8192;
+/// Of each look: a line of the metrics, an output in the manifest.
+const LOOK_TEXT: u64 = 256;
+/// A tensor's name, shape and place in the header of a safetensors file.
+const TENSOR_TEXT: u64 = 160;
+
+/// The fields of `Cost` about disk. Each trained network is saved with Adam's
+/// two moments; `averaged` also has the average that is published.
+fn disk(config: &Config, looks: u64, averaged: Count, trained: &[Count]) -> Cost {
+    let tensors = |c: &Count, copies: u64| copies * (4 * c.parameters + TENSOR_TEXT * c.tensors);
+    let weights = tensors(&averaged, 1);
+    let text = TEXT + looks * LOOK_TEXT;
+    // The grids of the looks and that of the finished network.
+    let files = text + (looks + 1) * grid_bytes(config);
+    let checkpoint = weights + trained.iter().map(|c| tensors(c, 3)).sum::<u64>() + text;
+    Cost { disk_bytes: files + weights, peak_disk_bytes: files + 3 * checkpoint, ..Cost::default() }
+}
+
+/// An upper bound of a grid's PNG. What the zoom repeats is compressed away; of
+/// the images themselves, noise takes 2.0 bytes a value and the worst pattern
+/// that was tried 2.13.
+fn grid_bytes(config: &Config) -> u64 {
+    let values = GRID_IMAGES * config.image_channels * config.size * config.size;
+    (values * 9 / 4 + 4096) as u64
+}
+
+/// Operations of the U-Net's forward pass on one image, without an
+/// augmentation label.
+pub fn forward(config: &Config) -> f64 {
+    denoiser(config).flop()
+}
+
+/// Operations of the critic's forward pass on one image.
+pub fn critic_forward(config: &Config) -> f64 {
+    critic(config).flop()
+}
+
+/// Operations of the feature network's forward pass on one image.
+pub fn classifier_forward(size: usize) -> f64 {
+    let mut count = Count::default();
+    let (full, half, quarter) = (size * size, size * size / 4, size * size / 16);
+    let layers = [(3, 32, full), (32, 48, full), (48, 64, half), (64, 64, half), (64, FEATURES, quarter)];
+    for (inputs, outputs, pixels) in layers {
+        count.conv(inputs, outputs, 3, pixels);
+    }
+    count.linear(FEATURES, CLASSES);
+    count.flop()
+}
+
+/// What a network has and does, counted layer by layer.
+#[derive(Clone, Copy, Default)]
+struct Count {
+    /// Of one image's forward pass.
+    multiply_adds: u64,
+    parameters: u64,
+    tensors: u64,
+}
+
+impl Count {
+    fn flop(&self) -> f64 {
+        2.0 * self.multiply_adds as f64
+    }
+
+    fn has(&mut self, tensors: u64, parameters: usize) {
+        self.tensors += tensors;
+        self.parameters += parameters as u64;
+    }
+
+    /// `pixels` of the output; resampling comes before the convolution.
+    fn conv(&mut self, inputs: usize, outputs: usize, k: usize, pixels: usize) {
+        self.has(2, outputs * (inputs * k * k + 1));
+        self.multiply_adds += (outputs * inputs * k * k * pixels) as u64;
+    }
+
+    fn linear(&mut self, inputs: usize, outputs: usize) {
+        self.has(2, outputs * (inputs + 1));
+        self.multiply_adds += (outputs * inputs) as u64;
+    }
+
+    fn norm(&mut self, channels: usize) {
+        self.has(2, 2 * channels);
+    }
+
+    fn attention(&mut self, channels: usize, pixels: usize) {
+        self.norm(channels);
+        self.conv(channels, 3 * channels, 1, pixels);
+        self.conv(channels, channels, 1, pixels);
+        // q^T k, and the weighted sum of v.
+        self.multiply_adds += (2 * channels * pixels * pixels) as u64;
+    }
+
+    /// A residual block; its residual is projected where the channels change.
+    fn block(&mut self, config: &Config, inputs: usize, outputs: usize, pixels: usize) {
+        self.norm(inputs);
+        self.conv(inputs, outputs, 3, pixels);
+        self.linear(embedding(config), outputs);
+        self.norm(outputs);
+        self.conv(outputs, outputs, 3, pixels);
+        if inputs != outputs {
+            self.conv(inputs, outputs, 1, pixels);
+        }
+    }
+
+    /// A residual block that halves or doubles the size: its residual is
+    /// projected as well.
+    fn resampling_block(&mut self, config: &Config, channels: usize, pixels: usize) {
+        self.block(config, channels, channels, pixels);
+        self.conv(channels, channels, 1, pixels);
+    }
+
+    /// The downward half; gives the channels of each block's output.
+    fn encoder(&mut self, config: &Config) -> Vec<usize> {
+        // A parameter of the published network that no pass here uses.
+        if config.augment_labels > 0 {
+            self.has(1, config.augment_labels * config.model_channels);
+        }
+        self.linear(config.model_channels, embedding(config));
+        self.linear(embedding(config), embedding(config));
+        let mut current = config.model_channels;
+        let mut channels = Vec::new();
+        for (level, mult) in config.channel_mult.iter().enumerate() {
+            let size = config.size >> level;
+            let pixels = size * size;
+            match level {
+                0 => self.conv(config.image_channels, current, 3, pixels),
+                _ => self.resampling_block(config, current, pixels),
+            }
+            channels.push(current);
+            for _ in 0..config.blocks {
+                let outputs = config.model_channels * mult;
+                self.block(config, current, outputs, pixels);
+                if config.attention_sizes.contains(&size) {
+                    self.attention(outputs, pixels);
+                }
+                current = outputs;
+                channels.push(current);
+            }
+        }
+        channels
+    }
+
+    fn decoder(&mut self, config: &Config, mut skips: Vec<usize>) {
+        let mut current = *skips.last().expect("an encoder has blocks");
+        for (level, mult) in config.channel_mult.iter().enumerate().rev() {
+            let size = config.size >> level;
+            let pixels = size * size;
+            if level == config.channel_mult.len() - 1 {
+                self.block(config, current, current, pixels);
+                self.attention(current, pixels);
+                self.block(config, current, current, pixels);
+            } else {
+                self.resampling_block(config, current, pixels);
+            }
+            for _ in 0..=config.blocks {
+                let inputs = current + skips.pop().expect("one skip for each decoder block");
+                current = config.model_channels * mult;
+                self.block(config, inputs, current, pixels);
+            }
+            if config.attention_sizes.contains(&size) {
+                self.attention(current, pixels);
+            }
+        }
+        self.norm(current);
+        self.conv(current, config.image_channels, 3, config.size * config.size);
+    }
+}
+
+/// Length of the noise embedding.
+fn embedding(config: &Config) -> usize {
+    4 * config.model_channels
+}
+
+/// `unet::Denoiser`.
+fn denoiser(config: &Config) -> Count {
+    let mut count = Count::default();
+    let skips = count.encoder(config);
+    count.decoder(config, skips);
+    count
+}
+
+/// `unet::Critic`.
+fn critic(config: &Config) -> Count {
+    let mut count = Count::default();
+    let last = *count.encoder(config).last().expect("an encoder has blocks");
+    count.norm(last);
+    count.linear(last, 1);
+    count
+}
+
+/// Estimated seconds of `cost` at so many operations a second: of [`probe`], or
+/// of a finished run ([`Cost::rate`]).
+pub fn seconds(cost: &Cost, flops_per_second: f64) -> f64 {
+    cost.flop / flops_per_second
+}
+
+impl Cost {
+    /// Operations a second of a finished run of this cost that took
+    /// `seconds_per_step`: for the same row, a better guide than any probe.
+    pub fn rate(&self, seconds_per_step: f64) -> f64 {
+        self.step_flop / seconds_per_step
+    }
+}
+
+/// Operations a second on `device` of the mini network's denoising score
+/// matching steps, measured in about a second. The batch grows until a step
+/// takes a tenth of a second, so that what precedes and follows the arithmetic
+/// counts for little.
+///
+/// # Errors
+/// What a training step can fail with.
+pub fn probe(device: &Device) -> Result<f64> {
+    const LONG_STEP: f64 = 0.1;
+    const LARGEST_BATCH: usize = 1024;
+    let mut recipe = Recipe::of(Scale::Mini);
+    let (channels, size) = (recipe.network.image_channels, recipe.network.size);
+    let images = Images { channels, size, pixels: vec![0; channels * size * size], labels: vec![0] };
+    let mut batch = 16;
+    loop {
+        recipe.pretraining.batch = batch;
+        let mut training = Teaching::new(device, &recipe, recipe.pretraining.levels, &images, "probe")?;
+        let mut step = |k: u64| -> Result<f64> {
+            let started = Instant::now();
+            training.step(k, (k + 1) * batch as u64)?;
+            device.synchronize()?;
+            Ok(started.elapsed().as_secs_f64())
+        };
+        // The first step also waits for memory and, on a GPU, for kernels to load.
+        step(0)?;
+        let mut seconds = step(1)?;
+        if seconds >= LONG_STEP || batch >= LARGEST_BATCH {
+            let mut steps = 1;
+            while seconds < 3.0 * LONG_STEP {
+                seconds += step(1 + steps)?;
+                steps += 1;
+            }
+            return Ok((steps * batch as u64) as f64 * TRAINED * forward(&recipe.network) / seconds);
+        }
+        batch *= 4;
+    }
+}
+
+/// An estimated time with as many digits as it deserves: "45s", "1m30s",
+/// "8 min", "2.5 h", "43 h", "31 days", "17 years".
+pub fn duration(seconds: f64) -> String {
+    let (minutes, hours, days) = (seconds / 60.0, seconds / 3600.0, seconds / 86_400.0);
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{whole}s"),
+        60..300 => format!("{}m{:02}s", whole / 60, whole % 60),
+        _ if minutes < 90.0 => format!("{minutes:.0} min"),
+        _ if hours < 9.95 => format!("{hours:.1} h"),
+        _ if hours < 72.0 => format!("{hours:.0} h"),
+        _ if days < 730.0 => format!("{days:.0} days"),
+        _ => format!("{:.0} years", days / 365.25),
+    }
+}
+
+/// A size in powers of 1000 with two digits or three: "512 B", "3.1 MB".
+pub fn bytes(n: u64) -> String {
+    let (mut value, mut unit) = (n as f64, "B");
+    for larger in ["kB", "MB", "GB", "TB", "PB"] {
+        if value < 999.5 {
+            break;
+        }
+        (value, unit) = (value / 1000.0, larger);
+    }
+    if unit != "B" && value < 9.95 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
+}

@@ -1,0 +1,328 @@
+//! The counts behind the estimates, against hand, against the shapes of the
+//! networks' parameters, and against what a run leaves on the disk.
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use replicate::data::Images;
+use replicate::experiment::{Cell, Data, Recipe, Scale, Start, TABLE1, TABLE2};
+use replicate::features::Classifier;
+use replicate::params::{Params, Source};
+use replicate::plan;
+use replicate::rng::Stream;
+use replicate::sampler::one_step;
+use replicate::train::GRID;
+use replicate::unet::{Config, Critic, Denoiser};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+fn row(name: &str) -> Cell {
+    *TABLE1.iter().chain(&TABLE2).find(|cell| cell.row == name).unwrap()
+}
+
+const TEACHER: Start = Start::MultiLevel(Data::Target);
+
+/// One block of 4 channels in each half, 4 x 4 grey pixels, no attention but
+/// the decoder's first block's.
+fn tiny() -> Config {
+    Config {
+        size: 4,
+        image_channels: 1,
+        model_channels: 4,
+        channel_mult: vec![1],
+        blocks: 1,
+        attention_sizes: vec![],
+        augment_labels: 0,
+    }
+}
+
+#[test]
+fn a_tiny_network_by_hand() {
+    // Multiply-adds; 16 pixels, embedding of 16.
+    let embedding = 4 * 16 + 16 * 16;
+    let block = |inputs: u64| inputs * 4 * 9 * 16 + 16 * 4 + 4 * 4 * 9 * 16;
+    let encoder = embedding + 4 * 9 * 16 + block(4);
+    let attention = 4 * 12 * 16 + 4 * 4 * 16 + 2 * (4 * 16 * 16);
+    let skip = 8 * 4 * 16;
+    let decoder = (block(4) + attention) + block(4) + 2 * (block(8) + skip) + 4 * 9 * 16;
+    assert_eq!((encoder, decoder), (5_568, 27_968));
+    assert_eq!(plan::forward(&tiny()), 2.0 * 33_536.0);
+    assert_eq!(plan::critic_forward(&tiny()), 2.0 * (5_568.0 + 4.0));
+    // Scalars: U-Net 2801, critic 785.
+    let recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Smoke) };
+    assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, 2801);
+    assert_eq!(plan::cell(&recipe, &row("dijs")).parameters, 2801 + 785);
+    assert_eq!(plan::cell(&recipe, &row("diff-instruct")).parameters, 2 * 2801);
+    assert_eq!(plan::cell(&recipe, &row("edm")).parameters, 0);
+}
+
+/// Name and shape of every parameter that a network asks for.
+struct Shapes(Arc<Mutex<Vec<(String, Vec<usize>)>>>);
+
+impl SimpleBackend for Shapes {
+    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.0.lock().unwrap().push((name.to_string(), shape.dims().to_vec()));
+        Tensor::zeros(shape, dtype, device)
+    }
+
+    fn get_unchecked(&self, _: &str, _: DType, _: &Device) -> Result<Tensor> {
+        unreachable!("every network gives its shapes")
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
+
+fn shapes<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> Vec<(String, Vec<usize>)> {
+    let shapes = Arc::new(Mutex::new(Vec::new()));
+    let backend = Box::new(Shapes(shapes.clone()));
+    network(VarBuilder::from_backend(backend, DType::F32, Device::Cpu)).unwrap();
+    let all = shapes.lock().unwrap().clone();
+    all
+}
+
+/// Scalars, and operations of one forward pass: every weight once for each
+/// pixel of its output, of which a U-Net's names tell the number ("16x16_in0").
+fn walk(shapes: &[(String, Vec<usize>)], pixels_of: impl Fn(&str) -> usize) -> (u64, f64) {
+    let (mut scalars, mut flop) = (0, 0);
+    for (name, shape) in shapes {
+        let n: usize = shape.iter().product();
+        scalars += n;
+        // The paper's one-step networks are given no augmentation label.
+        if name.contains("map_augment") || !name.ends_with("weight") {
+            continue;
+        }
+        match shape.len() {
+            2 => flop += 2 * n,
+            4 => flop += 2 * n * pixels_of(name),
+            _ => {}
+        }
+        if name.ends_with("qkv.weight") {
+            let (channels, pixels) = (shape[0] / 3, pixels_of(name));
+            flop += 2 * 2 * channels * pixels * pixels;
+        }
+    }
+    (scalars as u64, flop as f64)
+}
+
+fn pixels_in_name(name: &str) -> usize {
+    let size: usize = name.split(['.', '_', 'x']).find_map(|part| part.parse().ok()).unwrap();
+    size * size
+}
+
+#[test]
+fn every_scale_by_the_shapes_of_its_parameters() {
+    for scale in Scale::ALL {
+        let recipe = Recipe::of(scale);
+        let config = &recipe.network;
+        let (generator, flop) = walk(&shapes(|vb| Denoiser::new(config, vb)), pixels_in_name);
+        assert_eq!(plan::forward(config), flop, "{scale}");
+        assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, generator, "{scale}");
+        let (critic, flop) = walk(&shapes(|vb| Critic::new(config, vb)), pixels_in_name);
+        assert_eq!(plan::critic_forward(config), flop, "{scale}");
+        assert_eq!(plan::cell(&recipe, &row("dijs")).parameters, generator + critic, "{scale}");
+    }
+}
+
+#[test]
+fn the_feature_network_by_the_shapes_of_its_parameters() {
+    let shapes = shapes(Classifier::new);
+    let pixels = |name: &str| match name {
+        "layer0.weight" | "layer1.weight" => 16 * 16,
+        "layer2.weight" | "layer3.weight" => 8 * 8,
+        "layer4.weight" => 4 * 4,
+        other => panic!("{other} is not counted"),
+    };
+    assert_eq!(plan::classifier_forward(16), walk(&shapes, pixels).1);
+}
+
+/// Counted apart from this code, for the published network: 42.4 GFLOP
+/// forward, 17.9 TFLOP for an iteration at batch 64, 55,733,891 parameters.
+#[test]
+fn the_published_network() {
+    let recipe = Recipe::of(Scale::Paper);
+    let giga = plan::forward(&recipe.network) / 1e9;
+    assert!((giga - 42.4).abs() < 0.05, "{giga} GFLOP");
+    let dijs = plan::cell(&recipe, &row("dijs"));
+    assert_eq!(recipe.batch, 64);
+    assert!((dijs.step_flop / 1e12 - 17.9).abs() < 0.05, "{} TFLOP", dijs.step_flop / 1e12);
+    assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, 55_733_891);
+}
+
+#[test]
+fn a_step_is_the_networks_that_it_runs() {
+    let mut recipe = Recipe::of(Scale::Smoke);
+    let (g, c) = (plan::forward(&recipe.network), plan::critic_forward(&recipe.network));
+    let batch = recipe.batch as f64;
+    // Fakes g; critic on data and fakes, 2 x 3c; generator 3g through 2c.
+    assert_eq!(plan::cell(&recipe, &row("dijs")).step_flop, batch * (4.0 * g + 8.0 * c));
+    // Fakes g; fake score 3g; generator 3g; both scores 2g.
+    assert_eq!(plan::cell(&recipe, &row("diff-instruct")).step_flop, batch * 9.0 * g);
+    // Of one step, with one look before it and one after.
+    recipe.until(recipe.batch as u64);
+    recipe.pretraining.batch = recipe.batch;
+    let features = plan::classifier_forward(16);
+    let e = recipe.evaluation.clone().unwrap();
+    let (grid, quick, samples) = (100.0, e.quick_samples as f64, e.samples as f64);
+    let dijs = plan::cell(&recipe, &row("dijs"));
+    let scores = (e.reference as f64 + samples) * features;
+    let looks = 2.0 * ((grid + quick) * g + quick * features);
+    assert_eq!(dijs.steps, 1);
+    assert_eq!(dijs.flop, dijs.step_flop + looks + (grid + samples) * g + scores);
+    assert_eq!(plan::cell(&recipe, &row("edm")).flop, 35.0 * (grid + samples) * g + scores);
+    let teacher = plan::pretraining(&recipe, TEACHER);
+    assert_eq!(teacher.flop, batch * 3.0 * g + 2.0 * grid * g);
+    assert_eq!(plan::pretraining(&recipe, Start::Random), plan::Cost::default());
+}
+
+#[test]
+fn a_time_is_operations_over_a_rate() {
+    let dijs = plan::cell(&Recipe::of(Scale::Mini), &row("dijs"));
+    let rate = dijs.rate(0.5);
+    let (steps, all) = (dijs.steps as f64 * 0.5, plan::seconds(&dijs, rate));
+    // Samples, scores and looks are a fraction of the 300 steps.
+    assert!(all > steps && all < 1.3 * steps, "{all} s of which {steps} in steps");
+    assert_eq!(plan::seconds(&dijs, 2.0 * rate), all / 2.0);
+}
+
+/// Untrained networks sample what is close to noise.
+#[test]
+fn a_grid_of_noise_is_within_the_bound() {
+    for scale in [Scale::Mini, Scale::Paper] {
+        let recipe = Recipe::of(scale);
+        let (channels, size) = (recipe.network.image_channels, recipe.network.size);
+        let mut draws = Stream::new("plan", "noise").at(0);
+        let n = GRID.0 * GRID.0 * channels * size * size;
+        let pixels = (0..n).map(|_| draws.below(256) as u8).collect();
+        let noise = Images { channels, size, pixels, labels: Vec::new() };
+        let found = replicate::grid::png_grid(&noise, GRID.0, GRID.1).len() as u64;
+        let bound = plan::cell(&recipe, &row("edm")).disk_bytes;
+        assert!(found <= bound && bound <= 2 * found, "{scale}: {found} bytes, bound {bound}");
+    }
+}
+
+/// Bytes of all files below `dir`; a file that goes meanwhile does not count.
+fn bytes_below(dir: &Path) -> u64 {
+    let Ok(children) = std::fs::read_dir(dir) else { return 0 };
+    children
+        .flatten()
+        .map(|child| match child.metadata() {
+            Ok(data) if data.is_dir() => bytes_below(&child.path()),
+            Ok(data) => data.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+/// The bytes of the entry whose directory ends in `label`.
+fn entry(store: &Path, label: &str) -> u64 {
+    let children = std::fs::read_dir(store).into_iter().flatten().flatten();
+    let mut dirs = children.filter(|c| c.file_name().to_string_lossy().ends_with(label));
+    dirs.next().map_or(0, |dir| bytes_below(&dir.path()))
+}
+
+#[test]
+fn a_smoke_run_stays_within_the_estimated_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let recipe = Recipe::of(Scale::Smoke);
+    let expected = [
+        ("smoke-pretrain-multi-level-target", plan::pretraining(&recipe, TEACHER)),
+        ("smoke-dijs-s0", plan::cell(&recipe, &row("dijs"))),
+        ("smoke-diff-instruct-s0", plan::cell(&recipe, &row("diff-instruct"))),
+        ("smoke-edm-s0", plan::cell(&recipe, &row("edm"))),
+    ];
+    let mut run = Command::new(env!("CARGO_BIN_EXE_replicate"))
+        .args(["run", "dijs", "diff-instruct", "edm", "--scale", "smoke", "--watch", "none", "--store"])
+        .arg(&store)
+        .arg("--output")
+        .arg(dir.path().join("report"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut peak = expected.map(|_| 0);
+    let status = loop {
+        for (peak, (label, _)) in peak.iter_mut().zip(&expected) {
+            *peak = entry(&store, label).max(*peak);
+        }
+        if let Some(status) = run.try_wait().unwrap() {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert!(status.success());
+    for (peak, (label, cost)) in peak.into_iter().zip(expected) {
+        let stays = entry(&store, label);
+        let text =
+            format!("{label}: {stays} of {} bytes, peak {peak} of {}", cost.disk_bytes, cost.peak_disk_bytes);
+        println!("{text}");
+        assert!(stays <= cost.disk_bytes && cost.disk_bytes <= 3 * stays, "{text}");
+        assert!(peak <= cost.peak_disk_bytes && cost.peak_disk_bytes <= 3 * peak, "{text}");
+    }
+}
+
+/// Against forward passes timed here: the machine is shared, the bounds wide.
+#[test]
+fn the_probe_measures_this_device() {
+    let config = Recipe::of(Scale::Mini).network;
+    let none = Default::default();
+    let source = Source { given: &none, drawn: &[""], cell: "plan" };
+    let (params, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let network = params.frozen(|vb| Denoiser::new(&config, vb)).unwrap();
+    let z = Tensor::zeros((64, config.image_channels, config.size, config.size), DType::F32, &Device::Cpu);
+    let z = z.unwrap();
+    let forward = || {
+        let (started, mut passes) = (Instant::now(), 0.0);
+        while started.elapsed() < Duration::from_millis(300) {
+            one_step(&network, &z, 2.5).unwrap();
+            passes += 64.0;
+        }
+        passes * plan::forward(&config) / started.elapsed().as_secs_f64()
+    };
+    forward();
+    let before = forward();
+    let started = Instant::now();
+    let probed = plan::probe(&Device::Cpu).unwrap();
+    let took = started.elapsed().as_secs_f64();
+    let after = forward();
+    let text = format!("probe {probed:.2e} FLOP/s in {took:.2} s, forward passes {before:.2e}, {after:.2e}");
+    println!("{text}");
+    assert!(probed > before.min(after) / 8.0 && probed < before.max(after) * 4.0, "{text}");
+}
+
+#[test]
+fn times_and_sizes_for_people() {
+    let times = [
+        (0.0, "0s"),
+        (45.2, "45s"),
+        (59.7, "1m00s"),
+        (90.0, "1m30s"),
+        (299.4, "4m59s"),
+        (299.6, "5 min"),
+        (480.0, "8 min"),
+        (5390.0, "90 min"),
+        (5400.0, "1.5 h"),
+        (35_900.0, "10 h"),
+        (154_800.0, "43 h"),
+        (2_678_400.0, "31 days"),
+        (536_500_000.0, "17 years"),
+    ];
+    for (seconds, text) in times {
+        assert_eq!(plan::duration(seconds), text);
+    }
+    let sizes = [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (9_960, "10 kB"),
+        (999_600, "1.0 MB"),
+        (3_100_000, "3.1 MB"),
+        (223_000_000, "223 MB"),
+        (1_240_000_000, "1.2 GB"),
+    ];
+    for (n, text) in sizes {
+        assert_eq!(plan::bytes(n), text);
+    }
+}
