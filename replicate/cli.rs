@@ -102,6 +102,8 @@ pub enum Command {
         reason: String,
     },
     /// Print one table from what the store has, or write the whole report as a page
+    ///
+    /// What has not been run is named with the command that runs it, and is no failure.
     Report {
         /// The table to print; without it index.html, report.md, results.csv and figures are written
         #[arg(value_enum)]

@@ -62,7 +62,8 @@ pub fn figures(panels: &[Panel], scale: &str) -> Vec<Figure> {
             false => (GRID.0, images),
         };
         let caption = format!(
-            "Figure {number}. {text} Scale {scale}, seed {}; every panel shows the same latents.",
+            "Figure {number}. {text} {}, seed {}; every panel shows the same latents.",
+            setting(scale),
             panel.seed
         );
         figure(&format!("figure{number}"), caption, png_grid(&shown, columns, ZOOM))
@@ -72,7 +73,7 @@ pub fn figures(panels: &[Panel], scale: &str) -> Vec<Figure> {
 
 /// One strip for each trained row: a row of images for each moment, the
 /// initialisation on top, a column for each latent.
-pub fn strips(panels: &[Panel]) -> Vec<Figure> {
+pub fn strips(panels: &[Panel], scale: &str) -> Vec<Figure> {
     let made = panels.iter().filter_map(|panel| {
         let moments: Vec<Images> = panel
             .grids
@@ -81,13 +82,23 @@ pub fn strips(panels: &[Panel]) -> Vec<Figure> {
             .collect();
         let (first, last) = (panel.grids.first()?.0, panel.grids.last()?.0);
         let caption = format!(
-            "{}: {FOLLOWED} latents from {first} images of training (top) to {last} (bottom), seed {}.",
-            panel.label, panel.seed
+            "{}: {FOLLOWED} latents from {first} images of training (top) to {last} (bottom). {}, seed {}.",
+            panel.label,
+            setting(scale),
+            panel.seed
         );
         let rows: Vec<&Images> = moments.iter().collect();
         figure(&format!("strip-{}", panel.row), caption, png_strip(&rows, 2))
     });
     made.collect()
+}
+
+/// What the images are, where the rows' names speak of CIFAR.
+fn setting(scale: &str) -> String {
+    match scale {
+        "smoke" | "mini" => format!("Scale {scale}: glyphs in place of CIFAR"),
+        _ => format!("Scale {scale}"),
+    }
 }
 
 /// The first collapsed row of Table 2, else the one with the least recall.

@@ -88,7 +88,7 @@ pub struct CollapsedRun {
     pub fd_end: f64,
 }
 
-/// Whether the collapsed runs have learned anything: a network that was never
+/// Whether the collapsed runs have learned anything, seed by seed: a network that was never
 /// trained meets the criterion too, and no row is to be called collapsed for that.
 pub fn learned(runs: &[CollapsedRun]) -> Option<Finding> {
     let mut by_row: BTreeMap<&str, Vec<&CollapsedRun>> = BTreeMap::new();
@@ -96,20 +96,23 @@ pub fn learned(runs: &[CollapsedRun]) -> Option<Finding> {
         by_row.entry(&run.row).or_default().push(run);
     }
     let paragraph = |(row, runs): (&str, Vec<&CollapsedRun>)| {
-        let start = Sample::of(runs.iter().map(|run| run.fd_start));
-        let end = Sample::of(runs.iter().map(|run| run.fd_end));
-        let verdict = match end.mean < start.mean {
-            true => "training has brought it nearer to the data, and it is collapsed all the same.",
-            false => {
-                "training has not brought it nearer to the data. At this budget its collapse cannot be told \
-                 from not having learned: the criterion holds for both."
+        let each = runs
+            .iter()
+            .map(|run| format!("from {} to {} on seed {}", plain(run.fd_start), plain(run.fd_end), run.seed));
+        let nearer: Vec<u64> =
+            runs.iter().filter(|run| run.fd_end < run.fd_start).map(|run| run.seed).collect();
+        let untold = "At this budget its collapse cannot be told from not having learned: the criterion holds for both.";
+        let verdict = match nearer.len() {
+            0 => format!("Training has brought it no nearer to the data. {untold}"),
+            n if n == runs.len() => {
+                "Training has brought it nearer to the data, and it is collapsed all the same.".to_string()
             }
+            _ => format!("Training has brought it nearer to the data on {} only. {untold}", seeds(nearer)),
         };
         format!(
-            "The collapsed runs of {} ({}): along the run the Fréchet distance is {start} at the initialisation \
-             and {end} at the end; {verdict}",
+            "Where {} ended as collapsed, the Fréchet distance along the run went {}. {verdict}",
             label2(row),
-            seeds(runs.iter().map(|run| run.seed))
+            and(each)
         )
     };
     let paragraphs: Vec<String> = by_row.into_iter().map(paragraph).collect();
@@ -350,12 +353,19 @@ fn feature_space(mut draft: Draft) -> Finding {
         let verdict = match told {
             Told::Below => direction("falls", "in"),
             Told::Above => direction("rises", "against"),
-            Told::Open => format!(
-                "No trend over the number of source classes can be told with {}.",
-                seeds_a_row(&first, &last)
-            ),
+            Told::Open => {
+                format!("Between the two no difference can be told with {}.", seeds_a_row(&first, &last))
+            }
         };
         draft.say(format!("{text}. {verdict}"));
+        if sources.len() > 2 {
+            let steps = sources.windows(2).map(|pair| {
+                let [(fewer, a), (more, b)] = pair else { unreachable!("windows of two") };
+                draft.compare("fd", (&label2(more), b), (&label2(fewer), a)).0
+            });
+            let steps: Vec<String> = steps.collect();
+            draft.say(format!("Step by step: {}.", steps.join(". ")));
+        }
     }
     if let (Some((row, source)), Some(full)) = (sources.last(), draft.sample(FULL, "fd")) {
         let (text, told) = draft.compare("fd", (&label2(FULL), &full), (&label2(row), source));

@@ -79,6 +79,9 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     println!(
         "\nTimes are for this machine: of finished runs, or (~) from a probe of a second. Disk is at most."
     );
+    if runner.recipe().scale == Scale::Paper {
+        println!("This version cannot run the paper scale yet.");
+    }
     for (start, cost) in pretrainings(runner.recipe(), &root)? {
         let rate = *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN));
         println!(
@@ -106,18 +109,19 @@ fn listed(
         if let Some(outcome) = runner.stored(cell, seed)? {
             done.push(seed);
             let scores = runner.scores(&outcome)?;
-            seconds = scores.iter().find(|score| score.metric == TIME).map(|score| score.value).or(seconds);
+            let step = scores.iter().find(|score| score.metric == TIME);
+            let whole = outcome.manifest.provenance.wall_seconds;
+            // What is only sampled has no steps to time.
+            seconds = Some(step.map_or(whole, |step| plan::seconds(&cost, cost.rate(step.value))));
         }
     }
-    let rate = match seconds {
-        Some(seconds) => cost.rate(seconds),
-        None => match probe.get() {
-            Some(rate) => *rate,
-            None => {
-                let rate = plan::probe(device)?;
-                *probe.get_or_init(|| rate)
-            }
-        },
+    let estimated_seconds = match (seconds, probe.get()) {
+        (Some(seconds), _) => seconds,
+        (None, Some(rate)) => plan::seconds(&cost, *rate),
+        (None, None) => {
+            let rate = plan::probe(device)?;
+            plan::seconds(&cost, *probe.get_or_init(|| rate))
+        }
     };
     let golden = goldens.iter().find(|g| g.row == cell.row && g.scale == scale && g.metric == "fd");
     Ok(Listed {
@@ -126,7 +130,7 @@ fn listed(
         paper_fid: printed.get(cell.row).cloned().unwrap_or_default(),
         golden_fd: golden.map(|g| golden::Sample::of(g.values.values().copied()).text(2)),
         seeds_done: done,
-        estimated_seconds: plan::seconds(&cost, rate),
+        estimated_seconds,
         measured: seconds.is_some(),
         peak_disk_bytes: cost.peak_disk_bytes,
         command: format!("replicate run {} --scale {scale}", cell.row),

@@ -51,7 +51,7 @@ pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i
     let mut runner = quiet(place, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     let scale = runner.recipe().scale.name();
-    let (figures, strips) = (figures(&gathered.panels, scale), strips(&gathered.panels));
+    let (figures, strips) = (figures(&gathered.panels, scale), strips(&gathered.panels, scale));
     write_figures(output, figures.iter().chain(&strips))?;
     for figure in figures.iter().chain(&strips) {
         println!("{}  {}", output.join(format!("{}.png", figure.id)).display(), figure.caption);
@@ -132,7 +132,7 @@ impl Gathered {
             claims,
             curves,
             figures: figures(&self.panels, scale),
-            strips: strips(&self.panels),
+            strips: strips(&self.panels, scale),
             choices: paper::setup(&paper)?
                 .into_iter()
                 .filter(|setting| setting.origin != paper::Origin::Stated)

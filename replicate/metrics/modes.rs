@@ -11,7 +11,7 @@ pub const COVERED_SHARE: f64 = 0.10;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Modes {
     /// exp of the entropy of the histogram of predicted classes, over all
-    /// classes: 1 for one class, k for k equally frequent ones.
+    /// columns of the logits: 1 for one class, k for k equally frequent ones.
     pub effective_classes: f64,
     /// How many target classes have at least [`COVERED_SHARE`] of n / targets
     /// samples.

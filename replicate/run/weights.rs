@@ -29,9 +29,10 @@ impl Runner<'_> {
         }
         if self.recipe.scale == Scale::Paper {
             return Err(Error::Missing {
-                path: self.settings.root.join(SHIPPED).join(format!("{name}.safetensors")),
-                what: "the paper scale starts from the published EDM checkpoint".into(),
-                remedy: "this version cannot fetch or read it; --scale small trains a teacher of its own"
+                path: "edm-cifar10-32x32-uncond-vp.pkl".into(),
+                what: "the paper scale starts from this checkpoint".into(),
+                remedy: "'replicate fetch edm' gets it and 'replicate inspect' reads it, but this version \
+                         cannot run from it yet; --scale small trains a teacher of its own"
                     .into(),
             });
         }
