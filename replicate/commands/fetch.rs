@@ -131,15 +131,16 @@ impl Shown {
     }
 }
 
-/// Inception-v3's features.
-const FEATURES: usize = 2048;
-
 /// What a file must hold whose bytes nobody has published: EDM's reference
-/// statistics are a mean and a covariance.
+/// statistics are a mean and a covariance of Inception-v3's 2048 features.
 fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), String> {
-    if asset.id != "fid-reference" {
-        return Ok(());
+    match asset.id {
+        "fid-reference" => check_statistics(path, 2048),
+        _ => Ok(()),
     }
+}
+
+fn check_statistics(path: &Path, features: usize) -> std::result::Result<(), String> {
     let arrays = npz::read(path)?;
     let get = |name: &str, shape: &[usize]| match arrays.get(name) {
         None => Err(format!("has no array {name}")),
@@ -149,16 +150,16 @@ fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), String> 
         }
         Some(array) => Ok(&array.data),
     };
-    get("mu", &[FEATURES])?;
-    let sigma = get("sigma", &[FEATURES, FEATURES])?;
-    let at = |i: usize, j: usize| sigma[i * FEATURES + j];
+    get("mu", &[features])?;
+    let sigma = get("sigma", &[features, features])?;
+    let at = |i: usize, j: usize| sigma[i * features + j];
     let largest = sigma.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-    for i in 0..FEATURES {
+    for i in 0..features {
         if let Some(j) = (0..i).find(|&j| (at(i, j) - at(j, i)).abs() > 1e-9 * largest) {
             return Err(format!("has a sigma that is not symmetric, at ({i}, {j})"));
         }
     }
-    let values = Mat::from_fn(FEATURES, FEATURES, |i, j| at(i, j))
+    let values = Mat::from_fn(features, features, |i, j| at(i, j))
         .self_adjoint_eigenvalues(Side::Lower)
         .map_err(|error| format!("has a sigma without eigenvalues: {error:?}"))?;
     match values.iter().find(|value| **value < -1e-6 * largest) {
@@ -166,5 +167,53 @@ fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), String> 
             Err(format!("has a sigma with the negative eigenvalue {value:e}: it is no covariance"))
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `numpy.savez` writes float64 arrays.
+    fn npz(arrays: &[(&str, &str, &[f64])]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut zip = zip::ZipWriter::new(file.reopen().unwrap());
+        let stored =
+            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        for (name, shape, data) in arrays {
+            zip.start_file(format!("{name}.npy"), stored).unwrap();
+            let header = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n");
+            let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+            bytes.extend((header.len() as u16).to_le_bytes());
+            bytes.extend(header.as_bytes());
+            bytes.extend(data.iter().flat_map(|x| x.to_le_bytes()));
+            zip.write_all(&bytes).unwrap();
+        }
+        zip.finish().unwrap();
+        file
+    }
+
+    #[test]
+    fn reference_statistics_are_a_mean_and_a_covariance() {
+        let mu: (&str, &str, &[f64]) = ("mu", "(2,)", &[1.0, 2.0]);
+        let verdict = |sigma: &[f64]| check_statistics(npz(&[mu, ("sigma", "(2, 2)", sigma)]).path(), 2);
+        assert_eq!(verdict(&[2.0, 1.0, 1.0, 2.0]), Ok(()));
+        for (sigma, wrong) in [
+            ([2.0, 1.0, 0.5, 2.0], "not symmetric"),
+            ([1.0, 2.0, 2.0, 1.0], "negative eigenvalue"),
+            ([1.0, f64::NAN, f64::NAN, 1.0], "NaN"),
+        ] {
+            let error = verdict(&sigma).unwrap_err();
+            assert!(error.contains(wrong), "{error}");
+        }
+        let error = check_statistics(npz(&[mu]).path(), 2).unwrap_err();
+        assert!(error.contains("no array sigma"), "{error}");
+        let error = check_statistics(npz(&[("mu", "(1, 2)", &[1.0, 2.0])]).path(), 2).unwrap_err();
+        assert!(error.contains("mu of the shape [1, 2]"), "{error}");
+        let error = check_statistics(npz(&[("mu", "(3,)", &[1.0, 2.0])]).path(), 3).unwrap_err();
+        assert!(error.contains("16 bytes of data for 3 numbers"), "{error}");
+        let text = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(text.path(), "<html>not found</html>").unwrap();
+        assert!(check_statistics(text.path(), 2).unwrap_err().contains("not an .npz"));
     }
 }
