@@ -371,8 +371,12 @@ pub fn probe(device: &Device) -> Result<f64> {
 }
 
 /// An estimated time with as many digits as it deserves: "45s", "1m30s",
-/// "8 min", "2.5 h", "43 h", "31 days", "17 years".
+/// "8 min", "2.5 h", "43 h", "31 days", "17 years"; "unknown" where it is not a
+/// number.
 pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() {
+        return "unknown".into();
+    }
     let (minutes, hours, days) = (seconds / 60.0, seconds / 3600.0, seconds / 86_400.0);
     let whole = seconds.round() as u64;
     match whole {

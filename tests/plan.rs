@@ -263,7 +263,8 @@ fn a_smoke_run_stays_within_the_estimated_disk() {
     }
 }
 
-/// Against forward passes timed here: the machine is shared, the bounds wide.
+/// Against forward passes timed here. Other processes may get in between: one
+/// of five tries must agree.
 #[test]
 fn the_probe_measures_this_device() {
     let config = Recipe::of(Scale::Mini).network;
@@ -281,15 +282,14 @@ fn the_probe_measures_this_device() {
         }
         passes * plan::forward(&config) / started.elapsed().as_secs_f64()
     };
-    forward();
-    let before = forward();
-    let started = Instant::now();
-    let probed = plan::probe(&Device::Cpu).unwrap();
-    let took = started.elapsed().as_secs_f64();
-    let after = forward();
-    let text = format!("probe {probed:.2e} FLOP/s in {took:.2} s, forward passes {before:.2e}, {after:.2e}");
-    println!("{text}");
-    assert!(probed > before.min(after) / 8.0 && probed < before.max(after) * 4.0, "{text}");
+    let agrees = |_| {
+        let before = forward();
+        let probed = plan::probe(&Device::Cpu).unwrap();
+        let after = forward();
+        println!("probe {probed:.2e} FLOP/s, forward passes {before:.2e} and {after:.2e}");
+        probed > before.min(after) / 5.0 && probed < before.max(after) * 2.0
+    };
+    assert!((0..5).any(agrees), "see the rates above");
 }
 
 #[test]
@@ -308,6 +308,8 @@ fn times_and_sizes_for_people() {
         (154_800.0, "43 h"),
         (2_678_400.0, "31 days"),
         (536_500_000.0, "17 years"),
+        (f64::NAN, "unknown"),
+        (1.0 / 0.0, "unknown"),
     ];
     for (seconds, text) in times {
         assert_eq!(plan::duration(seconds), text);
