@@ -9,7 +9,7 @@ FEATURES ?=
 REPLICATE = cargo run --release --locked --quiet $(if $(FEATURES),--features $(FEATURES)) --
 PLACE = --scale $(SCALE) --device $(DEVICE) --store $(STORE) $(if $(DATA),--data $(DATA))
 
-.PHONY: table1 table2 figures report check claims test build
+.PHONY: table1 table2 figures report check claims plan drill test build
 
 table1 table2: build
 	$(REPLICATE) run $@ $(PLACE) --seed $(SEED)
@@ -19,6 +19,14 @@ figures report: build
 
 check: build
 	$(REPLICATE) check all $(PLACE) --against golden
+
+# What SCALE would run, fetch and cost, and whether it can work here.
+plan: build
+	$(REPLICATE) run all $(PLACE) --seed $(SEED) --dry-run
+
+# The paper scale's path for every cell, with small files from a local server.
+drill:
+	cargo test --release --locked --test drill -- --nocapture
 
 claims: build
 	$(REPLICATE) check all $(PLACE) --against claims

@@ -75,7 +75,7 @@ fn decide(claim: &Claim, scores: &[Score], scale: &str) -> Result<Decision, Stri
     if claim.statement == Statement::Untestable {
         return Err(claim.note.clone());
     }
-    if scale == "smoke" {
+    if matches!(scale, "smoke" | "drill") {
         return Err("a handful of steps says nothing about the paper".to_string());
     }
     let sides = |left: &Operand, right: &Operand| {

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, nothing of what it does.
 
+use crate::score::Metric;
 use crate::watch::Mode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -66,6 +67,12 @@ pub enum Command {
         /// Print the equation, its place in the code and every hyper-parameter; run nothing
         #[arg(long)]
         explain: bool,
+        /// Print what would be run and fetched, what it costs and whether it can work; run nothing
+        #[arg(long, conflicts_with = "explain")]
+        dry_run: bool,
+        /// Fetch nothing: what the scale needs has to be there
+        #[arg(long)]
+        offline: bool,
         /// Where the table is written as CSV and Markdown
         #[arg(short, long, default_value = "report")]
         output: PathBuf,
@@ -126,7 +133,7 @@ pub enum Command {
     },
     /// Fetch what the paper scale needs: checkpoint, Inception weights, FID reference, data sets
     Fetch {
-        /// Asset ids, the beginning of several (cifar100), or all [default: list them]
+        /// Asset ids, the beginning of several (cifar100-parquet), paper, or all [default: list them]
         what: Vec<String>,
         /// Where results and fetched files are kept
         #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
@@ -145,6 +152,12 @@ pub enum Command {
         #[arg(long, value_name = "OUT.safetensors")]
         convert: Option<PathBuf>,
     },
+    /// Measure any images: FID, Inception Score, KID, precision and recall
+    ///
+    /// FID is EDM's: the Inception network of 2015, uint8 images resized as TensorFlow 1
+    /// does, float64 statistics over N - 1. EDM's protocol is --trials 3 with 150,000 images.
+    /// The weights are those of `replicate fetch inception`, or --inception FILE.
+    Score(Scoring),
     /// Train the weights that ship with the repository again and compare the bytes
     Weights {
         /// classifier, or mini-multi-level-target and the like [default: all that ship]
@@ -158,8 +171,43 @@ pub enum Command {
 }
 
 #[derive(Args, Debug)]
+pub struct Scoring {
+    /// A folder or zip of PNG files; an .npy or .npz of uint8 images (N, H, W, 3) or
+    /// (N, 3, H, W), or of float32 `features` (N, D) and `logits`; cifar10, cifar10-test,
+    /// cifar100, cifar100-test, or a file or folder with CIFAR; or a row of the tables that
+    /// was run, at --scale and with --seed
+    pub images: String,
+    /// As IMAGES; or an .npz with mu and sigma, for FID alone; or fid-reference, EDM's own of CIFAR-10
+    #[arg(long = "ref", value_name = "FILE|DATASET")]
+    pub reference: Option<String>,
+    /// [default: all that the reference allows]
+    #[arg(long, value_delimiter = ',')]
+    pub metrics: Vec<Metric>,
+    /// Images in a trial (10000, 50k) [default: 50000 or as many as there are; without --ref all]
+    #[arg(long, value_name = "N", value_parser = images)]
+    pub num: Option<u64>,
+    /// Score so many consecutive ranges of N images; EDM reports the least FID of 3
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub trials: u64,
+    /// Print every figure, warning and SHA-256 as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write mean and covariance of the reference, or of IMAGES without --ref, in EDM's form
+    #[arg(long, value_name = "OUT.npz")]
+    pub save_ref: Option<PathBuf>,
+    /// Inception weights (pt_inception-2015-12-05-6726825d.pth) [default: those in the store]
+    #[arg(long, value_name = "FILE")]
+    pub inception: Option<PathBuf>,
+    /// Of the row
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Args, Debug)]
 pub struct Place {
-    /// smoke, mini, small or paper
+    /// smoke, mini, drill, small or paper
     #[arg(long, default_value = "mini")]
     pub scale: String,
     /// cpu, or cuda:N in a build with --features cudnn
@@ -168,7 +216,7 @@ pub struct Place {
     /// Where results are kept
     #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
     pub store: PathBuf,
-    /// CIFAR files in the official binary layout (scales small and paper)
+    /// CIFAR archives, directories, parquet or EDM zips (scales small and paper) [default: fetched]
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// The repository, with paper/ and golden/ [default: here, or where it was built]

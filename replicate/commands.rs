@@ -3,7 +3,9 @@
 mod check;
 mod fetch;
 mod list;
+mod prepare;
 mod report;
+mod score;
 mod weights;
 
 use crate::checkpoint;
@@ -29,13 +31,32 @@ const FULL_ROW: &str = "init-full";
 pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
     match cli.command {
         Command::List { place, ids, json } => list::list(&place, ids, json, stop),
-        Command::Run { targets, place, seed, watch, until, set, from_scratch, explain, output } => {
+        Command::Run {
+            targets,
+            place,
+            seed,
+            watch,
+            until,
+            set,
+            from_scratch,
+            explain,
+            dry_run,
+            offline,
+            output,
+        } => {
             let cells = select(&targets)?;
             let recipe = recipe(&place, &set, until)?;
             if explain {
                 return list::explain(&cells, &recipe, &root(&place)?);
             }
+            let seeds = unique(&seed);
+            if dry_run {
+                let runner = runner(&place, recipe, Mode::Lines, from_scratch, stop)?;
+                return prepare::dry_run(runner, &place, &cells, &seeds, offline);
+            }
             let mut runner = runner(&place, recipe, watch.unwrap_or_else(Mode::fitting), from_scratch, stop)?;
+            runner.read_given(&cells)?;
+            prepare::prepare(&place, runner.recipe(), &cells, offline, stop)?;
             if writes_tables(&targets, &runner) {
                 // Tried first: it should not fail after the work.
                 std::fs::create_dir_all(&output).map_err(Error::io("create", &output))?;
@@ -43,7 +64,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                 _ = std::fs::remove_file(output.join(".writable"));
             }
             let mut places = Vec::new();
-            for seed in unique(&seed) {
+            for seed in seeds {
                 for cell in &cells {
                     places.push(runner.cell(cell, seed)?.entry.dir().to_path_buf());
                 }
@@ -69,6 +90,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             fetch::fetch(&what, &store, from.as_deref(), offline, stop)
         }
         Command::Inspect { file, convert } => inspect(&file, convert.as_deref()),
+        Command::Score(scoring) => score::score(&scoring, stop),
         Command::Weights { names, place, write } => weights::weights(&names, &place, write, stop),
     }
 }
@@ -263,7 +285,7 @@ fn writes_tables(targets: &[String], runner: &Runner) -> bool {
 
 /// All of the file or what it held before.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
+    let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
     write_atomically(dir, &path.file_name().unwrap_or_default().to_string_lossy(), bytes)
 }
 

@@ -1,5 +1,6 @@
 //! Stage 2: training a one-step generator, Algorithms 1 and 2.
 
+use crate::augment::{self, Draw};
 use crate::equations::{Divergence, class_ratio, diffuse, dsm, vsd};
 use crate::noise::Levels;
 use crate::optim::{Adam, AdamConfig, Ema};
@@ -44,6 +45,9 @@ pub struct CriticBatch {
     pub sigma: Vec<f32>,
     pub noise_real: Tensor,
     pub noise_fake: Tensor,
+    /// The augmentation of the real and of the generated images, B draws each
+    /// (appendix B: "non-leaky", because the critic sees the labels).
+    pub augment: Option<[Vec<Draw>; 2]>,
 }
 
 /// What one generator step consumes.
@@ -177,15 +181,23 @@ impl OneStep {
 
     /// Line 4: one step of ratio estimation (Eq 6, 7) or of the fake score (Eq 4).
     pub fn critic_step(&mut self, batch: &CriticBatch) -> Result<CriticReport> {
-        let CriticBatch { z, real, sigma, noise_real, noise_fake } = batch;
+        let CriticBatch { z, real, sigma, noise_real, noise_fake, augment } = batch;
+        let [real_draws, fake_draws] = augment.as_ref().map_or([None, None], |[r, f]| [Some(r), Some(f)]);
         let fake = one_step(&self.generator.frozen, z, self.settings.sigma_init)?;
+        let (fake, fake_labels) = augmented(&fake, fake_draws.map(Vec::as_slice))?;
         let xt_fake = diffuse(&fake, sigma, noise_fake)?;
         match &mut self.judge {
             Judge::Critic { network, .. } => {
-                let xt_real = diffuse(real, sigma, noise_real)?;
+                let (real, real_labels) = augmented(real, real_draws.map(Vec::as_slice))?;
+                let xt_real = diffuse(&real, sigma, noise_real)?;
                 let n = sigma.len();
                 let both = Tensor::cat(&[&xt_real, &xt_fake], 0)?;
-                let logits = network.model.forward(&both, &[sigma.as_slice(), sigma].concat())?;
+                let labels = match (real_labels, fake_labels) {
+                    (Some(real), Some(fake)) => Some(Tensor::cat(&[&real, &fake], 0)?),
+                    _ => None,
+                };
+                let sigmas = [sigma.as_slice(), sigma].concat();
+                let logits = network.model.forward(&both, &sigmas, labels.as_ref())?;
                 let (l_real, l_fake) = (logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?);
                 let loss = network.descend(&class_ratio(&l_real, &l_fake)?, self.settings.critic_lr)?;
                 Ok(CriticReport {
@@ -195,7 +207,7 @@ impl OneStep {
                 })
             }
             Judge::Scores { fake: network, .. } => {
-                let denoised = network.model.forward(&xt_fake, sigma, None)?;
+                let denoised = network.model.forward(&xt_fake, sigma, fake_labels.as_ref())?;
                 let loss = network.descend(&dsm(&denoised, &fake, sigma)?, self.settings.critic_lr)?;
                 Ok(CriticReport { loss, c_real: f32::NAN, c_fake: f32::NAN })
             }
@@ -211,7 +223,7 @@ impl OneStep {
         let xt = diffuse(&x0, sigma, noise)?;
         let loss = match &self.judge {
             Judge::Critic { network, divergence } => {
-                divergence.loss(&network.frozen.forward(&xt, sigma)?, &weight)?
+                divergence.loss(&network.frozen.forward(&xt, sigma, None)?, &weight)?
             }
             Judge::Scores { fake, teacher } => {
                 let at = xt.detach();
@@ -274,6 +286,18 @@ impl OneStep {
         }
         self.ema.restore(&strip(state, "ema."))
     }
+}
+
+/// Images (B, C, H, W) after `draws` and their labels (B, 9); without draws, as
+/// they are. No gradient passes.
+pub fn augmented(images: &Tensor, draws: Option<&[Draw]>) -> Result<(Tensor, Option<Tensor>)> {
+    let Some(draws) = draws else { return Ok((images.clone(), None)) };
+    let (n, channels, size, _) = images.dims4()?;
+    let values = images.flatten_all()?.to_vec1::<f32>()?;
+    let (values, labels) = augment::apply_batch(&values, channels, size, draws);
+    let device = images.device();
+    let labels = Tensor::from_vec(labels, (n, augment::LABELS), device)?;
+    Ok((Tensor::from_vec(values, images.shape(), device)?, Some(labels)))
 }
 
 fn mean_probability(logits: &Tensor) -> Result<f32> {

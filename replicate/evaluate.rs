@@ -1,16 +1,18 @@
 //! Images in, scores out: features once, every metric from them.
 
 use crate::data::Images;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::experiment::Evaluation;
 use crate::features::Classifier;
+use crate::inception::{self, Inception};
 use crate::metrics::Features;
-use crate::metrics::frechet::{Moments, frechet_distance};
+use crate::metrics::frechet::{Factor, Moments, distance};
 use crate::metrics::kernel::kid;
 use crate::metrics::modes::{Collapse, collapse, modes};
 use crate::metrics::prd::precision_recall;
 use crate::metrics::score::inception_score;
 use crate::rng::Stream;
+use crate::statistics::Statistics;
 use candle_core::Device;
 
 /// Number of target classes.
@@ -36,60 +38,136 @@ impl Quick {
     }
 }
 
+/// What turns images into features.
+pub enum FeatureNetwork {
+    /// Knows the ten target classes itself.
+    Glyphs(Classifier, Device),
+    /// A target class is there the mean feature of its real images.
+    Inception(Inception),
+}
+
+impl FeatureNetwork {
+    fn dim(&self) -> usize {
+        match self {
+            FeatureNetwork::Glyphs(..) => crate::features::FEATURES,
+            FeatureNetwork::Inception(_) => inception::FEATURES,
+        }
+    }
+
+    /// Features and logits of all `images`.
+    fn extract(&self, images: &Images) -> Result<(Features, Features)> {
+        match self {
+            FeatureNetwork::Glyphs(classifier, device) => Ok(classifier.extract(images, device)?),
+            FeatureNetwork::Inception(inception) => inception.extract(images, 0..images.len()),
+        }
+    }
+}
+
+/// What the real images look like to a feature network.
+pub struct Reference {
+    /// Of all of them.
+    pub statistics: Statistics,
+    /// Features of the first ones, for KID, precision and recall.
+    pub neighbourhood: Features,
+    /// The mean features of the target classes; empty where the feature network
+    /// knows them itself.
+    pub class_means: Features,
+}
+
+impl Reference {
+    /// Of labelled images, in an order that mixes the classes.
+    ///
+    /// # Errors
+    /// `Run` where a target class has no image; what `watch`, which is told how many
+    /// images are done, returns.
+    pub fn measure(
+        network: &FeatureNetwork,
+        images: &Images,
+        neighbourhood: usize,
+        mut watch: impl FnMut(usize) -> Result<()>,
+    ) -> Result<Reference> {
+        const AT_ONCE: usize = 250;
+        let dim = network.dim();
+        let mut moments = Moments::new(dim);
+        let mut near = Features::new(dim, Vec::new());
+        let (mut sums, mut counts) = (vec![0f64; TARGETS * dim], [0usize; TARGETS]);
+        for start in (0..images.len()).step_by(AT_ONCE) {
+            let range = start..images.len().min(start + AT_ONCE);
+            let (features, _) = network.extract(&images.part(range.clone()))?;
+            moments.push(&features);
+            let still = neighbourhood.saturating_sub(near.len()).min(features.len());
+            near.rows.extend_from_slice(&features.rows[..still * dim]);
+            for (i, label) in images.labels[range.clone()].iter().enumerate() {
+                let class = *label as usize;
+                counts[class] += 1;
+                let sum = &mut sums[class * dim..(class + 1) * dim];
+                sum.iter_mut().zip(features.row(i)).for_each(|(sum, value)| *sum += *value as f64);
+            }
+            watch(range.end)?;
+        }
+        let class_means = match network {
+            FeatureNetwork::Glyphs(..) => Features::new(dim, Vec::new()),
+            FeatureNetwork::Inception(_) => {
+                if let Some(class) = counts.iter().position(|count| *count == 0) {
+                    return Err(Error::Run(format!("no reference image is of class {class}")));
+                }
+                let mean = |(i, sum): (usize, f64)| (sum / counts[i / dim] as f64) as f32;
+                Features::new(dim, sums.into_iter().enumerate().map(mean).collect())
+            }
+        };
+        let statistics = Statistics { mean: moments.mean(), covariance: moments.covariance() };
+        Ok(Reference { statistics, neighbourhood: near, class_means })
+    }
+}
+
 /// The feature network and the real images' statistics.
 pub struct Evaluator {
-    classifier: Classifier,
-    device: Device,
+    network: FeatureNetwork,
     evaluation: Evaluation,
-    reference: Features,
-    moments: Moments,
+    reference: Reference,
+    factor: Factor,
 }
 
 impl Evaluator {
-    pub fn new(
-        classifier: Classifier,
-        device: &Device,
-        evaluation: Evaluation,
-        reference: &Images,
-    ) -> Result<Evaluator> {
-        let (reference, _) = classifier.extract(reference, device)?;
-        let mut moments = Moments::new(reference.dim);
-        moments.push(&reference);
-        Ok(Evaluator { classifier, device: device.clone(), evaluation, reference, moments })
+    pub fn new(network: FeatureNetwork, evaluation: Evaluation, reference: Reference) -> Result<Evaluator> {
+        let Statistics { mean, covariance } = &reference.statistics;
+        let factor = Factor::new(mean.clone(), covariance)?;
+        Ok(Evaluator { network, evaluation, reference, factor })
     }
 
     /// What is looked at along a run, from fewer images than the scores.
     pub fn quick(&self, images: &Images) -> Result<Quick> {
-        let (features, logits) = self.classifier.extract(images, &self.device)?;
+        let (features, logits) = self.network.extract(images)?;
         let (_, recall) = self.precision_recall(&features);
-        let classes = modes(&target_logits(&logits), &features, TARGETS).effective_classes;
+        let classes = modes(&self.target_logits(&features, &logits), &features, TARGETS).effective_classes;
         Ok(Quick { fd: self.distance_of(&features)?, recall, classes })
     }
 
-    /// Against as many reference images as there are images.
+    /// Of the first images of the neighbourhood, as many on either side.
     fn precision_recall(&self, features: &Features) -> (f64, f64) {
-        let n = features.len().min(self.reference.len());
-        let first = |f: &Features| Features::new(f.dim, f.rows[..n * f.dim].to_vec());
-        precision_recall(&first(features), &first(&self.reference), self.evaluation.neighbours)
+        let reference = &self.reference.neighbourhood;
+        let n = features.len().min(reference.len());
+        precision_recall(&first(features, n), &first(reference, n), self.evaluation.neighbours)
     }
 
     fn distance_of(&self, features: &Features) -> Result<f64> {
         let mut moments = Moments::new(features.dim);
         moments.push(features);
-        frechet_distance(&moments, &self.moments)
+        distance(&moments.factor()?, &self.factor)
     }
 
-    /// Every metric by name, in the order of the scores file.
+    /// Every metric by name, in the order of the scores file, of one trial.
     pub fn scores(&self, images: &Images) -> Result<Vec<(&'static str, f64)>> {
-        let e = &self.evaluation;
-        let (features, logits) = self.classifier.extract(images, &self.device)?;
+        let (features, logits) = self.network.extract(images)?;
         let (precision, recall) = self.precision_recall(&features);
-        let modes = modes(&target_logits(&logits), &features, TARGETS);
-        let subset = KID_SUBSET_SIZE.min(features.len().min(self.reference.len()) / 2);
-        let (kid, _) = kid(&features, &self.reference, KID_SUBSETS, subset, &Stream::new("kid", "subsets"));
+        let modes = modes(&self.target_logits(&features, &logits), &features, TARGETS);
+        let reference = &self.reference.neighbourhood;
+        let near = first(&features, features.len().min(self.evaluation.neighbourhood));
+        let subset = KID_SUBSET_SIZE.min(near.len().min(reference.len()) / 2);
+        let (kid, _) = kid(&near, reference, KID_SUBSETS, subset, &Stream::new("kid", "subsets"));
         Ok(vec![
             ("fd", self.distance_of(&features)?),
-            ("is", inception_score(&logits, e.splits).0),
+            ("is", inception_score(&logits, self.evaluation.splits).0),
             ("kid", kid),
             ("precision", precision),
             ("recall", recall),
@@ -99,13 +177,52 @@ impl Evaluator {
             ("collapse", collapse_code(collapse(recall, modes.effective_classes, TARGETS))),
         ])
     }
+
+    /// Logits of the ten target classes: which of them an image is most like,
+    /// and not whether it might be something else. Where the network does not
+    /// know them, minus the squared distance to the mean feature of each.
+    fn target_logits(&self, features: &Features, logits: &Features) -> Features {
+        let rows = match self.network {
+            FeatureNetwork::Glyphs(..) => {
+                (0..logits.len()).flat_map(|i| logits.row(i)[..TARGETS].iter().copied()).collect()
+            }
+            FeatureNetwork::Inception(_) => {
+                let means = &self.reference.class_means;
+                let near = |i: usize, class: usize| -> f32 {
+                    let pairs = features.row(i).iter().zip(means.row(class));
+                    -pairs.map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum::<f64>() as f32
+                };
+                (0..features.len())
+                    .flat_map(|i| (0..TARGETS).map(move |class| (i, class)))
+                    .map(|(i, class)| near(i, class))
+                    .collect()
+            }
+        };
+        Features::new(TARGETS, rows)
+    }
 }
 
-/// The logits of the ten target classes: which of them an image is most like,
-/// and not whether it might be one of the hundred others.
-fn target_logits(logits: &Features) -> Features {
-    let rows = (0..logits.len()).flat_map(|i| logits.row(i)[..TARGETS].iter().copied()).collect();
-    Features::new(TARGETS, rows)
+/// The scores of several trials as those of one cell: means, and the smallest
+/// `fd`, which is what EDM prints. The state is that of the mean recall and classes.
+pub fn over_trials(trials: &[Vec<(&'static str, f64)>]) -> Vec<(&'static str, f64)> {
+    let values = |at: usize| trials.iter().map(move |scores| scores[at].1);
+    let mean = |at: usize| values(at).sum::<f64>() / trials.len() as f64;
+    let names = || trials[0].iter().map(|(name, _)| *name).enumerate();
+    let of = |wanted: &str| names().find(|(_, name)| *name == wanted).map_or(f64::NAN, |(at, _)| mean(at));
+    let mut scores: Vec<_> = names()
+        .map(|(at, name)| match name {
+            "collapse" => (name, collapse_code(collapse(of("recall"), of("classes"), TARGETS))),
+            _ => (name, mean(at)),
+        })
+        .collect();
+    if trials.len() > 1 {
+        scores.insert(1, ("fd_min", values(0).fold(f64::INFINITY, f64::min)));
+    }
+    scores
+}
+
+fn first(features: &Features, n: usize) -> Features {
+    Features::new(features.dim, features.rows[..n * features.dim].to_vec())
 }
 
 /// The categorical result as a number, for the scores file.

@@ -2,6 +2,7 @@
 //! scale, as plain values with a canonical text. The SHA-256 of that text is
 //! the name under which the result is stored.
 
+use crate::augment::Augmentation;
 use crate::distill::{Objective, Settings};
 use crate::equations::Divergence;
 use crate::error::{Error, Result};
@@ -20,6 +21,9 @@ pub enum Scale {
     Smoke,
     /// Glyphs, minutes on two cores: tests of the claims at small size.
     Mini,
+    /// The paper scale's code with small files from a local server: tests that
+    /// it would run, and measures nothing.
+    Drill,
     /// CIFAR files, a reduced U-Net and a teacher of our own.
     Small,
     /// CIFAR-10 and the published EDM checkpoint.
@@ -27,12 +31,13 @@ pub enum Scale {
 }
 
 impl Scale {
-    pub const ALL: [Scale; 4] = [Scale::Smoke, Scale::Mini, Scale::Small, Scale::Paper];
+    pub const ALL: [Scale; 5] = [Scale::Smoke, Scale::Mini, Scale::Drill, Scale::Small, Scale::Paper];
 
     pub fn name(self) -> &'static str {
         match self {
             Scale::Smoke => "smoke",
             Scale::Mini => "mini",
+            Scale::Drill => "drill",
             Scale::Small => "small",
             Scale::Paper => "paper",
         }
@@ -51,7 +56,7 @@ impl Display for Scale {
 }
 
 /// Training images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Data {
     /// The ten target classes: CIFAR-10, or the digits.
     Target,
@@ -168,12 +173,17 @@ pub struct ClassifierTraining {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Generated images of the final score.
+    /// Generated images of one trial of the final score.
     pub samples: usize,
+    /// Trials, each of images of its own: the scores are their means.
+    pub trials: usize,
     /// Generated images of the scores along the run.
     pub quick_samples: usize,
-    /// Real images compared with, drawn apart from the training images.
+    /// Real images compared with, at most: glyphs drawn apart from the training
+    /// images, or the training images of CIFAR-10.
     pub reference: usize,
+    /// Of these, and of the samples, as many take part in KID, precision and recall.
+    pub neighbourhood: usize,
     /// Neighbours of precision and recall.
     pub neighbours: usize,
     /// Splits of the Inception Score.
@@ -194,8 +204,9 @@ pub struct Recipe {
     pub batch: usize,
     /// How often a run writes a line, a grid and a checkpoint.
     pub ticks: u64,
-    /// `None` where no feature network is there yet.
-    pub evaluation: Option<Evaluation>,
+    /// Of pre-training and of the critic's images.
+    pub augmentation: Augmentation,
+    pub evaluation: Evaluation,
     pub classifier: ClassifierTraining,
     /// What was changed by hand, for the label; empty for the paper's rows.
     pub changes: Vec<String>,
@@ -214,6 +225,7 @@ impl Recipe {
         match scale {
             Scale::Mini => Recipe::mini(),
             Scale::Smoke => Recipe::smoke(),
+            Scale::Drill => Recipe::drill(),
             Scale::Small => Recipe::small(),
             Scale::Paper => Recipe::paper(),
         }
@@ -253,13 +265,17 @@ impl Recipe {
             images: 19_200,
             batch: 64,
             ticks: 10,
-            evaluation: Some(Evaluation {
+            // A digit that is turned or mirrored is another digit or none.
+            augmentation: Augmentation { p: 0.0 },
+            evaluation: Evaluation {
                 samples: 2000,
+                trials: 1,
                 quick_samples: 500,
                 reference: 5000,
+                neighbourhood: 5000,
                 neighbours: 5,
                 splits: 10,
-            }),
+            },
             classifier: CLASSIFIER,
             changes: Vec::new(),
         }
@@ -277,14 +293,37 @@ impl Recipe {
             images: 192,
             batch: 16,
             ticks: 12,
-            evaluation: Some(Evaluation {
+            evaluation: Evaluation {
                 samples: 100,
                 quick_samples: 100,
                 reference: 200,
+                neighbourhood: 200,
                 neighbours: 3,
                 splits: 2,
-            }),
+                ..mini.evaluation
+            },
             ..mini
+        }
+    }
+
+    fn drill() -> Recipe {
+        let paper = Recipe::paper();
+        Recipe {
+            scale: Scale::Drill,
+            network: Config { model_channels: 8, channel_mult: vec![1, 2], blocks: 1, ..paper.network },
+            pretraining: Pretraining { images: 64, batch: 16, warmup_images: 16, ..paper.pretraining },
+            images: 64,
+            batch: 16,
+            ticks: 1,
+            evaluation: Evaluation {
+                samples: 20,
+                quick_samples: 10,
+                neighbourhood: 20,
+                neighbours: 3,
+                splits: 2,
+                ..paper.evaluation
+            },
+            ..paper
         }
     }
 
@@ -292,13 +331,7 @@ impl Recipe {
         let paper = Recipe::paper();
         Recipe {
             scale: Scale::Small,
-            network: Config {
-                model_channels: 64,
-                channel_mult: vec![1, 2, 2],
-                blocks: 2,
-                augment_labels: 0,
-                ..paper.network
-            },
+            network: Config { model_channels: 64, channel_mult: vec![1, 2, 2], blocks: 2, ..paper.network },
             pretraining: Pretraining {
                 images: 20_000_000,
                 warmup_images: 500_000,
@@ -307,6 +340,7 @@ impl Recipe {
             },
             one_step: Settings { generator_lr: 5e-5, critic_lr: 5e-5, ..paper.one_step },
             images: 10_000_000,
+            evaluation: Evaluation { samples: 10_000, trials: 1, ..paper.evaluation },
             ..paper
         }
     }
@@ -337,7 +371,16 @@ impl Recipe {
             images: 100_000_000,
             batch: 64,
             ticks: 200,
-            evaluation: None,
+            augmentation: Augmentation { p: 0.12 },
+            evaluation: Evaluation {
+                samples: 50_000,
+                trials: 3,
+                quick_samples: 5_000,
+                reference: 50_000,
+                neighbourhood: 10_000,
+                neighbours: 5,
+                splits: 10,
+            },
             classifier: CLASSIFIER,
             changes: Vec::new(),
         }
@@ -409,7 +452,16 @@ impl Recipe {
         self.network == other.network
             && self.images_per_class == other.images_per_class
             && self.pretraining == other.pretraining
+            && self.augmentation == other.augmentation
             && self.pretraining_levels(start) == other.pretraining_levels(start)
+    }
+
+    /// Whether `start` is a published checkpoint at this scale. A changed
+    /// pre-training is not what was published.
+    pub fn has_checkpoint(&self, start: Start) -> bool {
+        matches!(self.scale, Scale::Paper | Scale::Drill)
+            && start == FULL
+            && self.pretrains_like(&Recipe::of(self.scale), start)
     }
 
     /// Whole iterations of the one-step training.
@@ -468,6 +520,7 @@ impl Recipe {
             .line("network", &self.network)
             .line("data", self.data_text(data))
             .line("data id", images_digest)
+            .line("augmentation", self.augmentation)
             .line("levels", self.pretraining_levels(start))
             .line("images", p.images)
             .line("batch", p.batch)
@@ -487,6 +540,18 @@ impl Recipe {
             Start::SingleLevel => Levels::Fixed(self.one_step.sigma_init as f32),
             Start::MultiLevel(_) | Start::Random => self.pretraining.levels,
         }
+    }
+
+    /// The canonical text of the real images' statistics.
+    pub fn reference_text(&self, images_digest: &str, features_digest: &str, determinism: &str) -> String {
+        let e = &self.evaluation;
+        Text::new("reference", self.scale)
+            .line("data sha256", images_digest)
+            .line("reference", e.reference)
+            .line("neighbourhood", e.neighbourhood)
+            .line("features sha256", features_digest)
+            .line("determinism", determinism)
+            .finish()
     }
 
     pub fn classifier_text(&self, images_digest: &str, determinism: &str) -> String {
@@ -546,18 +611,20 @@ impl Recipe {
                     .line("critic lr", s.critic_lr)
                     .adam(s.adam)
                     .line("ema half-life images", s.ema_half_life)
+                    .line("augmentation of the critic's images", self.augmentation)
                     .line("images", self.images)
                     .line("batch", self.batch)
                     .line("ticks", self.ticks);
             }
         }
-        if let Some(e) = &self.evaluation {
-            text.line("samples", format!("{} and {} along the run", e.samples, e.quick_samples))
-                .line("reference", e.reference)
-                .line("neighbours", e.neighbours)
-                .line("splits", e.splits)
-                .line("features sha256", features_digest);
-        }
-        text.line("determinism", determinism).finish()
+        let e = &self.evaluation;
+        text.line("samples", format!("{} x {}, and {} along the run", e.trials, e.samples, e.quick_samples))
+            .line("reference", e.reference)
+            .line("neighbourhood", e.neighbourhood)
+            .line("neighbours", e.neighbours)
+            .line("splits", e.splits)
+            .line("features sha256", features_digest)
+            .line("determinism", determinism)
+            .finish()
     }
 }

@@ -6,6 +6,7 @@
 //! scale changes is quoted from setup.csv. The recipe is taken apart field by
 //! field: a new field does not compile until it is explained here.
 
+use crate::augment::Augmentation;
 use crate::data::glyphs;
 use crate::distill::{Objective, Settings};
 use crate::equations::Divergence;
@@ -275,7 +276,7 @@ fn pretrains(cell: &Cell, recipe: &Recipe) -> bool {
 
 /// At the paper scale the target's multi-level weights are the published ones.
 fn from_checkpoint(cell: &Cell, recipe: &Recipe) -> bool {
-    recipe.scale == Scale::Paper && cell.start == Start::MultiLevel(Data::Target)
+    recipe.has_checkpoint(cell.start)
 }
 
 fn levels_text(levels: Levels) -> String {
@@ -304,8 +305,6 @@ enum Value {
     Recipe(String),
     /// Fixed in the code, at every scale, to what setup.csv says.
     Fixed,
-    /// Asked for by setup.csv, and in no scale of this version.
-    Lacking,
 }
 
 type Section = (&'static str, Vec<Entry>);
@@ -323,10 +322,6 @@ fn fixed(setting: &'static str) -> Entry {
     Entry { name: setting.replace('_', " "), value: Value::Fixed, settings: vec![setting], note: "" }
 }
 
-fn lacking(setting: &'static str) -> Entry {
-    Entry { value: Value::Lacking, ..fixed(setting) }
-}
-
 /// Every hyper-parameter that the cell uses with this recipe.
 fn sections(cell: &Cell, recipe: &Recipe) -> Vec<Section> {
     // `changes` repeats what the other fields hold.
@@ -339,6 +334,7 @@ fn sections(cell: &Cell, recipe: &Recipe) -> Vec<Section> {
         images,
         batch,
         ticks,
+        augmentation,
         evaluation,
         classifier,
         changes: _,
@@ -355,6 +351,7 @@ fn sections(cell: &Cell, recipe: &Recipe) -> Vec<Section> {
     }
     if let Method::OneStep(objective) = cell.method {
         let mut entries = stage2(cell, objective, one_step);
+        entries.extend(augmented(*augmentation, "augmentation", Some("augmentation_place")));
         let iterations = thousands(recipe.iterations());
         entries.extend([
             value("batch", batch, &["batch"]),
@@ -366,7 +363,7 @@ fn sections(cell: &Cell, recipe: &Recipe) -> Vec<Section> {
         ]);
         sections.push(("ONE-STEP TRAINING (stage 2)", entries));
     }
-    sections.push(("SCORES", scores(cell, drawn, evaluation.as_ref(), classifier)));
+    sections.push(("SCORES", scores(cell, drawn, evaluation, classifier)));
     let note = "how often a training writes a line, a grid and a checkpoint";
     sections.push(("RUN", vec![fixed("precision"), fixed("seeds"), own("ticks", ticks, note)]));
     sections
@@ -466,11 +463,25 @@ fn stage1(cell: &Cell, recipe: &Recipe, pretraining: &Pretraining) -> Vec<Entry>
         value("after the warm-up", if *cosine { "half a cosine to 0" } else { "constant" }, optimiser),
     ]);
     entries.extend(adam_entries("teacher Adam", adam, optimiser, optimiser));
-    entries.extend([
-        value("teacher EMA half-life", format!("{} images", thousands(*ema_half_life)), &["teacher_ema"]),
-        lacking("teacher_augmentation"),
-    ]);
+    entries.extend([value(
+        "teacher EMA half-life",
+        format!("{} images", thousands(*ema_half_life)),
+        &["teacher_ema"],
+    )]);
+    entries.extend(augmented(recipe.augmentation, "teacher_augmentation", None));
     entries
+}
+
+/// What the augmentation is, and where it is used if anywhere.
+fn augmented(
+    augmentation: Augmentation,
+    setting: &'static str,
+    place: Option<&'static str>,
+) -> impl Iterator<Item = Entry> {
+    let used = augmentation.p > 0.0;
+    let text = if used { format!("EDM's pipeline, p = {}", augmentation.p) } else { "none".into() };
+    let own = value(&setting.replace('_', " "), text, &[setting]);
+    std::iter::once(own).chain(place.filter(|_| used).map(fixed))
 }
 
 fn stage2(cell: &Cell, objective: Objective, settings: &Settings) -> Vec<Entry> {
@@ -508,41 +519,33 @@ fn stage2(cell: &Cell, objective: Objective, settings: &Settings) -> Vec<Entry> 
     entries.extend([
         value("EMA half-life", format!("{} images", thousands(*ema_half_life)), &["ema"]),
         fixed("ema_ramp"),
-        lacking("augmentation"),
-        lacking("augmentation_place"),
     ]);
     entries
 }
 
-fn scores(
-    cell: &Cell,
-    drawn: bool,
-    evaluation: Option<&Evaluation>,
-    classifier: &ClassifierTraining,
-) -> Vec<Entry> {
+fn scores(cell: &Cell, drawn: bool, evaluation: &Evaluation, classifier: &ClassifierTraining) -> Vec<Entry> {
     let mut entries = Vec::new();
     if cell.method == Method::Teacher {
         entries.push(fixed("edm_sampler"));
     }
     entries.extend(["evaluated_weights", "image_quantisation"].map(fixed));
-    let Some(Evaluation { samples, quick_samples, reference, neighbours, splits }) = evaluation else {
-        let settings = ["fid_features", "fid_samples", "fid_reference", "fid_statistics", "fid_trials"];
-        entries.extend(settings.into_iter().chain(["inception_score", "collapse"]).map(lacking));
-        return entries;
-    };
+    let Evaluation { samples, trials, quick_samples, reference, neighbourhood, neighbours, splits } =
+        evaluation;
     let samples = thousands(*samples as u64);
+    let real = if drawn { "images drawn apart" } else { "training images" };
     entries.extend([
         value("fid samples", &samples, &["fid_samples"]),
-        value(
-            "fid reference",
-            format!("{} images drawn apart", thousands(*reference as u64)),
-            &["fid_reference"],
-        ),
+        value("fid trials", trials, &["fid_trials"]),
+        value("fid reference", format!("{} {real}", thousands(*reference as u64)), &["fid_reference"]),
         fixed("fid_statistics"),
-        fixed("fid_trials"),
         value("inception score", format!("{samples} samples, {splits} splits"), &["inception_score"]),
         fixed("collapse"),
         own("neighbours of recall", neighbours, "k of precision and recall; `collapse` was set with 5"),
+        own(
+            "images of recall",
+            thousands(*neighbourhood as u64),
+            "of the samples and of the real images, at most, in precision, recall and KID",
+        ),
     ]);
     if cell.method != Method::Teacher {
         let note = "for the scores along the run; the final ones do not depend on them";
@@ -562,6 +565,8 @@ fn scores(
             own("classifier learning rate", format!("{lr:e}"), note),
         ]);
         entries.extend(adam_entries("classifier Adam", adam, &[], &[]).map(|entry| Entry { note, ..entry }));
+    } else {
+        entries.push(fixed("fid_features"));
     }
     entries
 }
@@ -578,7 +583,6 @@ fn adam_entries(of: &str, adam: &AdamConfig, betas: &[&'static str], epsilon: &[
 
 /// Widths of the columns: name, value here, value at the paper scale.
 const COLUMNS: [usize; 3] = [27, 35, 34];
-const NOT_HERE: &str = "none (not in this version)";
 
 fn find<'a>(settings: &'a [Setting], name: &str) -> Option<&'a Setting> {
     settings.iter().find(|setting| setting.name == name)
@@ -588,7 +592,7 @@ fn find<'a>(settings: &'a [Setting], name: &str) -> Option<&'a Setting> {
 fn value_in(entries: &[Entry], name: &str) -> Option<String> {
     entries.iter().find(|entry| entry.name == name).and_then(|entry| match &entry.value {
         Value::Recipe(value) => Some(value.clone()),
-        Value::Fixed | Value::Lacking => None,
+        Value::Fixed => None,
     })
 }
 
@@ -615,15 +619,12 @@ fn parameters(page: &mut Page, cell: &Cell, recipe: &Recipe, sections: &[Section
                     entry.settings.first().and_then(|name| find(settings, name)).map(|s| s.value.clone());
                 let (here, at_paper) = match &entry.value {
                     Value::Fixed => (file.unwrap_or_else(|| "?".to_string()), None),
-                    Value::Lacking => (NOT_HERE.to_string(), file),
                     Value::Recipe(here) => (here.clone(), value_in(&paper, &entry.name).or(file)),
                 };
                 let by_hand = value_in(&usual, &entry.name).filter(|usual| *usual != here);
                 match by_hand {
                     Some(usual) => changes.push(format!("Changed by hand from {usual}.")),
-                    None if entry.value != Value::Lacking
-                        && at_paper.as_ref().is_some_and(|p| *p != here) =>
-                    {
+                    None if at_paper.as_ref().is_some_and(|p| *p != here) => {
                         changes.push("Changed for this scale.".to_string());
                     }
                     None => {}

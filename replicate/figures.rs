@@ -96,7 +96,7 @@ pub fn strips(panels: &[Panel], scale: &str) -> Vec<Figure> {
 /// What the images are, where the rows' names speak of CIFAR.
 fn setting(scale: &str) -> String {
     match scale {
-        "smoke" | "mini" => format!("Scale {scale}: glyphs in place of CIFAR"),
+        "smoke" | "mini" | "drill" => format!("Scale {scale}: glyphs in place of CIFAR"),
         _ => format!("Scale {scale}"),
     }
 }

@@ -49,11 +49,12 @@ pub struct Finding {
 pub fn findings(scores: &[Score], claims: &[ClaimResult], scale: &str) -> Vec<Finding> {
     let count = scores.iter().filter(|s| s.scale == scale).count();
     let only = |title: &str, text: String| vec![Finding { title: title.to_string(), paragraphs: vec![text] }];
-    if scale == "smoke" {
-        let text = "Scale smoke takes a handful of steps, to test the machinery: its numbers say nothing \
-                    about the paper. Scale mini is the smallest that has findings."
-            .to_string();
-        return only("No findings at scale smoke", text);
+    if matches!(scale, "smoke" | "drill") {
+        let text = format!(
+            "Scale {scale} takes a handful of steps, to test the machinery: its numbers say nothing about \
+             the paper. Scale mini is the smallest that has findings."
+        );
+        return only(&format!("No findings at scale {scale}"), text);
     }
     if count == 0 {
         return only("No findings", format!("Nothing is measured at scale {scale}."));
@@ -525,8 +526,7 @@ impl<'a> Draft<'a> {
     /// As people call a metric.
     fn name(&self, metric: &str) -> String {
         match metric {
-            "fd" if self.scale == "mini" => "FD",
-            "fd" => "FID",
+            "fd" => crate::report::metric_names(self.scale).0,
             "classes" => "effective classes",
             "collapse" => "collapse category",
             "critic_parameters" => "parameters of the critic",

@@ -11,15 +11,18 @@
 //! | Algorithms 1 and 2, stage 1 | [`train::Teaching`] | determinism |
 //! | Algorithms 1 and 2, stage 2 | [`distill::OneStep`] | reference: five steps of each |
 //! | EDM's network, preconditioning, sampler | [`unet`], [`noise`], [`sampler`] | reference |
+//! | EDM's augmentation | [`augment`] | augment |
+//! | FID's Inception-v3 | [`inception`] | inception |
 //! | the tables' rows, every hyper-parameter | [`experiment`] | cli, perturbed |
 //! | FID's formula, IS, KID, precision, recall, collapse | [`metrics`] | metrics |
 //!
 //! Arrows point down: `commands` → `run` → `train`, `evaluate` → `distill`,
-//! `features` → `unet`, `equations`, `metrics` → `kernels`, `rng`. `golden`,
+//! `features`, `inception` → `unet`, `equations`, `metrics` → `kernels`, `rng`. `golden`,
 //! `claims`, `paper` and `report` touch no tensor; the store and the commands
 //! are all that writes files, but for the events of
 //! `--watch tensorboard`.
 
+pub mod augment;
 pub mod chart;
 pub mod checkpoint;
 pub mod claims;
@@ -38,7 +41,9 @@ pub mod figures;
 pub mod findings;
 pub mod golden;
 pub mod grid;
+pub mod inception;
 pub mod kernels;
+pub mod machine;
 pub mod metrics;
 pub mod noise;
 pub mod npz;
@@ -51,9 +56,12 @@ pub mod report;
 pub mod rng;
 pub mod run;
 pub mod sampler;
+pub mod score;
+pub mod statistics;
 pub mod store;
 pub mod student;
 pub mod tfevents;
 pub mod train;
 pub mod unet;
+pub mod unzip;
 pub mod watch;

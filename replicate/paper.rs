@@ -242,6 +242,29 @@ pub fn setup(directory: &Path) -> Result<Vec<Setting>> {
     })
 }
 
+/// The fine labels of the first `n` source classes of CIFAR-100, in the order of
+/// setup.csv of `directory`.
+///
+/// # Errors
+/// As [`setup`]; `Malformed` where the list is missing or is not `n` different labels.
+pub fn source_classes(directory: &Path, n: usize) -> Result<Vec<u32>> {
+    let name = format!("source_classes_{n}");
+    let list = setup(directory)?.into_iter().find(|setting| setting.name == name);
+    let text = list.map(|setting| setting.value).unwrap_or_default();
+    let labels: Vec<u32> =
+        text.split_whitespace().filter_map(|label| label.parse().ok()).filter(|label| *label < 100).collect();
+    let different: BTreeSet<u32> = labels.iter().copied().collect();
+    if different.len() != n || text.split_whitespace().count() != n {
+        return Err(Error::Malformed {
+            path: directory.join("setup.csv"),
+            expected: format!("{name}: {n} different labels below 100"),
+            found: format!("{text:?}"),
+            remedy: "get it again with 'git checkout paper/setup.csv'".into(),
+        });
+    }
+    Ok(labels)
+}
+
 fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement> {
     let cell = |column: &str, row: &str| {
         let unknown = || line.wrong(column, "a row of table1.csv or table2.csv that is run");

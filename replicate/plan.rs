@@ -50,14 +50,15 @@ pub struct Cost {
 }
 
 /// One-step training, or 35-call sampling of the teacher, then the samples and
-/// their scores. Where a scale has no feature network (`evaluation` is
-/// `None`), there are grids and no scores.
+/// their scores.
 pub fn cell(recipe: &Recipe, cell: &Cell) -> Cost {
     let generator = denoiser(&recipe.network);
-    let evaluation = recipe.evaluation.as_ref();
-    let scored = evaluation.map_or(0, |e| e.samples);
-    let features = |images: usize| images as f64 * classifier_forward(recipe.network.size);
-    let scores = features(evaluation.map_or(0, |e| e.reference + e.samples));
+    let e = &recipe.evaluation;
+    let scored = e.trials * e.samples;
+    let features = |images: usize| images as f64 * features_forward(recipe);
+    // The real images of the larger scales are measured once for all cells.
+    let real = if recipe.scale.procedural() { e.reference } else { 0 };
+    let scores = features(real + scored);
     let samples = (GRID_IMAGES + scored) as f64 * generator.flop();
     let Method::OneStep(objective) = cell.method else {
         let disk_bytes = TEXT + grid_bytes(&recipe.network);
@@ -85,7 +86,7 @@ pub fn cell(recipe: &Recipe, cell: &Cell) -> Cost {
     };
     let steps = recipe.iterations();
     let looks = looks(steps, recipe.ticks);
-    let quick = evaluation.map_or(0, |e| e.quick_samples);
+    let quick = e.quick_samples;
     let look = (GRID_IMAGES + quick) as f64 * generator.flop() + features(quick);
     let step_flop = recipe.batch as f64 * per_image;
     Cost {
@@ -95,6 +96,35 @@ pub fn cell(recipe: &Recipe, cell: &Cell) -> Cost {
         parameters: generator.parameters + judge.parameters,
         ..disk(&recipe.network, looks, generator, &[generator, judge])
     }
+}
+
+/// Bytes of memory that one step of the cell's training takes at its peak, an
+/// estimate: weights, gradients, Adam's moments and the average, and the outputs of
+/// every operation of the larger of the two steps. For a cell that only samples, a
+/// batch of samples.
+pub fn memory(recipe: &Recipe, cell: &Cell) -> u64 {
+    let generator = denoiser(&recipe.network);
+    let Method::OneStep(objective) = cell.method else {
+        return 4 * (generator.parameters + SAMPLED_AT_ONCE * generator.activations);
+    };
+    let batch = recipe.batch as u64;
+    let (judge, critic_step, held) = match objective {
+        Objective::ClassRatio(_) => {
+            let critic = critic(&recipe.network);
+            (critic, 2 * batch * critic.activations, batch * critic.activations)
+        }
+        // The teacher's and the fake score's outputs are held constant.
+        Objective::Vsd => (generator, batch * generator.activations, 0),
+    };
+    let teacher = if objective == Objective::Vsd { generator.parameters } else { 0 };
+    let kept = 5 * generator.parameters + 4 * judge.parameters + teacher;
+    4 * (kept + critic_step.max(batch * generator.activations + held))
+}
+
+/// [`memory`] of a step of pre-training.
+pub fn pretraining_memory(recipe: &Recipe) -> u64 {
+    let network = denoiser(&recipe.network);
+    4 * (5 * network.parameters + recipe.pretraining.batch as u64 * network.activations)
 }
 
 /// Denoising score matching; nothing for `Start::Random`.
@@ -122,6 +152,8 @@ const TRAINED: f64 = 3.0;
 /// Forward, and backward to the inputs only.
 const THROUGH: f64 = 2.0;
 const GRID_IMAGES: usize = GRID.0 * GRID.0;
+/// The batch of `train::generate`.
+const SAMPLED_AT_ONCE: u64 = 100;
 
 /// How often a training writes a grid: at the beginning, and at each tick.
 fn looks(steps: u64, ticks: u64) -> u64 {
@@ -178,11 +210,40 @@ pub fn classifier_forward(size: usize) -> f64 {
     count.flop()
 }
 
+/// Operations of Inception-v3 on one image of 299 pixels, our count.
+const INCEPTION_FLOP: f64 = 11.4e9;
+
+fn features_forward(recipe: &Recipe) -> f64 {
+    match recipe.scale.procedural() {
+        true => classifier_forward(recipe.network.size),
+        false => INCEPTION_FLOP,
+    }
+}
+
+/// The features of the real images, which are measured once for all cells; nothing
+/// where they are drawn.
+pub fn reference(recipe: &Recipe) -> Cost {
+    if recipe.scale.procedural() {
+        return Cost::default();
+    }
+    let (e, dim) = (&recipe.evaluation, crate::inception::FEATURES);
+    let disk_bytes =
+        TEXT + (8 * dim * (dim + 1) + 4 * dim * (e.neighbourhood + crate::evaluate::TARGETS)) as u64;
+    Cost {
+        flop: e.reference as f64 * INCEPTION_FLOP,
+        disk_bytes,
+        peak_disk_bytes: disk_bytes,
+        ..Cost::default()
+    }
+}
+
 /// What a network has and does, counted layer by layer.
 #[derive(Clone, Copy, Default)]
 struct Count {
     /// Of one image's forward pass.
     multiply_adds: u64,
+    /// Values of that pass that its backward needs: the output of every operation.
+    activations: u64,
     parameters: u64,
     tensors: u64,
 }
@@ -201,6 +262,11 @@ impl Count {
     fn conv(&mut self, inputs: usize, outputs: usize, k: usize, pixels: usize) {
         self.has(2, outputs * (inputs * k * k + 1));
         self.multiply_adds += (outputs * inputs * k * k * pixels) as u64;
+        self.keep(outputs * pixels);
+    }
+
+    fn keep(&mut self, values: usize) {
+        self.activations += values as u64;
     }
 
     fn linear(&mut self, inputs: usize, outputs: usize) {
@@ -208,25 +274,29 @@ impl Count {
         self.multiply_adds += (outputs * inputs) as u64;
     }
 
-    fn norm(&mut self, channels: usize) {
+    fn norm(&mut self, channels: usize, pixels: usize) {
         self.has(2, 2 * channels);
+        self.keep(channels * pixels);
     }
 
     fn attention(&mut self, channels: usize, pixels: usize) {
-        self.norm(channels);
+        self.norm(channels, pixels);
         self.conv(channels, 3 * channels, 1, pixels);
         self.conv(channels, channels, 1, pixels);
+        // The weighted sum, and the residual one.
+        self.keep(2 * channels * pixels);
         // q^T k, and the weighted sum of v.
         self.multiply_adds += (2 * channels * pixels * pixels) as u64;
     }
 
     /// A residual block; its residual is projected where the channels change.
     fn block(&mut self, config: &Config, inputs: usize, outputs: usize, pixels: usize) {
-        self.norm(inputs);
+        self.norm(inputs, pixels);
         self.conv(inputs, outputs, 3, pixels);
         self.linear(embedding(config), outputs);
-        self.norm(outputs);
+        self.norm(outputs, pixels);
         self.conv(outputs, outputs, 3, pixels);
+        self.keep(outputs * pixels);
         if inputs != outputs {
             self.conv(inputs, outputs, 1, pixels);
         }
@@ -284,6 +354,8 @@ impl Count {
             }
             for _ in 0..=config.blocks {
                 let inputs = current + skips.pop().expect("one skip for each decoder block");
+                // The concatenation.
+                self.keep(inputs * pixels);
                 current = config.model_channels * mult;
                 self.block(config, inputs, current, pixels);
             }
@@ -291,7 +363,7 @@ impl Count {
                 self.attention(current, pixels);
             }
         }
-        self.norm(current);
+        self.norm(current, config.size * config.size);
         self.conv(current, config.image_channels, 3, config.size * config.size);
     }
 }
@@ -313,7 +385,7 @@ fn denoiser(config: &Config) -> Count {
 fn critic(config: &Config) -> Count {
     let mut count = Count::default();
     let last = *count.encoder(config).last().expect("an encoder has blocks");
-    count.norm(last);
+    count.norm(last, (config.size >> (config.channel_mult.len() - 1)).pow(2));
     count.linear(last, 1);
     count
 }
@@ -388,6 +460,16 @@ pub fn duration(seconds: f64) -> String {
         _ if days < 730.0 => format!("{days:.0} days"),
         _ => format!("{:.0} years", days / 365.25),
     }
+}
+
+/// A number of operations with two digits or three: "17.9 TFLOP".
+pub fn operations(flop: f64) -> String {
+    let units = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"];
+    let (mut value, mut unit) = (flop, 0);
+    while value >= 999.5 && unit + 1 < units.len() {
+        (value, unit) = (value / 1000.0, unit + 1);
+    }
+    if value < 9.95 { format!("{value:.1} {}", units[unit]) } else { format!("{value:.0} {}", units[unit]) }
 }
 
 /// A size in powers of 1000 with two digits or three: "512 B", "3.1 MB".

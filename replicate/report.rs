@@ -157,7 +157,7 @@ pub fn table2(rows: &[Row2], scores: &[Score], goldens: &[Golden], scale: &str) 
 /// Only real Inception features make an FID.
 pub(crate) fn metric_names(scale: &str) -> (&'static str, &'static str) {
     match scale {
-        "smoke" | "mini" => ("FD", "IS stand-in"),
+        "smoke" | "mini" | "drill" => ("FD", "IS stand-in"),
         _ => ("FID", "IS"),
     }
 }
@@ -209,11 +209,18 @@ pub(crate) fn scale_note(scale: &str) -> String {
         "mini" => "mini: embedded glyphs, a small U-Net, minutes on a CPU; \
                the paper's columns are CIFAR-10 at full size and do not compare."
             .to_string(),
+        "drill" => {
+            "drill: glyphs as small CIFAR archives, and networks filled by a formula, to see that the \
+                paper scale's path works; the numbers say nothing about the methods."
+                .to_string()
+        }
         "small" => "small: CIFAR images, a reduced U-Net and its own teacher; \
                 the paper's numbers belong to a larger network and do not compare."
             .to_string(),
         "paper" => {
-            "paper: CIFAR-10, EDM's network; FID of 50,000 samples against the training images.".to_string()
+            "paper: CIFAR-10, EDM's network; FID of 50,000 samples against the training images, the mean of \
+             three trials (`fd_min` in the scores is the least, which EDM prints)."
+                .to_string()
         }
         other => format!("{other}: a scale of its own; the paper's numbers do not compare."),
     }

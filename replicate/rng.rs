@@ -35,12 +35,22 @@ impl Stream {
     }
 
     /// `n` standard normal numbers of one step. The same values as calling
-    /// `at(step).normals()`, made on all threads.
+    /// `at(step).fill_normal()`, made on all threads.
     pub fn normals(&self, step: u64, n: usize) -> Vec<f32> {
+        self.normals_from(step, 0, n)
+    }
+
+    /// Numbers `first` to `first + n` of [`Stream::normals`].
+    ///
+    /// # Panics
+    /// If `first` is not a multiple of 4, the numbers that the generator makes at
+    /// a time.
+    pub fn normals_from(&self, step: u64, first: usize, n: usize) -> Vec<f32> {
+        assert!(first.is_multiple_of(4), "the generator makes four numbers at a time");
         let mut out = vec![0f32; n];
         out.par_chunks_mut(4096).enumerate().for_each(|(i, chunk)| {
             let mut draws = self.at(step);
-            draws.block = (i * 1024) as u64;
+            draws.block = (first / 4 + i * 1024) as u64;
             draws.fill_normal(chunk);
         });
         out
@@ -146,6 +156,7 @@ mod tests {
         let mut serial = vec![0f32; 10_001];
         stream.at(7).fill_normal(&mut serial);
         assert_eq!(serial, stream.normals(7, 10_001));
+        assert_eq!(serial[6004..], stream.normals_from(7, 6004, 3997));
     }
 
     #[test]

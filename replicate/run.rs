@@ -2,28 +2,34 @@
 //! the key of its experiment.
 
 mod data;
+mod inputs;
 mod mapping;
 mod provenance;
 mod weights;
 
+pub use self::data::STATISTICS;
+pub use self::inputs::{Input, lacking, needed};
 pub use self::provenance::humantime;
 use self::provenance::provenance;
+use self::weights::read_weights;
 pub use self::weights::{CLASSIFIER, shipped};
 use crate::data::Images;
 use crate::distill::{Initial, Objective, OneStep};
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluator;
+use crate::evaluate::{Evaluator, over_trials};
 use crate::experiment::{Cell, Data, Method, Recipe, Start};
 use crate::golden::{Score, read_scores, write_scores};
 use crate::params::Arrays;
 use crate::sampler::{HEUN_STEPS, heun, one_step};
 use crate::store::{Entry, Finished, Key, Lock, Manifest, Store, write_safetensors};
 use crate::train::{
-    Budget, Distilling, GRID, Trained, evaluating, generate, grid_latents, score_latents, train,
+    Budget, Distilling, GRID, ScoreLatents, Trained, evaluating, generate, generate_grid, train,
 };
 use crate::watch::Watch;
 use candle_core::{Device, Tensor};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,7 +47,7 @@ pub struct Settings {
     pub store: PathBuf,
     /// The repository: paper/ and golden/ are here.
     pub root: PathBuf,
-    /// CIFAR files, for the scales that read them.
+    /// CIFAR files, for the scales that read them; else those that were fetched.
     pub data: Option<PathBuf>,
     pub device: Device,
     /// Trains what ships with the repository again.
@@ -54,7 +60,10 @@ pub struct Runner<'a> {
     store: Store,
     watch: Watch,
     stop: &'a AtomicBool,
-    target: OnceLock<Images>,
+    /// What was read or drawn, with its digest where it was read.
+    images: BTreeMap<Data, (Images, String)>,
+    /// The files that were found and verified, with their SHA-256.
+    inputs: RefCell<Vec<(Input, (PathBuf, String))>>,
     evaluator: OnceLock<Evaluator>,
     features: OnceLock<(Arrays, String)>,
 }
@@ -102,7 +111,8 @@ impl<'a> Runner<'a> {
             store,
             watch,
             stop,
-            target: OnceLock::new(),
+            images: BTreeMap::new(),
+            inputs: RefCell::new(Vec::new()),
             evaluator: OnceLock::new(),
             features: OnceLock::new(),
         };
@@ -119,7 +129,7 @@ impl<'a> Runner<'a> {
     /// Runs one cell of one seed, or answers from the store.
     pub fn cell(&mut self, cell: &Cell, seed: u64) -> Result<Outcome> {
         let identity = self.identify(cell, seed, true)?;
-        let Identity { entry, text, weights, weights_digest, features_digest, images_digest } =
+        let Identity { entry, text, weights_digest, features_digest, images_digest } =
             identity.expect("what is missing was made");
         let lock = match self.claim(&entry)? {
             Claim::Finished(manifest) => return Ok(Outcome { entry, manifest }),
@@ -131,22 +141,21 @@ impl<'a> Runner<'a> {
         let started = Instant::now();
         let config = self.recipe.network.clone();
         let device = self.settings.device.clone();
-        self.prepare(Data::Target)?;
-        let needs_scores = self.recipe.evaluation.is_some();
-        if needs_scores {
-            self.prepare_evaluator()?;
-        }
-        let target = self.target.get().expect("just prepared");
-        let evaluator = self.evaluator.get();
+        let weights = match cell.start {
+            Start::Random => None,
+            start => self.pretrained(start, true)?.map(|(arrays, _)| arrays),
+        };
+        self.images(Data::Target)?;
+        self.prepare_evaluator()?;
+        let target = &self.images[&Data::Target].0;
+        let evaluator = self.evaluator.get().expect("just prepared");
         let mut outputs = Vec::new();
         let mut costs = Vec::new();
         let mut images_seen = 0;
 
-        let samples: Box<dyn Fn(&Tensor) -> candle_core::Result<Tensor>> = match cell.method {
+        let samples = match cell.method {
             Method::Teacher => {
-                let teacher =
-                    evaluating(&config, weights.as_ref().expect("the teacher is pre-trained"), &device)?;
-                Box::new(move |z| heun(&teacher, z, HEUN_STEPS))
+                sampling(cell, &self.recipe, weights.as_ref().expect("the teacher is pre-trained"), &device)?
             }
             Method::OneStep(objective) => {
                 let run = self.initial(objective, seed, weights.as_ref())?;
@@ -155,55 +164,57 @@ impl<'a> Runner<'a> {
                 costs.push(("critic_parameters", critic as f64));
                 let budget =
                     Budget { images: self.recipe.images, batch: self.recipe.batch, ticks: self.recipe.ticks };
-                let mut training = Distilling::new(&device, &self.recipe, run, target, seed, evaluator)?;
+                let mut training =
+                    Distilling::new(&device, &self.recipe, run, target, seed, Some(evaluator))?;
                 let trained = train(&lock, budget, &mut training, &mut self.watch, self.stop)?;
                 images_seen = trained.images;
                 outputs.extend(trained.outputs.clone());
                 write_timing(&lock, &trained)?;
                 lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
                 outputs.push(WEIGHTS.to_string());
-                let generator = evaluating(&config, &trained.weights, &device)?;
-                let sigma_init = self.recipe.one_step.sigma_init;
-                Box::new(move |z| one_step(&generator, z, sigma_init))
+                sampling(cell, &self.recipe, &trained.weights, &device)?
             }
         };
         let (stop, watch) = (self.stop, &mut self.watch);
-        let mut sampled = |latents: &Tensor| {
-            let mut done = 0;
-            let batch = |z: &Tensor| {
-                if stop.load(Ordering::Relaxed) {
-                    candle_core::bail!("stopped by a signal");
-                }
-                let images = samples(z)?;
-                done += z.dim(0)?;
-                watch.sampling(&label, done, latents.dim(0)?);
-                Ok(images)
-            };
-            generate(latents, batch).map_err(|error| match stop.load(Ordering::Relaxed) {
-                true => Error::Stopped { cell: label.clone() },
-                false => error,
-            })
+        let sample = |z: &Tensor| {
+            if stop.load(Ordering::Relaxed) {
+                candle_core::bail!("stopped by a signal");
+            }
+            samples(z)
         };
-        let grid = sampled(&grid_latents(&config, &device)?)?;
+        let stopped = |error| match stop.load(Ordering::Relaxed) {
+            true => Error::Stopped { cell: label.clone() },
+            false => error,
+        };
+        let grid = generate_grid(&config, &device, sample).map_err(stopped)?;
         lock.write(SAMPLES, &crate::grid::png_grid(&grid, GRID.0, GRID.1))?;
         outputs.push(SAMPLES.to_string());
-        if let (Some(evaluator), Some(e)) = (evaluator, &self.recipe.evaluation) {
-            let images = sampled(&score_latents(&config, seed, e.samples, &device)?)?;
-            let values = evaluator.scores(&images)?.into_iter().chain(costs);
-            let scores: Vec<Score> = values
-                .map(|(metric, value)| Score {
-                    row: cell.row.to_string(),
-                    scale: self.recipe.scale.to_string(),
-                    seed,
-                    metric: metric.to_string(),
-                    value,
-                    class: class.to_string(),
-                    manifest: entry.key().to_string(),
-                })
-                .collect();
-            lock.write(SCORES, write_scores(&scores).as_bytes())?;
-            outputs.push(SCORES.to_string());
+        let e = &self.recipe.evaluation;
+        let latents = ScoreLatents { config: &config, seed, device: &device };
+        let mut trials = Vec::new();
+        for trial in 0..e.trials {
+            let images = generate(trial * e.samples..(trial + 1) * e.samples, |range| {
+                let images = sample(&latents.at(range.clone())?)?;
+                watch.sampling(&label, range.end, e.trials * e.samples);
+                Ok(images)
+            });
+            trials.push(evaluator.scores(&images.map_err(stopped)?)?);
         }
+        let scores: Vec<Score> = over_trials(&trials)
+            .into_iter()
+            .chain(costs)
+            .map(|(metric, value)| Score {
+                row: cell.row.to_string(),
+                scale: self.recipe.scale.to_string(),
+                seed,
+                metric: metric.to_string(),
+                value,
+                class: class.to_string(),
+                manifest: entry.key().to_string(),
+            })
+            .collect();
+        lock.write(SCORES, write_scores(&scores).as_bytes())?;
+        outputs.push(SCORES.to_string());
         let manifest = Manifest {
             experiment: text,
             seed,
@@ -244,6 +255,36 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// Images of a finished cell, by their numbers: the first ones are those that it
+    /// was scored on.
+    ///
+    /// # Errors
+    /// `Missing` where the cell has not been run.
+    pub fn samples(
+        &mut self,
+        cell: &Cell,
+        seed: u64,
+    ) -> Result<impl FnMut(Range<usize>) -> Result<Images> + 'static> {
+        let Some(outcome) = self.stored(cell, seed)? else {
+            return Err(Error::Missing {
+                path: self.settings.store.clone(),
+                what: format!("{} of seed {seed} is not in this store", cell.row),
+                remedy: format!("replicate run {} --scale {} --seed {seed}", cell.row, self.recipe.scale),
+            });
+        };
+        let weights = match cell.method {
+            Method::Teacher => self.pretrained(cell.start, true)?.expect("made where it was missing").0,
+            Method::OneStep(_) => read_weights(&outcome.entry)?.0,
+        };
+        let device = self.settings.device.clone();
+        let samples = sampling(cell, &self.recipe, &weights, &device)?;
+        let config = self.recipe.network.clone();
+        Ok(move |range| {
+            let latents = ScoreLatents { config: &config, seed, device: &device };
+            generate(range, |part| samples(&latents.at(part)?))
+        })
+    }
+
     /// Every seed of `cell` that has a directory in the store, in order; which
     /// of them are of this very experiment `stored` tells by their keys.
     pub fn seeds(&self, cell: &Cell) -> Result<Vec<u64>> {
@@ -277,27 +318,24 @@ impl<'a> Runner<'a> {
     /// The name of a cell's result. With `make`, the weights that it starts
     /// from are trained where they are missing; without, it is `None` then.
     fn identify(&mut self, cell: &Cell, seed: u64, make: bool) -> Result<Option<Identity>> {
-        let (weights, weights_digest) = match cell.start {
-            Start::Random => (None, "none".to_string()),
-            start => match self.pretrained(start, make)? {
-                Some((arrays, digest)) => (Some(arrays), digest),
+        let weights_digest = match cell.start {
+            Start::Random => "none".to_string(),
+            start => match self.pretrained_digest(start, make)? {
+                Some(digest) => digest,
                 None => return Ok(None),
             },
         };
-        let features_digest = match self.recipe.evaluation {
-            Some(_) => match self.features(make)? {
-                Some((_, digest)) => digest.clone(),
-                None => return Ok(None),
-            },
-            None => String::new(),
-        };
-        let images_digest = self.digest(Data::Target)?;
+        let Some(features_digest) = self.features_digest(make)? else { return Ok(None) };
+        if make && !self.recipe.scale.procedural() {
+            self.images(Data::Target)?;
+        }
+        let Some(images_digest) = self.digest(Data::Target)? else { return Ok(None) };
         let class = determinism(&self.settings.device);
         let text =
             self.recipe.cell_text(cell, seed, &images_digest, &weights_digest, &features_digest, class);
         let label = self.label(&format!("{}-s{seed}", cell.row));
         let entry = self.store.entry(&Key::of(&text), &label);
-        Ok(Some(Identity { entry, text, weights, weights_digest, features_digest, images_digest }))
+        Ok(Some(Identity { entry, text, weights_digest, features_digest, images_digest }))
     }
 
     fn label(&self, name: &str) -> String {
@@ -331,10 +369,21 @@ impl<'a> Runner<'a> {
     }
 }
 
+type Sampling = Box<dyn Fn(&Tensor) -> candle_core::Result<Tensor>>;
+
+/// From latents to images, by a cell's network with `weights`.
+fn sampling(cell: &Cell, recipe: &Recipe, weights: &Arrays, device: &Device) -> Result<Sampling> {
+    let network = evaluating(&recipe.network, weights, device)?;
+    let sigma_init = recipe.one_step.sigma_init;
+    Ok(match cell.method {
+        Method::Teacher => Box::new(move |z| heun(&network, z, HEUN_STEPS)),
+        Method::OneStep(_) => Box::new(move |z| one_step(&network, z, sigma_init)),
+    })
+}
+
 struct Identity {
     entry: Entry,
     text: String,
-    weights: Option<Arrays>,
     weights_digest: String,
     features_digest: String,
     images_digest: String,

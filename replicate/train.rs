@@ -2,8 +2,9 @@
 //! is trained is a [`Training`]; step k is a pure function of the weights and
 //! of k, so a run that was stopped ends in the same bytes as one that was not.
 
+use crate::augment::{Augmentation, Draw};
 use crate::data::Images;
-use crate::distill::{CriticBatch, GeneratorBatch, OneStep, strip};
+use crate::distill::{CriticBatch, GeneratorBatch, OneStep, augmented, strip};
 use crate::equations::{diffuse, dsm};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, Quick};
@@ -20,6 +21,7 @@ use crate::unet::{Config, Denoiser};
 use crate::watch::{Progress, Watch};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -280,6 +282,7 @@ struct Batches<'a> {
     images: &'a Images,
     device: Device,
     batch: usize,
+    augmentation: Augmentation,
     /// Names the streams.
     cell: String,
 }
@@ -304,48 +307,73 @@ impl Batches<'_> {
         Ok(Tensor::from_vec(self.images.to_unit(indices), self.shape(), &self.device)?)
     }
 
+    /// `None` where nothing is augmented.
+    fn augment(&self, name: &str, k: u64) -> Option<Vec<Draw>> {
+        let mut draws = Stream::new(&self.cell, name).at(k);
+        let each = |_| self.augmentation.draw(&mut draws);
+        (self.augmentation.p > 0.0).then(|| (0..self.batch).map(each).collect())
+    }
+
     fn sigma(&self, name: &str, levels: Levels, k: u64) -> Vec<f32> {
         levels.draw(&mut Stream::new(&self.cell, name).at(k), self.batch)
     }
 }
 
-/// The latents of every grid: the same in every panel of every row.
-pub fn grid_latents(config: &Config, device: &Device) -> Result<Tensor> {
+/// Images of the latents of every grid: the same in every panel of every row.
+pub fn generate_grid(
+    config: &Config,
+    device: &Device,
+    sample: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+) -> Result<Images> {
     let n = GRID.0 * GRID.0;
     let shape = (n, config.image_channels, config.size, config.size);
     let values = Stream::new("grid", "z").normals(0, n * config.image_channels * config.size * config.size);
-    Ok(Tensor::from_vec(values, shape, device)?)
+    let latents = Tensor::from_vec(values, shape, device)?;
+    generate(0..n, |range| sample(&latents.narrow(0, range.start, range.len())?))
 }
 
-/// Samples in batches; the batch never changes an image.
+/// The images of `range` in batches, which `sample` makes (B, C, H, W); the batch
+/// never changes an image.
 ///
 /// # Errors
 /// `Run` when a value is not finite: as bytes it would pass for black.
 pub fn generate(
-    latents: &Tensor,
-    mut sample: impl FnMut(&Tensor) -> candle_core::Result<Tensor>,
+    range: Range<usize>,
+    mut sample: impl FnMut(Range<usize>) -> candle_core::Result<Tensor>,
 ) -> Result<Images> {
     const BATCH: usize = 100;
-    let (n, c, size, _) = latents.dims4()?;
-    let mut all = Images { channels: c, size, pixels: Vec::new(), labels: Vec::new() };
-    for start in (0..n).step_by(BATCH) {
-        let x = sample(&latents.narrow(0, start, BATCH.min(n - start))?)?;
+    let mut all = Images { channels: 0, size: 0, pixels: Vec::new(), labels: Vec::new() };
+    for start in range.clone().step_by(BATCH) {
+        let x = sample(start..range.end.min(start + BATCH))?;
+        let (_, channels, size, _) = x.dims4()?;
         let values = x.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
         if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-            let image = start + at / (c * size * size);
+            let image = start + at / (channels * size * size);
             return Err(Error::Run(format!("sample {image} is not finite: the network has diverged")));
         }
-        all.pixels.extend(Images::from_unit(c, size, &values).pixels);
+        (all.channels, all.size) = (channels, size);
+        all.pixels.extend(Images::from_unit(channels, size, &values).pixels);
     }
     Ok(all)
 }
 
 /// The latents that a cell is scored on: the same for every row of a seed.
-pub fn score_latents(config: &Config, seed: u64, n: usize, device: &Device) -> Result<Tensor> {
-    let shape = (n, config.image_channels, config.size, config.size);
-    let count = n * config.image_channels * config.size * config.size;
-    let values = Stream::new(&format!("score seed {seed}"), "z").normals(0, count);
-    Ok(Tensor::from_vec(values, shape, device)?)
+#[derive(Clone, Copy)]
+pub struct ScoreLatents<'a> {
+    pub config: &'a Config,
+    pub seed: u64,
+    pub device: &'a Device,
+}
+
+impl ScoreLatents<'_> {
+    /// Those of the images of `range`, (B, C, H, W), whatever was asked for before.
+    pub fn at(&self, range: Range<usize>) -> candle_core::Result<Tensor> {
+        let (c, size) = (self.config.image_channels, self.config.size);
+        let each = c * size * size;
+        let stream = Stream::new(&format!("score seed {}", self.seed), "z");
+        let values = stream.normals_from(0, range.start * each, range.len() * each);
+        Tensor::from_vec(values, (range.len(), c, size, size), self.device)
+    }
 }
 
 /// Loads weights into a network that only evaluates.
@@ -384,7 +412,13 @@ impl<'a> Teaching<'a> {
         Ok(Teaching {
             adam: Adam::new(settings.adam, &params)?,
             ema: Ema::new(settings.ema_half_life, &params)?,
-            batches: Batches { images, device: device.clone(), batch: settings.batch, cell: cell.into() },
+            batches: Batches {
+                images,
+                device: device.clone(),
+                batch: settings.batch,
+                augmentation: recipe.augmentation,
+                cell: cell.into(),
+            },
             settings,
             levels,
             config,
@@ -413,9 +447,10 @@ impl Training for Teaching<'_> {
     fn step(&mut self, k: u64, images: u64) -> Result<Vec<f64>> {
         let b = &self.batches;
         let x0 = b.real(&b.indices("index", k))?;
+        let (x0, labels) = augmented(&x0, b.augment("augment", k).as_deref())?;
         let sigma = b.sigma("sigma", self.levels, k);
         let xt = diffuse(&x0, &sigma, &b.normal("noise", k)?)?;
-        let loss = dsm(&self.model.forward(&xt, &sigma, None)?, &x0, &sigma)?;
+        let loss = dsm(&self.model.forward(&xt, &sigma, labels.as_ref())?, &x0, &sigma)?;
         let s = &self.settings;
         let lr = learning_rate(s.lr, s.warmup_images, s.images, s.cosine, images);
         self.adam.update(&self.params, &loss.backward()?, lr)?;
@@ -426,9 +461,8 @@ impl Training for Teaching<'_> {
     /// One-step samples: what the generator will start from.
     fn look(&self) -> Result<Look> {
         let model = evaluating(&self.config, &self.ema.arrays()?, &self.batches.device)?;
-        let latents = grid_latents(&self.config, &self.batches.device)?;
-        let grid = generate(&latents, |z| one_step(&model, z, self.sigma_init))?;
-        Ok(Look { quick: None, grid: Some(grid) })
+        let sample = |z: &Tensor| one_step(&model, z, self.sigma_init);
+        Ok(Look { quick: None, grid: Some(generate_grid(&self.config, &self.batches.device, sample)?) })
     }
 
     fn state(&self) -> Result<Arrays> {
@@ -460,8 +494,8 @@ pub struct Distilling<'a> {
     config: Config,
     sigma_init: f64,
     run: OneStep,
-    /// The latents of the quick scores, and who computes them.
-    quick: Option<(Tensor, &'a Evaluator)>,
+    /// How many images the quick scores take, of which seed, and who computes them.
+    quick: Option<(usize, u64, &'a Evaluator)>,
 }
 
 impl<'a> Distilling<'a> {
@@ -474,16 +508,17 @@ impl<'a> Distilling<'a> {
         evaluator: Option<&'a Evaluator>,
     ) -> Result<Distilling<'a>> {
         let config = recipe.network.clone();
-        let quick = match (&recipe.evaluation, evaluator) {
-            (Some(e), Some(evaluator)) => {
-                Some((score_latents(&config, seed, e.quick_samples, device)?, evaluator))
-            }
-            _ => None,
-        };
+        let quick = evaluator.map(|evaluator| (recipe.evaluation.quick_samples, seed, evaluator));
         // Every row of a seed sees the same images and the same noise.
         let cell = format!("{} one-step seed {seed}", recipe.scale);
         Ok(Distilling {
-            batches: Batches { images, device: device.clone(), batch: recipe.batch, cell },
+            batches: Batches {
+                images,
+                device: device.clone(),
+                batch: recipe.batch,
+                augmentation: recipe.augmentation,
+                cell,
+            },
             levels: recipe.one_step.levels,
             config,
             sigma_init: recipe.one_step.sigma_init,
@@ -506,6 +541,10 @@ impl Training for Distilling<'_> {
             sigma: b.sigma("critic.sigma", self.levels, k),
             noise_real: b.normal("critic.noise_real", k)?,
             noise_fake: b.normal("critic.noise_fake", k)?,
+            augment: b
+                .augment("critic.augment_real", k)
+                .zip(b.augment("critic.augment_fake", k))
+                .map(<[_; 2]>::from),
         })?;
         let loss = self.run.generator_step(&GeneratorBatch {
             z: b.normal("generator.z", k)?,
@@ -521,10 +560,13 @@ impl Training for Distilling<'_> {
         let model = evaluating(&self.config, &self.run.averaged()?, device)?;
         let sample = |z: &Tensor| one_step(&model, z, self.sigma_init);
         let quick = match &self.quick {
-            Some((latents, evaluator)) => Some(evaluator.quick(&generate(latents, sample)?)?),
+            Some((n, seed, evaluator)) => {
+                let latents = ScoreLatents { config: &self.config, seed: *seed, device };
+                Some(evaluator.quick(&generate(0..*n, |range| sample(&latents.at(range)?))?)?)
+            }
             None => None,
         };
-        Ok(Look { quick, grid: Some(generate(&grid_latents(&self.config, device)?, sample)?) })
+        Ok(Look { quick, grid: Some(generate_grid(&self.config, device, sample)?) })
     }
 
     fn state(&self) -> Result<Arrays> {
@@ -561,7 +603,13 @@ impl<'a> Classifying<'a> {
         let (params, model) = Params::build(device, &source, Classifier::new)?;
         Ok(Classifying {
             adam: Adam::new(settings.adam, &params)?,
-            batches: Batches { images, device: device.clone(), batch: settings.batch, cell: cell.into() },
+            batches: Batches {
+                images,
+                device: device.clone(),
+                batch: settings.batch,
+                augmentation: Augmentation { p: 0.0 },
+                cell: cell.into(),
+            },
             settings: settings.clone(),
             params,
             model,

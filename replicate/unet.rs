@@ -444,10 +444,11 @@ impl Critic {
         })
     }
 
-    /// Logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B).
-    pub fn forward(&self, x: &Tensor, sigma: &[f32]) -> Result<Tensor> {
+    /// Logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B); `augment` as
+    /// for [`Denoiser::forward`].
+    pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let emb = self.encoder.embed(&c.noise, None, x)?;
+        let emb = self.encoder.embed(&c.noise, augment, x)?;
         let last = self.encoder.forward(&scale_images(x, &c.input)?, &emb, &mut |_, _| {})?.pop();
         let pooled = self.norm.silu(&last.expect("an encoder has blocks"))?.flatten_from(2)?.mean(2)?;
         self.head.forward(&pooled)?.squeeze(1)

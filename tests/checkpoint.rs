@@ -533,6 +533,8 @@ fn malicious_pickles_are_refused() {
         ("memo entry 2^31 set", pickle(b"Nr\x00\x00\x00\x80"), "memo entry 2147483648 set"),
         ("memo entry 2^31 asked for", pickle(b"j\x00\x00\x00\x80"), "memo entry 2147483648 asked for"),
         ("an empty memo", pickle(b"h\x00"), "memo entry 0 asked for"),
+        ("a memo that begins with 1", pickle(b"Nq\x01h\x00"), "memo entry 0 asked for"),
+        ("a memo that begins with 2", pickle(b"Nq\x02"), "memo entry 2 set where there are 0"),
         ("a list within itself", pickle(b"]q\x00h\x00a"), "within itself"),
         ("a dictionary within itself", pickle(b"}\x94\x8c\x01xh\x00s"), "\"x\" within itself"),
         ("a tuple within itself", pickle(b"]\x94h\x00\x85a"), "within itself"),
@@ -587,6 +589,11 @@ fn malicious_pickles_are_refused() {
             "a storage from nowhere",
             dictionary(&[global("torch._utils", "_rebuild_tensor_v2"), b"(NK\x00)))N}tR".to_vec()].concat()),
             "does not write",
+        ),
+        (
+            "an array of NumPy's",
+            dictionary(&[global("numpy.core.multiarray", "_reconstruct"), b")R".to_vec()].concat()),
+            "an array of NumPy's, at \"x\"",
         ),
         (
             "an object without state",

@@ -6,7 +6,7 @@
 use candle_core::Device;
 use proptest::prelude::*;
 use replicate::data::{Images, glyphs};
-use replicate::evaluate::{Evaluator, TARGETS};
+use replicate::evaluate::{Evaluator, FeatureNetwork, Reference, TARGETS};
 use replicate::experiment::{Recipe, Scale};
 use replicate::features::Classifier;
 use replicate::metrics::modes::{COLLAPSED_RECALL, Collapse, collapse};
@@ -21,11 +21,14 @@ fn evaluator() -> &'static Evaluator {
     static EVALUATOR: OnceLock<Evaluator> = OnceLock::new();
     EVALUATOR.get_or_init(|| {
         let (weights, _) = shipped(Path::new(env!("CARGO_MANIFEST_DIR")), CLASSIFIER).unwrap().unwrap();
-        let evaluation = Recipe::of(Scale::Mini).evaluation.unwrap();
+        let evaluation = Recipe::of(Scale::Mini).evaluation;
         let per_class = evaluation.reference / TARGETS;
         let reference = glyphs::images(SIZE, glyphs::TARGET_CLASSES, per_class, "reference");
         let classifier = Classifier::load(&Device::Cpu, &weights).unwrap();
-        Evaluator::new(classifier, &Device::Cpu, evaluation, &reference).unwrap()
+        let network = FeatureNetwork::Glyphs(classifier, Device::Cpu);
+        let reference =
+            Reference::measure(&network, &reference, evaluation.neighbourhood, |_| Ok(())).unwrap();
+        Evaluator::new(network, evaluation, reference).unwrap()
     })
 }
 
@@ -89,7 +92,7 @@ fn measure(images: &Images) -> Measured {
 #[test]
 fn both_sides_of_the_line() {
     use Collapse::{Collapsed, Degraded, Healthy};
-    let n = Recipe::of(Scale::Mini).evaluation.unwrap().samples;
+    let n = Recipe::of(Scale::Mini).evaluation.samples;
     let cases: [(&str, Images, Collapse); 14] = [
         ("real, 10 classes", fresh(0..10, n), Healthy),
         ("real + noise 0.1", noisy(fresh(0..10, n), 0.1), Healthy),
@@ -125,14 +128,14 @@ fn both_sides_of_the_line() {
 /// The stand-in for the Inception Score rewards blur: why it is called unreliable.
 #[test]
 fn the_class_score_prefers_blurred_images() {
-    let n = Recipe::of(Scale::Mini).evaluation.unwrap().samples;
+    let n = Recipe::of(Scale::Mini).evaluation.samples;
     assert!(measure(&blurred(fresh(0..10, n), 2)).is > measure(&fresh(0..10, n)).is + 1.0);
 }
 
 /// Of the ten digits alone, how many are collapsed.
 #[test]
 fn every_digit_alone() {
-    let n = Recipe::of(Scale::Mini).evaluation.unwrap().samples;
+    let n = Recipe::of(Scale::Mini).evaluation.samples;
     let found: Vec<Measured> = (0..TARGETS).map(|class| measure(&fresh(class..class + 1, n))).collect();
     for (class, Measured { fd, recall, classes, verdict, .. }) in found.iter().enumerate() {
         println!("| only {class} | {fd:.1} | {recall:.3} | {classes:.2} | {verdict:?} |");

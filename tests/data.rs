@@ -1,13 +1,10 @@
-//! The data: glyphs, CIFAR files, conversions and the picture of a grid.
+//! The data: glyphs, conversions and the picture of a grid. CIFAR's files are
+//! in `cifar.rs`.
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::Path;
 
 use proptest::prelude::*;
-use replicate::data::cifar::{cifar10_test, cifar10_train, cifar100_train};
 use replicate::data::{Images, glyphs};
-use replicate::error::{EXIT_INPUT, Error};
 use replicate::grid;
 
 // ---- conversions -----------------------------------------------------------
@@ -191,163 +188,6 @@ fn the_pixels_have_sane_statistics_at_every_size() {
 #[should_panic(expected = "glyph classes are 0..110")]
 fn there_is_no_class_110() {
     glyphs::images(8, 100..111, 1, "train");
-}
-
-// ---- CIFAR -----------------------------------------------------------------
-
-/// `labels` is one record's labels each; the pixels count up from the record's number.
-fn records(labels: &[&[u8]]) -> Vec<u8> {
-    let pixels = |record: usize| (0..3072).map(move |i| (record + i) as u8);
-    labels.iter().enumerate().flat_map(|(i, labels)| labels.iter().copied().chain(pixels(i))).collect()
-}
-
-fn write_cifar10(dir: &Path) {
-    for i in 1..=5u8 {
-        fs::write(dir.join(format!("data_batch_{i}.bin")), records(&[&[i], &[i + 1]])).unwrap();
-    }
-    fs::write(dir.join("test_batch.bin"), records(&[&[9], &[0], &[3]])).unwrap();
-}
-
-/// The error's text, after checking that it is one about an input.
-fn input_error(result: Result<Images, Error>) -> String {
-    let error = result.expect_err("this should not be readable");
-    assert!(matches!(error, Error::Missing { .. } | Error::Malformed { .. }), "{error}");
-    assert_eq!(error.exit_code(), EXIT_INPUT);
-    error.to_string()
-}
-
-fn assert_says(text: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(text.contains(part), "{part:?} is not in: {text}");
-    }
-}
-
-#[test]
-fn cifar10_is_read_batch_after_batch() {
-    let dir = tempfile::tempdir().unwrap();
-    write_cifar10(dir.path());
-    let train = cifar10_train(dir.path()).unwrap();
-    assert_eq!((train.len(), train.channels, train.size), (10, 3, 32));
-    assert_eq!(train.labels, [1, 2, 2, 3, 3, 4, 4, 5, 5, 6]);
-    assert_eq!(train.image(2)[..3], [0, 1, 2]);
-    assert_eq!(train.image(3)[3071], (1 + 3071) as u8);
-    assert_eq!(cifar10_test(dir.path()).unwrap().labels, [9, 0, 3]);
-}
-
-#[test]
-fn the_directory_around_the_archives_own_will_do() {
-    let dir = tempfile::tempdir().unwrap();
-    let inner = dir.path().join("cifar-10-batches-bin");
-    fs::create_dir(&inner).unwrap();
-    write_cifar10(&inner);
-    assert_eq!(cifar10_train(dir.path()).unwrap(), cifar10_train(&inner).unwrap());
-
-    let inner = dir.path().join("cifar-100-binary");
-    fs::create_dir(&inner).unwrap();
-    fs::write(inner.join("train.bin"), records(&[&[19, 99]])).unwrap();
-    assert_eq!(cifar100_train(dir.path(), None).unwrap().labels, [99]);
-}
-
-#[test]
-fn cifar100_gives_the_fine_labels_of_the_chosen_classes() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("train.bin"), records(&[&[0, 30], &[1, 50], &[2, 70], &[1, 50]])).unwrap();
-    let all = cifar100_train(dir.path(), None).unwrap();
-    assert_eq!(all.labels, [30, 50, 70, 50]);
-    let some = cifar100_train(dir.path(), Some(&[70, 50])).unwrap();
-    assert_eq!(some.labels, [50, 70, 50]);
-    for (i, j) in [(0, 1), (1, 2), (2, 3)] {
-        assert_eq!(some.image(i), all.image(j));
-    }
-    let text = input_error(cifar100_train(dir.path(), Some(&[50, 31])));
-    assert_says(&text, &["train.bin", "images of fine class 31", "none among 4 images", "cifar-100-binary"]);
-}
-
-#[test]
-fn a_missing_directory_an_empty_one_and_a_missing_batch_are_told_apart() {
-    let dir = tempfile::tempdir().unwrap();
-    let nowhere = dir.path().join("nowhere");
-    let text = input_error(cifar10_train(&nowhere));
-    assert_says(&text, &["nowhere is missing", "no such directory", "CIFAR-10", "cifar-10-binary.tar.gz"]);
-
-    let file = tempfile::NamedTempFile::new().unwrap();
-    assert_says(&input_error(cifar10_train(file.path())), &["no such directory"]);
-
-    let text = input_error(cifar10_train(dir.path()));
-    assert_says(&text, &["data_batch_1.bin is missing", "is empty", "cifar-10-binary.tar.gz"]);
-
-    write_cifar10(dir.path());
-    fs::remove_file(dir.path().join("data_batch_4.bin")).unwrap();
-    let text = input_error(cifar10_train(dir.path()));
-    assert_says(&text, &["data_batch_4.bin is missing", "holds data_batch_1.bin, data_batch_2.bin"]);
-    assert!(cifar10_test(dir.path()).is_ok());
-}
-
-#[test]
-fn a_file_that_holds_no_whole_number_of_records_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    write_cifar10(dir.path());
-    let path = dir.path().join("data_batch_2.bin");
-
-    fs::write(&path, &records(&[&[1], &[2]])[..3073 + 100]).unwrap();
-    let text = input_error(cifar10_train(dir.path()));
-    assert_says(
-        &text,
-        &["data_batch_2.bin", "3073 bytes", "3173 bytes: 1 records and 100 bytes more", "unpack"],
-    );
-
-    fs::write(&path, []).unwrap();
-    assert_says(&input_error(cifar10_train(dir.path())), &["data_batch_2.bin", "0 bytes"]);
-
-    // A CIFAR-100 file where CIFAR-10 is expected.
-    fs::write(&path, records(&[&[1, 2], &[3, 4]])).unwrap();
-    assert_says(&input_error(cifar10_train(dir.path())), &["data_batch_2.bin", "2 records and 2 bytes more"]);
-
-    fs::write(dir.path().join("train.bin"), records(&[&[1]])).unwrap();
-    assert_says(&input_error(cifar100_train(dir.path(), None)), &["train.bin", "3074 bytes"]);
-}
-
-#[test]
-fn a_file_with_more_records_than_the_authors_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    fs::write(dir.path().join("test_batch.bin"), vec![0; 10_001 * 3073]).unwrap();
-    assert_says(&input_error(cifar10_test(dir.path())), &["1 to 10000 records", "10001 records"]);
-}
-
-#[test]
-fn a_label_out_of_range_is_refused() {
-    let dir = tempfile::tempdir().unwrap();
-    write_cifar10(dir.path());
-    fs::write(dir.path().join("data_batch_5.bin"), records(&[&[9], &[10]])).unwrap();
-    let text = input_error(cifar10_train(dir.path()));
-    assert_says(&text, &["data_batch_5.bin", "labels from 0 to 9", "label 10 in record 1"]);
-
-    let path = dir.path().join("train.bin");
-    fs::write(&path, records(&[&[19, 100]])).unwrap();
-    assert_says(&input_error(cifar100_train(dir.path(), None)), &["train.bin", "label 100 in record 0"]);
-    fs::write(&path, records(&[&[20, 0]])).unwrap();
-    assert_says(&input_error(cifar100_train(dir.path(), None)), &["labels from 0 to 19", "label 20"]);
-}
-
-/// With `CIFAR10_DIR`: the first images of the authors' files. Any number of
-/// images per file will do.
-#[test]
-fn the_authors_files_read_as_cifar10() {
-    let Some(dir) = std::env::var_os("CIFAR10_DIR") else {
-        eprintln!("SKIPPED: set CIFAR10_DIR to a directory with CIFAR-10's binary files to check them");
-        return;
-    };
-    let train = cifar10_train(Path::new(&dir)).unwrap();
-    let test = cifar10_test(Path::new(&dir)).unwrap();
-    eprintln!("{} training and {} test images", train.len(), test.len());
-    // frog, truck, truck, deer, automobile; cat, ship, ship, airplane, frog
-    assert_eq!(train.labels[..5], [6, 9, 9, 4, 1]);
-    assert_eq!(test.labels[..5], [3, 8, 8, 0, 6]);
-    // Top left of the frog: red, green, blue.
-    assert_eq!([0, 1024, 2048].map(|i| train.image(0)[i]), [59, 62, 63]);
-    let values = train.to_unit(&(0..train.len()).collect::<Vec<_>>());
-    let mean = values.iter().map(|&x| x as f64).sum::<f64>() / values.len() as f64;
-    assert!((mean - -0.053).abs() < 0.03, "mean {mean}");
 }
 
 // ---- grids -----------------------------------------------------------------

@@ -1,20 +1,19 @@
 //! The counts behind the estimates, against hand, against the shapes of the
 //! networks' parameters, and against what a run leaves on the disk.
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
-use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
+use candle_core::{DType, Device, Tensor};
 use replicate::data::Images;
 use replicate::experiment::{Cell, Data, Recipe, Scale, Start, TABLE1, TABLE2};
 use replicate::features::Classifier;
-use replicate::params::{Params, Source};
+use replicate::params::{Params, Source, shapes};
 use replicate::plan;
 use replicate::rng::Stream;
 use replicate::sampler::one_step;
 use replicate::train::GRID;
 use replicate::unet::{Config, Critic, Denoiser};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn row(name: &str) -> Cell {
@@ -57,35 +56,9 @@ fn a_tiny_network_by_hand() {
     assert_eq!(plan::cell(&recipe, &row("edm")).parameters, 0);
 }
 
-/// Name and shape of every parameter that a network asks for.
-struct Shapes(Arc<Mutex<Vec<(String, Vec<usize>)>>>);
-
-impl SimpleBackend for Shapes {
-    fn get(&self, shape: Shape, name: &str, _: Init, dtype: DType, device: &Device) -> Result<Tensor> {
-        self.0.lock().unwrap().push((name.to_string(), shape.dims().to_vec()));
-        Tensor::zeros(shape, dtype, device)
-    }
-
-    fn get_unchecked(&self, _: &str, _: DType, _: &Device) -> Result<Tensor> {
-        unreachable!("every network gives its shapes")
-    }
-
-    fn contains_tensor(&self, _: &str) -> bool {
-        true
-    }
-}
-
-fn shapes<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> Vec<(String, Vec<usize>)> {
-    let shapes = Arc::new(Mutex::new(Vec::new()));
-    let backend = Box::new(Shapes(shapes.clone()));
-    network(VarBuilder::from_backend(backend, DType::F32, Device::Cpu)).unwrap();
-    let all = shapes.lock().unwrap().clone();
-    all
-}
-
 /// Scalars, and operations of one forward pass: every weight once for each
 /// pixel of its output, of which a U-Net's names tell the number ("16x16_in0").
-fn walk(shapes: &[(String, Vec<usize>)], pixels_of: impl Fn(&str) -> usize) -> (u64, f64) {
+fn walk(shapes: &BTreeMap<String, Vec<usize>>, pixels_of: impl Fn(&str) -> usize) -> (u64, f64) {
     let (mut scalars, mut flop) = (0, 0);
     for (name, shape) in shapes {
         let n: usize = shape.iter().product();
@@ -117,10 +90,10 @@ fn every_scale_by_the_shapes_of_its_parameters() {
     for scale in Scale::ALL {
         let recipe = Recipe::of(scale);
         let config = &recipe.network;
-        let (generator, flop) = walk(&shapes(|vb| Denoiser::new(config, vb)), pixels_in_name);
+        let (generator, flop) = walk(&shapes(|vb| Denoiser::new(config, vb)).unwrap(), pixels_in_name);
         assert_eq!(plan::forward(config), flop, "{scale}");
         assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, generator, "{scale}");
-        let (critic, flop) = walk(&shapes(|vb| Critic::new(config, vb)), pixels_in_name);
+        let (critic, flop) = walk(&shapes(|vb| Critic::new(config, vb)).unwrap(), pixels_in_name);
         assert_eq!(plan::critic_forward(config), flop, "{scale}");
         assert_eq!(plan::cell(&recipe, &row("dijs")).parameters, generator + critic, "{scale}");
     }
@@ -128,7 +101,7 @@ fn every_scale_by_the_shapes_of_its_parameters() {
 
 #[test]
 fn the_feature_network_by_the_shapes_of_its_parameters() {
-    let shapes = shapes(Classifier::new);
+    let shapes = shapes(Classifier::new).unwrap();
     let pixels = |name: &str| match name {
         "layer0.weight" | "layer1.weight" => 16 * 16,
         "layer2.weight" | "layer3.weight" => 8 * 8,
@@ -164,7 +137,7 @@ fn a_step_is_the_networks_that_it_runs() {
     recipe.until(recipe.batch as u64);
     recipe.pretraining.batch = recipe.batch;
     let features = plan::classifier_forward(16);
-    let e = recipe.evaluation.clone().unwrap();
+    let e = recipe.evaluation.clone();
     let (grid, quick, samples) = (100.0, e.quick_samples as f64, e.samples as f64);
     let dijs = plan::cell(&recipe, &row("dijs"));
     let scores = (e.reference as f64 + samples) * features;
@@ -326,5 +299,10 @@ fn times_and_sizes_for_people() {
     ];
     for (n, text) in sizes {
         assert_eq!(plan::bytes(n), text);
+    }
+    for (n, text) in
+        [(0.0, "0.0 FLOP"), (17.93e12, "18 TFLOP"), (9.94e15, "9.9 PFLOP"), (999.6e18, "1.0 ZFLOP")]
+    {
+        assert_eq!(plan::operations(n), text);
     }
 }

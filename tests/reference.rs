@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::{Fixture, relative_error, unit};
+use common::{Fixture, edm_value, relative_error, unit};
 use replicate::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings};
 use replicate::equations::Divergence;
 use replicate::noise::Levels;
@@ -30,14 +30,8 @@ fn tiny() -> Config {
 
 /// The filling formula for one tensor.
 fn filled(name: &str, shape: &[usize]) -> Array {
-    let n = shape.iter().product();
-    let fan_in: usize = shape[1..].iter().product();
-    let value = |u: f32| match (shape.len(), name.ends_with(".weight")) {
-        (2.., _) => u * (3.0 / fan_in as f32).sqrt(),
-        (_, true) => 1.0 + 0.1 * u,
-        (_, false) => 0.1 * u,
-    };
-    Array { shape: shape.to_vec(), data: unit(name, n).into_iter().map(value).collect() }
+    let values = unit(name, shape.iter().product()).into_iter().map(edm_value(name, shape));
+    Array { shape: shape.to_vec(), data: values.collect() }
 }
 
 /// Shapes come from the network itself, values from the formula.
@@ -152,7 +146,7 @@ fn every_parameter_receives_a_gradient() {
     let (params, critic) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
     // The critic never sees augment labels.
     let unused = |name: &str| name.contains("map_augment");
-    let y = critic.forward(&x, &[0.3, 2.5]).unwrap();
+    let y = critic.forward(&x, &[0.3, 2.5], None).unwrap();
     let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     for (name, var) in params.iter().filter(|(name, _)| !unused(name)) {
         let g = flat(grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient")));
@@ -213,6 +207,7 @@ fn five_steps(name: &str, objective: Objective) {
             sigma: sigma(&at("critic.sigma")),
             noise_real: image(&at("critic.noise_real"), root3),
             noise_fake: image(&at("critic.noise_fake"), root3),
+            augment: None,
         };
         critic_losses.push(run.critic_step(&critic).unwrap().loss);
         let generator = GeneratorBatch {

@@ -14,7 +14,7 @@
 
 mod edm;
 mod names;
-mod pickle;
+pub(crate) mod pickle;
 mod tensor;
 mod torch;
 
@@ -114,8 +114,17 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     }
 }
 
+/// A plain pickle that is no checkpoint. The error says what is wrong with it.
+pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, String> {
+    let read = pickle::Pickle::read(bytes, 0, &mut Budget::of(bytes));
+    read.and_then(|pickle| whole(pickle, bytes)).map_err(|fault| match fault {
+        Fault::Broken(found) => found,
+        Fault::Refused(found) => format!("{found}, which is not allowed and was not executed"),
+    })
+}
+
 fn parse_bytes(bytes: &[u8]) -> std::result::Result<(Format, Vec<(String, Tensor)>), Fault> {
-    let mut budget = Budget { opcodes: MAX_OPCODES, bytes: bytes.len().saturating_mul(COPIES) };
+    let mut budget = Budget::of(bytes);
     let (format, pickle, storages) = if bytes.starts_with(torch::ZIP_MAGIC) {
         let (data, storages) = torch::zip(bytes)?;
         (Format::TorchZip, whole(pickle::Pickle::read(data, 0, &mut budget)?, data)?, storages)
@@ -298,6 +307,11 @@ struct Budget {
 }
 
 impl Budget {
+    /// For one file.
+    fn of(bytes: &[u8]) -> Budget {
+        Budget { opcodes: MAX_OPCODES, bytes: bytes.len().saturating_mul(COPIES) }
+    }
+
     fn opcode(&mut self) -> std::result::Result<(), Fault> {
         match self.opcodes.checked_sub(1) {
             Some(left) => self.opcodes = left,

@@ -109,6 +109,9 @@ impl<'a> Walk<'_, 'a> {
                     None => Err(Fault::broken(format!("no state in the object {}", quote(name)))),
                 }
             }
+            Node::Object { constructor: Constructor::NumpyArray, .. } => {
+                Err(Fault::refused(format!("an array of NumPy's, at {}", quote(name))))
+            }
             _ => Ok(()),
         }
     }

@@ -4,7 +4,8 @@
 //! A pickle is a program for a stack machine that may call whatever Python can
 //! import. Here a call is kept as a [`Node::Object`], a name with arguments, and
 //! only the names in [`ALLOWED`] can be said at all; every other name is an
-//! error. What the objects mean is decided afterwards, in `torch` and `names`.
+//! error. What the objects mean is decided afterwards, in `torch` and `names`,
+//! and for the batches of CIFAR's python files in `data::cifar::python`.
 //!
 //! The machine is ours because the crates at hand do not serve: candle's knows
 //! the opcodes of a flat state dict only, and a general unpickler either drops
@@ -16,7 +17,7 @@ use super::{Budget, Fault, quote};
 
 /// What a file may construct. Nothing else can be named in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Constructor {
+pub(crate) enum Constructor {
     OrderedDict,
     EasyDict,
     Set,
@@ -30,8 +31,13 @@ pub(super) enum Constructor {
     /// A legacy torch stream with one storage.
     LoadFromBytes,
     Storage(super::Dtype),
-    /// A number or a type of NumPy's; no tensor needs its value.
-    Numpy,
+    /// A number of NumPy's; no tensor needs its value.
+    NumpyScalar,
+    /// An empty array; what it holds comes as its state.
+    NumpyArray,
+    /// NumPy's array as a type, an argument of the former.
+    NumpyArrayType,
+    NumpyDtype,
 }
 
 #[rustfmt::skip]
@@ -59,19 +65,22 @@ const ALLOWED: &[(&str, &str, Constructor)] = {
         ("torch", "CharStorage", Storage(I8)),
         ("torch", "ByteStorage", Storage(U8)),
         ("torch", "BoolStorage", Storage(Bool)),
-        ("numpy.core.multiarray", "scalar", Numpy),
-        ("numpy._core.multiarray", "scalar", Numpy),
-        ("numpy", "dtype", Numpy),
+        ("numpy.core.multiarray", "scalar", NumpyScalar),
+        ("numpy._core.multiarray", "scalar", NumpyScalar),
+        ("numpy.core.multiarray", "_reconstruct", NumpyArray),
+        ("numpy._core.multiarray", "_reconstruct", NumpyArray),
+        ("numpy", "ndarray", NumpyArrayType),
+        ("numpy", "dtype", NumpyDtype),
     ]
 };
 
 /// Index of a node in its pickle.
-pub(super) type NodeId = u32;
+pub(crate) type NodeId = u32;
 
 /// A value on the stack. Small: containers are nodes, so that two references to
 /// one container stay one container.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Value<'a> {
+pub(crate) enum Value<'a> {
     None,
     Bool(bool),
     Int(i64),
@@ -85,7 +94,7 @@ pub(super) enum Value<'a> {
 }
 
 #[derive(Debug)]
-pub(super) enum Node<'a> {
+pub(crate) enum Node<'a> {
     Tuple(Vec<Value<'a>>),
     List(Vec<Value<'a>>),
     Dict(Vec<(Value<'a>, Value<'a>)>),
@@ -103,7 +112,7 @@ pub(super) enum Node<'a> {
 }
 
 /// What one pickle holds.
-pub(super) struct Pickle<'a> {
+pub(crate) struct Pickle<'a> {
     nodes: Vec<Node<'a>>,
     pub root: Value<'a>,
     pub protocol: u8,
@@ -113,7 +122,7 @@ pub(super) struct Pickle<'a> {
 
 impl<'a> Pickle<'a> {
     /// The pickle that begins at byte `at`.
-    pub fn read(bytes: &'a [u8], at: usize, budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
+    pub(super) fn read(bytes: &'a [u8], at: usize, budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
         let mut machine = Machine { bytes, at, stack: vec![], marks: vec![], memo: vec![], nodes: vec![] };
         let protocol = match machine.take(2)? {
             [op::PROTO, protocol @ 2..=5] => *protocol,
@@ -238,7 +247,7 @@ struct Machine<'a> {
     stack: Vec<Value<'a>>,
     /// Heights of the stack at the marks that are still open.
     marks: Vec<usize>,
-    memo: Vec<Value<'a>>,
+    memo: Vec<Option<Value<'a>>>,
     nodes: Vec<Node<'a>>,
 }
 
@@ -499,15 +508,19 @@ impl<'a> Machine<'a> {
         Value::Node(self.nodes.len() as NodeId - 1)
     }
 
-    /// Picklers number the memo in order; an index beyond the next one would
-    /// only serve to make a reader allocate.
+    /// Picklers number the memo in order, from 0, or from 1 as Python 2's
+    /// `cPickle`; an index beyond the next one would only serve to make a reader
+    /// allocate.
     fn put(&mut self, index: u64) -> Result<Option<Value<'a>>, Fault> {
         let value = self.pop()?;
         self.stack.push(value);
+        if index == 1 && self.memo.is_empty() {
+            self.memo.push(None);
+        }
         let known = self.memo.len();
         match self.memo.get_mut(index as usize) {
-            Some(entry) => *entry = value,
-            None if index == known as u64 => self.memo.push(value),
+            Some(entry) => *entry = Some(value),
+            None if index == known as u64 => self.memo.push(Some(value)),
             None => return Err(Fault::broken(format!("memo entry {index} set where there are {known}"))),
         }
         Ok(None)
@@ -515,7 +528,9 @@ impl<'a> Machine<'a> {
 
     fn memoised(&self, index: u64) -> Result<Value<'a>, Fault> {
         let entry = self.memo.get(index as usize).copied();
-        entry.ok_or_else(|| Fault::broken(format!("memo entry {index} asked for, which was never set")))
+        entry
+            .flatten()
+            .ok_or_else(|| Fault::broken(format!("memo entry {index} asked for, which was never set")))
     }
 
     fn append(&mut self, new: Vec<Value<'a>>) -> Result<Option<Value<'a>>, Fault> {

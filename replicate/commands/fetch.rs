@@ -4,12 +4,13 @@ use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
 use crate::fetch::{
     Asset, Given, Hash, Inputs, Options, Progress, Stand, assets, fetch as get, plan, select,
 };
-use crate::npz;
+use crate::machine::free_disk;
+use crate::statistics::Statistics;
 use crate::store::Store;
 use faer::{Mat, Side};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Lists what there is, or fetches `what`.
@@ -37,17 +38,40 @@ pub fn fetch(
     if from.is_some() && wanted.len() != 1 {
         return Err(Error::Usage("--from is the place of one asset: name only that one".into()));
     }
+    let paths = download(&inputs, &wanted, from, offline, stop)?;
+    for (asset, path) in wanted.iter().zip(paths) {
+        println!("{}  {}", asset.id, path.display());
+    }
+    Ok(EXIT_GOOD)
+}
+
+/// Fetches `wanted` where the store does not have them, and gives where they are.
+pub fn download(
+    inputs: &Inputs,
+    wanted: &[&Asset],
+    from: Option<&str>,
+    offline: bool,
+    stop: &AtomicBool,
+) -> Result<Vec<PathBuf>> {
     let mut options = Options::from_env(&check_content);
     options.from = from.map(Given::parse);
     options.offline = offline;
-    let planned = plan(&inputs, wanted.iter().copied())?;
+    let planned = plan(inputs, wanted.iter().copied())?;
     let known: u64 = planned.iter().filter_map(|line| line.to_come()).sum();
     let unknown = planned.iter().filter(|line| line.to_come().is_none()).count();
     let rest = if unknown > 0 { format!(", and {unknown} of unknown size") } else { String::new() };
     eprintln!("to download: {}{rest}", megabytes(known));
+    if let Some(free) = free_disk(inputs.dir()).filter(|free| *free < known) {
+        return Err(Error::Run(format!(
+            "{} are free at {}, which is not enough\n  free some, or name another place with --store",
+            megabytes(free),
+            inputs.dir().display()
+        )));
+    }
+    let mut paths = Vec::new();
     for asset in wanted {
         let mut shown = Shown::new(asset);
-        let path = get(&inputs, asset, &options, &mut |progress| {
+        let path = get(inputs, asset, &options, &mut |progress| {
             shown.show(progress);
             match stop.load(Ordering::Relaxed) {
                 true => Err(Error::Stopped { cell: format!("fetching {}", asset.id) }),
@@ -55,9 +79,9 @@ pub fn fetch(
             }
         });
         shown.end();
-        println!("{}  {}", asset.id, path?.display());
+        paths.push(path?);
     }
-    Ok(EXIT_GOOD)
+    Ok(paths)
 }
 
 fn list(inputs: &Inputs) -> Result<i32> {
@@ -76,7 +100,7 @@ fn list(inputs: &Inputs) -> Result<i32> {
         };
         println!("{:24} {size:>12}  {state:14} {}; {hash}", line.asset.id, line.asset.what);
     }
-    println!("\nfetch one with: replicate fetch ID, several with: replicate fetch ID ID, or all");
+    println!("\nfetch one with: replicate fetch ID, several with: replicate fetch ID ID, paper, or all");
     let all = planned.iter().all(|line| matches!(line.stand, Stand::There { .. }));
     Ok(if all { EXIT_GOOD } else { EXIT_INCOMPLETE })
 }
@@ -135,31 +159,18 @@ impl Shown {
 /// statistics are a mean and a covariance of Inception-v3's 2048 features.
 fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), String> {
     match asset.id {
-        "fid-reference" => check_statistics(path, 2048),
+        "fid-reference" | "drill-fid-reference" => check_statistics(path, 2048),
         _ => Ok(()),
     }
 }
 
 fn check_statistics(path: &Path, features: usize) -> std::result::Result<(), String> {
-    let arrays = npz::read(path)?;
-    let get = |name: &str, shape: &[usize]| match arrays.get(name) {
-        None => Err(format!("has no array {name}")),
-        Some(array) if array.shape != shape => Err(format!("has {name} of the shape {:?}", array.shape)),
-        Some(array) if array.data.iter().any(|x| !x.is_finite()) => {
-            Err(format!("has {name} with NaN or infinity"))
-        }
-        Some(array) => Ok(&array.data),
-    };
-    get("mu", &[features])?;
-    let sigma = get("sigma", &[features, features])?;
-    let at = |i: usize, j: usize| sigma[i * features + j];
-    let largest = sigma.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-    for i in 0..features {
-        if let Some(j) = (0..i).find(|&j| (at(i, j) - at(j, i)).abs() > 1e-9 * largest) {
-            return Err(format!("has a sigma that is not symmetric, at ({i}, {j})"));
-        }
+    let Statistics { mean, covariance } = Statistics::parse(path)?;
+    if mean.len() != features {
+        return Err(format!("has mu of the shape [{}]", mean.len()));
     }
-    let values = Mat::from_fn(features, features, |i, j| at(i, j))
+    let largest = covariance.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    let values = Mat::from_fn(features, features, |i, j| covariance[i * features + j])
         .self_adjoint_eigenvalues(Side::Lower)
         .map_err(|error| format!("has a sigma without eigenvalues: {error:?}"))?;
     match values.iter().find(|value| **value < -1e-6 * largest) {

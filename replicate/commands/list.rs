@@ -3,7 +3,7 @@
 use super::{all_goldens, quiet, root};
 use crate::cli::Place;
 use crate::error::{EXIT_GOOD, Result};
-use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, Start, cells};
+use crate::experiment::{Cell, Recipe, Start, cells};
 use crate::explain;
 use crate::golden::{self, Golden, TIME};
 use crate::paper;
@@ -44,11 +44,10 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     let mut runner = quiet(place, stop)?;
     let goldens = all_goldens(&root)?;
     let printed = printed(&root)?;
-    let readable = runner.recipe().scale.procedural() || place.data.is_some();
     let probe = OnceCell::new();
     let mut rows = Vec::new();
     for cell in cells() {
-        rows.push(listed(&mut runner, &cell, readable, &goldens, &printed, &device, &probe)?);
+        rows.push(listed(&mut runner, &cell, &goldens, &printed, &device, &probe)?);
     }
     if json {
         println!("{}", serde_json::to_string_pretty(&rows).expect("strings and numbers"));
@@ -79,9 +78,6 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     println!(
         "\nTimes are for this machine: of finished runs, or (~) from a probe of a second. Disk is at most."
     );
-    if runner.recipe().scale == Scale::Paper {
-        println!("This version cannot run the paper scale yet.");
-    }
     for (start, cost) in pretrainings(runner.recipe(), &root)? {
         let rate = *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN));
         println!(
@@ -96,7 +92,6 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
 fn listed(
     runner: &mut Runner,
     cell: &Cell,
-    readable: bool,
     goldens: &[Golden],
     printed: &BTreeMap<String, String>,
     device: &Device,
@@ -105,7 +100,7 @@ fn listed(
     let scale = runner.recipe().scale.name();
     let cost = plan::cell(runner.recipe(), cell);
     let (mut done, mut seconds) = (Vec::new(), None);
-    for seed in if readable { runner.seeds(cell)? } else { Vec::new() } {
+    for seed in runner.seeds(cell)? {
         if let Some(outcome) = runner.stored(cell, seed)? {
             done.push(seed);
             let scores = runner.scores(&outcome)?;
@@ -157,7 +152,7 @@ fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Start, plan::Cost)>
     let mut all: Vec<(Start, plan::Cost)> = Vec::new();
     for cell in cells() {
         let name = format!("{}-{}", recipe.scale, cell.start);
-        let published = recipe.scale == Scale::Paper && cell.start == FULL_INITIALISATION.start;
+        let published = recipe.has_checkpoint(cell.start);
         if cell.start != Start::Random
             && !published
             && all.iter().all(|(start, _)| *start != cell.start)

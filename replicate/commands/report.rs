@@ -118,7 +118,7 @@ impl Gathered {
             }
         }
         let mut findings = findings(&self.scores, &claims, scale);
-        if runner.recipe().scale != Scale::Smoke {
+        if !matches!(runner.recipe().scale, Scale::Smoke | Scale::Drill) {
             findings.extend(learned(&self.collapsed(&curves)));
         }
         Ok(Page {

@@ -5,6 +5,7 @@ pub mod cifar;
 pub mod glyphs;
 
 use sha2::{Digest, Sha256};
+use std::ops::Range;
 
 /// `n` square images of `channels` x `size` x `size` bytes, channel-major as in
 /// EDM's data sets.
@@ -31,6 +32,18 @@ impl Images {
     /// Image `i`, channels x size x size. Panics if there is no such image.
     pub fn image(&self, i: usize) -> &[u8] {
         &self.pixels[i * self.image_len()..(i + 1) * self.image_len()]
+    }
+
+    /// A copy of the images of `range` with their labels.
+    pub fn part(&self, range: Range<usize>) -> Images {
+        self.chosen(&range.collect::<Vec<_>>())
+    }
+
+    /// A copy of the images at `indices` with their labels.
+    pub fn chosen(&self, indices: &[usize]) -> Images {
+        let pixels = indices.iter().flat_map(|&i| self.image(i).iter().copied()).collect();
+        let labels = indices.iter().filter_map(|&i| self.labels.get(i).copied()).collect();
+        Images { pixels, labels, ..*self }
     }
 
     /// The images at `indices` (repeats allowed) in [-1, 1]:

@@ -62,9 +62,14 @@ impl Asset {
     }
 }
 
-/// Every asset, in the order of use.
+/// Every published asset, in the order of use.
 pub fn assets() -> &'static [Asset] {
     ASSETS
+}
+
+/// The asset with this id, those of the drill included.
+pub fn named(id: &str) -> Option<&'static Asset> {
+    ASSETS.iter().chain(DRILL).find(|asset| asset.id == id)
 }
 
 const ASSETS: &[Asset] = &[
@@ -127,6 +132,27 @@ const ASSETS: &[Asset] = &[
         from: &[Address::Url("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz")],
     },
     Asset {
+        id: "cifar10-python",
+        what: "CIFAR-10, the authors' archive of Python pickles",
+        bytes: Some(170_498_071),
+        // md5, from torchvision: c58f30108f718f92721af3b95e74349a.
+        hash: Hash::Several("6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+        from: &[
+            Address::Url("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
+            Address::Url(
+                "https://storage.googleapis.com/tensorflow/tf-keras-datasets/cifar-10-python.tar.gz",
+            ),
+        ],
+    },
+    Asset {
+        id: "cifar100-python",
+        what: "CIFAR-100, the authors' archive of Python pickles",
+        bytes: Some(169_001_437),
+        // md5, from torchvision: eb9058c3a382ffc7106e4002c42a8d85.
+        hash: Hash::Several("85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
+        from: &[Address::Url("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz")],
+    },
+    Asset {
         id: "cifar10-parquet-train",
         what: "CIFAR-10 training images as PNG in parquet",
         bytes: Some(119_705_255),
@@ -168,6 +194,32 @@ const ASSETS: &[Asset] = &[
         })],
     },
 ];
+
+/// What the scale `drill` reads in their place: small files of the same formats,
+/// made by tests/common/drill.rs and published nowhere but on the mirror that a test
+/// starts.
+const DRILL: &[Asset] = &[
+    drill("drill-edm", "a small network as an EDM snapshot", DRILL_EDM),
+    drill("drill-inception", "Inception-v3 filled by a formula (PyTorch, legacy format)", DRILL_INCEPTION),
+    Asset {
+        id: "drill-fid-reference",
+        what: "reference statistics of the small CIFAR-10 (npz: mu, sigma)",
+        bytes: None,
+        hash: Hash::Unpublished { copy: None },
+        from: &[],
+    },
+    drill("drill-cifar10", "glyphs as a CIFAR-10 binary archive", DRILL_CIFAR10),
+    drill("drill-cifar100", "glyphs as a CIFAR-100 binary archive", DRILL_CIFAR100),
+];
+
+const DRILL_EDM: &str = "2866c9f457dc1c79d71b1f7818ef652c3c51ae3d9ceff92d58038068bb28a0e1";
+const DRILL_INCEPTION: &str = "99e43ca863a7ffe122b5212197078482c7854499abfe686b6c991211be86f082";
+const DRILL_CIFAR10: &str = "165b9c5be5de9ad32332f78102d44661da2aa88500df8e790de371e75f45582d";
+const DRILL_CIFAR100: &str = "c7a095a929159525947113d40f2808704ee6f4864ebc0f87eacadb417a00e98c";
+
+const fn drill(id: &'static str, what: &'static str, sha256: &'static str) -> Asset {
+    Asset { id, what, bytes: None, hash: Hash::Several(sha256), from: &[] }
+}
 
 const fn cifar10_parquet(path: &'static str) -> Address {
     let revision = "0b2714987fa478483af9968de7c934580d0bb9a2";

@@ -66,6 +66,10 @@ impl Inputs {
         Inputs { dir: root.join("inputs") }
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Reads the whole file that the store has of `asset`, and says whether it is good.
     pub fn state(&self, asset: &Asset) -> Result<State> {
         let Some(expected) = self.expected(asset)? else { return Ok(State::Absent) };
@@ -103,7 +107,7 @@ impl Inputs {
     }
 
     /// Size of the file that the store has of `asset`, without reading it.
-    pub(super) fn size_there(&self, asset: &Asset) -> Result<Option<u64>> {
+    pub fn size_there(&self, asset: &Asset) -> Result<Option<u64>> {
         let Some(expected) = self.expected(asset)? else { return Ok(None) };
         Ok(fs::metadata(self.dir.join(expected)).ok().map(|found| found.len()))
     }
@@ -113,7 +117,7 @@ impl Inputs {
     }
 
     /// Where `asset` will lie, or lies.
-    pub(super) fn place(&self, asset: &Asset) -> PathBuf {
+    pub fn place(&self, asset: &Asset) -> PathBuf {
         self.dir.join(asset.sha256().unwrap_or(asset.id))
     }
 

@@ -29,7 +29,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::assets::{Address, Asset, GitCopy, Hash, HubFile, assets};
+pub use self::assets::{Address, Asset, GitCopy, Hash, HubFile, assets, named};
 pub use self::http::Patience;
 pub use self::hub::Hub;
 use self::inputs::{Content, Place};
@@ -482,20 +482,31 @@ impl Fetch<'_, '_> {
     }
 }
 
+/// What the paper scale reads; the other assets are the same images in other
+/// containers, and a cross-check.
+const PAPER: [&str; 5] = ["edm", "inception", "fid-reference", "cifar10", "cifar100"];
+
 /// The asset with the id `what`, or else those whose id begins with it and a
-/// hyphen; `all` is all of them.
+/// hyphen; `paper` is what that scale reads, `all` is all of them.
 ///
 /// # Errors
 /// `Usage` when there is none.
 pub fn select(what: &str) -> Result<Vec<&'static Asset>> {
-    if let Some(asset) = assets().iter().find(|asset| asset.id == what) {
+    if let Some(asset) = named(what) {
         return Ok(vec![asset]);
     }
-    let belongs = |id: &str| id.strip_prefix(what).is_some_and(|rest| rest.starts_with('-'));
-    let chosen: Vec<_> = assets().iter().filter(|asset| what == "all" || belongs(asset.id)).collect();
+    let belongs = |id: &str| match what {
+        "all" => true,
+        "paper" => PAPER.contains(&id),
+        _ => id.strip_prefix(what).is_some_and(|rest| rest.starts_with('-')),
+    };
+    let chosen: Vec<_> = assets().iter().filter(|asset| belongs(asset.id)).collect();
     if chosen.is_empty() {
         let ids: Vec<_> = assets().iter().map(|asset| asset.id).collect();
-        return Err(Error::Usage(format!("{what:?} is not an asset; there are {}, and all", ids.join(", "))));
+        return Err(Error::Usage(format!(
+            "{what:?} is not an asset; there are {}, paper and all",
+            ids.join(", ")
+        )));
     }
     Ok(chosen)
 }

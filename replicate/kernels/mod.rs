@@ -2,20 +2,25 @@
 //! convolution, group norm, softmax, upsampling), as candle custom operations
 //! with backwards of their own. On other devices each function composes
 //! candle's operations; the same composition is the reference in the tests.
+//! [`Filter`] and the pools are for inference alone, on plain values.
 //!
 //! Every result is the same bits for any number of threads and any batch.
 
 mod attention;
 mod conv;
+mod filter;
 mod lanes;
 mod linear;
+mod maps;
 mod norm;
 mod pointwise;
 mod tile;
 
 pub use attention::attention;
 pub use conv::conv2d;
+pub use filter::Filter;
 pub use linear::linear;
+pub use maps::{Maps, Window, Workspace, average_pool, max_pool};
 pub use norm::group_norm;
 pub use pointwise::{down2, mix, scale_images, silu, up2};
 

@@ -12,6 +12,9 @@ use rayon::prelude::*;
 use super::{Features, widen};
 use crate::error::{Error, Result};
 
+/// An eigenvalue below minus this times the largest is not a rounding error.
+const NEGATIVE: f64 = 1e-6;
+
 /// Samples whose outer products are added in one pass over the sums.
 const BLOCK: usize = 64;
 
@@ -89,6 +92,17 @@ impl Moments {
         covariance
     }
 
+    /// What [`distance`] needs of these samples: made once, it serves any number
+    /// of distances.
+    ///
+    /// # Errors
+    /// [`Error::Run`] with fewer than two samples, a NaN or infinite feature, or
+    /// a decomposition that does not converge.
+    pub fn factor(&self) -> Result<Factor> {
+        self.check("given")?;
+        Factor::new(self.mean(), &self.covariance())
+    }
+
     fn check(&self, which: &str) -> Result<()> {
         if self.count < 2 {
             return Err(Error::Run(format!(
@@ -126,6 +140,19 @@ fn add_products(row: &mut [f64], i: usize, block: &[f64], dim: usize) {
 
 /// |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2), never negative.
 ///
+/// # Errors
+/// [`Error::Run`] with fewer than two samples or a NaN or infinite feature in
+/// either set, different dimensions, or a decomposition that does not converge.
+pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64> {
+    a.check("first")?;
+    b.check("second")?;
+    same_dim(a.dim, b.dim)?;
+    distance(&a.factor()?, &b.factor()?)
+}
+
+/// [`frechet_distance`] of two sets whose covariances are factored already, with
+/// the same bits.
+///
 /// With S = F F', F = U L^(1/2) from the symmetric eigen-decomposition, the last
 /// trace is the sum of the singular values of F_a' F_b. They are the roots of
 /// the eigenvalues of S_a^(1/2) S_b S_a^(1/2), but carry an error of the size of
@@ -133,32 +160,42 @@ fn add_products(row: &mut [f64], i: usize, block: &[f64], dim: usize) {
 /// root unreliable where a covariance is singular.
 ///
 /// # Errors
-/// [`Error::Run`] with fewer than two samples or a NaN or infinite feature in
-/// either set, different dimensions, or a decomposition that does not converge.
-pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64> {
-    a.check("first")?;
-    b.check("second")?;
-    if a.dim != b.dim {
-        return Err(Error::Run(format!(
-            "the Fréchet distance needs features of one network; the sets have dimensions {} and {}",
-            a.dim, b.dim
-        )));
-    }
-    let shift: f64 = a.mean().iter().zip(b.mean()).map(|(a, b)| (a - b) * (a - b)).sum();
-    let (a, b) = (Root::new(a)?, Root::new(b)?);
-    Ok((shift + a.trace + b.trace - 2.0 * a.overlap(&b)?).max(0.0))
+/// [`Error::Run`] with different dimensions, or a decomposition that does not converge.
+pub fn distance(a: &Factor, b: &Factor) -> Result<f64> {
+    same_dim(a.dim(), b.dim())?;
+    let shift: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b) * (a - b)).sum();
+    Ok((shift + a.trace + b.trace - 2.0 * a.overlap(b)?).max(0.0))
 }
 
-/// A covariance's trace and its factor F, dim x rank.
-struct Root {
+fn same_dim(a: usize, b: usize) -> Result<()> {
+    match a == b {
+        true => Ok(()),
+        false => Err(Error::Run(format!(
+            "the Fréchet distance needs features of one network; the sets have dimensions {a} and {b}"
+        ))),
+    }
+}
+
+/// A Gaussian with its covariance's factor F, dim x rank.
+#[derive(Clone, Debug)]
+pub struct Factor {
+    mean: Vec<f64>,
     trace: f64,
     factor: Mat<f64>,
 }
 
-impl Root {
-    fn new(moments: &Moments) -> Result<Root> {
-        let dim = moments.dim;
-        let covariance = moments.covariance();
+impl Factor {
+    /// Of a mean and a symmetric covariance, row-major. Takes time of the order of
+    /// dim^3.
+    ///
+    /// # Errors
+    /// [`Error::Run`] if the matrix has a negative eigenvalue, beyond rounding, or
+    /// its decomposition does not converge.
+    ///
+    /// # Panics
+    /// If `covariance` is not dim x dim, or dim is 0.
+    pub fn new(mean: Vec<f64>, covariance: &[f64]) -> Result<Factor> {
+        let dim = mean.len();
         let mut values = Diag::zeros(dim);
         let mut vectors = Mat::zeros(dim, dim);
         let scratch = evd::self_adjoint_evd_scratch::<f64>(
@@ -168,7 +205,7 @@ impl Root {
             Default::default(),
         );
         evd::self_adjoint_evd(
-            MatRef::from_row_major_slice(&covariance, dim, dim),
+            MatRef::from_row_major_slice(covariance, dim, dim),
             values.as_mut(),
             Some(vectors.as_mut()),
             Par::Seq,
@@ -180,17 +217,28 @@ impl Root {
         // What the subtraction in the covariance rounds away: an eigenvalue
         // below it is noise around zero, and its root would be far above it.
         let largest = values[dim - 1];
-        let mean_square: f64 = moments.mean().iter().map(|m| m * m).sum();
+        let mean_square: f64 = mean.iter().map(|m| m * m).sum();
         let noise = dim as f64 * f64::EPSILON * (largest + mean_square);
+        if values[0] < -noise.max(NEGATIVE * largest) {
+            return Err(Error::Run(format!(
+                "the Fréchet distance needs covariances; a matrix with the eigenvalue {:e} is none",
+                values[0]
+            )));
+        }
         let first = (0..dim).find(|&i| values[i] > noise).unwrap_or(dim);
-        Ok(Root {
+        Ok(Factor {
+            mean,
             trace: (0..dim).map(|i| covariance[i * dim + i]).sum(),
             factor: Mat::from_fn(dim, dim - first, |i, j| vectors[(i, first + j)] * values[first + j].sqrt()),
         })
     }
 
+    pub fn dim(&self) -> usize {
+        self.mean.len()
+    }
+
     /// tr (S_a S_b)^(1/2).
-    fn overlap(&self, other: &Root) -> Result<f64> {
+    fn overlap(&self, other: &Factor) -> Result<f64> {
         let (rows, columns) = (self.factor.ncols(), other.factor.ncols());
         let mut product = Mat::zeros(rows, columns);
         matmul(product.as_mut(), Accum::Replace, self.factor.transpose(), &other.factor, 1.0, Par::Seq);

@@ -14,26 +14,103 @@ use super::{Features, mean_and_population_sd};
 /// # Panics
 /// If `splits` is 0 or greater than the number of rows.
 pub fn inception_score(logits: &Features, splits: usize) -> (f64, f64) {
-    let n = logits.len();
-    assert!((1..=n).contains(&splits), "cannot split {n} images into {splits} parts");
-    let scores: Vec<f64> =
-        (0..splits).into_par_iter().map(|i| score(logits, i * n / splits..(i + 1) * n / splits)).collect();
-    mean_and_population_sd(&scores)
+    let mut predictions = Predictions::new(logits.dim, logits.len(), splits);
+    predictions.push(logits);
+    predictions.score()
 }
 
-/// The mean KL is the entropy of the mean prediction less the mean entropy of
-/// the predictions.
-fn score(logits: &Features, rows: std::ops::Range<usize>) -> f64 {
-    let n = rows.len() as f64;
-    let mut marginal = vec![0.0; logits.dim];
-    let mut conditional = 0.0;
-    for i in rows {
-        let prediction = softmax(logits.row(i));
-        conditional += entropy(&prediction);
-        marginal.iter_mut().zip(&prediction).for_each(|(sum, p)| *sum += p);
+/// [`inception_score`] of a stream of `n` rows of logits, with the same bits
+/// however the rows are chunked. Holds `splits` x classes numbers.
+#[derive(Clone, Debug)]
+pub struct Predictions {
+    n: usize,
+    seen: usize,
+    splits: Vec<Split>,
+}
+
+/// Sums over one part.
+#[derive(Clone, Debug)]
+struct Split {
+    rows: usize,
+    /// Of p(y|x).
+    marginal: Vec<f64>,
+    /// Of the entropy of p(y|x).
+    conditional: f64,
+}
+
+impl Predictions {
+    /// # Panics
+    /// If `splits` is 0 or greater than `n`.
+    pub fn new(classes: usize, n: usize, splits: usize) -> Predictions {
+        assert!((1..=n).contains(&splits), "cannot split {n} images into {splits} parts");
+        let split = |i: usize| Split {
+            rows: (i + 1) * n / splits - i * n / splits,
+            marginal: vec![0.0; classes],
+            conditional: 0.0,
+        };
+        Predictions { n, seen: 0, splits: (0..splits).map(split).collect() }
     }
-    marginal.iter_mut().for_each(|sum| *sum /= n);
-    libm::exp(entropy(&marginal) - conditional / n)
+
+    /// Adds the next rows.
+    ///
+    /// # Panics
+    /// If there are other classes, or more than `n` rows in all.
+    pub fn push(&mut self, logits: &Features) {
+        assert_eq!(logits.dim, self.splits[0].marginal.len(), "logits of other classes");
+        assert!(self.seen + logits.len() <= self.n, "more than {} rows of logits", self.n);
+        let count = self.splits.len();
+        // Bounds what is held of the predictions at a time.
+        for block in logits.rows.chunks(256 * logits.dim) {
+            let predictions: Vec<_> = block
+                .par_chunks(logits.dim)
+                .map(|row| {
+                    let prediction = softmax(row);
+                    (entropy(&prediction), prediction)
+                })
+                .collect();
+            for (entropy, prediction) in predictions {
+                // The inverse of the parts' first rows, i n / splits rounded down.
+                let split = &mut self.splits[((self.seen + 1) * count - 1) / self.n];
+                split.conditional += entropy;
+                split.marginal.iter_mut().zip(&prediction).for_each(|(sum, p)| *sum += p);
+                self.seen += 1;
+            }
+        }
+    }
+
+    /// (mean, population standard deviation) over the parts.
+    ///
+    /// # Panics
+    /// Unless `n` rows were added.
+    pub fn score(&self) -> (f64, f64) {
+        assert_eq!(self.seen, self.n, "rows of logits");
+        let scores: Vec<f64> = self.splits.iter().map(Split::score).collect();
+        mean_and_population_sd(&scores)
+    }
+
+    /// The score of all rows as one part.
+    ///
+    /// # Panics
+    /// Unless `n` rows were added.
+    pub fn undivided(&self) -> f64 {
+        assert_eq!(self.seen, self.n, "rows of logits");
+        let conditional = self.splits.iter().map(|split| split.conditional).sum();
+        let mut all = Split { rows: self.n, conditional, marginal: self.splits[0].marginal.clone() };
+        for split in &self.splits[1..] {
+            all.marginal.iter_mut().zip(&split.marginal).for_each(|(sum, p)| *sum += p);
+        }
+        all.score()
+    }
+}
+
+impl Split {
+    /// The mean KL is the entropy of the mean prediction less the mean entropy of
+    /// the predictions.
+    fn score(&self) -> f64 {
+        let n = self.rows as f64;
+        let marginal: Vec<f64> = self.marginal.iter().map(|sum| sum / n).collect();
+        libm::exp(entropy(&marginal) - self.conditional / n)
+    }
 }
 
 fn softmax(logits: &[f32]) -> Vec<f64> {

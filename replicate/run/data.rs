@@ -1,72 +1,251 @@
 //! The images of a scale, and what is measured against them.
 
-use super::Runner;
-use crate::data::{Images, cifar, glyphs};
+use super::inputs::Input;
+use super::{Claim, Runner, determinism, provenance};
+use crate::data::cifar::{self, Set};
+use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::evaluate::Evaluator;
-use crate::experiment::Data;
-use crate::store::sha256_hex;
-use std::path::Path;
+use crate::evaluate::{Evaluator, FeatureNetwork, Reference};
+use crate::experiment::{Cell, Data, Scale, Start};
+use crate::metrics::Features;
+use crate::metrics::frechet::{Factor, distance};
+use crate::paper;
+use crate::params::Arrays;
+use crate::rng::Stream;
+use crate::statistics::Statistics;
+use crate::store::{Array, Entry, Key, Lock, Manifest, read_safetensors, sha256_hex, write_safetensors};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Mean and covariance of the real images' features, in EDM's form.
+pub const STATISTICS: &str = "statistics.npz";
+/// Features of some of the real images, and the mean of each class.
+const NEIGHBOURHOOD: &str = "neighbourhood.safetensors";
+/// Our statistics of the real images against EDM's: more is another network,
+/// another resize or other images.
+const STATISTICS_AGREE: f64 = 1e-2;
 
 impl Runner<'_> {
-    pub(super) fn digest(&mut self, data: Data) -> Result<String> {
-        match self.recipe.scale.procedural() {
+    /// Names the images; `None` where they are files that are not here.
+    pub(super) fn digest(&mut self, data: Data) -> Result<Option<String>> {
+        if self.recipe.scale.procedural() {
             // The drawing is code and its version is in every name of a stream:
             // the text says which images, without making them.
-            true => Ok(sha256_hex(format!("{} {}", glyphs::VERSION, self.recipe.data_text(data)).as_bytes())),
-            false if data == Data::Target => {
-                self.prepare(data)?;
-                Ok(self.target.get().expect("just prepared").digest())
-            }
-            false => Ok(self.load(data)?.digest()),
+            let text = format!("{} {}", glyphs::VERSION, self.recipe.data_text(data));
+            return Ok(Some(sha256_hex(text.as_bytes())));
         }
+        if self.source(data)?.is_none() {
+            return Ok(None);
+        }
+        self.images(data)?;
+        Ok(Some(self.images[&data].1.clone()))
     }
 
-    pub(super) fn prepare(&mut self, data: Data) -> Result<()> {
-        if self.target.get().is_none() {
-            let images = self.load(data)?;
-            _ = self.target.set(images);
+    /// Reads the images that were given with `--data` for `cells`: what is wrong
+    /// with them should be said before anything is fetched.
+    pub fn read_given(&mut self, cells: &[Cell]) -> Result<()> {
+        if self.recipe.scale.procedural() || self.settings.data.is_none() {
+            return Ok(());
+        }
+        self.images(Data::Target)?;
+        for cell in cells {
+            if let Start::MultiLevel(data) = cell.start {
+                self.images(data)?;
+            }
         }
         Ok(())
     }
 
+    /// The images of `data`, for whoever puts them back.
+    pub(super) fn take(&mut self, data: Data) -> Result<Images> {
+        self.images(data)?;
+        Ok(self.images.remove(&data).expect("just made").0)
+    }
+
+    /// Reads or draws the images of `data`, once.
+    pub(super) fn images(&mut self, data: Data) -> Result<()> {
+        if !self.images.contains_key(&data) {
+            let images = self.load(data)?;
+            let digest = if self.recipe.scale.procedural() { String::new() } else { images.digest() };
+            self.images.insert(data, (images, digest));
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, data: Data) -> Result<Images> {
+        let (size, per_class) = (self.recipe.network.size, self.recipe.images_per_class);
+        if self.recipe.scale.procedural() {
+            return Ok(match data {
+                Data::Target => glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "train"),
+                Data::Sources(n) => {
+                    let first = glyphs::SOURCE_CLASSES.start;
+                    // As many images as the target has, whatever the number of classes.
+                    let each = per_class * crate::evaluate::TARGETS / n;
+                    glyphs::images(size, first..first + n, each, "train")
+                }
+            });
+        }
+        let set = set(data);
+        let path = match self.source(data)? {
+            Some(path) => path,
+            None => self.require(Input::Cifar(set))?.0,
+        };
+        let all = cifar::train(set, &path)?;
+        if all.len() < cifar::full(set) && self.recipe.scale != Scale::Drill {
+            self.watch.note(&format!(
+                "{set}: {} of {} training images in {}",
+                all.len(),
+                cifar::full(set),
+                path.display()
+            ));
+        }
+        match data {
+            Data::Target => Ok(all),
+            Data::Sources(n) => {
+                cifar::of_classes(all, &paper::source_classes(&self.settings.root.join("paper"), n)?, &path)
+            }
+        }
+    }
+
+    /// Where the images of `data` are read from; `None` where nothing was given and
+    /// nothing fetched.
+    fn source(&self, data: Data) -> Result<Option<PathBuf>> {
+        match &self.settings.data {
+            Some(path) => Ok(Some(path.clone())),
+            None => Ok(self.input(Input::Cifar(set(data)))?.map(|(path, _)| path)),
+        }
+    }
+
+    /// The evaluator of the scale; what it compares with is measured where it is missing.
     pub(super) fn prepare_evaluator(&mut self) -> Result<()> {
-        let Some(evaluation) = self.recipe.evaluation.clone() else { return Ok(()) };
         if self.evaluator.get().is_some() {
             return Ok(());
         }
-        let device = self.settings.device.clone();
-        let classifier = self.classifier()?;
-        let per_class = evaluation.reference / crate::evaluate::TARGETS;
-        let reference =
-            glyphs::images(self.recipe.network.size, glyphs::TARGET_CLASSES, per_class, "reference");
-        _ = self.evaluator.set(Evaluator::new(classifier, &device, evaluation, &reference)?);
+        let evaluation = self.recipe.evaluation.clone();
+        let network = self.feature_network()?;
+        let reference = match self.recipe.scale.procedural() {
+            true => {
+                let per_class = evaluation.reference / crate::evaluate::TARGETS;
+                let size = self.recipe.network.size;
+                let images = glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "reference");
+                Reference::measure(&network, &images, evaluation.neighbourhood, |_| Ok(()))?
+            }
+            false => self.reference(&network)?,
+        };
+        _ = self.evaluator.set(Evaluator::new(network, evaluation, reference)?);
         Ok(())
     }
 
-    pub(super) fn load(&self, data: Data) -> Result<Images> {
-        let (size, per_class) = (self.recipe.network.size, self.recipe.images_per_class);
-        match (self.recipe.scale.procedural(), data) {
-            (true, Data::Target) => Ok(glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "train")),
-            (true, Data::Sources(n)) => {
-                let first = glyphs::SOURCE_CLASSES.start;
-                // As many images as the target has, whatever the number of classes.
-                let each = per_class * crate::evaluate::TARGETS / n;
-                Ok(glyphs::images(size, first..first + n as u32 as usize, each, "train"))
-            }
-            (false, Data::Target) => cifar::cifar10_train(self.data_dir()?),
-            (false, Data::Sources(_)) => Err(Error::Run(
-                "pre-training on CIFAR-100 classes is not here yet: Table 2 runs at --scale mini".into(),
-            )),
+    /// The statistics of the training images, stored under the key of what they
+    /// were made from.
+    fn reference(&mut self, network: &FeatureNetwork) -> Result<Reference> {
+        let images_digest = self.digest(Data::Target)?.expect("its images were read before");
+        let (_, features_digest) = self.require(Input::Inception)?;
+        let class = determinism(&self.settings.device);
+        let text = self.recipe.reference_text(&images_digest, &features_digest, class);
+        let entry = self.store.entry(&Key::of(&text), &self.label("reference"));
+        if let Claim::Ours(lock) = self.claim(&entry)? {
+            let started = Instant::now();
+            let reference = self.measure(network, &lock)?;
+            self.compare_statistics(&reference)?;
+            lock.write(STATISTICS, &reference.statistics.to_npz())?;
+            let rows = |f: Features| Array { shape: vec![f.len(), f.dim], data: f.rows };
+            let arrays = Arrays::from([
+                ("features".to_string(), rows(reference.neighbourhood)),
+                ("class_means".to_string(), rows(reference.class_means)),
+            ]);
+            lock.write(NEIGHBOURHOOD, &write_safetensors(&arrays, &BTreeMap::new()))?;
+            let manifest = Manifest {
+                experiment: text,
+                determinism: class.to_string(),
+                inputs: BTreeMap::from([
+                    ("images".into(), images_digest),
+                    ("features".into(), features_digest),
+                ]),
+                provenance: provenance(started.elapsed(), &self.settings.device),
+                ..Manifest::default()
+            };
+            lock.publish(manifest, &[STATISTICS, NEIGHBOURHOOD])?;
         }
+        read_reference(&entry)
     }
 
-    fn data_dir(&self) -> Result<&Path> {
-        self.settings.data.as_deref().ok_or_else(|| {
-            Error::Usage(format!(
-                "--scale {} reads CIFAR files: say where they are with --data DIR",
-                self.recipe.scale
-            ))
+    fn measure(&mut self, network: &FeatureNetwork, lock: &Lock) -> Result<Reference> {
+        let evaluation = &self.recipe.evaluation;
+        let images = &self.images[&Data::Target].0;
+        let n = images.len().min(evaluation.reference);
+        let chosen = images.chosen(&shuffled(images.len())[..n]);
+        let (watch, stop) = (&mut self.watch, self.stop);
+        Reference::measure(network, &chosen, evaluation.neighbourhood, |done| {
+            watch.sampling(lock.label(), done, n);
+            match stop.load(Ordering::Relaxed) {
+                true => Err(Error::Stopped { cell: lock.label().into() }),
+                false => Ok(()),
+            }
         })
     }
+
+    /// EDM's published statistics, where they were fetched, must be those that we
+    /// measure of the full set.
+    fn compare_statistics(&mut self, ours: &Reference) -> Result<()> {
+        let Some((path, _)) = self.input(Input::Statistics)? else { return Ok(()) };
+        let (images, set) = (&self.images[&Data::Target].0, Set::Cifar10);
+        if images.len() < cifar::full(set) && self.recipe.scale != Scale::Drill {
+            return Ok(());
+        }
+        let theirs = Statistics::read(&path)?;
+        let factor = |s: &Statistics| Factor::new(s.mean.clone(), &s.covariance);
+        let apart = distance(&factor(&ours.statistics)?, &factor(&theirs)?)?;
+        let told =
+            format!("FID between our statistics of the real images and EDM's published ones: {apart:.2e}");
+        if apart > STATISTICS_AGREE {
+            return Err(Error::Malformed {
+                path,
+                expected: format!("statistics within {STATISTICS_AGREE} of ours"),
+                found: told,
+                remedy: "one of them is wrong: the images, the Inception weights, or this file; \
+                         compare with `replicate score cifar10 --ref FILE`"
+                    .into(),
+            });
+        }
+        self.watch.note(&told);
+        Ok(())
+    }
+}
+
+fn set(data: Data) -> Set {
+    match data {
+        Data::Target => Set::Cifar10,
+        Data::Sources(_) => Set::Cifar100,
+    }
+}
+
+/// The numbers below `n` in a fixed order that mixes the classes: the images come
+/// sorted by class.
+fn shuffled(n: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..n).collect();
+    let mut draws = Stream::new("reference", "order").at(0);
+    for i in (1..n).rev() {
+        order.swap(i, draws.below(i + 1));
+    }
+    order
+}
+
+fn read_reference(entry: &Entry) -> Result<Reference> {
+    let statistics = Statistics::read(&entry.path(STATISTICS))?;
+    let path = entry.path(NEIGHBOURHOOD);
+    let (mut arrays, _) = read_safetensors(&path, &entry.read(NEIGHBOURHOOD)?)?;
+    let mut features = |name: &str| match arrays.remove(name) {
+        Some(array) => Ok(Features::new(statistics.mean.len(), array.data)),
+        None => Err(Error::Malformed {
+            path: path.clone(),
+            expected: format!("an array {name}"),
+            found: "none".into(),
+            remedy: "remove that directory: it is made again".into(),
+        }),
+    };
+    let (neighbourhood, class_means) = (features("features")?, features("class_means")?);
+    Ok(Reference { statistics, neighbourhood, class_means })
 }

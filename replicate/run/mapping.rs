@@ -8,7 +8,7 @@ use crate::metrics::mapping::map_distance;
 use crate::params::Arrays;
 use crate::sampler::one_step;
 use crate::store::{Finished, Key, Manifest};
-use crate::train::{evaluating, generate, score_latents};
+use crate::train::{ScoreLatents, evaluating, generate};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -43,11 +43,11 @@ impl Runner<'_> {
         };
         let started = Instant::now();
         let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
-        let latents = score_latents(&config, seed, MAP_LATENTS, &device)?;
+        let latents = ScoreLatents { config: &config, seed, device: &device };
         let sigma_init = self.recipe.one_step.sigma_init;
         let images = |weights: &Arrays| {
             let generator = evaluating(&config, weights, &device)?;
-            generate(&latents, |z| one_step(&generator, z, sigma_init))
+            generate(0..MAP_LATENTS, |range| one_step(&generator, &latents.at(range)?, sigma_init))
         };
         let mut maps = Vec::new();
         for (cell, outcome) in [(cell, &ours), (&reference, &theirs)] {

@@ -1,13 +1,18 @@
 //! Pre-trained networks and the feature network: shipped, stored, or trained now.
 
+use super::inputs::Input;
 use super::{Claim, Runner, SHIPPED, WEIGHTS, determinism, provenance, write_timing};
+use crate::checkpoint;
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::experiment::{Data, Recipe, Scale, Start};
+use crate::evaluate::FeatureNetwork;
+use crate::experiment::{Data, Recipe, Start};
 use crate::features::Classifier;
-use crate::params::Arrays;
+use crate::inception::Inception;
+use crate::params::{Arrays, shapes};
 use crate::store::{Entry, Finished, Key, Lock, Manifest, read_safetensors, sha256_hex, write_safetensors};
 use crate::train::{Budget, Classifying, Teaching, Training, train};
+use crate::unet::Denoiser;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -27,20 +32,20 @@ impl Runner<'_> {
         {
             return Ok(Some(shipped));
         }
-        if self.recipe.scale == Scale::Paper {
-            return Err(Error::Missing {
-                path: "edm-cifar10-32x32-uncond-vp.pkl".into(),
-                what: "the paper scale starts from this checkpoint".into(),
-                remedy: "'replicate fetch edm' gets it and 'replicate inspect' reads it, but this version \
-                         cannot run from it yet; --scale small trains a teacher of its own"
-                    .into(),
-            });
+        if self.published(start) {
+            return match self.input(Input::Checkpoint)? {
+                None if !make => Ok(None),
+                _ => Ok(Some(self.checkpoint()?)),
+            };
         }
         let data = match start {
             Start::MultiLevel(data) => data,
             Start::SingleLevel | Start::Random => Data::Target,
         };
-        let digest = self.digest(data)?;
+        if make && !self.recipe.scale.procedural() {
+            self.images(data)?;
+        }
+        let Some(digest) = self.digest(data)? else { return Ok(None) };
         let class = determinism(&self.settings.device);
         let text = self.recipe.pretraining_text(start, &digest, class);
         let label = format!("{}-pretrain-{start}", self.recipe.scale);
@@ -49,7 +54,7 @@ impl Runner<'_> {
             return if_finished(&entry);
         }
         if let Claim::Ours(lock) = self.claim(&entry)? {
-            let images = self.load(data)?;
+            let images = self.take(data)?;
             let cell = format!("{} pre-training {start}", self.recipe.scale);
             let levels = self.recipe.pretraining_levels(start);
             let device = self.settings.device.clone();
@@ -61,10 +66,59 @@ impl Runner<'_> {
                 budget,
                 &mut teaching,
                 text,
-                BTreeMap::from([("images".into(), digest)]),
+                BTreeMap::from([("images".into(), digest.clone())]),
             )?;
+            self.images.insert(data, (images, digest));
         }
         Ok(Some(read_weights(&entry)?))
+    }
+
+    /// The SHA-256 of the weights that `start` names, as `pretrained`, which reads
+    /// no checkpoint for it.
+    pub(super) fn pretrained_digest(&mut self, start: Start, make: bool) -> Result<Option<String>> {
+        if self.published(start) && (!make || self.input(Input::Checkpoint)?.is_some()) {
+            return Ok(self.input(Input::Checkpoint)?.map(|(_, sha256)| sha256));
+        }
+        Ok(self.pretrained(start, make)?.map(|(_, digest)| digest))
+    }
+
+    /// Whether what `start` names is there: nothing is trained for it.
+    pub fn has_pretrained(&mut self, start: Start) -> Result<bool> {
+        Ok(self.pretrained_digest(start, false)?.is_some())
+    }
+
+    fn published(&self, start: Start) -> bool {
+        !self.settings.from_scratch && self.recipe.has_checkpoint(start)
+    }
+
+    /// EDM's network, every tensor of it and no other.
+    fn checkpoint(&mut self) -> Result<(Arrays, String)> {
+        let (path, sha256) = self.require(Input::Checkpoint)?;
+        let arrays = checkpoint::read(&path)?.edm_network()?;
+        let network = &self.recipe.network;
+        checkpoint::require(&path, &arrays, &shapes(|vb| Denoiser::new(network, vb))?)?;
+        Ok((arrays, sha256))
+    }
+
+    /// The SHA-256 of the feature network's weights; without `make`, `None` where
+    /// they are missing.
+    pub(super) fn features_digest(&mut self, make: bool) -> Result<Option<String>> {
+        if self.recipe.scale.procedural() {
+            return Ok(self.features(make)?.map(|(_, digest)| digest.clone()));
+        }
+        match make {
+            true => Ok(Some(self.require(Input::Inception)?.1)),
+            false => Ok(self.input(Input::Inception)?.map(|(_, sha256)| sha256)),
+        }
+    }
+
+    pub(super) fn feature_network(&mut self) -> Result<FeatureNetwork> {
+        let device = self.settings.device.clone();
+        if self.recipe.scale.procedural() {
+            return Ok(FeatureNetwork::Glyphs(self.classifier()?, device));
+        }
+        let (path, _) = self.require(Input::Inception)?;
+        Ok(FeatureNetwork::Inception(Inception::load(&device, checkpoint::read(&path)?)?))
     }
 
     /// The feature network's weights and their SHA-256, as `pretrained`.
@@ -124,7 +178,7 @@ impl Runner<'_> {
         Ok((accuracy(glyphs::TARGET_CLASSES)?, accuracy(glyphs::SOURCE_CLASSES)?))
     }
 
-    pub(super) fn classifier(&mut self) -> Result<Classifier> {
+    fn classifier(&mut self) -> Result<Classifier> {
         let device = self.settings.device.clone();
         let (weights, _) = self.features(true)?.expect("made where it was missing");
         Ok(Classifier::load(&device, weights)?)

@@ -4,6 +4,9 @@
 
 #![allow(dead_code)]
 
+pub mod drill;
+pub mod server;
+
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -92,11 +95,16 @@ fn array(npy: &[u8]) -> Tensor {
     Tensor::from_raw_buffer(&npy[10 + length..], dtype, &shape, &Device::Cpu).unwrap()
 }
 
-/// n values in [-1, 1) that depend on the name alone.
+/// [`unit_of`] the name with the fixtures' prefix.
 pub fn unit(name: &str, n: usize) -> Vec<f32> {
     let prefix = std::fs::read_to_string(directory().join("prefix.txt")).unwrap_or_default();
+    unit_of(&format!("{prefix}{name}"), n)
+}
+
+/// n values in [-1, 1) that depend on the name alone.
+pub fn unit_of(name: &str, n: usize) -> Vec<f32> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in prefix.bytes().chain(name.bytes()) {
+    for byte in name.bytes() {
         hash = (hash ^ byte as u64).wrapping_mul(0x100_0000_01b3);
     }
     (1..=n as u64)
@@ -108,6 +116,35 @@ pub fn unit(name: &str, n: usize) -> Vec<f32> {
             (z >> 40) as f32 / (1u64 << 23) as f32 - 1.0
         })
         .collect()
+}
+
+/// The filling formula for a parameter of EDM's network: its value from u in
+/// [-1, 1).
+pub fn edm_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use<> {
+    let bound = (3.0 / fan_in(shape)).sqrt();
+    let (matrix, norm) = (shape.len() > 1, name.ends_with(".weight"));
+    move |u| match (matrix, norm) {
+        (true, _) => u * bound,
+        (false, true) => 1.0 + 0.1 * u,
+        (false, false) => 0.1 * u,
+    }
+}
+
+/// The filling formula for a tensor of the FID network.
+pub fn inception_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use<> {
+    let bound = (6.0 / fan_in(shape)).sqrt();
+    let (offset, scale) = match shape.len() {
+        2.. => (0.0, bound),
+        _ if name.ends_with(".running_var") => (1.0, 0.5),
+        _ if name.ends_with(".bn.weight") => (1.0, 0.1),
+        _ => (0.0, 0.1),
+    };
+    move |u| offset + scale * u
+}
+
+/// The product of all dimensions but the first.
+fn fan_in(shape: &[usize]) -> f32 {
+    shape[1..].iter().product::<usize>() as f32
 }
 
 /// The largest absolute difference, relative to the largest expected size.

@@ -1,6 +1,9 @@
 //! An HTTP server on the loopback interface that answers as a test says, and
 //! remembers what it was asked.
 
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -53,6 +56,15 @@ impl Server {
             }
         });
         Server { url, log }
+    }
+
+    /// Serves each content at `<url>/<name>`, whole or in ranges, and nothing
+    /// else: what `REPLICATE_MIRROR` expects of `url`.
+    pub fn of_files(files: BTreeMap<String, Vec<u8>>) -> Server {
+        Server::start(move |request| match files.get(request.path.trim_start_matches('/')) {
+            Some(content) => Answer::file(content, "\"1\"", request),
+            None => Answer::status(404),
+        })
     }
 
     pub fn requests(&self) -> Vec<Request> {

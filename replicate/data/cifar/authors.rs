@@ -1,0 +1,145 @@
+//! The authors' files, in a directory or in a `.tar.gz`: five training batches
+//! and one of test images (CIFAR-10), or one file of each (CIFAR-100), with
+//! records of bytes or as pickled NumPy arrays.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::path::Path;
+
+use flate2::read::GzDecoder;
+
+use super::{Fault, Gathered, IMAGE_LEN, Set, Split, binary, listed, open, python, read_whole, shown};
+use crate::error::{self, Error};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    Binary,
+    Python,
+}
+
+/// All members of the largest archive have 186 MB.
+const MOST_UNPACKED: u64 = 1 << 28;
+
+impl Layout {
+    pub const BOTH: [Layout; 2] = [Layout::Binary, Layout::Python];
+
+    /// What an archive unpacks to.
+    pub fn directory(self, set: Set) -> &'static str {
+        match (self, set) {
+            (Layout::Binary, Set::Cifar10) => "cifar-10-batches-bin",
+            (Layout::Binary, Set::Cifar100) => "cifar-100-binary",
+            (Layout::Python, Set::Cifar10) => "cifar-10-batches-py",
+            (Layout::Python, Set::Cifar100) => "cifar-100-python",
+        }
+    }
+
+    pub fn archive(self, set: Set) -> &'static str {
+        match (self, set) {
+            (Layout::Binary, Set::Cifar10) => "cifar-10-binary.tar.gz",
+            (Layout::Binary, Set::Cifar100) => "cifar-100-binary.tar.gz",
+            (Layout::Python, Set::Cifar10) => "cifar-10-python.tar.gz",
+            (Layout::Python, Set::Cifar100) => "cifar-100-python.tar.gz",
+        }
+    }
+
+    /// The files of a split.
+    pub fn files(self, set: Set, split: Split) -> Vec<String> {
+        let names: &[&str] = match (set, split) {
+            (Set::Cifar10, Split::Train) => {
+                &["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"]
+            }
+            (Set::Cifar10, Split::Test) => &["test_batch"],
+            (Set::Cifar100, Split::Train) => &["train"],
+            (Set::Cifar100, Split::Test) => &["test"],
+        };
+        let extension = match self {
+            Layout::Binary => ".bin",
+            Layout::Python => "",
+        };
+        names.iter().map(|name| format!("{name}{extension}")).collect()
+    }
+
+    /// Every file of the split in `dir`.
+    pub fn read_files(self, dir: &Path, gathered: &mut Gathered) -> error::Result<()> {
+        let (set, split) = (gathered.set, gathered.split);
+        for name in self.files(set, split) {
+            let path = dir.join(name);
+            let mut file = open(set, &path)?;
+            let length = file.metadata().map_err(Error::io("read", &path))?.len();
+            self.read(&mut file, length, gathered).map_err(|fault| fault.at(set, &path))?;
+        }
+        Ok(())
+    }
+
+    /// One file of the split, of `length` bytes.
+    fn read(self, reader: &mut dyn Read, length: u64, gathered: &mut Gathered) -> Result<(), Fault> {
+        let most = gathered.split.full() / self.files(gathered.set, gathered.split).len();
+        match self {
+            Layout::Binary => {
+                let bytes = read_whole(reader, length, most * binary::record_len(gathered.set))?;
+                binary::read(&bytes, gathered)
+            }
+            // A record's file name and labels take up to 50 bytes.
+            Layout::Python => python::read(&read_whole(reader, length, most * (IMAGE_LEN + 1024))?, gathered),
+        }
+    }
+}
+
+/// Every file of the split in a `.tar.gz`. The whole archive is read, which
+/// verifies gzip's checksum; nothing is written.
+pub(super) fn read_archive(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
+    let unpacked = GzDecoder::new(BufReader::with_capacity(1 << 16, file)).take(MOST_UNPACKED);
+    let mut archive = tar::Archive::new(unpacked);
+    let read = read_members(&mut archive, gathered);
+    let mut rest = archive.into_inner();
+    let read = read.and_then(|()| io::copy(&mut rest, &mut io::sink()).map(drop).map_err(damaged));
+    match rest.limit() {
+        0 => Err(Fault::new(format!("an archive of less than {MOST_UNPACKED} bytes unpacked"), "more")),
+        _ => read,
+    }
+}
+
+fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered) -> Result<(), Fault> {
+    let wanted = Layout::BOTH.map(|layout| layout.files(gathered.set, gathered.split));
+    let (mut layout, mut read, mut members) = (None, Vec::new(), Vec::new());
+    // Raw: long names and other extensions, which the authors' archives do not use, are not interpreted.
+    for entry in archive.entries().map_err(damaged)?.raw(true) {
+        let mut entry = entry.map_err(damaged)?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let name = path.rsplit('/').next().unwrap_or_default().to_string();
+        if members.len() < MOST_MEMBERS {
+            members.push(shown(&path));
+        }
+        let ours = Layout::BOTH.into_iter().zip(&wanted).find(|(_, files)| files.contains(&name));
+        let Some((this, _)) = ours.filter(|(this, _)| layout.is_none_or(|layout| layout == *this)) else {
+            continue;
+        };
+        if read.contains(&name) {
+            return Err(Fault::new(format!("one {name} in the archive"), "two"));
+        }
+        let length = entry.size();
+        this.read(&mut entry, length, gathered).map_err(|fault| fault.within(shown(&path)))?;
+        layout = Some(this);
+        read.push(name);
+    }
+    let [binary, python] = &wanted;
+    let expected = match layout {
+        Some(Layout::Binary) => listed(binary),
+        Some(Layout::Python) => listed(python),
+        None => format!("{} (or without .bin)", listed(binary)),
+    };
+    match layout.is_some() && read.len() == binary.len() {
+        true => Ok(()),
+        false => Err(Fault::new(format!("an archive with {expected}"), listed(&members))),
+    }
+}
+
+/// Names that are kept for a message; the authors' archives have 8.
+const MOST_MEMBERS: usize = 100;
+
+fn damaged(error: io::Error) -> Fault {
+    Fault::new("a whole .tar.gz archive", format!("damage ({error})"))
+}

@@ -1,0 +1,279 @@
+//! CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the same images whatever they come in.
+//!
+//! | container | recognised by | label of an image |
+//! | --- | --- | --- |
+//! | the authors' binary files in a directory | `data_batch_1.bin`, `train.bin` … | the last byte before its pixels |
+//! | the authors' python files in a directory | `data_batch_1`, `train` … | `labels`, `fine_labels` |
+//! | either, in the authors' `.tar.gz` | gzip | as above |
+//! | parquet, as on the Hugging Face hub | `PAR1` | column `label`, `fine_label` |
+//! | the zip of EDM's `dataset_tool.py` | `PK` | `dataset.json` |
+//!
+//! A file is recognised by its content. In a directory, the files above are
+//! looked for under their official names, and the archives and parquet files
+//! also under the names that `fetch` gives them.
+//!
+//! Each container orders the images in its own way, and none says which way is
+//! right: the hub's parquet files, for one, follow the members of the python
+//! archive, which are not sorted. Here the images are in **ascending order of
+//! (label, pixels)**, so that [`Images`] and their digest depend on the images
+//! alone. Labels are the fine labels.
+//!
+//! Files with fewer images than the authors' are read as they are; callers
+//! compare with [`full`]. A container that says of no image which set or split
+//! it belongs to (a zip, a parquet file) is taken at its caller's word, as far
+//! as labels are in range and no class has more images than the authors'.
+//! Everything that cannot be read is an `Error::Missing` or an
+//! `Error::Malformed` that names the file.
+
+mod authors;
+mod binary;
+mod edm_zip;
+mod parquet;
+mod place;
+mod png;
+mod python;
+mod thrift;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+
+use self::place::Container;
+use super::Images;
+use crate::error::{self, Error};
+
+const CHANNELS: usize = 3;
+const SIZE: usize = 32;
+const IMAGE_LEN: usize = CHANNELS * SIZE * SIZE;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Set {
+    Cifar10,
+    Cifar100,
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "CIFAR-{}", self.classes())
+    }
+}
+
+impl Set {
+    /// Number of (fine) classes.
+    fn classes(self) -> usize {
+        match self {
+            Set::Cifar10 => 10,
+            Set::Cifar100 => 100,
+        }
+    }
+
+    fn remedy(self) -> String {
+        let n = self.classes();
+        format!(
+            "name the authors' archive of {self} (`replicate fetch cifar{n}` gets it), the directory it \
+             unpacks to, the hub's parquet file or EDM's zip"
+        )
+    }
+}
+
+/// Number of training images of the whole set.
+pub fn full(set: Set) -> usize {
+    match set {
+        Set::Cifar10 | Set::Cifar100 => Split::Train.full(),
+    }
+}
+
+/// The training images in `path`, a file or a directory.
+///
+/// # Errors
+/// `Missing` or `Malformed`, naming the file.
+pub fn train(set: Set, path: &Path) -> error::Result<Images> {
+    read(set, Split::Train, path)
+}
+
+/// The test images in `path`, a file or a directory.
+///
+/// # Errors
+/// As [`train`].
+pub fn test(set: Set, path: &Path) -> error::Result<Images> {
+    read(set, Split::Test, path)
+}
+
+/// Those of `images` whose label is one of `classes`, in the same order. `path`
+/// is where they were read from, for the message.
+///
+/// # Errors
+/// `Malformed` for a class without an image.
+pub fn of_classes(images: Images, classes: &[u32], path: &Path) -> error::Result<Images> {
+    let present: BTreeSet<u32> = images.labels.iter().copied().collect();
+    if let Some(class) = classes.iter().find(|class| !present.contains(class)) {
+        return Err(Error::Malformed {
+            path: path.to_path_buf(),
+            expected: format!("images of class {class}"),
+            found: format!("none among {} images of {} classes", images.labels.len(), present.len()),
+            remedy: "name files with all classes, or leave that class out".into(),
+        });
+    }
+    let mut chosen = Images { pixels: Vec::new(), labels: Vec::new(), ..images };
+    for (i, &label) in images.labels.iter().enumerate() {
+        if classes.contains(&label) {
+            chosen.pixels.extend_from_slice(&images.pixels[i * IMAGE_LEN..][..IMAGE_LEN]);
+            chosen.labels.push(label);
+        }
+    }
+    Ok(chosen)
+}
+
+fn read(set: Set, split: Split, path: &Path) -> error::Result<Images> {
+    let (container, path) = place::find(set, split, path)?;
+    let mut gathered = Gathered::new(set, split);
+    match container {
+        Container::Files(layout) => layout.read_files(&path, &mut gathered)?,
+        Container::Archive => {
+            authors::read_archive(open(set, &path)?, &mut gathered).map_err(|fault| fault.at(set, &path))?
+        }
+        Container::Parquet => {
+            parquet::read(open(set, &path)?, &mut gathered).map_err(|fault| fault.at(set, &path))?
+        }
+        Container::Zip => {
+            edm_zip::read(open(set, &path)?, &mut gathered).map_err(|fault| fault.at(set, &path))?
+        }
+    }
+    gathered.in_order().map_err(|fault| fault.at(set, &path))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Split {
+    Train,
+    Test,
+}
+
+impl Split {
+    /// Number of images of the whole split.
+    fn full(self) -> usize {
+        match self {
+            Split::Train => 50_000,
+            Split::Test => 10_000,
+        }
+    }
+}
+
+/// The images that were read so far, in the container's order.
+struct Gathered {
+    set: Set,
+    split: Split,
+    images: Images,
+}
+
+impl Gathered {
+    fn new(set: Set, split: Split) -> Gathered {
+        let images = Images { channels: CHANNELS, size: SIZE, pixels: Vec::new(), labels: Vec::new() };
+        Gathered { set, split, images }
+    }
+
+    /// Adds one image, channel-major.
+    fn push(&mut self, label: i64, pixels: &[u8; IMAGE_LEN]) -> Result<(), Fault> {
+        let classes = self.set.classes() as u32;
+        let Some(label) = u32::try_from(label).ok().filter(|label| *label < classes) else {
+            return Err(Fault::new(format!("labels from 0 to {}", classes - 1), format!("label {label}")));
+        };
+        let full = self.split.full();
+        if self.images.labels.len() == full {
+            return Err(Fault::new(format!("at most {full} images"), "more"));
+        }
+        self.images.labels.push(label);
+        self.images.pixels.extend_from_slice(pixels);
+        Ok(())
+    }
+
+    fn in_order(self) -> Result<Images, Fault> {
+        let Images { pixels, labels, .. } = &self.images;
+        if labels.is_empty() {
+            return Err(Fault::new("images", "none"));
+        }
+        let most = self.split.full() / self.set.classes();
+        let mut per_class = vec![0; self.set.classes()];
+        for &label in labels {
+            per_class[label as usize] += 1;
+        }
+        if let Some(class) = per_class.iter().position(|count| *count > most) {
+            return Err(Fault::new(
+                format!("at most {most} images of each class of {}", self.set),
+                format!("{} of class {class}", per_class[class]),
+            ));
+        }
+        let (images, []) = pixels.as_chunks::<IMAGE_LEN>() else { unreachable!("whole images only") };
+        let mut order: Vec<usize> = (0..labels.len()).collect();
+        // Equal keys are equal images: their order shows nowhere.
+        order.sort_unstable_by_key(|&i| (labels[i], &images[i]));
+        let mut pixels = Vec::with_capacity(pixels.len());
+        for &i in &order {
+            pixels.extend_from_slice(&images[i]);
+        }
+        Ok(Images { pixels, labels: order.iter().map(|&i| labels[i]).collect(), ..self.images })
+    }
+}
+
+/// What is wrong with a container.
+#[derive(Debug)]
+struct Fault {
+    expected: String,
+    found: String,
+}
+
+impl Fault {
+    fn new(expected: impl Into<String>, found: impl Into<String>) -> Fault {
+        Fault { expected: expected.into(), found: found.into() }
+    }
+
+    fn within(self, place: impl fmt::Display) -> Fault {
+        Fault { found: format!("{}, in {place}", self.found), ..self }
+    }
+
+    fn at(self, set: Set, path: &Path) -> Error {
+        let Fault { expected, found } = self;
+        Error::Malformed { path: path.to_path_buf(), expected, found, remedy: set.remedy() }
+    }
+}
+
+fn open(set: Set, path: &Path) -> error::Result<File> {
+    File::open(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            Error::Missing { path: path.to_path_buf(), what: format!("{set} needs it"), remedy: set.remedy() }
+        }
+        _ => Error::io("read", path)(error),
+    })
+}
+
+/// All of `reader`, which claims `claimed` bytes. Neither more than `most` nor
+/// another number than claimed is accepted.
+fn read_whole(reader: &mut dyn Read, claimed: u64, most: usize) -> Result<Vec<u8>, Fault> {
+    if claimed > most as u64 {
+        return Err(Fault::new(format!("at most {most} bytes"), format!("{claimed}")));
+    }
+    let mut bytes = Vec::with_capacity(claimed as usize);
+    let read = reader.take(claimed + 1).read_to_end(&mut bytes);
+    let whole = || format!("{claimed} bytes");
+    read.map_err(|error| Fault::new(whole(), format!("{} and then: {error}", bytes.len())))?;
+    match bytes.len() as u64 == claimed {
+        true => Ok(bytes),
+        false => Err(Fault::new(whole(), format!("{}", bytes.len()))),
+    }
+}
+
+/// A text of a file's for a message: escaped and cut.
+fn shown(text: &str) -> String {
+    text.escape_debug().take(100).collect()
+}
+
+/// Some names for a message, the rest counted.
+fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    match names.len() {
+        0 => "nothing".into(),
+        1..=SHOWN => names.join(", "),
+        n => format!("{} and {} more", names[..SHOWN].join(", "), n - SHOWN),
+    }
+}

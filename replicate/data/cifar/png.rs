@@ -1,0 +1,36 @@
+//! One image of a set as PNG, which is how parquet files and EDM's zips hold them.
+
+use std::io::Cursor;
+
+use ::png::{BitDepth, ColorType, Decoder, DecodingError, Limits};
+
+use super::{CHANNELS, Fault, IMAGE_LEN, SIZE};
+
+/// Bytes that a PNG may have; uncompressed it takes 3.2 kB.
+pub(super) const MOST_BYTES: usize = 1 << 14;
+
+/// The pixels, channel-major. Nothing but 32 x 32 pixels of 8-bit RGB is accepted.
+pub(super) fn decode(bytes: &[u8]) -> Result<[u8; IMAGE_LEN], Fault> {
+    let damaged = |error: DecodingError| Fault::new("a whole PNG", format!("damage ({error})"));
+    let limits = Limits { bytes: 1 << 20 };
+    let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), limits);
+    let info = decoder.read_header_info().map_err(damaged)?;
+    let is = (info.width, info.height, info.color_type, info.bit_depth);
+    if is != (SIZE as u32, SIZE as u32, ColorType::Rgb, BitDepth::Eight) {
+        return Err(Fault::new(
+            format!("PNGs of {SIZE} x {SIZE} pixels, 8-bit RGB"),
+            format!("{} x {}, {}-bit {:?}", is.0, is.1, is.3 as u8, is.2),
+        ));
+    }
+    let mut reader = decoder.read_info().map_err(damaged)?;
+    let mut interleaved = [0; IMAGE_LEN];
+    reader.next_frame(&mut interleaved).map_err(damaged)?;
+    reader.finish().map_err(damaged)?;
+    let mut pixels = [0; IMAGE_LEN];
+    for (i, pixel) in interleaved.as_chunks::<CHANNELS>().0.iter().enumerate() {
+        for (channel, value) in pixel.iter().enumerate() {
+            pixels[channel * SIZE * SIZE + i] = *value;
+        }
+    }
+    Ok(pixels)
+}

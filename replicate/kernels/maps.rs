@@ -1,0 +1,190 @@
+//! Feature maps with the channels innermost, and pooling over them, for
+//! inference on the CPU.
+
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Feature maps of `images` images: (images, height, width, channels) in
+/// row-major order.
+pub struct Maps {
+    pub images: usize,
+    pub height: usize,
+    pub width: usize,
+    pub channels: usize,
+    /// May be longer than what the sizes say.
+    buffer: Vec<f32>,
+}
+
+impl Maps {
+    /// # Panics
+    /// If `values` is not of these sizes.
+    pub fn new(images: usize, [height, width, channels]: [usize; 3], values: Vec<f32>) -> Maps {
+        assert_eq!(values.len(), images * height * width * channels, "values of {height} x {width} maps");
+        Maps { images, height, width, channels, buffer: values }
+    }
+
+    /// Height, width, channels.
+    pub fn shape(&self) -> [usize; 3] {
+        [self.height, self.width, self.channels]
+    }
+
+    pub fn values(&self) -> &[f32] {
+        &self.buffer[..self.len()]
+    }
+
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        let len = self.len();
+        &mut self.buffer[..len]
+    }
+
+    /// The mean over the pixels: (images, channels).
+    pub fn mean(&self) -> Vec<f32> {
+        let pixels = self.height * self.width;
+        let mut means = vec![0f32; self.images * self.channels];
+        let images = self.values().par_chunks_exact(pixels * self.channels);
+        means.par_chunks_exact_mut(self.channels).zip(images).for_each(|(means, image)| {
+            let mut sums = vec![0f64; self.channels];
+            for pixel in image.chunks_exact(self.channels) {
+                for (sum, v) in sums.iter_mut().zip(pixel) {
+                    *sum += *v as f64;
+                }
+            }
+            for (mean, sum) in means.iter_mut().zip(sums) {
+                *mean = (sum / pixels as f64) as f32;
+            }
+        });
+        means
+    }
+
+    fn len(&self) -> usize {
+        self.images * self.height * self.width * self.channels
+    }
+}
+
+/// Memory that one layer's maps leave to the next one's: fresh pages for every
+/// layer would cost a twentieth of the time.
+#[derive(Default)]
+pub struct Workspace {
+    free: Vec<Vec<f32>>,
+}
+
+impl Workspace {
+    /// Maps whose values are whatever was there before.
+    pub fn maps(&mut self, images: usize, [height, width, channels]: [usize; 3]) -> Maps {
+        let mut maps = Maps { images, height, width, channels, buffer: Vec::new() };
+        let needed = maps.len();
+        // The smallest that is enough; failing that the largest makes room for a new one.
+        let kept = self.free.iter().enumerate();
+        let best = kept.min_by_key(|(_, buffer)| match buffer.len() {
+            length if length >= needed => (0, length),
+            length => (1, usize::MAX - length),
+        });
+        if let Some((best, _)) = best {
+            maps.buffer = self.free.swap_remove(best);
+        }
+        if maps.buffer.len() < needed {
+            // Not resized, which would copy the old values.
+            maps.buffer = vec![0f32; needed];
+        }
+        maps
+    }
+
+    pub fn recycle(&mut self, maps: Maps) {
+        self.free.push(maps.buffer);
+    }
+}
+
+/// How a kernel moves over an image: sizes as (vertical, horizontal).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    pub kernel: [usize; 2],
+    pub stride: usize,
+    /// Pixels beyond each edge.
+    pub padding: [usize; 2],
+}
+
+impl Window {
+    /// # Panics
+    /// If the image with its padding is smaller than the kernel.
+    pub fn output(&self, height: usize, width: usize) -> [usize; 2] {
+        let side = |axis: usize, size: usize| {
+            let (padded, kernel) = (size + 2 * self.padding[axis], self.kernel[axis]);
+            assert!(padded >= kernel && kernel > 0, "a kernel of {kernel} over {padded} pixels");
+            (padded - kernel) / self.stride + 1
+        };
+        [side(0, height), side(1, width)]
+    }
+
+    /// The pixels of a row or column of `size` that output `at` covers.
+    fn covered(&self, axis: usize, at: usize, size: usize) -> Range<usize> {
+        let start = at * self.stride;
+        let end = (start + self.kernel[axis]).saturating_sub(self.padding[axis]).min(size);
+        start.saturating_sub(self.padding[axis]).min(end)..end
+    }
+}
+
+/// The greatest value under the window, into the channels of `y` from `channel`
+/// on. Padding never wins.
+///
+/// # Panics
+/// If `y` has other sizes, or a window lies in the padding alone.
+pub fn max_pool(x: &Maps, window: Window, y: &mut Maps, channel: usize) {
+    pool(x, window, y, channel, |out, pixels| {
+        let mut pixels = pixels.peekable();
+        out.copy_from_slice(pixels.peek().expect("a window with a pixel"));
+        for pixel in pixels {
+            for (o, v) in out.iter_mut().zip(pixel) {
+                *o = if *v > *o { *v } else { *o };
+            }
+        }
+    });
+}
+
+/// The mean of the pixels under the window, without the padding, into the
+/// channels of `y` from `channel` on.
+///
+/// # Panics
+/// If `y` has other sizes, or a window lies in the padding alone.
+pub fn average_pool(x: &Maps, window: Window, y: &mut Maps, channel: usize) {
+    pool(x, window, y, channel, |out, pixels| {
+        let mut count = 0f32;
+        out.fill(0.0);
+        for pixel in pixels {
+            count += 1.0;
+            for (o, v) in out.iter_mut().zip(pixel) {
+                *o += v;
+            }
+        }
+        assert!(count > 0.0, "a window with a pixel");
+        for o in out {
+            *o /= count;
+        }
+    });
+}
+
+type Pixels<'a> = &'a mut dyn Iterator<Item = &'a [f32]>;
+
+/// Applies `reduce` to each output pixel and the pixels under its window.
+fn pool(
+    x: &Maps,
+    window: Window,
+    y: &mut Maps,
+    channel: usize,
+    reduce: impl for<'a> Fn(&mut [f32], Pixels<'a>) + Sync,
+) {
+    let [height, width] = window.output(x.height, x.width);
+    assert!([y.images, y.height, y.width] == [x.images, height, width], "maps of another size");
+    let (values, channels, row) = (x.values(), x.channels, y.width * y.channels);
+    let y_channels = y.channels;
+    y.values_mut().par_chunks_exact_mut(row).enumerate().for_each(|(i, row)| {
+        let (image, rows) = (i / height, window.covered(0, i % height, x.height));
+        for (ox, out) in row.chunks_exact_mut(y_channels).enumerate() {
+            let columns = window.covered(1, ox, x.width);
+            let mut pixels = rows.clone().flat_map(|iy| {
+                let at = (image * x.height + iy) * x.width + columns.start;
+                values[at * channels..][..columns.len() * channels].chunks_exact(channels)
+            });
+            reduce(&mut out[channel..channel + channels], &mut pixels);
+        }
+    });
+}

@@ -1,0 +1,29 @@
+//! What is free on this machine, for whoever asks before a long run.
+
+use candle_core::Device;
+use std::path::Path;
+
+/// Bytes that may still be written where `path` is; `None` where it cannot be told.
+pub fn free_disk(path: &Path) -> Option<u64> {
+    let found = path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("."));
+    let stat = rustix::fs::statvfs(found).ok()?;
+    Some(stat.f_bavail * stat.f_frsize)
+}
+
+/// Bytes of memory that `device` has to give: of the host, as Linux estimates it, or
+/// of the GPU. `None` where it cannot be told.
+pub fn free_memory(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => {
+            let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+            let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+            Some(1024 * kibibytes)
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => candle_core::cuda_backend::cudarc::driver::result::mem_get_info()
+            .ok()
+            .map(|(free, _)| free as u64),
+        _ => None,
+    }
+}

@@ -1,0 +1,356 @@
+//! EDM's augmentation: agreement with the reference, and what must hold for any
+//! image and any draw.
+
+mod common;
+
+use candle_core::{Device, Tensor};
+use common::Fixture;
+use proptest::prelude::*;
+use replicate::augment::{Augmentation, Draw, LABELS, Numbers, apply, apply_batch};
+use replicate::distill::{CriticBatch, Initial, Objective, OneStep, Settings};
+use replicate::equations::Divergence;
+use replicate::noise::Levels;
+use replicate::optim::AdamConfig;
+use replicate::params::{Arrays, Params, Source};
+use replicate::rng::Stream;
+use replicate::store::sha256_hex;
+use replicate::unet::{Config, Denoiser};
+use std::f32::consts::PI;
+
+const TOLERANCE: f32 = 1e-4;
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most, x| if x > most || x.is_nan() { x } else { most })
+}
+
+/// The recorded random numbers of every image.
+fn recorded(fixture: &Fixture, set: &str, n: usize) -> Vec<Numbers> {
+    let get = |name: &str| fixture.f32(&format!("{set}/draw.{name}"));
+    let (xflip, xflip_gate) = (get("xflip.bit"), get("xflip.gate"));
+    let (yflip, yflip_gate) = (get("yflip.bit"), get("yflip.gate"));
+    let (scale, scale_gate) = (get("scale.normal"), get("scale.gate"));
+    let (rotate, rotate_gate) = (get("rotate.uniform"), get("rotate.gate"));
+    let (aniso, aniso_angle) = (get("aniso.normal"), get("aniso.angle"));
+    let (aniso_gate, aniso_angle_gate) = (get("aniso.gate"), get("aniso.angle_gate"));
+    let (translate, translate_gate) = (get("translate.normal"), get("translate.gate"));
+    let image = |i: usize| Numbers {
+        xflip: xflip[i] == 1.0,
+        xflip_gate: xflip_gate[i],
+        yflip: yflip[i] == 1.0,
+        yflip_gate: yflip_gate[i],
+        scale: scale[i],
+        scale_gate: scale_gate[i],
+        rotate: rotate[i],
+        rotate_gate: rotate_gate[i],
+        aniso: aniso[i],
+        aniso_angle: aniso_angle[i],
+        aniso_gate: aniso_gate[i],
+        aniso_angle_gate: aniso_angle_gate[i],
+        translate: [translate[i], translate[n + i]],
+        translate_gate: translate_gate[i],
+    };
+    (0..n).map(image).collect()
+}
+
+/// EDM pads a batch by what its farthest image needs, we pad every image as far
+/// as reflection allows: agreement here is what shows that it makes no difference.
+#[test]
+fn images_and_labels_agree_with_the_reference() {
+    let fixture = Fixture::open("edm-augment.npz");
+    let dims = fixture.get("images").dims().to_vec();
+    let [n, channels, size, _] = dims[..] else { panic!("{dims:?}") };
+    for (set, p) in [("p1.00", 1.0), ("p0.12", 0.12)] {
+        let draws: Vec<Draw> =
+            recorded(&fixture, set, n).iter().map(|numbers| Augmentation { p }.gate(numbers)).collect();
+        let (images, labels) = apply_batch(&fixture.f32("images"), channels, size, &draws);
+        let expected = fixture.f32(&format!("{set}/output"));
+        let len = channels * size * size;
+        for (i, (ours, theirs)) in images.chunks(len).zip(expected.chunks(len)).enumerate() {
+            let difference = largest_difference(ours, theirs);
+            println!("{set}, image {i}: {difference:e}");
+            assert!(difference < TOLERANCE, "{set}, image {i}: {difference}");
+        }
+        let difference = largest_difference(&labels, &fixture.f32(&format!("{set}/labels")));
+        println!("{set}, labels: {difference:e}");
+        assert!(difference < 1e-6, "{set}: labels differ by {difference}");
+    }
+}
+
+#[test]
+fn transformations_happen_as_often_as_p_says() {
+    const N: usize = 40_000;
+    for p in [0.0, 0.12, 1.0] {
+        let augmentation = Augmentation { p };
+        let mut draws = Stream::new("augment test", "frequencies").at(0);
+        let all: Vec<Draw> = (0..N).map(|_| augmentation.draw(&mut draws)).collect();
+        let coin = if p > 0.0 { 0.5 } else { 0.0 };
+        let stretched: Vec<&Draw> = all.iter().filter(|d| d.aniso != 0.0).collect();
+        for (what, of, count, expected) in [
+            ("xflip", N, all.iter().filter(|d| d.xflip).count(), coin),
+            ("yflip", N, all.iter().filter(|d| d.yflip).count(), p / 2.0),
+            ("scale", N, all.iter().filter(|d| d.scale != 0.0).count(), p),
+            ("rotate", N, all.iter().filter(|d| d.rotate != 0.0).count(), p),
+            ("aniso", N, stretched.len(), p),
+            ("aniso_angle", stretched.len(), stretched.iter().filter(|d| d.aniso_angle != 0.0).count(), coin),
+            ("translate", N, all.iter().filter(|d| d.translate != [0.0; 2]).count(), p),
+        ] {
+            // Five standard deviations of a binomial count.
+            let spread = 5.0 * (of as f64 * expected * (1.0 - expected)).sqrt();
+            let mean = of as f64 * expected;
+            assert!((count as f64 - mean).abs() <= spread, "p {p}: {what} {count} of {of}, not {mean:.0}");
+        }
+    }
+}
+
+#[test]
+fn draws_have_the_spread_of_their_distributions() {
+    const N: usize = 40_000;
+    let mut draws = Stream::new("augment test", "moments").at(0);
+    let all: Vec<Draw> = (0..N).map(|_| Augmentation { p: 1.0 }.draw(&mut draws)).collect();
+    let variance = |value: &dyn Fn(&Draw) -> f32| {
+        all.iter().map(|draw| (value(draw) as f64).powi(2)).sum::<f64>() / N as f64
+    };
+    let third = (PI as f64).powi(2) / 3.0;
+    for (what, found, expected) in [
+        ("scale", variance(&|d| d.scale), 1.0),
+        ("aniso", variance(&|d| d.aniso), 1.0),
+        ("right", variance(&|d| d.translate[0]), 1.0),
+        ("down", variance(&|d| d.translate[1]), 1.0),
+        ("rotate", variance(&|d| d.rotate), third),
+        ("aniso_angle", variance(&|d| d.aniso_angle), third / 2.0),
+    ] {
+        assert!((found / expected - 1.0).abs() < 0.05, "{what}: variance {found}, not {expected}");
+    }
+    assert!(all.iter().all(|d| (-PI..=PI).contains(&d.rotate)));
+}
+
+/// The stream's words belong to the same images whatever p is.
+#[test]
+fn p_only_chooses_among_the_same_numbers() {
+    let stream = Stream::new("augment test", "common numbers");
+    let (mut few, mut all) = (stream.at(0), stream.at(0));
+    for _ in 0..500 {
+        let some = Augmentation { p: 0.3 }.draw(&mut few);
+        let every = Augmentation { p: 1.0 }.draw(&mut all);
+        assert!(some.scale == 0.0 || some.scale == every.scale);
+        assert!(some.translate == [0.0; 2] || some.translate == every.translate);
+        assert_eq!(some.xflip, every.xflip);
+    }
+    assert_eq!(few.next_u32(), all.next_u32());
+}
+
+#[test]
+fn the_text_names_p() {
+    assert_eq!(Augmentation { p: 0.12 }.to_string(), "augmentation(p 0.12)");
+}
+
+#[test]
+fn a_quarter_turn_is_counter_clockwise() {
+    let size = 32;
+    let mut image = vec![0.0; size * size];
+    // A spot right of the centre.
+    for y in 14..18 {
+        image[y * size + 24..y * size + 28].fill(1.0);
+    }
+    let (turned, labels) = apply(&image, 1, size, &Draw { rotate: PI / 2.0, ..Draw::default() });
+    let sum = |ys: std::ops::Range<usize>, xs: std::ops::Range<usize>| -> f32 {
+        ys.flat_map(|y| xs.clone().map(move |x| y * size + x)).map(|i| turned[i]).sum()
+    };
+    assert!(sum(4..8, 14..18) > 12.0, "the spot is at the top");
+    assert!(sum(14..18, 24..28).abs() < 0.5, "and no longer on the right");
+    assert!((labels[3] + 1.0).abs() < 1e-6 && (labels[4] - 1.0).abs() < 1e-6);
+}
+
+fn pixels(len: usize) -> impl Strategy<Value = Vec<f32>> {
+    prop::collection::vec(-1f32..=1.0, len)
+}
+
+fn any_draw() -> impl Strategy<Value = Draw> {
+    let flips = (any::<bool>(), any::<bool>());
+    let shift = prop::array::uniform2(-6f32..6.0);
+    (flips, -6f32..6.0, -PI..PI, -6f32..6.0, -PI..PI, shift).prop_map(
+        |((xflip, yflip), scale, rotate, aniso, aniso_angle, translate)| Draw {
+            xflip,
+            yflip,
+            scale,
+            rotate,
+            aniso,
+            aniso_angle,
+            translate,
+        },
+    )
+}
+
+/// Any size, with an image of it.
+fn any_image() -> impl Strategy<Value = (usize, usize, Vec<f32>)> {
+    (1usize..4, 1usize..13)
+        .prop_flat_map(|(channels, size)| (Just(channels), Just(size), pixels(channels * size * size)))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn without_p_nothing_happens_and_the_label_is_zero(
+        (channels, size, image) in any_image(), step in any::<u64>()
+    ) {
+        let draw = Augmentation { p: 0.0 }.draw(&mut Stream::new("augment test", "p 0").at(step));
+        let (same, labels) = apply(&image, channels, size, &draw);
+        prop_assert_eq!(same, image);
+        prop_assert_eq!(labels, [0.0; LABELS]);
+    }
+
+    #[test]
+    fn flips_mirror_to_the_bit_and_are_labelled(
+        (channels, size, image) in any_image(), xflip in any::<bool>(), yflip in any::<bool>()
+    ) {
+        let (flipped, labels) = apply(&image, channels, size, &Draw { xflip, yflip, ..Draw::default() });
+        for c in 0..channels {
+            for y in 0..size {
+                for x in 0..size {
+                    let (x2, y2) = (if xflip { size - 1 - x } else { x }, if yflip { size - 1 - y } else { y });
+                    let at = |y: usize, x: usize| (c * size + y) * size + x;
+                    prop_assert_eq!(flipped[at(y, x)].to_bits(), image[at(y2, x2)].to_bits());
+                }
+            }
+        }
+        prop_assert_eq!(&labels[..2], &[xflip as u8 as f32, yflip as u8 as f32]);
+        prop_assert_eq!(&labels[2..], &[0.0; LABELS - 2]);
+    }
+
+    /// Flips come first: what follows is done to the mirrored image.
+    #[test]
+    fn a_flip_is_a_flip_of_what_goes_in((channels, size, image) in any_image(), draw in any_draw()) {
+        let mirrored = apply(&image, channels, size, &Draw { xflip: true, ..Draw::default() }).0;
+        let (a, _) = apply(&image, channels, size, &Draw { xflip: true, ..draw });
+        let (b, _) = apply(&mirrored, channels, size, &Draw { xflip: false, ..draw });
+        prop_assert_eq!(a, b);
+    }
+
+    /// By whole pixels a translation is a copy, with the image reflected at its edges.
+    #[test]
+    fn whole_pixels_move_as_they_are(image in pixels(256), right in -12i32..=12, down in -12i32..=12) {
+        let size = 16;
+        let translate = [right as f32 / 2.0, down as f32 / 2.0];
+        let (moved, _) = apply(&image, 1, size, &Draw { translate, ..Draw::default() });
+        let inside = |i: i32| match i {
+            ..0 => -i,
+            0..16 => i,
+            _ => 30 - i,
+        } as usize;
+        for y in 0..16 {
+            for x in 0..16 {
+                let (ours, expected) =
+                    (moved[(y * 16 + x) as usize], image[inside(y - down) * size + inside(x - right)]);
+                prop_assert!((ours - expected).abs() < 1e-5, "({}, {}): {} not {}", x, y, ours, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn values_stay_finite_and_bounded((channels, size, image) in any_image(), draw in any_draw()) {
+        let (out, labels) = apply(&image, channels, size, &draw);
+        prop_assert_eq!(out.len(), image.len());
+        prop_assert!(out.iter().all(|v| v.abs() < 3.7), "{:?}", out);
+        prop_assert!(labels.iter().all(|v| v.is_finite()));
+    }
+
+    #[test]
+    fn an_image_does_not_depend_on_its_neighbours(
+        images in pixels(5 * 3 * 64), draws in prop::collection::vec(any_draw(), 5), pick in 0usize..5
+    ) {
+        let (batch, labels) = apply_batch(&images, 3, 8, &draws);
+        let (alone, label) = apply(&images[pick * 192..][..192], 3, 8, &draws[pick]);
+        prop_assert_eq!(&batch[pick * 192..][..192], &alone[..]);
+        prop_assert_eq!(&labels[pick * LABELS..][..LABELS], &label[..]);
+    }
+}
+
+/// The bits of a batch, pinned: what moves one on another platform or number of
+/// threads changes every result that is trained with it.
+#[test]
+fn threads_and_platforms_change_no_bit() {
+    let stream = Stream::new("augment test", "threads");
+    let images = stream.normals(0, 64 * 3 * 256);
+    let mut draws = stream.at(1);
+    let draws: Vec<Draw> = (0..64).map(|_| Augmentation { p: 1.0 }.draw(&mut draws)).collect();
+    for threads in [1, 2, 5] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let (out, labels) = pool.install(|| apply_batch(&images, 3, 16, &draws));
+        let bytes: Vec<u8> = out.iter().chain(&labels).flat_map(|v| v.to_le_bytes()).collect();
+        assert_eq!(sha256_hex(&bytes), "21180159659b15a4bab568f64857d677c3209791c03f387f3b2df10c76a7c4ea");
+    }
+}
+
+/// A one-step run of a small network, drawn from one stream each time.
+fn one_step_run(objective: Objective) -> OneStep {
+    let config = Config {
+        size: 8,
+        image_channels: 3,
+        model_channels: 8,
+        channel_mult: vec![1, 2],
+        blocks: 1,
+        attention_sizes: vec![4],
+        augment_labels: LABELS,
+    };
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "teacher" };
+    let (teacher, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let settings = Settings {
+        sigma_init: 2.5,
+        levels: Levels::Fixed(0.5),
+        generator_lr: 1e-3,
+        critic_lr: 1e-3,
+        adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8 },
+        ema_half_life: 100,
+    };
+    let weights = teacher.arrays().unwrap();
+    let initial = Initial { weights: Some(&weights), cell: "augmented steps" };
+    OneStep::new(&Device::Cpu, &config, objective, initial, settings).unwrap()
+}
+
+/// The loss of a critic step and whether it moved the layer that sees the labels.
+fn critic_step(objective: Objective, augment: Option<[Vec<Draw>; 2]>) -> (f32, bool) {
+    const B: usize = 4;
+    let image = |name: &str| {
+        let values = Stream::new("augmented steps", name).normals(0, B * 3 * 8 * 8);
+        Tensor::from_vec(values, (B, 3, 8, 8), &Device::Cpu).unwrap()
+    };
+    let mut run = one_step_run(objective);
+    let labels_layer = |run: &OneStep| {
+        let state = run.state().unwrap();
+        let judge = |name: &&String| !name.starts_with("generator.") && !name.starts_with("ema.");
+        let name =
+            state.keys().filter(judge).find(|n| n.ends_with("weights.model.map_augment.weight")).unwrap();
+        state[name].data.clone()
+    };
+    let before = labels_layer(&run);
+    let batch = CriticBatch {
+        z: image("z"),
+        real: image("real"),
+        sigma: vec![0.3, 0.6, 1.2, 2.4],
+        noise_real: image("noise real"),
+        noise_fake: image("noise fake"),
+        augment,
+    };
+    let loss = run.critic_step(&batch).unwrap().loss;
+    (loss, before != labels_layer(&run))
+}
+
+/// Appendix B's augmentation is "non-leaky" because the critic is told what was done.
+#[test]
+fn the_critic_sees_augmented_images_and_their_labels() {
+    let all = |draw: Draw| Some([vec![draw; 4], vec![draw; 4]]);
+    for objective in [Objective::ClassRatio(Divergence::DiJs), Objective::Vsd] {
+        let (plain, told) = critic_step(objective, None);
+        assert!(!told, "{objective}: without augmentation there is no label");
+        let (same, told) = critic_step(objective, all(Draw::default()));
+        assert!(same == plain && !told, "{objective}: nothing was done to the images, {plain} and {same}");
+        let (mirrored, told) = critic_step(objective, all(Draw { xflip: true, ..Draw::default() }));
+        assert!(mirrored != plain && told, "{objective}: {plain} and {mirrored}");
+    }
+}

@@ -1,0 +1,469 @@
+//! More than one worker on one store, and the scripts that start them on more
+//! than one machine. Slurm is a stand-in that keeps its rules: a copy of the
+//! script is run, a requeued job runs again, the signal before the time limit goes
+//! to what srun started and not to the shell.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+const CELLS: [&str; 2] = ["dijs", "init-none"];
+/// What the second stage sees at smoke.
+const ALL_IMAGES: &str = "192/192 images";
+
+/// File by file what the manifests of a store vouch for.
+type Results = BTreeMap<String, Vec<u8>>;
+
+fn checkout() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn worker(store: &Path, cells: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+    command.arg("run").args(cells).args(["--scale", "smoke", "--watch", "lines", "--store"]);
+    command.arg(store).current_dir(checkout()).stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(Stdio::piped());
+    command
+}
+
+/// What it said, once it has ended well.
+fn said(output: Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{}: {text}", output.status);
+    text
+}
+
+fn results(store: &Path) -> Results {
+    let mut all = BTreeMap::new();
+    for entry in std::fs::read_dir(store).unwrap() {
+        let dir = entry.unwrap().path();
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(!name.contains("damaged"), "{name}");
+        let Ok(text) = std::fs::read_to_string(dir.join("manifest.json")) else { continue };
+        let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+        for output in manifest["outputs"].as_object().unwrap().keys() {
+            all.insert(format!("{name}/{output}"), std::fs::read(dir.join(output)).unwrap());
+        }
+    }
+    all
+}
+
+fn assert_same(found: &Results, expected: &Results) {
+    let names = |results: &Results| results.keys().cloned().collect::<BTreeSet<_>>();
+    assert_eq!(names(found), names(expected));
+    for (name, bytes) in expected {
+        assert!(bytes == &found[name], "{name} differs");
+    }
+}
+
+/// One worker alone.
+fn alone() -> &'static (tempfile::TempDir, Results) {
+    static ALONE: OnceLock<(tempfile::TempDir, Results)> = OnceLock::new();
+    ALONE.get_or_init(|| {
+        let store = tempfile::tempdir().unwrap();
+        said(worker(store.path(), &CELLS).output().unwrap());
+        let results = results(store.path());
+        for cell in ["dijs-s0", "init-none-s0", "map-init-none-s0"] {
+            assert!(results.keys().any(|name| name.contains(&format!("smoke-{cell}/"))), "no {cell}");
+        }
+        (store, results)
+    })
+}
+
+fn wait_until(what: &str, mut true_now: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !true_now() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "never came: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `to` is a process, or a process group with a minus before it.
+fn signal(name: &str, to: impl ToString) {
+    let sent = Command::new("kill").args(["-s", name, "--", &to.to_string()]).status().unwrap();
+    assert!(sent.success());
+}
+
+// ---- workers on one store
+
+#[test]
+fn two_workers_make_each_cell_once() {
+    let store = tempfile::tempdir().unwrap();
+    let [first, second] = CELLS;
+    let workers = [[first, second], [second, first]].map(|cells| worker(store.path(), &cells).spawn());
+    let logs = workers.map(|worker| said(worker.unwrap().wait_with_output().unwrap()));
+    assert_same(&results(store.path()), &alone().1);
+    for cell in CELLS {
+        let label = format!("smoke-{cell}-s0 ");
+        let ends = |log: &String| {
+            log.lines().filter(|line| line.starts_with(&label) && line.contains(ALL_IMAGES)).count()
+        };
+        assert_eq!(logs.iter().map(ends).sum::<usize>(), 1, "{cell}: {logs:?}");
+    }
+}
+
+#[test]
+fn a_worker_takes_over_what_a_killed_one_had_begun() {
+    let store = tempfile::tempdir().unwrap();
+    let mut killed = worker(store.path(), &CELLS).spawn().unwrap();
+    wait_until("a checkpoint of the first cell", || begun(store.path(), "smoke-dijs-s0"));
+    // Stopped, it keeps its lock for as long as the other needs to meet it.
+    signal("STOP", killed.id());
+    let mut heir = worker(store.path(), &CELLS).spawn().unwrap();
+    let mut lines = BufReader::new(heir.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let waits = |line: &String| line.contains("smoke-dijs-s0: another process is at it, waiting");
+    assert!(lines.any(|line| waits(&line)), "the second worker did not wait");
+    signal("KILL", killed.id());
+    killed.wait().unwrap();
+    let log: Vec<String> = lines.collect();
+    assert!(heir.wait().unwrap().success(), "{log:?}");
+    assert_same(&results(store.path()), &alone().1);
+    let of_cell = |images: &str| {
+        log.iter().any(|line| line.starts_with("smoke-dijs-s0 ") && line.contains(&format!(" {images}")))
+    };
+    assert!(of_cell(ALL_IMAGES) && !of_cell("0/192 images"), "it went on, and did not begin again: {log:?}");
+}
+
+/// Whether the entry has a checkpoint.
+fn begun(store: &Path, label: &str) -> bool {
+    let entries = std::fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path());
+    let mut ours = entries.filter(|dir| dir.to_string_lossy().ends_with(label));
+    ours.any(|dir| dir.join("checkpoint/a.safetensors").exists())
+}
+
+// ---- Slurm
+
+const SBATCH: &str = r#"#!/usr/bin/env bash
+set -euo pipefail
+echo "sbatch $*" >> "$FAKE/log"
+id=$(($(cat "$FAKE/id") + 100))
+echo "$id" > "$FAKE/id"
+array=
+while [[ $1 == --* ]]; do
+    case $1 in --array=*) array=${1#--array=} ;; esac
+    shift
+done
+cp "$1" "$FAKE/spool-$id"
+shift
+job() {
+    local name=$1 pid code again=yes
+    shift
+    while [ -n "$again" ]; do
+        rm -f "$FAKE/requeue-$name"
+        bash "$FAKE/spool-$id" "$@" >> "$FAKE/slurm-$name.out" 2>&1 &
+        pid=$!
+        if [ "$name" = "${SIGNALLED:-}" ] && [ ! -e "$FAKE/signalled" ]; then
+            touch "$FAKE/signalled"
+            # Who has this lock can take a signal.
+            until compgen -G "$STORE/*-smoke-dijs-s0/lock" > /dev/null; do sleep 0.02; done
+            kill -s TERM "$(cat "$FAKE/step-$name")"
+        fi
+        code=0
+        wait "$pid" || code=$?
+        echo "job $name: exit $code" >> "$FAKE/log"
+        [ -e "$FAKE/requeue-$name" ] || again=
+    done
+}
+if [ -n "$array" ]; then
+    for task in $(seq "${array%-*}" "${array#*-}"); do
+        SLURM_ARRAY_JOB_ID=$id SLURM_ARRAY_TASK_ID=$task SLURM_JOB_ID=$((id + task)) job "${id}_$task" "$@" &
+        [ $((task % 2)) = 0 ] || wait
+    done
+    wait
+else
+    SLURM_JOB_ID=$id job "$id" "$@"
+fi
+echo "$id;cluster"
+"#;
+
+const SRUN: &str = r#"#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift; done
+echo $$ > "$FAKE/step-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
+exec "$@"
+"#;
+
+const SCONTROL: &str = r#"#!/usr/bin/env bash
+echo "scontrol $*" >> "$FAKE/log"
+[ "$1" = requeue ] && touch "$FAKE/requeue-$2"
+"#;
+
+/// Two rows and a run that goes on until it is asked to stop.
+const STUB: &str = r#"#!/usr/bin/env bash
+echo "replicate $*" >> "$FAKE/log"
+case $1 in
+    list) printf 'dijs\nedm\n' ;;
+    run)
+        trap 'exit 75' TERM
+        touch "$FAKE/running"
+        while :; do sleep 0.02; done
+        ;;
+esac
+"#;
+
+/// A directory with stand-ins, first on the path of what runs there.
+struct Cluster {
+    dir: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn with(programs: &[(&str, &str)]) -> Cluster {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("id"), "0").unwrap();
+        for (name, text) in programs {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Cluster { dir }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn script(&self, replicate: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new("bash");
+        command.arg("paper/cluster/slurm.sh").args(arguments).current_dir(checkout());
+        let path = std::env::var("PATH").unwrap();
+        command.env("PATH", format!("{}:{path}", self.dir.path().display()));
+        for unset in ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "DATA", "REPLICATE_STORE"]
+        {
+            command.env_remove(unset);
+        }
+        command.env("FAKE", self.dir.path()).env("REPLICATE", replicate);
+        command.env("SLURM_CPUS_ON_NODE", "2");
+        command.env("STORE", self.path("store")).env("OUTPUT", self.path("report"));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Everything that was printed, for the message of a test that fails.
+    fn outputs(&self) -> String {
+        let files = std::fs::read_dir(self.dir.path()).unwrap().map(|file| file.unwrap().path());
+        let outputs = files.filter(|path| path.extension().is_some_and(|suffix| suffix == "out"));
+        outputs
+            .map(|path| format!("{}:\n{}", path.display(), std::fs::read_to_string(&path).unwrap()))
+            .collect()
+    }
+}
+
+#[test]
+fn a_slurm_array_makes_what_one_worker_makes() {
+    let cluster = Cluster::with(&[("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)]);
+    let mut script =
+        cluster.script(env!("CARGO_BIN_EXE_replicate").as_ref(), &["--partition=gpu", "--time=01:00:00"]);
+    script.env("CELLS", CELLS.join(" ")).env("SEEDS", "0").env("SCALE", "smoke").env("DEVICE", "cpu");
+    // DiJS comes near its time limit once.
+    script.env("SIGNALLED", "100_0");
+    let output = script.output().unwrap();
+    let (log, outputs) = (cluster.log(), cluster.outputs());
+    assert!(output.status.success(), "{}\n{log}\n{outputs}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("array 100: 2 tasks") && said.contains("job 200 reports"), "{said}");
+
+    let submitted: Vec<&str> = log.lines().filter(|line| line.starts_with("sbatch")).collect();
+    let common = "sbatch --parsable --export=ALL --partition=gpu --time=01:00:00";
+    let at = "paper/cluster/slurm.sh";
+    assert_eq!(
+        submitted,
+        [
+            format!("{common} --array=0-1 {at} task"),
+            format!("{common} --dependency=afterany:100 {at} report")
+        ]
+    );
+    let ends = |job: &str| -> Vec<&str> {
+        log.lines().filter_map(|line| line.strip_prefix(&format!("job {job}: exit "))).collect()
+    };
+    assert_eq!(ends("100_1"), ["0"], "{log}\n{outputs}");
+    assert_eq!(ends("100_0"), ["75", "0"], "stopped, queued again, finished: {log}\n{outputs}");
+    assert_eq!(
+        log.lines().filter(|line| line.starts_with("scontrol")).collect::<Vec<_>>(),
+        ["scontrol requeue 100_0"]
+    );
+
+    assert_same(&results(&cluster.path("store")), &alone().1);
+    assert!(cluster.path("report/index.html").is_file(), "{outputs}");
+    let checked = std::fs::read_to_string(cluster.path("slurm-200.out")).unwrap();
+    assert!(checked.contains("dijs smoke fd"), "{checked}");
+}
+
+#[test]
+fn what_is_fetched_is_fetched_before_the_array() {
+    let sbatch = "#!/usr/bin/env bash\necho \"sbatch $*\" >> \"$FAKE/log\"\necho 7\n";
+    let cluster = Cluster::with(&[("sbatch", sbatch), ("replicate", STUB)]);
+    for (scale, fetches) in [("mini", false), ("small", true), ("paper", true)] {
+        let mut script = cluster.script(&cluster.path("replicate"), &[]);
+        script.env("SCALE", scale).env("SEEDS", "3,5,8").env_remove("CELLS");
+        let output = script.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let log = cluster.log();
+        let fetch = format!("replicate fetch paper --store {}", cluster.path("store").display());
+        let array = "sbatch --parsable --export=ALL --array=0-5 paper/cluster/slurm.sh task";
+        let line = |wanted: &str| log.lines().position(|line| line == wanted);
+        assert!(line(array).is_some(), "two rows, three seeds: {log}");
+        assert_eq!(line(&fetch).is_some_and(|at| Some(at) < line(array)), fetches, "{scale}: {log}");
+        std::fs::remove_file(cluster.path("log")).unwrap();
+    }
+}
+
+/// A task of the array whose worker runs until it is told to stop.
+fn running_task(cluster: &Cluster) -> Child {
+    let mut task = cluster.script(&cluster.path("replicate"), &["task"]);
+    task.env("SEEDS", "3,5").env("SLURM_ARRAY_JOB_ID", "40").env("SLURM_ARRAY_TASK_ID", "3");
+    task.env("SLURM_JOB_ID", "43").env_remove("CELLS");
+    let task = task.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("the worker", || cluster.path("running").exists());
+    let log = cluster.log();
+    assert!(log.contains("replicate run edm --seed 5 --scale mini --device cpu"), "{log}");
+    task
+}
+
+#[test]
+fn a_task_near_its_time_limit_is_queued_again() {
+    let cluster = Cluster::with(&[("srun", SRUN), ("scontrol", SCONTROL), ("replicate", STUB)]);
+    let mut task = running_task(&cluster);
+    signal("TERM", std::fs::read_to_string(cluster.path("step-40_3")).unwrap().trim());
+    assert_eq!(task.wait().unwrap().code(), Some(75));
+    assert!(cluster.log().contains("scontrol requeue 40_3\n"), "{}", cluster.log());
+}
+
+#[test]
+fn a_cancelled_task_stays_cancelled() {
+    let cluster = Cluster::with(&[("srun", SRUN), ("scontrol", SCONTROL), ("replicate", STUB)]);
+    let mut task = running_task(&cluster);
+    // Slurm then signals every process of the job, not the shell alone.
+    signal("TERM", format!("-{}", task.id()));
+    assert!(!task.wait().unwrap().success());
+    assert!(!cluster.log().contains("requeue"), "{}", cluster.log());
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    let cluster = Cluster::with(&[]);
+    let output = cluster.script(&cluster.path("replicate"), &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("make build"));
+}
+
+// ---- SkyPilot
+
+fn sky() -> String {
+    std::fs::read_to_string(checkout().join("paper/cluster/sky.yaml")).unwrap()
+}
+
+/// Keys of a block mapping and what stands under each, comments left out. As much
+/// of YAML as the task uses.
+fn mapping(text: &str) -> BTreeMap<String, String> {
+    let mut entries: BTreeMap<String, String> = BTreeMap::new();
+    let mut key = String::new();
+    for line in text.lines().filter(|line| !line.trim_start().starts_with('#') && !line.trim().is_empty()) {
+        if let Some(under) = line.strip_prefix("  ") {
+            *entries.get_mut(&key).expect("a key above") += &format!("{under}\n");
+        } else {
+            let (name, value) = line.split_once(':').unwrap_or_else(|| panic!("no key: {line}"));
+            key = name.to_string();
+            let value = value.trim().trim_start_matches('|');
+            let new =
+                entries.insert(key.clone(), if value.is_empty() { "".into() } else { format!("{value}\n") });
+            assert!(new.is_none(), "{key} stands twice");
+        }
+    }
+    entries
+}
+
+#[test]
+fn the_sky_task_has_the_keys_of_skypilots_schema() {
+    let task = mapping(&sky());
+    let known = |entries: &BTreeMap<String, String>, keys: &[&str]| {
+        for key in entries.keys() {
+            assert!(keys.contains(&key.as_str()), "{key} is none of {keys:?}");
+        }
+    };
+    known(&task, &["name", "workdir", "num_nodes", "resources", "envs", "file_mounts", "setup", "run"]);
+    let resources = mapping(&task["resources"]);
+    known(
+        &resources,
+        &[
+            "infra",
+            "accelerators",
+            "cpus",
+            "memory",
+            "instance_type",
+            "use_spot",
+            "disk_size",
+            "disk_tier",
+            "image_id",
+            "any_of",
+            "ordered",
+            "job_recovery",
+        ],
+    );
+    assert_eq!(resources["use_spot"].trim(), "true");
+    let recovery = mapping(&resources["job_recovery"]);
+    known(&recovery, &["strategy", "max_restarts_on_errors", "recover_on_exit_codes"]);
+    assert_eq!(recovery["recover_on_exit_codes"].trim(), "[75]");
+    for (mount, what) in mapping(&task["file_mounts"]) {
+        assert!(mount.starts_with('/'), "{mount}");
+        known(&mapping(&what), &["name", "source", "store", "mode", "persistent", "config", "type"]);
+    }
+    for name in mapping(&task["envs"]).keys() {
+        let used = [format!("${name}"), format!("${{{name}}}")];
+        assert!(used.iter().any(|text| sky().contains(text)), "{name} is never used");
+    }
+}
+
+/// What SkyPilot would run, here, where the store has the results already.
+#[test]
+fn the_sky_task_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = alone();
+    let run = mapping(&sky())["run"]
+        .replace("target/release/replicate", env!("CARGO_BIN_EXE_replicate"))
+        .replace("/replicate/store", store.path().to_str().unwrap())
+        .replace("/replicate/report", dir.path().join("report").to_str().unwrap());
+    let mut command = Command::new("bash");
+    command.args(["-c", &run]).current_dir(checkout()).env_remove("REPLICATE_STORE");
+    command.envs([("CELLS", "dijs init-none"), ("SEEDS", "0"), ("SCALE", "smoke"), ("DEVICE", "cpu")]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let log = said(output);
+    assert!(!log.contains(ALL_IMAGES), "it was there: {log}");
+    assert!(text.contains("dijs smoke fd"), "{text}");
+    assert!(dir.path().join("report/index.html").is_file());
+}
+
+// ---- their shell
+
+#[test]
+fn shellcheck_finds_nothing() {
+    if Command::new("shellcheck").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: shellcheck is not installed, the scripts of paper/cluster were not checked");
+        return;
+    }
+    let check = |what: &str, text: &str, severity: &str| {
+        let mut child = Command::new("shellcheck")
+            .args(["--shell=bash", &format!("--severity={severity}"), "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{what}: {}", String::from_utf8_lossy(&output.stdout));
+    };
+    let slurm = std::fs::read_to_string(checkout().join("paper/cluster/slurm.sh")).unwrap();
+    check("slurm.sh", &slurm, "style");
+    let task = mapping(&sky());
+    // Words of $CELLS and $place are meant to be split.
+    check("sky.yaml, setup", &task["setup"], "warning");
+    check("sky.yaml, run", &task["run"], "warning");
+}
