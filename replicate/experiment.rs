@@ -318,6 +318,7 @@ impl Recipe {
             evaluation: Evaluation {
                 samples: 20,
                 quick_samples: 10,
+                reference: 200,
                 neighbourhood: 20,
                 neighbours: 3,
                 splits: 2,

@@ -113,9 +113,9 @@ pub fn dry_run(
         total.flop += cost.flop;
         total.disk_bytes += cost.disk_bytes;
         let (flop, time) = (plan::operations(cost.flop), plan::duration(plan::seconds(&cost, rate)));
-        println!("  {name:28} {what:38} {flop:>12}  ~{time:>9}  {:>7}", plan::bytes(cost.peak_disk_bytes));
+        println!("  {name:37} {what:44} {flop:>12}  ~{time:>9}  {:>7}", plan::bytes(cost.peak_disk_bytes));
     };
-    println!("  {:28} {:38} {:>12}  {:>10}  {:>7}", "what", "", "operations", "time", "disk");
+    println!("  {:37} {:44} {:>12}  {:>10}  {:>7}", "what", "", "operations", "time", "disk");
     let mut starts: Vec<Start> = Vec::new();
     for cell in cells {
         if cell.start == Start::Random || starts.contains(&cell.start) {
@@ -143,7 +143,11 @@ pub fn dry_run(
                     let cost = plan::cell(&recipe, cell);
                     let e = &recipe.evaluation;
                     let samples = format!("{} x {} samples", e.trials, e.samples);
-                    line(&name, &format!("{} iterations, {samples}", cost.steps), cost);
+                    let steps = match cost.steps {
+                        0 => String::new(),
+                        steps => format!("{steps} iterations, "),
+                    };
+                    line(&name, &format!("{steps}{samples}"), cost);
                 }
             }
         }
