@@ -90,6 +90,15 @@ impl Draws {
         ((self.next_u32() as u64 * n as u64) >> 32) as usize
     }
 
+    /// The numbers below `n` in a random order (Fisher and Yates).
+    pub fn permutation(&mut self, n: usize) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..n).collect();
+        for i in (1..n).rev() {
+            order.swap(i, self.below(i + 1));
+        }
+        order
+    }
+
     /// One standard normal number; uses two words.
     pub fn normal(&mut self) -> f32 {
         let (a, b) = (self.next_u32(), self.next_u32());

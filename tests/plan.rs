@@ -150,6 +150,28 @@ fn a_step_is_the_networks_that_it_runs() {
     assert_eq!(plan::pretraining(&recipe, Start::Random), plan::Cost::default());
 }
 
+/// A network of one block in each half, whose outputs can be counted by hand.
+#[test]
+fn memory_is_weights_and_the_outputs_of_operations() {
+    let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Smoke) };
+    recipe.batch = 1000;
+    // In units of 4 channels x 16 pixels: norm, convolution, norm, convolution, sum.
+    let block = |inputs: u64| inputs / 4 + 4;
+    let encoder = 1 + block(4);
+    let attention = 1 + 3 + 1 + 2;
+    // Blocks that take a skip: the concatenation, twice the channels, a projection.
+    let decoder = block(4) + attention + block(4) + 2 * (2 + block(8) + 1) + 1;
+    let pixels = 4 * 16;
+    let generator = (encoder + decoder) * pixels + 16;
+    let critic = (encoder + 1) * pixels;
+    // Two passes of the critic, or one and the generator.
+    let outputs = (2 * critic).max(generator + critic);
+    let expected = 4 * (5 * 2801 + 4 * 785 + 1000 * outputs) * 3 / 2;
+    let found = plan::memory(&recipe, &row("dijs"));
+    assert_eq!(found, expected);
+    assert!(plan::memory(&recipe, &row("diff-instruct")) > 4 * 1000 * generator);
+}
+
 #[test]
 fn a_time_is_operations_over_a_rate() {
     let dijs = plan::cell(&Recipe::of(Scale::Mini), &row("dijs"));

@@ -296,6 +296,17 @@ fn the_first_images_are_cut_within_a_batch() {
     }
 }
 
+/// 40 images of 1024 x 1024 would be 126 MB at once.
+#[test]
+fn batches_of_large_images_are_smaller() {
+    let dir = Dir::new();
+    let large = Images { channels: 3, size: 1024, pixels: vec![9; 40 * 3 << 20], labels: Vec::new() };
+    let path = dir.write("a.npy", npy("|u1", &[40, 3, 1024, 1024], &large.pixels));
+    let Input::Images(set) = source::open(&path).unwrap() else { panic!() };
+    let lengths: Vec<usize> = set.batches.map(|batch| batch.unwrap().len()).collect();
+    assert_eq!(lengths, [21, 19]);
+}
+
 /// The message about a file that cannot be scored; it must name the file.
 fn complaint(path: &Path) -> String {
     let error = read(path).unwrap_err();
@@ -614,6 +625,7 @@ fn features_score_as_in_the_library() {
     let (precision, recall) = precision_recall(&kept, &b, 3);
     assert_eq!((&trial["precision"], &trial["recall"]), (&number(precision), &number(recall)));
     assert_eq!(report["protocol"]["kept"], 50);
+    assert!(warned(&report, "50 of 60 images and 50 of the reference's 50"));
     assert_eq!(report["fid"]["mean"], trial["fid"]);
     assert!(warned(&report, "which network made its features") && warned(&report, "60 images"));
     assert_eq!(report.get("network"), None);

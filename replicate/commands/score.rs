@@ -62,6 +62,11 @@ pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
     // Both sides keep as many, because precision and recall depend on it.
     let others = reference.as_ref().and_then(|side| side.described.images);
     let kept = others.filter(|_| pairwise).map_or(0, |others| others.min(n).min(KEPT));
+    if let Some(others) = others.filter(|others| kept > 0 && kept < n.max(*others)) {
+        remarks.note(format!(
+            "KID, precision and recall see {kept} of {n} images and {kept} of the reference's {others}, spread evenly"
+        ));
+    }
     let mut saved = None;
     let (against, reference) = match reference {
         None => (Reference::default(), None),

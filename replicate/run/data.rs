@@ -176,7 +176,9 @@ impl Runner<'_> {
         let evaluation = &self.recipe.evaluation;
         let images = &self.images[&Data::Target].0;
         let n = images.len().min(evaluation.reference);
-        let chosen = images.chosen(&shuffled(images.len())[..n]);
+        // The images come sorted by class.
+        let mixed = Stream::new("reference", "order").at(0).permutation(images.len());
+        let chosen = images.chosen(&mixed[..n]);
         let (watch, stop) = (&mut self.watch, self.stop);
         Reference::measure(network, &chosen, evaluation.neighbourhood, |done| {
             watch.sampling(lock.label(), done, n);
@@ -220,17 +222,6 @@ fn set(data: Data) -> Set {
         Data::Target => Set::Cifar10,
         Data::Sources(_) => Set::Cifar100,
     }
-}
-
-/// The numbers below `n` in a fixed order that mixes the classes: the images come
-/// sorted by class.
-fn shuffled(n: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..n).collect();
-    let mut draws = Stream::new("reference", "order").at(0);
-    for i in (1..n).rev() {
-        order.swap(i, draws.below(i + 1));
-    }
-    order
 }
 
 fn read_reference(entry: &Entry) -> Result<Reference> {

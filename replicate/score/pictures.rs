@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use png::{BitDepth, ColorType};
 
-use super::source::{BATCH, ImageSet, LARGEST};
+use super::source::{ImageSet, LARGEST, batch_of};
 use crate::data::Images;
 use crate::error::{Error, Result};
 use crate::unzip::Entry;
@@ -43,7 +43,7 @@ pub(super) fn folder(root: &Path) -> Result<Option<ImageSet>> {
     // As EDM's dataset.py: by the text of the path, not directory by directory.
     files.sort_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
     let files = files.into_iter().map(|file| root.join(file)).collect();
-    Pictures { files, open: |path: &PathBuf| Ok(File::open(path)?), path: PathBuf::clone }.set("PNG folder")
+    Pictures { files, open: |path: &PathBuf| File::open(path), path: PathBuf::clone }.set("PNG folder")
 }
 
 /// The PNG files in a zip; `None` if there are none, and no other images.
@@ -81,18 +81,18 @@ fn is_picture(path: &Path) -> Result<bool> {
 }
 
 /// PNG files, each behind whatever opens it.
-struct Pictures<File, Open, Name> {
-    files: Vec<File>,
+struct Pictures<Place, Open, Name> {
+    files: Vec<Place>,
     open: Open,
     /// What a file is called in messages.
     path: Name,
 }
 
-impl<File, Open, Name, Reader> Pictures<File, Open, Name>
+impl<Place, Open, Name, Reader> Pictures<Place, Open, Name>
 where
-    File: 'static,
-    Open: Fn(&File) -> std::io::Result<Reader> + 'static,
-    Name: Fn(&File) -> PathBuf + 'static,
+    Place: 'static,
+    Open: Fn(&Place) -> std::io::Result<Reader> + 'static,
+    Name: Fn(&Place) -> PathBuf + 'static,
     Reader: Read,
 {
     fn set(self, kind: &'static str) -> Result<Option<ImageSet>> {
@@ -102,9 +102,10 @@ where
             self.check(file, Some(size))?;
         }
         let len = self.files.len();
-        let batches = (0..len).step_by(BATCH).map(move |first| {
+        let most = batch_of(size);
+        let batches = (0..len).step_by(most).map(move |first| {
             let mut batch = Images { channels: 3, size, pixels: Vec::new(), labels: Vec::new() };
-            for file in &self.files[first..len.min(first + BATCH)] {
+            for file in &self.files[first..len.min(first + most)] {
                 let rgb = self.decode(file, size)?;
                 for channel in 0..3 {
                     batch.pixels.extend(rgb.as_chunks::<3>().0.iter().map(|pixel| pixel[channel]));
@@ -116,7 +117,7 @@ where
     }
 
     /// The size of an image that can be read, and has the size of the others.
-    fn check(&self, file: &File, size: Option<usize>) -> Result<usize> {
+    fn check(&self, file: &Place, size: Option<usize>) -> Result<usize> {
         let path = (self.path)(file);
         let reader = |most| png::Decoder::new(Cursor::new(self.bytes(file, most)?)).read_info();
         // What comes before the pixels is rarely longer than this.
@@ -125,7 +126,7 @@ where
     }
 
     /// The pixels, RGB by RGB.
-    fn decode(&self, file: &File, size: usize) -> Result<Vec<u8>> {
+    fn decode(&self, file: &Place, size: usize) -> Result<Vec<u8>> {
         let path = (self.path)(file);
         let rgb = || {
             let mut reader = png::Decoder::new(Cursor::new(self.bytes(file, LARGEST_FILE)?)).read_info()?;
@@ -140,7 +141,7 @@ where
         rgb().map_err(|error| not_png(&path, &error))?
     }
 
-    fn bytes(&self, file: &File, most: u64) -> std::io::Result<Vec<u8>> {
+    fn bytes(&self, file: &Place, most: u64) -> std::io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         (self.open)(file)?.take(most).read_to_end(&mut bytes)?;
         Ok(bytes)

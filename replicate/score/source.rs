@@ -21,11 +21,19 @@ use crate::rng::Stream;
 use crate::statistics::Statistics;
 use crate::unzip;
 
-/// Images or rows of features in a batch.
+/// Images or rows of features in a batch at most.
 pub const BATCH: usize = 64;
+
+/// Bytes of pixels in a batch of several images at most.
+const BATCH_BYTES: usize = 1 << 26;
 
 /// Height and width of the largest image.
 pub(super) const LARGEST: usize = 4096;
+
+/// Images of a size in a batch.
+pub(super) fn batch_of(size: usize) -> usize {
+    (BATCH_BYTES / (3 * size * size)).clamp(1, BATCH)
+}
 
 /// A set of RGB images.
 pub struct ImageSet {
@@ -172,11 +180,7 @@ fn unknown(path: &Path, found: String) -> Error {
 /// Images in memory, in an order that depends on their number alone.
 fn shuffled(images: Images, kind: &'static str) -> ImageSet {
     let (len, size) = (images.len(), images.size);
-    let mut order: Vec<usize> = (0..len).collect();
-    let mut draws = Stream::new("score", "order").at(0);
-    for i in 1..len {
-        order.swap(i, draws.below(i + 1));
-    }
+    let order = Stream::new("score", "order").at(0).permutation(len);
     let batches = (0..len).step_by(BATCH).map(move |first| {
         let chosen = &order[first..len.min(first + BATCH)];
         let pixels = chosen.iter().flat_map(|&i| images.image(i)).copied().collect();
@@ -239,9 +243,9 @@ fn image_array(path: &Path, stored: &Stored) -> Result<ImageSet> {
     };
     let mut elements = stored.open(path).map_err(|what| malformed(path, what))?;
     let path = path.to_path_buf();
-    let area = size * size;
-    let batches = (0..len).step_by(BATCH).map(move |first| {
-        let n = BATCH.min(len - first);
+    let (area, most) = (size * size, batch_of(size));
+    let batches = (0..len).step_by(most).map(move |first| {
+        let n = most.min(len - first);
         let read = elements.bytes(n * 3 * area).map_err(|what| malformed(&path, what))?;
         let pixels = match channels_last {
             false => read,

@@ -170,7 +170,7 @@ impl Report {
         }
         let rows = self.rows();
         if !rows.is_empty() {
-            _ = writeln!(text, "\n{:16} {:>22} {:>7}  {:20} reference", "metric", "value", "N", "network");
+            _ = writeln!(text, "\n{:18} {:>22} {:>7}  {:20} reference", "metric", "value", "N", "network");
         }
         let network = match &self.network {
             Some(network) => network.name.clone(),
@@ -179,7 +179,7 @@ impl Report {
         for Row { metric, trial, value, n, compared } in rows {
             let reference = self.reference.as_ref().filter(|_| compared).map_or("-", |side| &side.name);
             let metric = format!("{metric}{trial}");
-            _ = writeln!(text, "{metric:16} {value:>22} {n:>7}  {network:20} {reference}");
+            _ = writeln!(text, "{metric:18} {value:>22} {n:>7}  {network:20} {reference}");
         }
         text
     }
