@@ -187,6 +187,9 @@ impl Report {
     fn rows(&self) -> Vec<Row> {
         let mut rows = Vec::new();
         let several = self.trials.len() > 1;
+        // Only the published network's features make an FID.
+        let fid_or_fd =
+            if self.network.as_ref().is_some_and(|network| network.published) { "FID" } else { "FD" };
         for (t, Trial { scores, .. }) in self.trials.iter().enumerate() {
             let trial = if several { format!(", trial {}", t + 1) } else { String::new() };
             let mut row = |metric, value: Option<String>, n, compared| {
@@ -197,7 +200,7 @@ impl Report {
                 Some(sd) => format!("{:.digits$} ± {sd:.digits$}", spread.mean),
                 None => format!("{:.digits$}", spread.mean),
             };
-            row("FID", scores.fid.map(|fid| format!("{fid:.4}")), scores.images, true);
+            row(fid_or_fd, scores.fid.map(|fid| format!("{fid:.4}")), scores.images, true);
             row("IS", scores.is.map(|is| spread(is, 4)), scores.images, false);
             row("KID", scores.kid.map(|kid| spread(kid, 6)), kept, true);
             row("precision", scores.precision.map(|precision| format!("{precision:.4}")), kept, true);
@@ -207,7 +210,7 @@ impl Report {
             let n = self.trials[0].scores.images;
             for (trial, value) in [(", mean", fid.mean), (", least", fid.min)] {
                 let value = format!("{value:.4}");
-                rows.push(Row { metric: "FID", trial: trial.into(), value, n, compared: true });
+                rows.push(Row { metric: fid_or_fd, trial: trial.into(), value, n, compared: true });
             }
         }
         rows
