@@ -18,6 +18,7 @@ Three comparisons, each printed with its relative difference:
 - images: from pixels, each side with its own resize and its own float32
   convolutions, whose features differ in the last bits: 1e-5.
 
+Last run with PyTorch 1.13.1, torch-fidelity 0.4.0, NumPy 1.24 and SciPy 1.10.1.
 Nothing in `make test` runs this script. Ends with 1 if something disagrees.
 """
 
