@@ -219,8 +219,10 @@ mod tests {
         }
         let error = check_statistics(npz(&[mu]).path(), 2).unwrap_err();
         assert!(error.contains("no array sigma"), "{error}");
-        let error = check_statistics(npz(&[("mu", "(1, 2)", &[1.0, 2.0])]).path(), 2).unwrap_err();
+        let sigma: (&str, &str, &[f64]) = ("sigma", "(2, 2)", &[1.0, 0.0, 0.0, 1.0]);
+        let error = check_statistics(npz(&[("mu", "(1, 2)", &[1.0, 2.0]), sigma]).path(), 2).unwrap_err();
         assert!(error.contains("mu of the shape [1, 2]"), "{error}");
+        assert!(check_statistics(npz(&[mu, sigma]).path(), 3).unwrap_err().contains("mu of the shape [2]"));
         let error = check_statistics(npz(&[("mu", "(3,)", &[1.0, 2.0])]).path(), 3).unwrap_err();
         assert!(error.contains("16 bytes of data for 3 numbers"), "{error}");
         let text = tempfile::NamedTempFile::new().unwrap();

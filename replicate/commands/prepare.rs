@@ -7,7 +7,7 @@ use crate::experiment::{Cell, Recipe, Start};
 use crate::fetch::{Asset, Inputs};
 use crate::machine::{free_disk, free_memory};
 use crate::plan::{self, Cost};
-use crate::run::{Runner, lacking, needed};
+use crate::run::{Input, Runner, lacking, needed};
 use crate::store::Store;
 use candle_core::Device;
 use std::path::Path;
@@ -35,20 +35,34 @@ pub fn prepare(
     if let Some(problem) = needs.problem(&place.store, &device) {
         return Err(Error::Run(problem));
     }
-    let missing = missing(place, recipe, cells)?;
-    if missing.is_empty() {
-        return Ok(());
+    let (checks, required): (Vec<Missing>, Vec<Missing>) =
+        missing(place, recipe, cells)?.into_iter().partition(|(input, _)| *input == Input::Statistics);
+    let fetch = |missing: &[Missing]| -> Result<()> {
+        if !missing.is_empty() {
+            Store::open(&place.store)?;
+            let assets: Vec<&Asset> = missing.iter().map(|(_, asset)| *asset).collect();
+            download(&Inputs::of(&place.store), &assets, None, offline, stop)?;
+        }
+        Ok(())
+    };
+    fetch(&required)?;
+    // They confirm what is measured here, and nothing is measured with them.
+    match fetch(&checks) {
+        Err(error @ Error::Missing { .. }) => {
+            eprintln!("{error}\n  our statistics of the real images are not compared with EDM's");
+            Ok(())
+        }
+        ended => ended,
     }
-    Store::open(&place.store)?;
-    download(&Inputs::of(&place.store), &missing, None, offline, stop)?;
-    Ok(())
 }
 
-fn missing(place: &Place, recipe: &Recipe, cells: &[Cell]) -> Result<Vec<&'static Asset>> {
+type Missing = (Input, &'static Asset);
+
+fn missing(place: &Place, recipe: &Recipe, cells: &[Cell]) -> Result<Vec<Missing>> {
     let inputs = Inputs::of(&place.store);
     let mut missing = Vec::new();
     for input in needed(recipe, cells, place.data.is_some()) {
-        missing.extend(lacking(&inputs, recipe.scale, input)?);
+        missing.extend(lacking(&inputs, recipe.scale, input)?.map(|asset| (input, asset)));
     }
     Ok(missing)
 }
@@ -155,11 +169,11 @@ pub fn dry_run(
 
     let missing = missing(place, &recipe, cells)?;
     println!();
-    for asset in &missing {
+    for (_, asset) in &missing {
         let size = asset.bytes.map_or("unknown size".into(), plan::bytes);
         println!("  to fetch: {:24} {size:>12}  {}", asset.id, asset.what);
     }
-    let download: u64 = missing.iter().filter_map(|asset| asset.bytes).sum();
+    let download: u64 = missing.iter().filter_map(|(_, asset)| asset.bytes).sum();
     let needs = Needs::of(&recipe, cells);
     let told = |free: Option<u64>| free.map_or("an unknown amount".into(), plan::bytes);
     println!("  download  {}", plan::bytes(download));
@@ -180,8 +194,9 @@ pub fn dry_run(
         println!("\nThis cannot work: {problem}");
         return Ok(EXIT_RUN);
     }
-    if offline && !missing.is_empty() {
-        println!("\nThis cannot work offline: {} files are missing.", missing.len());
+    let required = missing.iter().filter(|(input, _)| *input != Input::Statistics).count();
+    if offline && required > 0 {
+        println!("\nThis cannot work offline: {required} files are missing.");
         return Ok(EXIT_INPUT);
     }
     match total.flop / rate > TOO_LONG {
