@@ -25,6 +25,7 @@ const NO_RESULT: &[&str] = &[
     "findings.rs",
     "explain.rs",
     "plan.rs",
+    "bench.rs",
     "machine.rs",
     "score.rs",
     "score/",

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, nothing of what it does.
 
+use crate::bench::Case;
 use crate::score::Metric;
 use crate::watch::Mode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -158,6 +159,22 @@ pub enum Command {
     /// does, float64 statistics over N - 1. EDM's protocol is --trials 3 with 150,000 images.
     /// The weights are those of `replicate fetch inception`, or --inception FILE.
     Score(Scoring),
+    /// Time the heavy parts of a run on this machine
+    ///
+    /// tests/peers/bench.py times PyTorch beside it.
+    Bench {
+        /// [default: all]
+        #[arg(value_enum)]
+        cases: Vec<Case>,
+        /// How often each is repeated, after once that does not count
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+        repeats: u64,
+        /// cpu, or cuda:N in a build with --features cudnn
+        #[arg(long, default_value = "cpu")]
+        device: String,
+        #[arg(long)]
+        json: bool,
+    },
     /// Train the weights that ship with the repository again and compare the bytes
     Weights {
         /// classifier, or mini-multi-level-target and the like [default: all that ship]

@@ -1,5 +1,6 @@
 //! What each command does: finds the cells, runs or reads them, prints.
 
+mod bench;
 mod check;
 mod fetch;
 mod list;
@@ -50,30 +51,38 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                 return list::explain(&cells, &recipe, &root(&place)?);
             }
             let seeds = unique(&seed);
-            if dry_run {
-                let runner = runner(&place, recipe, Mode::Lines, from_scratch, stop)?;
-                return prepare::dry_run(runner, &place, &cells, &seeds, offline);
-            }
             let mut runner = runner(&place, recipe, watch.unwrap_or_else(Mode::fitting), from_scratch, stop)?;
             runner.read_given(&cells)?;
-            prepare::prepare(&place, runner.recipe(), &cells, offline, stop)?;
+            if dry_run {
+                return prepare::dry_run(&mut runner, &place, &cells, &seeds, offline);
+            }
+            prepare::prepare(&mut runner, &place, &cells, &seeds, offline, stop)?;
             if writes_tables(&targets, &runner) {
                 // Tried first: it should not fail after the work.
                 std::fs::create_dir_all(&output).map_err(Error::io("create", &output))?;
                 write_file(&output.join(".writable"), b"")?;
                 _ = std::fs::remove_file(output.join(".writable"));
             }
-            let mut places = Vec::new();
+            let (mut places, mut failed) = (Vec::new(), None);
             for seed in seeds {
                 for cell in &cells {
-                    places.push(runner.cell(cell, seed)?.entry.dir().to_path_buf());
+                    match runner.cell(cell, seed) {
+                        Ok(outcome) => places.push(outcome.entry.dir().to_path_buf()),
+                        // One row that diverges says nothing about the others.
+                        Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
+                            eprintln!("{} of seed {seed} failed: {error}", cell.row);
+                            failed.get_or_insert(error);
+                        }
+                        Err(error) => return Err(error),
+                    }
                 }
                 // After the cells: one of them may be what the others are compared with.
                 for cell in &cells {
                     runner.mapping(cell, seed, true)?;
                 }
             }
-            finish_run(&mut runner, &place, &targets, &places, &output)
+            let ended = finish_run(&mut runner, &place, &targets, &places, &output)?;
+            failed.map_or(Ok(ended), Err)
         }
         Command::Check { targets, place, seed, against, set, json } => {
             check::check(&targets, &place, &seed, against, &set, json, stop)
@@ -91,6 +100,9 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
         }
         Command::Inspect { file, convert } => inspect(&file, convert.as_deref()),
         Command::Score(scoring) => score::score(&scoring, stop),
+        Command::Bench { cases, repeats, device: name, json } => {
+            bench::bench(&cases, repeats as usize, &device(&name)?, json)
+        }
         Command::Weights { names, place, write } => weights::weights(&names, &place, write, stop),
     }
 }

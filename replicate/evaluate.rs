@@ -17,6 +17,9 @@ use candle_core::Device;
 
 /// Number of target classes.
 pub const TARGETS: usize = 10;
+/// What is measured of a set of images, in the order of the scores file.
+pub const METRICS: [&str; 9] =
+    ["fd", "is", "kid", "precision", "recall", "classes", "covered", "diversity", "collapse"];
 const KID_SUBSETS: usize = 20;
 /// Images in a KID subset, fewer where there are not that many.
 const KID_SUBSET_SIZE: usize = 500;
@@ -165,17 +168,18 @@ impl Evaluator {
         let near = first(&features, features.len().min(self.evaluation.neighbourhood));
         let subset = KID_SUBSET_SIZE.min(near.len().min(reference.len()) / 2);
         let (kid, _) = kid(&near, reference, KID_SUBSETS, subset, &Stream::new("kid", "subsets"));
-        Ok(vec![
-            ("fd", self.distance_of(&features)?),
-            ("is", inception_score(&logits, self.evaluation.splits).0),
-            ("kid", kid),
-            ("precision", precision),
-            ("recall", recall),
-            ("classes", modes.effective_classes),
-            ("covered", modes.covered as f64),
-            ("diversity", modes.diversity),
-            ("collapse", collapse_code(collapse(recall, modes.effective_classes, TARGETS))),
-        ])
+        let values = [
+            self.distance_of(&features)?,
+            inception_score(&logits, self.evaluation.splits).0,
+            kid,
+            precision,
+            recall,
+            modes.effective_classes,
+            modes.covered as f64,
+            modes.diversity,
+            collapse_code(collapse(recall, modes.effective_classes, TARGETS)),
+        ];
+        Ok(METRICS.into_iter().zip(values).collect())
     }
 
     /// Logits of the ten target classes: which of them an image is most like,
@@ -231,5 +235,26 @@ fn collapse_code(collapse: Collapse) -> f64 {
         Collapse::Healthy => 0.0,
         Collapse::Degraded => 1.0,
         Collapse::Collapsed => 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(fd: f64, recall: f64, classes: f64) -> Vec<(&'static str, f64)> {
+        METRICS.into_iter().zip([fd, 2.0, 0.5, 0.9, recall, classes, 10.0, 3.0, 0.0]).collect()
+    }
+
+    #[test]
+    fn trials_give_means_and_the_least_distance() {
+        let one = trial(4.0, 0.6, 9.0);
+        assert_eq!(over_trials(std::slice::from_ref(&one)), one);
+        let three = over_trials(&[trial(4.0, 0.02, 4.0), trial(1.0, 0.06, 4.4), trial(7.0, 0.07, 4.2)]);
+        let value = |name: &str| three.iter().find(|(known, _)| *known == name).unwrap().1;
+        assert_eq!((value("fd"), value("fd_min")), (4.0, 1.0));
+        assert!((value("recall") - 0.05).abs() < 1e-12 && (value("classes") - 4.2).abs() < 1e-12);
+        // Of the means: each trial alone said "healthy" here.
+        assert_eq!(value("collapse"), 2.0);
     }
 }

@@ -435,9 +435,17 @@ impl Recipe {
         Ok(())
     }
 
-    /// Stops both stages early.
+    /// Stops both stages early; where the features are Inception's, the scores are
+    /// taken of fewer images as well.
     pub fn until(&mut self, images: u64) {
         let before = self.clone();
+        if !self.scale.procedural() {
+            let e = &mut self.evaluation;
+            let few = (images as usize).max(20);
+            (e.samples, e.quick_samples) = (e.samples.min(few), e.quick_samples.min(few));
+            e.reference = e.reference.min(few.max(500));
+            e.neighbourhood = e.neighbourhood.min(few);
+        }
         self.images = self.images.min(images);
         self.pretraining.images = self.pretraining.images.min(images);
         self.pretraining.warmup_images = self.pretraining.warmup_images.min(images / 4);
@@ -457,12 +465,12 @@ impl Recipe {
             && self.pretraining_levels(start) == other.pretraining_levels(start)
     }
 
-    /// Whether `start` is a published checkpoint at this scale. A changed
-    /// pre-training is not what was published.
+    /// Whether `start` is a published checkpoint at this scale. A pre-training that
+    /// was changed by name is not what was published.
     pub fn has_checkpoint(&self, start: Start) -> bool {
         matches!(self.scale, Scale::Paper | Scale::Drill)
             && start == FULL
-            && self.pretrains_like(&Recipe::of(self.scale), start)
+            && !self.changes.iter().any(|change| change.starts_with("teacher_"))
     }
 
     /// Whole iterations of the one-step training.

@@ -23,6 +23,7 @@
 //! `--watch tensorboard`.
 
 pub mod augment;
+pub mod bench;
 pub mod chart;
 pub mod checkpoint;
 pub mod claims;

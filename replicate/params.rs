@@ -7,6 +7,7 @@
 
 use crate::rng::Stream;
 use crate::store::Array;
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use std::collections::BTreeMap;
@@ -63,6 +64,20 @@ impl Params {
     /// Number of scalars.
     pub fn count(&self) -> usize {
         self.vars.values().map(|v| v.elem_count()).sum()
+    }
+
+    /// The gradients of a sum: `more` added to what there is.
+    pub fn add_gradients(&self, sum: Option<GradStore>, mut more: GradStore) -> Result<GradStore> {
+        let Some(sum) = sum else { return Ok(more) };
+        for var in self.vars.values() {
+            let Some(before) = sum.get(var) else { continue };
+            let both = match more.get(var) {
+                Some(now) => (before + now)?.detach(),
+                None => before.clone(),
+            };
+            more.insert(var, both);
+        }
+        Ok(more)
     }
 
     pub fn arrays(&self) -> Result<Arrays> {

@@ -23,7 +23,7 @@ use crate::error::Result;
 use crate::experiment::{Cell, Method, Recipe, Scale, Start};
 use crate::features::{CLASSES, FEATURES};
 use crate::sampler::HEUN_STEPS;
-use crate::train::{GRID, Teaching, Training};
+use crate::train::{AT_ONCE, GRID, Teaching, Training};
 use crate::unet::Config;
 use candle_core::Device;
 use std::time::Instant;
@@ -131,7 +131,8 @@ fn bytes_of(values: u64) -> u64 {
 /// [`memory`] of a step of pre-training.
 pub fn pretraining_memory(recipe: &Recipe) -> u64 {
     let network = denoiser(&recipe.network);
-    bytes_of(5 * network.parameters + recipe.pretraining.batch as u64 * network.activations)
+    let at_once = recipe.pretraining.batch.min(AT_ONCE) as u64;
+    bytes_of(5 * network.parameters + at_once * network.activations)
 }
 
 /// Denoising score matching; nothing for `Start::Random`.

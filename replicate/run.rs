@@ -8,7 +8,7 @@ mod provenance;
 mod weights;
 
 pub use self::data::STATISTICS;
-pub use self::inputs::{Input, lacking, needed};
+pub use self::inputs::Input;
 pub use self::provenance::humantime;
 use self::provenance::provenance;
 use self::weights::read_weights;
@@ -16,7 +16,7 @@ pub use self::weights::{CLASSIFIER, shipped};
 use crate::data::Images;
 use crate::distill::{Initial, Objective, OneStep};
 use crate::error::{Error, Result};
-use crate::evaluate::{Evaluator, over_trials};
+use crate::evaluate::{Evaluator, METRICS, over_trials};
 use crate::experiment::{Cell, Data, Method, Recipe, Start};
 use crate::golden::{Score, read_scores, write_scores};
 use crate::params::Arrays;
@@ -30,7 +30,7 @@ use candle_core::{Device, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -193,12 +193,22 @@ impl<'a> Runner<'a> {
         let latents = ScoreLatents { config: &config, seed, device: &device };
         let mut trials = Vec::new();
         for trial in 0..e.trials {
+            // A trial that was finished before a stop is not made again.
+            let name = format!("trial-{trial}.csv");
+            if let Some(scores) = read_trial(&lock.dir().join(&name)) {
+                trials.push(scores);
+                continue;
+            }
             let images = generate(trial * e.samples..(trial + 1) * e.samples, |range| {
                 let images = sample(&latents.at(range.clone())?)?;
                 watch.sampling(&label, range.end, e.trials * e.samples);
                 Ok(images)
             });
-            trials.push(evaluator.scores(&images.map_err(stopped)?)?);
+            let scores = evaluator.scores(&images.map_err(stopped)?)?;
+            if e.trials > 1 {
+                lock.write(&name, trial_text(&scores).as_bytes())?;
+            }
+            trials.push(scores);
         }
         let scores: Vec<Score> = over_trials(&trials)
             .into_iter()
@@ -269,7 +279,10 @@ impl<'a> Runner<'a> {
             return Err(Error::Missing {
                 path: self.settings.store.clone(),
                 what: format!("{} of seed {seed} is not in this store", cell.row),
-                remedy: format!("replicate run {} --scale {} --seed {seed}", cell.row, self.recipe.scale),
+                remedy: format!(
+                    "replicate run {} --scale {} --seed {seed}; results of a GPU are found with its --device",
+                    cell.row, self.recipe.scale
+                ),
             });
         };
         let weights = match cell.method {
@@ -400,6 +413,22 @@ fn seconds_per_step(entry: &Entry) -> Option<f64> {
     let (steps, seconds) = text.lines().nth(1)?.split_once(',')?;
     let (steps, seconds): (f64, f64) = (steps.parse().ok()?, seconds.parse().ok()?);
     (steps > 0.0).then_some(seconds / steps)
+}
+
+/// The scores of a trial with every bit.
+fn trial_text(scores: &[(&'static str, f64)]) -> String {
+    scores.iter().map(|(name, value)| format!("{name},{}\n", value.to_bits())).collect()
+}
+
+/// `None` for anything but a whole trial.
+fn read_trial(path: &Path) -> Option<Vec<(&'static str, f64)>> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let value = |line: &str, name: &'static str| {
+        let bits = line.strip_prefix(name)?.strip_prefix(',')?.parse().ok()?;
+        Some((name, f64::from_bits(bits)))
+    };
+    let scores: Vec<_> = text.lines().zip(METRICS).filter_map(|(line, name)| value(line, name)).collect();
+    (scores.len() == METRICS.len()).then_some(scores)
 }
 
 /// Times go into a file of their own: they differ between identical runs.

@@ -67,6 +67,8 @@ pub struct Trained {
     pub steps: u64,
 }
 
+/// Images of a pre-training step in memory at a time, as EDM's 512 on eight devices.
+pub const AT_ONCE: usize = 64;
 pub const METRICS: &str = "metrics.csv";
 /// Columns and zoom of the grids of samples.
 pub const GRID: (usize, usize) = (10, 3);
@@ -450,12 +452,24 @@ impl Training for Teaching<'_> {
         let (x0, labels) = augmented(&x0, b.augment("augment", k).as_deref())?;
         let sigma = b.sigma("sigma", self.levels, k);
         let xt = diffuse(&x0, &sigma, &b.normal("noise", k)?)?;
-        let loss = dsm(&self.model.forward(&xt, &sigma, labels.as_ref())?, &x0, &sigma)?;
+        let (mut loss, mut gradient) = (0.0, None);
+        for first in (0..b.batch).step_by(AT_ONCE) {
+            let n = AT_ONCE.min(b.batch - first);
+            let part = |all: &Tensor| all.narrow(0, first, n);
+            let (sigma, labels) = (&sigma[first..first + n], labels.as_ref().map(part).transpose()?);
+            let denoised = self.model.forward(&part(&xt)?, sigma, labels.as_ref())?;
+            let mut of_part = dsm(&denoised, &part(&x0)?, sigma)?;
+            if n < b.batch {
+                of_part = (of_part * (n as f64 / b.batch as f64))?;
+            }
+            loss += of_part.to_scalar::<f32>()? as f64;
+            gradient = Some(self.params.add_gradients(gradient, of_part.backward()?)?);
+        }
         let s = &self.settings;
         let lr = learning_rate(s.lr, s.warmup_images, s.images, s.cosine, images);
-        self.adam.update(&self.params, &loss.backward()?, lr)?;
+        self.adam.update(&self.params, &gradient.expect("a batch is not empty"), lr)?;
         self.ema.update(&self.params, images, b.batch)?;
-        Ok(vec![loss.to_scalar::<f32>()? as f64])
+        Ok(vec![loss])
     }
 
     /// One-step samples: what the generator will start from.

@@ -8,7 +8,7 @@ use common::Fixture;
 use proptest::prelude::*;
 use replicate::augment::{Augmentation, Draw, LABELS, Numbers, apply, apply_batch};
 use replicate::distill::{CriticBatch, Initial, Objective, OneStep, Settings};
-use replicate::equations::Divergence;
+use replicate::equations::{Divergence, dsm};
 use replicate::noise::Levels;
 use replicate::optim::AdamConfig;
 use replicate::params::{Arrays, Params, Source};
@@ -353,4 +353,48 @@ fn the_critic_sees_augmented_images_and_their_labels() {
         let (mirrored, told) = critic_step(objective, all(Draw { xflip: true, ..Draw::default() }));
         assert!(mirrored != plain && told, "{objective}: {plain} and {mirrored}");
     }
+}
+
+/// A pre-training batch that does not fit is taken in parts: the gradient is the same.
+#[test]
+fn the_gradients_of_parts_add_up() {
+    let config = Config {
+        size: 8,
+        image_channels: 3,
+        model_channels: 8,
+        channel_mult: vec![1, 2],
+        blocks: 1,
+        attention_sizes: vec![4],
+        augment_labels: LABELS,
+    };
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "parts" };
+    let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let image = |name: &str| {
+        let values = Stream::new("parts", name).normals(0, 6 * 3 * 8 * 8);
+        Tensor::from_vec(values, (6, 3, 8, 8), &Device::Cpu).unwrap()
+    };
+    let (x, target, sigma) = (image("x"), image("target"), [0.1, 0.2, 0.5, 1.0, 2.0, 4.0]);
+    let loss = |first: usize, n: usize| {
+        let part = |all: &Tensor| all.narrow(0, first, n).unwrap();
+        let denoised = model.forward(&part(&x), &sigma[first..first + n], None).unwrap();
+        (dsm(&denoised, &part(&target), &sigma[first..first + n]).unwrap() * (n as f64 / 6.0)).unwrap()
+    };
+    let whole = loss(0, 6).backward().unwrap();
+    let mut sum = None;
+    for (first, n) in [(0, 4), (4, 2)] {
+        sum = Some(params.add_gradients(sum, loss(first, n).backward().unwrap()).unwrap());
+    }
+    let (sum, mut compared) = (sum.unwrap(), 0);
+    for (name, var) in params.iter() {
+        let Some(expected) = whole.get(var) else {
+            assert!(sum.get(var).is_none(), "{name} has no gradient: there were no labels");
+            continue;
+        };
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let error = common::relative_error(&values(sum.get(var).unwrap()), &values(expected));
+        assert!(error < 1e-5, "{name}: {error}");
+        compared += 1;
+    }
+    assert!(compared > 40, "{compared} parameters");
 }

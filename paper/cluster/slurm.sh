@@ -62,7 +62,13 @@ case ${1:-} in
         ;;
     *)
         # Once and here: compute nodes often have no way out.
-        case $SCALE in small | paper) "$REPLICATE" fetch paper --store "$STORE" ;; esac
+        case $SCALE in
+            small | paper)
+                "$REPLICATE" fetch paper --store "$STORE"
+                # It confirms the statistics of the real images, and is not required.
+                "$REPLICATE" fetch fid-reference --store "$STORE" || true
+                ;;
+        esac
         submit=(sbatch --parsable --export=ALL "$@")
         last=$((${#cells[@]} * ${#seeds[@]} - 1))
         array=$("${submit[@]}" --array="0-$last" "${BASH_SOURCE[0]}" task)

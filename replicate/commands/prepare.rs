@@ -3,13 +3,11 @@
 use super::{device, fetch::download};
 use crate::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INPUT, EXIT_RUN, Error, Result};
-use crate::experiment::{Cell, Recipe, Start};
+use crate::experiment::{Cell, Start};
 use crate::fetch::{Asset, Inputs};
 use crate::machine::{free_disk, free_memory};
 use crate::plan::{self, Cost};
-use crate::run::{Input, Runner, lacking, needed};
-use crate::store::Store;
-use candle_core::Device;
+use crate::run::{Input, Runner};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -21,91 +19,135 @@ const TOO_LONG: f64 = 90.0 * 86_400.0;
 /// # Errors
 /// `Run` where disk or memory cannot suffice; as `fetch`.
 pub fn prepare(
+    runner: &mut Runner,
     place: &Place,
-    recipe: &Recipe,
     cells: &[Cell],
+    seeds: &[u64],
     offline: bool,
     stop: &AtomicBool,
 ) -> Result<()> {
-    if recipe.scale.procedural() {
+    if runner.recipe().scale.procedural() {
         return Ok(());
     }
     let device = device(&place.device)?;
-    let needs = Needs::of(recipe, cells);
-    if let Some(problem) = needs.problem(&place.store, &device) {
+    let missing = missing(runner, place, cells)?;
+    let needs = Needs::of(runner, cells, seeds, download_bytes(&missing))?;
+    if let Some(problem) = needs.problem(&place.store, free_disk(&place.store), free_memory(&device)) {
         return Err(Error::Run(problem));
     }
-    let (checks, required): (Vec<Missing>, Vec<Missing>) =
-        missing(place, recipe, cells)?.into_iter().partition(|(input, _)| *input == Input::Statistics);
-    let fetch = |missing: &[Missing]| -> Result<()> {
-        if !missing.is_empty() {
-            Store::open(&place.store)?;
-            let assets: Vec<&Asset> = missing.iter().map(|(_, asset)| *asset).collect();
-            download(&Inputs::of(&place.store), &assets, None, offline, stop)?;
+    for Missing { input, assets } in &missing {
+        match first_of(assets, &place.store, offline, stop) {
+            // It confirms what is measured here, and nothing is measured with it.
+            Err(error @ (Error::Missing { .. } | Error::Malformed { .. })) if *input == Input::Statistics => {
+                eprintln!("{error}\n  our statistics of the real images are not compared with EDM's");
+            }
+            ended => ended?,
         }
-        Ok(())
-    };
-    fetch(&required)?;
-    // They confirm what is measured here, and nothing is measured with them.
-    match fetch(&checks) {
-        Err(error @ Error::Missing { .. }) => {
-            eprintln!("{error}\n  our statistics of the real images are not compared with EDM's");
-            Ok(())
-        }
-        ended => ended,
     }
+    Ok(())
 }
 
-type Missing = (Input, &'static Asset);
+/// Fetches the first of `assets` that can be had.
+fn first_of(assets: &[&Asset], store: &Path, offline: bool, stop: &AtomicBool) -> Result<()> {
+    let mut refused = None;
+    for asset in assets {
+        match download(&Inputs::of(store), &[*asset], None, offline, stop) {
+            Err(error @ (Error::Missing { .. } | Error::Malformed { .. })) => {
+                refused = refused.or(Some(error))
+            }
+            ended => return ended.map(drop),
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
 
-fn missing(place: &Place, recipe: &Recipe, cells: &[Cell]) -> Result<Vec<Missing>> {
+/// A file that the store does not have, and what would do for it.
+struct Missing {
+    input: Input,
+    assets: Vec<&'static Asset>,
+}
+
+fn missing(runner: &Runner, place: &Place, cells: &[Cell]) -> Result<Vec<Missing>> {
     let inputs = Inputs::of(&place.store);
     let mut missing = Vec::new();
-    for input in needed(recipe, cells, place.data.is_some()) {
-        missing.extend(lacking(&inputs, recipe.scale, input)?.map(|asset| (input, asset)));
+    for input in runner.needed(cells) {
+        let assets = input.assets(runner.recipe().scale);
+        let mut there = false;
+        for asset in &assets {
+            there |= inputs.size_there(asset)?.is_some();
+        }
+        if !there {
+            missing.push(Missing { input, assets });
+        }
     }
     Ok(missing)
 }
 
-/// The most that one of the cells takes at a time.
+fn download_bytes(missing: &[Missing]) -> u64 {
+    missing.iter().filter_map(|missing| missing.assets[0].bytes).sum()
+}
+
+/// What is still to be made takes.
 struct Needs {
     disk: u64,
     memory: u64,
 }
 
 impl Needs {
-    fn of(recipe: &Recipe, cells: &[Cell]) -> Needs {
-        let trained = |cell: &&Cell| cell.start != Start::Random && !recipe.has_checkpoint(cell.start);
-        let pretrained = cells.iter().filter(trained);
-        let costs = cells.iter().map(|cell| plan::cell(recipe, cell));
-        let first = pretrained.clone().map(|cell| plan::pretraining(recipe, cell.start));
-        let memory = cells.iter().map(|cell| plan::memory(recipe, cell));
-        Needs {
-            disk: costs.chain(first).map(|cost| cost.peak_disk_bytes).max().unwrap_or(0),
-            memory: memory.chain(pretrained.map(|_| plan::pretraining_memory(recipe))).max().unwrap_or(0),
+    fn of(runner: &mut Runner, cells: &[Cell], seeds: &[u64], download: u64) -> Result<Needs> {
+        let recipe = runner.recipe().clone();
+        let (mut costs, mut memory) = (Vec::new(), Vec::new());
+        for start in pretrainings(runner, cells)? {
+            costs.push(plan::pretraining(&recipe, start));
+            memory.push(plan::pretraining_memory(&recipe));
         }
+        for seed in seeds {
+            for cell in cells {
+                if runner.stored(cell, *seed)?.is_none() {
+                    costs.push(plan::cell(&recipe, cell));
+                    memory.push(plan::memory(&recipe, cell));
+                }
+            }
+        }
+        if !costs.is_empty() {
+            costs.push(plan::reference(&recipe));
+        }
+        let stays: u64 = costs.iter().map(|cost| cost.disk_bytes).sum();
+        let passing = costs.iter().map(|cost| cost.peak_disk_bytes - cost.disk_bytes).max().unwrap_or(0);
+        Ok(Needs { disk: stays + passing + download, memory: memory.into_iter().max().unwrap_or(0) })
     }
 
     /// Why it cannot work.
-    fn problem(&self, store: &Path, device: &Device) -> Option<String> {
+    fn problem(&self, store: &Path, free_disk: Option<u64>, free_memory: Option<u64>) -> Option<String> {
         let short = |what: &str, needed: u64, free: Option<u64>, remedy: &str| {
             let free = free.filter(|free| *free < needed)?;
             let (needed, free) = (plan::bytes(needed), plan::bytes(free));
             Some(format!("it needs about {needed} of {what}, and {free} are free\n  {remedy}"))
         };
         let place = format!("disk at {}", store.display());
-        short(&place, self.disk, free_disk(store), "free some, or name another place with --store").or_else(
-            || {
-                let remedy = "use a device with more, or a smaller batch (--set batch=N, another experiment)";
-                short("memory", self.memory, free_memory(device), remedy)
-            },
-        )
+        let disk = short(&place, self.disk, free_disk, "free some, or name another place with --store");
+        disk.or_else(|| {
+            let remedy = "use a device with more, or a smaller batch (--set batch=N, another experiment)";
+            short("memory", self.memory, free_memory, remedy)
+        })
     }
+}
+
+/// The pre-trainings that are still to be made.
+fn pretrainings(runner: &mut Runner, cells: &[Cell]) -> Result<Vec<Start>> {
+    let mut starts = Vec::new();
+    for start in cells.iter().map(|cell| cell.start) {
+        let trained = start != Start::Random && !runner.published(start);
+        if trained && !starts.contains(&start) && !runner.has_pretrained(start)? {
+            starts.push(start);
+        }
+    }
+    Ok(starts)
 }
 
 /// Prints the plan. The exit code says whether it can work as it is.
 pub fn dry_run(
-    mut runner: Runner,
+    runner: &mut Runner,
     place: &Place,
     cells: &[Cell],
     seeds: &[u64],
@@ -130,20 +172,8 @@ pub fn dry_run(
         println!("  {name:37} {what:44} {flop:>12}  ~{time:>9}  {:>7}", plan::bytes(cost.peak_disk_bytes));
     };
     println!("  {:37} {:44} {:>12}  {:>10}  {:>7}", "what", "", "operations", "time", "disk");
-    let mut starts: Vec<Start> = Vec::new();
-    for cell in cells {
-        if cell.start == Start::Random || starts.contains(&cell.start) {
-            continue;
-        }
-        starts.push(cell.start);
-        let name = format!("pre-training {}", cell.start);
-        match runner.has_pretrained(cell.start)? {
-            true => line(&name, "there", Cost::default()),
-            false if recipe.has_checkpoint(cell.start) => {
-                line(&name, "published checkpoint", Cost::default())
-            }
-            false => line(&name, "", plan::pretraining(&recipe, cell.start)),
-        }
+    for start in pretrainings(runner, cells)? {
+        line(&format!("pre-training {start}"), "", plan::pretraining(&recipe, start));
     }
     if !recipe.scale.procedural() {
         line("features of the real images", "once for all cells", plan::reference(&recipe));
@@ -167,18 +197,18 @@ pub fn dry_run(
         }
     }
 
-    let missing = missing(place, &recipe, cells)?;
+    let missing = missing(runner, place, cells)?;
     println!();
-    for (_, asset) in &missing {
-        let size = asset.bytes.map_or("unknown size".into(), plan::bytes);
-        println!("  to fetch: {:24} {size:>12}  {}", asset.id, asset.what);
+    for Missing { assets, .. } in &missing {
+        let size = assets[0].bytes.map_or("unknown size".into(), plan::bytes);
+        println!("  to fetch: {:24} {size:>12}  {}", assets[0].id, assets[0].what);
     }
-    let download: u64 = missing.iter().filter_map(|(_, asset)| asset.bytes).sum();
-    let needs = Needs::of(&recipe, cells);
+    let download = download_bytes(&missing);
+    let needs = Needs::of(runner, cells, seeds, download)?;
     let told = |free: Option<u64>| free.map_or("an unknown amount".into(), plan::bytes);
     println!("  download  {}", plan::bytes(download));
     println!(
-        "  disk      {} stay, {} at most for one of them beside the rest; {} free",
+        "  disk      {} stay, {} at the fullest; {} free",
         plan::bytes(total.disk_bytes + download),
         plan::bytes(needs.disk),
         told(free_disk(&place.store))
@@ -190,18 +220,36 @@ pub fn dry_run(
         plan::operations(total.flop),
         plan::operations(rate)
     );
-    if let Some(problem) = needs.problem(&place.store, &device) {
+    if let Some(problem) = needs.problem(&place.store, free_disk(&place.store), free_memory(&device)) {
         println!("\nThis cannot work: {problem}");
         return Ok(EXIT_RUN);
     }
-    let required = missing.iter().filter(|(input, _)| *input != Input::Statistics).count();
+    let required = missing.iter().filter(|missing| missing.input != Input::Statistics).count();
     if offline && required > 0 {
         println!("\nThis cannot work offline: {required} files are missing.");
         return Ok(EXIT_INPUT);
     }
     match total.flop / rate > TOO_LONG {
-        true => println!("\nNothing is missing, but this device is too slow for it."),
+        true => println!("\nIt can be run, but this device is too slow for it."),
         false => println!("\nNothing speaks against it."),
     }
     Ok(EXIT_GOOD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_work_is_said_with_its_remedy() {
+        let needs = Needs { disk: 5_000_000_000, memory: 17_000_000_000 };
+        let store = Path::new("store");
+        let problem = |disk, memory| needs.problem(store, disk, memory);
+        assert_eq!(problem(Some(5_000_000_000), Some(80_000_000_000)), None);
+        assert_eq!(problem(None, None), None, "what cannot be told is no obstacle");
+        let disk = problem(Some(4_000_000_000), Some(1)).unwrap();
+        assert!(disk.contains("5.0 GB of disk at store") && disk.contains("--store"), "{disk}");
+        let memory = problem(Some(6_000_000_000), Some(16_000_000_000)).unwrap();
+        assert!(memory.contains("17 GB of memory, and 16 GB are free"), "{memory}");
+    }
 }

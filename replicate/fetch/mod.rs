@@ -483,8 +483,8 @@ impl Fetch<'_, '_> {
 }
 
 /// What the paper scale reads; the other assets are the same images in other
-/// containers, and a cross-check.
-const PAPER: [&str; 5] = ["edm", "inception", "fid-reference", "cifar10", "cifar100"];
+/// containers, and what confirms.
+const PAPER: [&str; 4] = ["edm", "inception", "cifar10", "cifar100"];
 
 /// The asset with the id `what`, or else those whose id begins with it and a
 /// hyphen; `paper` is what that scale reads, `all` is all of them.

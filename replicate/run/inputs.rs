@@ -3,7 +3,7 @@
 use super::Runner;
 use crate::data::cifar::Set;
 use crate::error::{Error, Result};
-use crate::experiment::{Cell, Data, Recipe, Scale, Start};
+use crate::experiment::{Cell, Data, Scale, Start};
 use crate::fetch::{Asset, Inputs, find, named};
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub enum Input {
 
 impl Input {
     /// The assets that will do, the one to fetch first.
-    fn assets(self, scale: Scale) -> Vec<&'static Asset> {
+    pub fn assets(self, scale: Scale) -> Vec<&'static Asset> {
         let ids: &[&str] = match (scale == Scale::Drill, self) {
             (true, Input::Checkpoint) => &["drill-edm"],
             (true, Input::Inception) => &["drill-inception"],
@@ -40,39 +40,28 @@ impl Input {
     }
 }
 
-/// What `cells` read at this recipe's scale, in the order of use; nothing where the
-/// images are drawn. `data` says whether the images are given with `--data`.
-pub fn needed(recipe: &Recipe, cells: &[Cell], data: bool) -> Vec<Input> {
-    if recipe.scale.procedural() {
-        return Vec::new();
-    }
-    let mut all = Vec::new();
-    if cells.iter().any(|cell| recipe.has_checkpoint(cell.start)) {
-        all.push(Input::Checkpoint);
-    }
-    all.extend([Input::Inception, Input::Statistics]);
-    if !data {
-        all.push(Input::Cifar(Set::Cifar10));
-        if cells.iter().any(|cell| matches!(cell.start, Start::MultiLevel(Data::Sources(_)))) {
-            all.push(Input::Cifar(Set::Cifar100));
-        }
-    }
-    all
-}
-
-/// The first of the assets of `input` that the store does not have, if it has none
-/// of them.
-pub fn lacking(store: &Inputs, scale: Scale, input: Input) -> Result<Option<&'static Asset>> {
-    let assets = input.assets(scale);
-    for asset in &assets {
-        if store.size_there(asset)?.is_some() {
-            return Ok(None);
-        }
-    }
-    Ok(Some(assets[0]))
-}
-
 impl Runner<'_> {
+    /// What `cells` read beside the images that were given, in the order of use;
+    /// nothing where the images are drawn.
+    pub fn needed(&self, cells: &[Cell]) -> Vec<Input> {
+        if self.recipe.scale.procedural() {
+            return Vec::new();
+        }
+        let mut all = Vec::new();
+        if cells.iter().any(|cell| self.published(cell.start)) {
+            all.push(Input::Checkpoint);
+        }
+        all.push(Input::Inception);
+        if self.settings.data.is_none() {
+            all.push(Input::Cifar(Set::Cifar10));
+            if cells.iter().any(|cell| matches!(cell.start, Start::MultiLevel(Data::Sources(_)))) {
+                all.push(Input::Cifar(Set::Cifar100));
+            }
+        }
+        all.push(Input::Statistics);
+        all
+    }
+
     /// The verified file of `input` and its SHA-256; `None` where it was never fetched.
     pub(super) fn input(&self, input: Input) -> Result<Option<(PathBuf, String)>> {
         let mut inputs = self.inputs.borrow_mut();

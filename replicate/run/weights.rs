@@ -87,7 +87,8 @@ impl Runner<'_> {
         Ok(self.pretrained_digest(start, false)?.is_some())
     }
 
-    fn published(&self, start: Start) -> bool {
+    /// Whether `start` is a checkpoint that somebody published.
+    pub fn published(&self, start: Start) -> bool {
         !self.settings.from_scratch && self.recipe.has_checkpoint(start)
     }
 

@@ -131,11 +131,11 @@ pub fn open(path: &Path) -> Result<Input> {
 
 /// The data sets that have a name: which, its training split or its test split,
 /// and the assets that hold it.
-pub const DATASETS: [(&str, Set, bool, [&str; 2]); 4] = [
-    ("cifar10", Set::Cifar10, true, ["cifar10", "cifar10-parquet-train"]),
-    ("cifar10-test", Set::Cifar10, false, ["cifar10", "cifar10-parquet-test"]),
-    ("cifar100", Set::Cifar100, true, ["cifar100", "cifar100-parquet-train"]),
-    ("cifar100-test", Set::Cifar100, false, ["cifar100", "cifar100-parquet-test"]),
+pub const DATASETS: [(&str, Set, bool, [&str; 3]); 4] = [
+    ("cifar10", Set::Cifar10, true, ["cifar10", "cifar10-python", "cifar10-parquet-train"]),
+    ("cifar10-test", Set::Cifar10, false, ["cifar10", "cifar10-python", "cifar10-parquet-test"]),
+    ("cifar100", Set::Cifar100, true, ["cifar100", "cifar100-python", "cifar100-parquet-train"]),
+    ("cifar100-test", Set::Cifar100, false, ["cifar100", "cifar100-python", "cifar100-parquet-test"]),
 ];
 
 /// A data set in a file or directory of its own.

@@ -79,7 +79,7 @@ fn names(set: Set, split: Split) -> Vec<String> {
         Split::Test => "test",
     };
     let parquet = format!("{split_name}-00000-of-00001.parquet");
-    let ids = [format!("cifar{n}"), format!("cifar{n}-parquet-{split_name}")];
+    let ids = [format!("cifar{n}"), format!("cifar{n}-python"), format!("cifar{n}-parquet-{split_name}")];
     let assets = fetch::assets().iter().filter(|asset| ids.iter().any(|id| id == asset.id));
 
     let mut names: Vec<String> = Layout::BOTH.map(|layout| layout.archive(set).to_string()).into();

@@ -1,0 +1,161 @@
+//! The heavy parts of a run, one at a time, for timing beside other programs
+//! (`tests/peers/bench.py` has PyTorch do the same). Weights and inputs are drawn;
+//! what is drawn or read is not timed.
+
+use crate::checkpoint::{Checkpoint, Dtype, Format, Tensor as Stored};
+use crate::data::{Images, glyphs};
+use crate::distill::{Initial, Objective, OneStep};
+use crate::equations::Divergence;
+use crate::error::Result;
+use crate::experiment::{Recipe, Scale};
+use crate::inception::Inception;
+use crate::metrics::Features;
+use crate::metrics::frechet::{Moments, frechet_distance};
+use crate::params::{Arrays, Params, Source};
+use crate::rng::Stream;
+use crate::train::{Distilling, Teaching, Training};
+use crate::unet::{Config, Denoiser};
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Case {
+    /// Critic step, generator step and average of DiJS at mini scale, batch 64
+    OneStep,
+    /// A step of denoising score matching at mini scale, batch 64
+    Dsm,
+    /// DDPM++ (55.7 M parameters) on 4 images of 32 x 32
+    Forward,
+    /// The same, and the gradient of a mean square for every parameter
+    Backward,
+    /// Inception-v3's features of 64 images of 32 x 32
+    Inception,
+    /// The Fréchet distance of two covariances of 2048 x 2048
+    Frechet,
+}
+
+/// What a case took.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Of each repetition, after one that does not count.
+    pub seconds: Vec<f64>,
+    /// The most memory that the process has had, in bytes; 0 where it cannot be told.
+    pub peak_bytes: u64,
+    pub threads: usize,
+}
+
+/// Runs `case` once, and `repeats` times again.
+///
+/// # Errors
+/// What the networks fail with.
+pub fn run(case: Case, repeats: usize, device: &Device) -> Result<Measured> {
+    let seconds = match case {
+        Case::OneStep => one_step(repeats, device)?,
+        Case::Dsm => dsm(repeats, device)?,
+        Case::Forward => denoiser(repeats, device, false)?,
+        Case::Backward => denoiser(repeats, device, true)?,
+        Case::Inception => inception(repeats, device)?,
+        Case::Frechet => frechet(repeats)?,
+    };
+    Ok(Measured { seconds, peak_bytes: peak_bytes(), threads: rayon::current_num_threads() })
+}
+
+fn timed(repeats: usize, device: &Device, mut once: impl FnMut(u64) -> Result<()>) -> Result<Vec<f64>> {
+    once(0)?;
+    device.synchronize()?;
+    (1..=repeats as u64)
+        .map(|k| {
+            let started = Instant::now();
+            once(k)?;
+            device.synchronize()?;
+            Ok(started.elapsed().as_secs_f64())
+        })
+        .collect()
+}
+
+fn digits(recipe: &Recipe) -> Images {
+    glyphs::images(recipe.network.size, glyphs::TARGET_CLASSES, 100, "train")
+}
+
+fn one_step(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let recipe = Recipe::of(Scale::Mini);
+    let images = digits(&recipe);
+    let objective = Objective::ClassRatio(Divergence::DiJs);
+    let initial = Initial { weights: None, cell: "bench" };
+    let run = OneStep::new(device, &recipe.network, objective, initial, recipe.one_step.clone())?;
+    let mut training = Distilling::new(device, &recipe, run, &images, 0, None)?;
+    let batch = recipe.batch as u64;
+    timed(repeats, device, |k| training.step(k, (k + 1) * batch).map(drop))
+}
+
+fn dsm(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let recipe = Recipe::of(Scale::Mini);
+    let images = digits(&recipe);
+    let mut training = Teaching::new(device, &recipe, recipe.pretraining.levels, &images, "bench")?;
+    let batch = recipe.pretraining.batch as u64;
+    timed(repeats, device, |k| training.step(k, (k + 1) * batch).map(drop))
+}
+
+fn denoiser(repeats: usize, device: &Device, backward: bool) -> Result<Vec<f64>> {
+    let config = Config::cifar10();
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "bench" };
+    let (params, trained) = Params::build(device, &source, |vb| Denoiser::new(&config, vb))?;
+    let frozen = params.frozen(|vb| Denoiser::new(&config, vb))?;
+    let x = Tensor::from_vec(Stream::new("bench", "x").normals(0, 4 * 3072), (4, 3, 32, 32), device)?;
+    let sigma = [0.1, 0.5, 2.5, 20.0];
+    timed(repeats, device, |_| {
+        if backward {
+            trained.forward(&x, &sigma, None)?.sqr()?.mean_all()?.backward()?;
+        } else {
+            frozen.forward(&x, &sigma, None)?;
+        }
+        Ok(())
+    })
+}
+
+fn inception(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let tensors = Inception::entries().into_iter().filter(|(_, shape)| !shape.is_empty());
+    let tensors = tensors.map(|(name, shape)| {
+        let n = shape.iter().product();
+        let bound = (6.0 / shape[1..].iter().product::<usize>() as f32).sqrt();
+        let mut draws = Stream::new("bench", &name).at(0);
+        let value = |_| match shape.len() {
+            1 if name.ends_with(".weight") || name.ends_with(".running_var") => 1.0,
+            1 => 0.0,
+            _ => bound * (2.0 * draws.uniform() - 1.0),
+        };
+        let data = (0..n).map(value).flat_map(f32::to_le_bytes).collect();
+        (name, Stored { dtype: Dtype::F32, shape, data })
+    });
+    let path = PathBuf::from("drawn weights");
+    let network = Inception::load(
+        device,
+        Checkpoint { path, format: Format::TorchLegacy, tensors: tensors.collect() },
+    )?;
+    let mut draws = Stream::new("bench", "pixels").at(0);
+    let pixels = (0..64 * 3072).map(|_| draws.below(256) as u8).collect();
+    let images = Images { channels: 3, size: 32, pixels, labels: Vec::new() };
+    timed(repeats, device, |_| network.extract(&images, 0..64).map(drop))
+}
+
+fn frechet(repeats: usize) -> Result<Vec<f64>> {
+    const N: usize = 3000;
+    const D: usize = 2048;
+    let moments = |name: &str| {
+        let mut moments = Moments::new(D);
+        moments.push(&Features::new(D, Stream::new("bench", name).normals(0, N * D)));
+        moments
+    };
+    let (a, b) = (moments("a"), moments("b"));
+    timed(repeats, &Device::Cpu, |_| frechet_distance(&a, &b).map(drop))
+}
+
+fn peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().map_or(0, |kibibytes| 1024 * kibibytes)
+}

@@ -1,0 +1,295 @@
+"""Times the heavy parts of a run beside PyTorch, pair by pair in one run.
+
+    python -m venv venv && venv/bin/pip install numpy scipy torch torch-fidelity
+    cargo build --release
+    venv/bin/python tests/peers/bench.py target/release/replicate [CASE ...]
+
+The venv is best made outside the repository. Each case is run by `replicate bench`
+and by PyTorch (SciPy for the Frechet distance) in processes of their own, one after
+the other, `--pairs` times with `--repeats` repetitions each. Printed are the medians
+over all repetitions, the ratio of the medians and the least and the largest ratio of
+a pair, and the peak memory of either process. Both use as many threads as there are
+cores. The networks are the same: sizes, batch, objective, optimiser; the numbers in
+them are not. Inception is torch-fidelity's, with drawn weights.
+
+Nothing in `make test` runs this script.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+CASES = ["one-step", "dsm", "forward", "backward", "inception", "frechet"]
+
+
+def unet(size, channels, mult, blocks, attention, half=False):
+    """EDM's SongUNet as DDPM++, preconditioned; `half`: the critic."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    emb_channels, skip_scale = 4 * channels, math.sqrt(0.5)
+
+    def norm(c):
+        return nn.GroupNorm(max(1, min(32, c // 4)), c, eps=1e-6)
+
+    class Block(nn.Module):
+        def __init__(self, c_in, c_out, resample=None, attend=False):
+            super().__init__()
+            self.resample = resample
+            self.norm0, self.conv0 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+            self.affine = nn.Linear(emb_channels, c_out)
+            self.norm1, self.conv1 = norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+            self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out or resample else None
+            self.attend = attend
+            if attend:
+                self.norm2 = norm(c_out)
+                self.qkv, self.proj = nn.Conv2d(c_out, 3 * c_out, 1), nn.Conv2d(c_out, c_out, 1)
+
+        def sized(self, x):
+            if self.resample == "down":
+                return F.avg_pool2d(x, 2)
+            if self.resample == "up":
+                return F.interpolate(x, scale_factor=2, mode="nearest")
+            return x
+
+        def forward(self, x, emb):
+            h = self.conv0(self.sized(F.silu(self.norm0(x))))
+            h = h + self.affine(emb)[:, :, None, None]
+            h = self.conv1(F.silu(self.norm1(h)))
+            x = self.sized(x)
+            x = (h + (self.skip(x) if self.skip else x)) * skip_scale
+            if self.attend:
+                b, c, height, width = x.shape
+                q, k, v = self.qkv(self.norm2(x)).reshape(b, c, 3, -1).unbind(2)
+                w = torch.softmax(q.transpose(1, 2) @ k / math.sqrt(c), dim=2)
+                a = (v @ w.transpose(1, 2)).reshape(b, c, height, width)
+                x = (self.proj(a) + x) * skip_scale
+            return x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.map0, self.map1 = nn.Linear(channels, emb_channels), nn.Linear(emb_channels, emb_channels)
+            self.first = nn.Conv2d(3, channels, 3, padding=1)
+            self.down, self.up, skips, c = nn.ModuleList(), nn.ModuleList(), [channels], channels
+            for level, m in enumerate(mult):
+                if level:
+                    self.down.append(Block(c, c, "down"))
+                    skips.append(c)
+                for _ in range(blocks):
+                    self.down.append(Block(c, channels * m, None, size >> level in attention))
+                    c = channels * m
+                    skips.append(c)
+            if half:
+                self.out_norm, self.head = norm(c), nn.Linear(c, 1)
+                return
+            self.takes = []
+            for level, m in reversed(list(enumerate(mult))):
+                if level == len(mult) - 1:
+                    self.up.extend([Block(c, c, None, True), Block(c, c)])
+                    self.takes += [False, False]
+                else:
+                    self.up.append(Block(c, c, "up"))
+                    self.takes.append(False)
+                for i in range(blocks + 1):
+                    attend = i == blocks and size >> level in attention
+                    self.up.append(Block(c + skips.pop(), channels * m, None, attend))
+                    self.takes.append(True)
+                    c = channels * m
+            self.out_norm, self.out = norm(c), nn.Conv2d(c, 3, 3, padding=1)
+
+        def forward(self, x, sigma):
+            s = sigma[:, None, None, None]
+            n = channels // 2
+            freqs = (1 / 10000) ** (torch.arange(n) / (n - 1))
+            angles = (sigma.log() / 4)[:, None] * freqs
+            emb = torch.cat([angles.sin(), angles.cos()], 1)
+            emb = F.silu(self.map1(F.silu(self.map0(emb))))
+            h = self.first(x / (s**2 + 0.25).sqrt())
+            outputs = [h]
+            for block in self.down:
+                h = block(h, emb)
+                outputs.append(h)
+            if half:
+                return self.head(F.silu(self.out_norm(h)).mean((2, 3)))[:, 0]
+            for block, take in zip(self.up, self.takes):
+                h = block(torch.cat([h, outputs.pop()], 1) if take else h, emb)
+            h = self.out(F.silu(self.out_norm(h)))
+            return x * 0.25 / (s**2 + 0.25) + h * s * 0.5 / (s**2 + 0.25).sqrt()
+
+    return Net()
+
+
+def worker(case, repeats):
+    import torch
+    from torch.nn import functional as F
+
+    torch.set_num_threads(os.cpu_count())
+    torch.manual_seed(0)
+
+    def mini(half=False):
+        return unet(16, 16, [1, 2], 1, [8], half)
+
+    def levels(n):
+        return (-1.2 + 1.2 * torch.randn(n)).exp()
+
+    def adam(net, betas):
+        return torch.optim.Adam(net.parameters(), lr=1e-4, betas=betas, foreach=True)
+
+    def averaged(net):
+        return [p.detach().clone() for p in net.parameters()]
+
+    def average(ema, net):
+        with torch.no_grad():
+            torch._foreach_mul_(ema, 0.99)
+            torch._foreach_add_(ema, list(net.parameters()), alpha=0.01)
+
+    def diffused(x, sigma):
+        return x + sigma[:, None, None, None] * torch.randn_like(x)
+
+    images = torch.rand(1000, 3, 16, 16) * 2 - 1
+    if case == "one-step":
+        generator, critic = mini(), mini(True)
+        g_adam, c_adam = adam(generator, (0.0, 0.99)), adam(critic, (0.0, 0.99))
+        ema, fixed = averaged(generator), torch.full((64,), 2.5)
+
+        def once():
+            with torch.no_grad():
+                fake = generator(2.5 * torch.randn(64, 3, 16, 16), fixed)
+            real, sigma = images[torch.randint(1000, (64,))], levels(64)
+            logits = critic(torch.cat([diffused(real, sigma), diffused(fake, sigma)]), sigma.repeat(2))
+            c_adam.zero_grad(set_to_none=True)
+            (F.softplus(-logits[:64]).mean() + F.softplus(logits[64:]).mean()).backward()
+            c_adam.step()
+            sigma = levels(64)
+            critic.requires_grad_(False)
+            logits = critic(diffused(generator(2.5 * torch.randn(64, 3, 16, 16), fixed), sigma), sigma)
+            g_adam.zero_grad(set_to_none=True)
+            (sigma**2 * -F.softplus(logits)).mean().backward()
+            critic.requires_grad_(True)
+            g_adam.step()
+            average(ema, generator)
+
+    elif case == "dsm":
+        net = mini()
+        optimiser, ema = adam(net, (0.9, 0.99)), averaged(net)
+
+        def once():
+            x, sigma = images[torch.randint(1000, (64,))], levels(64)
+            weight = ((sigma**2 + 0.25) / (0.5 * sigma) ** 2)[:, None, None, None]
+            loss = (weight * (net(diffused(x, sigma), sigma) - x) ** 2).mean()
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            average(ema, net)
+
+    elif case in ("forward", "backward"):
+        net = unet(32, 128, [2, 2, 2], 4, [16])
+        x, sigma = torch.randn(4, 3, 32, 32), torch.tensor([0.1, 0.5, 2.5, 20.0])
+
+        def once():
+            if case == "forward":
+                with torch.no_grad():
+                    net(x, sigma)
+            else:
+                net.zero_grad(set_to_none=True)
+                (net(x, sigma) ** 2).mean().backward()
+
+    elif case == "inception":
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        path = os.environ["BENCH_INCEPTION"]
+        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
+        pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+
+        def once():
+            with torch.no_grad():
+                net(pixels)
+
+    else:
+        import numpy as np
+        import scipy.linalg
+
+        rng = np.random.default_rng(0)
+        a, b = (rng.standard_normal((3000, 2048)) for _ in range(2))
+        (ma, mb), (sa, sb) = (a.mean(0), b.mean(0)), (np.cov(a.T), np.cov(b.T))
+
+        def once():
+            root = scipy.linalg.sqrtm(sa @ sb)
+            return ((ma - mb) ** 2).sum() + np.real(np.trace(sa + sb - 2 * root))
+
+    once()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - started)
+    with open("/proc/self/status") as status:
+        peak = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+
+
+def inception_weights(path):
+    """torch-fidelity's network with weights as drawn by PyTorch."""
+    import torch
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    load = torch.load
+    try:
+        # The constructor wants a file: it gets an empty one, and keeps what it drew.
+        torch.load = lambda *_, **__: {}
+        strict = torch.nn.Module.load_state_dict
+        torch.nn.Module.load_state_dict = lambda self, state, **_: None
+        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], __file__)
+    finally:
+        torch.load, torch.nn.Module.load_state_dict = load, strict
+    torch.save(net.state_dict(), path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("replicate")
+    parser.add_argument("cases", nargs="*", default=[], metavar="CASE")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    cases = options.cases or CASES
+
+    def program(command):
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+    if "inception" in cases:
+        import tempfile
+
+        os.environ["BENCH_INCEPTION"] = os.path.join(tempfile.mkdtemp(), "inception.pth")
+        inception_weights(os.environ["BENCH_INCEPTION"])
+    print(f"{'case':10} {'ours':>10} {'PyTorch':>10} {'ratio':>6} {'pairs':>13} {'ours':>9} {'PyTorch':>9}")
+    for case in cases:
+        ours, theirs, ratios, peaks = [], [], [], ([], [])
+        for _ in range(options.pairs):
+            a = program([options.replicate, "bench", case, "--json", "--repeats", str(options.repeats)])[case]
+            b = program([sys.executable, __file__, "--worker", case, str(options.repeats)])
+            ours, theirs = ours + a["seconds"], theirs + b["seconds"]
+            ratios.append(statistics.median(a["seconds"]) / statistics.median(b["seconds"]))
+            peaks[0].append(a["peak_bytes"])
+            peaks[1].append(b["peak_bytes"])
+        a, b = statistics.median(ours), statistics.median(theirs)
+        memory = [f"{max(peak) / 1e6:.0f} MB" for peak in peaks]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        print(
+            f"{case:10} {1e3 * a:7.1f} ms {1e3 * b:7.1f} ms {a / b:6.2f} {spread:>13} {memory[0]:>9} {memory[1]:>9}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        worker(sys.argv[2], int(sys.argv[3]))
+    else:
+        main()
