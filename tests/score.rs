@@ -5,6 +5,7 @@
 mod common;
 
 use common::drill::inception_pth;
+use faer::Mat;
 use flate2::{Compression, Crc, write::DeflateEncoder};
 use proptest::prelude::*;
 use replicate::checkpoint;
@@ -554,7 +555,7 @@ proptest! {
     }
 
     #[test]
-    fn batches_do_not_matter(n in 4usize..300, chunk in 1usize..90, kept in 1usize..40, trials in 1usize..4) {
+    fn batches_do_not_matter(n in 8usize..300, chunk in 1usize..90, kept in 1usize..40, trials in 1usize..4) {
         let all = features("batches", n, 5);
         let kept = kept.min(n / trials);
         let wanted = Wanted { moments: true, predictions: false, kept };
@@ -772,6 +773,20 @@ fn what_is_missing_is_named_with_its_remedy() {
 
 // ---- from pixels -----------------------------------------------------------
 
+/// The Fréchet distance of few samples without a covariance: for centred X and Y,
+/// tr (S_a S_b)^(1/2) is the sum of the singular values of X Y' / ((n-1)(m-1))^(1/2).
+fn fd_from_samples(a: &Features, b: &Features) -> f64 {
+    let centred = |f: &Features| {
+        let mean = moments(f).mean();
+        let matrix = Mat::from_fn(f.len(), f.dim, |i, j| f.row(i)[j] as f64 - mean[j]);
+        (mean, matrix / (f.len() as f64 - 1.0).sqrt())
+    };
+    let ((m, x), (n, y)) = (centred(a), centred(b));
+    let shift: f64 = m.iter().zip(&n).map(|(m, n)| (m - n) * (m - n)).sum();
+    let overlap: f64 = (&x * y.transpose()).singular_values().unwrap().iter().sum();
+    shift + x.squared_norm_l2() + y.squared_norm_l2() - 2.0 * overlap
+}
+
 /// The program's numbers from pixels are those of the network's features; 48
 /// images go through the network.
 #[test]
@@ -811,7 +826,11 @@ fn images_score_as_their_features_do() {
         (&arrays["mu"].data, &arrays["sigma"].data),
         (&moments(&fb).mean(), &moments(&fb).covariance())
     );
+    let (found, expected) = (report["trials"][0]["fid"].as_f64().unwrap(), fd_from_samples(&fa, &fb));
+    assert!((found - expected).abs() <= 1e-9 * expected, "{found}, {expected}");
     let (fa, fb) = (dir.features("fa.npz", &fa, Some(&la)), dir.features("fb.npz", &fb, None));
-    let by_features = json(&[&fa, &"--ref", &fb]);
-    assert_eq!(by_features["trials"], report["trials"]);
+    let by_features = json(&[&fa, &"--ref", &fb, &"--metrics", &"is,kid,pr"]);
+    for metric in ["is", "kid", "precision", "recall"] {
+        assert_eq!(by_features["trials"][0][metric], report["trials"][0][metric], "{metric}");
+    }
 }
