@@ -182,13 +182,13 @@ impl OneStep {
     /// Line 4: one step of ratio estimation (Eq 6, 7) or of the fake score (Eq 4).
     pub fn critic_step(&mut self, batch: &CriticBatch) -> Result<CriticReport> {
         let CriticBatch { z, real, sigma, noise_real, noise_fake, augment } = batch;
-        let [real_draws, fake_draws] = augment.as_ref().map_or([None, None], |[r, f]| [Some(r), Some(f)]);
+        let (real_draws, fake_draws) = augment.as_ref().map(|[r, f]| (r.as_slice(), f.as_slice())).unzip();
         let fake = one_step(&self.generator.frozen, z, self.settings.sigma_init)?;
-        let (fake, fake_labels) = augmented(&fake, fake_draws.map(Vec::as_slice))?;
+        let (fake, fake_labels) = augmented(&fake, fake_draws)?;
         let xt_fake = diffuse(&fake, sigma, noise_fake)?;
         match &mut self.judge {
             Judge::Critic { network, .. } => {
-                let (real, real_labels) = augmented(real, real_draws.map(Vec::as_slice))?;
+                let (real, real_labels) = augmented(real, real_draws)?;
                 let xt_real = diffuse(&real, sigma, noise_real)?;
                 let n = sigma.len();
                 let both = Tensor::cat(&[&xt_real, &xt_fake], 0)?;

@@ -133,9 +133,14 @@ pub struct Evaluator {
 
 impl Evaluator {
     pub fn new(network: FeatureNetwork, evaluation: Evaluation, reference: Reference) -> Result<Evaluator> {
-        let Statistics { mean, covariance } = &reference.statistics;
-        let factor = Factor::new(mean.clone(), covariance)?;
+        let factor = reference.statistics.factor()?;
         Ok(Evaluator { network, evaluation, reference, factor })
+    }
+
+    /// The Fréchet distance of our real images from others that were measured with
+    /// the same features.
+    pub fn distance_to(&self, theirs: &Statistics) -> Result<f64> {
+        distance(&self.factor, &theirs.factor()?)
     }
 
     /// What is looked at along a run, from fewer images than the scores.
@@ -183,27 +188,27 @@ impl Evaluator {
     }
 
     /// Logits of the ten target classes: which of them an image is most like,
-    /// and not whether it might be something else. Where the network does not
-    /// know them, minus the squared distance to the mean feature of each.
+    /// and not whether it might be something else.
     fn target_logits(&self, features: &Features, logits: &Features) -> Features {
-        let rows = match self.network {
+        match self.network {
             FeatureNetwork::Glyphs(..) => {
-                (0..logits.len()).flat_map(|i| logits.row(i)[..TARGETS].iter().copied()).collect()
+                let rows = (0..logits.len()).flat_map(|i| logits.row(i)[..TARGETS].iter().copied());
+                Features::new(TARGETS, rows.collect())
             }
-            FeatureNetwork::Inception(_) => {
-                let means = &self.reference.class_means;
-                let near = |i: usize, class: usize| -> f32 {
-                    let pairs = features.row(i).iter().zip(means.row(class));
-                    -pairs.map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum::<f64>() as f32
-                };
-                (0..features.len())
-                    .flat_map(|i| (0..TARGETS).map(move |class| (i, class)))
-                    .map(|(i, class)| near(i, class))
-                    .collect()
-            }
-        };
-        Features::new(TARGETS, rows)
+            FeatureNetwork::Inception(_) => nearness(features, &self.reference.class_means),
+        }
     }
+}
+
+/// Minus the squared distance of each row of `features` to each of `means`, which
+/// serves as logits: the argmax is the nearest mean.
+fn nearness(features: &Features, means: &Features) -> Features {
+    let near = |row: &[f32], mean: &[f32]| -> f32 {
+        -row.iter().zip(mean).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum::<f64>() as f32
+    };
+    let rows = (0..features.len())
+        .flat_map(|i| (0..means.len()).map(move |class| near(features.row(i), means.row(class))));
+    Features::new(means.len(), rows.collect())
 }
 
 /// The scores of several trials as those of one cell: means, and the smallest
@@ -244,6 +249,13 @@ mod tests {
 
     fn trial(fd: f64, recall: f64, classes: f64) -> Vec<(&'static str, f64)> {
         METRICS.into_iter().zip([fd, 2.0, 0.5, 0.9, recall, classes, 10.0, 3.0, 0.0]).collect()
+    }
+
+    #[test]
+    fn the_nearest_mean_has_the_largest_logit() {
+        let means = Features::new(2, vec![0.0, 0.0, 3.0, 4.0, -1.0, 1.0]);
+        let found = nearness(&Features::new(2, vec![3.0, 3.0, 0.0, 0.0]), &means);
+        assert_eq!((found.dim, found.rows), (3, vec![-18.0, -1.0, -20.0, 0.0, -25.0, -2.0]));
     }
 
     #[test]

@@ -7,7 +7,6 @@ mod mapping;
 mod provenance;
 mod weights;
 
-pub use self::data::STATISTICS;
 pub use self::inputs::Input;
 pub use self::provenance::humantime;
 use self::provenance::provenance;
@@ -126,6 +125,10 @@ impl<'a> Runner<'a> {
         &self.recipe
     }
 
+    pub fn device(&self) -> &Device {
+        &self.settings.device
+    }
+
     /// Runs one cell of one seed, or answers from the store.
     pub fn cell(&mut self, cell: &Cell, seed: u64) -> Result<Outcome> {
         let identity = self.identify(cell, seed, true)?;
@@ -141,10 +144,7 @@ impl<'a> Runner<'a> {
         let started = Instant::now();
         let config = self.recipe.network.clone();
         let device = self.settings.device.clone();
-        let weights = match cell.start {
-            Start::Random => None,
-            start => self.pretrained(start, true)?.map(|(arrays, _)| arrays),
-        };
+        let weights = self.starting_weights(cell)?;
         self.images(Data::Target)?;
         self.prepare_evaluator()?;
         let target = &self.images[&Data::Target].0;
@@ -210,20 +210,8 @@ impl<'a> Runner<'a> {
             }
             trials.push(scores);
         }
-        let scores: Vec<Score> = over_trials(&trials)
-            .into_iter()
-            .chain(costs)
-            .map(|(metric, value)| Score {
-                row: cell.row.to_string(),
-                scale: self.recipe.scale.to_string(),
-                seed,
-                metric: metric.to_string(),
-                value,
-                class: class.to_string(),
-                manifest: entry.key().to_string(),
-            })
-            .collect();
-        lock.write(SCORES, write_scores(&scores).as_bytes())?;
+        let values = over_trials(&trials).into_iter().chain(costs);
+        write_measured(&lock, cell, &self.recipe, seed, class, values)?;
         outputs.push(SCORES.to_string());
         let manifest = Manifest {
             experiment: text,
@@ -241,6 +229,15 @@ impl<'a> Runner<'a> {
         let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
         let manifest = lock.publish(manifest, &names)?;
         Ok(Outcome { entry, manifest })
+    }
+
+    /// The weights that the cell starts from, made where they are missing; `None`
+    /// where everything is drawn.
+    fn starting_weights(&mut self, cell: &Cell) -> Result<Option<Arrays>> {
+        match cell.start {
+            Start::Random => Ok(None),
+            start => Ok(self.pretrained(start, true)?.map(|(arrays, _)| arrays)),
+        }
     }
 
     /// A one-step run before its first step. The head and random weights are
@@ -339,10 +336,7 @@ impl<'a> Runner<'a> {
             },
         };
         let Some(features_digest) = self.features_digest(make)? else { return Ok(None) };
-        if make && !self.recipe.scale.procedural() {
-            self.images(Data::Target)?;
-        }
-        let Some(images_digest) = self.digest(Data::Target)? else { return Ok(None) };
+        let Some(images_digest) = self.digest(Data::Target, make)? else { return Ok(None) };
         let class = determinism(&self.settings.device);
         let text =
             self.recipe.cell_text(cell, seed, &images_digest, &weights_digest, &features_digest, class);
@@ -431,8 +425,52 @@ fn read_trial(path: &Path) -> Option<Vec<(&'static str, f64)>> {
     (scores.len() == METRICS.len()).then_some(scores)
 }
 
+/// Leaves what was measured of a cell as the entry's scores.
+fn write_measured(
+    lock: &Lock,
+    cell: &Cell,
+    recipe: &Recipe,
+    seed: u64,
+    class: &str,
+    values: impl Iterator<Item = (&'static str, f64)>,
+) -> Result<()> {
+    let score = |(metric, value): (&str, f64)| Score {
+        row: cell.row.to_string(),
+        scale: recipe.scale.to_string(),
+        seed,
+        metric: metric.to_string(),
+        value,
+        class: class.to_string(),
+        manifest: lock.key().to_string(),
+    };
+    let scores: Vec<Score> = values.map(score).collect();
+    lock.write(SCORES, write_scores(&scores).as_bytes())
+}
+
 /// Times go into a file of their own: they differ between identical runs.
 fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
     let text = format!("steps,seconds_in_steps\n{},{:.3}\n", trained.steps, trained.step_seconds);
     lock.write(TIMING, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_is_read_back_to_the_bit_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trial-0.csv");
+        assert_eq!(read_trial(&path), None);
+        let scores: Vec<_> =
+            METRICS.into_iter().enumerate().map(|(i, name)| (name, 0.1 / (i + 1) as f64)).collect();
+        let text = trial_text(&scores);
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(read_trial(&path), Some(scores));
+        let short: String = text.lines().take(METRICS.len() - 1).map(|line| format!("{line}\n")).collect();
+        for spoilt in [short, text.replace("recall,", "recoil,"), text.replace("kid,", "kid,x")] {
+            std::fs::write(&path, spoilt).unwrap();
+            assert_eq!(read_trial(&path), None);
+        }
+    }
 }

@@ -18,6 +18,7 @@ pub mod source;
 
 use std::collections::HashSet;
 
+use crate::store::hex;
 use clap::ValueEnum;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -219,7 +220,7 @@ impl Seen {
 
     /// SHA-256, in hexadecimal, of all pixels in the order of scoring, n x 3 x H x W.
     pub fn digest(&self) -> String {
-        self.pixels.clone().finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(self.pixels.clone().finalize())
     }
 }
 

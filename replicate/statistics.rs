@@ -2,6 +2,7 @@
 //! `mu` (d) and `sigma` (d x d), float64.
 
 use crate::error::{Error, Result};
+use crate::metrics::frechet::Factor;
 use crate::npz::{self, Array};
 use std::path::Path;
 
@@ -48,6 +49,14 @@ impl Statistics {
             Some((i, j)) => Err(format!("has a sigma that is not symmetric, at ({i}, {j})")),
             None => Ok(Statistics { mean: mean.data, covariance: covariance.data }),
         }
+    }
+
+    /// What distances are taken of; costs about d^3.
+    ///
+    /// # Errors
+    /// As [`Factor::new`].
+    pub fn factor(&self) -> Result<Factor> {
+        Factor::new(self.mean.clone(), &self.covariance)
     }
 
     /// As a file.

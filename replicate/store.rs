@@ -78,7 +78,8 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes))
 }
 
-fn hex(digest: impl AsRef<[u8]>) -> String {
+/// Lower-case hex digits, two for each byte.
+pub fn hex(digest: impl AsRef<[u8]>) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

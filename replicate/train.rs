@@ -452,24 +452,22 @@ impl Training for Teaching<'_> {
         let (x0, labels) = augmented(&x0, b.augment("augment", k).as_deref())?;
         let sigma = b.sigma("sigma", self.levels, k);
         let xt = diffuse(&x0, &sigma, &b.normal("noise", k)?)?;
-        let (mut loss, mut gradient) = (0.0, None);
+        let (mut total, mut gradient) = (0.0, None);
         for first in (0..b.batch).step_by(AT_ONCE) {
             let n = AT_ONCE.min(b.batch - first);
             let part = |all: &Tensor| all.narrow(0, first, n);
             let (sigma, labels) = (&sigma[first..first + n], labels.as_ref().map(part).transpose()?);
             let denoised = self.model.forward(&part(&xt)?, sigma, labels.as_ref())?;
-            let mut of_part = dsm(&denoised, &part(&x0)?, sigma)?;
-            if n < b.batch {
-                of_part = (of_part * (n as f64 / b.batch as f64))?;
-            }
-            loss += of_part.to_scalar::<f32>()? as f64;
-            gradient = Some(self.params.add_gradients(gradient, of_part.backward()?)?);
+            let loss = dsm(&denoised, &part(&x0)?, sigma)?;
+            let share = (loss * (n as f64 / b.batch as f64))?;
+            total += share.to_scalar::<f32>()? as f64;
+            gradient = Some(self.params.add_gradients(gradient, share.backward()?)?);
         }
         let s = &self.settings;
         let lr = learning_rate(s.lr, s.warmup_images, s.images, s.cosine, images);
         self.adam.update(&self.params, &gradient.expect("a batch is not empty"), lr)?;
         self.ema.update(&self.params, images, b.batch)?;
-        Ok(vec![loss])
+        Ok(vec![total])
     }
 
     /// One-step samples: what the generator will start from.

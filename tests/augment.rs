@@ -7,13 +7,16 @@ use candle_core::{Device, Tensor};
 use common::Fixture;
 use proptest::prelude::*;
 use replicate::augment::{Augmentation, Draw, LABELS, Numbers, apply, apply_batch};
-use replicate::distill::{CriticBatch, Initial, Objective, OneStep, Settings};
-use replicate::equations::{Divergence, dsm};
+use replicate::data::glyphs;
+use replicate::distill::{CriticBatch, Initial, Objective, OneStep, Settings, augmented};
+use replicate::equations::{Divergence, diffuse, dsm};
+use replicate::experiment::{Recipe, Scale};
 use replicate::noise::Levels;
 use replicate::optim::AdamConfig;
 use replicate::params::{Arrays, Params, Source};
 use replicate::rng::Stream;
 use replicate::store::sha256_hex;
+use replicate::train::{AT_ONCE, Teaching, Training};
 use replicate::unet::{Config, Denoiser};
 use std::f32::consts::PI;
 
@@ -286,9 +289,8 @@ fn threads_and_platforms_change_no_bit() {
     }
 }
 
-/// A one-step run of a small network, drawn from one stream each time.
-fn one_step_run(objective: Objective) -> OneStep {
-    let config = Config {
+fn small_network() -> Config {
+    Config {
         size: 8,
         image_channels: 3,
         model_channels: 8,
@@ -296,7 +298,12 @@ fn one_step_run(objective: Objective) -> OneStep {
         blocks: 1,
         attention_sizes: vec![4],
         augment_labels: LABELS,
-    };
+    }
+}
+
+/// A one-step run of a small network, drawn from one stream each time.
+fn one_step_run(objective: Objective) -> OneStep {
+    let config = small_network();
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "teacher" };
     let (teacher, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
@@ -350,23 +357,23 @@ fn the_critic_sees_augmented_images_and_their_labels() {
         assert!(!told, "{objective}: without augmentation there is no label");
         let (same, told) = critic_step(objective, all(Draw::default()));
         assert!(same == plain && !told, "{objective}: nothing was done to the images, {plain} and {same}");
-        let (mirrored, told) = critic_step(objective, all(Draw { xflip: true, ..Draw::default() }));
+        let mirror = Draw { xflip: true, ..Draw::default() };
+        let (mirrored, told) = critic_step(objective, all(mirror));
         assert!(mirrored != plain && told, "{objective}: {plain} and {mirrored}");
+        // The generated images on their own, and the real ones, which only a critic sees.
+        let part = |real, fake| critic_step(objective, Some([vec![real; 4], vec![fake; 4]]));
+        let (fake, told) = part(Draw::default(), mirror);
+        assert!(fake != plain && told, "{objective}: {plain} and {fake}");
+        let (real, told) = part(mirror, Draw::default());
+        let critic = objective != Objective::Vsd;
+        assert!((real != plain) == critic && told == critic, "{objective}: {plain} and {real}");
     }
 }
 
 /// A pre-training batch that does not fit is taken in parts: the gradient is the same.
 #[test]
 fn the_gradients_of_parts_add_up() {
-    let config = Config {
-        size: 8,
-        image_channels: 3,
-        model_channels: 8,
-        channel_mult: vec![1, 2],
-        blocks: 1,
-        attention_sizes: vec![4],
-        augment_labels: LABELS,
-    };
+    let config = small_network();
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "parts" };
     let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
@@ -397,4 +404,33 @@ fn the_gradients_of_parts_add_up() {
         compared += 1;
     }
     assert!(compared > 40, "{compared} parameters");
+}
+
+/// The loss of a first step of pre-training, from the streams that it draws from.
+#[test]
+fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
+    let mut recipe = Recipe::of(Scale::Smoke);
+    recipe.network = small_network();
+    recipe.augmentation = Augmentation { p: 0.5 };
+    recipe.pretraining.batch = 2 * AT_ONCE + 22;
+    let (b, levels) = (recipe.pretraining.batch, recipe.pretraining.levels);
+    let images = glyphs::images(8, glyphs::TARGET_CLASSES, 3, "train");
+    let mut teaching = Teaching::new(&Device::Cpu, &recipe, levels, &images, "steps").unwrap();
+    let found = teaching.step(0, b as u64).unwrap()[0];
+
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "steps" };
+    let (_, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&recipe.network, vb)).unwrap();
+    let stream = |name: &str| Stream::new("steps", name);
+    let mut draws = stream("index").at(0);
+    let indices: Vec<usize> = (0..b).map(|_| draws.below(images.len())).collect();
+    let tensor = |values: Vec<f32>| Tensor::from_vec(values, (b, 3, 8, 8), &Device::Cpu).unwrap();
+    let mut draws = stream("augment").at(0);
+    let augment: Vec<Draw> = (0..b).map(|_| recipe.augmentation.draw(&mut draws)).collect();
+    let (x0, labels) = augmented(&tensor(images.to_unit(&indices)), Some(&augment)).unwrap();
+    let sigma = levels.draw(&mut stream("sigma").at(0), b);
+    let xt = diffuse(&x0, &sigma, &tensor(stream("noise").normals(0, b * 192))).unwrap();
+    let denoised = model.forward(&xt, &sigma, labels.as_ref()).unwrap();
+    let expected = dsm(&denoised, &x0, &sigma).unwrap().to_scalar::<f32>().unwrap() as f64;
+    assert!((found - expected).abs() < 1e-5 * expected, "{found}, {expected}");
 }

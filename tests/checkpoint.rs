@@ -5,66 +5,21 @@
 //! fixtures.
 
 mod common;
+#[path = "common/peak.rs"]
+mod peak;
 
 use common::{directory, unit};
+use peak::peak_of;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use replicate::checkpoint::{self, Checkpoint, Dtype, Format, MAX_OPCODES, Tensor};
 use replicate::error::{EXIT_INPUT, Error};
 use replicate::store::Array;
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// Counts what each thread has allocated, to hold the reader to its bound.
-struct Counting;
-
-thread_local! {
-    static NOW: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-impl Counting {
-    fn add(bytes: usize) {
-        // A thread that is ending has no counters any more.
-        _ = NOW.try_with(|now| {
-            now.set(now.get() + bytes);
-            PEAK.with(|peak| peak.set(peak.get().max(now.get())));
-        });
-    }
-
-    fn remove(bytes: usize) {
-        _ = NOW.try_with(|now| now.set(now.get().saturating_sub(bytes)));
-    }
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        Counting::add(layout.size());
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        Counting::remove(layout.size());
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The result of `f` and the bytes that it held at its worst, beyond what was
-/// held before.
-fn peak_of<T>(f: impl FnOnce() -> T) -> (T, usize) {
-    let before = NOW.get();
-    PEAK.set(before);
-    let result = f();
-    (result, PEAK.get() - before)
-}
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/parity/checkpoints").join(name)

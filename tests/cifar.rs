@@ -5,7 +5,9 @@
 //! Pillow and pyarrow. The other files are written here. `CIFAR_FUZZ_CASES` sets
 //! the number of mutated files (800 without it).
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "common/peak.rs"]
+mod peak;
+
 use std::cell::Cell;
 use std::fs::{self, File};
 use std::io::Write;
@@ -20,48 +22,13 @@ use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
+use peak::peak_of;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use replicate::data::Images;
 use replicate::data::cifar::{self, Set};
 use replicate::error::{EXIT_INPUT, Error};
 use tempfile::TempDir;
-
-/// Counts what each thread has allocated, to hold the readers to a bound.
-struct Counting;
-
-thread_local! {
-    static NOW: Cell<usize> = const { Cell::new(0) };
-    static PEAK: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // A thread that is ending has no counters any more.
-        _ = NOW.try_with(|now| {
-            now.set(now.get() + layout.size());
-            PEAK.with(|peak| peak.set(peak.get().max(now.get())));
-        });
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        _ = NOW.try_with(|now| now.set(now.get().saturating_sub(layout.size())));
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The result of `f` and the bytes that it held at its worst.
-fn peak_of<T>(f: impl FnOnce() -> T) -> (T, usize) {
-    let before = NOW.get();
-    PEAK.set(before);
-    let result = f();
-    (result, PEAK.get() - before)
-}
 
 // ------------------------------------------------------------------- writers
 

@@ -10,6 +10,8 @@ mod common;
 use assert_cmd::cargo::cargo_bin_cmd;
 use common::drill::{self, CIFAR10_PER_CLASS, CIFAR100_PER_CLASS, Set};
 use common::server::Server;
+use replicate::statistics::Statistics;
+use replicate::store::sha256_hex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -53,11 +55,6 @@ impl Place {
     }
 }
 
-fn sha256(bytes: &[u8]) -> String {
-    use sha2::Digest;
-    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn entries(store: &Path, part: &str) -> Vec<String> {
     let listing = std::fs::read_dir(store).unwrap().map(|file| file.unwrap().file_name());
     listing.map(|name| name.into_string().unwrap()).filter(|name| name.contains(part)).collect()
@@ -72,7 +69,7 @@ fn every_cell_of_both_tables_from_a_local_server() {
 
     let cifar10 = drill::cifar_archive(Set::Cifar10, CIFAR10_PER_CLASS);
     let inception = drill::inception_pth();
-    let (images, network) = (place.input(&sha256(&cifar10)), place.input(&sha256(&inception)));
+    let (images, network) = (place.input(&sha256_hex(&cifar10)), place.input(&sha256_hex(&inception)));
     let mut files = BTreeMap::from([
         ("drill-edm".to_string(), drill::edm_snapshot(&drill::network())),
         ("drill-inception".to_string(), inception),
@@ -128,6 +125,18 @@ fn every_cell_of_both_tables_from_a_local_server() {
     assert_eq!(place.replicate(nowhere, &run).out, ended.out);
     let check = place.replicate(nowhere, "check all --scale drill --against golden");
     assert_eq!(check.code, 0, "{}{}", check.out, check.err);
+    // Statistics of other images: refused before anything is sampled.
+    let mut wrong = Statistics::read(&statistics).unwrap();
+    wrong.mean.iter_mut().for_each(|mean| *mean += 0.01);
+    let file = place.dir.join("wrong.npz");
+    std::fs::write(&file, wrong.to_npz()).unwrap();
+    std::fs::remove_file(store.join("inputs/index/drill-fid-reference")).unwrap();
+    let fetch = format!("fetch drill-fid-reference --from {}", file.display());
+    assert_eq!(place.replicate(nowhere, &fetch).code, 0);
+    let refused = place.replicate(nowhere, "run edm --scale drill --seed 1 --watch none");
+    assert_eq!(refused.code, 3, "{}", refused.err);
+    assert!(refused.err.contains("statistics within 0.01 of ours"), "{}", refused.err);
+
     let written = place.replicate(nowhere, &format!("report --scale drill --output {}", report.display()));
     assert_eq!(written.code, 0);
     let page = std::fs::read_to_string(report.join("index.html")).unwrap();

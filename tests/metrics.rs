@@ -5,8 +5,7 @@
 
 mod common;
 
-use common::Fixture;
-use faer::Mat;
+use common::{Fixture, fd_from_samples, moments};
 use proptest::prelude::*;
 use replicate::metrics::Features;
 use replicate::metrics::frechet::{Moments, frechet_distance};
@@ -15,12 +14,6 @@ use replicate::metrics::modes::{Collapse, collapse, modes};
 use replicate::metrics::prd::precision_recall;
 use replicate::metrics::score::inception_score;
 use replicate::rng::Stream;
-
-fn moments(features: &Features) -> Moments {
-    let mut moments = Moments::new(features.dim);
-    moments.push(features);
-    moments
-}
 
 fn fd(a: &Features, b: &Features) -> f64 {
     frechet_distance(&moments(a), &moments(b)).unwrap()
@@ -48,21 +41,6 @@ fn trace(features: &Features) -> f64 {
 /// its rounding.
 fn traces(a: &Features, b: &Features) -> f64 {
     trace(a) + trace(b)
-}
-
-/// The Fréchet distance without a covariance or a root: for centred samples X
-/// and Y, S_a = X'X/(n-1), tr (S_a S_b)^(1/2) is the sum of the singular values
-/// of X Y' / ((n-1)(m-1))^(1/2).
-fn fd_from_samples(a: &Features, b: &Features) -> f64 {
-    let centred = |f: &Features| {
-        let mean = moments(f).mean();
-        let matrix = Mat::from_fn(f.len(), f.dim, |i, j| f.row(i)[j] as f64 - mean[j]);
-        (mean, matrix / (f.len() as f64 - 1.0).sqrt())
-    };
-    let ((m, x), (n, y)) = (centred(a), centred(b));
-    let shift: f64 = m.iter().zip(&n).map(|(m, n)| (m - n) * (m - n)).sum();
-    let overlap: f64 = (&x * y.transpose()).singular_values().unwrap().iter().sum();
-    shift + x.squared_norm_l2() + y.squared_norm_l2() - 2.0 * overlap
 }
 
 // --- Parity with SciPy and torch-fidelity ------------------------------------

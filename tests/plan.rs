@@ -328,3 +328,36 @@ fn times_and_sizes_for_people() {
         assert_eq!(plan::operations(n), text);
     }
 }
+
+/// Against what a process takes; half a minute on two cores:
+/// `cargo test --release --test plan takes -- --ignored --nocapture`.
+#[test]
+#[ignore = "takes half a minute"]
+fn memory_is_what_a_process_takes() {
+    for name in ["dijs", "diff-instruct"] {
+        let dir = tempfile::tempdir().unwrap();
+        let changes = ["--until", "2048", "--set", "batch=512"];
+        let mut run = Command::new(env!("CARGO_BIN_EXE_replicate"))
+            .args(["run", name, "--scale", "mini", "--watch", "none", "--store"])
+            .arg(dir.path())
+            .args(changes)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut peak = 0;
+        while run.try_wait().unwrap().is_none() {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", run.id())).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+            peak = peak.max(line.trim().trim_end_matches("kB").trim().parse().unwrap_or(0) * 1024);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let mut recipe = Recipe::of(Scale::Mini);
+        recipe.batch = 512;
+        let estimate = plan::memory(&recipe, &row(name));
+        println!(
+            "{name}: {peak} bytes taken, {estimate} estimated, {:.2} of it",
+            peak as f64 / estimate as f64
+        );
+        assert!(peak < estimate && estimate < 2 * peak, "{name}");
+    }
+}

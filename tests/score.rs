@@ -5,7 +5,7 @@
 mod common;
 
 use common::drill::inception_pth;
-use faer::Mat;
+use common::{fd_from_samples, moments};
 use flate2::{Compression, Crc, write::DeflateEncoder};
 use proptest::prelude::*;
 use replicate::checkpoint;
@@ -13,7 +13,7 @@ use replicate::data::Images;
 use replicate::error::{EXIT_INPUT, EXIT_USAGE, Error};
 use replicate::inception::Inception;
 use replicate::metrics::Features;
-use replicate::metrics::frechet::{Factor, Moments, distance, frechet_distance};
+use replicate::metrics::frechet::{Factor, distance, frechet_distance};
 use replicate::metrics::kernel::kid;
 use replicate::metrics::prd::precision_recall;
 use replicate::metrics::score::{Predictions, inception_score};
@@ -130,12 +130,6 @@ fn images(name: &str, n: usize, size: usize) -> Images {
 
 fn features(name: &str, n: usize, dim: usize) -> Features {
     Features::new(dim, Stream::new("tests/score", name).normals(0, n * dim))
-}
-
-fn moments(features: &Features) -> Moments {
-    let mut moments = Moments::new(features.dim);
-    moments.push(features);
-    moments
 }
 
 fn rows(features: &Features, range: std::ops::Range<usize>) -> Features {
@@ -772,20 +766,6 @@ fn what_is_missing_is_named_with_its_remedy() {
 }
 
 // ---- from pixels -----------------------------------------------------------
-
-/// The Fréchet distance of few samples without a covariance: for centred X and Y,
-/// tr (S_a S_b)^(1/2) is the sum of the singular values of X Y' / ((n-1)(m-1))^(1/2).
-fn fd_from_samples(a: &Features, b: &Features) -> f64 {
-    let centred = |f: &Features| {
-        let mean = moments(f).mean();
-        let matrix = Mat::from_fn(f.len(), f.dim, |i, j| f.row(i)[j] as f64 - mean[j]);
-        (mean, matrix / (f.len() as f64 - 1.0).sqrt())
-    };
-    let ((m, x), (n, y)) = (centred(a), centred(b));
-    let shift: f64 = m.iter().zip(&n).map(|(m, n)| (m - n) * (m - n)).sum();
-    let overlap: f64 = (&x * y.transpose()).singular_values().unwrap().iter().sum();
-    shift + x.squared_norm_l2() + y.squared_norm_l2() - 2.0 * overlap
-}
 
 /// The program's numbers from pixels are those of the network's features; 48
 /// images go through the network.

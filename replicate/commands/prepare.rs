@@ -1,6 +1,6 @@
 //! Before a run: what it needs, what it costs, and whether it can work at all.
 
-use super::{device, fetch::download};
+use super::fetch::download;
 use crate::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INPUT, EXIT_RUN, Error, Result};
 use crate::experiment::{Cell, Start};
@@ -29,10 +29,10 @@ pub fn prepare(
     if runner.recipe().scale.procedural() {
         return Ok(());
     }
-    let device = device(&place.device)?;
     let missing = missing(runner, place, cells)?;
-    let needs = Needs::of(runner, cells, seeds, download_bytes(&missing))?;
-    if let Some(problem) = needs.problem(&place.store, free_disk(&place.store), free_memory(&device)) {
+    let needs = Needs::of(&items(runner, cells, seeds)?, download_bytes(&missing));
+    if let Some(problem) = needs.problem(&place.store, free_disk(&place.store), free_memory(runner.device()))
+    {
         return Err(Error::Run(problem));
     }
     for Missing { input, assets } in &missing {
@@ -87,34 +87,74 @@ fn download_bytes(missing: &[Missing]) -> u64 {
     missing.iter().filter_map(|missing| missing.assets[0].bytes).sum()
 }
 
-/// What is still to be made takes.
+/// A result that is asked for, and what is left to do for it.
+struct Item {
+    name: String,
+    what: String,
+    cost: Cost,
+    memory: u64,
+}
+
+/// What `cells` need, in the order in which a run makes it.
+fn items(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Item>> {
+    let recipe = runner.recipe().clone();
+    let mut starts: Vec<Start> = Vec::new();
+    let mut items = Vec::new();
+    for start in cells.iter().map(|cell| cell.start) {
+        let trained = start != Start::Random && !runner.published(start);
+        if trained && !starts.contains(&start) && !runner.has_pretrained(start)? {
+            starts.push(start);
+            items.push(Item {
+                name: format!("pre-training {start}"),
+                what: String::new(),
+                cost: plan::pretraining(&recipe, start),
+                memory: plan::pretraining_memory(&recipe),
+            });
+        }
+    }
+    if !recipe.scale.procedural() {
+        items.push(Item {
+            name: "features of the real images".into(),
+            what: "once for all cells".into(),
+            cost: plan::reference(&recipe),
+            memory: 0,
+        });
+    }
+    for seed in seeds {
+        for cell in cells {
+            let name = format!("{}, seed {seed}", cell.row);
+            if runner.stored(cell, *seed)?.is_some() {
+                items.push(Item { name, what: "there".into(), cost: Cost::default(), memory: 0 });
+                continue;
+            }
+            let (cost, e) = (plan::cell(&recipe, cell), &recipe.evaluation);
+            let samples = format!("{} x {} samples", e.trials, e.samples);
+            let what = match cost.steps {
+                0 => samples,
+                steps => format!("{steps} iterations, {samples}"),
+            };
+            items.push(Item { name, what, cost, memory: plan::memory(&recipe, cell) });
+        }
+    }
+    Ok(items)
+}
+
+/// What making them takes.
 struct Needs {
+    /// Bytes that stay, downloads included.
+    stay: u64,
+    /// The most bytes that there are at a moment.
     disk: u64,
     memory: u64,
 }
 
 impl Needs {
-    fn of(runner: &mut Runner, cells: &[Cell], seeds: &[u64], download: u64) -> Result<Needs> {
-        let recipe = runner.recipe().clone();
-        let (mut costs, mut memory) = (Vec::new(), Vec::new());
-        for start in pretrainings(runner, cells)? {
-            costs.push(plan::pretraining(&recipe, start));
-            memory.push(plan::pretraining_memory(&recipe));
-        }
-        for seed in seeds {
-            for cell in cells {
-                if runner.stored(cell, *seed)?.is_none() {
-                    costs.push(plan::cell(&recipe, cell));
-                    memory.push(plan::memory(&recipe, cell));
-                }
-            }
-        }
-        if !costs.is_empty() {
-            costs.push(plan::reference(&recipe));
-        }
-        let stays: u64 = costs.iter().map(|cost| cost.disk_bytes).sum();
-        let passing = costs.iter().map(|cost| cost.peak_disk_bytes - cost.disk_bytes).max().unwrap_or(0);
-        Ok(Needs { disk: stays + passing + download, memory: memory.into_iter().max().unwrap_or(0) })
+    fn of(items: &[Item], download: u64) -> Needs {
+        let costs = || items.iter().map(|item| item.cost);
+        let stay = costs().map(|cost| cost.disk_bytes).sum::<u64>() + download;
+        let passing = costs().map(|cost| cost.peak_disk_bytes - cost.disk_bytes).max().unwrap_or(0);
+        let memory = items.iter().map(|item| item.memory).max().unwrap_or(0);
+        Needs { stay, disk: stay + passing, memory }
     }
 
     /// Why it cannot work.
@@ -133,18 +173,6 @@ impl Needs {
     }
 }
 
-/// The pre-trainings that are still to be made.
-fn pretrainings(runner: &mut Runner, cells: &[Cell]) -> Result<Vec<Start>> {
-    let mut starts = Vec::new();
-    for start in cells.iter().map(|cell| cell.start) {
-        let trained = start != Start::Random && !runner.published(start);
-        if trained && !starts.contains(&start) && !runner.has_pretrained(start)? {
-            starts.push(start);
-        }
-    }
-    Ok(starts)
-}
-
 /// Prints the plan. The exit code says whether it can work as it is.
 pub fn dry_run(
     runner: &mut Runner,
@@ -154,8 +182,7 @@ pub fn dry_run(
     offline: bool,
 ) -> Result<i32> {
     let recipe = runner.recipe().clone();
-    let device = device(&place.device)?;
-    let rate = plan::probe(&device)?;
+    let rate = plan::probe(runner.device())?;
     let listed: Vec<String> = seeds.iter().map(u64::to_string).collect();
     println!(
         "Plan at scale {} on {}, seed {}. Nothing is run.\n",
@@ -164,39 +191,13 @@ pub fn dry_run(
         listed.join(", ")
     );
 
-    let mut total = Cost::default();
-    let mut line = |name: &str, what: &str, cost: Cost| {
-        total.flop += cost.flop;
-        total.disk_bytes += cost.disk_bytes;
-        let (flop, time) = (plan::operations(cost.flop), plan::duration(plan::seconds(&cost, rate)));
-        println!("  {name:37} {what:44} {flop:>12}  ~{time:>9}  {:>7}", plan::bytes(cost.peak_disk_bytes));
-    };
+    let items = items(runner, cells, seeds)?;
     println!("  {:37} {:44} {:>12}  {:>10}  {:>7}", "what", "", "operations", "time", "disk");
-    for start in pretrainings(runner, cells)? {
-        line(&format!("pre-training {start}"), "", plan::pretraining(&recipe, start));
+    for Item { name, what, cost, .. } in &items {
+        let (flop, time) = (plan::operations(cost.flop), plan::duration(plan::seconds(cost, rate)));
+        println!("  {name:37} {what:44} {flop:>12}  ~{time:>9}  {:>7}", plan::bytes(cost.peak_disk_bytes));
     }
-    if !recipe.scale.procedural() {
-        line("features of the real images", "once for all cells", plan::reference(&recipe));
-    }
-    for seed in seeds {
-        for cell in cells {
-            let name = format!("{}, seed {seed}", cell.row);
-            match runner.stored(cell, *seed)? {
-                Some(_) => line(&name, "there", Cost::default()),
-                None => {
-                    let cost = plan::cell(&recipe, cell);
-                    let e = &recipe.evaluation;
-                    let samples = format!("{} x {} samples", e.trials, e.samples);
-                    let steps = match cost.steps {
-                        0 => String::new(),
-                        steps => format!("{steps} iterations, "),
-                    };
-                    line(&name, &format!("{steps}{samples}"), cost);
-                }
-            }
-        }
-    }
-
+    let flop: f64 = items.iter().map(|item| item.cost.flop).sum();
     let missing = missing(runner, place, cells)?;
     println!();
     for Missing { assets, .. } in &missing {
@@ -204,23 +205,24 @@ pub fn dry_run(
         println!("  to fetch: {:24} {size:>12}  {}", assets[0].id, assets[0].what);
     }
     let download = download_bytes(&missing);
-    let needs = Needs::of(runner, cells, seeds, download)?;
+    let needs = Needs::of(&items, download);
+    let (free_disk, free_memory) = (free_disk(&place.store), free_memory(runner.device()));
     let told = |free: Option<u64>| free.map_or("an unknown amount".into(), plan::bytes);
     println!("  download  {}", plan::bytes(download));
     println!(
         "  disk      {} stay, {} at the fullest; {} free",
-        plan::bytes(total.disk_bytes + download),
+        plan::bytes(needs.stay),
         plan::bytes(needs.disk),
-        told(free_disk(&place.store))
+        told(free_disk)
     );
-    println!("  memory    about {}; {} free", plan::bytes(needs.memory), told(free_memory(&device)));
+    println!("  memory    about {}; {} free", plan::bytes(needs.memory), told(free_memory));
     println!(
         "  time      ~{} for {} at {} a second, from a probe of a second (see `replicate list`)",
-        plan::duration(total.flop / rate),
-        plan::operations(total.flop),
+        plan::duration(flop / rate),
+        plan::operations(flop),
         plan::operations(rate)
     );
-    if let Some(problem) = needs.problem(&place.store, free_disk(&place.store), free_memory(&device)) {
+    if let Some(problem) = needs.problem(&place.store, free_disk, free_memory) {
         println!("\nThis cannot work: {problem}");
         return Ok(EXIT_RUN);
     }
@@ -229,7 +231,7 @@ pub fn dry_run(
         println!("\nThis cannot work offline: {required} files are missing.");
         return Ok(EXIT_INPUT);
     }
-    match total.flop / rate > TOO_LONG {
+    match flop / rate > TOO_LONG {
         true => println!("\nIt can be run, but this device is too slow for it."),
         false => println!("\nNothing speaks against it."),
     }
@@ -242,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_said_with_its_remedy() {
-        let needs = Needs { disk: 5_000_000_000, memory: 17_000_000_000 };
+        let needs = Needs { stay: 4_000_000_000, disk: 5_000_000_000, memory: 17_000_000_000 };
         let store = Path::new("store");
         let problem = |disk, memory| needs.problem(store, disk, memory);
         assert_eq!(problem(Some(5_000_000_000), Some(80_000_000_000)), None);

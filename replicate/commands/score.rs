@@ -8,9 +8,10 @@ use self::watched::watched;
 use super::{device, quiet, write_file};
 use crate::checkpoint;
 use crate::cli::{Scoring, VERSION};
+use crate::data::cifar;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::cells;
-use crate::fetch::{Asset, Inputs, assets, find};
+use crate::fetch::{Asset, Content, Inputs, find_any, named};
 use crate::inception::{FEATURES, Inception};
 use crate::metrics::frechet::{Factor, Moments};
 use crate::score::source::{self, BATCH, DATASETS, ImageSet};
@@ -18,8 +19,6 @@ use crate::score::{Gathered, IS_SPLITS, Input, KEPT, Metric, Reference, RowStrea
 use crate::statistics::Statistics;
 use crate::store::sha256_hex;
 use candle_core::Device;
-use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -161,14 +160,14 @@ impl Side {
         let path = PathBuf::from(name);
         let otherwise = "; a path names files of your own";
         let (file, input) = match DATASETS.iter().find(|(id, ..)| *id == name) {
-            Some((_, set, train, ids)) => {
-                let file = stored(store, ids, otherwise)?;
-                let set = source::dataset(*set, *train, &file)?;
+            Some((_, set, split)) => {
+                let file = stored(store, &cifar::assets(*set, *split), otherwise)?;
+                let set = source::dataset(*set, *split, &file)?;
                 (file, Input::Images(set))
             }
             None => {
                 let published = name == PUBLISHED_REFERENCE.0;
-                let file = if published { stored(store, &[name], otherwise)? } else { path };
+                let file = if published { stored(store, &[asset(name)], otherwise)? } else { path };
                 let input = source::open(&file)?;
                 (file, input)
             }
@@ -213,30 +212,24 @@ impl Described {
     }
 }
 
-/// SHA-256, in hexadecimal, of a file that need not fit into memory.
 fn sha256_of(file: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    let hashed = File::open(file).and_then(|mut file| std::io::copy(&mut file, &mut hash));
-    hashed.map_err(Error::io("read", file))?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(Content::of(file).map_err(Error::io("read", file))?.sha256)
 }
 
 fn asset(id: &str) -> &'static Asset {
-    assets().iter().find(|asset| asset.id == id).expect("an asset of the table")
+    named(id).expect("an asset of the table")
 }
 
 /// The store's file of the first of the assets that it has; `otherwise` ends the remedy.
-fn stored(store: &Path, ids: &[&str], otherwise: &str) -> Result<PathBuf> {
-    let inputs = Inputs::of(store);
-    for id in ids {
-        if let Some(path) = find(&inputs, asset(id))? {
-            return Ok(path);
-        }
+fn stored(store: &Path, assets: &[&Asset], otherwise: &str) -> Result<PathBuf> {
+    if let Some(path) = find_any(&Inputs::of(store), assets)? {
+        return Ok(path);
     }
+    let id = assets[0].id;
     Err(Error::Missing {
         path: store.join("inputs"),
-        what: format!("{} has not been fetched into this store", ids[0]),
-        remedy: format!("`replicate fetch {}` gets it; --store names another store{otherwise}", ids[0]),
+        what: format!("{id} has not been fetched into this store"),
+        remedy: format!("`replicate fetch {id}` gets it; --store names another store{otherwise}"),
     })
 }
 
@@ -401,7 +394,7 @@ fn load(options: &Scoring, device: &Device, remarks: &mut Remarks) -> Result<(In
             });
         }
         Some(file) => file.clone(),
-        None => stored(&options.place.store, &[asset.id], "; --inception names a file of your own")?,
+        None => stored(&options.place.store, &[asset], "; --inception names a file of your own")?,
     };
     let bytes = std::fs::read(&file).map_err(Error::io("read", &file))?;
     let sha256 = sha256_hex(&bytes);
@@ -454,7 +447,7 @@ impl Extractor<'_> {
 
 fn factor(described: &Described, statistics: Statistics) -> Result<Factor> {
     // Its dimensions fit and its numbers are finite: what is wrong is the matrix.
-    Factor::new(statistics.mean, &statistics.covariance).map_err(|error| {
+    statistics.factor().map_err(|error| {
         described.malformed("a mean and a covariance".into(), error.to_string(), "make them again")
     })
 }

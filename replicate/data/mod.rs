@@ -4,6 +4,7 @@
 pub mod cifar;
 pub mod glyphs;
 
+use crate::store::hex;
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 
@@ -78,7 +79,7 @@ impl Images {
         for label in &self.labels {
             hash.update(label.to_le_bytes());
         }
-        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(hash.finalize())
     }
 
     fn image_len(&self) -> usize {

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use super::POLL;
 use super::assets::Asset;
 use crate::error::{Error, Result};
-use crate::store::write_atomically;
+use crate::store::{hex, write_atomically};
 
 /// The inputs of one store.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ pub enum State {
 
 /// Size and SHA-256 of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Content {
+pub struct Content {
     pub bytes: u64,
     pub sha256: String,
 }
@@ -241,7 +241,7 @@ impl Content {
         let mut file = File::open(path)?;
         let mut hash = Sha256::new();
         let bytes = io::copy(&mut file, &mut hash)?;
-        Ok(Content { bytes, sha256: hex(&hash.finalize()) })
+        Ok(Content { bytes, sha256: hex(hash.finalize()) })
     }
 }
 
@@ -252,11 +252,7 @@ pub(super) fn git_blob(path: &Path) -> io::Result<String> {
     let mut hash = Sha1::new();
     hash.update(format!("blob {size}\0"));
     io::copy(&mut file.by_ref().take(size), &mut hash)?;
-    Ok(hex(&hash.finalize()))
-}
-
-fn hex(digest: &[u8]) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hex(hash.finalize()))
 }
 
 pub(super) fn remove(path: &Path) -> Result<()> {

@@ -32,8 +32,8 @@ use std::time::Duration;
 pub use self::assets::{Address, Asset, GitCopy, Hash, HubFile, assets, named};
 pub use self::http::Patience;
 pub use self::hub::Hub;
-use self::inputs::{Content, Place};
-pub use self::inputs::{Inputs, Record, State};
+use self::inputs::Place;
+pub use self::inputs::{Content, Inputs, Record, State};
 use crate::error::{Error, Result};
 
 const POLL: Duration = Duration::from_millis(200);
@@ -166,6 +166,19 @@ pub fn find(inputs: &Inputs, asset: &Asset) -> Result<Option<PathBuf>> {
             remedy: format!("`replicate fetch {}` puts it into quarantine and fetches it again", asset.id),
         }),
     }
+}
+
+/// [`find`] of the first of `assets` that was fetched.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_any(inputs: &Inputs, assets: &[&Asset]) -> Result<Option<PathBuf>> {
+    for asset in assets {
+        if let Some(path) = find(inputs, asset)? {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
 }
 
 /// Makes sure that the store has `asset`, and returns the verified file.

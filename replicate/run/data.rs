@@ -8,7 +8,6 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, FeatureNetwork, Reference};
 use crate::experiment::{Cell, Data, Scale, Start};
 use crate::metrics::Features;
-use crate::metrics::frechet::{Factor, distance};
 use crate::paper;
 use crate::params::Arrays;
 use crate::rng::Stream;
@@ -20,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Mean and covariance of the real images' features, in EDM's form.
-pub const STATISTICS: &str = "statistics.npz";
+const STATISTICS: &str = "statistics.npz";
 /// Features of some of the real images, and the mean of each class.
 const NEIGHBOURHOOD: &str = "neighbourhood.safetensors";
 /// Our statistics of the real images against EDM's: more is another network,
@@ -28,15 +27,16 @@ const NEIGHBOURHOOD: &str = "neighbourhood.safetensors";
 const STATISTICS_AGREE: f64 = 1e-2;
 
 impl Runner<'_> {
-    /// Names the images; `None` where they are files that are not here.
-    pub(super) fn digest(&mut self, data: Data) -> Result<Option<String>> {
+    /// Names the images. Where they are files that are not here, it is an error with
+    /// `make`, and `None` without.
+    pub(super) fn digest(&mut self, data: Data, make: bool) -> Result<Option<String>> {
         if self.recipe.scale.procedural() {
             // The drawing is code and its version is in every name of a stream:
             // the text says which images, without making them.
             let text = format!("{} {}", glyphs::VERSION, self.recipe.data_text(data));
             return Ok(Some(sha256_hex(text.as_bytes())));
         }
-        if self.source(data)?.is_none() {
+        if !make && self.source(data)?.is_none() {
             return Ok(None);
         }
         self.images(data)?;
@@ -134,14 +134,18 @@ impl Runner<'_> {
             }
             false => self.reference(&network)?,
         };
-        _ = self.evaluator.set(Evaluator::new(network, evaluation, reference)?);
+        let evaluator = Evaluator::new(network, evaluation, reference)?;
+        if !self.recipe.scale.procedural() {
+            self.compare_statistics(&evaluator)?;
+        }
+        _ = self.evaluator.set(evaluator);
         Ok(())
     }
 
     /// The statistics of the training images, stored under the key of what they
     /// were made from.
     fn reference(&mut self, network: &FeatureNetwork) -> Result<Reference> {
-        let images_digest = self.digest(Data::Target)?.expect("its images were read before");
+        let images_digest = self.digest(Data::Target, true)?.expect("named where it is not missing");
         let (_, features_digest) = self.require(Input::Inception)?;
         let class = determinism(&self.settings.device);
         let text = self.recipe.reference_text(&images_digest, &features_digest, class);
@@ -168,9 +172,7 @@ impl Runner<'_> {
             };
             lock.publish(manifest, &[STATISTICS, NEIGHBOURHOOD])?;
         }
-        let reference = read_reference(&entry)?;
-        self.compare_statistics(&reference)?;
-        Ok(reference)
+        read_reference(&entry)
     }
 
     fn measure(&mut self, network: &FeatureNetwork, lock: &Lock) -> Result<Reference> {
@@ -192,15 +194,13 @@ impl Runner<'_> {
 
     /// EDM's published statistics, where they were fetched, must be those that we
     /// measure of the full set.
-    fn compare_statistics(&mut self, ours: &Reference) -> Result<()> {
+    fn compare_statistics(&mut self, ours: &Evaluator) -> Result<()> {
         let Some((path, _)) = self.input(Input::Statistics)? else { return Ok(()) };
         let (images, set) = (&self.images[&Data::Target].0, Set::Cifar10);
         if images.len() < cifar::full(set) && self.recipe.scale != Scale::Drill {
             return Ok(());
         }
-        let theirs = Statistics::read(&path)?;
-        let factor = |s: &Statistics| Factor::new(s.mean.clone(), &s.covariance);
-        let apart = distance(&factor(&ours.statistics)?, &factor(&theirs)?)?;
+        let apart = ours.distance_to(&Statistics::read(&path)?)?;
         let told =
             format!("FID between our statistics of the real images and EDM's published ones: {apart:.2e}");
         if apart > STATISTICS_AGREE {

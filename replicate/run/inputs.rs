@@ -1,10 +1,10 @@
 //! The files that a scale reads: which they are, and where they are found.
 
 use super::Runner;
-use crate::data::cifar::Set;
+use crate::data::cifar::{self, Set, Split};
 use crate::error::{Error, Result};
 use crate::experiment::{Cell, Data, Scale, Start};
-use crate::fetch::{Asset, Inputs, find, named};
+use crate::fetch::{Asset, Inputs, find_any, named};
 use std::path::PathBuf;
 
 /// A file by what it is for.
@@ -22,21 +22,17 @@ pub enum Input {
 impl Input {
     /// The assets that will do, the one to fetch first.
     pub fn assets(self, scale: Scale) -> Vec<&'static Asset> {
-        let ids: &[&str] = match (scale == Scale::Drill, self) {
-            (true, Input::Checkpoint) => &["drill-edm"],
-            (true, Input::Inception) => &["drill-inception"],
-            (true, Input::Cifar(Set::Cifar10)) => &["drill-cifar10"],
-            (true, Input::Cifar(Set::Cifar100)) => &["drill-cifar100"],
-            (true, Input::Statistics) => &["drill-fid-reference"],
-            (false, Input::Checkpoint) => &["edm"],
-            (false, Input::Inception) => &["inception"],
-            (false, Input::Cifar(Set::Cifar10)) => &["cifar10", "cifar10-python", "cifar10-parquet-train"],
-            (false, Input::Cifar(Set::Cifar100)) => {
-                &["cifar100", "cifar100-python", "cifar100-parquet-train"]
-            }
-            (false, Input::Statistics) => &["fid-reference"],
+        let drill = scale == Scale::Drill;
+        let id = match self {
+            Input::Checkpoint => "edm",
+            Input::Inception => "inception",
+            Input::Statistics => "fid-reference",
+            Input::Cifar(set) if !drill => return cifar::assets(set, Split::Train),
+            Input::Cifar(Set::Cifar10) => "cifar10",
+            Input::Cifar(Set::Cifar100) => "cifar100",
         };
-        ids.iter().map(|id| named(id).expect("an id of the table")).collect()
+        let id = if drill { format!("drill-{id}") } else { id.to_string() };
+        vec![named(&id).expect("an id of the table")]
     }
 }
 
@@ -68,15 +64,14 @@ impl Runner<'_> {
         if let Some((_, found)) = inputs.iter().find(|(known, _)| *known == input) {
             return Ok(Some(found.clone()));
         }
-        let store = Inputs::of(&self.settings.store);
-        for asset in input.assets(self.recipe.scale) {
-            if let Some(path) = find(&store, asset)? {
-                let sha256 = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                inputs.push((input, (path.clone(), sha256.clone())));
-                return Ok(Some((path, sha256)));
-            }
-        }
-        Ok(None)
+        let assets = input.assets(self.recipe.scale);
+        let found = find_any(&Inputs::of(&self.settings.store), &assets)?.map(|path| {
+            // That is its name in the store.
+            let sha256 = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (path, sha256)
+        });
+        inputs.extend(found.clone().map(|found| (input, found)));
+        Ok(found)
     }
 
     /// As `input`, where it has to be there.

@@ -1,9 +1,8 @@
 //! The comparison of one-step generators as maps.
 
-use super::{Claim, Outcome, Runner, SCORES, determinism, provenance, weights::read_weights};
+use super::{Claim, Outcome, Runner, SCORES, determinism, provenance, weights::read_weights, write_measured};
 use crate::error::Result;
-use crate::experiment::{Cell, FULL_INITIALISATION, MAP_LATENTS, Method, Start};
-use crate::golden::{Score, write_scores};
+use crate::experiment::{Cell, FULL_INITIALISATION, MAP_LATENTS, Method};
 use crate::metrics::mapping::map_distance;
 use crate::params::Arrays;
 use crate::sampler::one_step;
@@ -54,10 +53,7 @@ impl Runner<'_> {
             let Method::OneStep(objective) = cell.method else {
                 unreachable!("the teacher is answered above")
             };
-            let weights = match cell.start {
-                Start::Random => None,
-                start => self.pretrained(start, true)?.map(|(arrays, _)| arrays),
-            };
+            let weights = self.starting_weights(cell)?;
             let start = self.initial(objective, seed, weights.as_ref())?.averaged()?;
             maps.push((images(&start)?, images(&read_weights(&outcome.entry)?.0)?));
         }
@@ -66,16 +62,7 @@ impl Runner<'_> {
             ("map_distance_start", map_distance(&maps[0].0.pixels, &maps[1].0.pixels, len)),
             ("map_distance_end", map_distance(&maps[0].1.pixels, &maps[1].1.pixels, len)),
         ];
-        let scores = distances.map(|(metric, value)| Score {
-            row: cell.row.to_string(),
-            scale: self.recipe.scale.to_string(),
-            seed,
-            metric: metric.to_string(),
-            value,
-            class: class.to_string(),
-            manifest: entry.key().to_string(),
-        });
-        lock.write(SCORES, write_scores(&scores).as_bytes())?;
+        write_measured(&lock, cell, &self.recipe, seed, class, distances.into_iter())?;
         let manifest = Manifest {
             experiment: text,
             seed,

@@ -42,10 +42,7 @@ impl Runner<'_> {
             Start::MultiLevel(data) => data,
             Start::SingleLevel | Start::Random => Data::Target,
         };
-        if make && !self.recipe.scale.procedural() {
-            self.images(data)?;
-        }
-        let Some(digest) = self.digest(data)? else { return Ok(None) };
+        let Some(digest) = self.digest(data, make)? else { return Ok(None) };
         let class = determinism(&self.settings.device);
         let text = self.recipe.pretraining_text(start, &digest, class);
         let label = format!("{}-pretrain-{start}", self.recipe.scale);

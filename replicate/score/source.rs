@@ -13,7 +13,7 @@ use std::path::Path;
 
 use super::pictures;
 use crate::data::Images;
-use crate::data::cifar::{self, Set};
+use crate::data::cifar::{self, Set, Split};
 use crate::error::{Error, Result};
 use crate::metrics::Features;
 use crate::npz::{self, Stored};
@@ -129,35 +129,33 @@ pub fn open(path: &Path) -> Result<Input> {
     cifar(path)
 }
 
-/// The data sets that have a name: which, its training split or its test split,
-/// and the assets that hold it.
-pub const DATASETS: [(&str, Set, bool, [&str; 3]); 4] = [
-    ("cifar10", Set::Cifar10, true, ["cifar10", "cifar10-python", "cifar10-parquet-train"]),
-    ("cifar10-test", Set::Cifar10, false, ["cifar10", "cifar10-python", "cifar10-parquet-test"]),
-    ("cifar100", Set::Cifar100, true, ["cifar100", "cifar100-python", "cifar100-parquet-train"]),
-    ("cifar100-test", Set::Cifar100, false, ["cifar100", "cifar100-python", "cifar100-parquet-test"]),
+/// The data sets that have a name.
+pub const DATASETS: [(&str, Set, Split); 4] = [
+    ("cifar10", Set::Cifar10, Split::Train),
+    ("cifar10-test", Set::Cifar10, Split::Test),
+    ("cifar100", Set::Cifar100, Split::Train),
+    ("cifar100-test", Set::Cifar100, Split::Test),
 ];
 
 /// A data set in a file or directory of its own.
 ///
 /// # Errors
 /// As those of the set's reader.
-pub fn dataset(set: Set, train: bool, path: &Path) -> Result<ImageSet> {
-    let images = if train { cifar::train(set, path)? } else { cifar::test(set, path)? };
-    let (kind, full) = match (set, train) {
-        (Set::Cifar10, true) => ("CIFAR-10 training images", cifar::full(set)),
-        (Set::Cifar10, false) => ("CIFAR-10 test images", 10_000),
-        (Set::Cifar100, true) => ("CIFAR-100 training images", cifar::full(set)),
-        (Set::Cifar100, false) => ("CIFAR-100 test images", 10_000),
+pub fn dataset(set: Set, split: Split, path: &Path) -> Result<ImageSet> {
+    let (images, kind) = match (set, split) {
+        (Set::Cifar10, Split::Train) => (cifar::train(set, path)?, "CIFAR-10 training images"),
+        (Set::Cifar10, Split::Test) => (cifar::test(set, path)?, "CIFAR-10 test images"),
+        (Set::Cifar100, Split::Train) => (cifar::train(set, path)?, "CIFAR-100 training images"),
+        (Set::Cifar100, Split::Test) => (cifar::test(set, path)?, "CIFAR-100 test images"),
     };
-    Ok(ImageSet { full: Some(full), ..shuffled(images, kind) })
+    Ok(ImageSet { full: Some(split.full()), ..shuffled(images, kind) })
 }
 
 /// The training images of the CIFAR set that `path` turns out to hold.
 fn cifar(path: &Path) -> Result<Input> {
-    match dataset(Set::Cifar10, true, path) {
+    match dataset(Set::Cifar10, Split::Train, path) {
         Ok(set) => Ok(Input::Images(set)),
-        Err(ten) => match dataset(Set::Cifar100, true, path) {
+        Err(ten) => match dataset(Set::Cifar100, Split::Train, path) {
             Ok(set) => Ok(Input::Images(set)),
             Err(hundred) => Err(unknown(
                 path,

@@ -8,6 +8,9 @@ pub mod drill;
 pub mod server;
 
 use candle_core::{DType, Device, Tensor};
+use faer::Mat;
+use replicate::metrics::Features;
+use replicate::metrics::frechet::Moments;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::PathBuf;
@@ -154,4 +157,25 @@ pub fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
     assert!(ours.iter().chain(expected).all(|v| v.is_finite()), "a value is not finite");
     let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
     ours.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / scale.max(1e-30)
+}
+
+pub fn moments(features: &Features) -> Moments {
+    let mut moments = Moments::new(features.dim);
+    moments.push(features);
+    moments
+}
+
+/// The Fréchet distance without a covariance or a root: for centred samples X
+/// and Y, S_a = X'X/(n-1), tr (S_a S_b)^(1/2) is the sum of the singular values
+/// of X Y' / ((n-1)(m-1))^(1/2).
+pub fn fd_from_samples(a: &Features, b: &Features) -> f64 {
+    let centred = |f: &Features| {
+        let mean = moments(f).mean();
+        let matrix = Mat::from_fn(f.len(), f.dim, |i, j| f.row(i)[j] as f64 - mean[j]);
+        (mean, matrix / (f.len() as f64 - 1.0).sqrt())
+    };
+    let ((m, x), (n, y)) = (centred(a), centred(b));
+    let shift: f64 = m.iter().zip(&n).map(|(m, n)| (m - n) * (m - n)).sum();
+    let overlap: f64 = (&x * y.transpose()).singular_values().unwrap().iter().sum();
+    shift + x.squared_norm_l2() + y.squared_norm_l2() - 2.0 * overlap
 }

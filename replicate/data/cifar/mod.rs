@@ -43,6 +43,7 @@ use std::path::Path;
 use self::place::Container;
 use super::Images;
 use crate::error::{self, Error};
+use crate::fetch::{self, Asset};
 
 const CHANNELS: usize = 3;
 const SIZE: usize = 32;
@@ -126,6 +127,13 @@ pub fn of_classes(images: Images, classes: &[u32], path: &Path) -> error::Result
     Ok(chosen)
 }
 
+/// The assets that hold a split, the one to fetch first.
+pub fn assets(set: Set, split: Split) -> Vec<&'static Asset> {
+    let n = set.classes();
+    let ids = [format!("cifar{n}"), format!("cifar{n}-python"), format!("cifar{n}-parquet-{split}")];
+    ids.iter().filter_map(|id| fetch::named(id)).collect()
+}
+
 fn read(set: Set, split: Split, path: &Path) -> error::Result<Images> {
     let (container, path) = place::find(set, split, path)?;
     let mut gathered = Gathered::new(set, split);
@@ -145,14 +153,23 @@ fn read(set: Set, split: Split, path: &Path) -> error::Result<Images> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Split {
+pub enum Split {
     Train,
     Test,
 }
 
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Split::Train => "train",
+            Split::Test => "test",
+        })
+    }
+}
+
 impl Split {
     /// Number of images of the whole split.
-    fn full(self) -> usize {
+    pub fn full(self) -> usize {
         match self {
             Split::Train => 50_000,
             Split::Test => 10_000,

@@ -5,9 +5,8 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::authors::Layout;
-use super::{Fault, Set, Split, listed, open};
+use super::{Fault, Set, Split, assets, listed, open};
 use crate::error::{Error, Result};
-use crate::fetch;
 
 pub(super) enum Container {
     /// A directory of the authors' files.
@@ -74,20 +73,14 @@ fn names(set: Set, split: Split) -> Vec<String> {
         Set::Cifar10 => "plain_text",
         Set::Cifar100 => "cifar100",
     };
-    let split_name = match split {
-        Split::Train => "train",
-        Split::Test => "test",
-    };
-    let parquet = format!("{split_name}-00000-of-00001.parquet");
-    let ids = [format!("cifar{n}"), format!("cifar{n}-python"), format!("cifar{n}-parquet-{split_name}")];
-    let assets = fetch::assets().iter().filter(|asset| ids.iter().any(|id| id == asset.id));
+    let parquet = format!("{split}-00000-of-00001.parquet");
 
     let mut names: Vec<String> = Layout::BOTH.map(|layout| layout.archive(set).to_string()).into();
     names.extend([format!("{hub_directory}/{parquet}"), parquet]);
     if split == Split::Train {
         names.push(format!("cifar{n}-32x32.zip"));
     }
-    for asset in assets {
+    for asset in assets(set, split) {
         names.push(asset.id.to_string());
         names.extend(asset.sha256().map(String::from));
     }
