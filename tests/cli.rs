@@ -224,6 +224,7 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
     let output = replicate(&[
         "run",
         "dikl",
+        "edm",
         "--scale",
         "smoke",
         "--watch",
@@ -238,6 +239,10 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
     let error = text(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("diverged") && error.contains("images"), "{error}");
+    assert!(error.contains("dikl of seed 0 failed"), "{error}");
+    // The row after it was made all the same.
+    let made = text(&output.stdout);
+    assert!(made.contains("smoke-edm-s0") && made.contains("fd ") && !made.contains("smoke-dikl"), "{made}");
     // Whatever was saved before is finite.
     let mut checkpoints = 0;
     for entry in std::fs::read_dir(&store).unwrap() {
