@@ -262,7 +262,7 @@ impl Recipe {
                 adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8 },
                 ema_half_life: 4_400,
             },
-            images: 19_200,
+            images: 38_400,
             batch: 64,
             ticks: 10,
             // A digit that is turned or mirrored is another digit or none.

@@ -117,11 +117,17 @@ impl Kernel for Softmax<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         for row in self.p.chunks_exact_mut(self.columns) {
-            let max = row.iter().fold(f32::NEG_INFINITY, |max, v| if *v > max { *v } else { max });
             let (body, tail) = row.split_at_mut(self.columns / LANES * LANES);
             // SAFETY: sixteen values of the row, or a copy of the rest.
             unsafe {
-                let max = L::splat(max);
+                let mut most = L::splat(f32::NEG_INFINITY);
+                for v in body.chunks_exact(LANES) {
+                    most = L::load(v.as_ptr()).max(most);
+                }
+                let mut all = [f32::NEG_INFINITY; LANES];
+                most.store(all.as_mut_ptr());
+                let greatest = |max, v: &f32| if *v > max { *v } else { max };
+                let max = L::splat(all.iter().chain(&*tail).fold(f32::NEG_INFINITY, greatest));
                 let mut sum = L::splat(0.0);
                 for v in body.chunks_exact_mut(LANES) {
                     let e = L::load(v.as_ptr()).sub(max).exp();

@@ -36,21 +36,28 @@ impl Weight {
     /// For the convolution itself, from the values (outputs, inputs, side, side).
     pub fn packed(&self, w: &[f32]) -> Packed {
         let (taps, inputs) = (self.taps(), self.inputs);
-        let value = |i: usize, o: usize, tap: usize| w[(o * inputs + i) * taps + tap];
-        if self.winograd() {
-            return Packed::Winograd(winograd::panels(inputs, self.outputs, value));
-        }
-        Packed::Direct(Panels::new(taps * inputs, self.outputs, |k, o| value(k % inputs, o, k / inputs)))
+        self.pack(inputs, self.outputs, |i, o, tap| w[(o * inputs + i) * taps + tap])
     }
 
     /// For the input gradient: the transposed kernel, turned by 180 degrees.
     pub fn turned(&self, w: &[f32]) -> Packed {
-        let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
-        let value = |o: usize, i: usize, tap: usize| w[(o * inputs + i) * taps + taps - 1 - tap];
+        let (taps, inputs) = (self.taps(), self.inputs);
+        self.pack(self.outputs, inputs, |o, i, tap| w[(o * inputs + i) * taps + taps - 1 - tap])
+    }
+
+    fn pack(&self, from: usize, to: usize, value: impl Fn(usize, usize, usize) -> f32) -> Packed {
         if self.winograd() {
-            return Packed::Winograd(winograd::panels(outputs, inputs, value));
+            return Packed::Winograd(winograd::panels(from, to, value));
         }
-        Packed::Direct(Panels::new(taps * outputs, inputs, |k, i| value(k % outputs, i, k / outputs)))
+        let mut panels = Panels::zeros(self.taps() * from, to);
+        for t in 0..to {
+            for f in 0..from {
+                for tap in 0..self.taps() {
+                    panels.set(tap * from + f, t, value(f, t, tap));
+                }
+            }
+        }
+        Packed::Direct(panels)
     }
 
     /// Length of the sums that [`Weight::add_gradient`] adds to.
@@ -220,7 +227,7 @@ mod tests {
             let direct = Packed::Direct(Panels::new(9 * inputs, outputs, |k, o| w[k * outputs + o]));
             let winograd = weight.packed(&w);
             let flop = 2.0 * (x.pixels() * 9 * inputs * outputs) as f64;
-            let n = (1e9 / flop) as usize + 1;
+            let n = (2e8 / flop) as usize + 1;
             let time = |f: &mut dyn FnMut()| {
                 f();
                 let best = (0..5).map(|_| {
