@@ -4,6 +4,7 @@
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt;
 use faer::linalg::matmul::matmul;
 use faer::linalg::{evd, svd};
 use faer::{Accum, Mat, MatRef, Par};
@@ -14,6 +15,9 @@ use crate::error::{Error, Result};
 
 /// An eigenvalue below minus this times the largest is not a rounding error.
 const NEGATIVE: f64 = 1e-6;
+
+/// Pivots of as many times the rounding error are no rounding errors.
+const FAR_FROM_SINGULAR: f64 = 1e3;
 
 /// Samples whose outer products are added in one pass over the sums.
 const BLOCK: usize = 64;
@@ -147,14 +151,17 @@ pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64> {
     a.check("first")?;
     b.check("second")?;
     same_dim(a.dim, b.dim)?;
-    distance(&a.factor()?, &b.factor()?)
+    let (a, b) = rayon::join(|| a.factor(), || b.factor());
+    distance(&a?, &b?)
 }
 
 /// [`frechet_distance`] of two sets whose covariances are factored already, with
 /// the same bits.
 ///
-/// With S = F F', F = U L^(1/2) from the symmetric eigen-decomposition, the last
-/// trace is the sum of the singular values of F_a' F_b. They are the roots of
+/// With S = F F' the last trace is the sum of the singular values of F_a' F_b,
+/// whichever factors are taken: Cholesky's where the covariance is far from
+/// singular, else U L^(1/2) from the symmetric eigen-decomposition without what is
+/// zero up to rounding. The singular values are the roots of
 /// the eigenvalues of S_a^(1/2) S_b S_a^(1/2), but carry an error of the size of
 /// the rounding and not of its square root, which is what makes a matrix square
 /// root unreliable where a covariance is singular.
@@ -196,6 +203,12 @@ impl Factor {
     /// If `covariance` is not dim x dim, or dim is 0.
     pub fn new(mean: Vec<f64>, covariance: &[f64]) -> Result<Factor> {
         let dim = mean.len();
+        let trace: f64 = (0..dim).map(|i| covariance[i * dim + i]).sum();
+        let mean_square: f64 = mean.iter().map(|m| m * m).sum();
+        let rounding = dim as f64 * f64::EPSILON * (trace + mean_square);
+        if let Some(factor) = cholesky(covariance, dim, FAR_FROM_SINGULAR * rounding) {
+            return Ok(Factor { mean, trace, factor });
+        }
         let mut values = Diag::zeros(dim);
         let mut vectors = Mat::zeros(dim, dim);
         let scratch = evd::self_adjoint_evd_scratch::<f64>(
@@ -217,7 +230,6 @@ impl Factor {
         // What the subtraction in the covariance rounds away: an eigenvalue
         // below it is noise around zero, and its root would be far above it.
         let largest = values[dim - 1];
-        let mean_square: f64 = mean.iter().map(|m| m * m).sum();
         let noise = dim as f64 * f64::EPSILON * (largest + mean_square);
         if values[0] < -noise.max(NEGATIVE * largest) {
             return Err(Error::Run(format!(
@@ -228,7 +240,7 @@ impl Factor {
         let first = (0..dim).find(|&i| values[i] > noise).unwrap_or(dim);
         Ok(Factor {
             mean,
-            trace: (0..dim).map(|i| covariance[i * dim + i]).sum(),
+            trace,
             factor: Mat::from_fn(dim, dim - first, |i, j| vectors[(i, first + j)] * values[first + j].sqrt()),
         })
     }
@@ -257,6 +269,23 @@ impl Factor {
         .map_err(|e| not_converged("singular values of the product of two covariance roots", e))?;
         Ok((0..values.dim()).map(|i| values[i]).sum())
     }
+}
+
+/// The lower triangle L with S = L L', if every pivot is above `least`.
+fn cholesky(covariance: &[f64], dim: usize, least: f64) -> Option<Mat<f64>> {
+    let mut l = Mat::from_fn(dim, dim, |i, j| covariance[i * dim + j]);
+    let scratch = llt::factor::cholesky_in_place_scratch::<f64>(dim, Par::Seq, Default::default());
+    llt::factor::cholesky_in_place(
+        l.as_mut(),
+        Default::default(),
+        Par::Seq,
+        MemStack::new(&mut MemBuffer::new(scratch)),
+        Default::default(),
+    )
+    .ok()?;
+    let far = (0..dim).all(|i| l[(i, i)] * l[(i, i)] > least);
+    // Above the diagonal is whatever the factorisation left there.
+    far.then(|| Mat::from_fn(dim, dim, |i, j| if i >= j { l[(i, j)] } else { 0.0 }))
 }
 
 fn not_converged(what: &str, error: impl std::fmt::Debug) -> Error {
