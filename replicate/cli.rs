@@ -175,6 +175,23 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Check on a device that this program does what it should, then time it
+    ///
+    /// Agreement with the reference implementations, one cell against its golden values,
+    /// once more, and stopped and resumed; then speed and memory. Exit code 1 if a check fails.
+    Selftest {
+        /// cpu, or cuda:N in a build with --features cudnn
+        #[arg(long, default_value = "cpu")]
+        device: String,
+        /// Small networks and the smoke scale only, a minute on a CPU; a CPU never does more
+        #[arg(long)]
+        reduced: bool,
+        /// The repository, with paper/ and golden/ [default: here, or where it was built]
+        #[arg(long)]
+        root: Option<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
     /// Train the weights that ship with the repository again and compare the bytes
     Weights {
         /// classifier, or mini-multi-level-target and the like [default: all that ship]

@@ -7,10 +7,12 @@ mod list;
 mod prepare;
 mod report;
 mod score;
+mod selftest;
 mod weights;
 
 use crate::checkpoint;
 use crate::cli::{Cli, Command, Format, Place, Which};
+use crate::device;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
 use crate::golden::{self, Golden, Score, read_golden};
@@ -19,7 +21,6 @@ use crate::report::{Table, table1, table2};
 use crate::run::{Outcome, Runner, Settings};
 use crate::store::{write_atomically, write_safetensors};
 use crate::watch::{Mode, Watch};
-use candle_core::Device;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             let cells = select(&targets)?;
             let recipe = recipe(&place, &set, until)?;
             if explain {
-                return list::explain(&cells, &recipe, &root(&place)?);
+                return list::explain(&cells, &recipe, &root(place.root.as_deref())?);
             }
             let seeds = unique(&seed);
             let mut runner = runner(&place, recipe, watch.unwrap_or_else(Mode::fitting), from_scratch, stop)?;
@@ -101,7 +102,10 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
         Command::Inspect { file, convert } => inspect(&file, convert.as_deref()),
         Command::Score(scoring) => score::score(&scoring, stop),
         Command::Bench { cases, repeats, device: name, json } => {
-            bench::bench(&cases, repeats as usize, &device(&name)?, json)
+            bench::bench(&cases, repeats as usize, &device::open(&name)?, json)
+        }
+        Command::Selftest { device, reduced, root: given, json } => {
+            selftest::selftest(&device, reduced, &root(given.as_deref())?, json)
         }
         Command::Weights { names, place, write } => weights::weights(&names, &place, write, stop),
     }
@@ -165,9 +169,9 @@ fn runner<'a>(
 ) -> Result<Runner<'a>> {
     let settings = Settings {
         store: place.store.clone(),
-        root: root(place)?,
+        root: root(place.root.as_deref())?,
         data: place.data.clone(),
-        device: device(&place.device)?,
+        device: device::open(&place.device)?,
         from_scratch,
     };
     Runner::new(settings, recipe, Watch::new(mode), stop)
@@ -179,11 +183,11 @@ fn quiet<'a>(place: &Place, stop: &'a AtomicBool) -> Result<Runner<'a>> {
 }
 
 /// The directory that holds paper/ and golden/.
-fn root(place: &Place) -> Result<PathBuf> {
+fn root(given: Option<&Path>) -> Result<PathBuf> {
     let known = |dir: &Path| dir.join("paper/table1.csv").is_file();
-    if let Some(root) = &place.root {
+    if let Some(root) = given {
         return match known(root) {
-            true => Ok(root.clone()),
+            true => Ok(root.to_path_buf()),
             false => Err(Error::Missing {
                 path: root.join("paper/table1.csv"),
                 what: "--root must name a checkout of the repository".into(),
@@ -199,22 +203,6 @@ fn root(place: &Place) -> Result<PathBuf> {
             what: "neither here nor where the program was built".into(),
             remedy: "run it in a checkout of the repository, or name one with --root".into(),
         })
-}
-
-fn device(name: &str) -> Result<Device> {
-    let bad = || Error::Usage(format!("unknown device '{name}': it is cpu, cuda or cuda:N"));
-    let index = match name.split_once(':') {
-        None if name == "cpu" => return Ok(Device::Cpu),
-        None if name == "cuda" => 0,
-        Some(("cuda", n)) => n.parse().map_err(|_| bad())?,
-        _ => return Err(bad()),
-    };
-    if !cfg!(feature = "cuda") {
-        return Err(Error::Usage(format!(
-            "this program was built without CUDA: build the other one with 'cargo build --release --features cudnn' to use {name}"
-        )));
-    }
-    Device::new_cuda(index).map_err(|error| Error::Run(format!("{name} cannot be used: {error}")))
 }
 
 fn unique(seeds: &[u64]) -> Vec<u64> {
@@ -309,7 +297,7 @@ fn finish_run(
     places: &[PathBuf],
     output: &Path,
 ) -> Result<i32> {
-    let root = root(place)?;
+    let root = root(place.root.as_deref())?;
     if !writes_tables(targets, runner) {
         for place in places {
             println!("{}", place.display());

@@ -34,6 +34,7 @@ fn help() {
     snapshot("help-check", &text(&replicate(&["check", "--help"]).stdout));
     snapshot("help-report", &text(&replicate(&["report", "--help"]).stdout));
     snapshot("help-fetch", &text(&replicate(&["fetch", "--help"]).stdout));
+    snapshot("help-selftest", &text(&replicate(&["selftest", "--help"]).stdout));
 }
 
 #[test]
@@ -64,8 +65,15 @@ fn usage_errors_suggest_and_exit_2() {
 #[cfg(not(feature = "cuda"))]
 fn cuda_is_never_replaced_by_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
-    let error = failure(&["run", "dijs", "--device", "cuda:0"], dir.path(), 2);
-    assert!(error.contains("--features cudnn"), "{error}");
+    for arguments in [
+        &["run", "dijs", "--device", "cuda:0"][..],
+        &["bench", "dsm", "--device", "cuda"],
+        &["selftest", "--device", "cuda:3"],
+    ] {
+        let error = failure(arguments, dir.path(), 2);
+        assert!(error.contains("FEATURES=cudnn") && error.contains("--features cudnn"), "{error}");
+        assert!(error.contains(arguments.last().unwrap()), "{error}");
+    }
 }
 
 #[test]
