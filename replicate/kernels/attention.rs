@@ -11,6 +11,10 @@ use rayon::prelude::*;
 /// channel 3c + {0, 1, 2}, as EDM's `qkv` convolution gives them. Gives
 /// (B, C, T).
 pub fn attention(qkv: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(qkv) {
+        return super::cuda::attention(qkv);
+    }
     if qkv.device().is_cpu() { qkv.contiguous()?.apply_op1(Attention) } else { reference(qkv) }
 }
 

@@ -15,10 +15,13 @@ use rayon::prelude::*;
 /// embedding). Gives (B, O, H, W).
 pub fn conv2d(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     if x.device().is_cpu() {
-        x.contiguous()?.apply_op3(&w.contiguous()?, &bias.contiguous()?, Conv2d)
-    } else {
-        reference(x, w, bias)
+        return x.contiguous()?.apply_op3(&w.contiguous()?, &bias.contiguous()?, Conv2d);
     }
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::conv2d(x, w, bias);
+    }
+    reference(x, w, bias)
 }
 
 pub fn reference(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {

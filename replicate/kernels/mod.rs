@@ -8,10 +8,13 @@
 
 mod attention;
 mod conv;
+#[cfg(feature = "cudnn")]
+pub(crate) mod cuda;
 mod filter;
 mod lanes;
 mod linear;
 mod maps;
+mod noise;
 mod norm;
 mod pointwise;
 mod tile;
@@ -21,6 +24,7 @@ pub use conv::conv2d;
 pub use filter::Filter;
 pub use linear::linear;
 pub use maps::{Maps, Window, Workspace, average_pool, max_pool};
+pub use noise::normals;
 pub use norm::group_norm;
 pub use pointwise::{down2, mix, scale_images, silu, up2};
 

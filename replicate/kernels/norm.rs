@@ -17,10 +17,14 @@ pub fn group_norm(
     silu: bool,
 ) -> Result<Tensor> {
     if x.device().is_cpu() {
-        x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, GroupNorm { groups, eps, silu })
-    } else {
-        reference(x, gamma, beta, groups, eps, silu)
+        let op = GroupNorm { groups, eps, silu };
+        return x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op);
     }
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::group_norm(x, gamma, beta, groups, eps, silu);
+    }
+    reference(x, gamma, beta, groups, eps, silu)
 }
 
 pub fn reference(

@@ -7,6 +7,10 @@ use rayon::prelude::*;
 
 /// a_b x_b for each image b of `x` (B, ...); `a` has B values and no gradient.
 pub fn scale_images(x: &Tensor, a: &[f32]) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::scale_images(x, a);
+    }
     if x.device().is_cpu() {
         x.contiguous()?.apply_op1(Scale(a.to_vec()))
     } else {
@@ -17,6 +21,10 @@ pub fn scale_images(x: &Tensor, a: &[f32]) -> Result<Tensor> {
 /// a_b x_b + c_b y_b for each image b; `a` and `c` have B values, or one for
 /// all, and no gradient.
 pub fn mix(x: &Tensor, a: &[f32], y: &Tensor, c: &[f32]) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::mix(x, a, y, c);
+    }
     if x.device().is_cpu() {
         x.contiguous()?.apply_op2(&y.contiguous()?, Mix { a: a.to_vec(), c: c.to_vec() })
     } else {
@@ -26,18 +34,30 @@ pub fn mix(x: &Tensor, a: &[f32], y: &Tensor, c: &[f32]) -> Result<Tensor> {
 
 /// x sigmoid(x)
 pub fn silu(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::silu(x);
+    }
     if x.device().is_cpu() { x.contiguous()?.apply_op1(Silu) } else { x.silu() }
 }
 
 /// Mean of each 2x2 block: EDM's [1, 1] resample filter with stride 2.
 /// (B, C, H, W) to (B, C, H/2, W/2).
 pub fn down2(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::down2(x);
+    }
     if x.device().is_cpu() { x.contiguous()?.apply_op1(Down2 { weight: 0.25 }) } else { reference::down2(x) }
 }
 
 /// Each pixel four times: EDM's transposed [1, 1] filter.
 /// (B, C, H, W) to (B, C, 2H, 2W).
 pub fn up2(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::up2(x);
+    }
     if x.device().is_cpu() { x.contiguous()?.apply_op1(Up2 { weight: 1.0 }) } else { reference::up2(x) }
 }
 
