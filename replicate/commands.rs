@@ -16,7 +16,9 @@ use crate::device;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
 use crate::golden::{self, Golden, Score, read_golden};
+use crate::machine;
 use crate::paper;
+use crate::plan;
 use crate::report::{Table, table1, table2};
 use crate::run::{Outcome, Runner, Settings};
 use crate::store::{write_atomically, write_safetensors};
@@ -44,6 +46,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             explain,
             dry_run,
             offline,
+            at_once,
             output,
         } => {
             let cells = select(&targets)?;
@@ -52,7 +55,16 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                 return list::explain(&cells, &recipe, &root(place.root.as_deref())?);
             }
             let seeds = unique(&seed);
-            let mut runner = runner(&place, recipe, watch.unwrap_or_else(Mode::fitting), from_scratch, stop)?;
+            let mut settings = settings(&place, from_scratch)?;
+            settings.at_once = at_once.map(|images| images as usize);
+            if at_once.is_some() && settings.device.is_cpu() {
+                return Err(Error::Usage(
+                    "--at-once is for GPUs: on a CPU the same seed promises the same bytes, of whole batches"
+                        .into(),
+                ));
+            }
+            let watch = Watch::new(watch.unwrap_or_else(Mode::fitting));
+            let mut runner = Runner::new(settings, recipe, watch, stop)?;
             runner.read_given(&cells)?;
             if dry_run {
                 return prepare::dry_run(&mut runner, &place, &cells, &seeds, offline);
@@ -72,6 +84,13 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                         // One row that diverges says nothing about the others.
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                             eprintln!("{} of seed {seed} failed: {error}", cell.row);
+                            if error.is_out_of_memory() {
+                                let tried = runner.recipe_in_memory().batch;
+                                eprintln!(
+                                    "  --at-once {} goes on with fewer images at a time",
+                                    smaller(&runner, cell, tried)
+                                );
+                            }
                             failed.get_or_insert(error);
                         }
                         Err(error) => return Err(error),
@@ -109,6 +128,15 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
         }
         Command::Weights { names, place, write } => weights::weights(&names, &place, write, stop),
     }
+}
+
+/// The images of a batch to take at once where `tried` were too many: as many as the
+/// whole memory has room for by the plan, but fewer than before.
+fn smaller(runner: &Runner, cell: &Cell, tried: usize) -> usize {
+    let fits = machine::total_memory(runner.device())
+        .and_then(|bytes| plan::fitting(runner.recipe(), cell, bytes))
+        .unwrap_or(1);
+    fits.min(tried.div_ceil(2))
 }
 
 /// The cells that `targets` name, each once.
@@ -167,14 +195,18 @@ fn runner<'a>(
     from_scratch: bool,
     stop: &'a AtomicBool,
 ) -> Result<Runner<'a>> {
-    let settings = Settings {
+    Runner::new(settings(place, from_scratch)?, recipe, Watch::new(mode), stop)
+}
+
+fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
+    Ok(Settings {
         store: place.store.clone(),
         root: root(place.root.as_deref())?,
         data: place.data.clone(),
         device: device::open(&place.device)?,
         from_scratch,
-    };
-    Runner::new(settings, recipe, Watch::new(mode), stop)
+        at_once: None,
+    })
 }
 
 /// A runner that only reads.

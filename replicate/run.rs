@@ -51,6 +51,9 @@ pub struct Settings {
     pub device: Device,
     /// Trains what ships with the repository again.
     pub from_scratch: bool,
+    /// Images of a batch in memory at a time, where a GPU cannot hold all. A CPU's
+    /// results promise their bytes, and take whole batches.
+    pub at_once: Option<usize>,
 }
 
 pub struct Runner<'a> {
@@ -127,6 +130,15 @@ impl<'a> Runner<'a> {
 
     pub fn device(&self) -> &Device {
         &self.settings.device
+    }
+
+    /// The recipe as far as memory is concerned: with batches of what is taken at once.
+    pub fn recipe_in_memory(&self) -> Recipe {
+        let mut recipe = self.recipe.clone();
+        let at_once = self.settings.at_once.unwrap_or(usize::MAX);
+        recipe.batch = recipe.batch.min(at_once);
+        recipe.pretraining.batch = recipe.pretraining.batch.min(at_once);
+        recipe
     }
 
     /// Runs one cell of one seed, or answers from the store.
@@ -246,7 +258,8 @@ impl<'a> Runner<'a> {
         let draws = format!("{} one-step seed {seed}", self.recipe.scale);
         let initial = Initial { weights, cell: &draws };
         let (config, settings) = (&self.recipe.network, self.recipe.one_step.clone());
-        Ok(OneStep::new(&self.settings.device, config, objective, initial, settings)?)
+        let run = OneStep::new(&self.settings.device, config, objective, initial, settings)?;
+        Ok(run.at_once(self.settings.at_once.unwrap_or(usize::MAX)))
     }
 
     /// The finished result of one cell of one seed; nothing is run.

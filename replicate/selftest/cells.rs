@@ -30,6 +30,7 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
             data: None,
             device: device.clone(),
             from_scratch: false,
+            at_once: None,
         };
         let mut runner = Runner::new(settings, Recipe::of(scale), Watch::new(Mode::None), &flag)?;
         let outcome = runner.cell(&FULL_INITIALISATION, SEED)?;
