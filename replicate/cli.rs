@@ -172,7 +172,7 @@ pub enum Command {
         /// How often each is repeated, after once that does not count
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
         repeats: u64,
-        /// cpu, or cuda:N in a build with --features cudnn
+        /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
         #[arg(long, default_value = "cpu")]
         device: String,
         #[arg(long)]
@@ -247,7 +247,7 @@ pub struct Place {
     /// smoke, mini, drill, small or paper
     #[arg(long, default_value = "mini")]
     pub scale: String,
-    /// cpu, or cuda:N in a build with --features cudnn
+    /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Where results are kept

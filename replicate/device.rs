@@ -2,22 +2,34 @@
 //! the CPU never stands in for it.
 
 use crate::error::{Error, Result};
+use crate::kernels;
 use candle_core::Device;
 
-/// The device of that name: `cpu`, `cuda` (the first GPU) or `cuda:N`.
+/// The device of that name: `cpu`, `cuda` (the first GPU) or `cuda:N`; with `,bf16`
+/// behind it, networks on it keep their activations in bfloat16 from now on.
 ///
 /// # Errors
 /// `Usage` for another name, for a GPU in a program without CUDA, and for one beyond
 /// the last; `Run` where the driver, or the device, cannot be used.
 pub fn open(name: &str) -> Result<Device> {
-    let bad = || Error::Usage(format!("unknown device '{name}': it is cpu, cuda or cuda:N"));
-    let index = match name.split_once(':') {
-        None if name == "cpu" => return Ok(Device::Cpu),
-        None if name == "cuda" => 0,
+    let bad = || Error::Usage(format!("unknown device '{name}': it is cpu, cuda or cuda:N, or cuda:N,bf16"));
+    let (place, bfloat16) = match name.split_once(',') {
+        None => (name, false),
+        Some((place, "bf16")) if place != "cpu" => (place, true),
+        Some(_) => return Err(bad()),
+    };
+    let index = match place.split_once(':') {
+        None if place == "cpu" => return Ok(Device::Cpu),
+        None if place == "cuda" => 0,
         Some(("cuda", n)) => n.parse().map_err(|_| bad())?,
         _ => return Err(bad()),
     };
-    cuda(name, index)
+    if bfloat16 && cfg!(feature = "cuda") && !cfg!(feature = "cudnn") {
+        return Err(Error::Usage(format!("{name} needs a build with --features cudnn")));
+    }
+    let device = cuda(place, index)?;
+    kernels::use_bfloat16(bfloat16);
+    Ok(device)
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -34,10 +46,12 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
 
     let failed = |error: &dyn std::fmt::Display| Error::device(name, &error.to_string());
-    result::init().map_err(|error| failed(&error))?;
+    // Its text is the driver's, which is not always able to give one.
+    let refused = |error: result::DriverError| Error::device(name, &format!("{:?}", error.0));
+    result::init().map_err(refused)?;
     let mut newest = 0;
     // SAFETY: the driver writes one integer.
-    unsafe { sys::cuDriverGetVersion(&mut newest) }.result().map_err(|error| failed(&error))?;
+    unsafe { sys::cuDriverGetVersion(&mut newest) }.result().map_err(refused)?;
     if (newest as u32) < sys::CUDA_VERSION {
         return Err(Error::Run(format!(
             "{name} cannot be used: the driver is for CUDA {}, this program was built with CUDA {}\n  \
@@ -46,7 +60,7 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
             version(sys::CUDA_VERSION)
         )));
     }
-    let count = result::device::get_count().map_err(|error| failed(&error))? as usize;
+    let count = result::device::get_count().map_err(refused)? as usize;
     if index >= count {
         let last = count.saturating_sub(1);
         return Err(match count {
@@ -128,5 +142,29 @@ pub fn describe(device: &Device) -> String {
             format!("{name}, {:.1} GB", total as f64 / 1e9)
         }
         _ => format!("CPU, {} threads", rayon::current_num_threads()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::EXIT_USAGE;
+
+    #[test]
+    fn names_of_no_device_are_usage_errors() {
+        assert!(open("cpu").unwrap().is_cpu());
+        for name in
+            ["gpu", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cpu,bf16", "cuda:0,f16", "cuda,bf16,bf16"]
+        {
+            let error = open(name).unwrap_err();
+            assert_eq!(error.exit_code(), EXIT_USAGE, "{name}: {error}");
+            assert!(error.to_string().contains(&format!("unknown device '{name}'")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_cpu_says_what_it_is() {
+        assert!(describe(&Device::Cpu).starts_with("CPU, "));
+        assert_eq!(peak_bytes(&Device::Cpu), None);
     }
 }

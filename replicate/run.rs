@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, METRICS, over_trials};
 use crate::experiment::{Cell, Data, Method, Recipe, Start};
 use crate::golden::{Score, read_scores, write_scores};
+use crate::kernels::activations;
 use crate::params::Arrays;
 use crate::sampler::{HEUN_STEPS, heun, one_step};
 use crate::store::{Entry, Finished, Key, Lock, Manifest, Store, write_safetensors};
@@ -25,7 +26,7 @@ use crate::train::{
     Budget, Distilling, GRID, ScoreLatents, Trained, evaluating, generate, generate_grid, train,
 };
 use crate::watch::Watch;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -92,6 +93,7 @@ pub fn determinism(device: &Device) -> &'static str {
     match (device.is_cpu(), usual) {
         (true, true) => "cpu",
         (true, false) => unusual_class(),
+        (false, _) if activations(device) == DType::BF16 => "statistical-cuda-bf16",
         (false, _) => "statistical-cuda",
     }
 }

@@ -3,7 +3,9 @@
 //! the same encoder. Our reading of Karras et al. 2022; tensor names are those
 //! of the published checkpoints.
 
-use crate::kernels::{attention, conv2d, down2, group_norm, linear, mix, scale_images, silu, up2};
+use crate::kernels::{
+    activations, attention, conv2d, down2, group_norm, linear, mix, scale_images, silu, up2,
+};
 use crate::noise::Precondition;
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -414,8 +416,9 @@ impl Denoiser {
     ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let emb = self.encoder.embed(&c.noise, augment, x)?;
-        let skips = self.encoder.forward(&scale_images(x, &c.input)?, &emb, probe)?;
-        let f = self.decoder.forward(skips, &emb, probe)?;
+        let input = scale_images(x, &c.input)?.to_dtype(activations(x.device()))?;
+        let skips = self.encoder.forward(&input, &emb, probe)?;
+        let f = self.decoder.forward(skips, &emb, probe)?.to_dtype(x.dtype())?;
         mix(x, &c.skip, &f, &c.out)
     }
 }
@@ -449,8 +452,10 @@ impl Critic {
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let emb = self.encoder.embed(&c.noise, augment, x)?;
-        let last = self.encoder.forward(&scale_images(x, &c.input)?, &emb, &mut |_, _| {})?.pop();
-        let pooled = self.norm.silu(&last.expect("an encoder has blocks"))?.flatten_from(2)?.mean(2)?;
+        let input = scale_images(x, &c.input)?.to_dtype(activations(x.device()))?;
+        let last = self.encoder.forward(&input, &emb, &mut |_, _| {})?.pop();
+        let last = self.norm.silu(&last.expect("an encoder has blocks"))?.to_dtype(x.dtype())?;
+        let pooled = last.flatten_from(2)?.mean(2)?;
         self.head.forward(&pooled)?.squeeze(1)
     }
 }

@@ -51,15 +51,15 @@ fn print(report: &Report) {
     for rate in &report.rates {
         let images = rate.images_per_second.map_or(String::new(), |n| format!("{n:.1} images/s, "));
         println!(
-            "     {:12} {:10.2} ms, {images}peak so far {}",
+            "     {:18} {:10.2} ms, {images}peak so far {}",
             rate.name,
             1e3 * rate.seconds,
             bytes(rate.peak_bytes)
         );
-        if rate.name == "fid"
+        if rate.name.starts_with("fid")
             && let Some(speed) = rate.images_per_second
         {
-            println!("     {:12} {:10.1} s for 50,000 images at this rate", "", 50_000.0 / speed);
+            println!("     {:18} {:10.1} s for 50,000 images at this rate", "", 50_000.0 / speed);
         }
     }
     let failed = report.checks.iter().filter(|check| !check.passed).count();

@@ -37,7 +37,23 @@ pub mod reference {
     pub use super::pointwise::reference::*;
 }
 
-use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static BFLOAT16: AtomicBool = AtomicBool::new(false);
+
+/// Whether networks keep their activations on a GPU in bfloat16 from now on. Parameters,
+/// their gradients and moments, and everything outside a network stay float32.
+pub fn use_bfloat16(on: bool) {
+    BFLOAT16.store(on, Ordering::Relaxed);
+}
+
+/// The type of a network's activations on `device`.
+pub fn activations(device: &Device) -> DType {
+    // Only the kernels of cuDNN's build take it.
+    let possible = cfg!(feature = "cudnn") && device.is_cuda();
+    if possible && BFLOAT16.load(Ordering::Relaxed) { DType::BF16 } else { DType::F32 }
+}
 
 /// The float32 values of a contiguous CPU operand.
 fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

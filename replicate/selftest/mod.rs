@@ -8,6 +8,7 @@ mod speed;
 
 use crate::device;
 use crate::error::Result;
+use crate::kernels;
 use candle_core::Device;
 use serde::Serialize;
 use std::path::Path;
@@ -53,6 +54,10 @@ impl Report {
     }
 }
 
+fn bfloat16_possible(device: &Device) -> bool {
+    cfg!(feature = "cudnn") && device.is_cuda()
+}
+
 /// Runs everything on `device`; `tell` hears of each part before it begins. `root` is
 /// the repository, `scratch` an empty directory for what is trained.
 ///
@@ -67,9 +72,21 @@ pub fn run(
 ) -> Result<Report> {
     tell("agreement with the reference implementations");
     let mut checks = parity::checks(device, reduced)?;
+    if bfloat16_possible(device) {
+        kernels::use_bfloat16(true);
+        let rounded = parity::bfloat16_checks(device, reduced);
+        kernels::use_bfloat16(false);
+        checks.extend(rounded?);
+    }
     tell("one cell: golden values, the same again, stopped and resumed");
     checks.extend(cells::checks(device, reduced, root, scratch)?);
     tell("speed and memory");
-    let rates = speed::rates(device, reduced)?;
+    let mut rates = speed::rates(device, reduced)?;
+    if bfloat16_possible(device) && !reduced {
+        kernels::use_bfloat16(true);
+        let rounded = speed::bfloat16_rates(device);
+        kernels::use_bfloat16(false);
+        rates.extend(rounded?);
+    }
     Ok(Report { device: device::describe(device), reduced, checks, rates })
 }

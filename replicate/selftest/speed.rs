@@ -25,6 +25,18 @@ pub fn rates(device: &Device, reduced: bool) -> Result<Vec<Rate>> {
         true => (&[Case::OneStep, Case::Dsm], 3),
         false => (&[Case::OneStep, Case::Dsm, Case::PaperStep, Case::Heun, Case::Fid], 9),
     };
+    measured(cases, repeats, "", device)
+}
+
+/// Of the paper scale, while activations are bfloat16.
+///
+/// # Errors
+/// As [`rates`].
+pub fn bfloat16_rates(device: &Device) -> Result<Vec<Rate>> {
+    measured(&[Case::PaperStep, Case::Heun, Case::Fid], 9, ", bf16", device)
+}
+
+fn measured(cases: &[Case], repeats: usize, precision: &str, device: &Device) -> Result<Vec<Rate>> {
     cases
         .iter()
         .map(|case| {
@@ -34,7 +46,7 @@ pub fn rates(device: &Device, reduced: bool) -> Result<Vec<Rate>> {
             let median = seconds[seconds.len() / 2];
             let value = case.to_possible_value().expect("no case is hidden");
             Ok(Rate {
-                name: value.get_name().to_string(),
+                name: format!("{}{precision}", value.get_name()),
                 seconds: median,
                 images_per_second: IMAGES
                     .iter()
