@@ -76,6 +76,22 @@ fn cuda_is_never_replaced_by_the_cpu() {
     }
 }
 
+/// With the driver's library, or one for linking only in its place.
+#[test]
+#[cfg(feature = "cuda")]
+fn a_gpu_that_is_not_there_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [&["bench", "dsm"][..], &["selftest"], &["run", "dijs", "--scale", "smoke"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+        command.args(arguments).args(["--device", "cuda:0"]).current_dir(dir.path());
+        let output = command.env("CUDA_VISIBLE_DEVICES", "").output().unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{error}");
+        assert!(error.contains("cuda:0 cannot be used: CUDA_ERROR_NO_DEVICE"), "{error}");
+        assert!(error.contains("nvidia-smi") && output.stdout.is_empty(), "{error}");
+    }
+}
+
 #[test]
 fn data_errors_name_the_file_and_exit_3() {
     let dir = tempfile::tempdir().unwrap();

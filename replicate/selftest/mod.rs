@@ -70,6 +70,7 @@ pub fn run(
     scratch: &Path,
     mut tell: impl FnMut(&str),
 ) -> Result<Report> {
+    kernels::use_bfloat16(false);
     tell("agreement with the reference implementations");
     let mut checks = parity::checks(device, reduced)?;
     if bfloat16_possible(device) {

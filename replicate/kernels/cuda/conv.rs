@@ -146,16 +146,25 @@ fn geometry(x: &Shape, w: &Shape, bias: &Shape) -> Result<Geometry> {
     Ok(Geometry { batch, inputs, outputs, height, width, kernel })
 }
 
-/// `w` in the type of the activations.
-fn rounded<T: Element>(w: Arg) -> Result<CudaStorage> {
+/// `w` in the type of the activations, where that is not its own.
+fn rounded<T: Element>(w: Arg) -> Result<Option<CudaStorage>> {
     use candle_core::backend::BackendStorage;
-    w.storage.to_dtype(w.layout, T::DTYPE)
+    let other = w.dtype() != T::DTYPE;
+    other.then(|| w.storage.to_dtype(w.layout, T::DTYPE)).transpose()
+}
+
+fn weights<'a, T: Element>(w: Arg<'a>, rounded: &'a Option<CudaStorage>) -> Result<CudaView<'a, T>> {
+    match rounded {
+        Some(rounded) => Ok(rounded.as_cuda_slice::<T>()?.slice(..)),
+        None => w.view::<T>(),
+    }
 }
 
 fn forward<T: Element>([x, w, bias]: [Arg; 3]) -> Result<(CudaStorage, Shape)> {
     let g = geometry(x.layout.shape(), w.layout.shape(), bias.layout.shape())?;
     let device = x.device();
     let rounded = rounded::<T>(w)?;
+    let ws = weights::<T>(w, &rounded)?;
     let n = g.batch * g.outputs * g.height * g.width;
     let mut y = uninitialised::<T>(n, device)?;
     let xs = x.view::<T>()?;
@@ -166,7 +175,7 @@ fn forward<T: Element>([x, w, bias]: [Arg; 3]) -> Result<(CudaStorage, Shape)> {
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
         unsafe {
-            pass.launch(FORWARD, workspace, (T::ONE, T::ZERO), &xs, rounded.as_cuda_slice::<T>()?, &mut y)?;
+            pass.launch(FORWARD, workspace, (T::ONE, T::ZERO), &xs, &ws, &mut y)?;
         }
         Ok(())
     })?;
@@ -183,6 +192,7 @@ fn forward<T: Element>([x, w, bias]: [Arg; 3]) -> Result<(CudaStorage, Shape)> {
 fn data_gradient<T: Element>(g: Geometry, w: Arg, dy: &CudaView<T>) -> Result<Tensor> {
     let device = w.device();
     let rounded = rounded::<T>(w)?;
+    let ws = weights::<T>(w, &rounded)?;
     let mut dx = uninitialised::<T>(g.batch * g.inputs * g.height * g.width, device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
@@ -191,7 +201,7 @@ fn data_gradient<T: Element>(g: Geometry, w: Arg, dy: &CudaView<T>) -> Result<Te
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
         unsafe {
-            pass.launch(DATA, workspace, (T::ONE, T::ZERO), &mut dx, rounded.as_cuda_slice::<T>()?, dy)?;
+            pass.launch(DATA, workspace, (T::ONE, T::ZERO), &mut dx, &ws, dy)?;
         }
         Ok(())
     })?;
