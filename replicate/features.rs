@@ -1,10 +1,15 @@
 //! The small classifier whose features and logits stand in for Inception-v3's
 //! where the images are glyphs. What is measured with it is called FD, not FID.
 
+#[cfg(not(feature = "cudnn"))]
+use crate::composed::Composed as Elsewhere;
 use crate::data::Images;
-use crate::kernels::{conv2d, down2, group_norm, linear};
+#[cfg(feature = "cudnn")]
+use crate::fused::Fused as Elsewhere;
 use crate::metrics::Features;
+use crate::network::{Builder, Norm, Ops, Param, Plus};
 use crate::params::{Arrays, Params, Source};
+use crate::tape;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
@@ -17,17 +22,17 @@ const LAYERS: [(usize, usize, bool); 5] =
     [(3, 32, false), (32, 48, false), (48, 64, true), (64, 64, false), (64, FEATURES, true)];
 
 struct Layer {
-    weight: Tensor,
-    bias: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
+    weight: Param,
+    bias: Param,
+    norm: Norm,
     halve: bool,
 }
 
 pub struct Classifier {
+    parameters: Vec<Tensor>,
     layers: Vec<Layer>,
-    head: Tensor,
-    head_bias: Tensor,
+    head: Param,
+    head_bias: Param,
 }
 
 impl Classifier {
@@ -36,22 +41,26 @@ impl Classifier {
             let bound = (3.0 / fan_in as f64).sqrt();
             Init::Uniform { lo: -bound, up: bound }
         };
+        let b = Builder::new(vb);
         let mut layers = Vec::new();
         for (i, (inputs, outputs, halve)) in LAYERS.into_iter().enumerate() {
-            let vb = vb.pp(format!("layer{i}"));
+            let b = b.pp(format!("layer{i}"));
             layers.push(Layer {
-                weight: vb.get_with_hints((outputs, inputs, 3, 3), "weight", uniform(inputs * 9))?,
-                bias: vb.get_with_hints(outputs, "bias", Init::Const(0.0))?,
-                gamma: vb.get_with_hints(outputs, "gamma", Init::Const(1.0))?,
-                beta: vb.get_with_hints(outputs, "beta", Init::Const(0.0))?,
+                weight: b.get((outputs, inputs, 3, 3), "weight", uniform(inputs * 9))?,
+                bias: b.get(outputs, "bias", Init::Const(0.0))?,
+                norm: Norm {
+                    gamma: b.get(outputs, "gamma", Init::Const(1.0))?,
+                    beta: b.get(outputs, "beta", Init::Const(0.0))?,
+                    groups: 8,
+                    eps: 1e-5,
+                    silu: true,
+                },
                 halve,
             });
         }
-        Ok(Classifier {
-            layers,
-            head: vb.get_with_hints((CLASSES, FEATURES), "head.weight", uniform(FEATURES))?,
-            head_bias: vb.get_with_hints(CLASSES, "head.bias", Init::Const(0.0))?,
-        })
+        let head = b.get((CLASSES, FEATURES), "head.weight", uniform(FEATURES))?;
+        let head_bias = b.get(CLASSES, "head.bias", Init::Const(0.0))?;
+        Ok(Classifier { parameters: b.parameters(), layers, head, head_bias })
     }
 
     /// A network that only evaluates, with the given weights.
@@ -62,17 +71,32 @@ impl Classifier {
 
     /// Features (B, 64) and logits (B, 110) of images (B, 3, H, W) in [-1, 1].
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let parameters = &self.parameters;
+        if x.device().is_cpu() {
+            let features = tape::apply(parameters, x, |ops, _, x| self.features(ops, x))?;
+            let logits = tape::apply(parameters, &features, |ops, _, x| self.logits(ops, x))?;
+            return Ok((features, logits));
+        }
+        let mut ops = Elsewhere::new(parameters, x.device());
+        let features = self.features(&mut ops, x)?;
+        let logits = self.logits(&mut ops, &features)?;
+        Ok((features.flatten_from(1)?, logits.flatten_from(1)?))
+    }
+
+    fn features<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
         let mut x = x.clone();
         for layer in &self.layers {
             if layer.halve {
-                x = down2(&x)?;
+                x = ops.down2(&x)?;
             }
-            x = conv2d(&x, &layer.weight, &layer.bias)?;
-            x = group_norm(&x, &layer.gamma, &layer.beta, 8, 1e-5, true)?;
+            x = ops.conv(&x, layer.weight, Some(layer.bias), Plus::NOTHING)?;
+            x = ops.norm(&x, &layer.norm)?;
         }
-        let features = x.flatten_from(2)?.mean(2)?;
-        let logits = linear(&features, &self.head, Some(&self.head_bias))?;
-        Ok((features, logits))
+        ops.mean(&x)
+    }
+
+    fn logits<O: Ops>(&self, ops: &mut O, features: &O::Map) -> Result<O::Map> {
+        ops.conv(features, self.head, Some(self.head_bias), Plus::NOTHING)
     }
 
     /// Features and logits of 8-bit images. The bits of an image's features do

@@ -21,7 +21,7 @@ use self::weights::{COUNTER, Folded, Weights};
 use crate::checkpoint::Checkpoint;
 use crate::data::Images;
 use crate::error::{Error, Result};
-use crate::kernels::{Filter, Maps, Window, Workspace};
+use crate::kernels::{Filter, Maps, Window};
 use crate::metrics::Features;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
@@ -170,16 +170,14 @@ impl Inception {
             return Err(Error::Run(format!("there are {} images, not all of {range:?}", images.len())));
         }
         let (mut all_means, mut all_logits) = (vec![Vec::new(); depths.len()], Vec::new());
-        let mut workspace = Workspace::default();
         for start in range.clone().step_by(CHUNK) {
             let chunk = start..range.end.min(start + CHUNK);
-            let mut x = workspace.maps(chunk.len(), [SIDE, SIDE, 3]);
+            let mut x = Maps::stale(chunk.len(), [SIDE, SIDE, 3]);
             resize(images, chunk, x.values_mut());
             let (means, logits) = match &self.form {
-                Form::Kernels(network) => network.forward(x, depths.clone(), &mut workspace),
+                Form::Kernels(network) => network.forward(x, depths.clone()),
                 Form::Composed(network, device) => {
                     let input = composed::input(&x, device)?;
-                    workspace.recycle(x);
                     network.forward(&input, depths.clone())?
                 }
             };
@@ -228,27 +226,19 @@ impl Network<composed::Conv> {
 
 impl Network<Filter> {
     /// `x` (n, 299, 299, 3).
-    fn forward(
-        &self,
-        mut x: Maps,
-        depths: Range<usize>,
-        workspace: &mut Workspace,
-    ) -> (Vec<Vec<f32>>, Vec<f32>) {
+    fn forward(&self, mut x: Maps, depths: Range<usize>) -> (Vec<Vec<f32>>, Vec<f32>) {
         let mut means = Vec::new();
         for (depth, stage) in self.stages.iter().enumerate() {
-            let mut y = workspace.maps(x.images, channels_last::shape(stage, x.shape()));
-            channels_last::forward(stage, &x, &mut y, 0, workspace);
-            workspace.recycle(std::mem::replace(&mut x, y));
+            let mut y = Maps::stale(x.images, channels_last::shape(stage, x.shape()));
+            channels_last::forward(stage, &x, &mut y, 0);
+            x = y;
             if depths.contains(&depth) {
                 means.push(x.mean());
             }
         }
         let features = Maps::new(x.images, [1, 1, FEATURES], x.mean());
-        let mut logits = workspace.maps(x.images, [1, 1, CLASSES]);
+        let mut logits = Maps::stale(x.images, [1, 1, CLASSES]);
         self.head.apply(&features, &mut logits, 0);
-        let values = logits.values().to_vec();
-        workspace.recycle(logits);
-        workspace.recycle(x);
-        (means, values)
+        (means, logits.values().to_vec())
     }
 }

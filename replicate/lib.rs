@@ -17,7 +17,8 @@
 //! | FID's formula, IS, KID, precision, recall, collapse | [`metrics`] | metrics |
 //!
 //! Arrows point down: `commands` → `run` → `train`, `evaluate` → `distill`,
-//! `features`, `inception` → `unet`, `equations`, `metrics` → `kernels`, `rng`. `golden`,
+//! `features`, `inception` → `unet`, `equations`, `metrics` → `tape`, `composed` →
+//! `kernels`, `rng`. `golden`,
 //! `claims`, `paper` and `report` touch no tensor; the store and the commands
 //! are all that writes files, but for the events of
 //! `--watch tensorboard`.
@@ -29,6 +30,7 @@ pub mod checkpoint;
 pub mod claims;
 pub mod cli;
 pub mod commands;
+pub mod composed;
 pub mod data;
 pub mod device;
 pub mod distill;
@@ -41,12 +43,15 @@ pub mod features;
 pub mod fetch;
 pub mod figures;
 pub mod findings;
+#[cfg(feature = "cudnn")]
+pub mod fused;
 pub mod golden;
 pub mod grid;
 pub mod inception;
 pub mod kernels;
 pub mod machine;
 pub mod metrics;
+pub mod network;
 pub mod noise;
 pub mod npz;
 pub mod optim;
@@ -63,6 +68,7 @@ pub mod selftest;
 pub mod statistics;
 pub mod store;
 pub mod student;
+pub mod tape;
 pub mod tfevents;
 pub mod train;
 pub mod unet;

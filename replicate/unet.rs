@@ -3,16 +3,21 @@
 //! the same encoder. Our reading of Karras et al. 2022; tensor names are those
 //! of the published checkpoints.
 
-use crate::kernels::{
-    activations, attention, conv2d, down2, group_norm, linear, mix, scale_images, silu, up2,
-};
+#[cfg(not(feature = "cudnn"))]
+use crate::composed::Composed as Elsewhere;
+#[cfg(feature = "cudnn")]
+use crate::fused::Fused as Elsewhere;
+use crate::kernels::{mix, scale_images};
+use crate::network::{self, Builder, Ops, Param, Plus};
 use crate::noise::Precondition;
+use crate::tape;
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
+use std::ops::Range;
 
 const EPS: f32 = 1e-6;
 /// Residual sums are scaled to keep their variance.
-const SKIP_SCALE: [f32; 1] = [std::f32::consts::FRAC_1_SQRT_2];
+const SKIP_SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -73,20 +78,20 @@ fn xavier(fan_in: usize, fan_out: usize, gain: f64) -> Init {
 const ZERO: f64 = 1e-5;
 
 struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
+    weight: Param,
+    bias: Option<Param>,
 }
 
 impl Linear {
-    fn new(inputs: usize, outputs: usize, bias: bool, vb: VarBuilder) -> Result<Linear> {
+    fn new(inputs: usize, outputs: usize, bias: bool, b: Builder) -> Result<Linear> {
         Ok(Linear {
-            weight: vb.get_with_hints((outputs, inputs), "weight", xavier(inputs, outputs, 1.0))?,
-            bias: if bias { Some(vb.get_with_hints(outputs, "bias", Init::Const(0.0))?) } else { None },
+            weight: b.get((outputs, inputs), "weight", xavier(inputs, outputs, 1.0))?,
+            bias: if bias { Some(b.get(outputs, "bias", Init::Const(0.0))?) } else { None },
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, &self.weight, self.bias.as_ref())
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        ops.conv(x, self.weight, self.bias, Plus::NOTHING)
     }
 }
 
@@ -98,8 +103,8 @@ enum Resample {
 }
 
 struct Conv {
-    weight: Tensor,
-    bias: Tensor,
+    weight: Param,
+    bias: Param,
     resample: Resample,
 }
 
@@ -110,55 +115,52 @@ impl Conv {
         k: usize,
         gain: f64,
         resample: Resample,
-        vb: VarBuilder,
+        b: Builder,
     ) -> Result<Conv> {
         let init = xavier(inputs * k * k, outputs * k * k, gain);
         Ok(Conv {
-            weight: vb.get_with_hints((outputs, inputs, k, k), "weight", init)?,
-            bias: vb.get_with_hints(outputs, "bias", Init::Const(0.0))?,
+            weight: b.get((outputs, inputs, k, k), "weight", init)?,
+            bias: b.get(outputs, "bias", Init::Const(0.0))?,
             resample,
         })
     }
 
-    fn resampled(&self, x: &Tensor) -> Result<Tensor> {
-        match self.resample {
-            Resample::Keep => Ok(x.clone()),
-            Resample::Down => down2(x),
-            Resample::Up => up2(x),
-        }
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        conv2d(&self.resampled(x)?, &self.weight, &self.bias)
-    }
-
-    /// With a (B, O) term added to every pixel.
-    fn forward_plus(&self, x: &Tensor, term: &Tensor) -> Result<Tensor> {
-        conv2d(&self.resampled(x)?, &self.weight, &term.broadcast_add(&self.bias)?)
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, plus: Plus<O::Map>) -> Result<O::Map> {
+        let x = match self.resample {
+            Resample::Keep => x,
+            Resample::Down => &ops.down2(x)?,
+            Resample::Up => &ops.up2(x)?,
+        };
+        ops.conv(x, self.weight, Some(self.bias), plus)
     }
 }
 
 struct Norm {
-    gamma: Tensor,
-    beta: Tensor,
+    gamma: Param,
+    beta: Param,
     groups: usize,
 }
 
 impl Norm {
-    fn new(channels: usize, vb: VarBuilder) -> Result<Norm> {
+    fn new(channels: usize, b: Builder) -> Result<Norm> {
         Ok(Norm {
-            gamma: vb.get_with_hints(channels, "weight", Init::Const(1.0))?,
-            beta: vb.get_with_hints(channels, "bias", Init::Const(0.0))?,
+            gamma: b.get(channels, "weight", Init::Const(1.0))?,
+            beta: b.get(channels, "bias", Init::Const(0.0))?,
             groups: (channels / 4).clamp(1, 32),
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        group_norm(x, &self.gamma, &self.beta, self.groups, EPS, false)
+    fn apply<O: Ops>(&self, ops: &mut O, x: &O::Map, silu: bool) -> Result<O::Map> {
+        let Norm { gamma, beta, groups } = *self;
+        ops.norm(x, &network::Norm { gamma, beta, groups, eps: EPS, silu })
     }
 
-    fn silu(&self, x: &Tensor) -> Result<Tensor> {
-        group_norm(x, &self.gamma, &self.beta, self.groups, EPS, true)
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        self.apply(ops, x, false)
+    }
+
+    fn silu<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        self.apply(ops, x, true)
     }
 }
 
@@ -169,18 +171,19 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(channels: usize, vb: VarBuilder) -> Result<Attention> {
+    fn new(channels: usize, b: Builder) -> Result<Attention> {
         Ok(Attention {
-            norm: Norm::new(channels, vb.pp("norm2"))?,
-            qkv: Conv::new(channels, 3 * channels, 1, 0.2f64.sqrt(), Resample::Keep, vb.pp("qkv"))?,
-            proj: Conv::new(channels, channels, 1, ZERO, Resample::Keep, vb.pp("proj"))?,
+            norm: Norm::new(channels, b.pp("norm2"))?,
+            qkv: Conv::new(channels, 3 * channels, 1, 0.2f64.sqrt(), Resample::Keep, b.pp("qkv"))?,
+            proj: Conv::new(channels, channels, 1, ZERO, Resample::Keep, b.pp("proj"))?,
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let a = attention(&self.qkv.forward(&self.norm.forward(x)?)?.flatten_from(2)?)?;
-        let a = self.proj.forward(&a.reshape(x.shape())?)?;
-        mix(&a, &SKIP_SCALE, x, &SKIP_SCALE)
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let normed = self.norm.forward(ops, x)?;
+        let qkv = self.qkv.forward(ops, &normed, Plus::NOTHING)?;
+        let a = ops.attention(&qkv)?;
+        self.proj.forward(ops, &a, Plus { term: None, residual: Some((x, SKIP_SCALE)) })
     }
 }
 
@@ -202,34 +205,36 @@ impl Block {
         embedding: usize,
         resample: Resample,
         attention: bool,
-        vb: VarBuilder,
+        b: Builder,
     ) -> Result<Block> {
         let project = inputs != outputs || resample != Resample::Keep;
         Ok(Block {
-            norm0: Norm::new(inputs, vb.pp("norm0"))?,
-            conv0: Conv::new(inputs, outputs, 3, 1.0, resample, vb.pp("conv0"))?,
-            affine: Linear::new(embedding, outputs, true, vb.pp("affine"))?,
-            norm1: Norm::new(outputs, vb.pp("norm1"))?,
-            conv1: Conv::new(outputs, outputs, 3, ZERO, Resample::Keep, vb.pp("conv1"))?,
+            norm0: Norm::new(inputs, b.pp("norm0"))?,
+            conv0: Conv::new(inputs, outputs, 3, 1.0, resample, b.pp("conv0"))?,
+            affine: Linear::new(embedding, outputs, true, b.pp("affine"))?,
+            norm1: Norm::new(outputs, b.pp("norm1"))?,
+            conv1: Conv::new(outputs, outputs, 3, ZERO, Resample::Keep, b.pp("conv1"))?,
             skip: if project {
-                Some(Conv::new(inputs, outputs, 1, 1.0, resample, vb.pp("skip"))?)
+                Some(Conv::new(inputs, outputs, 1, 1.0, resample, b.pp("skip"))?)
             } else {
                 None
             },
-            attention: if attention { Some(Attention::new(outputs, vb)?) } else { None },
+            attention: if attention { Some(Attention::new(outputs, b)?) } else { None },
         })
     }
 
-    fn forward(&self, x: &Tensor, emb: &Tensor) -> Result<Tensor> {
-        let h = self.conv0.forward_plus(&self.norm0.silu(x)?, &self.affine.forward(emb)?)?;
-        let h = self.conv1.forward(&self.norm1.silu(&h)?)?;
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, emb: &O::Map) -> Result<O::Map> {
+        let term = self.affine.forward(ops, emb)?;
+        let h = self.norm0.silu(ops, x)?;
+        let h = self.conv0.forward(ops, &h, Plus { term: Some(&term), residual: None })?;
+        let h = self.norm1.silu(ops, &h)?;
         let skip = match &self.skip {
-            Some(skip) => skip.forward(x)?,
-            None => x.clone(),
+            Some(skip) => &skip.forward(ops, x, Plus::NOTHING)?,
+            None => x,
         };
-        let y = mix(&h, &SKIP_SCALE, &skip, &SKIP_SCALE)?;
+        let y = self.conv1.forward(ops, &h, Plus { term: None, residual: Some((skip, SKIP_SCALE)) })?;
         match &self.attention {
-            Some(attention) => attention.forward(&y),
+            Some(attention) => attention.forward(ops, &y),
             None => Ok(y),
         }
     }
@@ -243,9 +248,33 @@ enum EncoderBlock {
 /// Called with the name and the output of every block.
 pub type Probe<'a> = &'a mut dyn FnMut(&str, &Tensor);
 
+/// Shows a block's output to the probe, where there is one.
+fn show<O: Ops>(ops: &O, probe: &mut Option<Probe>, half: &str, name: &str, y: &O::Map) -> Result<()> {
+    if let Some(probe) = probe {
+        probe(&format!("{half}.{name}"), &ops.tensor(y)?);
+    }
+    Ok(())
+}
+
+/// What a network is told beside the images, one row an image.
+struct Told<'a> {
+    /// c_noise
+    noise: &'a [f32],
+    augment: Option<&'a [f32]>,
+}
+
+impl<'a> Told<'a> {
+    fn of(&self, images: &Range<usize>, labels: usize) -> Told<'a> {
+        let rows = |all: &'a [f32]| &all[images.start * labels..images.end * labels];
+        Told { noise: &self.noise[images.clone()], augment: self.augment.map(rows) }
+    }
+}
+
 /// Noise embedding and the downward half.
 struct Encoder {
     model_channels: usize,
+    /// Length of the augmentation label.
+    labels: usize,
     map_augment: Option<Linear>,
     map_layer0: Linear,
     map_layer1: Linear,
@@ -255,12 +284,12 @@ struct Encoder {
 }
 
 impl Encoder {
-    fn new(config: &Config, vb: VarBuilder) -> Result<Encoder> {
+    fn new(config: &Config, b: Builder) -> Result<Encoder> {
         let (ch, emb) = (config.model_channels, config.embedding());
         let mut blocks = Vec::new();
         let mut channels = Vec::new();
         let mut current = config.image_channels;
-        let enc = vb.pp("enc");
+        let enc = b.pp("enc");
         for (level, mult) in config.channel_mult.iter().enumerate() {
             let size = config.size >> level;
             if level == 0 {
@@ -285,44 +314,55 @@ impl Encoder {
         }
         Ok(Encoder {
             model_channels: ch,
+            labels: config.augment_labels,
             map_augment: match config.augment_labels {
                 0 => None,
-                n => Some(Linear::new(n, ch, false, vb.pp("map_augment"))?),
+                n => Some(Linear::new(n, ch, false, b.pp("map_augment"))?),
             },
-            map_layer0: Linear::new(ch, emb, true, vb.pp("map_layer0"))?,
-            map_layer1: Linear::new(emb, emb, true, vb.pp("map_layer1"))?,
+            map_layer0: Linear::new(ch, emb, true, b.pp("map_layer0"))?,
+            map_layer1: Linear::new(emb, emb, true, b.pp("map_layer1"))?,
             blocks,
             channels,
         })
     }
 
     /// (B, 4 model_channels) from the noise labels c_noise.
-    fn embed(&self, noise: &[f32], augment: Option<&Tensor>, x: &Tensor) -> Result<Tensor> {
+    fn embed<O: Ops>(&self, ops: &mut O, told: &Told) -> Result<O::Map> {
         let half = self.model_channels / 2;
         let frequency: Vec<f32> = (0..half).map(|i| libm::powf(1e-4, i as f32 / (half - 1) as f32)).collect();
-        let mut values = Vec::with_capacity(noise.len() * 2 * half);
-        for n in noise {
+        let mut values = Vec::with_capacity(told.noise.len() * 2 * half);
+        for n in told.noise {
             // EDM makes cos | sin and swaps the halves.
             values.extend(frequency.iter().map(|f| libm::sinf(n * f)));
             values.extend(frequency.iter().map(|f| libm::cosf(n * f)));
         }
-        let mut emb = Tensor::from_vec(values, (noise.len(), 2 * half), x.device())?;
-        if let (Some(map), Some(labels)) = (&self.map_augment, augment) {
-            emb = (emb + map.forward(labels)?)?;
+        let mut emb = ops.rows(values, 2 * half)?;
+        if let (Some(map), Some(labels)) = (&self.map_augment, told.augment) {
+            let labels = ops.rows(labels.to_vec(), self.labels)?;
+            let plus = Plus { term: None, residual: Some((&emb, 1.0)) };
+            emb = ops.conv(&labels, map.weight, map.bias, plus)?;
         }
-        let emb = silu(&self.map_layer0.forward(&emb)?)?;
-        silu(&self.map_layer1.forward(&emb)?)
+        let emb = self.map_layer0.forward(ops, &emb)?;
+        let emb = ops.silu(&emb)?;
+        let emb = self.map_layer1.forward(ops, &emb)?;
+        ops.silu(&emb)
     }
 
-    fn forward(&self, x: &Tensor, emb: &Tensor, probe: Probe) -> Result<Vec<Tensor>> {
-        let mut outputs: Vec<Tensor> = Vec::with_capacity(self.blocks.len());
+    fn forward<O: Ops>(
+        &self,
+        ops: &mut O,
+        x: &O::Map,
+        emb: &O::Map,
+        probe: &mut Option<Probe>,
+    ) -> Result<Vec<O::Map>> {
+        let mut outputs: Vec<O::Map> = Vec::with_capacity(self.blocks.len());
         for (name, block) in &self.blocks {
             let input = outputs.last().unwrap_or(x);
             let y = match block {
-                EncoderBlock::First(conv) => conv.forward(input)?,
-                EncoderBlock::Residual(block) => block.forward(input, emb)?,
+                EncoderBlock::First(conv) => conv.forward(ops, input, Plus::NOTHING)?,
+                EncoderBlock::Residual(block) => block.forward(ops, input, emb)?,
             };
-            probe(&format!("enc.{name}"), &y);
+            show(ops, probe, "enc", name, &y)?;
             outputs.push(y);
         }
         Ok(outputs)
@@ -337,14 +377,14 @@ struct Decoder {
 }
 
 impl Decoder {
-    fn new(config: &Config, mut skips: Vec<usize>, vb: VarBuilder) -> Result<Decoder> {
+    fn new(config: &Config, mut skips: Vec<usize>, b: Builder) -> Result<Decoder> {
         let (ch, emb) = (config.model_channels, config.embedding());
         let mut current = *skips.last().expect("an encoder has blocks");
         let mut blocks = Vec::new();
         for (level, mult) in config.channel_mult.iter().enumerate().rev() {
             let size = config.size >> level;
             let mut add = |name: String, inputs, outputs, resample, attention, takes_skip| -> Result<()> {
-                let block = Block::new(inputs, outputs, emb, resample, attention, vb.pp(&name))?;
+                let block = Block::new(inputs, outputs, emb, resample, attention, b.pp(&name))?;
                 blocks.push((name, block, takes_skip));
                 Ok(())
             };
@@ -365,23 +405,30 @@ impl Decoder {
         let names = (format!("{size}x{size}_aux_norm"), format!("{size}x{size}_aux_conv"));
         Ok(Decoder {
             blocks,
-            norm: Norm::new(current, vb.pp(&names.0))?,
-            conv: Conv::new(current, config.image_channels, 3, ZERO, Resample::Keep, vb.pp(&names.1))?,
+            norm: Norm::new(current, b.pp(&names.0))?,
+            conv: Conv::new(current, config.image_channels, 3, ZERO, Resample::Keep, b.pp(&names.1))?,
             names,
         })
     }
 
-    fn forward(&self, mut skips: Vec<Tensor>, emb: &Tensor, probe: Probe) -> Result<Tensor> {
+    fn forward<O: Ops>(
+        &self,
+        ops: &mut O,
+        mut skips: Vec<O::Map>,
+        emb: &O::Map,
+        probe: &mut Option<Probe>,
+    ) -> Result<O::Map> {
         let mut x = skips.last().expect("an encoder has blocks").clone();
         for (name, block, takes_skip) in &self.blocks {
             if *takes_skip {
-                x = Tensor::cat(&[&x, &skips.pop().expect("one skip for each decoder block")], 1)?;
+                x = ops.concat(&x, &skips.pop().expect("one skip for each decoder block"))?;
             }
-            x = block.forward(&x, emb)?;
-            probe(&format!("dec.{name}"), &x);
+            x = block.forward(ops, &x, emb)?;
+            show(ops, probe, "dec", name, &x)?;
         }
-        let y = self.conv.forward(&self.norm.silu(&x)?)?;
-        probe(&format!("dec.{}", self.names.1), &y);
+        let normed = self.norm.silu(ops, &x)?;
+        let y = self.conv.forward(ops, &normed, Plus::NOTHING)?;
+        show(ops, probe, "dec", &self.names.1, &y)?;
         Ok(y)
     }
 }
@@ -389,22 +436,31 @@ impl Decoder {
 /// D(x; sigma), the preconditioned U-Net: teacher, one-step generator and fake
 /// score are all this network.
 pub struct Denoiser {
+    parameters: Vec<Tensor>,
     encoder: Encoder,
     decoder: Decoder,
 }
 
 impl Denoiser {
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Denoiser> {
-        let vb = vb.pp("model");
-        let encoder = Encoder::new(config, vb.clone())?;
-        let decoder = Decoder::new(config, encoder.channels.clone(), vb.pp("dec"))?;
-        Ok(Denoiser { encoder, decoder })
+        let b = Builder::new(vb).pp("model");
+        let encoder = Encoder::new(config, b.clone())?;
+        let decoder = Decoder::new(config, encoder.channels.clone(), b.pp("dec"))?;
+        Ok(Denoiser { parameters: b.parameters(), encoder, decoder })
     }
 
     /// `x` (B, C, H, W) at noise levels `sigma` (B); the denoised images.
     /// `augment` (B, labels) only where the images were augmented.
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
-        self.forward_probed(x, sigma, augment, &mut |_, _| {})
+        self.preconditioned(x, sigma, augment, |x, told| {
+            if !x.device().is_cpu() {
+                let mut ops = Elsewhere::new(&self.parameters, x.device());
+                return self.walk(&mut ops, x, told, None)?.to_dtype(x.dtype());
+            }
+            tape::apply(&self.parameters, x, |ops, images, x| {
+                self.walk(ops, x, &told.of(&images, self.encoder.labels), None)
+            })
+        })
     }
 
     pub fn forward_probed(
@@ -414,19 +470,44 @@ impl Denoiser {
         augment: Option<&Tensor>,
         probe: Probe,
     ) -> Result<Tensor> {
-        let c = Precondition::at(sigma);
-        let emb = self.encoder.embed(&c.noise, augment, x)?;
-        let input = scale_images(x, &c.input)?.to_dtype(activations(x.device()))?;
-        let skips = self.encoder.forward(&input, &emb, probe)?;
-        let f = self.decoder.forward(skips, &emb, probe)?.to_dtype(x.dtype())?;
-        mix(x, &c.skip, &f, &c.out)
+        self.preconditioned(x, sigma, augment, |x, told| {
+            if !x.device().is_cpu() {
+                let mut ops = Elsewhere::new(&self.parameters, x.device());
+                return self.walk(&mut ops, x, told, Some(probe))?.to_dtype(x.dtype());
+            }
+            tape::apply_whole(&self.parameters, x, |ops, x| self.walk(ops, x, told, Some(probe)))
+        })
     }
+
+    fn preconditioned(
+        &self,
+        x: &Tensor,
+        sigma: &[f32],
+        augment: Option<&Tensor>,
+        f: impl FnOnce(&Tensor, &Told) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let c = Precondition::at(sigma);
+        let augment = labels(augment)?;
+        let told = Told { noise: &c.noise, augment: augment.as_deref() };
+        mix(x, &c.skip, &f(&scale_images(x, &c.input)?, &told)?, &c.out)
+    }
+
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told, mut probe: Option<Probe>) -> Result<O::Map> {
+        let emb = self.encoder.embed(ops, told)?;
+        let skips = self.encoder.forward(ops, x, &emb, &mut probe)?;
+        self.decoder.forward(ops, skips, &emb, &mut probe)
+    }
+}
+
+fn labels(augment: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
+    augment.map(|labels| labels.flatten_all()?.to_vec1::<f32>()).transpose()
 }
 
 /// c(x_t, t): the encoder half with one scalar logit on top, positive for data
 /// (section 2; the paper is silent on the head: group norm, SiLU, mean over
 /// pixels, linear).
 pub struct Critic {
+    parameters: Vec<Tensor>,
     encoder: Encoder,
     norm: Norm,
     head: Linear,
@@ -437,25 +518,37 @@ pub const CRITIC_HEAD: &str = "critic.";
 
 impl Critic {
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Critic> {
-        let encoder = Encoder::new(config, vb.pp("model"))?;
+        let b = Builder::new(vb);
+        let encoder = Encoder::new(config, b.pp("model"))?;
         let channels = *encoder.channels.last().expect("an encoder has blocks");
-        let head = vb.pp("critic");
-        Ok(Critic {
-            encoder,
-            norm: Norm::new(channels, head.pp("norm"))?,
-            head: Linear::new(channels, 1, true, head.pp("head"))?,
-        })
+        let head = b.pp("critic");
+        let (norm, head) =
+            (Norm::new(channels, head.pp("norm"))?, Linear::new(channels, 1, true, head.pp("head"))?);
+        Ok(Critic { parameters: b.parameters(), encoder, norm, head })
     }
 
     /// Logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B); `augment` as
     /// for [`Denoiser::forward`].
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let emb = self.encoder.embed(&c.noise, augment, x)?;
-        let input = scale_images(x, &c.input)?.to_dtype(activations(x.device()))?;
-        let last = self.encoder.forward(&input, &emb, &mut |_, _| {})?.pop();
-        let last = self.norm.silu(&last.expect("an encoder has blocks"))?.to_dtype(x.dtype())?;
-        let pooled = last.flatten_from(2)?.mean(2)?;
-        self.head.forward(&pooled)?.squeeze(1)
+        let augment = labels(augment)?;
+        let told = Told { noise: &c.noise, augment: augment.as_deref() };
+        let x = scale_images(x, &c.input)?;
+        let logits = if x.device().is_cpu() {
+            tape::apply(&self.parameters, &x, |ops, images, x| {
+                self.walk(ops, x, &told.of(&images, self.encoder.labels))
+            })?
+        } else {
+            self.walk(&mut Elsewhere::new(&self.parameters, x.device()), &x, &told)?
+        };
+        logits.flatten_all()
+    }
+
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {
+        let emb = self.encoder.embed(ops, told)?;
+        let last = self.encoder.forward(ops, x, &emb, &mut None)?.pop();
+        let normed = self.norm.silu(ops, &last.expect("an encoder has blocks"))?;
+        let pooled = ops.mean(&normed)?;
+        self.head.forward(ops, &pooled)
     }
 }

@@ -12,7 +12,7 @@ use replicate::checkpoint::{self, Checkpoint, Dtype, Format, Tensor};
 use replicate::data::Images;
 use replicate::error::{EXIT_INPUT, Error};
 use replicate::inception::{CLASSES, DEPTHS, FEATURES, Inception, SIDE, resize};
-use replicate::kernels::{Filter, Maps, Window, Workspace, average_pool, max_pool};
+use replicate::kernels::{Filter, Maps, Window, average_pool, max_pool};
 use replicate::metrics::Features;
 use replicate::rng::Stream;
 use std::path::Path;
@@ -437,19 +437,6 @@ proptest! {
             }
         }
     }
-}
-
-/// Recycled memory, of maps that were smaller or larger, is used again.
-#[test]
-fn a_workspace_reuses_what_it_got_back() {
-    let mut workspace = Workspace::default();
-    let large = workspace.maps(2, [5, 4, 3]);
-    let at = large.values().as_ptr();
-    workspace.recycle(large);
-    let small = workspace.maps(1, [2, 2, 2]);
-    assert_eq!((small.values().as_ptr(), small.values().len()), (at, 8));
-    workspace.recycle(small);
-    assert_eq!(workspace.maps(3, [5, 4, 3]).values().len(), 180);
 }
 
 // -------------------------------------------------------------------- speed

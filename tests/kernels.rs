@@ -1,10 +1,13 @@
-//! Every kernel against the plain composition of candle operations, forward
-//! and backward, and the same bits for one thread and two.
+//! Every operation of a network on the CPU against the composition of candle's
+//! own, forward and backward, and the same bits for one thread and two.
 
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
-use replicate::kernels::{self, reference};
+use replicate::composed::Composed;
+use replicate::kernels;
+use replicate::network::{Norm, Ops, Param, Plus};
 use replicate::rng::Stream;
+use replicate::tape;
 
 fn random(name: &str, shape: &[usize]) -> Var {
     let n = shape.iter().product();
@@ -12,25 +15,35 @@ fn random(name: &str, shape: &[usize]) -> Var {
     Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu).unwrap()).unwrap()
 }
 
+fn flat(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+}
+
+/// A network of the operations under test: `x` is the only input, the rest are
+/// its parameters.
+trait Network: Sync {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map>;
+
+    fn on_tape(&self, x: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
+        tape::apply(parameters, x, |ops, _, x| self.walk(ops, x))
+    }
+
+    fn composed(&self, x: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
+        self.walk(&mut Composed::new(parameters, x.device()), x)
+    }
+}
+
 /// Output and gradients of sum(weights * f(inputs)) with fixed random weights.
-fn evaluate(inputs: &[Var], f: &dyn Fn(&[Var]) -> Result<Tensor>) -> Vec<Vec<f32>> {
-    let y = f(inputs).unwrap();
-    let w = random("weights", y.dims());
-    let grads = (&y * w.as_tensor()).unwrap().sum_all().unwrap().backward().unwrap();
-    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let mut out = vec![flat(&y)];
+fn evaluate(inputs: &[Var], y: &Tensor) -> Vec<Vec<f32>> {
+    let w = Tensor::from_slice(&flat(&random("weights", y.dims())), y.shape(), &Device::Cpu).unwrap();
+    let grads = (y * w).unwrap().sum_all().unwrap().backward().unwrap();
+    let mut out = vec![flat(y)];
     out.extend(inputs.iter().map(|v| flat(grads.get(v).expect("an input without a gradient"))));
     out
 }
 
-fn agree(
-    name: &str,
-    inputs: &[Var],
-    ours: &dyn Fn(&[Var]) -> Result<Tensor>,
-    plain: &dyn Fn(&[Var]) -> Result<Tensor>,
-) {
-    let (a, b) = (evaluate(inputs, ours), evaluate(inputs, plain));
-    for (which, (a, b)) in a.iter().zip(&b).enumerate() {
+fn compare(name: &str, a: &[Vec<f32>], b: &[Vec<f32>]) {
+    for (which, (a, b)) in a.iter().zip(b).enumerate() {
         assert_eq!(a.len(), b.len());
         assert!(a.iter().chain(b).all(|v| v.is_finite()), "{name}, value {which} is not finite");
         let scale = (b.iter().map(|v| v * v).sum::<f32>() / b.len() as f32).sqrt().max(1e-3);
@@ -39,101 +52,181 @@ fn agree(
     }
 }
 
+/// The same values and gradients on the tape as composed; and the gradient of the
+/// images alone where the parameters are held fixed.
+fn agree(name: &str, inputs: &[Var], network: &impl Network) {
+    let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
+    let (x, parameters) = tensors.split_first().unwrap();
+    let ours = evaluate(inputs, &network.on_tape(x, parameters).unwrap());
+    let y = network.composed(x, parameters).unwrap();
+    // Rows come back without their one pixel.
+    let y = if y.dims()[2..] == [1, 1] { y.flatten_from(1).unwrap() } else { y };
+    compare(name, &ours, &evaluate(inputs, &y));
+    let fixed: Vec<Tensor> = parameters.iter().map(|p| p.detach()).collect();
+    let through = evaluate(&inputs[..1], &network.on_tape(x, &fixed).unwrap());
+    assert_eq!(through[..2], ours[..2], "{name} with fixed parameters");
+}
+
+struct Conv {
+    term: bool,
+    residual: bool,
+}
+
+impl Network for Conv {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let term = if self.term {
+            let mean = ops.mean(x)?;
+            Some(ops.conv(&mean, Param(2), None, Plus::NOTHING)?)
+        } else {
+            None
+        };
+        let residual = if self.residual { Some(ops.conv(x, Param(2), None, Plus::NOTHING)?) } else { None };
+        let plus = Plus { term: term.as_ref(), residual: residual.as_ref().map(|r| (r, 0.7)) };
+        ops.conv(x, Param(0), Some(Param(1)), plus)
+    }
+}
+
+struct GroupNorm(usize, bool);
+
+impl Network for GroupNorm {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let GroupNorm(groups, silu) = *self;
+        ops.norm(x, &Norm { gamma: Param(0), beta: Param(1), groups, eps: 1e-6, silu })
+    }
+}
+
+struct Attention;
+
+impl Network for Attention {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        ops.attention(x)
+    }
+}
+
+/// All that has no parameters, each value with more than one user.
+struct Pointwise;
+
+impl Network for Pointwise {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let small = ops.down2(x)?;
+        let large = ops.up2(&small)?;
+        let active = ops.silu(x)?;
+        let both = ops.concat(&active, &large)?;
+        ops.concat(&both, x)
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn conv2d(b in 1usize..6, c in 1usize..9, o in 1usize..10, h in 1usize..18, w in 1usize..18, k in 0usize..2, per_image: bool) {
+    fn conv(
+        b in 1usize..11, c in 1usize..40, o in 1usize..40, h in 1usize..18, w in 1usize..18,
+        k in 0usize..2, term: bool, residual: bool,
+    ) {
         let k = 2 * k + 1;
-        let bias: &[usize] = if per_image { &[b, o] } else { &[o] };
-        let inputs = [random("x", &[b, c, h, w]), random("w", &[o, c, k, k]), random("b", bias)];
-        agree("conv2d", &inputs, &|v| kernels::conv2d(&v[0], &v[1], &v[2]), &|v| reference::conv2d(&v[0], &v[1], &v[2]));
+        let mut inputs = vec![random("x", &[b, c, h, w]), random("w", &[o, c, k, k]), random("b", &[o])];
+        if term || residual {
+            inputs.push(random("m", &[o, c, 1, 1]));
+        }
+        agree("conv", &inputs, &Conv { term, residual });
     }
 
     #[test]
-    fn group_norm(b in 1usize..4, g in 1usize..5, per in 1usize..5, h in 2usize..9, w in 2usize..9, silu: bool) {
+    fn group_norm(b in 1usize..7, g in 1usize..9, per in 1usize..6, h in 2usize..9, w in 2usize..9, silu: bool) {
         let c = g * per;
         let inputs = [random("x", &[b, c, h, w]), random("g", &[c]), random("b", &[c])];
-        agree("group_norm", &inputs,
-            &|v| kernels::group_norm(&v[0], &v[1], &v[2], g, 1e-6, silu),
-            &|v| reference::group_norm(&v[0], &v[1], &v[2], g, 1e-6, silu));
+        agree("group_norm", &inputs, &GroupNorm(g, silu));
     }
 
     #[test]
-    fn attention(b in 1usize..4, c in 1usize..9, t in 1usize..40) {
-        let inputs = [random("qkv", &[b, 3 * c, t])];
-        agree("attention", &inputs, &|v| kernels::attention(&v[0]), &|v| reference::attention(&v[0]));
+    fn attention(b in 1usize..7, c in 1usize..20, h in 1usize..8, w in 1usize..8) {
+        agree("attention", &[random("qkv", &[b, 3 * c, h, w])], &Attention);
     }
 
     #[test]
     fn linear(b in 1usize..70, i in 1usize..20, o in 1usize..20) {
-        let inputs = [random("x", &[b, i]), random("w", &[o, i]), random("b", &[o])];
-        agree("linear", &inputs,
-            &|v| kernels::linear(&v[0], &v[1], Some(&v[2])), &|v| reference::linear(&v[0], &v[1], Some(&v[2])));
+        let inputs = [random("x", &[b, i, 1, 1]), random("w", &[o, i]), random("b", &[o])];
+        agree("linear", &inputs, &Conv { term: false, residual: false });
     }
 
     #[test]
-    fn pointwise(b in 1usize..4, c in 1usize..4, h in 1usize..6, w in 1usize..6) {
-        let x = [random("x", &[b, c, 2 * h, 2 * w])];
-        let a: Vec<f32> = (0..b).map(|i| 0.5 + i as f32).collect();
-        agree("silu", &x, &|v| kernels::silu(&v[0]), &|v| v[0].silu());
-        agree("down2", &x, &|v| kernels::down2(&v[0]), &|v| reference::down2(&v[0]));
-        agree("up2", &x, &|v| kernels::up2(&v[0]), &|v| reference::up2(&v[0]));
-        agree("scale", &x, &|v| kernels::scale_images(&v[0], &a), &|v| reference::scale_images(&v[0], &a));
-        let xy = [random("x", &[b, c, h, w]), random("y", &[b, c, h, w])];
-        agree("mix", &xy, &|v| kernels::mix(&v[0], &a, &v[1], &[2.0]),
-            &|v| reference::scale_images(&v[0], &a)? + (v[1].as_tensor() * 2.0)?);
+    fn pointwise(b in 1usize..7, c in 1usize..20, h in 1usize..6, w in 1usize..6) {
+        agree("pointwise", &[random("x", &[b, c, 2 * h, 2 * w])], &Pointwise);
     }
-}
 
-/// A tensor with a second user keeps both gradients (candle's own upsampling
-/// loses one).
-#[test]
-fn upsampling_keeps_the_gradient_of_other_users() {
-    let x = random("x", &[1, 1, 2, 2]);
-    let y = (kernels::up2(&x).unwrap().sum_all().unwrap() + x.sum_all().unwrap()).unwrap();
-    let g = y.backward().unwrap().get(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    assert_eq!(g, [5.0; 4]);
+    #[test]
+    fn mix(b in 1usize..7, c in 1usize..4, h in 1usize..6) {
+        let a: Vec<f32> = (0..b).map(|i| 0.5 + i as f32).collect();
+        let inputs = [random("x", &[b, c, h, h]), random("y", &[b, c, h, h])];
+        let factors = Tensor::from_slice(&a, (b, 1, 1, 1), &Device::Cpu).unwrap();
+        let ours = kernels::mix(&inputs[0], &a, &inputs[1], &[2.0]).unwrap();
+        let plain = (inputs[0].broadcast_mul(&factors).unwrap() + (inputs[1].as_tensor() * 2.0).unwrap()).unwrap();
+        compare("mix", &evaluate(&inputs, &ours), &evaluate(&inputs, &plain));
+        let ours = kernels::scale_images(&inputs[0], &a).unwrap();
+        let plain = inputs[0].broadcast_mul(&factors).unwrap();
+        compare("scale_images", &evaluate(&inputs[..1], &ours), &evaluate(&inputs[..1], &plain));
+    }
 }
 
 /// Softmax weights of large logits stay finite and sum to one.
 #[test]
 fn attention_survives_large_logits() {
-    let qkv = (random("qkv", &[2, 12, 16]).as_tensor() * 100.0).unwrap();
-    let a = kernels::attention(&qkv).unwrap();
-    assert!(a.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().all(|v| v.is_finite()));
-    let ones = Tensor::ones((2, 12, 16), candle_core::DType::F32, &Device::Cpu).unwrap();
-    let a = kernels::attention(&ones).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    assert!(a.iter().all(|v| (v - 1.0).abs() < 1e-6));
+    let qkv = (random("qkv", &[2, 12, 4, 4]).as_tensor() * 100.0).unwrap();
+    let a = Attention.on_tape(&qkv, &[]).unwrap();
+    assert!(flat(&a).iter().all(|v| v.is_finite()));
+    let ones = Tensor::ones((2, 12, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
+    let a = Attention.on_tape(&ones, &[]).unwrap();
+    assert!(flat(&a).iter().all(|v| (v - 1.0).abs() < 1e-6));
+}
+
+/// A convolution, a norm and attention.
+struct Three;
+
+impl Network for Three {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let y = Conv { term: false, residual: false }.walk(ops, x)?;
+        let y = GroupNorm(3, true).walk_with(ops, &y)?;
+        ops.attention(&y)
+    }
+}
+
+impl GroupNorm {
+    fn walk_with<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let norm = Norm { gamma: Param(2), beta: Param(3), groups: self.0, eps: 1e-6, silu: self.1 };
+        ops.norm(x, &norm)
+    }
+}
+
+fn three() -> Vec<Var> {
+    let shapes: [(&str, &[usize]); 5] =
+        [("x", &[42, 7, 11, 11]), ("w", &[6, 7, 3, 3]), ("b", &[6]), ("g", &[6]), ("beta", &[6])];
+    shapes.into_iter().map(|(name, shape)| random(name, shape)).collect()
 }
 
 #[test]
 fn one_thread_and_two_give_the_same_bits() {
-    let inputs = [random("x", &[9, 7, 11, 11]), random("w", &[6, 7, 3, 3]), random("b", &[6])];
+    let inputs = three();
     let on = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
-            evaluate(&inputs, &|v| {
-                let y = kernels::conv2d(&v[0], &v[1], &v[2])?;
-                let y = kernels::group_norm(&y, &v[2], &v[2], 3, 1e-6, true)?;
-                kernels::attention(&y.flatten_from(2)?)
-            })
+            let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
+            evaluate(&inputs, &Three.on_tape(&tensors[0], &tensors[1..]).unwrap())
         })
     };
     let bits = |v: Vec<Vec<f32>>| v.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
     assert_eq!(bits(on(1)), bits(on(2)));
+    assert_eq!(bits(on(1)), bits(on(5)));
 }
 
 /// An image gives the same bits alone and in a batch.
 #[test]
 fn a_batch_does_not_change_its_images() {
-    let (x, w, b) = (random("x", &[9, 7, 11, 11]), random("w", &[6, 7, 3, 3]), random("b", &[6]));
-    let all = kernels::conv2d(&x, &w, &b).unwrap();
-    let one = kernels::conv2d(&x.narrow(0, 5, 1).unwrap(), &w, &b).unwrap();
-    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    assert_eq!(flat(&all.narrow(0, 5, 1).unwrap()), flat(&one));
-    let (x, w) = (random("x", &[70, 9]), random("w", &[5, 9]));
-    let all = kernels::linear(&x, &w, None).unwrap();
-    let one = kernels::linear(&x.narrow(0, 69, 1).unwrap(), &w, None).unwrap();
-    assert_eq!(flat(&all.narrow(0, 69, 1).unwrap()), flat(&one));
+    let tensors: Vec<Tensor> = three().iter().map(|v| v.detach()).collect();
+    let (x, parameters) = tensors.split_first().unwrap();
+    let all = Three.on_tape(x, parameters).unwrap();
+    for image in [0, 5, 41] {
+        let one = Three.on_tape(&x.narrow(0, image, 1).unwrap(), parameters).unwrap();
+        assert_eq!(flat(&all.narrow(0, image, 1).unwrap()), flat(&one), "image {image}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The network's layers of this project's kernels, channels last: for the CPU.
 
 use super::topology::Layer;
-use crate::kernels::{Filter, Maps, Workspace, average_pool, max_pool};
+use crate::kernels::{Filter, Maps, average_pool, max_pool};
 
 /// Height, width and channels behind layers in a row.
 pub fn shape(layers: &[Layer<Filter>], from: [usize; 3]) -> [usize; 3] {
@@ -19,24 +19,19 @@ pub fn shape(layers: &[Layer<Filter>], from: [usize; 3]) -> [usize; 3] {
 }
 
 /// `x` through layers in a row, into the channels of `y` from `channel` on.
-pub fn forward(layers: &[Layer<Filter>], x: &Maps, y: &mut Maps, channel: usize, workspace: &mut Workspace) {
+pub fn forward(layers: &[Layer<Filter>], x: &Maps, y: &mut Maps, channel: usize) {
     let Some((last, before)) = layers.split_last() else { return };
     let mut between: Option<Maps> = None;
     for layer in before {
         let x = between.as_ref().unwrap_or(x);
-        let mut y = workspace.maps(x.images, shape(std::slice::from_ref(layer), x.shape()));
-        apply(layer, x, &mut y, 0, workspace);
-        if let Some(done) = between.replace(y) {
-            workspace.recycle(done);
-        }
+        let mut y = Maps::stale(x.images, shape(std::slice::from_ref(layer), x.shape()));
+        apply(layer, x, &mut y, 0);
+        between = Some(y);
     }
-    apply(last, between.as_ref().unwrap_or(x), y, channel, workspace);
-    if let Some(done) = between {
-        workspace.recycle(done);
-    }
+    apply(last, between.as_ref().unwrap_or(x), y, channel);
 }
 
-fn apply(layer: &Layer<Filter>, x: &Maps, y: &mut Maps, channel: usize, workspace: &mut Workspace) {
+fn apply(layer: &Layer<Filter>, x: &Maps, y: &mut Maps, channel: usize) {
     match layer {
         Layer::Conv(filter) => filter.apply(x, y, channel),
         Layer::MaxPool(window) => max_pool(x, *window, y, channel),
@@ -44,7 +39,7 @@ fn apply(layer: &Layer<Filter>, x: &Maps, y: &mut Maps, channel: usize, workspac
         Layer::Fork(branches) => {
             let mut channel = channel;
             for branch in branches {
-                forward(branch, x, y, channel, workspace);
+                forward(branch, x, y, channel);
                 channel += shape(branch, x.shape())[2];
             }
         }

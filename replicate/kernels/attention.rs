@@ -1,207 +1,186 @@
-//! Single-head self-attention over pixels, one pass an image: scores, softmax
+//! Single-head self-attention over pixels, an image at a time: scores, softmax
 //! and the weighted sum never leave the cache.
 
-use super::lanes::{Kernel, Lanes, run};
-use super::tile::{COLUMNS, Input, Planes, ROWS, SLACK, contract, correlate, pack, round_up};
-use super::{values, with_values};
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use super::lanes::{Kernel, LANES, Lanes, run};
+use super::maps::Maps;
+use super::pool::Buffer;
+use super::product::{Ends, Panels, Shifted, outer, product};
 
-/// softmax(q^T k / sqrt(C)) v. `qkv` (B, 3C, T) with q, k and v interleaved,
-/// channel 3c + {0, 1, 2}, as EDM's `qkv` convolution gives them. Gives
-/// (B, C, T).
-pub fn attention(qkv: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "cudnn")]
-    if super::cuda::takes(qkv) {
-        return super::cuda::attention(qkv);
-    }
-    if qkv.device().is_cpu() { qkv.contiguous()?.apply_op1(Attention) } else { reference(qkv) }
-}
-
-pub fn reference(qkv: &Tensor) -> Result<Tensor> {
-    let (b, c3, t) = qkv.dims3()?;
-    let split = qkv.reshape((b, c3 / 3, 3, t))?;
-    let part = |i| split.narrow(2, i, 1)?.squeeze(2)?.contiguous();
-    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-    let scores = (q.t()?.matmul(&k)? / (c3 as f64 / 3.0).sqrt())?;
-    // Not softmax_last_dim: it has no backward and drops the gradient silently.
-    let p = candle_nn::ops::softmax(&scores, 2)?;
-    v.matmul(&p.t()?)
-}
-
-struct Attention;
-
-/// Sizes of one image: `channels` rows of `tokens`, each in `stride` values.
-#[derive(Clone, Copy)]
-struct Geometry {
-    channels: usize,
+/// One image: q, k and v are (tokens, channels).
+struct Image {
     tokens: usize,
-    stride: usize,
+    channels: usize,
+    starts: Vec<usize>,
+    /// Of the rows of a (tokens, tokens) matrix.
+    square: Vec<usize>,
 }
 
-impl Geometry {
-    fn new(c3: usize, tokens: usize) -> Geometry {
-        Geometry { channels: c3 / 3, tokens, stride: round_up(tokens, COLUMNS) }
+const ENDS: Ends = Ends { bias: None, group: 0, residual: None, scale: 1.0, relu: false };
+
+impl Image {
+    fn new(tokens: usize, channels: usize) -> Image {
+        let starts = |n: usize| (0..tokens).map(|t| t * n).collect();
+        Image { tokens, channels, starts: starts(channels), square: starts(tokens) }
     }
+
     fn scale(&self) -> f32 {
         1.0 / (self.channels as f32).sqrt()
     }
-    /// Rows of `from`, zero-filled to the stride.
-    fn pad<'a>(&self, rows: impl ExactSizeIterator<Item = &'a [f32]>) -> Vec<f32> {
-        let mut out = vec![0f32; rows.len() * self.stride + SLACK];
-        for (row, to) in rows.zip(out.chunks_exact_mut(self.stride)) {
-            to[..self.tokens].copy_from_slice(row);
+
+    fn rows<'a>(&'a self, x: &'a [f32]) -> Shifted<'a> {
+        Shifted::new(x, &self.starts, &[0], self.channels)
+    }
+
+    fn square_rows<'a>(&'a self, x: &'a [f32]) -> Shifted<'a> {
+        Shifted::new(x, &self.square, &[0], self.tokens)
+    }
+
+    /// Every third channel from `which` on.
+    fn part(&self, qkv: &[f32], which: usize) -> Buffer {
+        let mut part = Buffer::stale(self.tokens * self.channels);
+        for (to, from) in part.iter_mut().zip(qkv[which..].iter().step_by(3)) {
+            *to = *from;
         }
+        part
+    }
+
+    /// a b^T of two (tokens, channels): (tokens, tokens).
+    fn scores(&self, a: &[f32], b: &[f32], scale: f32) -> Buffer {
+        let panels = Panels::new(self.channels, self.tokens, |c, t| b[t * self.channels + c]);
+        let mut out = Buffer::stale(self.tokens * self.tokens);
+        product(self.rows(a), &panels, Ends { scale, ..ENDS }, &mut out, self.tokens);
         out
     }
-    fn part(&self, qkv: &[f32], which: usize) -> Vec<f32> {
-        self.pad(qkv.chunks_exact(self.tokens).skip(which).step_by(3))
+
+    /// p (tokens, tokens) times x (tokens, channels).
+    fn weighted(&self, p: &[f32], x: &[f32], scale: f32, out: &mut [f32]) {
+        let panels = Panels::new(self.tokens, self.channels, |t, c| x[t * self.channels + c]);
+        product(self.square_rows(p), &panels, Ends { scale, ..ENDS }, out, self.channels);
     }
-    /// weights (rows, inner) times x (inner, T), rows at the stride.
-    fn product(
-        &self,
-        rows: usize,
-        inner: usize,
-        weight: impl Fn(usize, usize) -> f32,
-        x: &[f32],
-    ) -> Vec<f32> {
-        let mut out = vec![0f32; rows.div_ceil(ROWS) * ROWS * self.stride + SLACK];
-        let packed = pack(rows, inner, weight);
-        let input = Input { x, plane: self.stride, channels: inner, taps: &[0] };
-        for (weights, out) in packed.chunks_exact(inner * ROWS).zip(out.chunks_exact_mut(ROWS * self.stride))
-        {
-            correlate(input, weights, self.tokens, out, self.stride);
-        }
+
+    /// p^T x.
+    fn transposed(&self, p: &[f32], x: &[f32]) -> Buffer {
+        let mut out = Buffer::zeros(self.tokens * self.channels);
+        outer(self.square_rows(p), x, self.channels, &mut out);
         out
     }
-    /// y (rows, T) times x (columns, T)^T, dense.
-    fn outer(&self, y: &[f32], rows: usize, x: &[f32], columns: usize) -> Vec<f32> {
-        let at: Vec<usize> = (0..columns).map(|c| c * self.stride).collect();
-        let mut out = vec![0f32; rows * columns];
-        for (block, sums) in out.chunks_mut(ROWS * columns).enumerate() {
-            let y = Planes { values: &y[block * ROWS * self.stride..], image: 0, plane: self.stride };
-            let x = Planes { values: x, image: 0, plane: self.stride };
-            contract(1, round_up(self.tokens, 8), y, sums.len() / columns, x, &at, sums);
-        }
-        out
-    }
-    /// The attention weights p[key][query], columns summing to 1.
-    fn weights(&self, q: &[f32], k: &[f32]) -> Vec<f32> {
-        let scale = self.scale();
-        let mut p = self.product(self.tokens, self.channels, |j, c| k[c * self.stride + j] * scale, q);
-        run(SoftmaxColumns { p: &mut p, rows: self.tokens, stride: self.stride });
+
+    /// The attention weights p[query][key], rows summing to 1.
+    fn weights(&self, q: &[f32], k: &[f32]) -> Buffer {
+        let mut p = self.scores(q, k, self.scale());
+        run(Softmax { p: &mut p, columns: self.tokens });
         p
     }
 }
 
-struct SoftmaxColumns<'a> {
-    p: &'a mut [f32],
-    rows: usize,
-    stride: usize,
+/// softmax(q^T k / sqrt(C)) v. `qkv` has 3C channels, q, k and v interleaved,
+/// channel 3c + {0, 1, 2}, as EDM's `qkv` convolution gives them.
+pub fn attention(qkv: &Maps) -> Maps {
+    let [height, width, c3] = qkv.shape();
+    let image = Image::new(height * width, c3 / 3);
+    let mut a = Maps::stale(qkv.images, [height, width, c3 / 3]);
+    let each = image.tokens * image.channels;
+    for (qkv, a) in qkv.values().chunks_exact(3 * each).zip(a.values_mut().chunks_exact_mut(each)) {
+        let (q, k, v) = (image.part(qkv, 0), image.part(qkv, 1), image.part(qkv, 2));
+        image.weighted(&image.weights(&q, &k), &v, 1.0, a);
+    }
+    a
 }
 
-impl Kernel for SoftmaxColumns<'_> {
+/// The gradient of [`attention`] with respect to qkv.
+pub fn attention_backward(qkv: &Maps, da: &Maps) -> Maps {
+    let [height, width, c3] = qkv.shape();
+    let image = Image::new(height * width, c3 / 3);
+    let mut out = qkv.like();
+    let each = image.tokens * image.channels;
+    let images = qkv.values().chunks_exact(3 * each).zip(da.values().chunks_exact(each));
+    for ((qkv, da), out) in images.zip(out.values_mut().chunks_exact_mut(3 * each)) {
+        let (q, k, v) = (image.part(qkv, 0), image.part(qkv, 1), image.part(qkv, 2));
+        let p = image.weights(&q, &k);
+        let mut ds = image.scores(da, &v, 1.0);
+        run(SoftmaxBackward { p: &p, dp: &mut ds, columns: image.tokens });
+        let dv = image.transposed(&p, da);
+        let dk = image.transposed(&ds, &q);
+        let mut dq = Buffer::stale(each);
+        image.weighted(&ds, &k, image.scale(), &mut dq);
+        for (i, three) in out.chunks_exact_mut(3).enumerate() {
+            three.copy_from_slice(&[dq[i], dk[i] * image.scale(), dv[i]]);
+        }
+    }
+    out
+}
+
+/// Rows of `columns` scores to weights that sum to 1.
+struct Softmax<'a> {
+    p: &'a mut [f32],
+    columns: usize,
+}
+
+impl Kernel for Softmax<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        assert!(self.stride.is_multiple_of(8) && self.p.len() >= self.rows * self.stride);
-        // SAFETY: just checked.
-        unsafe {
-            for column in (0..self.stride).step_by(8) {
-                let at = self.p.as_mut_ptr().add(column);
-                let mut max = L::load(at);
-                for r in 1..self.rows {
-                    max = max.max(L::load(at.add(r * self.stride)));
-                }
+        for row in self.p.chunks_exact_mut(self.columns) {
+            let max = row.iter().fold(f32::NEG_INFINITY, |max, v| if *v > max { *v } else { max });
+            let (body, tail) = row.split_at_mut(self.columns / LANES * LANES);
+            // SAFETY: sixteen values of the row, or a copy of the rest.
+            unsafe {
+                let max = L::splat(max);
                 let mut sum = L::splat(0.0);
-                for r in 0..self.rows {
-                    let e = L::load(at.add(r * self.stride)).sub(max).exp();
+                for v in body.chunks_exact_mut(LANES) {
+                    let e = L::load(v.as_ptr()).sub(max).exp();
                     sum = sum.add(e);
-                    e.store(at.add(r * self.stride));
+                    e.store(v.as_mut_ptr());
                 }
-                let inverse = L::splat(1.0).div(sum);
-                for r in 0..self.rows {
-                    L::load(at.add(r * self.stride)).mul(inverse).store(at.add(r * self.stride));
+                let mut rest = [f32::NEG_INFINITY; LANES];
+                rest[..tail.len()].copy_from_slice(tail);
+                let e = L::load(rest.as_ptr()).sub(max).exp();
+                e.store(rest.as_mut_ptr());
+                tail.copy_from_slice(&rest[..tail.len()]);
+                let inverse = 1.0 / (sum.sum() + tail.iter().sum::<f32>());
+                for v in body.chunks_exact_mut(LANES) {
+                    L::load(v.as_ptr()).mul(L::splat(inverse)).store(v.as_mut_ptr());
                 }
+                tail.iter_mut().for_each(|v| *v *= inverse);
             }
         }
     }
 }
 
-/// dS = p (dP - sum over keys of p dP), in place in `dp`, columns past
-/// `tokens` set to zero.
-fn softmax_backward(g: Geometry, p: &[f32], dp: &mut [f32]) {
-    let mut dots = vec![0f32; g.tokens];
-    for (p, dp) in p.chunks_exact(g.stride).zip(dp.chunks_exact(g.stride)).take(g.tokens) {
-        for ((dot, p), dp) in dots.iter_mut().zip(p).zip(dp) {
-            *dot += p * dp;
-        }
-    }
-    for (p, dp) in p.chunks_exact(g.stride).zip(dp.chunks_exact_mut(g.stride)).take(g.tokens) {
-        for ((dp, p), dot) in dp.iter_mut().zip(p).zip(&dots) {
-            *dp = p * (*dp - dot);
-        }
-        dp[g.tokens..].fill(0.0);
-    }
+/// dS = p (dP - sum over keys of p dP), in place in `dp`.
+struct SoftmaxBackward<'a> {
+    p: &'a [f32],
+    dp: &'a mut [f32],
+    columns: usize,
 }
 
-impl CustomOp1 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
+impl Kernel for SoftmaxBackward<'_> {
+    type Out = ();
 
-    fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (b, c3, t) = layout.shape().dims3()?;
-        if c3 % 3 != 0 {
-            bail!("attention: {c3} channels are not three times anything");
-        }
-        let g = Geometry::new(c3, t);
-        let mut out = vec![0f32; b * g.channels * t];
-        out.par_chunks_mut(g.channels * t).zip(values(qkv, layout)?.par_chunks(c3 * t)).for_each(
-            |(out, qkv)| {
-                let (q, k, v) = (g.part(qkv, 0), g.part(qkv, 1), g.part(qkv, 2));
-                let p = g.weights(&q, &k);
-                let a = g.product(g.channels, t, |c, j| v[c * g.stride + j], &p);
-                for (to, from) in out.chunks_exact_mut(t).zip(a.chunks_exact(g.stride)) {
-                    to.copy_from_slice(&from[..t]);
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let columns = self.columns;
+        for (p, dp) in self.p.chunks_exact(columns).zip(self.dp.chunks_exact_mut(columns)) {
+            let body = columns / LANES * LANES;
+            // SAFETY: sixteen values of either row.
+            unsafe {
+                let mut dot = L::splat(0.0);
+                for at in (0..body).step_by(LANES) {
+                    dot = dot.fma(L::load(p.as_ptr().add(at)), L::load(dp.as_ptr().add(at)));
                 }
-            },
-        );
-        Ok((CpuStorage::F32(out), (b, g.channels, t).into()))
-    }
-
-    fn bwd(&self, qkv: &Tensor, _a: &Tensor, da: &Tensor) -> Result<Option<Tensor>> {
-        let (b, c3, t) = qkv.dims3()?;
-        let g = Geometry::new(c3, t);
-        with_values([qkv, da], |[qkvs, das]| {
-            let mut out = vec![0f32; b * c3 * t];
-            out.par_chunks_mut(c3 * t)
-                .zip(qkvs.par_chunks(c3 * t))
-                .zip(das.par_chunks(g.channels * t))
-                .for_each(|((out, qkv), da)| {
-                    let (q, k, v) = (g.part(qkv, 0), g.part(qkv, 1), g.part(qkv, 2));
-                    let da = g.pad(da.chunks_exact(t));
-                    let mut p = g.weights(&q, &k);
-                    // Queries past the end have weights too: they must not count.
-                    for row in p.chunks_exact_mut(g.stride).take(t) {
-                        row[t..].fill(0.0);
-                    }
-                    let mut ds = g.product(t, g.channels, |j, c| v[c * g.stride + j], &da);
-                    softmax_backward(g, &p, &mut ds);
-                    let dv = g.outer(&da, g.channels, &p, t);
-                    let dq = g.product(g.channels, t, |c, j| k[c * g.stride + j] * g.scale(), &ds);
-                    let dk = g.outer(&q, g.channels, &ds, t);
-                    for c in 0..g.channels {
-                        let to = &mut out[3 * c * t..3 * (c + 1) * t];
-                        to[..t].copy_from_slice(&dq[c * g.stride..][..t]);
-                        for (o, d) in to[t..2 * t].iter_mut().zip(&dk[c * t..]) {
-                            *o = d * g.scale();
-                        }
-                        to[2 * t..].copy_from_slice(&dv[c * t..(c + 1) * t]);
-                    }
-                });
-            Ok(Some(Tensor::from_vec(out, (b, c3, t), qkv.device())?))
-        })
+                let mut dot = dot.sum();
+                for at in body..columns {
+                    dot += p[at] * dp[at];
+                }
+                for at in (0..body).step_by(LANES) {
+                    let d = L::load(dp.as_ptr().add(at)).sub(L::splat(dot));
+                    L::load(p.as_ptr().add(at)).mul(d).store(dp.as_mut_ptr().add(at));
+                }
+                for at in body..columns {
+                    dp[at] = p[at] * (dp[at] - dot);
+                }
+            }
+        }
     }
 }

@@ -1,254 +1,153 @@
-//! Convolution, stride 1, same size, 1x1 or 3x3, with bias.
-//!
-//! An image is copied once into planes with a zero border; a row of outputs is
-//! then one correlation over flat memory, border columns included and thrown
-//! away on the way out. The input gradient is the same correlation with the
-//! kernel turned round; the weight gradient contracts over pixels.
+//! Convolution, stride 1, same size, 1x1 or 3x3, and its gradients. A 3x3 kernel
+//! reads a copy of the image with a border of zeros, so that every tap is one
+//! offset for all pixels. The input gradient is the same convolution with the
+//! kernel turned round; the weight gradient is a sum of outer products over pixels.
 
-use super::tile::{COLUMNS, Input, Planes, ROWS, SLACK, contract, correlate, pack, round_up};
-use super::{values, with_values};
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use super::lanes::{Kernel, LANES, Lanes, run};
+use super::maps::Maps;
+use super::pool::Buffer;
+use super::product::{Ends, Panels, Shifted, outer, product};
 
-/// y = x * w + bias. `x` (B, C, H, W), `w` (O, C, k, k) with k = 1 or 3, `bias`
-/// (O), or (B, O) for one bias an image (where a U-Net block adds its noise
-/// embedding). Gives (B, O, H, W).
-pub fn conv2d(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        return x.contiguous()?.apply_op3(&w.contiguous()?, &bias.contiguous()?, Conv2d);
-    }
-    #[cfg(feature = "cudnn")]
-    if super::cuda::takes(x) {
-        return super::cuda::conv2d(x, w, bias);
-    }
-    reference(x, w, bias)
+/// Sizes of a weight (outputs, inputs, side, side), side = 1 or 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    pub outputs: usize,
+    pub inputs: usize,
+    pub side: usize,
 }
 
-pub fn reference(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    let (out, k) = (w.dim(0)?, w.dim(2)?);
-    x.conv2d(w, k / 2, 1, 1, 1)?.broadcast_add(&bias.reshape(((), out, 1, 1))?)
-}
+impl Weight {
+    fn taps(&self) -> usize {
+        self.side * self.side
+    }
 
-struct Conv2d;
+    /// For the convolution itself, from the values (outputs, inputs, side, side).
+    pub fn panels(&self, w: &[f32]) -> Panels {
+        let (taps, inputs) = (self.taps(), self.inputs);
+        Panels::new(taps * inputs, self.outputs, |k, o| w[(o * inputs + k % inputs) * taps + k / inputs])
+    }
 
-/// Sizes of one convolution; H rows of W pixels become H rows of `pitch`.
-#[derive(Clone, Copy)]
-struct Geometry {
-    height: usize,
-    width: usize,
-    border: usize,
-}
+    /// For the input gradient: the transposed kernel, turned by 180 degrees.
+    pub fn turned_panels(&self, w: &[f32]) -> Panels {
+        let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
+        Panels::new(taps * outputs, inputs, |k, i| {
+            w[((k % outputs) * inputs + i) * taps + taps - 1 - k / outputs]
+        })
+    }
 
-impl Geometry {
-    fn new(height: usize, width: usize, kernel: usize) -> Geometry {
-        Geometry { height, width, border: kernel / 2 }
-    }
-    fn pitch(&self) -> usize {
-        self.width + 2 * self.border
-    }
-    fn plane(&self) -> usize {
-        (self.height + 2 * self.border) * self.pitch()
-    }
-    /// Pixels of the flat output, border columns included.
-    fn flat(&self) -> usize {
-        self.height * self.pitch()
-    }
-    fn taps(&self) -> Vec<usize> {
-        let k = 2 * self.border + 1;
-        (0..k * k).map(|t| (t / k) * self.pitch() + t % k).collect()
-    }
-    fn padded_len(&self, channels: usize) -> usize {
-        channels * self.plane() + SLACK + 8
-    }
-    /// Copies (channels, H, W) into zeroed padded planes.
-    fn pad(&self, image: &[f32], padded: &mut [f32]) {
-        for (c, rows) in image.chunks_exact(self.height * self.width).enumerate() {
-            for (y, row) in rows.chunks_exact(self.width).enumerate() {
-                let at = c * self.plane() + (y + self.border) * self.pitch() + self.border;
-                padded[at..at + self.width].copy_from_slice(row);
+    /// From (tap, input, output), in which gradients are summed, to the weight's
+    /// own order.
+    pub fn reordered(&self, sums: &[f32]) -> Vec<f32> {
+        let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
+        let mut w = vec![0f32; sums.len()];
+        for (k, row) in sums.chunks_exact(outputs).enumerate() {
+            for (o, v) in row.iter().enumerate() {
+                w[(o * inputs + k % inputs) * taps + k / inputs] = *v;
             }
         }
+        w
     }
 }
 
-/// Correlates one padded image with packed weights into `out` (rows, H, W).
-fn correlate_image(
-    g: Geometry,
-    padded: &[f32],
-    channels: usize,
-    packed: &[f32],
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-) {
-    let taps = g.taps();
-    let stride = round_up(g.flat(), COLUMNS);
-    let mut block_out = vec![0f32; ROWS * stride];
-    let pixels = g.height * g.width;
-    let input = Input { x: padded, plane: g.plane(), channels, taps: &taps };
-    for (block, (weights, out)) in
-        packed.chunks_exact(channels * taps.len() * ROWS).zip(out.chunks_mut(ROWS * pixels)).enumerate()
-    {
-        correlate(input, weights, g.flat(), &mut block_out, stride);
-        for (r, plane) in out.chunks_exact_mut(pixels).enumerate() {
-            let b = bias.map_or(0.0, |b| b[block * ROWS + r]);
-            for (y, row) in plane.chunks_exact_mut(g.width).enumerate() {
-                let from = &block_out[r * stride + y * g.pitch()..][..g.width];
-                for (o, v) in row.iter_mut().zip(from) {
-                    *o = v + b;
+/// The pixels of `x` with what a kernel reaches around them.
+struct Surroundings<'a> {
+    x: &'a Maps,
+    bordered: Option<Buffer>,
+    starts: Vec<usize>,
+    taps: Vec<usize>,
+}
+
+impl<'a> Surroundings<'a> {
+    fn new(x: &'a Maps, side: usize) -> Surroundings<'a> {
+        let [height, width, channels] = x.shape();
+        if side == 1 {
+            let starts = (0..x.pixels()).map(|p| p * channels).collect();
+            return Surroundings { x, bordered: None, starts, taps: vec![0] };
+        }
+        let (border, row, pitch) = (side / 2, width * channels, (width + side - 1) * channels);
+        let image = (height + side - 1) * pitch;
+        let mut bordered = Buffer::stale(x.images * image);
+        let edge = border * channels;
+        for (from, to) in x.values().chunks_exact(height * row).zip(bordered.chunks_exact_mut(image)) {
+            to[..border * pitch].fill(0.0);
+            to[image - border * pitch..].fill(0.0);
+            for (from, to) in from.chunks_exact(row).zip(to[border * pitch..].chunks_exact_mut(pitch)) {
+                to[..edge].fill(0.0);
+                to[edge..edge + row].copy_from_slice(from);
+                to[edge + row..].fill(0.0);
+            }
+        }
+        let mut starts = Vec::with_capacity(x.pixels());
+        for i in 0..x.images {
+            for y in 0..height {
+                starts.extend((0..width).map(|x| i * image + y * pitch + x * channels));
+            }
+        }
+        let taps = (0..side * side).map(|t| t / side * pitch + t % side * channels).collect();
+        Surroundings { x, bordered: Some(bordered), starts, taps }
+    }
+
+    fn rows(&self) -> Shifted<'_> {
+        let values = self.bordered.as_deref().unwrap_or(self.x.values());
+        Shifted::new(values, &self.starts, &self.taps, self.x.channels)
+    }
+}
+
+/// y = x * w + bias, as `ends` say: `panels` of [`Weight::panels`] for a kernel of
+/// `side`; with those of [`Weight::turned_panels`] the gradient with respect to x.
+pub fn convolve(x: &Maps, panels: &Panels, side: usize, ends: Ends) -> Maps {
+    let mut y = Maps::stale(x.images, [x.height, x.width, panels.columns]);
+    product(Surroundings::new(x, side).rows(), panels, ends, y.values_mut(), panels.columns);
+    y
+}
+
+/// Adds the weight gradient to `sums` (tap, input, output).
+pub fn add_weight_gradient(x: &Maps, side: usize, dy: &Maps, sums: &mut [f32]) {
+    outer(Surroundings::new(x, side).rows(), dy.values(), dy.channels, sums);
+}
+
+/// Adds the sums over the pixels of each image to `sums`: (images, channels), or
+/// (channels) where all images have one bias.
+pub fn add_bias_gradient(dy: &Maps, sums: &mut [f32]) {
+    let (pixels, channels) = (dy.height * dy.width, dy.channels);
+    let each = sums.len() / channels > 1;
+    for (i, dy) in dy.values().chunks_exact(pixels * channels).enumerate() {
+        let at = if each { i * channels } else { 0 };
+        run(ColumnSums { values: dy, sums: &mut sums[at..at + channels] });
+    }
+}
+
+/// sums[c] += sum over rows of values[row][c].
+struct ColumnSums<'a> {
+    values: &'a [f32],
+    sums: &'a mut [f32],
+}
+
+impl Kernel for ColumnSums<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let columns = self.sums.len();
+        let rows = self.values.len() / columns;
+        for at in (0..columns).step_by(LANES) {
+            let n = LANES.min(columns - at);
+            // SAFETY: `n` values of each row from `at` on.
+            unsafe {
+                // Four chains hide the latency of an addition.
+                let mut acc = [L::splat(0.0); 4];
+                for row in 0..rows {
+                    let p = self.values.as_ptr().add(row * columns + at);
+                    let v = if n == LANES { L::load(p) } else { L::load_part(p, n) };
+                    acc[row % 4] = acc[row % 4].add(v);
+                }
+                let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
+                let mut out = [0f32; LANES];
+                sum.store(out.as_mut_ptr());
+                for (s, v) in self.sums[at..at + n].iter_mut().zip(out) {
+                    *s += v;
                 }
             }
         }
     }
-}
-
-/// Applies `correlate_image` to each image of a batch, on all threads.
-fn correlate_batch(
-    g: Geometry,
-    x: &[f32],
-    channels: usize,
-    packed: &[f32],
-    rows: usize,
-    bias: impl Fn(usize) -> Option<Vec<f32>> + Sync,
-) -> Vec<f32> {
-    let pixels = g.height * g.width;
-    let batch = x.len() / (channels * pixels);
-    let mut out = vec![0f32; batch * rows * pixels];
-    out.par_chunks_mut(rows * pixels).zip(x.par_chunks(channels * pixels)).enumerate().for_each_init(
-        || vec![0f32; g.padded_len(channels)],
-        |padded, (i, (out, image))| {
-            g.pad(image, padded);
-            correlate_image(g, padded, channels, packed, bias(i).as_deref(), out);
-        },
-    );
-    out
-}
-
-/// Images whose weight gradients are summed in one register chain. A constant,
-/// so that the order of the sum never depends on the number of threads.
-const CHUNK: usize = 4;
-
-/// dL/dw (O, C, k, k) from dL/dy and x.
-fn weight_gradient(g: Geometry, x: &[f32], channels: usize, dy: &[f32], rows: usize) -> Vec<f32> {
-    let pixels = g.height * g.width;
-    let taps = g.taps();
-    let columns_per_row = channels * taps.len();
-    let columns: Vec<usize> =
-        (0..channels).flat_map(|c| taps.iter().map(move |t| c * g.plane() + t)).collect();
-    let flat = round_up(g.flat(), 8);
-    let partial: Vec<Vec<f32>> = x
-        .par_chunks(CHUNK * channels * pixels)
-        .zip(dy.par_chunks(CHUNK * rows * pixels))
-        .map(|(x, dy)| {
-            let images = x.len() / (channels * pixels);
-            let x_image = g.padded_len(channels);
-            let mut xs = vec![0f32; images * x_image];
-            for (image, padded) in x.chunks_exact(channels * pixels).zip(xs.chunks_exact_mut(x_image)) {
-                g.pad(image, padded);
-            }
-            let mut ys = vec![0f32; images * rows * flat];
-            for (from, to) in dy.chunks_exact(pixels).zip(ys.chunks_exact_mut(flat)) {
-                for (row, to) in from.chunks_exact(g.width).zip(to.chunks_mut(g.pitch())) {
-                    to[..g.width].copy_from_slice(row);
-                }
-            }
-            let mut sums = vec![0f32; rows * columns_per_row];
-            for (block, sums) in sums.chunks_mut(ROWS * columns_per_row).enumerate() {
-                let y = Planes { values: &ys[block * ROWS * flat..], image: rows * flat, plane: flat };
-                let x = Planes { values: &xs, image: x_image, plane: g.plane() };
-                contract(images, flat, y, sums.len() / columns_per_row, x, &columns, sums);
-            }
-            sums
-        })
-        .collect();
-    sum_in_order(partial)
-}
-
-fn sum_in_order(partial: Vec<Vec<f32>>) -> Vec<f32> {
-    let mut partial = partial.into_iter();
-    let mut total = partial.next().unwrap_or_default();
-    for part in partial {
-        for (t, p) in total.iter_mut().zip(part) {
-            *t += p;
-        }
-    }
-    total
-}
-
-impl CustomOp3 for Conv2d {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-        bias: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (b, c, h, wd) = lx.shape().dims4()?;
-        let (o, ci, k, k2) = lw.shape().dims4()?;
-        if ci != c || k != k2 || !(k == 1 || k == 3) || (lb.dims() != [o] && lb.dims() != [b, o]) {
-            bail!("conv2d: input {:?}, weight {:?}, bias {:?}", lx.shape(), lw.shape(), lb.shape());
-        }
-        let (x, w, bias) = (values(x, lx)?, values(w, lw)?, values(bias, lb)?);
-        let inner = c * k * k;
-        let packed = pack(o, inner, |row, i| w[row * inner + i]);
-        let per_image = lb.dims().len() == 2;
-        let bias_of = |i: usize| Some(bias[if per_image { i * o } else { 0 }..][..o].to_vec());
-        let out = correlate_batch(Geometry::new(h, wd, k), x, c, &packed, o, bias_of);
-        Ok((CpuStorage::F32(out), (b, o, h, wd).into()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        bias: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (b, c, h, wd) = x.dims4()?;
-        let (o, _, k, _) = w.dims4()?;
-        let g = Geometry::new(h, wd, k);
-        with_values([x, w, dy], |[xs, ws, dys]| {
-            let dx = if x.track_op() {
-                let taps = k * k;
-                // The transposed kernel, turned by 180 degrees.
-                let packed =
-                    pack(c, o * taps, |row, i| ws[((i / taps) * c + row) * taps + (taps - 1 - i % taps)]);
-                let dx = correlate_batch(g, dys, o, &packed, c, |_| None);
-                Some(Tensor::from_vec(dx, (b, c, h, wd), x.device())?)
-            } else {
-                None
-            };
-            let dw = if w.track_op() {
-                let dw = weight_gradient(g, xs, c, dys, o);
-                Some(Tensor::from_vec(dw, (o, c, k, k), w.device())?)
-            } else {
-                None
-            };
-            let db = if bias.track_op() {
-                let sums: Vec<f32> = dys.par_chunks(h * wd).map(sum).collect();
-                let per_image = Tensor::from_vec(sums, (b, o), bias.device())?;
-                Some(if bias.rank() == 2 { per_image } else { per_image.sum(0)? })
-            } else {
-                None
-            };
-            Ok((dx, dw, db))
-        })
-    }
-}
-
-/// Eight interleaved partial sums, added in order.
-fn sum(values: &[f32]) -> f32 {
-    let mut lanes = [0f32; 8];
-    for eight in values.chunks(8) {
-        for (l, v) in lanes.iter_mut().zip(eight) {
-            *l += v;
-        }
-    }
-    lanes.iter().sum()
 }

@@ -1,34 +1,64 @@
-//! Eight float32 lanes with one meaning on every CPU: the same operations in
+//! Sixteen float32 lanes with one meaning on every CPU: the same operations in
 //! the same order, multiply-add always fused, so a kernel gives the same bits
-//! with AVX2 and without. The choice is made at run time; the binary is
-//! portable.
+//! with AVX-512, with AVX2 and without either. The choice is made at run time;
+//! the binary is portable.
 
-/// Eight lanes. `fma` rounds once.
+/// Lanes of one value.
+pub const LANES: usize = 16;
+
+/// Sixteen lanes. `fma` rounds once.
 ///
 /// # Safety
-/// The methods of `Avx2` may only run where AVX2 and FMA exist; [`run`] sees to
-/// that. Pointers must be valid for eight values.
+/// The methods of `Avx512` and `Avx2` may only run where these features exist;
+/// [`run`] sees to that. Pointers must be valid for sixteen values, or for `n`
+/// in the `_part` methods.
 pub trait Lanes: Copy {
+    /// Whether there are 32 registers for a whole value, rather than 16 for half of one.
+    const WIDE: bool;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
+    /// The first `n` < 16 lanes; the others are 0.
+    #[inline(always)]
+    unsafe fn load_part(p: *const f32, n: usize) -> Self {
+        let mut all = [0f32; LANES];
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, all.as_mut_ptr(), n);
+            Self::load(all.as_ptr())
+        }
+    }
+    /// The first `n` < 16 lanes; nothing else is written.
+    #[inline(always)]
+    unsafe fn store_part(self, p: *mut f32, n: usize) {
+        let mut all = [0f32; LANES];
+        unsafe {
+            self.store(all.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(all.as_ptr(), p, n);
+        }
+    }
     /// self + a * b
     unsafe fn fma(self, a: Self, b: Self) -> Self;
     unsafe fn add(self, o: Self) -> Self;
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
     unsafe fn div(self, o: Self) -> Self;
+    unsafe fn sqrt(self) -> Self;
     unsafe fn max(self, o: Self) -> Self;
     unsafe fn min(self, o: Self) -> Self;
     /// 2^n for integral n in -126..=127.
     unsafe fn exp2i(self) -> Self;
 
-    /// Lanes summed in a fixed tree: ((0+4)+(2+6)) + ((1+5)+(3+7)).
+    /// Lanes summed in a fixed tree, halves onto halves.
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
-        let mut l = [0f32; 8];
+        let mut l = [0f32; LANES];
         unsafe { self.store(l.as_mut_ptr()) };
-        ((l[0] + l[4]) + (l[2] + l[6])) + ((l[1] + l[5]) + (l[3] + l[7]))
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                l[i] += l[i + half];
+            }
+        }
+        l[0]
     }
 
     /// e^x, relative error below 2e-7 in [-87, 88]; clamped outside.
@@ -68,17 +98,23 @@ pub trait Kernel {
 /// Runs `kernel` with the fastest lanes of this CPU.
 pub fn run<K: Kernel>(kernel: K) -> K::Out {
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-        // SAFETY: both features were just detected.
-        return unsafe { run_avx2(kernel) };
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the feature was just detected.
+            return unsafe { run_avx512(kernel) };
+        }
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            // SAFETY: both features were just detected.
+            return unsafe { run_avx2(kernel) };
+        }
     }
-    run_portable(kernel)
+    kernel.run::<Portable>()
 }
 
-/// Runs `kernel` with plain Rust: the reference for the others, and what
-/// other architectures use.
-pub fn run_portable<K: Kernel>(kernel: K) -> K::Out {
-    kernel.run::<Portable>()
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn run_avx512<K: Kernel>(kernel: K) -> K::Out {
+    kernel.run::<avx512::Avx512>()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -87,8 +123,27 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<avx2::Avx2>()
 }
 
+/// Runs a kernel with every kind of lanes that this CPU has, plain Rust first.
+#[cfg(test)]
+pub fn run_each<K: Kernel>(kernel: impl Fn() -> K) -> Vec<(&'static str, K::Out)> {
+    let mut all = vec![("portable", kernel().run::<Portable>())];
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            // SAFETY: both features were just detected.
+            all.push(("avx2", unsafe { run_avx2(kernel()) }));
+        }
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            // SAFETY: the feature was just detected.
+            all.push(("avx512", unsafe { run_avx512(kernel()) }));
+        }
+    }
+    all
+}
+
+/// Plain Rust: the reference for the others, and what other architectures use.
 #[derive(Clone, Copy)]
-pub struct Portable([f32; 8]);
+pub struct Portable([f32; LANES]);
 
 impl Portable {
     #[inline(always)]
@@ -100,19 +155,20 @@ impl Portable {
 // The methods are safe in themselves except for the pointers.
 #[allow(clippy::missing_safety_doc)]
 impl Lanes for Portable {
+    const WIDE: bool = false;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
-        Portable([x; 8])
+        Portable([x; LANES])
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> Self {
-        // SAFETY: the caller's contract; [f32; 8] has the alignment of f32.
-        Portable(unsafe { *p.cast::<[f32; 8]>() })
+        // SAFETY: the caller's contract; the array has the alignment of f32.
+        Portable(unsafe { *p.cast::<[f32; LANES]>() })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
         // SAFETY: as in load.
-        unsafe { *p.cast::<[f32; 8]>() = self.0 };
+        unsafe { *p.cast::<[f32; LANES]>() = self.0 };
     }
     #[inline(always)]
     unsafe fn fma(self, a: Self, b: Self) -> Self {
@@ -134,6 +190,10 @@ impl Lanes for Portable {
     unsafe fn div(self, o: Self) -> Self {
         self.zip(o, |a, b| a / b)
     }
+    #[inline(always)]
+    unsafe fn sqrt(self) -> Self {
+        Portable(self.0.map(f32::sqrt))
+    }
     // As the x86 instructions: the second operand where either is NaN.
     #[inline(always)]
     unsafe fn max(self, o: Self) -> Self {
@@ -153,57 +213,145 @@ impl Lanes for Portable {
 mod avx2 {
     use std::arch::x86_64::*;
 
+    /// Lanes 0 to 7, and 8 to 15.
     #[derive(Clone, Copy)]
-    pub struct Avx2(__m256);
+    pub struct Avx2(__m256, __m256);
 
     // SAFETY of every block: run_avx2 is the only caller, and it is reached
     // only where the features were detected; pointers by the trait's contract.
     impl super::Lanes for Avx2 {
+        const WIDE: bool = false;
         #[inline(always)]
         unsafe fn splat(x: f32) -> Self {
-            Avx2(unsafe { _mm256_set1_ps(x) })
+            let v = unsafe { _mm256_set1_ps(x) };
+            Avx2(v, v)
         }
         #[inline(always)]
         unsafe fn load(p: *const f32) -> Self {
-            Avx2(unsafe { _mm256_loadu_ps(p) })
+            unsafe { Avx2(_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
         }
         #[inline(always)]
         unsafe fn store(self, p: *mut f32) {
-            unsafe { _mm256_storeu_ps(p, self.0) }
+            unsafe {
+                _mm256_storeu_ps(p, self.0);
+                _mm256_storeu_ps(p.add(8), self.1);
+            }
         }
         #[inline(always)]
         unsafe fn fma(self, a: Self, b: Self) -> Self {
-            Avx2(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
+            unsafe { Avx2(_mm256_fmadd_ps(a.0, b.0, self.0), _mm256_fmadd_ps(a.1, b.1, self.1)) }
         }
         #[inline(always)]
         unsafe fn add(self, o: Self) -> Self {
-            Avx2(unsafe { _mm256_add_ps(self.0, o.0) })
+            unsafe { Avx2(_mm256_add_ps(self.0, o.0), _mm256_add_ps(self.1, o.1)) }
         }
         #[inline(always)]
         unsafe fn sub(self, o: Self) -> Self {
-            Avx2(unsafe { _mm256_sub_ps(self.0, o.0) })
+            unsafe { Avx2(_mm256_sub_ps(self.0, o.0), _mm256_sub_ps(self.1, o.1)) }
         }
         #[inline(always)]
         unsafe fn mul(self, o: Self) -> Self {
-            Avx2(unsafe { _mm256_mul_ps(self.0, o.0) })
+            unsafe { Avx2(_mm256_mul_ps(self.0, o.0), _mm256_mul_ps(self.1, o.1)) }
         }
         #[inline(always)]
         unsafe fn div(self, o: Self) -> Self {
-            Avx2(unsafe { _mm256_div_ps(self.0, o.0) })
+            unsafe { Avx2(_mm256_div_ps(self.0, o.0), _mm256_div_ps(self.1, o.1)) }
         }
         #[inline(always)]
         unsafe fn max(self, o: Self) -> Self {
-            Avx2(unsafe { _mm256_max_ps(self.0, o.0) })
+            unsafe { Avx2(_mm256_max_ps(self.0, o.0), _mm256_max_ps(self.1, o.1)) }
         }
         #[inline(always)]
         unsafe fn min(self, o: Self) -> Self {
-            Avx2(unsafe { _mm256_min_ps(self.0, o.0) })
+            unsafe { Avx2(_mm256_min_ps(self.0, o.0), _mm256_min_ps(self.1, o.1)) }
+        }
+        #[inline(always)]
+        unsafe fn sqrt(self) -> Self {
+            unsafe { Avx2(_mm256_sqrt_ps(self.0), _mm256_sqrt_ps(self.1)) }
         }
         #[inline(always)]
         unsafe fn exp2i(self) -> Self {
             unsafe {
-                let n = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
-                Avx2(_mm256_castsi256_ps(_mm256_slli_epi32(n, 23)))
+                let bias = _mm256_set1_epi32(127);
+                let low = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), bias);
+                let high = _mm256_add_epi32(_mm256_cvtps_epi32(self.1), bias);
+                Avx2(
+                    _mm256_castsi256_ps(_mm256_slli_epi32(low, 23)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32(high, 23)),
+                )
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    #[derive(Clone, Copy)]
+    pub struct Avx512(__m512);
+
+    // SAFETY of every block: run_avx512 is the only caller, and it is reached
+    // only where the feature was detected; pointers by the trait's contract.
+    impl super::Lanes for Avx512 {
+        const WIDE: bool = true;
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            Avx512(unsafe { _mm512_set1_ps(x) })
+        }
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            Avx512(unsafe { _mm512_loadu_ps(p) })
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            unsafe { _mm512_storeu_ps(p, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn load_part(p: *const f32, n: usize) -> Self {
+            Avx512(unsafe { _mm512_maskz_loadu_ps((1u16 << n) - 1, p) })
+        }
+        #[inline(always)]
+        unsafe fn store_part(self, p: *mut f32, n: usize) {
+            unsafe { _mm512_mask_storeu_ps(p, (1u16 << n) - 1, self.0) }
+        }
+        #[inline(always)]
+        unsafe fn fma(self, a: Self, b: Self) -> Self {
+            Avx512(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+        }
+        #[inline(always)]
+        unsafe fn add(self, o: Self) -> Self {
+            Avx512(unsafe { _mm512_add_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn sub(self, o: Self) -> Self {
+            Avx512(unsafe { _mm512_sub_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn mul(self, o: Self) -> Self {
+            Avx512(unsafe { _mm512_mul_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn div(self, o: Self) -> Self {
+            Avx512(unsafe { _mm512_div_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn max(self, o: Self) -> Self {
+            Avx512(unsafe { _mm512_max_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn min(self, o: Self) -> Self {
+            Avx512(unsafe { _mm512_min_ps(self.0, o.0) })
+        }
+        #[inline(always)]
+        unsafe fn sqrt(self) -> Self {
+            Avx512(unsafe { _mm512_sqrt_ps(self.0) })
+        }
+        #[inline(always)]
+        unsafe fn exp2i(self) -> Self {
+            unsafe {
+                let n = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
+                Avx512(_mm512_castsi512_ps(_mm512_slli_epi32(n, 23)))
             }
         }
     }
@@ -213,26 +361,29 @@ mod avx2 {
 mod tests {
     use super::*;
 
-    struct Each<'a>(&'a [f32], &'a mut [f32], bool);
+    struct Each<'a>(&'a [f32], bool);
 
     impl Kernel for Each<'_> {
-        type Out = ();
+        type Out = Vec<f32>;
 
         #[inline(always)]
-        fn run<L: Lanes>(self) {
-            for (x, y) in self.0.chunks_exact(8).zip(self.1.chunks_exact_mut(8)) {
-                // SAFETY: exactly eight values on either side.
+        fn run<L: Lanes>(self) -> Vec<f32> {
+            let mut out = vec![0f32; self.0.len()];
+            for (x, y) in self.0.chunks_exact(LANES).zip(out.chunks_exact_mut(LANES)) {
+                // SAFETY: exactly sixteen values on either side.
                 unsafe {
                     let v = L::load(x.as_ptr());
-                    if self.2 { v.sigmoid() } else { v.exp() }.store(y.as_mut_ptr());
+                    if self.1 { v.sigmoid() } else { v.exp() }.store(y.as_mut_ptr());
                 }
             }
+            out
         }
     }
 
     fn inputs() -> Vec<f32> {
         let mut x: Vec<f32> = (0..40_000).map(|i| (i as f32 - 20_000.0) * 0.005).collect();
         x.extend([0.0, -0.0, f32::MIN_POSITIVE, 1e-30, -1e-30, 1e30, -1e30, 88.5]);
+        x.resize(x.len().next_multiple_of(LANES), 1.0);
         x
     }
 
@@ -241,11 +392,11 @@ mod tests {
     fn all_lanes_give_the_same_bits() {
         let x = inputs();
         for sigmoid in [false, true] {
-            let (mut fast, mut portable) = (vec![0f32; x.len()], vec![0f32; x.len()]);
-            run(Each(&x, &mut fast, sigmoid));
-            run_portable(Each(&x, &mut portable, sigmoid));
-            for ((x, a), b) in x.iter().zip(&fast).zip(&portable) {
-                assert_eq!(a.to_bits(), b.to_bits(), "at {x}: {a} and {b}");
+            let all = run_each(|| Each(&x, sigmoid));
+            for (lanes, values) in &all {
+                for ((x, a), b) in x.iter().zip(values).zip(&all[0].1) {
+                    assert_eq!(a.to_bits(), b.to_bits(), "{lanes} at {x}: {a} and {b}");
+                }
             }
         }
     }
@@ -253,9 +404,8 @@ mod tests {
     #[test]
     fn exp_is_accurate() {
         let x: Vec<f32> = inputs().into_iter().filter(|x| x.abs() <= 87.0).collect();
-        let x = &x[..x.len() / 8 * 8];
-        let mut y = vec![0f32; x.len()];
-        run(Each(x, &mut y, false));
+        let x = &x[..x.len() / LANES * LANES];
+        let y = run(Each(x, false));
         for (x, y) in x.iter().zip(&y) {
             let expected = (*x as f64).exp();
             assert!((*y as f64 - expected).abs() <= 2e-7 * expected, "e^{x} = {y}, not {expected}");

@@ -1,6 +1,6 @@
-//! Feature maps with the channels innermost, and pooling over them, for
-//! inference on the CPU.
+//! Feature maps with the channels innermost, and pooling over them.
 
+use super::pool::Buffer;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -11,8 +11,7 @@ pub struct Maps {
     pub height: usize,
     pub width: usize,
     pub channels: usize,
-    /// May be longer than what the sizes say.
-    buffer: Vec<f32>,
+    values: Buffer,
 }
 
 impl Maps {
@@ -20,7 +19,28 @@ impl Maps {
     /// If `values` is not of these sizes.
     pub fn new(images: usize, [height, width, channels]: [usize; 3], values: Vec<f32>) -> Maps {
         assert_eq!(values.len(), images * height * width * channels, "values of {height} x {width} maps");
-        Maps { images, height, width, channels, buffer: values }
+        Maps { images, height, width, channels, values: values.into() }
+    }
+
+    /// Maps whose values are whatever was there before.
+    pub fn stale(images: usize, [height, width, channels]: [usize; 3]) -> Maps {
+        let values = Buffer::stale(images * height * width * channels);
+        Maps { images, height, width, channels, values }
+    }
+
+    /// Maps of the same sizes, with stale values.
+    pub fn like(&self) -> Maps {
+        Maps::stale(self.images, self.shape())
+    }
+
+    pub fn copy(&self) -> Maps {
+        let mut copy = self.like();
+        copy.values_mut().copy_from_slice(self.values());
+        copy
+    }
+
+    pub fn pixels(&self) -> usize {
+        self.images * self.height * self.width
     }
 
     /// Height, width, channels.
@@ -29,12 +49,11 @@ impl Maps {
     }
 
     pub fn values(&self) -> &[f32] {
-        &self.buffer[..self.len()]
+        &self.values
     }
 
     pub fn values_mut(&mut self) -> &mut [f32] {
-        let len = self.len();
-        &mut self.buffer[..len]
+        &mut self.values
     }
 
     /// The mean over the pixels: (images, channels).
@@ -54,43 +73,6 @@ impl Maps {
             }
         });
         means
-    }
-
-    fn len(&self) -> usize {
-        self.images * self.height * self.width * self.channels
-    }
-}
-
-/// Memory that one layer's maps leave to the next one's: fresh pages for every
-/// layer would cost a twentieth of the time.
-#[derive(Default)]
-pub struct Workspace {
-    free: Vec<Vec<f32>>,
-}
-
-impl Workspace {
-    /// Maps whose values are whatever was there before.
-    pub fn maps(&mut self, images: usize, [height, width, channels]: [usize; 3]) -> Maps {
-        let mut maps = Maps { images, height, width, channels, buffer: Vec::new() };
-        let needed = maps.len();
-        // The smallest that is enough; failing that the largest makes room for a new one.
-        let kept = self.free.iter().enumerate();
-        let best = kept.min_by_key(|(_, buffer)| match buffer.len() {
-            length if length >= needed => (0, length),
-            length => (1, usize::MAX - length),
-        });
-        if let Some((best, _)) = best {
-            maps.buffer = self.free.swap_remove(best);
-        }
-        if maps.buffer.len() < needed {
-            // Not resized, which would copy the old values.
-            maps.buffer = vec![0f32; needed];
-        }
-        maps
-    }
-
-    pub fn recycle(&mut self, maps: Maps) {
-        self.free.push(maps.buffer);
     }
 }
 

@@ -1,10 +1,9 @@
-//! The operations whose candle CPU versions are slow or wrong (backward of
-//! convolution, group norm, softmax, upsampling), as candle custom operations
-//! with backwards of their own. On other devices each function composes
-//! candle's operations; the same composition is the reference in the tests.
-//! [`Filter`] and the pools are for inference alone, on plain values.
+//! The inner loops of the CPU: convolution, group norm, attention and their
+//! gradients over [`Maps`], which the tape strings together to networks, and
+//! [`Filter`] and pooling for Inception-v3.
 //!
-//! Every result is the same bits for any number of threads and any batch.
+//! Every result is the same bits for any number of threads, any batch, and any
+//! of the CPU's vectors.
 
 mod attention;
 mod conv;
@@ -12,32 +11,25 @@ mod conv;
 pub(crate) mod cuda;
 mod filter;
 mod lanes;
-mod linear;
 mod maps;
+mod mix;
 mod noise;
 mod norm;
 mod pointwise;
-mod tile;
+mod pool;
+mod product;
 
-pub use attention::attention;
-pub use conv::conv2d;
+pub use attention::{attention, attention_backward};
+pub use conv::{Weight, add_bias_gradient, add_weight_gradient, convolve};
 pub use filter::Filter;
-pub use linear::linear;
-pub use maps::{Maps, Window, Workspace, average_pool, max_pool};
+pub use maps::{Maps, Window, average_pool, max_pool};
+pub use mix::{mix, scale_images};
 pub use noise::normals;
-pub use norm::group_norm;
-pub use pointwise::{down2, mix, scale_images, silu, up2};
+pub use norm::{GroupNorm, Statistics};
+pub use pointwise::{add, concat, down2, mean, mean_backward, silu, silu_backward, split, up2};
+pub use product::{Ends, Panels};
 
-/// The plain compositions, for tests and for other devices.
-pub mod reference {
-    pub use super::attention::reference as attention;
-    pub use super::conv::reference as conv2d;
-    pub use super::linear::reference as linear;
-    pub use super::norm::reference as group_norm;
-    pub use super::pointwise::reference::*;
-}
-
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, bail};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static BFLOAT16: AtomicBool = AtomicBool::new(false);
@@ -56,25 +48,10 @@ pub fn activations(device: &Device) -> DType {
 }
 
 /// The float32 values of a contiguous CPU operand.
-fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let CpuStorage::F32(all) = storage else { bail!("a float32 tensor is needed") };
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&all[start..end]),
         None => bail!("a contiguous tensor is needed, not {layout:?}"),
     }
-}
-
-/// Reads the values of CPU tensors inside a backward pass.
-fn with_values<const N: usize, R>(
-    tensors: [&Tensor; N],
-    f: impl FnOnce([&[f32]; N]) -> Result<R>,
-) -> Result<R> {
-    let contiguous: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
-    let guards: Vec<_> = contiguous.iter().map(|t| t.storage_and_layout()).collect();
-    let mut slices: [&[f32]; N] = [&[]; N];
-    for (slice, (storage, layout)) in slices.iter_mut().zip(&guards) {
-        let Storage::Cpu(cpu) = &**storage else { bail!("a CPU tensor is needed") };
-        *slice = values(cpu, layout)?;
-    }
-    f(slices)
 }

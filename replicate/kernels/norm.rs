@@ -1,314 +1,277 @@
-//! Group normalisation, with SiLU in the same pass where asked.
+//! Group normalisation, with SiLU in the same pass where asked, and its gradients.
 
-use super::lanes::{Kernel, Lanes, run};
-use super::{values, with_values};
-use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
+use super::lanes::{Kernel, LANES, Lanes, run};
+use super::maps::Maps;
 
 /// y = f((x - mean) / sqrt(var + eps) * gamma + beta), mean and (biased)
 /// variance over each of `groups` channel groups of each image, f = SiLU or
-/// the identity. `x` (B, C, H, W), `gamma` and `beta` (C).
-pub fn group_norm(
-    x: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
-    groups: usize,
-    eps: f32,
-    silu: bool,
-) -> Result<Tensor> {
-    if x.device().is_cpu() {
-        let op = GroupNorm { groups, eps, silu };
-        return x.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, op);
-    }
-    #[cfg(feature = "cudnn")]
-    if super::cuda::takes(x) {
-        return super::cuda::group_norm(x, gamma, beta, groups, eps, silu);
-    }
-    reference(x, gamma, beta, groups, eps, silu)
+/// the identity.
+#[derive(Clone, Copy)]
+pub struct GroupNorm<'a> {
+    pub gamma: &'a [f32],
+    pub beta: &'a [f32],
+    pub groups: usize,
+    pub eps: f32,
+    pub silu: bool,
 }
 
-pub fn reference(
-    x: &Tensor,
-    gamma: &Tensor,
-    beta: &Tensor,
-    groups: usize,
-    eps: f32,
-    silu: bool,
-) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let x = x.reshape((b, groups, c / groups * h * w))?;
-    let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-    let rstd = (x.sqr()?.mean_keepdim(D::Minus1)? + eps as f64)?.sqrt()?;
-    let y = x.broadcast_div(&rstd)?.reshape((b, c, h, w))?;
-    let y = y.broadcast_mul(&gamma.reshape((1, c, 1, 1))?)?.broadcast_add(&beta.reshape((1, c, 1, 1))?)?;
-    if silu { y.silu() } else { Ok(y) }
-}
+/// Mean and 1 / standard deviation of each group of each image.
+pub type Statistics = Vec<(f32, f32)>;
 
-struct GroupNorm {
-    groups: usize,
-    eps: f32,
-    silu: bool,
-}
-
-/// Sum and sum of squared deviations of one group, eight lanes and a tail.
-struct Statistics<'a> {
-    x: &'a [f32],
-    eps: f32,
-}
-
-impl Kernel for Statistics<'_> {
-    type Out = (f32, f32);
-
-    /// (mean, 1 / standard deviation)
-    #[inline(always)]
-    fn run<L: Lanes>(self) -> (f32, f32) {
-        let (body, tail) = self.x.split_at(self.x.len() / 8 * 8);
-        // SAFETY: reads stay inside `body`, whose length is a multiple of 8.
-        unsafe {
-            let mut sum = L::splat(0.0);
-            for eight in body.chunks_exact(8) {
-                sum = sum.add(L::load(eight.as_ptr()));
-            }
-            let n = self.x.len() as f32;
-            let mean = (sum.sum() + tail.iter().sum::<f32>()) / n;
-            let mut squares = L::splat(0.0);
-            for eight in body.chunks_exact(8) {
-                let d = L::load(eight.as_ptr()).sub(L::splat(mean));
-                squares = squares.fma(d, d);
-            }
-            let rest: f32 = tail.iter().map(|v| (v - mean) * (v - mean)).sum();
-            let variance = (squares.sum() + rest) / n;
-            (mean, 1.0 / (variance + self.eps).sqrt())
+impl GroupNorm<'_> {
+    pub fn forward(&self, x: &Maps) -> (Maps, Statistics) {
+        let mut y = x.like();
+        let mut statistics = Statistics::with_capacity(x.images * self.groups);
+        let each = x.height * x.width * x.channels;
+        for (x, y) in x.values().chunks_exact(each).zip(y.values_mut().chunks_exact_mut(each)) {
+            statistics.extend(run(Forward { norm: *self, x, y }));
         }
+        (y, statistics)
+    }
+
+    /// The gradient with respect to x; those of gamma and beta are added to theirs.
+    pub fn backward(
+        &self,
+        x: &Maps,
+        statistics: &Statistics,
+        dy: &Maps,
+        dgamma: &mut [f32],
+        dbeta: &mut [f32],
+    ) -> Maps {
+        let mut dx = x.like();
+        let each = x.height * x.width * x.channels;
+        for (i, dx) in dx.values_mut().chunks_exact_mut(each).enumerate() {
+            run(Backward {
+                norm: *self,
+                x: &x.values()[i * each..][..each],
+                statistics: &statistics[i * self.groups..][..self.groups],
+                dy: &dy.values()[i * each..][..each],
+                dx,
+                dgamma,
+                dbeta,
+            });
+        }
+        dx
+    }
+
+    fn channels(&self) -> usize {
+        self.gamma.len()
+    }
+
+    /// Sums over the channels of each group.
+    fn grouped(&self, channels: impl Fn(usize) -> f32) -> Vec<f32> {
+        let per = self.channels() / self.groups;
+        (0..self.groups).map(|g| (g * per..(g + 1) * per).map(&channels).sum()).collect()
+    }
+
+    /// One value of each group, for each of its channels.
+    fn spread(&self, group: impl Fn(usize) -> f32) -> Vec<f32> {
+        let per = self.channels() / self.groups;
+        (0..self.channels()).map(|c| group(c / per)).collect()
     }
 }
 
-/// y = f(a x + b) over one channel; `y` and `x` have a multiple of 8 values
-/// (see `padded`).
+/// Sixteen channels at `p`, or the `n` that there are.
+#[inline(always)]
+unsafe fn load<L: Lanes>(p: *const f32, n: usize) -> L {
+    // SAFETY: the caller's contract.
+    unsafe { if n == LANES { L::load(p) } else { L::load_part(p, n) } }
+}
+
+#[inline(always)]
+unsafe fn store<L: Lanes>(v: L, p: *mut f32, n: usize) {
+    // SAFETY: the caller's contract.
+    unsafe { if n == LANES { v.store(p) } else { v.store_part(p, n) } }
+}
+
+/// One image.
 struct Forward<'a> {
+    norm: GroupNorm<'a>,
     x: &'a [f32],
-    a: f32,
-    b: f32,
-    silu: bool,
     y: &'a mut [f32],
 }
 
 impl Kernel for Forward<'_> {
+    type Out = Statistics;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Statistics {
+        let Forward { norm, x, y } = self;
+        let channels = norm.channels();
+        let pixels = x.len() / channels;
+        let n = (x.len() / norm.groups) as f32;
+        let mut sums = vec![0f32; channels];
+        // SAFETY of each block: `width` channels of each pixel from `at` on.
+        for at in (0..channels).step_by(LANES) {
+            let width = LANES.min(channels - at);
+            unsafe {
+                // Four chains hide the latency of an addition.
+                let mut acc = [L::splat(0.0); 4];
+                for pixel in 0..pixels {
+                    acc[pixel % 4] = acc[pixel % 4].add(load(x.as_ptr().add(pixel * channels + at), width));
+                }
+                let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
+                store(sum, sums.as_mut_ptr().add(at), width);
+            }
+        }
+        let means: Vec<f32> = norm.grouped(|c| sums[c]).iter().map(|sum| sum / n).collect();
+        let mean = norm.spread(|g| means[g]);
+        for at in (0..channels).step_by(LANES) {
+            let width = LANES.min(channels - at);
+            unsafe {
+                let mean: L = load(mean.as_ptr().add(at), width);
+                let mut acc = [L::splat(0.0); 4];
+                for pixel in 0..pixels {
+                    let d = load::<L>(x.as_ptr().add(pixel * channels + at), width).sub(mean);
+                    acc[pixel % 4] = acc[pixel % 4].fma(d, d);
+                }
+                let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
+                store(sum, sums.as_mut_ptr().add(at), width);
+            }
+        }
+        let squares = norm.grouped(|c| sums[c]);
+        let statistics: Statistics =
+            means.iter().zip(squares).map(|(mean, s)| (*mean, 1.0 / (s / n + norm.eps).sqrt())).collect();
+        let rstd = norm.spread(|g| statistics[g].1);
+        let a: Vec<f32> = rstd.iter().zip(norm.gamma).map(|(r, g)| r * g).collect();
+        let b: Vec<f32> = (0..channels).map(|c| norm.beta[c] - mean[c] * a[c]).collect();
+        for at in (0..channels).step_by(LANES) {
+            let width = LANES.min(channels - at);
+            unsafe {
+                let (a, b): (L, L) = (load(a.as_ptr().add(at), width), load(b.as_ptr().add(at), width));
+                for pixel in 0..pixels {
+                    let place = pixel * channels + at;
+                    let u = b.fma(a, load(x.as_ptr().add(place), width));
+                    let v = if norm.silu { u.mul(u.sigmoid()) } else { u };
+                    store(v, y.as_mut_ptr().add(place), width);
+                }
+            }
+        }
+        statistics
+    }
+}
+
+/// One image.
+struct Backward<'a> {
+    norm: GroupNorm<'a>,
+    x: &'a [f32],
+    statistics: &'a [(f32, f32)],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+    dgamma: &'a mut [f32],
+    dbeta: &'a mut [f32],
+}
+
+impl Kernel for Backward<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        // SAFETY: chunks of exactly 8 values; the tail goes through a buffer.
-        unsafe {
-            let (a, b) = (L::splat(self.a), L::splat(self.b));
-            let (x, y) = (self.x, self.y);
-            let body = x.len() / 8 * 8;
-            for (x, y) in x.chunks_exact(8).zip(y.chunks_exact_mut(8)) {
-                activate(L::load(x.as_ptr()), a, b, self.silu).store(y.as_mut_ptr());
-            }
-            if body < x.len() {
-                let rest = x.len() - body;
-                let mut buffer = [0f32; 8];
-                buffer[..rest].copy_from_slice(&x[body..]);
-                activate(L::load(buffer.as_ptr()), a, b, self.silu).store(buffer.as_mut_ptr());
-                y[body..].copy_from_slice(&buffer[..rest]);
-            }
-        }
-    }
-}
-
-// A function and not a closure: closures do not inherit the CPU features of
-// what they are in, and every operation in them becomes a call.
-#[inline(always)]
-unsafe fn activate<L: Lanes>(v: L, a: L, b: L, silu: bool) -> L {
-    // SAFETY: no pointers.
-    unsafe {
-        let u = b.fma(a, v);
-        if silu { u.mul(u.sigmoid()) } else { u }
-    }
-}
-
-/// First backward pass over one channel: du = dy f'(u) into `du`, and the sums
-/// of du and of du * xhat.
-struct Backward<'a> {
-    x: &'a [f32],
-    dy: &'a [f32],
-    mean: f32,
-    rstd: f32,
-    gamma: f32,
-    beta: f32,
-    silu: bool,
-    du: &'a mut [f32],
-}
-
-impl Kernel for Backward<'_> {
-    type Out = (f32, f32);
-
-    #[inline(always)]
-    fn run<L: Lanes>(self) -> (f32, f32) {
-        // SAFETY: chunks of exactly 8 values; the tail goes through buffers.
-        unsafe {
-            let mut state = BackwardLanes {
-                mean: L::splat(self.mean),
-                rstd: L::splat(self.rstd),
-                gamma: L::splat(self.gamma),
-                beta: L::splat(self.beta),
-                silu: self.silu,
-                sum: L::splat(0.0),
-                sum_xhat: L::splat(0.0),
-            };
-            let n = self.x.len();
-            let body = n / 8 * 8;
-            for at in (0..body).step_by(8) {
-                state.eight(self.x.as_ptr().add(at), self.dy.as_ptr().add(at), self.du.as_mut_ptr().add(at));
-            }
-            if body < n {
-                let (mut x, mut dy, mut du) = ([0f32; 8], [0f32; 8], [0f32; 8]);
-                x[..n - body].copy_from_slice(&self.x[body..]);
-                dy[..n - body].copy_from_slice(&self.dy[body..]);
-                state.eight(x.as_ptr(), dy.as_ptr(), du.as_mut_ptr());
-                self.du[body..].copy_from_slice(&du[..n - body]);
-            }
-            (state.sum.sum(), state.sum_xhat.sum())
-        }
-    }
-}
-
-struct BackwardLanes<L> {
-    mean: L,
-    rstd: L,
-    gamma: L,
-    beta: L,
-    silu: bool,
-    sum: L,
-    sum_xhat: L,
-}
-
-impl<L: Lanes> BackwardLanes<L> {
-    /// # Safety
-    /// Eight values at each pointer.
-    #[inline(always)]
-    unsafe fn eight(&mut self, x: *const f32, dy: *const f32, du: *mut f32) {
-        // SAFETY: the caller's contract.
-        unsafe {
-            let xhat = L::load(x).sub(self.mean).mul(self.rstd);
-            let mut d = L::load(dy);
-            if self.silu {
-                let u = self.beta.fma(self.gamma, xhat);
-                let s = u.sigmoid();
+        let Backward { norm, x, statistics, dy, dx, dgamma, dbeta } = self;
+        let channels = norm.channels();
+        let pixels = x.len() / channels;
+        let n = (x.len() / norm.groups) as f32;
+        let (mean, rstd) = (norm.spread(|g| statistics[g].0), norm.spread(|g| statistics[g].1));
+        // Sums of du and of du xhat over the pixels, where y = f(u), u = gamma xhat + beta.
+        let (mut s1, mut s2) = (vec![0f32; channels], vec![0f32; channels]);
+        // SAFETY of each block: `width` channels of each pixel from `at` on.
+        for at in (0..channels).step_by(LANES) {
+            let width = LANES.min(channels - at);
+            unsafe {
+                let (m, r): (L, L) = (load(mean.as_ptr().add(at), width), load(rstd.as_ptr().add(at), width));
+                let gamma: L = load(norm.gamma.as_ptr().add(at), width);
+                let beta: L = load(norm.beta.as_ptr().add(at), width);
                 let one = L::splat(1.0);
-                d = d.mul(s.mul(one.fma(u, one.sub(s))));
+                let (mut sum, mut sum_xhat) = (L::splat(0.0), L::splat(0.0));
+                for pixel in 0..pixels {
+                    let place = pixel * channels + at;
+                    let xhat = load::<L>(x.as_ptr().add(place), width).sub(m).mul(r);
+                    let mut d: L = load(dy.as_ptr().add(place), width);
+                    if norm.silu {
+                        let u = beta.fma(gamma, xhat);
+                        let s = u.sigmoid();
+                        d = d.mul(s.mul(one.fma(u, one.sub(s))));
+                    }
+                    store(d, dx.as_mut_ptr().add(place), width);
+                    sum = sum.add(d);
+                    sum_xhat = sum_xhat.fma(d, xhat);
+                }
+                store(sum, s1.as_mut_ptr().add(at), width);
+                store(sum_xhat, s2.as_mut_ptr().add(at), width);
             }
-            d.store(du);
-            self.sum = self.sum.add(d);
-            self.sum_xhat = self.sum_xhat.fma(d, xhat);
+        }
+        for c in 0..channels {
+            dbeta[c] += s1[c];
+            dgamma[c] += s2[c];
+        }
+        // dx = rstd (gamma du - mean(gamma du) - xhat mean(gamma du xhat))
+        let m1 = norm.grouped(|c| s1[c] * norm.gamma[c]);
+        let m2 = norm.grouped(|c| s2[c] * norm.gamma[c]);
+        let slope = norm.spread(|g| -statistics[g].1 * statistics[g].1 * m2[g] / n);
+        let offset = norm.spread(|g| {
+            let (mean, rstd) = statistics[g];
+            rstd * rstd * m2[g] / n * mean - rstd * m1[g] / n
+        });
+        let scale: Vec<f32> = rstd.iter().zip(norm.gamma).map(|(r, g)| r * g).collect();
+        for at in (0..channels).step_by(LANES) {
+            let width = LANES.min(channels - at);
+            unsafe {
+                let slope: L = load(slope.as_ptr().add(at), width);
+                let offset: L = load(offset.as_ptr().add(at), width);
+                let scale: L = load(scale.as_ptr().add(at), width);
+                for pixel in 0..pixels {
+                    let place = pixel * channels + at;
+                    let rest = offset.fma(slope, load(x.as_ptr().add(place), width));
+                    let d = rest.fma(scale, load(dx.as_ptr().add(place), width));
+                    store(d, dx.as_mut_ptr().add(place), width);
+                }
+            }
         }
     }
 }
 
-impl CustomOp3 for GroupNorm {
-    fn name(&self) -> &'static str {
-        "group_norm"
-    }
+#[cfg(test)]
+mod tests {
+    use super::super::lanes::run_each;
+    use super::*;
+    use crate::rng::Stream;
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        gamma: &CpuStorage,
-        lg: &Layout,
-        beta: &CpuStorage,
-        lb: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (_, c, h, w) = lx.shape().dims4()?;
-        if c % self.groups != 0 || lg.dims() != [c] || lb.dims() != [c] {
-            bail!("group norm: {c} channels, {} groups, gamma {:?}, beta {:?}", self.groups, lg, lb);
+    /// The bits do not depend on the instruction set.
+    #[test]
+    fn all_lanes_give_the_same_bits() {
+        for (channels, groups, pixels) in [(8, 2, 9), (48, 12, 16), (20, 5, 7)] {
+            let values = |name: &str, n| Stream::new("norm", name).normals(0, n);
+            let (gamma, beta) = (values("gamma", channels), values("beta", channels));
+            let (x, dy) = (values("x", channels * pixels), values("dy", channels * pixels));
+            let norm = GroupNorm { gamma: &gamma, beta: &beta, groups, eps: 1e-6, silu: true };
+            struct Both<'a>(GroupNorm<'a>, &'a [f32], &'a [f32]);
+            impl Kernel for Both<'_> {
+                type Out = Vec<u32>;
+
+                #[inline(always)]
+                fn run<L: Lanes>(self) -> Vec<u32> {
+                    let Both(norm, x, dy) = self;
+                    let (mut y, mut dx) = (vec![0f32; x.len()], vec![0f32; x.len()]);
+                    let (mut dgamma, mut dbeta) = (vec![0f32; norm.channels()], vec![0f32; norm.channels()]);
+                    let statistics = Forward { norm, x, y: &mut y }.run::<L>();
+                    let (dgamma_, dbeta_) = (&mut dgamma, &mut dbeta);
+                    Backward {
+                        norm,
+                        x,
+                        statistics: &statistics,
+                        dy,
+                        dx: &mut dx,
+                        dgamma: dgamma_,
+                        dbeta: dbeta_,
+                    }
+                    .run::<L>();
+                    [y, dx, dgamma, dbeta].concat().iter().map(|v| v.to_bits()).collect()
+                }
+            }
+            let all = run_each(|| Both(norm, &x, &dy));
+            for (lanes, bits) in &all {
+                assert!(*bits == all[0].1, "{lanes}: {channels} channels");
+            }
         }
-        let (x, gamma, beta) = (values(x, lx)?, values(gamma, lg)?, values(beta, lb)?);
-        let (pixels, per_group) = (h * w, c / self.groups);
-        let mut y = vec![0f32; x.len()];
-        y.par_chunks_mut(per_group * pixels).zip(x.par_chunks(per_group * pixels)).enumerate().for_each(
-            |(i, (y, x))| {
-                let first = i % self.groups * per_group;
-                let (mean, rstd) = run(Statistics { x, eps: self.eps });
-                for (c, (y, x)) in y.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels)).enumerate() {
-                    let a = rstd * gamma[first + c];
-                    run(Forward { x, a, b: beta[first + c] - mean * a, silu: self.silu, y });
-                }
-            },
-        );
-        Ok((CpuStorage::F32(y), lx.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        gamma: &Tensor,
-        beta: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (b, c, h, w) = x.dims4()?;
-        let (pixels, per_group) = (h * w, c / self.groups);
-        with_values([x, gamma, beta, dy], |[xs, gammas, betas, dys]| {
-            let mut dx = vec![0f32; xs.len()];
-            // (sum du, sum du xhat) of every channel of every image.
-            let mut sums = vec![(0f32, 0f32); b * c];
-            dx.par_chunks_mut(per_group * pixels)
-                .zip(sums.par_chunks_mut(per_group))
-                .zip(xs.par_chunks(per_group * pixels).zip(dys.par_chunks(per_group * pixels)))
-                .enumerate()
-                .for_each(|(i, ((dx, sums), (x, dy)))| {
-                    let first = i % self.groups * per_group;
-                    let (mean, rstd) = run(Statistics { x, eps: self.eps });
-                    let (mut m1, mut m2) = (0f32, 0f32);
-                    for (c, sums) in sums.iter_mut().enumerate() {
-                        let at = c * pixels..(c + 1) * pixels;
-                        let (gamma, beta) = (gammas[first + c], betas[first + c]);
-                        *sums = run(Backward {
-                            x: &x[at.clone()],
-                            dy: &dy[at.clone()],
-                            mean,
-                            rstd,
-                            gamma,
-                            beta,
-                            silu: self.silu,
-                            du: &mut dx[at],
-                        });
-                        m1 += sums.0 * gamma;
-                        m2 += sums.1 * gamma;
-                    }
-                    let n = (per_group * pixels) as f32;
-                    // dx = rstd (gamma du - mean(gamma du) - xhat mean(gamma du xhat))
-                    for (c, dx) in dx.chunks_exact_mut(pixels).enumerate() {
-                        let slope = -rstd * rstd * m2 / n;
-                        let offset = -rstd * m1 / n - slope * mean;
-                        let scale = rstd * gammas[first + c];
-                        for (d, x) in dx.iter_mut().zip(&x[c * pixels..]) {
-                            *d = scale * *d + (slope * x + offset);
-                        }
-                    }
-                });
-            let reduce = |f: &dyn Fn(&(f32, f32)) -> f32| {
-                let mut total = vec![0f32; c];
-                for image in sums.chunks_exact(c) {
-                    for (t, s) in total.iter_mut().zip(image) {
-                        *t += f(s);
-                    }
-                }
-                total
-            };
-            let dgamma = if gamma.track_op() {
-                Some(Tensor::from_vec(reduce(&|s| s.1), c, gamma.device())?)
-            } else {
-                None
-            };
-            let dbeta = if beta.track_op() {
-                Some(Tensor::from_vec(reduce(&|s| s.0), c, beta.device())?)
-            } else {
-                None
-            };
-            Ok((Some(Tensor::from_vec(dx, (b, c, h, w), x.device())?), dgamma, dbeta))
-        })
     }
 }

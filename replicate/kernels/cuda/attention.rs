@@ -11,7 +11,8 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail, builder_arg};
 
-/// As [`crate::kernels::attention`]: `qkv` (B, 3C, T) to (B, C, T).
+/// softmax(q^T k / sqrt(C)) v. `qkv` (B, 3C, T) with q, k and v interleaved, channel
+/// 3c + {0, 1, 2}. Gives (B, C, T).
 pub fn attention(qkv: &Tensor) -> Result<Tensor> {
     qkv.contiguous()?.apply_op1(Attention)
 }

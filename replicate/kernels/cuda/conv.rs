@@ -21,8 +21,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// As [`crate::kernels::conv2d`]; `w` and `bias` are float32 and are rounded to the
-/// type of `x`, whose products are summed in float32.
+/// x * w + bias: `x` (B, C, H, W), `w` (O, C, k, k) with odd k, `bias` (O), or (B, O) for
+/// one bias an image. `w` and `bias` are float32; `w` is rounded to the type of `x`, and
+/// the products are summed in float32.
 pub fn conv2d(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op3(&w.contiguous()?, &bias.contiguous()?, Conv2d)
 }

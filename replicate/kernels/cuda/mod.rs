@@ -1,6 +1,6 @@
 //! The heavy operations on a GPU: convolutions through cuDNN, matrix products through
 //! cuBLAS, the rest in `kernels.cu`. Forward and backward agree with the plain
-//! compositions of [`super::reference`]. On float32 no TF32 is used; on bfloat16
+//! compositions of [`crate::composed`]. On float32 no TF32 is used; on bfloat16
 //! activations the parameters, all sums and the statistics are float32. The same input
 //! gives the same bits: no atomics, and cuDNN's deterministic algorithms.
 

@@ -6,7 +6,7 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Result, Shape, Tensor, bail, builder_arg};
 
-/// As [`crate::kernels::group_norm`]; `gamma` and `beta` are float32.
+/// As [`crate::network::Ops::norm`]: `x` (B, C, H, W); `gamma` and `beta` (C) are float32.
 pub fn group_norm(
     x: &Tensor,
     gamma: &Tensor,

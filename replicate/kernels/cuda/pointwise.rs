@@ -18,17 +18,17 @@ pub fn mix(x: &Tensor, a: &[f32], y: &Tensor, c: &[f32]) -> Result<Tensor> {
     x.contiguous()?.apply_op2(&y.contiguous()?, Mix { a: a.to_vec(), c: c.to_vec() })
 }
 
-/// As [`crate::kernels::silu`].
+/// x sigmoid(x)
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Silu)
 }
 
-/// As [`crate::kernels::down2`].
+/// The mean of each 2x2 block of `x` (B, C, H, W).
 pub fn down2(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Resample { half: true, weight: 0.25 })
 }
 
-/// As [`crate::kernels::up2`].
+/// Each pixel of `x` (B, C, H, W) four times.
 pub fn up2(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Resample { half: false, weight: 1.0 })
 }

@@ -1,0 +1,97 @@
+//! The operations of a network as compositions of candle's own: for devices other
+//! than the CPU, and what the CPU's kernels are tested against.
+
+use crate::network::{Norm, Ops, Param, Plus};
+use candle_core::{D, Device, Result, Tensor};
+
+pub struct Composed<'a> {
+    parameters: &'a [Tensor],
+    device: &'a Device,
+}
+
+impl<'a> Composed<'a> {
+    pub fn new(parameters: &'a [Tensor], device: &'a Device) -> Composed<'a> {
+        Composed { parameters, device }
+    }
+}
+
+impl Ops for Composed<'_> {
+    type Map = Tensor;
+
+    fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Tensor> {
+        let images = values.len() / channels;
+        Tensor::from_vec(values, (images, channels, 1, 1), self.device)
+    }
+
+    fn conv(&mut self, x: &Tensor, weight: Param, bias: Option<Param>, plus: Plus<Tensor>) -> Result<Tensor> {
+        let w = &self.parameters[weight.0];
+        let (out, inputs) = (w.dim(0)?, w.dim(1)?);
+        let side = if w.rank() == 4 { w.dim(2)? } else { 1 };
+        let mut y = if x.dims()[2..] == [1, 1] && side == 1 {
+            let y = x.flatten_from(1)?.matmul(&w.reshape((out, inputs))?.t()?)?;
+            y.reshape((x.dim(0)?, out, 1, 1))?
+        } else {
+            x.conv2d(&w.reshape((out, inputs, side, side))?, side / 2, 1, 1, 1)?
+        };
+        if let Some(bias) = bias {
+            y = y.broadcast_add(&self.parameters[bias.0].reshape((1, out, 1, 1))?)?;
+        }
+        if let Some(term) = plus.term {
+            y = y.broadcast_add(term)?;
+        }
+        match plus.residual {
+            Some((residual, scale)) => (y + residual)? * scale as f64,
+            None => Ok(y),
+        }
+    }
+
+    fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+        let (b, c, h, w) = x.dims4()?;
+        let x = x.reshape((b, norm.groups, c / norm.groups * h * w))?;
+        let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let deviation = (x.sqr()?.mean_keepdim(D::Minus1)? + norm.eps as f64)?.sqrt()?;
+        let y = x.broadcast_div(&deviation)?.reshape((b, c, h, w))?;
+        let of = |param: Param| self.parameters[param.0].reshape((1, c, 1, 1));
+        let y = y.broadcast_mul(&of(norm.gamma)?)?.broadcast_add(&of(norm.beta)?)?;
+        if norm.silu { y.silu() } else { Ok(y) }
+    }
+
+    fn attention(&mut self, qkv: &Tensor) -> Result<Tensor> {
+        let (b, c3, h, w) = qkv.dims4()?;
+        let split = qkv.reshape((b, c3 / 3, 3, h * w))?;
+        let part = |i| split.narrow(2, i, 1)?.squeeze(2)?.contiguous();
+        let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+        let scores = (q.t()?.matmul(&k)? / (c3 as f64 / 3.0).sqrt())?;
+        // Not softmax_last_dim: it has no backward and drops the gradient silently.
+        let p = candle_nn::ops::softmax(&scores, 2)?;
+        v.matmul(&p.t()?)?.reshape((b, c3 / 3, h, w))
+    }
+
+    fn silu(&mut self, x: &Tensor) -> Result<Tensor> {
+        x.silu()
+    }
+
+    fn down2(&mut self, x: &Tensor) -> Result<Tensor> {
+        let (b, c, h, w) = x.dims4()?;
+        x.reshape((b * c, h / 2, 2, w / 2, 2))?.mean(4)?.mean(2)?.reshape((b, c, h / 2, w / 2))
+    }
+
+    // Not upsample_nearest2d: its backward overwrites what other users of the
+    // tensor have accumulated.
+    fn up2(&mut self, x: &Tensor) -> Result<Tensor> {
+        let (b, c, h, w) = x.dims4()?;
+        x.reshape((b * c, h, 1, w, 1))?.broadcast_as((b * c, h, 2, w, 2))?.reshape((b, c, 2 * h, 2 * w))
+    }
+
+    fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        Tensor::cat(&[a, b], 1)
+    }
+
+    fn mean(&mut self, x: &Tensor) -> Result<Tensor> {
+        x.mean_keepdim((2, 3))
+    }
+
+    fn tensor(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+}
