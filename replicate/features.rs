@@ -1,11 +1,8 @@
 //! The small classifier whose features and logits stand in for Inception-v3's
 //! where the images are glyphs. What is measured with it is called FD, not FID.
 
-#[cfg(not(feature = "cudnn"))]
-use crate::composed::Composed as Elsewhere;
+use crate::Elsewhere;
 use crate::data::Images;
-#[cfg(feature = "cudnn")]
-use crate::fused::Fused as Elsewhere;
 use crate::metrics::Features;
 use crate::network::{Builder, Norm, Ops, Param, Plus};
 use crate::params::{Arrays, Params, Source};

@@ -74,3 +74,9 @@ pub mod train;
 pub mod unet;
 pub mod unzip;
 pub mod watch;
+
+/// The operations of a network on other devices than the CPU.
+#[cfg(not(feature = "cudnn"))]
+pub(crate) use composed::Composed as Elsewhere;
+#[cfg(feature = "cudnn")]
+pub(crate) use fused::Fused as Elsewhere;

@@ -3,10 +3,7 @@
 //! the same encoder. Our reading of Karras et al. 2022; tensor names are those
 //! of the published checkpoints.
 
-#[cfg(not(feature = "cudnn"))]
-use crate::composed::Composed as Elsewhere;
-#[cfg(feature = "cudnn")]
-use crate::fused::Fused as Elsewhere;
+use crate::Elsewhere;
 use crate::kernels::{mix, scale_images};
 use crate::network::{self, Builder, Ops, Param, Plus};
 use crate::noise::Precondition;

@@ -29,6 +29,10 @@ fn every_part_is_checked_and_holds() {
     let output = selftest(&[]);
     let all = checks(&output);
     for part in [
+        "3x3 convolution: gradients",
+        "group norm and SiLU: gradients",
+        "attention: gradients",
+        "noise",
         "U-Net, tiny: gradients of 143 tensors",
         "sampler",
         "Inception-v3: logits",

@@ -3,6 +3,7 @@
 
 mod cells;
 pub mod fixture;
+mod operations;
 mod parity;
 mod speed;
 
@@ -54,6 +55,12 @@ impl Report {
     }
 }
 
+fn bfloat16_checks(device: &Device, reduced: bool) -> Result<Vec<Check>> {
+    let mut checks = operations::checks(device)?;
+    checks.extend(parity::bfloat16_checks(device, reduced)?);
+    Ok(checks)
+}
+
 fn bfloat16_possible(device: &Device) -> bool {
     cfg!(feature = "cudnn") && device.is_cuda()
 }
@@ -72,10 +79,12 @@ pub fn run(
 ) -> Result<Report> {
     kernels::use_bfloat16(false);
     tell("agreement with the reference implementations");
-    let mut checks = parity::checks(device, reduced)?;
+    let mut checks = operations::checks(device)?;
+    checks.push(operations::noise(device)?);
+    checks.extend(parity::checks(device, reduced)?);
     if bfloat16_possible(device) {
         kernels::use_bfloat16(true);
-        let rounded = parity::bfloat16_checks(device, reduced);
+        let rounded = bfloat16_checks(device, reduced);
         kernels::use_bfloat16(false);
         checks.extend(rounded?);
     }

@@ -28,9 +28,9 @@ const AUGMENT: &[u8] = include_bytes!("../../tests/parity/edm-augment.npz");
 const INCEPTION: &[u8] = include_bytes!("../../tests/parity/inception.npz");
 
 /// How near the references must be.
-struct Tolerance {
-    outputs: f64,
-    gradients: f64,
+pub struct Tolerance {
+    pub outputs: f64,
+    pub gradients: f64,
     /// Of five steps of Adam at a hundred times the paper's rate: without a first moment
     /// each goes by the signs of gradients, however small.
     steps: f64,
@@ -40,7 +40,7 @@ impl Tolerance {
     /// Float32 rounding alone stays below 1e-4 on a CPU; a GPU adds in another order.
     /// With every activation and its gradient rounded to bfloat16 on a CPU, the errors
     /// were at most 1.2e-2, 3.4e-2 and, for DiJS, 2.4e-1.
-    fn on(device: &Device) -> Tolerance {
+    pub fn on(device: &Device) -> Tolerance {
         match activations(device) {
             DType::BF16 => Tolerance { outputs: 3e-2, gradients: 1e-1, steps: 5e-1 },
             _ if device.is_cpu() => Tolerance { outputs: 1e-4, gradients: 1e-4, steps: 1e-3 },
