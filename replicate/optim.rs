@@ -3,9 +3,10 @@
 
 #[cfg(feature = "cudnn")]
 use crate::kernels::cuda;
+use crate::kernels::{values, values_mut};
 use crate::params::{Arrays, Params, from_array, to_array};
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor};
+use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,6 +14,55 @@ pub struct AdamConfig {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
+}
+
+/// a = beta a + (1 - beta) x, or x^2, in one pass on the CPU.
+struct Toward {
+    beta: f32,
+    square: bool,
+}
+
+impl InplaceOp2 for Toward {
+    fn name(&self) -> &'static str {
+        "toward"
+    }
+
+    fn cpu_fwd(&self, a: &mut CpuStorage, la: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
+        let rest = 1.0 - self.beta;
+        for (a, x) in values_mut(a, la)?.iter_mut().zip(values(x, lx)?) {
+            *a = self.beta * *a + rest * if self.square { x * x } else { *x };
+        }
+        Ok(())
+    }
+}
+
+/// x -= lr m / (scale sqrt(v) + eps), in one pass on the CPU.
+struct Step {
+    lr: f32,
+    scale: f32,
+    eps: f32,
+}
+
+impl InplaceOp3 for Step {
+    fn name(&self) -> &'static str {
+        "step"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &mut CpuStorage,
+        lx: &Layout,
+        m: &CpuStorage,
+        lm: &Layout,
+        v: &CpuStorage,
+        lv: &Layout,
+    ) -> Result<()> {
+        let moments = values(m, lm)?.iter().zip(values(v, lv)?);
+        for (x, (m, v)) in values_mut(x, lx)?.iter_mut().zip(moments) {
+            *x -= self.lr * (m / (self.scale * v.sqrt() + self.eps));
+        }
+        Ok(())
+    }
 }
 
 /// Kingma and Ba 2015, as PyTorch computes it.
@@ -54,6 +104,18 @@ impl Adam {
         for (name, var) in params.iter() {
             let Some(g) = grads.get(var) else { continue };
             let (m, v) = self.moments.get_mut(name).expect("made from the same parameters");
+            if var.device().is_cpu() {
+                let g = g.contiguous()?;
+                m.inplace_op2(&g, &Toward { beta: beta1 as f32, square: false })?;
+                v.inplace_op2(&g, &Toward { beta: beta2 as f32, square: true })?;
+                let step = Step {
+                    lr: (lr / correction1) as f32,
+                    scale: (1.0 / correction2.sqrt()) as f32,
+                    eps: eps as f32,
+                };
+                var.as_detached_tensor().inplace_op3(m, v, &step)?;
+                continue;
+            }
             *m = ((&*m * beta1)? + (g * (1.0 - beta1))?)?.detach();
             *v = ((&*v * beta2)? + (g.sqr()? * (1.0 - beta2))?)?.detach();
             let size = ((v.sqrt()? * (1.0 / correction2.sqrt()))? + eps)?;
@@ -117,6 +179,10 @@ impl Ema {
         }
         for (name, var) in params.iter() {
             let e = self.average.get_mut(name).expect("made from the same parameters");
+            if var.device().is_cpu() {
+                e.inplace_op2(&var.as_detached_tensor(), &Toward { beta: beta as f32, square: false })?;
+                continue;
+            }
             *e = ((&*e * beta)? + (var.as_detached_tensor() * (1.0 - beta))?)?;
         }
         Ok(())

@@ -6,7 +6,7 @@
 //! Images are taken in groups of a fixed size and gradients are summed in a
 //! fixed order, so no bit depends on the number of threads.
 
-use crate::kernels::{self, Ends, GroupNorm, Maps, Panels, Statistics, Weight};
+use crate::kernels::{self, Buffer, Ends, GroupNorm, Maps, Packed, Statistics, Weight};
 use crate::network::{Norm, Ops, Param, Plus};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
@@ -47,7 +47,7 @@ struct Parameter<'a> {
     values: &'a [f32],
     /// Of those with two or four dimensions.
     weight: Option<Weight>,
-    panels: Option<Panels>,
+    packed: Option<Packed>,
 }
 
 impl Tape<'_> {
@@ -84,7 +84,7 @@ impl Ops for Tape<'_> {
     }
 
     fn conv(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
-        let Parameter { weight: Some(size), panels: Some(panels), .. } = &self.parameters[weight.0] else {
+        let Parameter { weight: Some(size), packed: Some(packed), .. } = &self.parameters[weight.0] else {
             bail!("a weight has two or four dimensions")
         };
         if size.inputs != x.maps.channels || !matches!(size.side, 1 | 3) {
@@ -106,7 +106,7 @@ impl Ops for Tape<'_> {
         if let Some((residual, scale)) = plus.residual {
             (ends.residual, ends.scale) = (Some(residual.maps.values()), scale);
         }
-        let y = kernels::convolve(&x.maps, panels, size.side, ends);
+        let y = kernels::convolve(&x.maps, packed, size.side, ends);
         let others = plus.term.into_iter().chain(plus.residual.map(|(residual, _)| residual));
         let tracked = self.trained || x.id.is_some() || others.into_iter().any(|node| node.id.is_some());
         Ok(self.push(y, tracked, || Step::Conv {
@@ -186,17 +186,15 @@ struct Taken {
 
 impl Taken {
     /// From the gradient of the output to that of the input; those of the
-    /// parameters are added to `sums`, weights in the order of
-    /// [`Weight::reordered`].
-    fn backward(self, parameters: &[Parameter], dy: Maps, sums: Option<&mut [Vec<f32>]>) -> Option<Maps> {
+    /// parameters are added to `sums`, of weights in an order of their own
+    /// ([`Weight::gradient`]).
+    fn backward(self, parameters: &[Parameter], dy: Maps, sums: Option<&mut Sums>) -> Option<Maps> {
         let mut gradients: Vec<Option<Maps>> = (0..self.nodes).map(|_| None).collect();
         if let Some(id) = self.output.id {
             gradients[id] = Some(dy);
         }
         drop(self.output);
-        let mut none: Vec<Vec<f32>> = Vec::new();
-        let trained = sums.is_some();
-        let sums = sums.unwrap_or(&mut none);
+        let mut sums = sums;
         // Each step is dropped when it is done with, and its values with it.
         for (step, id) in self.steps.into_iter().rev() {
             let Some(mut dy) = gradients[id].take() else { continue };
@@ -209,9 +207,9 @@ impl Taken {
             };
             match step {
                 Step::Conv { x, weight, bias, term, residual } => {
-                    let Parameter { weight: Some(size), panels: Some(turned), .. } = &parameters[weight.0]
+                    let Parameter { weight: Some(size), packed: Some(turned), .. } = &parameters[weight.0]
                     else {
-                        unreachable!("the forward pass found panels")
+                        unreachable!("the forward pass had it packed")
                     };
                     if let Some((residual, scale)) = &residual {
                         dy.values_mut().iter_mut().for_each(|d| *d *= scale);
@@ -225,10 +223,10 @@ impl Taken {
                         kernels::add_bias_gradient(&dy, rows.values_mut());
                         add(&term, rows);
                     }
-                    if trained {
-                        kernels::add_weight_gradient(&x.maps, size.side, &dy, &mut sums[weight.0]);
+                    if let Some(sums) = &mut sums {
+                        size.add_gradient(&x.maps, &dy, sums.of(weight));
                         if let Some(bias) = bias {
-                            kernels::add_bias_gradient(&dy, &mut sums[bias.0]);
+                            kernels::add_bias_gradient(&dy, sums.of(bias));
                         }
                     }
                     if x.id.is_some() {
@@ -245,9 +243,9 @@ impl Taken {
                         &mut gamma,
                         &mut beta,
                     );
-                    if trained {
+                    if let Some(sums) = &mut sums {
                         for (param, more) in [(norm.gamma, gamma), (norm.beta, beta)] {
-                            sums[param.0].iter_mut().zip(more).for_each(|(sum, m)| *sum += m);
+                            sums.of(param).iter_mut().zip(more).for_each(|(sum, m)| *sum += m);
                         }
                     }
                     add(&x, dx);
@@ -268,6 +266,29 @@ impl Taken {
         }
         self.input.and_then(|id| gradients[id].take())
     }
+}
+
+/// Sums of the gradients of all parameters, one behind the other.
+struct Sums<'a> {
+    values: Buffer,
+    places: &'a [Range<usize>],
+}
+
+impl Sums<'_> {
+    fn of(&mut self, param: Param) -> &mut [f32] {
+        &mut self.values[self.places[param.0].clone()]
+    }
+}
+
+/// Where the sums of each parameter are, and the length of all.
+fn places(parameters: &[Parameter]) -> (Vec<Range<usize>>, usize) {
+    let mut end = 0;
+    let places = parameters.iter().map(|p| {
+        let start = end;
+        end += p.weight.map_or(p.values.len(), |weight| weight.sums_len());
+        start..end
+    });
+    (places.collect(), end)
 }
 
 /// Images of a group: what one thread takes through the whole network.
@@ -330,7 +351,7 @@ fn run(
     let (trained, tracked) = (parameters.iter().any(Tensor::track_op), x.track_op());
     let x = x.contiguous()?;
     let sizes = Sizes::of(x.dims())?;
-    let taken = with_parameters(parameters, Weight::panels, |loaded| {
+    let taken = with_parameters(parameters, Weight::packed, |loaded| {
         with_values(&x, |values| {
             let forward = |range: Range<usize>, walk: Walk| {
                 let mut tape = Tape { parameters: loaded, trained, steps: Vec::new(), nodes: 0 };
@@ -428,10 +449,10 @@ fn with_values<R>(x: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> 
     f(kernels::values(storage, layout)?)
 }
 
-/// Reads parameters, with panels of the weights as `panels` makes them.
+/// Reads parameters, the weights as `pack` makes them.
 fn with_parameters<R>(
     parameters: &[Tensor],
-    panels: fn(&Weight, &[f32]) -> Panels,
+    pack: fn(&Weight, &[f32]) -> Packed,
     f: impl FnOnce(&[Parameter]) -> Result<R>,
 ) -> Result<R> {
     let guards: Vec<_> = parameters.iter().map(Tensor::storage_and_layout).collect();
@@ -445,12 +466,12 @@ fn with_parameters<R>(
         };
         slices.push((kernels::values(cpu, layout)?, weight));
     }
-    let load = |(values, weight): &(&'_ [f32], Option<Weight>)| (weight.map(|w| panels(&w, values)), *weight);
+    let load = |(values, weight): &(&'_ [f32], Option<Weight>)| (weight.map(|w| pack(&w, values)), *weight);
     let made: Vec<_> = slices.par_iter().map(load).collect();
     let loaded: Vec<Parameter> = slices
         .iter()
         .zip(made)
-        .map(|((values, _), (panels, weight))| Parameter { values, weight, panels })
+        .map(|((values, _), (packed, weight))| Parameter { values, weight, packed })
         .collect();
     f(&loaded)
 }
@@ -509,43 +530,44 @@ impl CustomOp2 for Done {
             }
             shares.last_mut().expect("just pushed").push(group);
         }
-        let (dx, dflat) = with_parameters(&self.parameters, Weight::turned_panels, |loaded| {
+        let (dx, dflat) = with_parameters(&self.parameters, Weight::turned, |loaded| {
             with_values(&dy, |dy| {
+                let (places, length) = places(loaded);
                 let share = |groups: Vec<(usize, Taken)>| {
-                    let zeros = || loaded.iter().map(|p| vec![0f32; p.values.len()]).collect();
-                    let mut sums: Option<Vec<Vec<f32>>> = trained.then(zeros);
+                    let mut sums = trained.then(|| Sums { values: Buffer::zeros(length), places: &places });
                     let dx: Vec<(usize, Maps)> = groups
                         .into_iter()
                         .filter_map(|(first, taken)| {
                             let range = first..first + taken.output.maps.images;
                             let dy = to_maps(out, dy, range);
-                            Some((first, taken.backward(loaded, dy, sums.as_deref_mut())?))
+                            Some((first, taken.backward(loaded, dy, sums.as_mut())?))
                         })
                         .collect();
-                    (dx, sums)
+                    (dx, sums.map(|sums| sums.values))
                 };
                 let parts: Vec<_> = shares.into_par_iter().map(share).collect();
                 let mut dx = if tracked { vec![0f32; x.elem_count()] } else { Vec::new() };
                 let each = sizes.channels * sizes.height * sizes.width;
-                let mut sums: Option<Vec<Vec<f32>>> = None;
+                let mut sums: Vec<Buffer> = Vec::new();
                 for (images, part) in parts {
                     for (first, maps) in images {
                         from_maps(&maps, &mut dx[first * each..][..maps.values().len()]);
                     }
-                    match (&mut sums, part) {
-                        (Some(sums), Some(part)) => sums.par_iter_mut().zip(part).for_each(|(sum, more)| {
-                            sum.iter_mut().zip(more).for_each(|(s, m)| *s += m);
-                        }),
-                        (none, part) => *none = part,
-                    }
+                    sums.extend(part);
                 }
-                let ordered = |(sum, p): (Vec<f32>, &Parameter)| match &p.weight {
-                    Some(weight) => weight.reordered(&sum),
-                    None => sum,
+                let gradient = |(p, place): (&Parameter, &Range<usize>)| {
+                    let (first, others) = sums.split_first().expect("there is a group");
+                    let mut sum = first[place.clone()].to_vec();
+                    for other in others {
+                        sum.iter_mut().zip(&other[place.clone()]).for_each(|(s, m)| *s += m);
+                    }
+                    match &p.weight {
+                        Some(weight) => weight.gradient(&sum),
+                        None => sum,
+                    }
                 };
-                let flat = sums
-                    .map(|sums| -> Vec<Vec<f32>> { sums.into_par_iter().zip(loaded).map(ordered).collect() });
-                Ok((dx, flat.map(|flat| flat.concat())))
+                let gradients = || loaded.par_iter().zip(&places).map(gradient).collect::<Vec<_>>().concat();
+                Ok((dx, trained.then(gradients)))
             })
         })?;
         let dx = if tracked { Some(Tensor::from_vec(dx, x.shape(), x.device())?) } else { None };

@@ -4,44 +4,39 @@
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::maps::Maps;
 use super::pool::Buffer;
-use super::product::{Ends, Panels, Shifted, outer, product};
+use super::product::{Dense, Ends, Panels, outer, product};
 
 /// One image: q, k and v are (tokens, channels).
 struct Image {
     tokens: usize,
     channels: usize,
-    starts: Vec<usize>,
-    /// Of the rows of a (tokens, tokens) matrix.
-    square: Vec<usize>,
 }
 
 const ENDS: Ends = Ends { bias: None, group: 0, residual: None, scale: 1.0, relu: false };
 
 impl Image {
-    fn new(tokens: usize, channels: usize) -> Image {
-        let starts = |n: usize| (0..tokens).map(|t| t * n).collect();
-        Image { tokens, channels, starts: starts(channels), square: starts(tokens) }
-    }
-
     fn scale(&self) -> f32 {
         1.0 / (self.channels as f32).sqrt()
     }
 
-    fn rows<'a>(&'a self, x: &'a [f32]) -> Shifted<'a> {
-        Shifted::new(x, &self.starts, &[0], self.channels)
+    fn rows<'a>(&self, x: &'a [f32]) -> Dense<'a> {
+        Dense { values: x, length: self.channels }
     }
 
-    fn square_rows<'a>(&'a self, x: &'a [f32]) -> Shifted<'a> {
-        Shifted::new(x, &self.square, &[0], self.tokens)
+    fn square_rows<'a>(&self, x: &'a [f32]) -> Dense<'a> {
+        Dense { values: x, length: self.tokens }
     }
 
-    /// Every third channel from `which` on.
-    fn part(&self, qkv: &[f32], which: usize) -> Buffer {
-        let mut part = Buffer::stale(self.tokens * self.channels);
-        for (to, from) in part.iter_mut().zip(qkv[which..].iter().step_by(3)) {
-            *to = *from;
+    /// q, k and v.
+    fn parts(&self, qkv: &[f32]) -> [Buffer; 3] {
+        let each = self.tokens * self.channels;
+        let mut parts = [Buffer::stale(each), Buffer::stale(each), Buffer::stale(each)];
+        let [q, k, v] = &mut parts;
+        let to = q.iter_mut().zip(k.iter_mut()).zip(v.iter_mut());
+        for (((q, k), v), three) in to.zip(qkv.chunks_exact(3)) {
+            (*q, *k, *v) = (three[0], three[1], three[2]);
         }
-        part
+        parts
     }
 
     /// a b^T of two (tokens, channels): (tokens, tokens).
@@ -77,11 +72,11 @@ impl Image {
 /// channel 3c + {0, 1, 2}, as EDM's `qkv` convolution gives them.
 pub fn attention(qkv: &Maps) -> Maps {
     let [height, width, c3] = qkv.shape();
-    let image = Image::new(height * width, c3 / 3);
+    let image = Image { tokens: height * width, channels: c3 / 3 };
     let mut a = Maps::stale(qkv.images, [height, width, c3 / 3]);
     let each = image.tokens * image.channels;
     for (qkv, a) in qkv.values().chunks_exact(3 * each).zip(a.values_mut().chunks_exact_mut(each)) {
-        let (q, k, v) = (image.part(qkv, 0), image.part(qkv, 1), image.part(qkv, 2));
+        let [q, k, v] = image.parts(qkv);
         image.weighted(&image.weights(&q, &k), &v, 1.0, a);
     }
     a
@@ -90,12 +85,12 @@ pub fn attention(qkv: &Maps) -> Maps {
 /// The gradient of [`attention`] with respect to qkv.
 pub fn attention_backward(qkv: &Maps, da: &Maps) -> Maps {
     let [height, width, c3] = qkv.shape();
-    let image = Image::new(height * width, c3 / 3);
+    let image = Image { tokens: height * width, channels: c3 / 3 };
     let mut out = qkv.like();
     let each = image.tokens * image.channels;
     let images = qkv.values().chunks_exact(3 * each).zip(da.values().chunks_exact(each));
     for ((qkv, da), out) in images.zip(out.values_mut().chunks_exact_mut(3 * each)) {
-        let (q, k, v) = (image.part(qkv, 0), image.part(qkv, 1), image.part(qkv, 2));
+        let [q, k, v] = image.parts(qkv);
         let p = image.weights(&q, &k);
         let mut ds = image.scores(da, &v, 1.0);
         run(SoftmaxBackward { p: &p, dp: &mut ds, columns: image.tokens });

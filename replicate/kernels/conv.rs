@@ -1,12 +1,13 @@
 //! Convolution, stride 1, same size, 1x1 or 3x3, and its gradients. A 3x3 kernel
 //! reads a copy of the image with a border of zeros, so that every tap is one
-//! offset for all pixels. The input gradient is the same convolution with the
+//! offset for all pixels; with sixteen channels and more it is Winograd's. The input gradient is the same convolution with the
 //! kernel turned round; the weight gradient is a sum of outer products over pixels.
 
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::maps::Maps;
 use super::pool::Buffer;
-use super::product::{Ends, Panels, Shifted, outer, product};
+use super::product::{Dense, Ends, Panels, Shifted, outer, product};
+use super::winograd;
 
 /// Sizes of a weight (outputs, inputs, side, side), side = 1 or 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,54 +17,96 @@ pub struct Weight {
     pub side: usize,
 }
 
+/// A weight as the convolution reads it.
+pub enum Packed {
+    Direct(Panels),
+    Winograd(Vec<Panels>),
+}
+
 impl Weight {
     fn taps(&self) -> usize {
         self.side * self.side
     }
 
+    /// With few channels the transforms cost more than they save.
+    fn winograd(&self) -> bool {
+        self.side == 3 && self.inputs.min(self.outputs) >= LANES && self.inputs * self.outputs >= 512
+    }
+
     /// For the convolution itself, from the values (outputs, inputs, side, side).
-    pub fn panels(&self, w: &[f32]) -> Panels {
+    pub fn packed(&self, w: &[f32]) -> Packed {
         let (taps, inputs) = (self.taps(), self.inputs);
-        Panels::new(taps * inputs, self.outputs, |k, o| w[(o * inputs + k % inputs) * taps + k / inputs])
+        let value = |i: usize, o: usize, tap: usize| w[(o * inputs + i) * taps + tap];
+        if self.winograd() {
+            return Packed::Winograd(winograd::panels(inputs, self.outputs, value));
+        }
+        Packed::Direct(Panels::new(taps * inputs, self.outputs, |k, o| value(k % inputs, o, k / inputs)))
     }
 
     /// For the input gradient: the transposed kernel, turned by 180 degrees.
-    pub fn turned_panels(&self, w: &[f32]) -> Panels {
+    pub fn turned(&self, w: &[f32]) -> Packed {
         let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
-        Panels::new(taps * outputs, inputs, |k, i| {
-            w[((k % outputs) * inputs + i) * taps + taps - 1 - k / outputs]
-        })
+        let value = |o: usize, i: usize, tap: usize| w[(o * inputs + i) * taps + taps - 1 - tap];
+        if self.winograd() {
+            return Packed::Winograd(winograd::panels(outputs, inputs, value));
+        }
+        Packed::Direct(Panels::new(taps * outputs, inputs, |k, i| value(k % outputs, i, k / outputs)))
     }
 
-    /// From (tap, input, output), in which gradients are summed, to the weight's
-    /// own order.
-    pub fn reordered(&self, sums: &[f32]) -> Vec<f32> {
+    /// Length of the sums that [`Weight::add_gradient`] adds to.
+    pub fn sums_len(&self) -> usize {
+        if self.winograd() {
+            winograd::sums_len(self.inputs, self.outputs)
+        } else {
+            self.taps() * self.inputs * self.outputs
+        }
+    }
+
+    /// Adds the gradient of the weight, in an order of its own, to `sums`.
+    pub fn add_gradient(&self, x: &Maps, dy: &Maps, sums: &mut [f32]) {
+        if self.winograd() {
+            return winograd::add_gradient(x, dy, sums);
+        }
+        if self.side == 1 {
+            let rows = Dense { values: x.values(), length: x.channels };
+            return outer(rows, dy.values(), dy.channels, sums);
+        }
+        outer(Surroundings::new(x, self.side).rows(), dy.values(), dy.channels, sums);
+    }
+
+    /// The gradient (outputs, inputs, side, side) from its sums.
+    pub fn gradient(&self, sums: &[f32]) -> Vec<f32> {
         let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
-        let mut w = vec![0f32; sums.len()];
-        for (k, row) in sums.chunks_exact(outputs).enumerate() {
-            for (o, v) in row.iter().enumerate() {
-                w[(o * inputs + k % inputs) * taps + k / inputs] = *v;
+        let mut w = vec![0f32; taps * inputs * outputs];
+        for i in 0..inputs {
+            for o in 0..outputs {
+                let to = &mut w[(o * inputs + i) * taps..][..taps];
+                if self.winograd() {
+                    to.copy_from_slice(&winograd::taps(sums, i * outputs + o, inputs * outputs));
+                } else {
+                    for (tap, w) in to.iter_mut().enumerate() {
+                        *w = sums[(tap * inputs + i) * outputs + o];
+                    }
+                }
             }
         }
         w
     }
 }
 
-/// The pixels of `x` with what a kernel reaches around them.
-struct Surroundings<'a> {
-    x: &'a Maps,
-    bordered: Option<Buffer>,
+/// A copy of the pixels with a border of zeros, and where each of them and its
+/// neighbours are.
+struct Surroundings {
+    bordered: Buffer,
     starts: Vec<usize>,
-    taps: Vec<usize>,
+    /// The taps of a row lie side by side: its offset, and the length of all.
+    rows: Vec<usize>,
+    length: usize,
 }
 
-impl<'a> Surroundings<'a> {
-    fn new(x: &'a Maps, side: usize) -> Surroundings<'a> {
+impl Surroundings {
+    fn new(x: &Maps, side: usize) -> Surroundings {
         let [height, width, channels] = x.shape();
-        if side == 1 {
-            let starts = (0..x.pixels()).map(|p| p * channels).collect();
-            return Surroundings { x, bordered: None, starts, taps: vec![0] };
-        }
         let (border, row, pitch) = (side / 2, width * channels, (width + side - 1) * channels);
         let image = (height + side - 1) * pitch;
         let mut bordered = Buffer::stale(x.images * image);
@@ -83,27 +126,30 @@ impl<'a> Surroundings<'a> {
                 starts.extend((0..width).map(|x| i * image + y * pitch + x * channels));
             }
         }
-        let taps = (0..side * side).map(|t| t / side * pitch + t % side * channels).collect();
-        Surroundings { x, bordered: Some(bordered), starts, taps }
+        let rows = (0..side).map(|row| row * pitch).collect();
+        Surroundings { bordered, starts, rows, length: side * channels }
     }
 
     fn rows(&self) -> Shifted<'_> {
-        let values = self.bordered.as_deref().unwrap_or(self.x.values());
-        Shifted::new(values, &self.starts, &self.taps, self.x.channels)
+        Shifted::new(&self.bordered, &self.starts, &self.rows, self.length)
     }
 }
 
-/// y = x * w + bias, as `ends` say: `panels` of [`Weight::panels`] for a kernel of
-/// `side`; with those of [`Weight::turned_panels`] the gradient with respect to x.
-pub fn convolve(x: &Maps, panels: &Panels, side: usize, ends: Ends) -> Maps {
+/// y = x * w + bias, as `ends` say: the weight as [`Weight::packed`] for a kernel of
+/// `side`; as [`Weight::turned`] it gives the gradient with respect to x.
+pub fn convolve(x: &Maps, weight: &Packed, side: usize, ends: Ends) -> Maps {
+    let panels = match weight {
+        Packed::Winograd(panels) => return winograd::convolve(x, panels, ends),
+        Packed::Direct(panels) => panels,
+    };
     let mut y = Maps::stale(x.images, [x.height, x.width, panels.columns]);
-    product(Surroundings::new(x, side).rows(), panels, ends, y.values_mut(), panels.columns);
+    if side == 1 {
+        let rows = Dense { values: x.values(), length: x.channels };
+        product(rows, panels, ends, y.values_mut(), panels.columns);
+    } else {
+        product(Surroundings::new(x, side).rows(), panels, ends, y.values_mut(), panels.columns);
+    }
     y
-}
-
-/// Adds the weight gradient to `sums` (tap, input, output).
-pub fn add_weight_gradient(x: &Maps, side: usize, dy: &Maps, sums: &mut [f32]) {
-    outer(Surroundings::new(x, side).rows(), dy.values(), dy.channels, sums);
 }
 
 /// Adds the sums over the pixels of each image to `sums`: (images, channels), or
@@ -148,6 +194,51 @@ impl Kernel for ColumnSums<'_> {
                     *s += v;
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+    use std::time::Instant;
+
+    #[test]
+    #[ignore = "a measurement"]
+    fn speed() {
+        for (size, inputs, outputs) in
+            [(16, 16, 16), (16, 32, 32), (16, 48, 16), (16, 32, 16), (8, 32, 32), (8, 64, 32), (32, 256, 256)]
+        {
+            let weight = Weight { inputs, outputs, side: 3 };
+            let images = if size == 32 { 1 } else { 4 };
+            let x = Stream::new("conv", "x").normals(0, images * size * size * inputs);
+            let x = Maps::new(images, [size, size, inputs], x);
+            let dy = Stream::new("conv", "dy").normals(0, images * size * size * outputs);
+            let dy = Maps::new(images, [size, size, outputs], dy);
+            let w = Stream::new("conv", "w").normals(0, 9 * inputs * outputs);
+            let direct = Packed::Direct(Panels::new(9 * inputs, outputs, |k, o| w[k * outputs + o]));
+            let winograd = weight.packed(&w);
+            let flop = 2.0 * (x.pixels() * 9 * inputs * outputs) as f64;
+            let n = (1e9 / flop) as usize + 1;
+            let time = |f: &mut dyn FnMut()| {
+                f();
+                let best = (0..5).map(|_| {
+                    let t = Instant::now();
+                    (0..n).for_each(|_| f());
+                    n as f64 * flop / t.elapsed().as_secs_f64() / 1e9
+                });
+                best.fold(0.0, f64::max)
+            };
+            let ends = Ends { scale: 1.0, ..Ends::default() };
+            let a = time(&mut || drop(convolve(&x, &direct, 3, ends)));
+            let b = time(&mut || drop(convolve(&x, &winograd, 3, ends)));
+            let mut sums = vec![0f32; 16 * inputs * outputs];
+            let c = time(&mut || outer(Surroundings::new(&x, 3).rows(), dy.values(), outputs, &mut sums));
+            let d = time(&mut || winograd::add_gradient(&x, &dy, &mut sums));
+            println!(
+                "{size}: {inputs} to {outputs}: direct {a:.0} GFLOP/s, Winograd {b:.0}; gradient {c:.0}, {d:.0}"
+            );
         }
     }
 }

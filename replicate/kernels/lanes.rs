@@ -6,6 +6,9 @@
 /// Lanes of one value.
 pub const LANES: usize = 16;
 
+/// Exponents subtracted from 254, and a fraction that spreads the error evenly.
+const RECIPROCAL: u32 = 0x7EF3_11C7;
+
 /// Sixteen lanes. `fma` rounds once.
 ///
 /// # Safety
@@ -41,12 +44,12 @@ pub trait Lanes: Copy {
     unsafe fn add(self, o: Self) -> Self;
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
-    unsafe fn div(self, o: Self) -> Self;
-    unsafe fn sqrt(self) -> Self;
     unsafe fn max(self, o: Self) -> Self;
     unsafe fn min(self, o: Self) -> Self;
     /// 2^n for integral n in -126..=127.
     unsafe fn exp2i(self) -> Self;
+    /// 1 / x within 13 %, for x from 1 to 2^126: the bits of x subtracted from a constant.
+    unsafe fn guess_reciprocal(self) -> Self;
 
     /// Lanes summed in a fixed tree, halves onto halves.
     #[inline(always)]
@@ -79,12 +82,20 @@ pub trait Lanes: Copy {
         }
     }
 
-    /// 1 / (1 + e^-x)
+    /// 1 / (1 + e^-x), error below 2e-7; Newton's method is several times faster than
+    /// a division.
     #[inline(always)]
     unsafe fn sigmoid(self) -> Self {
         unsafe {
             let one = Self::splat(1.0);
-            one.div(one.add(Self::splat(0.0).sub(self).exp()))
+            // Beyond e^87 the guess would leave the range of float32.
+            let e = Self::splat(0.0).sub(self).min(Self::splat(87.0)).exp();
+            let minus = Self::splat(0.0).sub(one.add(e));
+            let mut r = Self::splat(0.0).sub(minus).guess_reciprocal();
+            for _ in 0..3 {
+                r = r.fma(r, one.fma(minus, r));
+            }
+            r
         }
     }
 }
@@ -186,14 +197,6 @@ impl Lanes for Portable {
     unsafe fn mul(self, o: Self) -> Self {
         self.zip(o, |a, b| a * b)
     }
-    #[inline(always)]
-    unsafe fn div(self, o: Self) -> Self {
-        self.zip(o, |a, b| a / b)
-    }
-    #[inline(always)]
-    unsafe fn sqrt(self) -> Self {
-        Portable(self.0.map(f32::sqrt))
-    }
     // As the x86 instructions: the second operand where either is NaN.
     #[inline(always)]
     unsafe fn max(self, o: Self) -> Self {
@@ -206,6 +209,10 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn exp2i(self) -> Self {
         Portable(self.0.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23)))
+    }
+    #[inline(always)]
+    unsafe fn guess_reciprocal(self) -> Self {
+        Portable(self.0.map(|x| f32::from_bits(RECIPROCAL.wrapping_sub(x.to_bits()))))
     }
 }
 
@@ -254,20 +261,12 @@ mod avx2 {
             unsafe { Avx2(_mm256_mul_ps(self.0, o.0), _mm256_mul_ps(self.1, o.1)) }
         }
         #[inline(always)]
-        unsafe fn div(self, o: Self) -> Self {
-            unsafe { Avx2(_mm256_div_ps(self.0, o.0), _mm256_div_ps(self.1, o.1)) }
-        }
-        #[inline(always)]
         unsafe fn max(self, o: Self) -> Self {
             unsafe { Avx2(_mm256_max_ps(self.0, o.0), _mm256_max_ps(self.1, o.1)) }
         }
         #[inline(always)]
         unsafe fn min(self, o: Self) -> Self {
             unsafe { Avx2(_mm256_min_ps(self.0, o.0), _mm256_min_ps(self.1, o.1)) }
-        }
-        #[inline(always)]
-        unsafe fn sqrt(self) -> Self {
-            unsafe { Avx2(_mm256_sqrt_ps(self.0), _mm256_sqrt_ps(self.1)) }
         }
         #[inline(always)]
         unsafe fn exp2i(self) -> Self {
@@ -279,6 +278,15 @@ mod avx2 {
                     _mm256_castsi256_ps(_mm256_slli_epi32(low, 23)),
                     _mm256_castsi256_ps(_mm256_slli_epi32(high, 23)),
                 )
+            }
+        }
+        #[inline(always)]
+        unsafe fn guess_reciprocal(self) -> Self {
+            unsafe {
+                let from = _mm256_set1_epi32(super::RECIPROCAL as i32);
+                let low = _mm256_sub_epi32(from, _mm256_castps_si256(self.0));
+                let high = _mm256_sub_epi32(from, _mm256_castps_si256(self.1));
+                Avx2(_mm256_castsi256_ps(low), _mm256_castsi256_ps(high))
             }
         }
     }
@@ -332,10 +340,6 @@ mod avx512 {
             Avx512(unsafe { _mm512_mul_ps(self.0, o.0) })
         }
         #[inline(always)]
-        unsafe fn div(self, o: Self) -> Self {
-            Avx512(unsafe { _mm512_div_ps(self.0, o.0) })
-        }
-        #[inline(always)]
         unsafe fn max(self, o: Self) -> Self {
             Avx512(unsafe { _mm512_max_ps(self.0, o.0) })
         }
@@ -344,14 +348,17 @@ mod avx512 {
             Avx512(unsafe { _mm512_min_ps(self.0, o.0) })
         }
         #[inline(always)]
-        unsafe fn sqrt(self) -> Self {
-            Avx512(unsafe { _mm512_sqrt_ps(self.0) })
-        }
-        #[inline(always)]
         unsafe fn exp2i(self) -> Self {
             unsafe {
                 let n = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
                 Avx512(_mm512_castsi512_ps(_mm512_slli_epi32(n, 23)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn guess_reciprocal(self) -> Self {
+            unsafe {
+                let from = _mm512_set1_epi32(super::RECIPROCAL as i32);
+                Avx512(_mm512_castsi512_ps(_mm512_sub_epi32(from, _mm512_castps_si512(self.0))))
             }
         }
     }
@@ -398,6 +405,15 @@ mod tests {
                     assert_eq!(a.to_bits(), b.to_bits(), "{lanes} at {x}: {a} and {b}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn sigmoid_is_accurate() {
+        let x = inputs();
+        for (x, y) in x.iter().zip(run(Each(&x, true))) {
+            let expected = 1.0 / (1.0 + (-*x as f64).exp());
+            assert!((y as f64 - expected).abs() <= 2e-7, "sigmoid({x}) = {y}, not {expected}");
         }
     }
 

@@ -18,16 +18,18 @@ mod norm;
 mod pointwise;
 mod pool;
 mod product;
+mod winograd;
 
 pub use attention::{attention, attention_backward};
-pub use conv::{Weight, add_bias_gradient, add_weight_gradient, convolve};
+pub use conv::{Packed, Weight, add_bias_gradient, convolve};
 pub use filter::Filter;
 pub use maps::{Maps, Window, average_pool, max_pool};
 pub use mix::{mix, scale_images};
 pub use noise::normals;
 pub use norm::{GroupNorm, Statistics};
 pub use pointwise::{add, concat, down2, mean, mean_backward, silu, silu_backward, split, up2};
-pub use product::{Ends, Panels};
+pub use pool::Buffer;
+pub use product::Ends;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, bail};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,6 +54,15 @@ pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]>
     let CpuStorage::F32(all) = storage else { bail!("a float32 tensor is needed") };
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&all[start..end]),
+        None => bail!("a contiguous tensor is needed, not {layout:?}"),
+    }
+}
+
+/// The same of an operand that is changed.
+pub fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let CpuStorage::F32(all) = storage else { bail!("a float32 tensor is needed") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&mut all[start..end]),
         None => bail!("a contiguous tensor is needed, not {layout:?}"),
     }
 }

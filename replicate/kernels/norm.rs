@@ -2,6 +2,7 @@
 
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::maps::Maps;
+use std::ops::Range;
 
 /// y = f((x - mean) / sqrt(var + eps) * gamma + beta), mean and (biased)
 /// variance over each of `groups` channel groups of each image, f = SiLU or
@@ -21,11 +22,8 @@ pub type Statistics = Vec<(f32, f32)>;
 impl GroupNorm<'_> {
     pub fn forward(&self, x: &Maps) -> (Maps, Statistics) {
         let mut y = x.like();
-        let mut statistics = Statistics::with_capacity(x.images * self.groups);
-        let each = x.height * x.width * x.channels;
-        for (x, y) in x.values().chunks_exact(each).zip(y.values_mut().chunks_exact_mut(each)) {
-            statistics.extend(run(Forward { norm: *self, x, y }));
-        }
+        let statistics =
+            run(Forward { norm: *self, pixels: x.height * x.width, x: x.values(), y: y.values_mut() });
         (y, statistics)
     }
 
@@ -39,18 +37,16 @@ impl GroupNorm<'_> {
         dbeta: &mut [f32],
     ) -> Maps {
         let mut dx = x.like();
-        let each = x.height * x.width * x.channels;
-        for (i, dx) in dx.values_mut().chunks_exact_mut(each).enumerate() {
-            run(Backward {
-                norm: *self,
-                x: &x.values()[i * each..][..each],
-                statistics: &statistics[i * self.groups..][..self.groups],
-                dy: &dy.values()[i * each..][..each],
-                dx,
-                dgamma,
-                dbeta,
-            });
-        }
+        run(Backward {
+            norm: *self,
+            pixels: x.height * x.width,
+            x: x.values(),
+            statistics,
+            dy: dy.values(),
+            dx: dx.values_mut(),
+            dgamma,
+            dbeta,
+        });
         dx
     }
 
@@ -58,16 +54,10 @@ impl GroupNorm<'_> {
         self.gamma.len()
     }
 
-    /// Sums over the channels of each group.
-    fn grouped(&self, channels: impl Fn(usize) -> f32) -> Vec<f32> {
+    /// Channels of each group, one group after the other.
+    fn members(&self) -> impl Iterator<Item = Range<usize>> {
         let per = self.channels() / self.groups;
-        (0..self.groups).map(|g| (g * per..(g + 1) * per).map(&channels).sum()).collect()
-    }
-
-    /// One value of each group, for each of its channels.
-    fn spread(&self, group: impl Fn(usize) -> f32) -> Vec<f32> {
-        let per = self.channels() / self.groups;
-        (0..self.channels()).map(|c| group(c / per)).collect()
+        (0..self.groups).map(move |g| g * per..(g + 1) * per)
     }
 }
 
@@ -84,9 +74,9 @@ unsafe fn store<L: Lanes>(v: L, p: *mut f32, n: usize) {
     unsafe { if n == LANES { v.store(p) } else { v.store_part(p, n) } }
 }
 
-/// One image.
 struct Forward<'a> {
     norm: GroupNorm<'a>,
+    pixels: usize,
     x: &'a [f32],
     y: &'a mut [f32],
 }
@@ -96,54 +86,64 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) -> Statistics {
-        let Forward { norm, x, y } = self;
+        let Forward { norm, pixels, x, y } = self;
         let channels = norm.channels();
-        let pixels = x.len() / channels;
-        let n = (x.len() / norm.groups) as f32;
-        let mut sums = vec![0f32; channels];
-        // SAFETY of each block: `width` channels of each pixel from `at` on.
-        for at in (0..channels).step_by(LANES) {
-            let width = LANES.min(channels - at);
-            unsafe {
-                // Four chains hide the latency of an addition.
-                let mut acc = [L::splat(0.0); 4];
-                for pixel in 0..pixels {
-                    acc[pixel % 4] = acc[pixel % 4].add(load(x.as_ptr().add(pixel * channels + at), width));
+        let n = (pixels * channels / norm.groups) as f32;
+        let mut statistics = Statistics::with_capacity(x.len() / (pixels * channels) * norm.groups);
+        let (mut sums, mut mean) = (vec![0f32; channels], vec![0f32; channels]);
+        let (mut a, mut b) = (vec![0f32; channels], vec![0f32; channels]);
+        let images = x.chunks_exact(pixels * channels).zip(y.chunks_exact_mut(pixels * channels));
+        for (x, y) in images {
+            // SAFETY of each block: `width` channels of each pixel from `at` on.
+            for at in (0..channels).step_by(LANES) {
+                let width = LANES.min(channels - at);
+                unsafe {
+                    // Four chains hide the latency of an addition.
+                    let mut acc = [L::splat(0.0); 4];
+                    for pixel in 0..pixels {
+                        let v = load(x.as_ptr().add(pixel * channels + at), width);
+                        acc[pixel % 4] = acc[pixel % 4].add(v);
+                    }
+                    let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
+                    store(sum, sums.as_mut_ptr().add(at), width);
                 }
-                let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
-                store(sum, sums.as_mut_ptr().add(at), width);
             }
-        }
-        let means: Vec<f32> = norm.grouped(|c| sums[c]).iter().map(|sum| sum / n).collect();
-        let mean = norm.spread(|g| means[g]);
-        for at in (0..channels).step_by(LANES) {
-            let width = LANES.min(channels - at);
-            unsafe {
-                let mean: L = load(mean.as_ptr().add(at), width);
-                let mut acc = [L::splat(0.0); 4];
-                for pixel in 0..pixels {
-                    let d = load::<L>(x.as_ptr().add(pixel * channels + at), width).sub(mean);
-                    acc[pixel % 4] = acc[pixel % 4].fma(d, d);
+            for group in norm.members() {
+                let m = sums[group.clone()].iter().sum::<f32>() / n;
+                mean[group].fill(m);
+            }
+            for at in (0..channels).step_by(LANES) {
+                let width = LANES.min(channels - at);
+                unsafe {
+                    let mean: L = load(mean.as_ptr().add(at), width);
+                    let mut acc = [L::splat(0.0); 4];
+                    for pixel in 0..pixels {
+                        let d = load::<L>(x.as_ptr().add(pixel * channels + at), width).sub(mean);
+                        acc[pixel % 4] = acc[pixel % 4].fma(d, d);
+                    }
+                    let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
+                    store(sum, sums.as_mut_ptr().add(at), width);
                 }
-                let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
-                store(sum, sums.as_mut_ptr().add(at), width);
             }
-        }
-        let squares = norm.grouped(|c| sums[c]);
-        let statistics: Statistics =
-            means.iter().zip(squares).map(|(mean, s)| (*mean, 1.0 / (s / n + norm.eps).sqrt())).collect();
-        let rstd = norm.spread(|g| statistics[g].1);
-        let a: Vec<f32> = rstd.iter().zip(norm.gamma).map(|(r, g)| r * g).collect();
-        let b: Vec<f32> = (0..channels).map(|c| norm.beta[c] - mean[c] * a[c]).collect();
-        for at in (0..channels).step_by(LANES) {
-            let width = LANES.min(channels - at);
-            unsafe {
-                let (a, b): (L, L) = (load(a.as_ptr().add(at), width), load(b.as_ptr().add(at), width));
-                for pixel in 0..pixels {
-                    let place = pixel * channels + at;
-                    let u = b.fma(a, load(x.as_ptr().add(place), width));
-                    let v = if norm.silu { u.mul(u.sigmoid()) } else { u };
-                    store(v, y.as_mut_ptr().add(place), width);
+            for group in norm.members() {
+                let variance = sums[group.clone()].iter().sum::<f32>() / n;
+                let rstd = 1.0 / (variance + norm.eps).sqrt();
+                statistics.push((mean[group.start], rstd));
+                for c in group {
+                    a[c] = rstd * norm.gamma[c];
+                    b[c] = norm.beta[c] - mean[c] * a[c];
+                }
+            }
+            for at in (0..channels).step_by(LANES) {
+                let width = LANES.min(channels - at);
+                unsafe {
+                    let (a, b): (L, L) = (load(a.as_ptr().add(at), width), load(b.as_ptr().add(at), width));
+                    for pixel in 0..pixels {
+                        let place = pixel * channels + at;
+                        let u = b.fma(a, load(x.as_ptr().add(place), width));
+                        let v = if norm.silu { u.mul(u.sigmoid()) } else { u };
+                        store(v, y.as_mut_ptr().add(place), width);
+                    }
                 }
             }
         }
@@ -151,9 +151,9 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// One image.
 struct Backward<'a> {
     norm: GroupNorm<'a>,
+    pixels: usize,
     x: &'a [f32],
     statistics: &'a [(f32, f32)],
     dy: &'a [f32],
@@ -167,63 +167,77 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Backward { norm, x, statistics, dy, dx, dgamma, dbeta } = self;
+        let Backward { norm, pixels, x, statistics, dy, dx, dgamma, dbeta } = self;
         let channels = norm.channels();
-        let pixels = x.len() / channels;
-        let n = (x.len() / norm.groups) as f32;
-        let (mean, rstd) = (norm.spread(|g| statistics[g].0), norm.spread(|g| statistics[g].1));
+        let n = (pixels * channels / norm.groups) as f32;
+        let each = pixels * channels;
+        let (mut mean, mut rstd) = (vec![0f32; channels], vec![0f32; channels]);
         // Sums of du and of du xhat over the pixels, where y = f(u), u = gamma xhat + beta.
         let (mut s1, mut s2) = (vec![0f32; channels], vec![0f32; channels]);
-        // SAFETY of each block: `width` channels of each pixel from `at` on.
-        for at in (0..channels).step_by(LANES) {
-            let width = LANES.min(channels - at);
-            unsafe {
-                let (m, r): (L, L) = (load(mean.as_ptr().add(at), width), load(rstd.as_ptr().add(at), width));
-                let gamma: L = load(norm.gamma.as_ptr().add(at), width);
-                let beta: L = load(norm.beta.as_ptr().add(at), width);
-                let one = L::splat(1.0);
-                let (mut sum, mut sum_xhat) = (L::splat(0.0), L::splat(0.0));
-                for pixel in 0..pixels {
-                    let place = pixel * channels + at;
-                    let xhat = load::<L>(x.as_ptr().add(place), width).sub(m).mul(r);
-                    let mut d: L = load(dy.as_ptr().add(place), width);
-                    if norm.silu {
-                        let u = beta.fma(gamma, xhat);
-                        let s = u.sigmoid();
-                        d = d.mul(s.mul(one.fma(u, one.sub(s))));
-                    }
-                    store(d, dx.as_mut_ptr().add(place), width);
-                    sum = sum.add(d);
-                    sum_xhat = sum_xhat.fma(d, xhat);
-                }
-                store(sum, s1.as_mut_ptr().add(at), width);
-                store(sum_xhat, s2.as_mut_ptr().add(at), width);
+        // dx = scale du + slope x + offset
+        let mut scale = vec![0f32; channels];
+        let (mut slope, mut offset) = (vec![0f32; channels], vec![0f32; channels]);
+        let images = x.chunks_exact(each).zip(dy.chunks_exact(each)).zip(dx.chunks_exact_mut(each));
+        for (((x, dy), dx), statistics) in images.zip(statistics.chunks_exact(norm.groups)) {
+            for (group, (m, r)) in norm.members().zip(statistics) {
+                mean[group.clone()].fill(*m);
+                rstd[group].fill(*r);
             }
-        }
-        for c in 0..channels {
-            dbeta[c] += s1[c];
-            dgamma[c] += s2[c];
-        }
-        // dx = rstd (gamma du - mean(gamma du) - xhat mean(gamma du xhat))
-        let m1 = norm.grouped(|c| s1[c] * norm.gamma[c]);
-        let m2 = norm.grouped(|c| s2[c] * norm.gamma[c]);
-        let slope = norm.spread(|g| -statistics[g].1 * statistics[g].1 * m2[g] / n);
-        let offset = norm.spread(|g| {
-            let (mean, rstd) = statistics[g];
-            rstd * rstd * m2[g] / n * mean - rstd * m1[g] / n
-        });
-        let scale: Vec<f32> = rstd.iter().zip(norm.gamma).map(|(r, g)| r * g).collect();
-        for at in (0..channels).step_by(LANES) {
-            let width = LANES.min(channels - at);
-            unsafe {
-                let slope: L = load(slope.as_ptr().add(at), width);
-                let offset: L = load(offset.as_ptr().add(at), width);
-                let scale: L = load(scale.as_ptr().add(at), width);
-                for pixel in 0..pixels {
-                    let place = pixel * channels + at;
-                    let rest = offset.fma(slope, load(x.as_ptr().add(place), width));
-                    let d = rest.fma(scale, load(dx.as_ptr().add(place), width));
-                    store(d, dx.as_mut_ptr().add(place), width);
+            // SAFETY of each block: `width` channels of each pixel from `at` on.
+            for at in (0..channels).step_by(LANES) {
+                let width = LANES.min(channels - at);
+                unsafe {
+                    let m: L = load(mean.as_ptr().add(at), width);
+                    let r: L = load(rstd.as_ptr().add(at), width);
+                    let gamma: L = load(norm.gamma.as_ptr().add(at), width);
+                    let beta: L = load(norm.beta.as_ptr().add(at), width);
+                    let one = L::splat(1.0);
+                    let (mut sum, mut sum_xhat) = (L::splat(0.0), L::splat(0.0));
+                    for pixel in 0..pixels {
+                        let place = pixel * channels + at;
+                        let xhat = load::<L>(x.as_ptr().add(place), width).sub(m).mul(r);
+                        let mut d: L = load(dy.as_ptr().add(place), width);
+                        if norm.silu {
+                            let u = beta.fma(gamma, xhat);
+                            let s = u.sigmoid();
+                            d = d.mul(s.mul(one.fma(u, one.sub(s))));
+                        }
+                        store(d, dx.as_mut_ptr().add(place), width);
+                        sum = sum.add(d);
+                        sum_xhat = sum_xhat.fma(d, xhat);
+                    }
+                    store(sum, s1.as_mut_ptr().add(at), width);
+                    store(sum_xhat, s2.as_mut_ptr().add(at), width);
+                }
+            }
+            // dx = rstd (gamma du - mean(gamma du) - xhat mean(gamma du xhat))
+            for (group, (mean, rstd)) in norm.members().zip(statistics) {
+                let (mut m1, mut m2) = (0f32, 0f32);
+                for c in group.clone() {
+                    dbeta[c] += s1[c];
+                    dgamma[c] += s2[c];
+                    m1 += s1[c] * norm.gamma[c];
+                    m2 += s2[c] * norm.gamma[c];
+                }
+                let along = -rstd * rstd * m2 / n;
+                for c in group {
+                    scale[c] = rstd * norm.gamma[c];
+                    slope[c] = along;
+                    offset[c] = -rstd * m1 / n - along * mean;
+                }
+            }
+            for at in (0..channels).step_by(LANES) {
+                let width = LANES.min(channels - at);
+                unsafe {
+                    let slope: L = load(slope.as_ptr().add(at), width);
+                    let offset: L = load(offset.as_ptr().add(at), width);
+                    let scale: L = load(scale.as_ptr().add(at), width);
+                    for pixel in 0..pixels {
+                        let place = pixel * channels + at;
+                        let rest = offset.fma(slope, load(x.as_ptr().add(place), width));
+                        let d = rest.fma(scale, load(dx.as_ptr().add(place), width));
+                        store(d, dx.as_mut_ptr().add(place), width);
+                    }
                 }
             }
         }
@@ -253,10 +267,12 @@ mod tests {
                     let Both(norm, x, dy) = self;
                     let (mut y, mut dx) = (vec![0f32; x.len()], vec![0f32; x.len()]);
                     let (mut dgamma, mut dbeta) = (vec![0f32; norm.channels()], vec![0f32; norm.channels()]);
-                    let statistics = Forward { norm, x, y: &mut y }.run::<L>();
+                    let pixels = x.len() / norm.channels();
+                    let statistics = Forward { norm, pixels, x, y: &mut y }.run::<L>();
                     let (dgamma_, dbeta_) = (&mut dgamma, &mut dbeta);
                     Backward {
                         norm,
+                        pixels,
                         x,
                         statistics: &statistics,
                         dy,

@@ -1,17 +1,53 @@
-//! Memory that one step of a network leaves to the next: fresh pages for every
-//! layer would cost a tenth of the time.
+//! Memory for values: in whole cache lines, and left by one step of a network to
+//! the next, because fresh pages for every layer would cost a tenth of the time.
 
+use super::lanes::LANES;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
+
+/// Values of a whole number of cache lines, from the start of a line on: no vector
+/// of sixteen lies across two.
+pub struct Aligned {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+impl Aligned {
+    pub fn zeros(len: usize) -> Aligned {
+        Aligned { lines: vec![Line([0.0; LANES]); len.div_ceil(LANES)], len }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+    #[inline(always)]
+    fn deref(&self) -> &[f32] {
+        // SAFETY: lines are sixteen values each without gaps, and there are enough for `len`.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Aligned {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
 
 /// Most bytes that a thread keeps for later.
 const KEPT: usize = 1 << 28;
 
 #[derive(Default)]
 struct Free {
-    buffers: BTreeMap<usize, Vec<Vec<f32>>>,
-    bytes: usize,
+    /// By their number of lines.
+    buffers: BTreeMap<usize, Vec<Vec<Line>>>,
+    lines: usize,
 }
 
 thread_local! {
@@ -19,31 +55,28 @@ thread_local! {
 }
 
 /// Values that go back to the thread's pool when they are dropped.
-pub struct Buffer {
-    /// May be longer than what was asked for.
-    values: Vec<f32>,
-    len: usize,
-}
+pub struct Buffer(Aligned);
 
 impl Buffer {
-    /// `n` values: whatever was there before.
-    pub fn stale(n: usize) -> Buffer {
+    /// `len` values: whatever was there before.
+    pub fn stale(len: usize) -> Buffer {
+        let lines = len.div_ceil(LANES);
         let kept = FREE.with_borrow_mut(|free| {
             // The smallest that is enough and not a waste.
-            let length = *free.buffers.range(n..=2 * n).next()?.0;
-            let buffers = free.buffers.get_mut(&length)?;
-            let found = buffers.pop();
+            let found = *free.buffers.range(lines..=2 * lines).next()?.0;
+            let buffers = free.buffers.get_mut(&found)?;
+            let buffer = buffers.pop();
             if buffers.is_empty() {
-                free.buffers.remove(&length);
+                free.buffers.remove(&found);
             }
-            free.bytes -= 4 * length;
-            found
+            free.lines -= found;
+            buffer
         });
-        Buffer { values: kept.unwrap_or_else(|| vec![0f32; n]), len: n }
+        Buffer(kept.map_or_else(|| Aligned::zeros(len), |lines| Aligned { lines, len }))
     }
 
-    pub fn zeros(n: usize) -> Buffer {
-        let mut buffer = Buffer::stale(n);
+    pub fn zeros(len: usize) -> Buffer {
+        let mut buffer = Buffer::stale(len);
         buffer.fill(0.0);
         buffer
     }
@@ -51,19 +84,21 @@ impl Buffer {
 
 impl From<Vec<f32>> for Buffer {
     fn from(values: Vec<f32>) -> Buffer {
-        Buffer { len: values.len(), values }
+        let mut buffer = Buffer::stale(values.len());
+        buffer.copy_from_slice(&values);
+        buffer
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        let values = std::mem::take(&mut self.values);
+        let lines = std::mem::take(&mut self.0.lines);
         // At the end of a thread its pool may be gone already.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
-            if !values.is_empty() && free.bytes + 4 * values.len() <= KEPT {
-                free.bytes += 4 * values.len();
-                free.buffers.entry(values.len()).or_default().push(values);
+            if !lines.is_empty() && size_of::<Line>() * (free.lines + lines.len()) <= KEPT {
+                free.lines += lines.len();
+                free.buffers.entry(lines.len()).or_default().push(lines);
             }
         });
     }
@@ -71,13 +106,15 @@ impl Drop for Buffer {
 
 impl Deref for Buffer {
     type Target = [f32];
+    #[inline(always)]
     fn deref(&self) -> &[f32] {
-        &self.values[..self.len]
+        &self.0
     }
 }
 
 impl DerefMut for Buffer {
+    #[inline(always)]
     fn deref_mut(&mut self) -> &mut [f32] {
-        &mut self.values[..self.len]
+        &mut self.0
     }
 }

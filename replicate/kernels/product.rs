@@ -5,6 +5,7 @@
 //! block that it was in, nor on the CPU's vectors.
 
 use super::lanes::{Kernel, LANES, Lanes, run};
+use super::pool::Aligned;
 use std::ops::Range;
 
 /// Columns of a panel: two vectors.
@@ -18,21 +19,31 @@ const DEPTH: usize = 256;
 pub struct Panels {
     pub inner: usize,
     pub columns: usize,
-    values: Vec<f32>,
+    values: Aligned,
 }
 
 impl Panels {
+    pub fn zeros(inner: usize, columns: usize) -> Panels {
+        Panels { inner, columns, values: Aligned::zeros(columns.div_ceil(PANEL) * inner * PANEL) }
+    }
+
     pub fn new(inner: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Panels {
-        let mut values = vec![0f32; columns.div_ceil(PANEL) * inner * PANEL];
-        for (panel, values) in values.chunks_exact_mut((inner * PANEL).max(1)).enumerate() {
-            let here = panel * PANEL..columns.min((panel + 1) * PANEL);
+        let mut panels = Panels::zeros(inner, columns);
+        let each = (inner * PANEL).max(1);
+        for (panel, values) in panels.values.chunks_exact_mut(each).enumerate() {
+            let first = panel * PANEL;
             for (k, row) in values.chunks_exact_mut(PANEL).enumerate() {
-                for (v, column) in row.iter_mut().zip(here.clone()) {
-                    *v = value(k, column);
+                for (i, v) in row.iter_mut().take(columns - first).enumerate() {
+                    *v = value(k, first + i);
                 }
             }
         }
-        Panels { inner, columns, values }
+        panels
+    }
+
+    #[inline(always)]
+    pub fn set(&mut self, k: usize, column: usize, value: f32) {
+        self.values[(column / PANEL * self.inner + k) * PANEL + column % PANEL] = value;
     }
 }
 
@@ -45,6 +56,30 @@ pub trait Rows: Copy {
     /// # Safety
     /// `step` and `row` are below their counts; `length` values can be read there.
     unsafe fn at(&self, step: usize, row: usize) -> *const f32;
+}
+
+/// Rows that lie one behind the other.
+#[derive(Clone, Copy)]
+pub struct Dense<'a> {
+    pub values: &'a [f32],
+    pub length: usize,
+}
+
+impl Rows for Dense<'_> {
+    fn count(&self) -> usize {
+        self.values.len() / self.length
+    }
+    fn steps(&self) -> usize {
+        1
+    }
+    fn length(&self) -> usize {
+        self.length
+    }
+    #[inline(always)]
+    unsafe fn at(&self, _: usize, row: usize) -> *const f32 {
+        // SAFETY: the caller's contract.
+        unsafe { self.values.as_ptr().add(row * self.length) }
+    }
 }
 
 /// Row r of step s begins at `x[starts[r] + taps[s]]`.
@@ -97,6 +132,13 @@ pub struct Ends<'a> {
     pub relu: bool,
 }
 
+impl Ends<'_> {
+    /// Whether the finished chains are not the output yet.
+    fn changes(&self) -> bool {
+        self.residual.is_some() || self.scale != 1.0 || self.relu
+    }
+}
+
 /// out[r * stride + c] = f(sum over k of row r's k-th value times panels[k][c]).
 ///
 /// # Panics
@@ -115,12 +157,13 @@ pub fn product<R: Rows>(rows: R, panels: &Panels, ends: Ends, out: &mut [f32], s
     run(Product { rows, panels, ends, out, stride });
 }
 
-struct Product<'a, R> {
-    rows: R,
-    panels: &'a Panels,
-    ends: Ends<'a>,
-    out: &'a mut [f32],
-    stride: usize,
+/// [`product`], whose sizes are not checked again.
+pub struct Product<'a, R> {
+    pub rows: R,
+    pub panels: &'a Panels,
+    pub ends: Ends<'a>,
+    pub out: &'a mut [f32],
+    pub stride: usize,
 }
 
 /// One panel, and a part of the chains.
@@ -137,16 +180,14 @@ struct Part<'a> {
 
 /// The chain in parts of about [`DEPTH`]: steps, and of each step the values
 /// from and to where.
-fn parts(steps: usize, length: usize) -> Vec<(Range<usize>, Range<usize>)> {
+fn parts(steps: usize, length: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let even = |n: usize, most: usize| n.div_ceil(n.div_ceil(most));
     let (few, values) = (even(steps, (DEPTH / length).max(1)), even(length, DEPTH));
-    let mut parts = Vec::new();
-    for step in (0..steps).step_by(few) {
-        for value in (0..length).step_by(values) {
-            parts.push((step..steps.min(step + few), value..length.min(value + values)));
-        }
-    }
-    parts
+    let of_steps = move |step| {
+        let of_values = move |value| (step..steps.min(step + few), value..length.min(value + values));
+        (0..length).step_by(values).map(of_values)
+    };
+    (0..steps).step_by(few).flat_map(of_steps)
 }
 
 impl<R: Rows> Kernel for Product<'_, R> {
@@ -155,9 +196,9 @@ impl<R: Rows> Kernel for Product<'_, R> {
     #[inline(always)]
     fn run<L: Lanes>(mut self) {
         let inner = self.panels.inner;
-        let parts = parts(self.rows.steps(), self.rows.length());
-        for (p, (steps, values)) in parts.iter().enumerate() {
-            let from = steps.start * self.rows.length() + values.start;
+        let (all, length) = (self.rows.steps(), self.rows.length());
+        for (steps, values) in parts(all, length) {
+            let from = steps.start * length + values.start;
             let depth = steps.len() * values.len();
             for (panel, weights) in self.panels.values.chunks_exact(inner * PANEL).enumerate() {
                 let column = panel * PANEL;
@@ -167,8 +208,8 @@ impl<R: Rows> Kernel for Product<'_, R> {
                     weights: &weights[from * PANEL..][..depth * PANEL],
                     column,
                     columns: PANEL.min(self.panels.columns - column),
-                    first: p == 0,
-                    last: p + 1 == parts.len(),
+                    first: from == 0,
+                    last: steps.end == all && values.end == length,
                 };
                 // SAFETY: `product` checked the sizes of everything.
                 unsafe {
@@ -218,24 +259,15 @@ impl<R: Rows> Product<'_, R> {
         skip: usize,
         row: usize,
     ) {
-        let Product { rows, ends, panels, stride, .. } = *self;
+        let Product { rows, ends, stride, .. } = *self;
         let column = part.column + skip;
         let width = part.columns - skip;
         // SAFETY: `product` checked the sizes; vectors past `width` are not touched.
         unsafe {
-            let mut ends_of = [[L::splat(0.0); V]; P];
-            if !part.first {
-                for (i, acc) in ends_of.iter_mut().enumerate() {
-                    load(acc, self.out.as_ptr().add((row + i) * stride + column), width);
-                }
-            } else if let Some(bias) = ends.bias {
-                for (i, acc) in ends_of.iter_mut().enumerate() {
-                    let group = if ends.group == 0 { 0 } else { (row + i) / ends.group };
-                    load(acc, bias.as_ptr().add(group * panels.columns + column), width);
-                }
+            let mut acc = [[L::splat(0.0); V]; P];
+            if !part.first || ends.bias.is_some() {
+                acc = self.begun(part, column, width, row);
             }
-            // A copy whose address nobody takes: it stays in registers.
-            let mut acc = ends_of;
             let mut w = part.weights.as_ptr().add(skip);
             for step in part.steps.clone() {
                 let mut p = [std::ptr::null(); P];
@@ -256,36 +288,96 @@ impl<R: Rows> Product<'_, R> {
                     w = w.add(PANEL);
                 }
             }
-            ends_of = acc;
-            for (i, acc) in ends_of.iter_mut().enumerate() {
-                let at = (row + i) * stride + column;
-                if part.last {
-                    if let Some(residual) = ends.residual {
-                        let mut more = [L::splat(0.0); V];
-                        load(&mut more, residual.as_ptr().add(at), width);
-                        for (a, m) in acc.iter_mut().zip(more) {
-                            *a = a.add(m);
-                        }
+            if part.last && ends.changes() {
+                acc = self.ended(acc, column, width, row);
+            }
+            let mut out = self.out.as_mut_ptr().add(row * stride + column);
+            if width >= V * LANES {
+                for acc in acc {
+                    for (v, a) in acc.into_iter().enumerate() {
+                        a.store(out.add(v * LANES));
                     }
-                    for a in acc.iter_mut() {
-                        if ends.scale != 1.0 {
-                            *a = a.mul(L::splat(ends.scale));
-                        }
-                        // max gives its second operand where one is NaN: a NaN stays.
-                        if ends.relu {
-                            *a = L::splat(0.0).max(*a);
-                        }
+                    out = out.add(stride);
+                }
+            } else {
+                self.store_part(acc, row * stride + column, width);
+            }
+        }
+    }
+
+    // The rare ways are apart: what they do to the sums by reference would keep
+    // them out of the registers.
+
+    /// The sums of an earlier part, or the bias.
+    #[inline(always)]
+    unsafe fn begun<L: Lanes, const P: usize, const V: usize>(
+        &self,
+        part: &Part,
+        column: usize,
+        width: usize,
+        row: usize,
+    ) -> [[L; V]; P] {
+        // SAFETY: `product` checked the sizes.
+        unsafe {
+            let mut acc = [[L::splat(0.0); V]; P];
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let from = match self.ends.bias {
+                    Some(bias) if part.first => {
+                        let group = if self.ends.group == 0 { 0 } else { (row + i) / self.ends.group };
+                        bias.as_ptr().add(group * self.panels.columns + column)
+                    }
+                    _ => self.out.as_ptr().add((row + i) * self.stride + column),
+                };
+                load(acc, from, width);
+            }
+            acc
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn ended<L: Lanes, const P: usize, const V: usize>(
+        &self,
+        mut all: [[L; V]; P],
+        column: usize,
+        width: usize,
+        row: usize,
+    ) -> [[L; V]; P] {
+        // SAFETY: `product` checked the sizes.
+        unsafe {
+            for (i, acc) in all.iter_mut().enumerate() {
+                let mut more = [L::splat(0.0); V];
+                if let Some(residual) = self.ends.residual {
+                    load(&mut more, residual.as_ptr().add((row + i) * self.stride + column), width);
+                }
+                for (a, m) in acc.iter_mut().zip(more) {
+                    *a = a.add(m).mul(L::splat(self.ends.scale));
+                    // max gives its second operand where one is NaN: a NaN stays.
+                    if self.ends.relu {
+                        *a = L::splat(0.0).max(*a);
                     }
                 }
-                store(acc, self.out.as_mut_ptr().add(at), width);
             }
+            all
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_part<L: Lanes, const P: usize, const V: usize>(
+        &mut self,
+        all: [[L; V]; P],
+        at: usize,
+        width: usize,
+    ) {
+        for (i, acc) in all.iter().enumerate() {
+            // SAFETY: `product` checked the sizes.
+            unsafe { store(acc, self.out.as_mut_ptr().add(at + i * self.stride), width) };
         }
     }
 }
 
 /// The first `width` values at `p`, as far as the vectors reach.
 #[inline(always)]
-unsafe fn load<L: Lanes, const V: usize>(vectors: &mut [L; V], p: *const f32, width: usize) {
+pub unsafe fn load<L: Lanes, const V: usize>(vectors: &mut [L; V], p: *const f32, width: usize) {
     for (v, vector) in vectors.iter_mut().enumerate() {
         let at = v * LANES;
         // SAFETY: `width` values can be read, no more are.
@@ -300,7 +392,7 @@ unsafe fn load<L: Lanes, const V: usize>(vectors: &mut [L; V], p: *const f32, wi
 }
 
 #[inline(always)]
-unsafe fn store<L: Lanes, const V: usize>(vectors: &[L; V], p: *mut f32, width: usize) {
+pub unsafe fn store<L: Lanes, const V: usize>(vectors: &[L; V], p: *mut f32, width: usize) {
     for (v, vector) in vectors.iter().enumerate() {
         let at = v * LANES;
         // SAFETY: `width` values can be written, no more are.
@@ -326,11 +418,12 @@ pub fn outer<R: Rows>(x: R, y: &[f32], columns: usize, sums: &mut [f32]) {
     run(Outer { x, y, columns, sums });
 }
 
-struct Outer<'a, R> {
-    x: R,
-    y: &'a [f32],
-    columns: usize,
-    sums: &'a mut [f32],
+/// [`outer`], whose sizes are not checked again.
+pub struct Outer<'a, R> {
+    pub x: R,
+    pub y: &'a [f32],
+    pub columns: usize,
+    pub sums: &'a mut [f32],
 }
 
 impl<R: Rows> Kernel for Outer<'_, R> {
