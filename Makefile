@@ -9,7 +9,7 @@ FEATURES ?=
 REPLICATE = cargo run --release --locked --quiet $(if $(FEATURES),--features $(FEATURES)) --
 PLACE = --scale $(SCALE) --device $(DEVICE) --store $(STORE) $(if $(DATA),--data $(DATA))
 
-.PHONY: table1 table2 figures report check claims plan drill test build
+.PHONY: table1 table2 figures report check claims plan selftest drill test build
 
 table1 table2: build
 	$(REPLICATE) run $@ $(PLACE) --seed $(SEED)
@@ -24,6 +24,10 @@ check: build
 plan: build
 	$(REPLICATE) run all $(PLACE) --seed $(SEED) --dry-run
 
+# Whether DEVICE gives what it should, and how fast.
+selftest: build
+	$(REPLICATE) selftest --device $(DEVICE)
+
 # The paper scale's path for every cell, with small files from a local server.
 drill:
 	cargo test --release --locked --test drill -- --nocapture
@@ -32,7 +36,7 @@ claims: build
 	$(REPLICATE) check all $(PLACE) --against claims
 
 test:
-	cargo test --release --locked
+	cargo test --release --locked $(if $(FEATURES),--features $(FEATURES))
 
 build:
 	cargo build --release --locked $(if $(FEATURES),--features $(FEATURES))

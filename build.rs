@@ -27,8 +27,10 @@ const NO_RESULT: &[&str] = &[
     "plan.rs",
     "bench.rs",
     "machine.rs",
+    "device.rs",
     "score.rs",
     "score/",
+    "selftest/",
     "error.rs",
     "student.rs",
     "store.rs",
@@ -93,7 +95,7 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
         let path = entry.unwrap().path();
         if path.is_dir() {
             walk(&path, files);
-        } else if path.extension().is_some_and(|e| e == "rs") {
+        } else if path.extension().is_some_and(|e| e == "rs" || e == "cu") {
             files.push(path);
         }
     }

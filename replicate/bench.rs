@@ -4,6 +4,7 @@
 
 use crate::checkpoint::{Checkpoint, Dtype, Format, Tensor as Stored};
 use crate::data::{Images, glyphs};
+use crate::device::peak_bytes;
 use crate::distill::{Initial, Objective, OneStep};
 use crate::equations::Divergence;
 use crate::error::Result;
@@ -13,10 +14,12 @@ use crate::metrics::Features;
 use crate::metrics::frechet::{Moments, frechet_distance};
 use crate::params::{Arrays, Params, Source};
 use crate::rng::Stream;
-use crate::train::{Distilling, Teaching, Training};
+use crate::sampler;
+use crate::train::{Distilling, Teaching, Training, generate};
 use crate::unet::{Config, Denoiser};
 use candle_core::{Device, Tensor};
 use serde::Serialize;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -35,6 +38,24 @@ pub enum Case {
     Inception,
     /// The Fréchet distance of two covariances of 2048 x 2048
     Frechet,
+    /// One iteration of DiJS at paper scale: DDPM++, batch 64; for a GPU
+    PaperStep,
+    /// The teacher's solver at paper scale, 35 calls for 100 images; for a GPU
+    Heun,
+    /// 2000 one-step samples at paper scale, their Inception features and FID; for a GPU
+    Fid,
+}
+
+/// Images that are made or seen in a case, where that is what counts.
+pub const IMAGES: [(Case, u64); 5] =
+    [(Case::OneStep, 64), (Case::Dsm, 64), (Case::PaperStep, 64), (Case::Heun, 100), (Case::Fid, 2000)];
+
+/// The cases that `device` does in reasonable time.
+pub fn usual(device: &Device) -> Vec<Case> {
+    use clap::ValueEnum;
+    let heavy = [Case::PaperStep, Case::Heun, Case::Fid];
+    let all = Case::value_variants().iter().copied();
+    all.filter(|case| !device.is_cpu() || !heavy.contains(case)).collect()
 }
 
 /// What a case took.
@@ -42,7 +63,8 @@ pub enum Case {
 pub struct Measured {
     /// Of each repetition, after one that does not count.
     pub seconds: Vec<f64>,
-    /// The most memory that the process has had, in bytes; 0 where it cannot be told.
+    /// The most memory so far in bytes, of tensors on a GPU, else of the process; 0
+    /// where it cannot be told.
     pub peak_bytes: u64,
     pub threads: usize,
 }
@@ -53,14 +75,18 @@ pub struct Measured {
 /// What the networks fail with.
 pub fn run(case: Case, repeats: usize, device: &Device) -> Result<Measured> {
     let seconds = match case {
-        Case::OneStep => one_step(repeats, device)?,
+        Case::OneStep => one_step(Scale::Mini, repeats, device)?,
         Case::Dsm => dsm(repeats, device)?,
         Case::Forward => denoiser(repeats, device, false)?,
         Case::Backward => denoiser(repeats, device, true)?,
         Case::Inception => inception(repeats, device)?,
         Case::Frechet => frechet(repeats)?,
+        Case::PaperStep => one_step(Scale::Paper, repeats, device)?,
+        Case::Heun => solver(repeats, device)?,
+        Case::Fid => fid(repeats, device)?,
     };
-    Ok(Measured { seconds, peak_bytes: peak_bytes(), threads: rayon::current_num_threads() })
+    let peak_bytes = peak_bytes(device).unwrap_or_else(process_peak_bytes);
+    Ok(Measured { seconds, peak_bytes, threads: rayon::current_num_threads() })
 }
 
 fn timed(repeats: usize, device: &Device, mut once: impl FnMut(u64) -> Result<()>) -> Result<Vec<f64>> {
@@ -76,13 +102,24 @@ fn timed(repeats: usize, device: &Device, mut once: impl FnMut(u64) -> Result<()
         .collect()
 }
 
-fn digits(recipe: &Recipe) -> Images {
-    glyphs::images(recipe.network.size, glyphs::TARGET_CLASSES, 100, "train")
+/// Training images: digits, or noise where the scale reads files.
+fn images(recipe: &Recipe) -> Images {
+    let size = recipe.network.size;
+    match recipe.scale.procedural() {
+        true => glyphs::images(size, glyphs::TARGET_CLASSES, 100, "train"),
+        false => noise(1000, size),
+    }
 }
 
-fn one_step(repeats: usize, device: &Device) -> Result<Vec<f64>> {
-    let recipe = Recipe::of(Scale::Mini);
-    let images = digits(&recipe);
+fn noise(n: usize, size: usize) -> Images {
+    let mut draws = Stream::new("bench", "pixels").at(0);
+    let pixels = (0..n * 3 * size * size).map(|_| draws.below(256) as u8).collect();
+    Images { channels: 3, size, pixels, labels: Vec::new() }
+}
+
+fn one_step(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let recipe = Recipe::of(scale);
+    let images = images(&recipe);
     let objective = Objective::ClassRatio(Divergence::DiJs);
     let initial = Initial { weights: None, cell: "bench" };
     let run = OneStep::new(device, &recipe.network, objective, initial, recipe.one_step.clone())?;
@@ -93,7 +130,7 @@ fn one_step(repeats: usize, device: &Device) -> Result<Vec<f64>> {
 
 fn dsm(repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let recipe = Recipe::of(Scale::Mini);
-    let images = digits(&recipe);
+    let images = images(&recipe);
     let mut training = Teaching::new(device, &recipe, recipe.pretraining.levels, &images, "bench")?;
     let batch = recipe.pretraining.batch as u64;
     timed(repeats, device, |k| training.step(k, (k + 1) * batch).map(drop))
@@ -117,7 +154,46 @@ fn denoiser(repeats: usize, device: &Device, backward: bool) -> Result<Vec<f64>>
     })
 }
 
-fn inception(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+/// A paper-scale generator with drawn weights, without gradients.
+fn generator(device: &Device) -> Result<Denoiser> {
+    let config = Config::cifar10();
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "bench" };
+    let (params, _) = Params::build(device, &source, |vb| Denoiser::new(&config, vb))?;
+    Ok(params.frozen(|vb| Denoiser::new(&config, vb))?)
+}
+
+fn latents(k: u64, n: usize, device: &Device) -> candle_core::Result<Tensor> {
+    Tensor::from_vec(Stream::new("bench", "z").normals(k, n * 3072), (n, 3, 32, 32), device)
+}
+
+fn solver(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let denoiser = generator(device)?;
+    timed(repeats, device, |k| {
+        sampler::heun(&denoiser, &latents(k, 100, device)?, sampler::HEUN_STEPS)?;
+        Ok(())
+    })
+}
+
+fn fid(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    const N: usize = 2000;
+    let (generator, network) = (generator(device)?, drawn_inception(device)?);
+    let sigma_init = Recipe::of(Scale::Paper).one_step.sigma_init;
+    let measured = |k: u64| -> Result<Moments> {
+        let sample = |range: Range<usize>| {
+            let part = k * N as u64 + range.start as u64;
+            sampler::one_step(&generator, &latents(part, range.len(), device)?, sigma_init)
+        };
+        let (features, _) = network.extract(&generate(0..N, sample)?, 0..N)?;
+        let mut moments = Moments::new(features.dim);
+        moments.push(&features);
+        Ok(moments)
+    };
+    let reference = measured(u64::from(u32::MAX))?;
+    timed(repeats, device, |k| frechet_distance(&measured(k)?, &reference).map(drop))
+}
+
+fn drawn_inception(device: &Device) -> Result<Inception> {
     let tensors = Inception::entries().into_iter().filter(|(_, shape)| !shape.is_empty());
     let tensors = tensors.map(|(name, shape)| {
         let n = shape.iter().product();
@@ -132,13 +208,11 @@ fn inception(repeats: usize, device: &Device) -> Result<Vec<f64>> {
         (name, Stored { dtype: Dtype::F32, shape, data })
     });
     let path = PathBuf::from("drawn weights");
-    let network = Inception::load(
-        device,
-        Checkpoint { path, format: Format::TorchLegacy, tensors: tensors.collect() },
-    )?;
-    let mut draws = Stream::new("bench", "pixels").at(0);
-    let pixels = (0..64 * 3072).map(|_| draws.below(256) as u8).collect();
-    let images = Images { channels: 3, size: 32, pixels, labels: Vec::new() };
+    Inception::load(device, Checkpoint { path, format: Format::TorchLegacy, tensors: tensors.collect() })
+}
+
+fn inception(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let (network, images) = (drawn_inception(device)?, noise(64, 32));
     timed(repeats, device, |_| network.extract(&images, 0..64).map(drop))
 }
 
@@ -154,7 +228,7 @@ fn frechet(repeats: usize) -> Result<Vec<f64>> {
     timed(repeats, &Device::Cpu, |_| frechet_distance(&a, &b).map(drop))
 }
 
-fn peak_bytes() -> u64 {
+fn process_peak_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
     line.trim().trim_end_matches("kB").trim().parse::<u64>().map_or(0, |kibibytes| 1024 * kibibytes)

@@ -74,6 +74,9 @@ pub enum Command {
         /// Fetch nothing: what the scale needs has to be there
         #[arg(long)]
         offline: bool,
+        /// Images of a batch in a GPU's memory at a time: the same result but for rounding
+        #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+        at_once: Option<u64>,
         /// Where the table is written as CSV and Markdown
         #[arg(short, long, default_value = "report")]
         output: PathBuf,
@@ -169,9 +172,26 @@ pub enum Command {
         /// How often each is repeated, after once that does not count
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
         repeats: u64,
+        /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
+        #[arg(long, default_value = "cpu")]
+        device: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check on a device that this program does what it should, then time it
+    ///
+    /// Agreement with the reference implementations, one cell against its golden values,
+    /// once more, and stopped and resumed; then speed and memory. Exit code 1 if a check fails.
+    Selftest {
         /// cpu, or cuda:N in a build with --features cudnn
         #[arg(long, default_value = "cpu")]
         device: String,
+        /// Small networks and the smoke scale only, a minute on a CPU; a CPU never does more
+        #[arg(long)]
+        reduced: bool,
+        /// The repository, with paper/ and golden/ [default: here, or where it was built]
+        #[arg(long)]
+        root: Option<PathBuf>,
         #[arg(long)]
         json: bool,
     },
@@ -227,7 +247,7 @@ pub struct Place {
     /// smoke, mini, drill, small or paper
     #[arg(long, default_value = "mini")]
     pub scale: String,
-    /// cpu, or cuda:N in a build with --features cudnn
+    /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Where results are kept

@@ -7,19 +7,22 @@ mod list;
 mod prepare;
 mod report;
 mod score;
+mod selftest;
 mod weights;
 
 use crate::checkpoint;
 use crate::cli::{Cli, Command, Format, Place, Which};
+use crate::device;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
 use crate::golden::{self, Golden, Score, read_golden};
+use crate::machine;
 use crate::paper;
+use crate::plan;
 use crate::report::{Table, table1, table2};
 use crate::run::{Outcome, Runner, Settings};
 use crate::store::{write_atomically, write_safetensors};
 use crate::watch::{Mode, Watch};
-use candle_core::Device;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -43,15 +46,25 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             explain,
             dry_run,
             offline,
+            at_once,
             output,
         } => {
             let cells = select(&targets)?;
             let recipe = recipe(&place, &set, until)?;
             if explain {
-                return list::explain(&cells, &recipe, &root(&place)?);
+                return list::explain(&cells, &recipe, &root(place.root.as_deref())?);
             }
             let seeds = unique(&seed);
-            let mut runner = runner(&place, recipe, watch.unwrap_or_else(Mode::fitting), from_scratch, stop)?;
+            let mut settings = settings(&place, from_scratch)?;
+            settings.at_once = at_once.map(|images| images as usize);
+            if at_once.is_some() && settings.device.is_cpu() {
+                return Err(Error::Usage(
+                    "--at-once is for GPUs: on a CPU the same seed promises the same bytes, of whole batches"
+                        .into(),
+                ));
+            }
+            let watch = Watch::new(watch.unwrap_or_else(Mode::fitting));
+            let mut runner = Runner::new(settings, recipe, watch, stop)?;
             runner.read_given(&cells)?;
             if dry_run {
                 return prepare::dry_run(&mut runner, &place, &cells, &seeds, offline);
@@ -71,6 +84,13 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                         // One row that diverges says nothing about the others.
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                             eprintln!("{} of seed {seed} failed: {error}", cell.row);
+                            if error.is_out_of_memory() {
+                                let tried = runner.recipe_in_memory().batch;
+                                eprintln!(
+                                    "  --at-once {} goes on with fewer images at a time",
+                                    smaller(&runner, cell, tried)
+                                );
+                            }
                             failed.get_or_insert(error);
                         }
                         Err(error) => return Err(error),
@@ -101,10 +121,22 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
         Command::Inspect { file, convert } => inspect(&file, convert.as_deref()),
         Command::Score(scoring) => score::score(&scoring, stop),
         Command::Bench { cases, repeats, device: name, json } => {
-            bench::bench(&cases, repeats as usize, &device(&name)?, json)
+            bench::bench(&cases, repeats as usize, &device::open(&name)?, json)
+        }
+        Command::Selftest { device, reduced, root: given, json } => {
+            selftest::selftest(&device, reduced, &root(given.as_deref())?, json)
         }
         Command::Weights { names, place, write } => weights::weights(&names, &place, write, stop),
     }
+}
+
+/// The images of a batch to take at once where `tried` were too many: as many as the
+/// whole memory has room for by the plan, but fewer than before.
+fn smaller(runner: &Runner, cell: &Cell, tried: usize) -> usize {
+    let fits = machine::total_memory(runner.device())
+        .and_then(|bytes| plan::fitting(runner.recipe(), cell, bytes))
+        .unwrap_or(1);
+    fits.min(tried.div_ceil(2))
 }
 
 /// The cells that `targets` name, each once.
@@ -163,14 +195,18 @@ fn runner<'a>(
     from_scratch: bool,
     stop: &'a AtomicBool,
 ) -> Result<Runner<'a>> {
-    let settings = Settings {
+    Runner::new(settings(place, from_scratch)?, recipe, Watch::new(mode), stop)
+}
+
+fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
+    Ok(Settings {
         store: place.store.clone(),
-        root: root(place)?,
+        root: root(place.root.as_deref())?,
         data: place.data.clone(),
-        device: device(&place.device)?,
+        device: device::open(&place.device)?,
         from_scratch,
-    };
-    Runner::new(settings, recipe, Watch::new(mode), stop)
+        at_once: None,
+    })
 }
 
 /// A runner that only reads.
@@ -179,11 +215,11 @@ fn quiet<'a>(place: &Place, stop: &'a AtomicBool) -> Result<Runner<'a>> {
 }
 
 /// The directory that holds paper/ and golden/.
-fn root(place: &Place) -> Result<PathBuf> {
+fn root(given: Option<&Path>) -> Result<PathBuf> {
     let known = |dir: &Path| dir.join("paper/table1.csv").is_file();
-    if let Some(root) = &place.root {
+    if let Some(root) = given {
         return match known(root) {
-            true => Ok(root.clone()),
+            true => Ok(root.to_path_buf()),
             false => Err(Error::Missing {
                 path: root.join("paper/table1.csv"),
                 what: "--root must name a checkout of the repository".into(),
@@ -199,22 +235,6 @@ fn root(place: &Place) -> Result<PathBuf> {
             what: "neither here nor where the program was built".into(),
             remedy: "run it in a checkout of the repository, or name one with --root".into(),
         })
-}
-
-fn device(name: &str) -> Result<Device> {
-    let bad = || Error::Usage(format!("unknown device '{name}': it is cpu, cuda or cuda:N"));
-    let index = match name.split_once(':') {
-        None if name == "cpu" => return Ok(Device::Cpu),
-        None if name == "cuda" => 0,
-        Some(("cuda", n)) => n.parse().map_err(|_| bad())?,
-        _ => return Err(bad()),
-    };
-    if !cfg!(feature = "cuda") {
-        return Err(Error::Usage(format!(
-            "this program was built without CUDA: build the other one with 'cargo build --release --features cudnn' to use {name}"
-        )));
-    }
-    Device::new_cuda(index).map_err(|error| Error::Run(format!("{name} cannot be used: {error}")))
 }
 
 fn unique(seeds: &[u64]) -> Vec<u64> {
@@ -309,7 +329,7 @@ fn finish_run(
     places: &[PathBuf],
     output: &Path,
 ) -> Result<i32> {
-    let root = root(place)?;
+    let root = root(place.root.as_deref())?;
     if !writes_tables(targets, runner) {
         for place in places {
             println!("{}", place.display());

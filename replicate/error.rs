@@ -40,7 +40,7 @@ pub enum Error {
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Run(String),
-    #[error("tensor operation failed: {0}")]
+    #[error("tensor operation failed: {0}{remedy}", remedy = device_remedy(&.0.to_string()))]
     Tensor(#[from] candle_core::Error),
 }
 
@@ -48,6 +48,16 @@ impl Error {
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::Io { action, path, source }
+    }
+
+    /// Of a device that cannot be used, with what its driver said.
+    pub fn device(name: &str, said: &str) -> Error {
+        Error::Run(format!("{name} cannot be used: {said}{}", device_remedy(said)))
+    }
+
+    /// Whether a device had too little memory.
+    pub fn is_out_of_memory(&self) -> bool {
+        matches!(self, Error::Tensor(error) if out_of_memory(&error.to_string()))
     }
 
     pub fn exit_code(&self) -> i32 {
@@ -69,5 +79,64 @@ fn io_remedy(source: &std::io::Error) -> &'static str {
             "\n  check who owns it, or choose another place (--store, --output)"
         }
         _ => "",
+    }
+}
+
+fn out_of_memory(said: &str) -> bool {
+    ["CUDA_ERROR_OUT_OF_MEMORY", "STATUS_ALLOC_FAILED", "STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"]
+        .iter()
+        .any(|code| said.contains(code))
+}
+
+/// What to do about an error of CUDA, by the code in its text; nothing for others.
+fn device_remedy(said: &str) -> &'static str {
+    let any = |codes: &[&str]| codes.iter().any(|code| said.contains(code));
+    if out_of_memory(said) {
+        "\n  the GPU has too little memory for this; the last checkpoint is good"
+    } else if any(&["CUDA_ERROR_NO_DEVICE"]) {
+        "\n  there is no CUDA device here: does nvidia-smi list one, and does CUDA_VISIBLE_DEVICES hide it?"
+    } else if any(&["CUDA_ERROR_STUB_LIBRARY"]) {
+        "\n  the libcuda.so.1 that was found is one for linking only: put the driver's own first in \
+         LD_LIBRARY_PATH"
+    } else if any(&["CUDA_ERROR_SYSTEM_DRIVER_MISMATCH", "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"]) {
+        "\n  the driver is older than what this program was built with: install a newer one, or build with a \
+         toolkit that it knows"
+    } else if any(&["CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_INVALID_IMAGE"]) {
+        "\n  this program was built for another GPU: build it again where this one is, or with \
+         CUDA_COMPUTE_CAP set to its compute capability (nvidia-smi --query-gpu=compute_cap --format=csv)"
+    } else if any(&["CUDA_ERROR_", "CUBLAS_STATUS_", "CUDNN_STATUS_"]) {
+        "\n  the GPU or its driver failed: the last checkpoint is good, the same command goes on from it"
+    } else {
+        ""
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_failure_of_a_device_names_its_remedy() {
+        let said = |code: &str| {
+            let error = Error::Tensor(candle_core::Error::Cuda(format!("DriverError({code})").into()));
+            assert_eq!(error.exit_code(), EXIT_RUN);
+            (error.to_string(), error.is_out_of_memory())
+        };
+        for (code, remedy, memory) in [
+            ("CUDA_ERROR_OUT_OF_MEMORY", "too little memory", true),
+            ("CUDNN_STATUS_ALLOC_FAILED", "too little memory", true),
+            ("CUDA_ERROR_NO_DEVICE", "nvidia-smi", false),
+            ("CUDA_ERROR_STUB_LIBRARY", "LD_LIBRARY_PATH", false),
+            ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "newer one", false),
+            ("CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_COMPUTE_CAP", false),
+            ("CUDA_ERROR_LAUNCH_FAILED", "the last checkpoint is good", false),
+            ("CUBLAS_STATUS_EXECUTION_FAILED", "the last checkpoint is good", false),
+        ] {
+            let (text, out_of_memory) = said(code);
+            assert!(text.contains(remedy), "{text}");
+            assert_eq!(out_of_memory, memory, "{text}");
+        }
+        let other = Error::Tensor(candle_core::Error::Msg("shape mismatch".into()));
+        assert!(!other.to_string().contains('\n') && !other.is_out_of_memory());
     }
 }

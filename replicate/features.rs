@@ -1,7 +1,7 @@
 //! The small classifier whose features and logits stand in for Inception-v3's
 //! where the images are glyphs. What is measured with it is called FD, not FID.
 
-use crate::composed::Composed;
+use crate::Elsewhere;
 use crate::data::Images;
 use crate::metrics::Features;
 use crate::network::{Builder, Norm, Ops, Param, Plus};
@@ -74,7 +74,7 @@ impl Classifier {
             let logits = tape::apply(parameters, &features, |ops, _, x| self.logits(ops, x))?;
             return Ok((features, logits));
         }
-        let mut ops = Composed::new(parameters, x.device());
+        let mut ops = Elsewhere::new(parameters, x.device());
         let features = self.features(&mut ops, x)?;
         let logits = self.logits(&mut ops, &features)?;
         Ok((features.flatten_from(1)?, logits.flatten_from(1)?))

@@ -32,6 +32,7 @@ pub mod cli;
 pub mod commands;
 pub mod composed;
 pub mod data;
+pub mod device;
 pub mod distill;
 pub mod equations;
 pub mod error;
@@ -42,6 +43,8 @@ pub mod features;
 pub mod fetch;
 pub mod figures;
 pub mod findings;
+#[cfg(feature = "cudnn")]
+pub mod fused;
 pub mod golden;
 pub mod grid;
 pub mod inception;
@@ -61,6 +64,7 @@ pub mod rng;
 pub mod run;
 pub mod sampler;
 pub mod score;
+pub mod selftest;
 pub mod statistics;
 pub mod store;
 pub mod student;
@@ -70,3 +74,9 @@ pub mod train;
 pub mod unet;
 pub mod unzip;
 pub mod watch;
+
+/// The operations of a network on other devices than the CPU.
+#[cfg(not(feature = "cudnn"))]
+pub(crate) use composed::Composed as Elsewhere;
+#[cfg(feature = "cudnn")]
+pub(crate) use fused::Fused as Elsewhere;

@@ -10,6 +10,17 @@ pub fn free_disk(path: &Path) -> Option<u64> {
     Some(stat.f_bavail * stat.f_frsize)
 }
 
+/// Bytes of memory of a GPU, given and free; `None` for a CPU or where it cannot be told.
+pub fn total_memory(device: &Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => candle_core::cuda_backend::cudarc::driver::result::mem_get_info()
+            .ok()
+            .map(|(_, total)| total as u64),
+        _ => None,
+    }
+}
+
 /// Bytes of memory that `device` has to give: of the host, as Linux estimates it, or
 /// of the GPU. `None` where it cannot be told.
 pub fn free_memory(device: &Device) -> Option<u64> {

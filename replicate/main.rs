@@ -37,6 +37,11 @@ fn prepare_process() {
         if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
             std::env::set_var("CANDLE_NUM_THREADS", "1");
         }
+        // candle leaves cuDNN its default, which rounds float32 to TF32.
+        #[cfg(feature = "cuda")]
+        if std::env::var_os("NVIDIA_TF32_OVERRIDE").is_none() {
+            std::env::set_var("NVIDIA_TF32_OVERRIDE", "0");
+        }
         // `replicate list | head` ends as other programs do.
         #[cfg(unix)]
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);

@@ -1,6 +1,7 @@
 //! What a network is made of: its parameters in a list, and the operations that
 //! its forward pass is written in. The CPU runs them on a [`Tape`](crate::tape),
-//! other devices as candle operations ([`Composed`](crate::composed)).
+//! GPUs as kernels of their own (`fused`), and as candle operations
+//! ([`Composed`](crate::composed)) where those are not built.
 
 use candle_core::{Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder};

@@ -1,6 +1,8 @@
 //! Adam with readable state, and the exponential moving average of the
 //! generator.
 
+#[cfg(feature = "cudnn")]
+use crate::kernels::cuda;
 use crate::kernels::{values, values_mut};
 use crate::params::{Arrays, Params, from_array, to_array};
 use candle_core::backprop::GradStore;
@@ -85,6 +87,20 @@ impl Adam {
         let AdamConfig { beta1, beta2, eps } = self.config;
         let correction1 = 1.0 - beta1.powi(self.step as i32);
         let correction2 = 1.0 - beta2.powi(self.step as i32);
+        #[cfg(feature = "cudnn")]
+        if self.moments.values().next().is_some_and(|(m, _)| m.device().is_cuda()) {
+            let moments = &self.moments;
+            return cuda::adam(
+                params.iter().filter_map(|(name, var)| {
+                    let (first, second) = moments.get(name).expect("made from the same parameters");
+                    Some(cuda::Moments { weights: var, first, second, gradient: grads.get(var)? })
+                }),
+                [beta1, beta2],
+                eps,
+                lr / correction1,
+                1.0 / correction2.sqrt(),
+            );
+        }
         for (name, var) in params.iter() {
             let Some(g) = grads.get(var) else { continue };
             let (m, v) = self.moments.get_mut(name).expect("made from the same parameters");
@@ -155,6 +171,12 @@ impl Ema {
     pub fn update(&mut self, params: &Params, images: u64, batch: usize) -> Result<()> {
         let half_life = self.half_life.min(images as f64 * RAMP).max(1e-8);
         let beta = libm::exp2(-(batch as f64) / half_life);
+        #[cfg(feature = "cudnn")]
+        if self.average.values().next().is_some_and(|e| e.device().is_cuda()) {
+            let average = &self.average;
+            let pairs = params.iter().map(|(name, var)| (&average[name], var.as_tensor()));
+            return cuda::average(pairs, beta);
+        }
         for (name, var) in params.iter() {
             let e = self.average.get_mut(name).expect("made from the same parameters");
             if var.device().is_cpu() {

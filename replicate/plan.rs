@@ -123,6 +123,14 @@ pub fn memory(recipe: &Recipe, cell: &Cell) -> u64 {
     bytes_of(kept + critic_step.max(batch * generator.activations + held))
 }
 
+/// The largest part of the batch, halved again and again, with which the cell's step
+/// fits into `bytes` of memory by [`memory`]; `None` if not even one image does.
+pub fn fitting(recipe: &Recipe, cell: &Cell, bytes: u64) -> Option<usize> {
+    let halves = std::iter::successors(Some(recipe.batch), |batch| (*batch > 1).then(|| batch.div_ceil(2)));
+    let in_parts = |batch: usize| Recipe { batch, ..recipe.clone() };
+    halves.into_iter().find(|batch| memory(&in_parts(*batch), cell) <= bytes)
+}
+
 /// Of float32 values, and half as much again.
 fn bytes_of(values: u64) -> u64 {
     4 * values * 3 / 2

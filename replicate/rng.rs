@@ -29,6 +29,12 @@ impl Stream {
         Stream { key: [word(0), word(4)] }
     }
 
+    /// What tells this stream from others, for a generator elsewhere.
+    #[cfg(feature = "cudnn")]
+    pub(crate) fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// The draws of one step (or of one image), from its first number.
     pub fn at(&self, step: u64) -> Draws {
         Draws { key: self.key, step, block: 0, buffer: [0; 4], left: 0 }

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, METRICS, over_trials};
 use crate::experiment::{Cell, Data, Method, Recipe, Start};
 use crate::golden::{Score, read_scores, write_scores};
+use crate::kernels::activations;
 use crate::params::Arrays;
 use crate::sampler::{HEUN_STEPS, heun, one_step};
 use crate::store::{Entry, Finished, Key, Lock, Manifest, Store, write_safetensors};
@@ -25,7 +26,7 @@ use crate::train::{
     Budget, Distilling, GRID, ScoreLatents, Trained, evaluating, generate, generate_grid, train,
 };
 use crate::watch::Watch;
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -51,6 +52,9 @@ pub struct Settings {
     pub device: Device,
     /// Trains what ships with the repository again.
     pub from_scratch: bool,
+    /// Images of a batch in memory at a time, where a GPU cannot hold all. A CPU's
+    /// results promise their bytes, and take whole batches.
+    pub at_once: Option<usize>,
 }
 
 pub struct Runner<'a> {
@@ -89,6 +93,7 @@ pub fn determinism(device: &Device) -> &'static str {
     match (device.is_cpu(), usual) {
         (true, true) => "cpu",
         (true, false) => unusual_class(),
+        (false, _) if activations(device) == DType::BF16 => "statistical-cuda-bf16",
         (false, _) => "statistical-cuda",
     }
 }
@@ -127,6 +132,15 @@ impl<'a> Runner<'a> {
 
     pub fn device(&self) -> &Device {
         &self.settings.device
+    }
+
+    /// The recipe as far as memory is concerned: with batches of what is taken at once.
+    pub fn recipe_in_memory(&self) -> Recipe {
+        let mut recipe = self.recipe.clone();
+        let at_once = self.settings.at_once.unwrap_or(usize::MAX);
+        recipe.batch = recipe.batch.min(at_once);
+        recipe.pretraining.batch = recipe.pretraining.batch.min(at_once);
+        recipe
     }
 
     /// Runs one cell of one seed, or answers from the store.
@@ -246,7 +260,8 @@ impl<'a> Runner<'a> {
         let draws = format!("{} one-step seed {seed}", self.recipe.scale);
         let initial = Initial { weights, cell: &draws };
         let (config, settings) = (&self.recipe.network, self.recipe.one_step.clone());
-        Ok(OneStep::new(&self.settings.device, config, objective, initial, settings)?)
+        let run = OneStep::new(&self.settings.device, config, objective, initial, settings)?;
+        Ok(run.at_once(self.settings.at_once.unwrap_or(usize::MAX)))
     }
 
     /// The finished result of one cell of one seed; nothing is run.

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, Quick};
 use crate::experiment::{ClassifierTraining, Pretraining, Recipe};
 use crate::features::Classifier;
+use crate::kernels;
 use crate::metrics::modes::Collapse;
 use crate::noise::Levels;
 use crate::optim::{Adam, Ema};
@@ -295,9 +296,7 @@ impl Batches<'_> {
     }
 
     fn normal(&self, name: &str, k: u64) -> Result<Tensor> {
-        let (b, c, h, w) = self.shape();
-        let values = Stream::new(&self.cell, name).normals(k, b * c * h * w);
-        Ok(Tensor::from_vec(values, self.shape(), &self.device)?)
+        Ok(kernels::normals(&Stream::new(&self.cell, name), k, self.shape(), &self.device)?)
     }
 
     fn indices(&self, name: &str, k: u64) -> Vec<usize> {
@@ -395,9 +394,17 @@ pub struct Teaching<'a> {
     model: Denoiser,
     adam: Adam,
     ema: Ema,
+    at_once: usize,
 }
 
 impl<'a> Teaching<'a> {
+    /// The same training with at most `images` of a batch in memory at a time, where
+    /// that is fewer than [`AT_ONCE`].
+    pub fn at_once(mut self, images: usize) -> Teaching<'a> {
+        self.at_once = images.clamp(1, AT_ONCE);
+        self
+    }
+
     /// `cell` names the random streams.
     pub fn new(
         device: &Device,
@@ -427,6 +434,7 @@ impl<'a> Teaching<'a> {
             sigma_init: recipe.one_step.sigma_init,
             params,
             model,
+            at_once: AT_ONCE,
         })
     }
 }
@@ -453,8 +461,8 @@ impl Training for Teaching<'_> {
         let sigma = b.sigma("sigma", self.levels, k);
         let xt = diffuse(&x0, &sigma, &b.normal("noise", k)?)?;
         let (mut total, mut gradient) = (0.0, None);
-        for first in (0..b.batch).step_by(AT_ONCE) {
-            let n = AT_ONCE.min(b.batch - first);
+        for first in (0..b.batch).step_by(self.at_once) {
+            let n = self.at_once.min(b.batch - first);
             let part = |all: &Tensor| all.narrow(0, first, n);
             let (sigma, labels) = (&sigma[first..first + n], labels.as_ref().map(part).transpose()?);
             let denoised = self.model.forward(&part(&xt)?, sigma, labels.as_ref())?;

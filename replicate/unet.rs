@@ -3,7 +3,7 @@
 //! the same encoder. Our reading of Karras et al. 2022; tensor names are those
 //! of the published checkpoints.
 
-use crate::composed::Composed;
+use crate::Elsewhere;
 use crate::kernels::{mix, scale_images};
 use crate::network::{self, Builder, Ops, Param, Plus};
 use crate::noise::Precondition;
@@ -451,8 +451,8 @@ impl Denoiser {
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
         self.preconditioned(x, sigma, augment, |x, told| {
             if !x.device().is_cpu() {
-                let mut ops = Composed::new(&self.parameters, x.device());
-                return self.walk(&mut ops, x, told, None);
+                let mut ops = Elsewhere::new(&self.parameters, x.device());
+                return self.walk(&mut ops, x, told, None)?.to_dtype(x.dtype());
             }
             tape::apply(&self.parameters, x, |ops, images, x| {
                 self.walk(ops, x, &told.of(&images, self.encoder.labels), None)
@@ -469,8 +469,8 @@ impl Denoiser {
     ) -> Result<Tensor> {
         self.preconditioned(x, sigma, augment, |x, told| {
             if !x.device().is_cpu() {
-                let mut ops = Composed::new(&self.parameters, x.device());
-                return self.walk(&mut ops, x, told, Some(probe));
+                let mut ops = Elsewhere::new(&self.parameters, x.device());
+                return self.walk(&mut ops, x, told, Some(probe))?.to_dtype(x.dtype());
             }
             tape::apply_whole(&self.parameters, x, |ops, x| self.walk(ops, x, told, Some(probe)))
         })
@@ -536,7 +536,7 @@ impl Critic {
                 self.walk(ops, x, &told.of(&images, self.encoder.labels))
             })?
         } else {
-            self.walk(&mut Composed::new(&self.parameters, x.device()), &x, &told)?
+            self.walk(&mut Elsewhere::new(&self.parameters, x.device()), &x, &told)?
         };
         logits.flatten_all()
     }

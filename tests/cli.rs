@@ -34,6 +34,7 @@ fn help() {
     snapshot("help-check", &text(&replicate(&["check", "--help"]).stdout));
     snapshot("help-report", &text(&replicate(&["report", "--help"]).stdout));
     snapshot("help-fetch", &text(&replicate(&["fetch", "--help"]).stdout));
+    snapshot("help-selftest", &text(&replicate(&["selftest", "--help"]).stdout));
 }
 
 #[test]
@@ -64,8 +65,31 @@ fn usage_errors_suggest_and_exit_2() {
 #[cfg(not(feature = "cuda"))]
 fn cuda_is_never_replaced_by_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
-    let error = failure(&["run", "dijs", "--device", "cuda:0"], dir.path(), 2);
-    assert!(error.contains("--features cudnn"), "{error}");
+    for arguments in [
+        &["run", "dijs", "--device", "cuda:0"][..],
+        &["bench", "dsm", "--device", "cuda"],
+        &["selftest", "--device", "cuda:3"],
+    ] {
+        let error = failure(arguments, dir.path(), 2);
+        assert!(error.contains("FEATURES=cudnn") && error.contains("--features cudnn"), "{error}");
+        assert!(error.contains(arguments.last().unwrap()), "{error}");
+    }
+}
+
+/// With the driver's library, or one for linking only in its place.
+#[test]
+#[cfg(feature = "cuda")]
+fn a_gpu_that_is_not_there_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    for arguments in [&["bench", "dsm"][..], &["selftest"], &["run", "dijs", "--scale", "smoke"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+        command.args(arguments).args(["--device", "cuda:0"]).current_dir(dir.path());
+        let output = command.env("CUDA_VISIBLE_DEVICES", "").output().unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(4), "{error}");
+        assert!(error.contains("cuda:0 cannot be used: CUDA_ERROR_NO_DEVICE"), "{error}");
+        assert!(error.contains("nvidia-smi") && output.stdout.is_empty(), "{error}");
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn verdict(change: impl Fn(&mut Recipe)) -> (Status, String) {
         data: None,
         device: Device::Cpu,
         from_scratch: false,
+        at_once: None,
     };
     let stop = AtomicBool::new(false);
     let mut runner = Runner::new(settings, recipe, Watch::new(Mode::None), &stop).unwrap();

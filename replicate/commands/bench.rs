@@ -1,6 +1,6 @@
 //! `bench`: what the heavy parts of a run take here.
 
-use crate::bench::{Case, run};
+use crate::bench::{Case, run, usual};
 use crate::error::{EXIT_GOOD, Result};
 use crate::plan::bytes;
 use candle_core::Device;
@@ -8,9 +8,9 @@ use clap::ValueEnum;
 use std::collections::BTreeMap;
 
 pub fn bench(cases: &[Case], repeats: usize, device: &Device, json: bool) -> Result<i32> {
-    let cases = if cases.is_empty() { Case::value_variants() } else { cases };
+    let cases = if cases.is_empty() { usual(device) } else { cases.to_vec() };
     let mut all = BTreeMap::new();
-    for case in cases {
+    for case in &cases {
         let name = case.to_possible_value().expect("no case is hidden").get_name().to_string();
         let measured = run(*case, repeats, device)?;
         if !json {

@@ -24,7 +24,7 @@ pub fn check(
     stop: &AtomicBool,
 ) -> Result<i32> {
     let cells = select(targets)?;
-    let root = root(place)?;
+    let root = root(place.root.as_deref())?;
     let mut runner = runner(place, recipe(place, set, None)?, Mode::Lines, false, stop)?;
     let scale = runner.recipe().scale.name();
     let colour = std::io::stdout().is_terminal();
@@ -132,7 +132,7 @@ pub fn accept(
 ) -> Result<i32> {
     refuse_in_ci(std::env::var("CI").ok().as_deref())?;
     let cells = select(targets)?;
-    let root = root(place)?;
+    let root = root(place.root.as_deref())?;
     let mut runner = quiet(place, stop)?;
     let scores = stored(&mut runner, &cells, seeds)?;
     if scores.is_empty() {

@@ -39,8 +39,8 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         cells().for_each(|cell| println!("{}", cell.row));
         return Ok(EXIT_GOOD);
     }
-    let root = root(place)?;
-    let device = super::device(&place.device)?;
+    let root = root(place.root.as_deref())?;
+    let device = crate::device::open(&place.device)?;
     let mut runner = quiet(place, stop)?;
     let goldens = all_goldens(&root)?;
     let printed = printed(&root)?;

@@ -31,7 +31,9 @@ pub fn prepare(
     }
     let missing = missing(runner, place, cells)?;
     let needs = Needs::of(&items(runner, cells, seeds)?, download_bytes(&missing));
-    if let Some(problem) = needs.problem(&place.store, free_disk(&place.store), free_memory(runner.device()))
+    let free = free_memory(runner.device());
+    if let Some(problem) =
+        needs.problem(&place.store, free_disk(&place.store), free, parts(runner, cells, free))
     {
         return Err(Error::Run(problem));
     }
@@ -45,6 +47,13 @@ pub fn prepare(
         }
     }
     Ok(())
+}
+
+/// How many images of a batch a GPU can hold for every one of `cells`.
+fn parts(runner: &Runner, cells: &[Cell], free: Option<u64>) -> Option<usize> {
+    let free = free.filter(|_| !runner.device().is_cpu())?;
+    let fitting = |cell: &Cell| plan::fitting(runner.recipe(), cell, free);
+    cells.iter().map(fitting).try_fold(usize::MAX, |least, batch| Some(least.min(batch?)))
 }
 
 /// Fetches the first of `assets` that can be had.
@@ -97,7 +106,7 @@ struct Item {
 
 /// What `cells` need, in the order in which a run makes it.
 fn items(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Item>> {
-    let recipe = runner.recipe().clone();
+    let (recipe, in_memory) = (runner.recipe().clone(), runner.recipe_in_memory());
     let mut starts: Vec<Start> = Vec::new();
     let mut items = Vec::new();
     for start in cells.iter().map(|cell| cell.start) {
@@ -108,7 +117,7 @@ fn items(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Item>
                 name: format!("pre-training {start}"),
                 what: String::new(),
                 cost: plan::pretraining(&recipe, start),
-                memory: plan::pretraining_memory(&recipe),
+                memory: plan::pretraining_memory(&in_memory),
             });
         }
     }
@@ -133,7 +142,7 @@ fn items(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Item>
                 0 => samples,
                 steps => format!("{steps} iterations, {samples}"),
             };
-            items.push(Item { name, what, cost, memory: plan::memory(&recipe, cell) });
+            items.push(Item { name, what, cost, memory: plan::memory(&in_memory, cell) });
         }
     }
     Ok(items)
@@ -157,8 +166,14 @@ impl Needs {
         Needs { stay, disk: stay + passing, memory }
     }
 
-    /// Why it cannot work.
-    fn problem(&self, store: &Path, free_disk: Option<u64>, free_memory: Option<u64>) -> Option<String> {
+    /// Why it cannot work; `parts` are the images of a batch that memory has room for.
+    fn problem(
+        &self,
+        store: &Path,
+        free_disk: Option<u64>,
+        free_memory: Option<u64>,
+        parts: Option<usize>,
+    ) -> Option<String> {
         let short = |what: &str, needed: u64, free: Option<u64>, remedy: &str| {
             let free = free.filter(|free| *free < needed)?;
             let (needed, free) = (plan::bytes(needed), plan::bytes(free));
@@ -167,8 +182,13 @@ impl Needs {
         let place = format!("disk at {}", store.display());
         let disk = short(&place, self.disk, free_disk, "free some, or name another place with --store");
         disk.or_else(|| {
-            let remedy = "use a device with more, or a smaller batch (--set batch=N, another experiment)";
-            short("memory", self.memory, free_memory, remedy)
+            let smaller = "use a device with more, or a smaller batch (--set batch=N, another experiment)";
+            let remedy = parts.map_or(smaller.into(), |n| {
+                format!(
+                    "--at-once {n} fits, with the same result but for rounding; or use a device with more"
+                )
+            });
+            short("memory", self.memory, free_memory, &remedy)
         })
     }
 }
@@ -222,7 +242,8 @@ pub fn dry_run(
         plan::operations(flop),
         plan::operations(rate)
     );
-    if let Some(problem) = needs.problem(&place.store, free_disk, free_memory) {
+    let parts = parts(runner, cells, free_memory);
+    if let Some(problem) = needs.problem(&place.store, free_disk, free_memory, parts) {
         println!("\nThis cannot work: {problem}");
         return Ok(EXIT_RUN);
     }
@@ -246,12 +267,15 @@ mod tests {
     fn what_cannot_work_is_said_with_its_remedy() {
         let needs = Needs { stay: 4_000_000_000, disk: 5_000_000_000, memory: 17_000_000_000 };
         let store = Path::new("store");
-        let problem = |disk, memory| needs.problem(store, disk, memory);
+        let problem = |disk, memory| needs.problem(store, disk, memory, None);
         assert_eq!(problem(Some(5_000_000_000), Some(80_000_000_000)), None);
         assert_eq!(problem(None, None), None, "what cannot be told is no obstacle");
         let disk = problem(Some(4_000_000_000), Some(1)).unwrap();
         assert!(disk.contains("5.0 GB of disk at store") && disk.contains("--store"), "{disk}");
         let memory = problem(Some(6_000_000_000), Some(16_000_000_000)).unwrap();
         assert!(memory.contains("17 GB of memory, and 16 GB are free"), "{memory}");
+        assert!(memory.contains("--set batch=N"), "{memory}");
+        let parts = needs.problem(store, None, Some(16_000_000_000), Some(32)).unwrap();
+        assert!(parts.contains("--at-once 32 fits"), "{parts}");
     }
 }

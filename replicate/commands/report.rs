@@ -20,14 +20,14 @@ use std::sync::atomic::AtomicBool;
 /// Prints one table.
 pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> Result<i32> {
     let mut runner = quiet(place, stop)?;
-    let table = build(which, &mut runner, &root(place)?)?;
+    let table = build(which, &mut runner, &root(place.root.as_deref())?)?;
     print!("{}", render(&table, format));
     Ok(EXIT_GOOD)
 }
 
 /// Writes index.html, report.md, results.csv and the figures.
 pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
-    let root = root(place)?;
+    let root = root(place.root.as_deref())?;
     let mut runner = quiet(place, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     let page = gathered.page(&runner, &root)?;
@@ -47,7 +47,7 @@ pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
 
 /// Writes the figures and strips alone.
 pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
-    let root = root(place)?;
+    let root = root(place.root.as_deref())?;
     let mut runner = quiet(place, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     let scale = runner.recipe().scale.name();

@@ -5,7 +5,7 @@ mod watched;
 
 use self::report::{Described, Fid, Network, Protocol, Remarks, Report, Saved, Trial};
 use self::watched::watched;
-use super::{device, quiet, write_file};
+use super::{quiet, write_file};
 use crate::checkpoint;
 use crate::cli::{Scoring, VERSION};
 use crate::data::cifar;
@@ -34,7 +34,7 @@ const ORDERED: f64 = 0.8;
 const PUBLISHED_REFERENCE: (&str, usize) = ("fid-reference", 32);
 
 pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
-    let device = device(&options.place.device)?;
+    let device = crate::device::open(&options.place.device)?;
     let mut remarks = Remarks::default();
     let images = Side::images(options, &mut remarks, stop)?;
     let reference = match &options.reference {

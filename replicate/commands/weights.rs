@@ -16,7 +16,7 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
     if write {
         refuse_in_ci(std::env::var("CI").ok().as_deref())?;
     }
-    let root = root(place)?;
+    let root = root(place.root.as_deref())?;
     let mut runner = runner(place, recipe(place, &[], None)?, Mode::fitting(), true, stop)?;
     let starts = [
         Start::MultiLevel(Data::Target),

@@ -7,12 +7,20 @@ use rayon::prelude::*;
 
 /// a_b x_b for each image b of `x` (B, ...); `a` has B values and no gradient.
 pub fn scale_images(x: &Tensor, a: &[f32]) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::scale_images(x, a);
+    }
     if x.device().is_cpu() { x.contiguous()?.apply_op1(Scale(a.to_vec())) } else { scaled(x, a) }
 }
 
 /// a_b x_b + c_b y_b for each image b; `a` and `c` have B values, or one for
 /// all, and no gradient.
 pub fn mix(x: &Tensor, a: &[f32], y: &Tensor, c: &[f32]) -> Result<Tensor> {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return super::cuda::mix(x, a, y, c);
+    }
     if x.device().is_cpu() {
         x.contiguous()?.apply_op2(&y.contiguous()?, Mix { a: a.to_vec(), c: c.to_vec() })
     } else {

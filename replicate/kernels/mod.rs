@@ -7,10 +7,13 @@
 
 mod attention;
 mod conv;
+#[cfg(feature = "cudnn")]
+pub(crate) mod cuda;
 mod filter;
 mod lanes;
 mod maps;
 mod mix;
+mod noise;
 mod norm;
 mod pointwise;
 mod pool;
@@ -22,12 +25,29 @@ pub use conv::{Packed, Weight, add_bias_gradient, convolve};
 pub use filter::Filter;
 pub use maps::{Maps, Window, average_pool, max_pool};
 pub use mix::{mix, scale_images};
+pub use noise::normals;
 pub use norm::{GroupNorm, Statistics};
 pub use pointwise::{add, concat, down2, mean, mean_backward, silu, silu_backward, split, up2};
 pub use pool::Buffer;
 pub use product::Ends;
 
-use candle_core::{CpuStorage, Layout, Result, bail};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, bail};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+static BFLOAT16: AtomicBool = AtomicBool::new(false);
+
+/// Whether networks keep their activations on a GPU in bfloat16 from now on. Parameters,
+/// their gradients and moments, and everything outside a network stay float32.
+pub fn use_bfloat16(on: bool) {
+    BFLOAT16.store(on, Ordering::Relaxed);
+}
+
+/// The type of a network's activations on `device`.
+pub fn activations(device: &Device) -> DType {
+    // Only the kernels of cuDNN's build take it.
+    let possible = cfg!(feature = "cudnn") && device.is_cuda();
+    if possible && BFLOAT16.load(Ordering::Relaxed) { DType::BF16 } else { DType::F32 }
+}
 
 /// The float32 values of a contiguous CPU operand.
 pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

@@ -55,7 +55,8 @@ impl Runner<'_> {
             let cell = format!("{} pre-training {start}", self.recipe.scale);
             let levels = self.recipe.pretraining_levels(start);
             let device = self.settings.device.clone();
-            let mut teaching = Teaching::new(&device, &self.recipe, levels, &images, &cell)?;
+            let teaching = Teaching::new(&device, &self.recipe, levels, &images, &cell)?;
+            let mut teaching = teaching.at_once(self.settings.at_once.unwrap_or(usize::MAX));
             let p = &self.recipe.pretraining;
             let budget = Budget { images: p.images, batch: p.batch, ticks: self.recipe.ticks };
             self.publish_training(

@@ -7,13 +7,14 @@
 pub mod drill;
 pub mod server;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use faer::Mat;
 use replicate::metrics::Features;
 use replicate::metrics::frechet::Moments;
-use std::collections::BTreeMap;
-use std::io::Read;
+use replicate::selftest::fixture;
 use std::path::PathBuf;
+
+pub use replicate::selftest::fixture::{edm_value, inception_value, unit as unit_of};
 
 pub fn directory() -> PathBuf {
     match std::env::var_os("PARITY_DIR") {
@@ -22,27 +23,22 @@ pub fn directory() -> PathBuf {
     }
 }
 
-/// The arrays of an `.npz` file (a zip of `.npy`, stored or deflated; candle's
-/// own reader takes stored ones only).
-pub struct Fixture(BTreeMap<String, Tensor>);
+/// The arrays of an `.npz` file.
+pub struct Fixture(fixture::Fixture);
 
 impl Fixture {
     pub fn open(file: &str) -> Fixture {
         let path = directory().join(file);
         let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Fixture(
-            zip_entries(&bytes)
-                .map(|(name, npy)| (name.trim_end_matches(".npy").into(), array(&npy)))
-                .collect(),
-        )
+        Fixture(fixture::Fixture::parse(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
     }
 
     pub fn get(&self, name: &str) -> Tensor {
-        self.0.get(name).unwrap_or_else(|| panic!("the fixture has no {name}")).clone()
+        self.0.get(name).unwrap()
     }
 
     pub fn f32(&self, name: &str) -> Vec<f32> {
-        self.get(name).to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        self.0.f32(name).unwrap()
     }
 
     pub fn f64(&self, name: &str) -> Vec<f64> {
@@ -50,104 +46,14 @@ impl Fixture {
     }
 
     pub fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
+        self.0.names().map(str::to_string).collect()
     }
-}
-
-fn number(bytes: &[u8], at: usize, n: usize) -> usize {
-    bytes[at..at + n].iter().rev().fold(0, |v, b| v << 8 | *b as usize)
-}
-
-/// Name and content of every file, by the central directory.
-fn zip_entries(zip: &[u8]) -> impl Iterator<Item = (String, Vec<u8>)> + '_ {
-    let end = zip.windows(4).rposition(|w| w == b"PK\x05\x06").expect("a zip file");
-    let mut at = number(zip, end + 16, 4);
-    (0..number(zip, end + 10, 2)).map(move |_| {
-        let (method, packed) = (number(zip, at + 10, 2), number(zip, at + 20, 4));
-        let (name, extra, comment) =
-            (number(zip, at + 28, 2), number(zip, at + 30, 2), number(zip, at + 32, 2));
-        let local = number(zip, at + 42, 4);
-        let title = String::from_utf8(zip[at + 46..at + 46 + name].to_vec()).unwrap();
-        at += 46 + name + extra + comment;
-        let start = local + 30 + number(zip, local + 26, 2) + number(zip, local + 28, 2);
-        let packed = &zip[start..start + packed];
-        let mut content = Vec::new();
-        match method {
-            0 => content.extend_from_slice(packed),
-            8 => _ = flate2::read::DeflateDecoder::new(packed).read_to_end(&mut content).unwrap(),
-            other => panic!("{title}: compression method {other}"),
-        }
-        (title, content)
-    })
-}
-
-fn array(npy: &[u8]) -> Tensor {
-    let length = number(npy, 8, 2);
-    let header = std::str::from_utf8(&npy[10..10 + length]).unwrap();
-    assert!(header.contains("'fortran_order': False"), "{header}");
-    let shape = header.split("'shape': (").nth(1).unwrap().split(')').next().unwrap();
-    let shape: Vec<usize> =
-        shape.split(',').map(str::trim).filter(|d| !d.is_empty()).map(|d| d.parse().unwrap()).collect();
-    let dtype = match header.split("'descr': '").nth(1).unwrap().split('\'').next().unwrap() {
-        "<f4" => DType::F32,
-        "<f8" => DType::F64,
-        "|u1" => DType::U8,
-        "<i8" => DType::I64,
-        other => panic!("dtype {other}"),
-    };
-    Tensor::from_raw_buffer(&npy[10 + length..], dtype, &shape, &Device::Cpu).unwrap()
 }
 
 /// [`unit_of`] the name with the fixtures' prefix.
 pub fn unit(name: &str, n: usize) -> Vec<f32> {
     let prefix = std::fs::read_to_string(directory().join("prefix.txt")).unwrap_or_default();
     unit_of(&format!("{prefix}{name}"), n)
-}
-
-/// n values in [-1, 1) that depend on the name alone.
-pub fn unit_of(name: &str, n: usize) -> Vec<f32> {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in name.bytes() {
-        hash = (hash ^ byte as u64).wrapping_mul(0x100_0000_01b3);
-    }
-    (1..=n as u64)
-        .map(|i| {
-            let mut z = hash.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            z ^= z >> 31;
-            (z >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
-/// The filling formula for a parameter of EDM's network: its value from u in
-/// [-1, 1).
-pub fn edm_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use<> {
-    let bound = (3.0 / fan_in(shape)).sqrt();
-    let (matrix, norm) = (shape.len() > 1, name.ends_with(".weight"));
-    move |u| match (matrix, norm) {
-        (true, _) => u * bound,
-        (false, true) => 1.0 + 0.1 * u,
-        (false, false) => 0.1 * u,
-    }
-}
-
-/// The filling formula for a tensor of the FID network.
-pub fn inception_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use<> {
-    let bound = (6.0 / fan_in(shape)).sqrt();
-    let (offset, scale) = match shape.len() {
-        2.. => (0.0, bound),
-        _ if name.ends_with(".running_var") => (1.0, 0.5),
-        _ if name.ends_with(".bn.weight") => (1.0, 0.1),
-        _ => (0.0, 0.1),
-    };
-    move |u| offset + scale * u
-}
-
-/// The product of all dimensions but the first.
-fn fan_in(shape: &[usize]) -> f32 {
-    shape[1..].iter().product::<usize>() as f32
 }
 
 /// The largest absolute difference, relative to the largest expected size.

@@ -12,6 +12,14 @@ a pair, and the peak memory of either process. Both use as many threads as there
 cores. The networks are the same: sizes, batch, objective, optimiser; the numbers in
 them are not. Inception is torch-fidelity's, with drawn weights.
 
+    venv/bin/python tests/peers/bench.py target/release/replicate --device cuda:0,bf16
+
+times the paper scale on a GPU: an iteration of DiJS (paper-step) and the teacher's
+solver (heun), with a build of FEATURES=cudnn. PyTorch runs each twice: eager, and
+through torch.compile; with ,bf16 under autocast and in channels-last order, without in
+float32 with TF32 off. Its iteration leaves EDM's augmentation out, which ours does on
+the host. Never run on a card so far.
+
 Nothing in `make test` runs this script.
 """
 
@@ -25,6 +33,7 @@ import sys
 import time
 
 CASES = ["one-step", "dsm", "forward", "backward", "inception", "frechet"]
+GPU_CASES = ["paper-step", "heun"]
 
 
 def unet(size, channels, mult, blocks, attention, half=False):
@@ -107,7 +116,7 @@ def unet(size, channels, mult, blocks, attention, half=False):
         def forward(self, x, sigma):
             s = sigma[:, None, None, None]
             n = channels // 2
-            freqs = (1 / 10000) ** (torch.arange(n) / (n - 1))
+            freqs = (1 / 10000) ** (torch.arange(n, device=x.device) / (n - 1))
             angles = (sigma.log() / 4)[:, None] * freqs
             emb = torch.cat([angles.sin(), angles.cos()], 1)
             emb = F.silu(self.map1(F.silu(self.map0(emb))))
@@ -235,6 +244,99 @@ def worker(case, repeats):
     print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
 
 
+def gpu_worker(case, repeats, device, compiled):
+    import torch
+    from torch.nn import functional as F
+
+    place, _, precision = device.partition(",")
+    bf16 = precision == "bf16"
+    torch.manual_seed(0)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+
+    def network(half=False):
+        net = unet(32, 128, [2, 2, 2], 4, [16], half).to(place)
+        if bf16:
+            net = net.to(memory_format=torch.channels_last)
+        return net, torch.compile(net) if compiled else net
+
+    def autocast():
+        return torch.autocast("cuda", torch.bfloat16, enabled=bf16)
+
+    def noise(n):
+        return torch.randn(n, 3, 32, 32, device=place)
+
+    def levels(n):
+        return (-1.2 + 1.2 * torch.randn(n, device=place)).exp()
+
+    def diffused(x, sigma):
+        return x + sigma[:, None, None, None] * torch.randn_like(x)
+
+    generator, generate = network()
+    if case == "paper-step":
+        critic, judge = network(True)
+        g_adam, c_adam = (
+            torch.optim.Adam(net.parameters(), lr=1e-5, betas=(0.0, 0.999), fused=True)
+            for net in (generator, critic)
+        )
+        ema = [p.detach().clone() for p in generator.parameters()]
+        images = torch.rand(1000, 3, 32, 32, device=place) * 2 - 1
+        fixed = torch.full((64,), 2.5, device=place)
+
+        def once():
+            with torch.no_grad(), autocast():
+                fake = generate(2.5 * noise(64), fixed).float()
+            real, sigma = images[torch.randint(1000, (64,), device=place)], levels(64)
+            with autocast():
+                both = torch.cat([diffused(real, sigma), diffused(fake, sigma)])
+                logits = judge(both, sigma.repeat(2)).float()
+                loss = F.softplus(-logits[:64]).mean() + F.softplus(logits[64:]).mean()
+            c_adam.zero_grad(set_to_none=True)
+            loss.backward()
+            c_adam.step()
+            sigma = levels(64)
+            critic.requires_grad_(False)
+            with autocast():
+                logits = judge(diffused(generate(2.5 * noise(64), fixed), sigma), sigma).float()
+                loss = (sigma**2 * -F.softplus(logits)).mean()
+            g_adam.zero_grad(set_to_none=True)
+            loss.backward()
+            critic.requires_grad_(True)
+            g_adam.step()
+            with torch.no_grad():
+                torch._foreach_mul_(ema, 0.999)
+                torch._foreach_add_(ema, list(generator.parameters()), alpha=0.001)
+
+    else:
+        ramp = torch.arange(18, dtype=torch.float64, device=place) / 17
+        steps = (80 ** (1 / 7) + ramp * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+        steps = [*steps.tolist(), 0.0]
+
+        def slope(x, sigma):
+            with torch.no_grad(), autocast():
+                d = generate(x.float(), torch.full((100,), sigma, device=place))
+            return (x - d.double()) / sigma
+
+        def once():
+            x = noise(100).double() * steps[0]
+            for now, after in zip(steps, steps[1:]):
+                d = slope(x, now)
+                euler = x + (after - now) * d
+                x = x + (after - now) * (d + slope(euler, after)) / 2 if after else euler
+
+    # Compilation and the choice of algorithms are not timed.
+    for _ in range(3):
+        once()
+    torch.cuda.synchronize()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        once()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    print(json.dumps({"seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated()}))
+
+
 def inception_weights(path):
     """torch-fidelity's network with weights as drawn by PyTorch."""
     import torch
@@ -258,8 +360,11 @@ def main():
     parser.add_argument("cases", nargs="*", default=[], metavar="CASE")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda:N or cuda:N,bf16")
     options = parser.parse_args()
-    cases = options.cases or CASES
+    on_gpu = options.device != "cpu"
+    cases = options.cases or (GPU_CASES if on_gpu else CASES)
+    peers = ["eager", "compiled"] if on_gpu else ["PyTorch"]
 
     def program(command):
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -269,12 +374,15 @@ def main():
 
         os.environ["BENCH_INCEPTION"] = os.path.join(tempfile.mkdtemp(), "inception.pth")
         inception_weights(os.environ["BENCH_INCEPTION"])
-    print(f"{'case':10} {'ours':>10} {'PyTorch':>10} {'ratio':>6} {'pairs':>13} {'ours':>9} {'PyTorch':>9}")
-    for case in cases:
+    print(f"{'case':10} {'peer':8} {'ours':>10} {'PyTorch':>10} {'ratio':>6} {'pairs':>13} {'ours':>9} {'PyTorch':>9}")
+    for case, peer in [(case, peer) for case in cases for peer in peers]:
         ours, theirs, ratios, peaks = [], [], [], ([], [])
+        repeats = str(options.repeats)
         for _ in range(options.pairs):
-            a = program([options.replicate, "bench", case, "--json", "--repeats", str(options.repeats)])[case]
-            b = program([sys.executable, __file__, "--worker", case, str(options.repeats)])
+            a = program(
+                [options.replicate, "bench", case, "--json", "--repeats", repeats, "--device", options.device]
+            )[case]
+            b = program([sys.executable, __file__, "--worker", case, repeats, options.device, peer])
             ours, theirs = ours + a["seconds"], theirs + b["seconds"]
             ratios.append(statistics.median(a["seconds"]) / statistics.median(b["seconds"]))
             peaks[0].append(a["peak_bytes"])
@@ -283,13 +391,17 @@ def main():
         memory = [f"{max(peak) / 1e6:.0f} MB" for peak in peaks]
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         print(
-            f"{case:10} {1e3 * a:7.1f} ms {1e3 * b:7.1f} ms {a / b:6.2f} {spread:>13} {memory[0]:>9} {memory[1]:>9}",
+            f"{case:10} {peer:8} {1e3 * a:7.1f} ms {1e3 * b:7.1f} ms {a / b:6.2f} {spread:>13} {memory[0]:>9} {memory[1]:>9}",
             flush=True,
         )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        worker(sys.argv[2], int(sys.argv[3]))
+        case, repeats, device, peer = sys.argv[2:6]
+        if device == "cpu":
+            worker(case, int(repeats))
+        else:
+            gpu_worker(case, int(repeats), device, peer == "compiled")
     else:
         main()

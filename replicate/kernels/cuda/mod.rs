@@ -1,0 +1,144 @@
+//! The heavy operations on a GPU: convolutions through cuDNN, matrix products through
+//! cuBLAS, the rest in `kernels.cu`. Forward and backward agree with the plain
+//! compositions of [`crate::composed`]. On float32 no TF32 is used; on bfloat16
+//! activations the parameters, all sums and the statistics are float32. The same input
+//! gives the same bits: no atomics, and cuDNN's deterministic algorithms.
+
+mod attention;
+mod compile;
+mod conv;
+mod noise;
+mod norm;
+mod pointwise;
+mod update;
+
+pub use self::attention::attention;
+pub use self::conv::conv2d;
+pub use self::noise::normals;
+pub use self::norm::group_norm;
+pub use self::pointwise::{down2, mix, scale_images, silu, up2};
+pub use self::update::{Moments, adam, average};
+
+use candle_core::cuda_backend::cudarc::cudnn::CudnnDataType;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, LaunchConfig};
+use candle_core::cuda_backend::{CudaDType, CudaDevice};
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use half::bf16;
+
+/// Whether the operations here take `x`.
+pub fn takes(x: &Tensor) -> bool {
+    x.device().is_cuda() && matches!(x.dtype(), DType::F32 | DType::BF16)
+}
+
+/// The type of an activation.
+trait Element: CudaDType + CudnnDataType + DeviceRepr + Copy + 'static {
+    const DTYPE: DType;
+    /// Of the names of its kernels.
+    const SUFFIX: &str;
+    const ZERO: Self;
+    const ONE: Self;
+}
+
+impl Element for f32 {
+    const DTYPE: DType = DType::F32;
+    const SUFFIX: &str = "f32";
+    const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+}
+
+impl Element for bf16 {
+    const DTYPE: DType = DType::BF16;
+    const SUFFIX: &str = "bf16";
+    const ZERO: bf16 = bf16::ZERO;
+    const ONE: bf16 = bf16::ONE;
+}
+
+/// Calls a function that is generic over [`Element`] with the type of `$of`.
+macro_rules! by_type {
+    ($of:expr, $function:ident($($argument:expr),* $(,)?)) => {
+        match $of.dtype() {
+            candle_core::DType::F32 => $function::<f32>($($argument),*),
+            candle_core::DType::BF16 => $function::<half::bf16>($($argument),*),
+            other => candle_core::bail!("{} of {other:?}", stringify!($function)),
+        }
+    };
+}
+use by_type;
+
+/// A contiguous tensor on a GPU, as a custom operation gets it.
+#[derive(Clone, Copy)]
+struct Arg<'a> {
+    storage: &'a CudaStorage,
+    layout: &'a Layout,
+}
+
+impl<'a> Arg<'a> {
+    fn device(&self) -> &'a CudaDevice {
+        &self.storage.device
+    }
+
+    fn dtype(&self) -> DType {
+        candle_core::backend::BackendStorage::dtype(self.storage)
+    }
+
+    fn len(&self) -> usize {
+        self.layout.shape().elem_count()
+    }
+
+    fn view<T: CudaDType>(&self) -> Result<CudaView<'a, T>> {
+        match self.layout.contiguous_offsets() {
+            Some((start, end)) => Ok(self.storage.as_cuda_slice::<T>()?.slice(start..end)),
+            None => bail!("a contiguous tensor is needed, not {:?}", self.layout),
+        }
+    }
+}
+
+/// The operands of a backward pass.
+fn with_args<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Arg; N]) -> Result<R>) -> Result<R> {
+    let contiguous: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
+    let guards: Vec<_> = contiguous.iter().map(|t| t.storage_and_layout()).collect();
+    let mut args = Vec::with_capacity(N);
+    for (storage, layout) in &guards {
+        let Storage::Cuda(storage) = &**storage else { bail!("a tensor on a GPU is needed") };
+        args.push(Arg { storage, layout });
+    }
+    match args.try_into() {
+        Ok(args) => f(args),
+        Err(_) => unreachable!("as many as there were tensors"),
+    }
+}
+
+fn storage<T: CudaDType>(slice: CudaSlice<T>, device: &CudaDevice) -> CudaStorage {
+    CudaStorage::wrap_cuda_slice(slice, device.clone())
+}
+
+/// A result without a history.
+fn tensor<T: CudaDType>(slice: CudaSlice<T>, shape: impl Into<Shape>, device: &CudaDevice) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(storage(slice, device)), shape, BackpropOp::none(), false)
+}
+
+/// Memory that a kernel writes all of.
+fn uninitialised<T: DeviceRepr>(n: usize, device: &CudaDevice) -> Result<CudaSlice<T>> {
+    // SAFETY: every caller's kernel writes each element before anything reads one.
+    unsafe { device.alloc::<T>(n) }
+}
+
+/// What the operations here answer on another device, where they are never sent.
+fn no_cpu(name: &str) -> Result<(CpuStorage, Shape)> {
+    bail!("{name} of CUDA has no CPU version")
+}
+
+const THREADS: u32 = 256;
+
+/// Threads for `n` elements, several for each where there are many.
+fn elements(n: usize) -> LaunchConfig {
+    let blocks = n.div_ceil(THREADS as usize).clamp(1, 65_536) as u32;
+    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
+}
+
+/// A block for each of `rows` rows of `n` values.
+fn rows(rows: usize, n: usize) -> LaunchConfig {
+    let threads = (n as u32).next_power_of_two().clamp(32, THREADS);
+    LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
+}

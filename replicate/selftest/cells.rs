@@ -1,0 +1,102 @@
+//! One cell of Table 1 against its golden values, once more, and stopped and resumed.
+
+use super::Check;
+use crate::error::{Error, Result};
+use crate::experiment::{FULL_INITIALISATION, Recipe, Scale};
+use crate::golden::{self, Golden, Status, read_golden};
+use crate::run::{Outcome, Runner, Settings, WEIGHTS};
+use crate::store::read_safetensors;
+use crate::watch::{Mode, Watch};
+use candle_core::Device;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// Largest difference of two runs' weights relative to the largest weight, where a GPU
+/// did not give the same bytes.
+const REPEATABLE: f64 = 1e-3;
+const SEED: u64 = 0;
+/// More steps than any stage of these scales has before its last.
+const MOST_STOPS: usize = 5_000;
+
+/// # Errors
+/// What the cell fails with.
+pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Result<Vec<Check>> {
+    let scale = if reduced { Scale::Smoke } else { Scale::Mini };
+    let run = |name: &str, stop: bool| {
+        let flag = AtomicBool::new(stop);
+        let settings = Settings {
+            store: scratch.join(name),
+            root: PathBuf::from(root),
+            data: None,
+            device: device.clone(),
+            from_scratch: false,
+            at_once: None,
+        };
+        let mut runner = Runner::new(settings, Recipe::of(scale), Watch::new(Mode::None), &flag)?;
+        let outcome = runner.cell(&FULL_INITIALISATION, SEED)?;
+        let scores = runner.scores(&outcome)?;
+        Ok::<_, Error>((outcome, scores))
+    };
+    let (first, scores) = run("first", false)?;
+    let row = FULL_INITIALISATION.row;
+    let goldens: Vec<Golden> = read_golden(&root.join("golden/table1.csv"))?
+        .into_iter()
+        .filter(|golden| golden.row == row && golden.scale == scale.name())
+        .collect();
+    let mut checks = Vec::new();
+    for comparison in golden::check(&goldens, &scores) {
+        let outside = !matches!(comparison.verdict.status, Status::Same | Status::Within);
+        checks.push(Check::new(
+            format!("{row} at {scale}: {}", comparison.metric),
+            comparison.verdict.reason,
+            f64::from(u8::from(outside)),
+            0.0,
+        ));
+    }
+    let (again, _) = run("again", false)?;
+    checks.push(compared(format!("{row} at {scale}, once more"), &first, &again, device)?);
+
+    // With the flag up a training takes one step, saves and stops.
+    let mut stops = 0;
+    while stops < MOST_STOPS {
+        match run("stopped", true) {
+            Err(Error::Interrupted { cell, .. }) => {
+                stops += 1;
+                if cell == first.entry.label() {
+                    break;
+                }
+            }
+            Err(error) => return Err(error),
+            Ok(_) => return Err(Error::Run("the cell did not stop when it was told to".into())),
+        }
+    }
+    let (resumed, _) = run("stopped", false)?;
+    let name = format!("{row} at {scale}, stopped {stops} times and resumed");
+    checks.push(compared(name, &first, &resumed, device)?);
+    Ok(checks)
+}
+
+/// On a CPU, every output must have the same bytes; a GPU's weights may differ a
+/// little, which is said.
+fn compared(name: String, a: &Outcome, b: &Outcome, device: &Device) -> Result<Check> {
+    let mut differ = Vec::new();
+    for file in a.manifest.outputs.keys() {
+        if b.manifest.outputs.get(file) != a.manifest.outputs.get(file) {
+            differ.push(file.as_str());
+        }
+    }
+    let same = differ.is_empty() && a.manifest.outputs.len() == b.manifest.outputs.len();
+    if same || device.is_cpu() {
+        let files = a.manifest.outputs.len();
+        let what = format!("of {files} files with other bytes: {}", differ.join(", "));
+        let what = if same { format!("of {files} files with other bytes") } else { what };
+        return Ok(Check::new(name, what, differ.len().max(usize::from(!same)) as f64, 0.0));
+    }
+    let weights = |outcome: &Outcome| -> Result<Vec<f32>> {
+        let bytes = outcome.entry.read(WEIGHTS)?;
+        let (arrays, _) = read_safetensors(&outcome.entry.path(WEIGHTS), &bytes)?;
+        Ok(arrays.into_values().flat_map(|array| array.data).collect())
+    };
+    let measured = super::fixture::relative_error(&weights(b)?, &weights(a)?);
+    Ok(Check::new(name, format!("of the weights, {} files differ", differ.len()), measured, REPEATABLE))
+}
