@@ -185,3 +185,47 @@ impl Kernel for SoftmaxBackward<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::lanes::run_each;
+    use super::*;
+    use crate::rng::Stream;
+
+    struct Both<'a>(&'a [f32], &'a [f32], usize);
+
+    impl Kernel for Both<'_> {
+        type Out = (Vec<f32>, Vec<f32>);
+
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Self::Out {
+            let Both(scores, dp, columns) = self;
+            let (mut p, mut dp) = (scores.to_vec(), dp.to_vec());
+            Softmax { p: &mut p, columns }.run::<L>();
+            SoftmaxBackward { p: &p, dp: &mut dp, columns }.run::<L>();
+            (p, dp)
+        }
+    }
+
+    /// Rows of every length sum to 1, with the same bits from every kind of lanes.
+    #[test]
+    fn softmax_with_all_lanes() {
+        for columns in [1, 7, 16, 49, 64] {
+            let values = |name: &str| Stream::new("softmax", name).normals(0, 3 * columns);
+            let (scores, dp) = (values("scores"), values("dp"));
+            let all = run_each(|| Both(&scores, &dp, columns));
+            for (lanes, found) in &all {
+                assert!(*found == all[0].1, "{lanes}: {columns} columns");
+            }
+            let (p, ds) = &all[0].1;
+            for (row, (p, ds)) in p.chunks_exact(columns).zip(ds.chunks_exact(columns)).enumerate() {
+                let scores = &scores[row * columns..][..columns];
+                let total: f64 = scores.iter().map(|s| (*s as f64).exp()).sum();
+                for (p, s) in p.iter().zip(scores) {
+                    assert!((*p as f64 - (*s as f64).exp() / total).abs() < 1e-6);
+                }
+                assert!(ds.iter().sum::<f32>().abs() < 1e-5, "gradients of weights that sum to 1");
+            }
+        }
+    }
+}

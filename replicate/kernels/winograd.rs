@@ -394,3 +394,92 @@ unsafe fn gradient_basis<L: Lanes>(v: [L; 2]) -> [L; 4] {
     // SAFETY: no pointers.
     unsafe { [v[0], v[0].add(v[1]), v[0].sub(v[1]), L::splat(0.0).sub(v[1])] }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::lanes::run_each;
+    use super::*;
+    use crate::rng::Stream;
+
+    fn random(name: &str, images: usize, shape: [usize; 3]) -> Maps {
+        Maps::new(
+            images,
+            shape,
+            Stream::new("winograd", name).normals(0, images * shape.iter().product::<usize>()),
+        )
+    }
+
+    struct Both<'a> {
+        x: &'a Maps,
+        dy: &'a Maps,
+        panels: &'a [Panels],
+        bias: &'a [f32],
+    }
+
+    impl Kernel for Both<'_> {
+        type Out = (Vec<f32>, Vec<f32>);
+
+        #[inline(always)]
+        fn run<L: Lanes>(self) -> Self::Out {
+            let Both { x, dy, panels, bias } = self;
+            let mut y = dy.like();
+            let ends =
+                Ends { bias: Some(bias), group: 1, residual: Some(dy.values()), scale: 0.5, relu: false };
+            Convolve { x, panels, ends, y: &mut y }.run::<L>();
+            let mut sums = vec![0f32; sums_len(x.channels, dy.channels)];
+            Gradient { x, dy, sums: &mut sums }.run::<L>();
+            (y.values().to_vec(), sums)
+        }
+    }
+
+    /// The direct sums in float64, at every pixel and for every weight; the same bits
+    /// from every kind of lanes.
+    #[test]
+    fn as_the_direct_sums_with_all_lanes() {
+        for (images, [height, width], inputs, outputs) in
+            [(3, [6, 8], 32, 16), (2, [5, 7], 17, 40), (1, [1, 1], 16, 33), (2, [16, 16], 48, 16)]
+        {
+            let x = random("x", images, [height, width, inputs]);
+            let dy = random("dy", images, [height, width, outputs]);
+            let w = Stream::new("winograd", "w").normals(0, 9 * inputs * outputs);
+            let weight = |i: usize, o: usize, tap: usize| w[(i * outputs + o) * 9 + tap];
+            let bias = Stream::new("winograd", "bias").normals(0, images * outputs);
+            let panels = panels(inputs, outputs, weight);
+            let all = run_each(|| Both { x: &x, dy: &dy, panels: &panels, bias: &bias });
+            for (lanes, found) in &all {
+                assert!(*found == all[0].1, "{lanes}: {inputs} to {outputs}");
+            }
+            let (y, sums) = &all[0].1;
+            let at = |image: usize, y: isize, x_: isize| {
+                let inside = 0 <= y && y < height as isize && 0 <= x_ && x_ < width as isize;
+                inside.then(|| (image * height + y as usize) * width + x_ as usize)
+            };
+            let mut gradient = vec![0f64; 9 * inputs * outputs];
+            for image in 0..images {
+                for (row, column) in (0..height).flat_map(|r| (0..width).map(move |c| (r, c))) {
+                    let here = (image * height + row) * width + column;
+                    for o in 0..outputs {
+                        let d = dy.values()[here * outputs + o] as f64;
+                        let mut sum = bias[image * outputs + o] as f64 + d;
+                        for tap in 0..9 {
+                            let (r, c) = (row + tap / 3, column + tap % 3);
+                            let Some(pixel) = at(image, r as isize - 1, c as isize - 1) else { continue };
+                            for i in 0..inputs {
+                                let v = x.values()[pixel * inputs + i] as f64;
+                                sum += v * weight(i, o, tap) as f64;
+                                gradient[(i * outputs + o) * 9 + tap] += v * d;
+                            }
+                        }
+                        let found = y[here * outputs + o] as f64;
+                        assert!((found - 0.5 * sum).abs() < 1e-4, "{found} for {}", 0.5 * sum);
+                    }
+                }
+            }
+            for (pair, nine) in gradient.chunks_exact(9).enumerate() {
+                for (found, expected) in taps(sums, pair, inputs * outputs).into_iter().zip(nine) {
+                    assert!((found as f64 - expected).abs() < 2e-4, "{found} for {expected}");
+                }
+            }
+        }
+    }
+}
