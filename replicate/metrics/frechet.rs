@@ -231,7 +231,8 @@ impl Factor {
         // below it is noise around zero, and its root would be far above it.
         let largest = values[dim - 1];
         let noise = dim as f64 * f64::EPSILON * (largest + mean_square);
-        if values[0] < -noise.max(NEGATIVE * largest) {
+        // The sums of many samples, all alike, carry more of it than one subtraction.
+        if values[0] < -(FAR_FROM_SINGULAR * noise).max(NEGATIVE * largest) {
             return Err(Error::Run(format!(
                 "the Fréchet distance needs covariances; a matrix with the eigenvalue {:e} is none",
                 values[0]
