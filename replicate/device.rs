@@ -70,6 +70,9 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
     }
     let device = Device::new_cuda_with_stream(index).map_err(|error| failed(&error))?;
     keep_freed_memory(&device);
+    // Never dropped: cudarc panics where a device that has failed refuses to let go of
+    // cuBLAS or cuRAND, and the exit code would be lost.
+    std::mem::forget(device.clone());
     Ok(device)
 }
 

@@ -19,13 +19,25 @@ fn main() {
         _ = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, stop.clone());
         _ = signal_hook::flag::register(signal, stop.clone());
     }
-    match replicate::commands::run(cli, &stop) {
-        Ok(code) => std::process::exit(code),
-        Err(error) => {
-            eprintln!("error: {error}");
-            std::process::exit(error.exit_code())
-        }
-    }
+    let code = replicate::commands::run(cli, &stop).unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        error.exit_code()
+    });
+    end(code)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn end(code: i32) -> ! {
+    std::process::exit(code)
+}
+
+/// Without the destructors of this thread: cudarc's panic where a device that has
+/// failed refuses to let go of cuDNN, and the exit code would be lost.
+#[cfg(feature = "cuda")]
+fn end(code: i32) -> ! {
+    _ = std::io::Write::flush(&mut std::io::stdout());
+    // SAFETY: what was to be written is written, and nothing runs afterwards.
+    unsafe { libc::_exit(code) }
 }
 
 /// Keeps freed memory for the next step (a fresh page costs more than the

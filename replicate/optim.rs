@@ -170,7 +170,8 @@ impl Ema {
     /// After a step that brought the images seen to `images`.
     pub fn update(&mut self, params: &Params, images: u64, batch: usize) -> Result<()> {
         let half_life = self.half_life.min(images as f64 * RAMP).max(1e-8);
-        let beta = libm::exp2(-(batch as f64) / half_life);
+        // Of a float32, so that what is left is one too and the two make 1.
+        let beta = libm::exp2(-(batch as f64) / half_life) as f32 as f64;
         #[cfg(feature = "cudnn")]
         if self.average.values().next().is_some_and(|e| e.device().is_cuda()) {
             let average = &self.average;

@@ -1,6 +1,7 @@
 //! Keyed, counter-based randomness: every number is a pure function of
 //! (cell, stream name, step, index), so nothing has to be saved to resume and
-//! the same noise reaches every device.
+//! the same noise reaches every device (a GPU makes its own from the same integers,
+//! within 4e-6).
 //!
 //! The generator is Philox4x32-10 (Salmon et al. 2011). Transcendental
 //! functions come from `libm`, not from the platform, so the bits do not

@@ -6,7 +6,7 @@
 //! Images are taken in groups of a fixed size and gradients are summed in a
 //! fixed order, so no bit depends on the number of threads.
 
-use crate::kernels::{self, Buffer, Ends, GroupNorm, Maps, Packed, Statistics, Weight};
+use crate::kernels::{self, Aligned, Ends, GroupNorm, Maps, Packed, Statistics, Weight};
 use crate::network::{Norm, Ops, Param, Plus};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
@@ -87,10 +87,22 @@ impl Ops for Tape<'_> {
         let Parameter { weight: Some(size), packed: Some(packed), .. } = &self.parameters[weight.0] else {
             bail!("a weight has two or four dimensions")
         };
-        if size.inputs != x.maps.channels || !matches!(size.side, 1 | 3) {
-            bail!("conv: {:?} channels for {size:?}", x.maps.channels);
+        let (m, outputs) = (&x.maps, size.outputs);
+        let rows =
+            |node: &Node, shape: [usize; 3]| node.maps.images == m.images && node.maps.shape() == shape;
+        if size.inputs != m.channels
+            || !matches!(size.side, 1 | 3)
+            || bias.is_some_and(|bias| self.values(bias).len() != outputs)
+            || plus.term.is_some_and(|term| !rows(term, [1, 1, outputs]))
+            || plus.residual.is_some_and(|(residual, _)| !rows(residual, [m.height, m.width, outputs]))
+        {
+            bail!(
+                "conv: {size:?} for maps of {:?}, with {:?}",
+                m.shape(),
+                bias.map(|b| self.values(b).len())
+            );
         }
-        let mut ends = Ends { scale: 1.0, ..Ends::default() };
+        let mut ends = Ends::default();
         let mut terms = Vec::new();
         if let Some(term) = plus.term {
             terms.extend_from_slice(term.maps.values());
@@ -119,12 +131,20 @@ impl Ops for Tape<'_> {
     }
 
     fn norm(&mut self, x: &Node, norm: &Norm) -> Result<Node> {
+        let channels = x.maps.channels;
+        let lengths = [norm.gamma, norm.beta].map(|param| self.values(param).len());
+        if lengths != [channels; 2] || norm.groups == 0 || !channels.is_multiple_of(norm.groups) {
+            bail!("group norm: {channels} channels, {norm:?}, gamma and beta of {lengths:?}");
+        }
         let (y, statistics) = group_norm(self.parameters, norm).forward(&x.maps);
         let tracked = self.trained || x.id.is_some();
         Ok(self.push(y, tracked, || Step::Norm { x: x.clone(), norm: *norm, statistics }))
     }
 
     fn attention(&mut self, qkv: &Node) -> Result<Node> {
+        if !qkv.maps.channels.is_multiple_of(3) {
+            bail!("attention: {} channels are not three times anything", qkv.maps.channels);
+        }
         let a = kernels::attention(&qkv.maps);
         Ok(self.push(a, qkv.id.is_some(), || Step::Attention { qkv: qkv.clone() }))
     }
@@ -148,6 +168,10 @@ impl Ops for Tape<'_> {
     }
 
     fn concat(&mut self, a: &Node, b: &Node) -> Result<Node> {
+        let sizes = |node: &Node| [node.maps.images, node.maps.height, node.maps.width];
+        if sizes(a) != sizes(b) {
+            bail!("concat: images and pixels {:?} and {:?}", sizes(a), sizes(b));
+        }
         let y = kernels::concat(&a.maps, &b.maps);
         let tracked = a.id.is_some() || b.id.is_some();
         Ok(self.push(y, tracked, || Step::Concat { a: a.clone(), b: b.clone() }))
@@ -188,13 +212,12 @@ impl Taken {
     /// From the gradient of the output to that of the input; those of the
     /// parameters are added to `sums`, of weights in an order of their own
     /// ([`Weight::gradient`]).
-    fn backward(self, parameters: &[Parameter], dy: Maps, sums: Option<&mut Sums>) -> Option<Maps> {
+    fn backward(self, parameters: &[Parameter], dy: Maps, mut sums: Option<&mut Sums>) -> Option<Maps> {
         let mut gradients: Vec<Option<Maps>> = (0..self.nodes).map(|_| None).collect();
         if let Some(id) = self.output.id {
             gradients[id] = Some(dy);
         }
         drop(self.output);
-        let mut sums = sums;
         // Each step is dropped when it is done with, and its values with it.
         for (step, id) in self.steps.into_iter().rev() {
             let Some(mut dy) = gradients[id].take() else { continue };
@@ -230,7 +253,7 @@ impl Taken {
                         }
                     }
                     if x.id.is_some() {
-                        let ends = Ends { scale: 1.0, ..Ends::default() };
+                        let ends = Ends::default();
                         add(&x, kernels::convolve(&dy, turned, size.side, ends));
                     }
                 }
@@ -270,7 +293,7 @@ impl Taken {
 
 /// Sums of the gradients of all parameters, one behind the other.
 struct Sums<'a> {
-    values: Buffer,
+    values: Aligned,
     places: &'a [Range<usize>],
 }
 
@@ -305,10 +328,11 @@ fn group_and_sums(parameters: &[Tensor]) -> (usize, usize) {
 
 /// `walk` over the images of `x`, (B, C, H, W) or (B, C), all float32 on the CPU:
 /// it is given the images' places in the batch and their values. Candle's
-/// gradients reach `x` and `parameters` where it tracks them.
+/// gradients reach `x` and `parameters` where it tracks them; that of a parameter
+/// which `walk` does not use is zero. Gives (B, C, H, W), or (B, C) where H = W = 1.
 ///
 /// # Errors
-/// What `walk` fails with.
+/// What `walk` fails with; values that are not float32 on the CPU; no images.
 pub fn apply(
     parameters: &[Tensor],
     x: &Tensor,
@@ -351,6 +375,9 @@ fn run(
     let (trained, tracked) = (parameters.iter().any(Tensor::track_op), x.track_op());
     let x = x.contiguous()?;
     let sizes = Sizes::of(x.dims())?;
+    if x.elem_count() == 0 {
+        bail!("a network takes images, not {:?}", x.dims());
+    }
     let taken = with_parameters(parameters, Weight::packed, |loaded| {
         with_values(&x, |values| {
             let forward = |range: Range<usize>, walk: Walk| {
@@ -461,7 +488,7 @@ fn with_parameters<R>(
         let Storage::Cpu(cpu) = &**storage else { bail!("a CPU tensor is needed") };
         let weight = match *parameter.dims() {
             [outputs, inputs] => Some(Weight { outputs, inputs, side: 1 }),
-            [outputs, inputs, side, _] => Some(Weight { outputs, inputs, side }),
+            [outputs, inputs, side, other] if side == other => Some(Weight { outputs, inputs, side }),
             _ => None,
         };
         slices.push((kernels::values(cpu, layout)?, weight));
@@ -534,7 +561,7 @@ impl CustomOp2 for Done {
             with_values(&dy, |dy| {
                 let (places, length) = places(loaded);
                 let share = |groups: Vec<(usize, Taken)>| {
-                    let mut sums = trained.then(|| Sums { values: Buffer::zeros(length), places: &places });
+                    let mut sums = trained.then(|| Sums { values: Aligned::zeros(length), places: &places });
                     let dx: Vec<(usize, Maps)> = groups
                         .into_iter()
                         .filter_map(|(first, taken)| {
@@ -548,7 +575,7 @@ impl CustomOp2 for Done {
                 let parts: Vec<_> = shares.into_par_iter().map(share).collect();
                 let mut dx = if tracked { vec![0f32; x.elem_count()] } else { Vec::new() };
                 let each = sizes.channels * sizes.height * sizes.width;
-                let mut sums: Vec<Buffer> = Vec::new();
+                let mut sums: Vec<Aligned> = Vec::new();
                 for (images, part) in parts {
                     for (first, maps) in images {
                         from_maps(&maps, &mut dx[first * each..][..maps.values().len()]);

@@ -8,7 +8,7 @@ use crate::kernels::{mix, scale_images};
 use crate::network::{self, Builder, Ops, Param, Plus};
 use crate::noise::Precondition;
 use crate::tape;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use std::ops::Range;
 
@@ -484,7 +484,7 @@ impl Denoiser {
         f: impl FnOnce(&Tensor, &Told) -> Result<Tensor>,
     ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let augment = labels(augment)?;
+        let augment = labels(augment, x, sigma, self.encoder.labels)?;
         let told = Told { noise: &c.noise, augment: augment.as_deref() };
         mix(x, &c.skip, &f(&scale_images(x, &c.input)?, &told)?, &c.out)
     }
@@ -496,7 +496,13 @@ impl Denoiser {
     }
 }
 
-fn labels(augment: Option<&Tensor>) -> Result<Option<Vec<f32>>> {
+/// The values of the labels, if they and the noise levels are one row an image.
+fn labels(augment: Option<&Tensor>, x: &Tensor, sigma: &[f32], length: usize) -> Result<Option<Vec<f32>>> {
+    let images = x.dim(0)?;
+    if sigma.len() != images || augment.is_some_and(|labels| labels.dims() != [images, length]) {
+        let labels = augment.map(Tensor::dims);
+        bail!("{images} images, {} noise levels, augment labels {labels:?} of {length}", sigma.len());
+    }
     augment.map(|labels| labels.flatten_all()?.to_vec1::<f32>()).transpose()
 }
 
@@ -528,7 +534,7 @@ impl Critic {
     /// for [`Denoiser::forward`].
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let augment = labels(augment)?;
+        let augment = labels(augment, x, sigma, self.encoder.labels)?;
         let told = Told { noise: &c.noise, augment: augment.as_deref() };
         let x = scale_images(x, &c.input)?;
         let logits = if x.device().is_cpu() {

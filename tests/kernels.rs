@@ -198,35 +198,94 @@ impl GroupNorm {
     }
 }
 
-fn three() -> Vec<Var> {
+/// `wide`: enough channels for Winograd's convolution.
+fn three(wide: bool) -> Vec<Var> {
+    let (c, o): (usize, usize) = if wide { (24, 30) } else { (7, 6) };
     let shapes: [(&str, &[usize]); 5] =
-        [("x", &[42, 7, 11, 11]), ("w", &[6, 7, 3, 3]), ("b", &[6]), ("g", &[6]), ("beta", &[6])];
+        [("x", &[42, c, 11, 11]), ("w", &[o, c, 3, 3]), ("b", &[o]), ("g", &[o]), ("beta", &[o])];
     shapes.into_iter().map(|(name, shape)| random(name, shape)).collect()
 }
 
 #[test]
 fn one_thread_and_two_give_the_same_bits() {
-    let inputs = three();
-    let on = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| {
-            let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
-            evaluate(&inputs, &Three.on_tape(&tensors[0], &tensors[1..]).unwrap())
-        })
-    };
-    let bits = |v: Vec<Vec<f32>>| v.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-    assert_eq!(bits(on(1)), bits(on(2)));
-    assert_eq!(bits(on(1)), bits(on(5)));
+    for wide in [false, true] {
+        let inputs = three(wide);
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
+                evaluate(&inputs, &Three.on_tape(&tensors[0], &tensors[1..]).unwrap())
+            })
+        };
+        let bits = |v: Vec<Vec<f32>>| v.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let one = bits(on(1));
+        assert_eq!(one, bits(on(2)));
+        assert_eq!(one, bits(on(5)));
+    }
 }
 
 /// An image gives the same bits alone and in a batch.
 #[test]
 fn a_batch_does_not_change_its_images() {
-    let tensors: Vec<Tensor> = three().iter().map(|v| v.detach()).collect();
+    let tensors: Vec<Tensor> = three(true).iter().map(|v| v.detach()).collect();
     let (x, parameters) = tensors.split_first().unwrap();
     let all = Three.on_tape(x, parameters).unwrap();
     for image in [0, 5, 41] {
         let one = Three.on_tape(&x.narrow(0, image, 1).unwrap(), parameters).unwrap();
         assert_eq!(flat(&all.narrow(0, image, 1).unwrap()), flat(&one), "image {image}");
     }
+}
+
+/// NaN and infinite logits reach the output: a run that has diverged must say so.
+#[test]
+fn nan_is_not_hidden() {
+    for value in [f32::NAN, 1e20] {
+        let qkv = (Tensor::ones((2, 12, 4, 4), candle_core::DType::F32, &Device::Cpu).unwrap()
+            * value as f64)
+            .unwrap();
+        let a = Attention.on_tape(&qkv, &[]).unwrap();
+        assert!(flat(&a).iter().all(|v| v.is_nan()), "{value}");
+    }
+    let x = (random("x", &[5, 32, 6, 6]).as_tensor() * f64::NAN).unwrap();
+    let parameters = [random("w", &[32, 32, 3, 3]).detach(), random("b", &[32]).detach()];
+    let y = Conv { term: false, residual: false }.on_tape(&x, &parameters).unwrap();
+    assert!(flat(&y).iter().all(|v| v.is_nan()));
+    let parameters = [random("g", &[32]).detach(), random("b", &[32]).detach()];
+    let y = GroupNorm(8, true).on_tape(&x, &parameters).unwrap();
+    assert!(flat(&y).iter().all(|v| v.is_nan()));
+}
+
+/// What does not fit together is an error that says so, not a wrong number.
+#[test]
+fn sizes_that_do_not_fit_are_errors() {
+    let x = random("x", &[6, 8, 4, 4]).detach();
+    let error = |network: &dyn Fn(&[Tensor]) -> Result<Tensor>, shapes: &[&[usize]]| {
+        let parameters: Vec<Tensor> = shapes.iter().map(|shape| random("p", shape).detach()).collect();
+        network(&parameters).map(|y| y.dims().to_vec()).unwrap_err().to_string()
+    };
+    let conv = |p: &[Tensor]| Conv { term: false, residual: false }.on_tape(&x, p);
+    for shapes in
+        [[&[5usize, 7, 3, 3][..], &[5]], [&[5, 8, 3, 3], &[4]], [&[5, 8, 5, 5], &[5]], [&[5, 8, 1, 3], &[5]]]
+    {
+        assert!(!error(&conv, &shapes).is_empty(), "{shapes:?}");
+    }
+    let norm = |p: &[Tensor]| GroupNorm(4, true).on_tape(&x, p);
+    for shapes in [[&[16usize][..], &[8]], [&[8], &[4]]] {
+        assert!(error(&norm, &shapes).contains("group norm"), "{shapes:?}");
+    }
+    let eight = random("g", &[8]).detach();
+    assert!(GroupNorm(3, true).on_tape(&x, &[eight.clone(), eight]).is_err());
+    assert!(Attention.on_tape(&x, &[]).unwrap_err().to_string().contains("attention"));
+    assert!(Pointwise.on_tape(&random("odd", &[2, 3, 5, 4]).detach(), &[]).is_err());
+    assert!(Pointwise.on_tape(&x.narrow(0, 0, 0).unwrap(), &[]).is_err());
+}
+
+/// The same network's gradient is asked for twice: an error, not half a gradient.
+#[test]
+fn a_second_backward_is_an_error() {
+    let inputs = three(false);
+    let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
+    let y = Three.on_tape(&tensors[0], &tensors[1..]).unwrap().sum_all().unwrap();
+    assert!(y.backward().is_ok());
+    assert!(y.backward().unwrap_err().to_string().contains("once"));
 }

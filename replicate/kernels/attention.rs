@@ -12,8 +12,6 @@ struct Image {
     channels: usize,
 }
 
-const ENDS: Ends = Ends { bias: None, group: 0, residual: None, scale: 1.0, relu: false };
-
 impl Image {
     fn scale(&self) -> f32 {
         1.0 / (self.channels as f32).sqrt()
@@ -43,14 +41,14 @@ impl Image {
     fn scores(&self, a: &[f32], b: &[f32], scale: f32) -> Buffer {
         let panels = Panels::new(self.channels, self.tokens, |c, t| b[t * self.channels + c]);
         let mut out = Buffer::stale(self.tokens * self.tokens);
-        product(self.rows(a), &panels, Ends { scale, ..ENDS }, &mut out, self.tokens);
+        product(self.rows(a), &panels, Ends { scale, ..Ends::default() }, &mut out, self.tokens);
         out
     }
 
     /// p (tokens, tokens) times x (tokens, channels).
     fn weighted(&self, p: &[f32], x: &[f32], scale: f32, out: &mut [f32]) {
         let panels = Panels::new(self.tokens, self.channels, |t, c| x[t * self.channels + c]);
-        product(self.square_rows(p), &panels, Ends { scale, ..ENDS }, out, self.channels);
+        product(self.square_rows(p), &panels, Ends { scale, ..Ends::default() }, out, self.channels);
     }
 
     /// p^T x.
@@ -215,7 +213,10 @@ mod tests {
             let (scores, dp) = (values("scores"), values("dp"));
             let all = run_each(|| Both(&scores, &dp, columns));
             for (lanes, found) in &all {
-                assert!(*found == all[0].1, "{lanes}: {columns} columns");
+                let bits = |(p, ds): &(Vec<f32>, Vec<f32>)| -> Vec<u32> {
+                    p.iter().chain(ds).map(|v| v.to_bits()).collect()
+                };
+                assert!(bits(found) == bits(&all[0].1), "{lanes}: {columns} columns");
             }
             let (p, ds) = &all[0].1;
             for (row, (p, ds)) in p.chunks_exact(columns).zip(ds.chunks_exact(columns)).enumerate() {

@@ -1,6 +1,6 @@
 //! Convolution, stride 1, same size, 1x1 or 3x3, and its gradients. A 3x3 kernel
 //! reads a copy of the image with a border of zeros, so that every tap is one
-//! offset for all pixels; with sixteen channels and more it is Winograd's. The input gradient is the same convolution with the
+//! offset for all pixels; with many channels it is Winograd's. The input gradient is the same convolution with the
 //! kernel turned round; the weight gradient is a sum of outer products over pixels.
 
 use super::lanes::{Kernel, LANES, Lanes, run};
@@ -237,7 +237,7 @@ mod tests {
                 });
                 best.fold(0.0, f64::max)
             };
-            let ends = Ends { scale: 1.0, ..Ends::default() };
+            let ends = Ends::default();
             let a = time(&mut || drop(convolve(&x, &direct, 3, ends)));
             let b = time(&mut || drop(convolve(&x, &winograd, 3, ends)));
             let mut sums = vec![0f32; 16 * inputs * outputs];

@@ -74,7 +74,7 @@ impl Filter {
                 let pixels = i * task..i * task + y.len() / stride;
                 self.offsets(&steps, x, [height, width], pixels.clone(), offsets);
                 let rows = Table::new(x.values(), &zeros, offsets, steps.count());
-                let ends = Ends { bias: Some(&self.bias), scale: 1.0, relu: self.relu, ..Ends::default() };
+                let ends = Ends { bias: Some(&self.bias), relu: self.relu, ..Ends::default() };
                 product(rows, &self.panels, ends, &mut y[channel..], stride);
             },
         );

@@ -44,7 +44,9 @@ pub trait Lanes: Copy {
     unsafe fn add(self, o: Self) -> Self;
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
+    /// The second operand where either is NaN.
     unsafe fn max(self, o: Self) -> Self;
+    /// The second operand where either is NaN.
     unsafe fn min(self, o: Self) -> Self;
     /// 2^n for integral n in -126..=127.
     unsafe fn exp2i(self) -> Self;
@@ -64,11 +66,11 @@ pub trait Lanes: Copy {
         l[0]
     }
 
-    /// e^x, relative error below 2e-7 in [-87, 88]; clamped outside.
+    /// e^x, relative error below 2e-7 in [-87, 88]; clamped outside. NaN stays NaN.
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         unsafe {
-            let x = self.min(Self::splat(88.0)).max(Self::splat(-87.0));
+            let x = Self::splat(-87.0).max(Self::splat(88.0).min(self));
             // Adding 1.5 * 2^23 rounds to the nearest integer.
             let magic = Self::splat(12_582_912.0);
             let n = magic.fma(x, Self::splat(std::f32::consts::LOG2_E)).sub(magic);
@@ -89,7 +91,7 @@ pub trait Lanes: Copy {
         unsafe {
             let one = Self::splat(1.0);
             // Beyond e^87 the guess would leave the range of float32.
-            let e = Self::splat(0.0).sub(self).min(Self::splat(87.0)).exp();
+            let e = Self::splat(87.0).min(Self::splat(0.0).sub(self)).exp();
             let minus = Self::splat(0.0).sub(one.add(e));
             let mut r = Self::splat(0.0).sub(minus).guess_reciprocal();
             for _ in 0..3 {
@@ -404,6 +406,16 @@ mod tests {
                 for ((x, a), b) in x.iter().zip(values).zip(&all[0].1) {
                     assert_eq!(a.to_bits(), b.to_bits(), "{lanes} at {x}: {a} and {b}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn nan_stays() {
+        let x = [f32::NAN; LANES];
+        for sigmoid in [false, true] {
+            for (lanes, y) in run_each(|| Each(&x, sigmoid)) {
+                assert!(y.iter().all(|v| v.is_nan()), "{lanes}");
             }
         }
     }

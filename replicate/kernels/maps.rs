@@ -7,10 +7,11 @@ use std::ops::Range;
 /// Feature maps of `images` images: (images, height, width, channels) in
 /// row-major order.
 pub struct Maps {
-    pub images: usize,
-    pub height: usize,
-    pub width: usize,
-    pub channels: usize,
+    // Not to be changed from outside: what reads the values trusts them.
+    pub(crate) images: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) channels: usize,
     values: Buffer,
 }
 
@@ -58,21 +59,20 @@ impl Maps {
 
     /// The mean over the pixels: (images, channels).
     pub fn mean(&self) -> Vec<f32> {
-        let pixels = self.height * self.width;
-        let mut means = vec![0f32; self.images * self.channels];
-        let images = self.values().par_chunks_exact(pixels * self.channels);
-        means.par_chunks_exact_mut(self.channels).zip(images).for_each(|(means, image)| {
-            let mut sums = vec![0f64; self.channels];
-            for pixel in image.chunks_exact(self.channels) {
-                for (sum, v) in sums.iter_mut().zip(pixel) {
-                    *sum += *v as f64;
-                }
+        let images = self.values().par_chunks_exact(self.height * self.width * self.channels);
+        images.flat_map_iter(|image| self.mean_of(image)).collect()
+    }
+
+    /// That of one image.
+    pub(super) fn mean_of(&self, image: &[f32]) -> Vec<f32> {
+        let mut sums = vec![0f64; self.channels];
+        for pixel in image.chunks_exact(self.channels) {
+            for (sum, v) in sums.iter_mut().zip(pixel) {
+                *sum += *v as f64;
             }
-            for (mean, sum) in means.iter_mut().zip(sums) {
-                *mean = (sum / pixels as f64) as f32;
-            }
-        });
-        means
+        }
+        let pixels = (self.height * self.width) as f64;
+        sums.into_iter().map(|sum| (sum / pixels) as f32).collect()
     }
 }
 

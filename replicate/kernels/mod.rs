@@ -20,16 +20,16 @@ mod pool;
 mod product;
 mod winograd;
 
-pub use attention::{attention, attention_backward};
-pub use conv::{Packed, Weight, add_bias_gradient, convolve};
+pub(crate) use attention::{attention, attention_backward};
+pub(crate) use conv::{Packed, Weight, add_bias_gradient, convolve};
 pub use filter::Filter;
 pub use maps::{Maps, Window, average_pool, max_pool};
 pub use mix::{mix, scale_images};
 pub use noise::normals;
-pub use norm::{GroupNorm, Statistics};
-pub use pointwise::{add, concat, down2, mean, mean_backward, silu, silu_backward, split, up2};
-pub use pool::Buffer;
-pub use product::Ends;
+pub(crate) use norm::{GroupNorm, Statistics};
+pub(crate) use pointwise::{add, concat, down2, mean, mean_backward, silu, silu_backward, split, up2};
+pub(crate) use pool::Aligned;
+pub(crate) use product::Ends;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, bail};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -20,7 +20,11 @@ pub struct GroupNorm<'a> {
 pub type Statistics = Vec<(f32, f32)>;
 
 impl GroupNorm<'_> {
+    /// # Panics
+    /// If gamma and beta are not one value a channel of `x`, or the groups do not
+    /// divide the channels.
     pub fn forward(&self, x: &Maps) -> (Maps, Statistics) {
+        self.check(x);
         let mut y = x.like();
         let statistics =
             run(Forward { norm: *self, pixels: x.height * x.width, x: x.values(), y: y.values_mut() });
@@ -28,6 +32,9 @@ impl GroupNorm<'_> {
     }
 
     /// The gradient with respect to x; those of gamma and beta are added to theirs.
+    ///
+    /// # Panics
+    /// As [`GroupNorm::forward`], and if the gradient is of another size than `x`.
     pub fn backward(
         &self,
         x: &Maps,
@@ -36,6 +43,10 @@ impl GroupNorm<'_> {
         dgamma: &mut [f32],
         dbeta: &mut [f32],
     ) -> Maps {
+        self.check(x);
+        assert!(dy.images == x.images && dy.shape() == x.shape(), "a gradient of another size");
+        assert!(statistics.len() == x.images * self.groups);
+        assert!(dgamma.len() == x.channels && dbeta.len() == x.channels);
         let mut dx = x.like();
         run(Backward {
             norm: *self,
@@ -48,6 +59,11 @@ impl GroupNorm<'_> {
             dbeta,
         });
         dx
+    }
+
+    fn check(&self, x: &Maps) {
+        assert!(self.gamma.len() == x.channels && self.beta.len() == x.channels, "gamma and beta");
+        assert!(self.groups > 0 && x.channels.is_multiple_of(self.groups), "groups of {}", x.channels);
     }
 
     fn channels(&self) -> usize {

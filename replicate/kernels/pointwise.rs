@@ -92,7 +92,11 @@ pub fn up2(x: &Maps, weight: f32) -> Maps {
 }
 
 /// The channels of `a`, then those of `b`.
+///
+/// # Panics
+/// If the maps are of other sizes.
 pub fn concat(a: &Maps, b: &Maps) -> Maps {
+    assert!([a.images, a.height, a.width] == [b.images, b.height, b.width], "maps of other sizes");
     let mut y = Maps::stale(a.images, [a.height, a.width, a.channels + b.channels]);
     let channels = y.channels;
     let pairs = a.values().chunks_exact(a.channels).zip(b.values().chunks_exact(b.channels));
@@ -119,7 +123,11 @@ pub fn split(y: &Maps, channels: usize) -> (Maps, Maps) {
 /// The mean over the pixels: one row of channels an image.
 pub fn mean(x: &Maps) -> Maps {
     let mut y = Maps::stale(x.images, [1, 1, x.channels]);
-    y.values_mut().copy_from_slice(&x.mean());
+    let pixels = x.height * x.width;
+    let images = x.values().chunks_exact(pixels * x.channels);
+    for (means, image) in y.values_mut().chunks_exact_mut(x.channels).zip(images) {
+        means.copy_from_slice(&x.mean_of(image));
+    }
     y
 }
 
@@ -139,7 +147,11 @@ pub fn mean_backward(dy: &Maps, [height, width]: [usize; 2]) -> Maps {
 }
 
 /// a += b
+///
+/// # Panics
+/// If the maps are of other sizes.
 pub fn add(a: &mut Maps, b: &Maps) {
+    assert!(a.images == b.images && a.shape() == b.shape(), "maps of other sizes");
     for (a, b) in a.values_mut().iter_mut().zip(b.values()) {
         *a += b;
     }

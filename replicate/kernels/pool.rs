@@ -41,7 +41,7 @@ impl DerefMut for Aligned {
 }
 
 /// Most bytes that a thread keeps for later.
-const KEPT: usize = 1 << 28;
+const KEPT: usize = 1 << 26;
 
 #[derive(Default)]
 struct Free {
@@ -96,9 +96,19 @@ impl Drop for Buffer {
         // At the end of a thread its pool may be gone already.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
-            if !lines.is_empty() && size_of::<Line>() * (free.lines + lines.len()) <= KEPT {
-                free.lines += lines.len();
-                free.buffers.entry(lines.len()).or_default().push(lines);
+            if lines.is_empty() {
+                return;
+            }
+            free.lines += lines.len();
+            free.buffers.entry(lines.len()).or_default().push(lines);
+            // The largest are the fewest, and make room for what is used most.
+            while size_of::<Line>() * free.lines > KEPT {
+                let Some(mut largest) = free.buffers.last_entry() else { return };
+                let gone = largest.get_mut().pop();
+                if largest.get().is_empty() {
+                    largest.remove();
+                }
+                free.lines -= gone.map_or(0, |lines| lines.len());
             }
         });
     }

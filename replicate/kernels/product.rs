@@ -17,8 +17,8 @@ const DEPTH: usize = 256;
 /// A matrix (inner, columns), reordered to [panel of 32 columns][inner][32] and
 /// filled up with 0.
 pub struct Panels {
-    pub inner: usize,
-    pub columns: usize,
+    pub(super) inner: usize,
+    pub(super) columns: usize,
     values: Aligned,
 }
 
@@ -119,7 +119,7 @@ impl Rows for Shifted<'_> {
 }
 
 /// What a product begins and ends with.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Ends<'a> {
     /// The chains begin with these: `columns` values, or as many for each `group` rows.
     pub bias: Option<&'a [f32]>,
@@ -130,6 +130,13 @@ pub struct Ends<'a> {
     pub scale: f32,
     /// max(0, y) at last.
     pub relu: bool,
+}
+
+impl Default for Ends<'_> {
+    /// Nothing at all.
+    fn default() -> Self {
+        Ends { bias: None, group: 0, residual: None, scale: 1.0, relu: false }
+    }
 }
 
 impl Ends<'_> {
@@ -151,9 +158,9 @@ pub fn product<R: Rows>(rows: R, panels: &Panels, ends: Ends, out: &mut [f32], s
     assert_eq!(rows.steps() * rows.length(), panels.inner, "rows of another length than the panels");
     let reach = (count - 1) * stride + columns;
     assert!(stride >= columns && out.len() >= reach, "{} values for {count} rows", out.len());
-    assert!(ends.residual.is_none_or(|r| r.len() >= reach));
+    assert!(ends.residual.is_none_or(|r| r.len() >= reach), "a residual of another size");
     let groups = if ends.group == 0 { 1 } else { count.div_ceil(ends.group) };
-    assert!(ends.bias.is_none_or(|b| b.len() >= groups * columns));
+    assert!(ends.bias.is_none_or(|b| b.len() == groups * columns), "a bias of another length");
     run(Product { rows, panels, ends, out, stride });
 }
 
@@ -285,7 +292,8 @@ impl<R: Rows> Product<'_, R> {
                             *a = a.fma(s, w);
                         }
                     }
-                    w = w.add(PANEL);
+                    // Past the end after the last one, where nothing is read.
+                    w = w.wrapping_add(PANEL);
                 }
             }
             if part.last && ends.changes() {
@@ -297,7 +305,7 @@ impl<R: Rows> Product<'_, R> {
                     for (v, a) in acc.into_iter().enumerate() {
                         a.store(out.add(v * LANES));
                     }
-                    out = out.add(stride);
+                    out = out.wrapping_add(stride);
                 }
             } else {
                 self.store_part(acc, row * stride + column, width);
@@ -490,7 +498,7 @@ impl<R: Rows> Outer<'_, R> {
         // SAFETY: `outer` checked the sizes.
         unsafe {
             let mut acc = [[L::splat(0.0); V]; K];
-            let mut y = self.y.as_ptr().add(column);
+            let mut y = self.y.as_ptr().wrapping_add(column);
             for row in 0..self.x.count() {
                 let x = self.x.at(step, row).add(k);
                 let mut ys = [L::splat(0.0); V];
@@ -501,7 +509,7 @@ impl<R: Rows> Outer<'_, R> {
                         *a = a.fma(s, y);
                     }
                 }
-                y = y.add(self.columns);
+                y = y.wrapping_add(self.columns);
             }
             for (i, acc) in acc.iter_mut().enumerate() {
                 let at = (step * self.x.length() + k + i) * self.columns + column;
@@ -596,7 +604,7 @@ mod tests {
             let panels = Panels::new(taps * length, columns, |k, c| (k + c) as f32);
             let mut out = vec![0f32; rows * columns];
             let x = Shifted::new(&x, &starts, &at, length);
-            let ends = Ends { scale: 1.0, ..Ends::default() };
+            let ends = Ends::default();
             let flop = 2.0 * (rows * length * taps * columns) as f64;
             let n = (4e9 / flop) as usize + 1;
             let time = |f: &mut dyn FnMut()| {

@@ -7,7 +7,7 @@
 //!
 //! with the products in brackets coefficient by coefficient, summed over the input
 //! channels or over the tiles. The matrices hold 0, 1, -1 and 1/2, so the rounding
-//! errors are those of the direct sum.
+//! errors are of the order of the direct sum's.
 
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::maps::Maps;
@@ -75,7 +75,8 @@ pub fn taps(sums: &[f32], pair: usize, pairs: usize) -> [f32; 9] {
 /// y = x * w + bias, as `ends` say (without ReLU); `panels` of [`panels`].
 pub fn convolve(x: &Maps, panels: &[Panels], ends: Ends) -> Maps {
     let mut y = Maps::stale(x.images, [x.height, x.width, panels[0].columns]);
-    assert_eq!(panels[0].inner, x.channels, "input channels");
+    let same = |p: &Panels| p.inner == x.channels && p.columns == y.channels;
+    assert!(panels.len() == COEFFICIENTS && panels.iter().all(same), "panels of {} channels", x.channels);
     assert!(!ends.relu, "nothing asks for it");
     assert!(ends.residual.is_none_or(|r| r.len() == y.values().len()));
     let groups = if ends.group == 0 { 1 } else { x.images };
@@ -109,6 +110,7 @@ impl Tiles {
 
     /// Tiles at a time: their coefficients, `channels` of each, stay in the L2 cache.
     fn at_once(&self, channels: usize) -> usize {
+        // Whole register blocks of 8 and of 12 rows.
         (4096 / channels).clamp(48, 192).next_multiple_of(24).min(self.count)
     }
 
@@ -127,14 +129,14 @@ impl Tiles {
 
 /// Where the rows of the 4x4 pixels that a tile reads begin: in the image, or at its
 /// edges in a copy with zeros around.
-struct Window {
+struct Patch {
     rows: [*const f32; 4],
     patch: Buffer,
 }
 
-impl Window {
-    fn new(channels: usize) -> Window {
-        Window { rows: [std::ptr::null(); 4], patch: Buffer::stale(16 * channels) }
+impl Patch {
+    fn new(channels: usize) -> Patch {
+        Patch { rows: [std::ptr::null(); 4], patch: Buffer::stale(16 * channels) }
     }
 
     /// The pixels from (y, x) on, counted round from below zero.
@@ -149,8 +151,10 @@ impl Window {
             }
             return;
         }
+        assert!(self.patch.len() == 16 * channels);
+        let patch = self.patch.as_mut_ptr();
         for (i, row) in self.rows.iter_mut().enumerate() {
-            let to = self.patch[4 * i * channels..][..4 * channels].as_mut_ptr();
+            let to = patch.wrapping_add(4 * i * channels);
             *row = to;
             for j in 0..4 {
                 let from = tiles.pixel(image, y.wrapping_add(i), x.wrapping_add(j));
@@ -175,10 +179,10 @@ impl Window {
 #[inline(always)]
 unsafe fn transform_inputs<L: Lanes>(x: &Maps, tiles: Tiles, first: usize, n: usize, to: &mut [f32]) {
     let channels = x.channels;
-    let mut window = Window::new(channels);
+    let mut patch = Patch::new(channels);
     for t in 0..n {
         let (image, top, left) = tiles.place(first + t);
-        window.look::<L>(x, tiles, image, [top.wrapping_sub(1), left.wrapping_sub(1)]);
+        patch.look::<L>(x, tiles, image, [top.wrapping_sub(1), left.wrapping_sub(1)]);
         // SAFETY: `channels` values of each pixel, and in each coefficient of a tile.
         unsafe {
             for c in (0..channels).step_by(LANES) {
@@ -186,7 +190,7 @@ unsafe fn transform_inputs<L: Lanes>(x: &Maps, tiles: Tiles, first: usize, n: us
                 let mut half = [[L::splat(0.0); 4]; 4];
                 for (j, half) in half.iter_mut().enumerate() {
                     let mut d = [L::splat(0.0); 4];
-                    for (d, row) in d.iter_mut().zip(window.rows) {
+                    for (d, row) in d.iter_mut().zip(patch.rows) {
                         *d = one(row.add(j * channels + c), width);
                     }
                     *half = input_basis(d);
@@ -244,7 +248,7 @@ impl Kernel for Convolve<'_> {
                 let matrices = v.chunks_exact(n * inputs).zip(m.chunks_exact_mut(n * outputs));
                 for ((v, m), panels) in matrices.zip(panels) {
                     let rows = Dense { values: v, length: inputs };
-                    let ends = Ends { scale: 1.0, ..Ends::default() };
+                    let ends = Ends::default();
                     Product { rows, panels, ends, out: m, stride: outputs }.run::<L>();
                 }
                 transform_outputs::<L>(m, tiles, first, n, ends, y);
@@ -447,7 +451,10 @@ mod tests {
             let panels = panels(inputs, outputs, weight);
             let all = run_each(|| Both { x: &x, dy: &dy, panels: &panels, bias: &bias });
             for (lanes, found) in &all {
-                assert!(*found == all[0].1, "{lanes}: {inputs} to {outputs}");
+                let bits = |(y, sums): &(Vec<f32>, Vec<f32>)| -> Vec<u32> {
+                    y.iter().chain(sums).map(|v| v.to_bits()).collect()
+                };
+                assert!(bits(found) == bits(&all[0].1), "{lanes}: {inputs} to {outputs}");
             }
             let (y, sums) = &all[0].1;
             let at = |image: usize, y: isize, x_: isize| {

@@ -272,7 +272,8 @@ impl Factor {
     }
 }
 
-/// The lower triangle L with S = L L', if every pivot is above `least`.
+/// The lower triangle L with S = L L', if every pivot is above `least`. The smallest
+/// eigenvalue can lie below the smallest pivot, by a factor of up to the dimension.
 fn cholesky(covariance: &[f64], dim: usize, least: f64) -> Option<Mat<f64>> {
     let mut l = Mat::from_fn(dim, dim, |i, j| covariance[i * dim + j]);
     let scratch = llt::factor::cholesky_in_place_scratch::<f64>(dim, Par::Seq, Default::default());

@@ -47,6 +47,14 @@ impl Tolerance {
             _ => Tolerance { outputs: 1e-3, gradients: 1e-3, steps: 1e-3 },
         }
     }
+
+    /// Of one operation: a convolution whose float32 was rounded to TF32 is off by 3e-4.
+    pub fn of_operations(device: &Device) -> Tolerance {
+        match activations(device) {
+            DType::BF16 => Tolerance::on(device),
+            _ => Tolerance { outputs: 1e-5, gradients: 1e-5, steps: 0.0 },
+        }
+    }
 }
 
 /// The network of the small fixtures.

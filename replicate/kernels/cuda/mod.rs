@@ -1,8 +1,9 @@
 //! The heavy operations on a GPU: convolutions through cuDNN, matrix products through
-//! cuBLAS, the rest in `kernels.cu`. Forward and backward agree with the plain
-//! compositions of [`crate::composed`]. On float32 no TF32 is used; on bfloat16
-//! activations the parameters, all sums and the statistics are float32. The same input
-//! gives the same bits: no atomics, and cuDNN's deterministic algorithms.
+//! cuBLAS, the rest in `kernels.cu`: forward and backward of the plain compositions of
+//! [`crate::composed`]. On float32 no TF32 is used; on bfloat16 activations the
+//! parameters and the statistics are float32, and what one operation leaves to the next
+//! is rounded. The same input is meant to give the same bits: no atomics, and cuDNN's
+//! deterministic algorithms. None of it has run on a card yet.
 
 mod attention;
 mod compile;
