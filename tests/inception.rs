@@ -322,9 +322,9 @@ fn marked(images: usize, [height, width]: [usize; 2], channels: usize) -> Maps {
 
 /// Writes between the marks and gives the pixels without them.
 fn unmarked(y: &Maps) -> Vec<f32> {
-    let pixels = y.values().chunks_exact(y.channels);
-    assert!(pixels.clone().all(|pixel| pixel[0] == 7.0 && pixel[y.channels - 1] == 7.0), "a neighbour");
-    pixels.flat_map(|pixel| pixel[1..y.channels - 1].to_vec()).collect()
+    let pixels = y.values().chunks_exact(y.shape()[2]);
+    assert!(pixels.clone().all(|pixel| pixel[0] == 7.0 && pixel[y.shape()[2] - 1] == 7.0), "a neighbour");
+    pixels.flat_map(|pixel| pixel[1..y.shape()[2] - 1].to_vec()).collect()
 }
 
 fn check_convolution(
