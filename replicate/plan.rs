@@ -8,9 +8,10 @@
 //! and the metrics behind the features are not counted.
 //!
 //! A time is a count over a rate, as if every operation were equally fast. At
-//! the mini scale on two idle CPU cores a pre-training step makes 45 GFLOP/s;
-//! from that rate, iterations and whole rows (DiJS, Diff-Instruct, the
-//! teacher's samples) are estimated within 1.25 times of what they took. It is
+//! the mini scale on two idle CPU cores with AVX-512 a pre-training step makes 165
+//! GFLOP/s (of the operations counted: Winograd's convolutions do fewer);
+//! from that rate, whole rows (DiJS, Diff-Instruct, the teacher's samples) are
+//! estimated within 1.12 times of what they took. It is
 //! memory that the count leaves out: on the same cores among six times as many
 //! busy processes, backward passes slowed down more than forward ones, and the
 //! teacher's samples took 0.4 of their estimate. On a GPU, where the mini
