@@ -139,6 +139,8 @@ pub fn accept(
         return Err(Error::Usage("there is nothing to accept: run these cells first".into()));
     }
     let date = humantime(std::time::SystemTime::now());
+    // Said when all is written: who closes the pipe must not keep a table from it.
+    let mut said = String::new();
     for which in [Which::Table1, Which::Table2] {
         let first = |row: &str| TABLE1.iter().any(|cell| cell.row == row);
         let ours: Vec<Score> =
@@ -149,7 +151,8 @@ pub fn accept(
         let path = golden_path(&root, which);
         let (goldens, diff) = golden::accept(read_golden(&path)?, &ours, reason, &date[..10])?;
         write_file(&path, write_golden(&goldens).as_bytes())?;
-        println!("{}\n{diff}", path.display());
+        said += &format!("{}\n{diff}\n", path.display());
     }
+    print!("{said}");
     Ok(EXIT_GOOD)
 }
