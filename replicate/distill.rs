@@ -85,7 +85,7 @@ impl GeneratorBatch {
 }
 
 /// The parts of a batch of `n` images, and their share of it.
-fn parts(n: usize, at_once: usize) -> impl Iterator<Item = (Range<usize>, f64)> {
+pub fn parts(n: usize, at_once: usize) -> impl Iterator<Item = (Range<usize>, f64)> {
     let at_once = at_once.clamp(1, n.max(1));
     (0..n).step_by(at_once).map(move |first| {
         let range = first..n.min(first + at_once);
@@ -386,7 +386,7 @@ pub fn augmented(images: &Tensor, draws: Option<&[Draw]>) -> Result<(Tensor, Opt
 }
 
 /// The loss of a part, as much of it as the part is of the batch.
-fn shared(loss: Tensor, share: f64) -> Result<Tensor> {
+pub fn shared(loss: Tensor, share: f64) -> Result<Tensor> {
     if share == 1.0 { Ok(loss) } else { loss * share }
 }
 

@@ -28,8 +28,15 @@ struct Layer {
 pub struct Classifier {
     parameters: Vec<Tensor>,
     layers: Vec<Layer>,
-    head: Param,
-    head_bias: Param,
+    /// The last layer is a network of its own, because the features before it are asked
+    /// for, too.
+    head: Head,
+}
+
+struct Head {
+    parameters: Vec<Tensor>,
+    weight: Param,
+    bias: Param,
 }
 
 impl Classifier {
@@ -38,7 +45,7 @@ impl Classifier {
             let bound = (3.0 / fan_in as f64).sqrt();
             Init::Uniform { lo: -bound, up: bound }
         };
-        let b = Builder::new(vb);
+        let b = Builder::new(vb.clone());
         let mut layers = Vec::new();
         for (i, (inputs, outputs, halve)) in LAYERS.into_iter().enumerate() {
             let b = b.pp(format!("layer{i}"));
@@ -55,9 +62,11 @@ impl Classifier {
                 halve,
             });
         }
-        let head = b.get((CLASSES, FEATURES), "head.weight", uniform(FEATURES))?;
-        let head_bias = b.get(CLASSES, "head.bias", Init::Const(0.0))?;
-        Ok(Classifier { parameters: b.parameters(), layers, head, head_bias })
+        let h = Builder::new(vb).pp("head");
+        let weight = h.get((CLASSES, FEATURES), "weight", uniform(FEATURES))?;
+        let bias = h.get(CLASSES, "bias", Init::Const(0.0))?;
+        let head = Head { parameters: h.parameters(), weight, bias };
+        Ok(Classifier { parameters: b.parameters(), layers, head })
     }
 
     /// A network that only evaluates, with the given weights.
@@ -68,15 +77,14 @@ impl Classifier {
 
     /// Features (B, 64) and logits (B, 110) of images (B, 3, H, W) in [-1, 1].
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let parameters = &self.parameters;
+        let (body, head) = (&self.parameters, &self.head.parameters);
         if x.device().is_cpu() {
-            let features = tape::apply(parameters, x, |ops, _, x| self.features(ops, x))?;
-            let logits = tape::apply(parameters, &features, |ops, _, x| self.logits(ops, x))?;
+            let features = tape::apply(body, x, |ops, _, x| self.features(ops, x))?;
+            let logits = tape::apply(head, &features, |ops, _, x| self.logits(ops, x))?;
             return Ok((features, logits));
         }
-        let mut ops = Elsewhere::new(parameters, x.device());
-        let features = self.features(&mut ops, x)?;
-        let logits = self.logits(&mut ops, &features)?;
+        let features = self.features(&mut Elsewhere::new(body, x.device()), x)?;
+        let logits = self.logits(&mut Elsewhere::new(head, x.device()), &features)?;
         Ok((features.flatten_from(1)?, logits.flatten_from(1)?))
     }
 
@@ -93,7 +101,7 @@ impl Classifier {
     }
 
     fn logits<O: Ops>(&self, ops: &mut O, features: &O::Map) -> Result<O::Map> {
-        ops.conv(features, self.head, Some(self.head_bias), Plus::NOTHING)
+        ops.conv(features, self.head.weight, Some(self.head.bias), Plus::NOTHING)
     }
 
     /// Features and logits of 8-bit images. The bits of an image's features do

@@ -202,6 +202,7 @@ fn group_norm<'a>(parameters: &'a [Parameter], norm: &Norm) -> GroupNorm<'a> {
 
 /// What is left of a forward pass over some images.
 struct Taken {
+    images: Range<usize>,
     steps: Vec<(Step, usize)>,
     nodes: usize,
     input: Option<usize>,
@@ -339,9 +340,14 @@ pub fn apply(
     walk: impl Fn(&mut Tape, Range<usize>, &Node) -> Result<Node> + Sync,
 ) -> Result<Tensor> {
     let (group, _) = group_and_sums(parameters);
-    let starts: Vec<usize> = (0..x.dim(0)?).step_by(group).collect();
+    let images = x.dim(0)?;
+    let starts: Vec<usize> = (0..images).step_by(group).collect();
     run(parameters, x, |forward| {
-        starts.par_iter().map(|first| forward(*first..x.dim(0)?.min(first + group), &walk)).collect()
+        let range = |first: usize| first..images.min(first + group);
+        starts
+            .into_par_iter()
+            .map(|first| forward(range(first), &mut |tape, range, x| walk(tape, range, x)))
+            .collect()
     })
 }
 
@@ -349,19 +355,13 @@ pub fn apply(
 pub fn apply_whole(
     parameters: &[Tensor],
     x: &Tensor,
-    walk: impl FnOnce(&mut Tape, &Node) -> Result<Node>,
+    mut walk: impl FnMut(&mut Tape, &Node) -> Result<Node>,
 ) -> Result<Tensor> {
-    let walk = Mutex::new(Some(walk));
-    run(parameters, x, |forward| {
-        let whole = |tape: &mut Tape, _: Range<usize>, x: &Node| {
-            let walk = walk.lock().expect("nobody panicked").take().expect("there is one group");
-            walk(tape, x)
-        };
-        Ok(vec![forward(0..x.dim(0)?, &whole)?])
-    })
+    let images = x.dim(0)?;
+    run(parameters, x, |forward| Ok(vec![forward(0..images, &mut |tape, _, x| walk(tape, x))?]))
 }
 
-type Walk<'a> = &'a (dyn Fn(&mut Tape, Range<usize>, &Node) -> Result<Node> + 'a);
+type Walk<'a> = &'a mut dyn FnMut(&mut Tape, Range<usize>, &Node) -> Result<Node>;
 type Forward<'a> = &'a (dyn Fn(Range<usize>, Walk) -> Result<Taken> + Sync + 'a);
 
 fn run(
@@ -383,8 +383,8 @@ fn run(
             let forward = |range: Range<usize>, walk: Walk| {
                 let mut tape = Tape { parameters: loaded, trained, steps: Vec::new(), nodes: 0 };
                 let input = tape.input(to_maps(sizes, values, range.clone()), tracked);
-                let output = walk(&mut tape, range, &input)?;
-                Ok(Taken { steps: tape.steps, nodes: tape.nodes, input: input.id, output })
+                let output = walk(&mut tape, range.clone(), &input)?;
+                Ok(Taken { images: range, steps: tape.steps, nodes: tape.nodes, input: input.id, output })
             };
             groups(&forward)
         })
@@ -539,40 +539,23 @@ impl CustomOp2 for Done {
         let (sizes, out) = (Sizes::of(x.dims())?, Sizes::of(dy.dims())?);
         let (trained, tracked) = (flat.track_op(), x.track_op());
         let (_, most) = group_and_sums(&self.parameters);
-        let mut first = 0;
-        let groups: Vec<(usize, Taken)> = taken
-            .into_iter()
-            .map(|taken| {
-                let at = first;
-                first += taken.output.maps.images;
-                (at, taken)
-            })
-            .collect();
         // Consecutive groups share a sum.
-        let per_sum = groups.len().div_ceil(most);
-        let mut shares: Vec<Vec<(usize, Taken)>> = Vec::new();
-        for (i, group) in groups.into_iter().enumerate() {
-            if i % per_sum == 0 {
-                shares.push(Vec::new());
-            }
-            shares.last_mut().expect("just pushed").push(group);
-        }
+        let per_sum = taken.len().div_ceil(most);
         let (dx, dflat) = with_parameters(&self.parameters, Weight::turned, |loaded| {
             with_values(&dy, |dy| {
                 let (places, length) = places(loaded);
-                let share = |groups: Vec<(usize, Taken)>| {
+                let share = |groups: Vec<Taken>| {
                     let mut sums = trained.then(|| Sums { values: Aligned::zeros(length), places: &places });
                     let dx: Vec<(usize, Maps)> = groups
                         .into_iter()
-                        .filter_map(|(first, taken)| {
-                            let range = first..first + taken.output.maps.images;
-                            let dy = to_maps(out, dy, range);
+                        .filter_map(|taken| {
+                            let (first, dy) = (taken.images.start, to_maps(out, dy, taken.images.clone()));
                             Some((first, taken.backward(loaded, dy, sums.as_mut())?))
                         })
                         .collect();
                     (dx, sums.map(|sums| sums.values))
                 };
-                let parts: Vec<_> = shares.into_par_iter().map(share).collect();
+                let parts: Vec<_> = taken.into_par_iter().chunks(per_sum).map(share).collect();
                 let mut dx = if tracked { vec![0f32; x.elem_count()] } else { Vec::new() };
                 let each = sizes.channels * sizes.height * sizes.width;
                 let mut sums: Vec<Aligned> = Vec::new();

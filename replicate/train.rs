@@ -4,7 +4,7 @@
 
 use crate::augment::{Augmentation, Draw};
 use crate::data::Images;
-use crate::distill::{CriticBatch, GeneratorBatch, OneStep, augmented, strip};
+use crate::distill::{CriticBatch, GeneratorBatch, OneStep, augmented, parts, shared, strip};
 use crate::equations::{diffuse, dsm};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, Quick};
@@ -461,15 +461,14 @@ impl Training for Teaching<'_> {
         let sigma = b.sigma("sigma", self.levels, k);
         let xt = diffuse(&x0, &sigma, &b.normal("noise", k)?)?;
         let (mut total, mut gradient) = (0.0, None);
-        for first in (0..b.batch).step_by(self.at_once) {
-            let n = self.at_once.min(b.batch - first);
-            let part = |all: &Tensor| all.narrow(0, first, n);
-            let (sigma, labels) = (&sigma[first..first + n], labels.as_ref().map(part).transpose()?);
+        for (range, share) in parts(b.batch, self.at_once) {
+            let part = |all: &Tensor| all.narrow(0, range.start, range.len());
+            let (sigma, labels) = (&sigma[range.clone()], labels.as_ref().map(part).transpose()?);
             let denoised = self.model.forward(&part(&xt)?, sigma, labels.as_ref())?;
             let loss = dsm(&denoised, &part(&x0)?, sigma)?;
-            let share = (loss * (n as f64 / b.batch as f64))?;
-            total += share.to_scalar::<f32>()? as f64;
-            gradient = Some(self.params.add_gradients(gradient, share.backward()?)?);
+            let loss = shared(loss, share)?;
+            total += loss.to_scalar::<f32>()? as f64;
+            gradient = Some(self.params.add_gradients(gradient, loss.backward()?)?);
         }
         let s = &self.settings;
         let lr = learning_rate(s.lr, s.warmup_images, s.images, s.cosine, images);

@@ -449,15 +449,7 @@ impl Denoiser {
     /// `x` (B, C, H, W) at noise levels `sigma` (B); the denoised images.
     /// `augment` (B, labels) only where the images were augmented.
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
-        self.preconditioned(x, sigma, augment, |x, told| {
-            if !x.device().is_cpu() {
-                let mut ops = Elsewhere::new(&self.parameters, x.device());
-                return self.walk(&mut ops, x, told, None)?.to_dtype(x.dtype());
-            }
-            tape::apply(&self.parameters, x, |ops, images, x| {
-                self.walk(ops, x, &told.of(&images, self.encoder.labels), None)
-            })
-        })
+        self.denoise(x, sigma, augment, None)
     }
 
     pub fn forward_probed(
@@ -467,32 +459,43 @@ impl Denoiser {
         augment: Option<&Tensor>,
         probe: Probe,
     ) -> Result<Tensor> {
-        self.preconditioned(x, sigma, augment, |x, told| {
-            if !x.device().is_cpu() {
-                let mut ops = Elsewhere::new(&self.parameters, x.device());
-                return self.walk(&mut ops, x, told, Some(probe))?.to_dtype(x.dtype());
-            }
-            tape::apply_whole(&self.parameters, x, |ops, x| self.walk(ops, x, told, Some(probe)))
-        })
+        self.denoise(x, sigma, augment, Some(probe))
     }
 
-    fn preconditioned(
+    fn denoise(
         &self,
         x: &Tensor,
         sigma: &[f32],
         augment: Option<&Tensor>,
-        f: impl FnOnce(&Tensor, &Told) -> Result<Tensor>,
+        mut probe: Option<Probe>,
     ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let augment = labels(augment, x, sigma, self.encoder.labels)?;
         let told = Told { noise: &c.noise, augment: augment.as_deref() };
-        mix(x, &c.skip, &f(&scale_images(x, &c.input)?, &told)?, &c.out)
+        let (input, parameters) = (scale_images(x, &c.input)?, &self.parameters);
+        let f = if !x.device().is_cpu() {
+            let mut ops = Elsewhere::new(parameters, x.device());
+            self.walk(&mut ops, &input, &told, &mut probe)?.to_dtype(x.dtype())?
+        } else if probe.is_some() {
+            tape::apply_whole(parameters, &input, |ops, x| self.walk(ops, x, &told, &mut probe))?
+        } else {
+            tape::apply(parameters, &input, |ops, images, x| {
+                self.walk(ops, x, &told.of(&images, self.encoder.labels), &mut None)
+            })?
+        };
+        mix(x, &c.skip, &f, &c.out)
     }
 
-    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told, mut probe: Option<Probe>) -> Result<O::Map> {
+    fn walk<O: Ops>(
+        &self,
+        ops: &mut O,
+        x: &O::Map,
+        told: &Told,
+        probe: &mut Option<Probe>,
+    ) -> Result<O::Map> {
         let emb = self.encoder.embed(ops, told)?;
-        let skips = self.encoder.forward(ops, x, &emb, &mut probe)?;
-        self.decoder.forward(ops, skips, &emb, &mut probe)
+        let skips = self.encoder.forward(ops, x, &emb, probe)?;
+        self.decoder.forward(ops, skips, &emb, probe)
     }
 }
 

@@ -40,8 +40,8 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         return Ok(EXIT_GOOD);
     }
     let root = root(place.root.as_deref())?;
-    let device = crate::device::open(&place.device)?;
     let mut runner = quiet(place, stop)?;
+    let device = runner.device().clone();
     let goldens = all_goldens(&root)?;
     let printed = printed(&root)?;
     let probe = OnceCell::new();
