@@ -1,12 +1,13 @@
 //! Convolution, stride 1, same size, 1x1 or 3x3, and its gradients. A 3x3 kernel
 //! reads a copy of the image with a border of zeros, so that every tap is one
-//! offset for all pixels; with many channels it is Winograd's. The input gradient is the same convolution with the
-//! kernel turned round; the weight gradient is a sum of outer products over pixels.
+//! offset for all pixels; with many channels it is Winograd's. The input gradient is
+//! the same convolution with the kernel turned round; the weight gradient is a sum of
+//! outer products over pixels.
 
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::maps::Maps;
 use super::pool::Buffer;
-use super::product::{Dense, Ends, Panels, Shifted, outer, product};
+use super::product::{Dense, Ends, Panels, Shifted, column_sums, outer, product};
 use super::winograd;
 
 /// Sizes of a weight (outputs, inputs, side, side), side = 1 or 3.
@@ -182,24 +183,12 @@ impl Kernel for ColumnSums<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let columns = self.sums.len();
-        let rows = self.values.len() / columns;
         for at in (0..columns).step_by(LANES) {
-            let n = LANES.min(columns - at);
-            // SAFETY: `n` values of each row from `at` on.
-            unsafe {
-                // Four chains hide the latency of an addition.
-                let mut acc = [L::splat(0.0); 4];
-                for row in 0..rows {
-                    let p = self.values.as_ptr().add(row * columns + at);
-                    let v = if n == LANES { L::load(p) } else { L::load_part(p, n) };
-                    acc[row % 4] = acc[row % 4].add(v);
-                }
-                let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
-                let mut out = [0f32; LANES];
-                sum.store(out.as_mut_ptr());
-                for (s, v) in self.sums[at..at + n].iter_mut().zip(out) {
-                    *s += v;
-                }
+            let mut out = [0f32; LANES];
+            // SAFETY: `at` is a column.
+            unsafe { column_sums::<L>(self.values, columns, at).store(out.as_mut_ptr()) };
+            for (s, v) in self.sums[at..].iter_mut().zip(out) {
+                *s += v;
             }
         }
     }

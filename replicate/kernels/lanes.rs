@@ -39,6 +39,16 @@ pub trait Lanes: Copy {
             std::ptr::copy_nonoverlapping(all.as_ptr(), p, n);
         }
     }
+    /// Sixteen lanes where `n` values are left, or those that are.
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self {
+        unsafe { if n >= LANES { Self::load(p) } else { Self::load_part(p, n) } }
+    }
+    /// Sixteen lanes where there is room for `n` values, or those that fit.
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize) {
+        unsafe { if n >= LANES { self.store(p) } else { self.store_part(p, n) } }
+    }
     /// self + a * b
     unsafe fn fma(self, a: Self, b: Self) -> Self;
     unsafe fn add(self, o: Self) -> Self;

@@ -2,6 +2,7 @@
 
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::maps::Maps;
+use super::product::column_sums;
 use std::ops::Range;
 
 /// y = f((x - mean) / sqrt(var + eps) * gamma + beta), mean and (biased)
@@ -77,19 +78,6 @@ impl GroupNorm<'_> {
     }
 }
 
-/// Sixteen channels at `p`, or the `n` that there are.
-#[inline(always)]
-unsafe fn load<L: Lanes>(p: *const f32, n: usize) -> L {
-    // SAFETY: the caller's contract.
-    unsafe { if n == LANES { L::load(p) } else { L::load_part(p, n) } }
-}
-
-#[inline(always)]
-unsafe fn store<L: Lanes>(v: L, p: *mut f32, n: usize) {
-    // SAFETY: the caller's contract.
-    unsafe { if n == LANES { v.store(p) } else { v.store_part(p, n) } }
-}
-
 struct Forward<'a> {
     norm: GroupNorm<'a>,
     pixels: usize,
@@ -112,16 +100,9 @@ impl Kernel for Forward<'_> {
         for (x, y) in images {
             // SAFETY of each block: `width` channels of each pixel from `at` on.
             for at in (0..channels).step_by(LANES) {
-                let width = LANES.min(channels - at);
                 unsafe {
-                    // Four chains hide the latency of an addition.
-                    let mut acc = [L::splat(0.0); 4];
-                    for pixel in 0..pixels {
-                        let v = load(x.as_ptr().add(pixel * channels + at), width);
-                        acc[pixel % 4] = acc[pixel % 4].add(v);
-                    }
-                    let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
-                    store(sum, sums.as_mut_ptr().add(at), width);
+                    let sum: L = column_sums(x, channels, at);
+                    sum.store_first(sums.as_mut_ptr().add(at), channels - at);
                 }
             }
             for group in norm.members() {
@@ -129,16 +110,16 @@ impl Kernel for Forward<'_> {
                 mean[group].fill(m);
             }
             for at in (0..channels).step_by(LANES) {
-                let width = LANES.min(channels - at);
+                let width = channels - at;
                 unsafe {
-                    let mean: L = load(mean.as_ptr().add(at), width);
+                    let mean: L = L::load_first(mean.as_ptr().add(at), width);
                     let mut acc = [L::splat(0.0); 4];
                     for pixel in 0..pixels {
-                        let d = load::<L>(x.as_ptr().add(pixel * channels + at), width).sub(mean);
+                        let d = L::load_first(x.as_ptr().add(pixel * channels + at), width).sub(mean);
                         acc[pixel % 4] = acc[pixel % 4].fma(d, d);
                     }
                     let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
-                    store(sum, sums.as_mut_ptr().add(at), width);
+                    sum.store_first(sums.as_mut_ptr().add(at), width);
                 }
             }
             for group in norm.members() {
@@ -151,14 +132,15 @@ impl Kernel for Forward<'_> {
                 }
             }
             for at in (0..channels).step_by(LANES) {
-                let width = LANES.min(channels - at);
+                let width = channels - at;
                 unsafe {
-                    let (a, b): (L, L) = (load(a.as_ptr().add(at), width), load(b.as_ptr().add(at), width));
+                    let (a, b): (L, L) =
+                        (L::load_first(a.as_ptr().add(at), width), L::load_first(b.as_ptr().add(at), width));
                     for pixel in 0..pixels {
                         let place = pixel * channels + at;
-                        let u = b.fma(a, load(x.as_ptr().add(place), width));
+                        let u = b.fma(a, L::load_first(x.as_ptr().add(place), width));
                         let v = if norm.silu { u.mul(u.sigmoid()) } else { u };
-                        store(v, y.as_mut_ptr().add(place), width);
+                        v.store_first(y.as_mut_ptr().add(place), width);
                     }
                 }
             }
@@ -201,29 +183,29 @@ impl Kernel for Backward<'_> {
             }
             // SAFETY of each block: `width` channels of each pixel from `at` on.
             for at in (0..channels).step_by(LANES) {
-                let width = LANES.min(channels - at);
+                let width = channels - at;
                 unsafe {
-                    let m: L = load(mean.as_ptr().add(at), width);
-                    let r: L = load(rstd.as_ptr().add(at), width);
-                    let gamma: L = load(norm.gamma.as_ptr().add(at), width);
-                    let beta: L = load(norm.beta.as_ptr().add(at), width);
+                    let m: L = L::load_first(mean.as_ptr().add(at), width);
+                    let r: L = L::load_first(rstd.as_ptr().add(at), width);
+                    let gamma: L = L::load_first(norm.gamma.as_ptr().add(at), width);
+                    let beta: L = L::load_first(norm.beta.as_ptr().add(at), width);
                     let one = L::splat(1.0);
                     let (mut sum, mut sum_xhat) = (L::splat(0.0), L::splat(0.0));
                     for pixel in 0..pixels {
                         let place = pixel * channels + at;
-                        let xhat = load::<L>(x.as_ptr().add(place), width).sub(m).mul(r);
-                        let mut d: L = load(dy.as_ptr().add(place), width);
+                        let xhat = L::load_first(x.as_ptr().add(place), width).sub(m).mul(r);
+                        let mut d: L = L::load_first(dy.as_ptr().add(place), width);
                         if norm.silu {
                             let u = beta.fma(gamma, xhat);
                             let s = u.sigmoid();
                             d = d.mul(s.mul(one.fma(u, one.sub(s))));
                         }
-                        store(d, dx.as_mut_ptr().add(place), width);
+                        d.store_first(dx.as_mut_ptr().add(place), width);
                         sum = sum.add(d);
                         sum_xhat = sum_xhat.fma(d, xhat);
                     }
-                    store(sum, s1.as_mut_ptr().add(at), width);
-                    store(sum_xhat, s2.as_mut_ptr().add(at), width);
+                    sum.store_first(s1.as_mut_ptr().add(at), width);
+                    sum_xhat.store_first(s2.as_mut_ptr().add(at), width);
                 }
             }
             // dx = rstd (gamma du - mean(gamma du) - xhat mean(gamma du xhat))
@@ -243,16 +225,16 @@ impl Kernel for Backward<'_> {
                 }
             }
             for at in (0..channels).step_by(LANES) {
-                let width = LANES.min(channels - at);
+                let width = channels - at;
                 unsafe {
-                    let slope: L = load(slope.as_ptr().add(at), width);
-                    let offset: L = load(offset.as_ptr().add(at), width);
-                    let scale: L = load(scale.as_ptr().add(at), width);
+                    let slope: L = L::load_first(slope.as_ptr().add(at), width);
+                    let offset: L = L::load_first(offset.as_ptr().add(at), width);
+                    let scale: L = L::load_first(scale.as_ptr().add(at), width);
                     for pixel in 0..pixels {
                         let place = pixel * channels + at;
-                        let rest = offset.fma(slope, load(x.as_ptr().add(place), width));
-                        let d = rest.fma(scale, load(dx.as_ptr().add(place), width));
-                        store(d, dx.as_mut_ptr().add(place), width);
+                        let rest = offset.fma(slope, L::load_first(x.as_ptr().add(place), width));
+                        let d = rest.fma(scale, L::load_first(dx.as_ptr().add(place), width));
+                        d.store_first(dx.as_mut_ptr().add(place), width);
                     }
                 }
             }

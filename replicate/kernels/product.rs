@@ -385,32 +385,43 @@ impl<R: Rows> Product<'_, R> {
 
 /// The first `width` values at `p`, as far as the vectors reach.
 #[inline(always)]
-pub unsafe fn load<L: Lanes, const V: usize>(vectors: &mut [L; V], p: *const f32, width: usize) {
+unsafe fn load<L: Lanes, const V: usize>(vectors: &mut [L; V], p: *const f32, width: usize) {
     for (v, vector) in vectors.iter_mut().enumerate() {
         let at = v * LANES;
-        // SAFETY: `width` values can be read, no more are.
-        unsafe {
-            if width >= at + LANES {
-                *vector = L::load(p.add(at));
-            } else if width > at {
-                *vector = L::load_part(p.add(at), width - at);
-            }
+        if width > at {
+            // SAFETY: `width` values can be read, no more are.
+            *vector = unsafe { L::load_first(p.add(at), width - at) };
         }
     }
 }
 
 #[inline(always)]
-pub unsafe fn store<L: Lanes, const V: usize>(vectors: &[L; V], p: *mut f32, width: usize) {
+unsafe fn store<L: Lanes, const V: usize>(vectors: &[L; V], p: *mut f32, width: usize) {
     for (v, vector) in vectors.iter().enumerate() {
         let at = v * LANES;
-        // SAFETY: `width` values can be written, no more are.
-        unsafe {
-            if width >= at + LANES {
-                vector.store(p.add(at));
-            } else if width > at {
-                vector.store_part(p.add(at), width - at);
-            }
+        if width > at {
+            // SAFETY: `width` values can be written, no more are.
+            unsafe { vector.store_first(p.add(at), width - at) };
         }
+    }
+}
+
+/// The sums over the rows of sixteen columns of a matrix, from column `at` on.
+///
+/// # Safety
+/// `at` is below `columns`.
+#[inline(always)]
+pub unsafe fn column_sums<L: Lanes>(matrix: &[f32], columns: usize, at: usize) -> L {
+    let (rows, width) = (matrix.len() / columns, columns - at);
+    // SAFETY: `width` values of each row from `at` on.
+    unsafe {
+        // Four chains hide the latency of an addition.
+        let mut acc = [L::splat(0.0); 4];
+        for row in 0..rows {
+            let v = L::load_first(matrix.as_ptr().add(row * columns + at), width);
+            acc[row % 4] = acc[row % 4].add(v);
+        }
+        acc[0].add(acc[1]).add(acc[2].add(acc[3]))
     }
 }
 

@@ -12,7 +12,7 @@
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::maps::Maps;
 use super::pool::Buffer;
-use super::product::{Dense, Ends, Outer, Panels, Product, load, store};
+use super::product::{Dense, Ends, Outer, Panels, Product};
 
 /// Coefficients of a tile.
 const COEFFICIENTS: usize = 16;
@@ -163,10 +163,10 @@ impl Patch {
                 unsafe {
                     for c in (0..channels).step_by(LANES) {
                         let v = match from {
-                            Some(from) => one(from.add(c), channels - c),
+                            Some(from) => L::load_first(from.add(c), channels - c),
                             None => L::splat(0.0),
                         };
-                        store(&[v], to.add(j * channels + c), channels - c);
+                        v.store_first(to.add(j * channels + c), channels - c);
                     }
                 }
             }
@@ -191,7 +191,7 @@ unsafe fn transform_inputs<L: Lanes>(x: &Maps, tiles: Tiles, first: usize, n: us
                 for (j, half) in half.iter_mut().enumerate() {
                     let mut d = [L::splat(0.0); 4];
                     for (d, row) in d.iter_mut().zip(patch.rows) {
-                        *d = one(row.add(j * channels + c), width);
+                        *d = L::load_first(row.add(j * channels + c), width);
                     }
                     *half = input_basis(d);
                 }
@@ -199,20 +199,12 @@ unsafe fn transform_inputs<L: Lanes>(x: &Maps, tiles: Tiles, first: usize, n: us
                     let row = input_basis([half[0][i], half[1][i], half[2][i], half[3][i]]);
                     for (j, v) in row.into_iter().enumerate() {
                         let at = ((i * 4 + j) * n + t) * channels + c;
-                        store(&[v], to.as_mut_ptr().add(at), width);
+                        v.store_first(to.as_mut_ptr().add(at), width);
                     }
                 }
             }
         }
     }
-}
-
-#[inline(always)]
-unsafe fn one<L: Lanes>(p: *const f32, width: usize) -> L {
-    let mut v = [unsafe { L::splat(0.0) }];
-    // SAFETY: the caller's contract.
-    unsafe { load(&mut v, p, width) };
-    v[0]
 }
 
 /// B^T v
@@ -279,14 +271,14 @@ unsafe fn transform_outputs<L: Lanes>(
                 for j in 0..4 {
                     let mut column = [L::splat(0.0); 4];
                     for (i, v) in column.iter_mut().enumerate() {
-                        *v = one(m.as_ptr().add(((i * 4 + j) * n + t) * channels + c), width);
+                        *v = L::load_first(m.as_ptr().add(((i * 4 + j) * n + t) * channels + c), width);
                     }
                     for (half, v) in half.iter_mut().zip(output_basis(column)) {
                         half[j] = v;
                     }
                 }
                 let bias = match bias {
-                    Some(bias) => one(bias.add(c), width),
+                    Some(bias) => L::load_first(bias.add(c), width),
                     None => L::splat(0.0),
                 };
                 for (i, row) in half.into_iter().enumerate() {
@@ -295,12 +287,12 @@ unsafe fn transform_outputs<L: Lanes>(
                         let at = pixel * channels + c;
                         let mut v = v.add(bias);
                         if let Some(residual) = ends.residual {
-                            v = v.add(one(residual.as_ptr().add(at), width));
+                            v = v.add(L::load_first(residual.as_ptr().add(at), width));
                         }
                         if ends.scale != 1.0 {
                             v = v.mul(L::splat(ends.scale));
                         }
-                        store(&[v], y.values_mut().as_mut_ptr().add(at), width);
+                        v.store_first(y.values_mut().as_mut_ptr().add(at), width);
                     }
                 }
             }
@@ -376,7 +368,10 @@ unsafe fn transform_gradients<L: Lanes>(
                 let width = channels - c;
                 let mut half = [[L::splat(0.0); 2]; 4];
                 for j in 0..2 {
-                    let column = gradient_basis([one(p[0][j].add(c), width), one(p[1][j].add(c), width)]);
+                    let column = gradient_basis([
+                        L::load_first(p[0][j].add(c), width),
+                        L::load_first(p[1][j].add(c), width),
+                    ]);
                     for (half, v) in half.iter_mut().zip(column) {
                         half[j] = v;
                     }
@@ -384,7 +379,7 @@ unsafe fn transform_gradients<L: Lanes>(
                 for (i, row) in half.into_iter().enumerate() {
                     for (j, v) in gradient_basis(row).into_iter().enumerate() {
                         let at = ((i * 4 + j) * n + t) * channels + c;
-                        store(&[v], to.as_mut_ptr().add(at), width);
+                        v.store_first(to.as_mut_ptr().add(at), width);
                     }
                 }
             }
