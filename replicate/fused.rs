@@ -2,29 +2,21 @@
 //! our own. Maps are float32 or, where [`activations`] says so, bfloat16; rows of
 //! channels and what comes out of [`Ops::mean`] are float32.
 
-use crate::kernels::{activations, cuda};
+use crate::composed::Composed;
+use crate::kernels::{activations, cuda, mix};
 use crate::network::{Norm, Ops, Param, Plus};
 use candle_core::{DType, Device, Result, Tensor};
 
 pub struct Fused<'a> {
     parameters: &'a [Tensor],
     device: &'a Device,
+    /// For what candle does well.
+    composed: Composed<'a>,
 }
 
 impl<'a> Fused<'a> {
     pub fn new(parameters: &'a [Tensor], device: &'a Device) -> Fused<'a> {
-        Fused { parameters, device }
-    }
-
-    /// A product with every image's row of channels, (B, C, 1, 1) to (B, O, 1, 1).
-    fn linear(&self, x: &Tensor, weight: Param, bias: Option<Param>) -> Result<Tensor> {
-        let w = &self.parameters[weight.0];
-        let y = x.flatten_from(1)?.matmul(&w.flatten_from(1)?.t()?)?;
-        let y = match bias {
-            Some(bias) => y.broadcast_add(&self.parameters[bias.0])?,
-            None => y,
-        };
-        y.reshape(((), w.dim(0)?, 1, 1))
+        Fused { parameters, device, composed: Composed::new(parameters, device) }
     }
 }
 
@@ -32,18 +24,13 @@ impl Ops for Fused<'_> {
     type Map = Tensor;
 
     fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Tensor> {
-        let images = values.len() / channels;
-        Tensor::from_vec(values, (images, channels, 1, 1), self.device)
+        self.composed.rows(values, channels)
     }
 
     fn conv(&mut self, x: &Tensor, weight: Param, bias: Option<Param>, plus: Plus<Tensor>) -> Result<Tensor> {
         let w = &self.parameters[weight.0];
         let y = if x.dims()[2..] == [1, 1] && w.dims()[2..].iter().all(|side| *side == 1) {
-            let y = self.linear(x, weight, bias)?;
-            match plus.term {
-                Some(term) => (y + term)?,
-                None => y,
-            }
+            self.composed.conv(x, weight, bias, Plus { term: plus.term, residual: None })?
         } else {
             let (b, out) = (x.dim(0)?, w.dim(0)?);
             let bias = bias.map(|bias| &self.parameters[bias.0]);
@@ -56,7 +43,7 @@ impl Ops for Fused<'_> {
             cuda::conv2d(&x.to_dtype(activations(self.device))?, w, &bias)?
         };
         match plus.residual {
-            Some((residual, scale)) => cuda::mix(&y, &[scale], residual, &[scale]),
+            Some((residual, scale)) => mix(&y, &[scale], residual, &[scale]),
             None => Ok(y),
         }
     }
@@ -84,14 +71,14 @@ impl Ops for Fused<'_> {
     }
 
     fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        Tensor::cat(&[a, b], 1)
+        self.composed.concat(a, b)
     }
 
     fn mean(&mut self, x: &Tensor) -> Result<Tensor> {
-        x.to_dtype(DType::F32)?.mean_keepdim((2, 3))
+        self.composed.mean(&x.to_dtype(DType::F32)?)
     }
 
     fn tensor(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.clone())
+        self.composed.tensor(x)
     }
 }

@@ -2,30 +2,33 @@
 //! the networks.
 
 use super::values;
+#[cfg(feature = "cudnn")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 /// a_b x_b for each image b of `x` (B, ...); `a` has B values and no gradient.
 pub fn scale_images(x: &Tensor, a: &[f32]) -> Result<Tensor> {
-    #[cfg(feature = "cudnn")]
-    if super::cuda::takes(x) {
-        return super::cuda::scale_images(x, a);
-    }
-    if x.device().is_cpu() { x.contiguous()?.apply_op1(Scale(a.to_vec())) } else { scaled(x, a) }
+    if takes(x) { x.contiguous()?.apply_op1(Scale(a.to_vec())) } else { scaled(x, a) }
 }
 
 /// a_b x_b + c_b y_b for each image b; `a` and `c` have B values, or one for
 /// all, and no gradient.
 pub fn mix(x: &Tensor, a: &[f32], y: &Tensor, c: &[f32]) -> Result<Tensor> {
-    #[cfg(feature = "cudnn")]
-    if super::cuda::takes(x) {
-        return super::cuda::mix(x, a, y, c);
-    }
-    if x.device().is_cpu() {
+    if takes(x) {
         x.contiguous()?.apply_op2(&y.contiguous()?, Mix { a: a.to_vec(), c: c.to_vec() })
     } else {
         scaled(x, a)? + scaled(y, c)?
     }
+}
+
+/// Whether there is a kernel for `x`, rather than operations of candle's.
+fn takes(x: &Tensor) -> bool {
+    #[cfg(feature = "cudnn")]
+    if super::cuda::takes(x) {
+        return true;
+    }
+    x.device().is_cpu()
 }
 
 fn scaled(x: &Tensor, a: &[f32]) -> Result<Tensor> {
@@ -57,6 +60,11 @@ impl CustomOp1 for Scale {
             y.iter_mut().for_each(|v| *v *= a);
         });
         Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cudnn")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        super::cuda::scale_images(&self.0, (x, layout))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
@@ -104,6 +112,17 @@ impl CustomOp2 for Mix {
             },
         );
         Ok((CpuStorage::F32(out), lx.shape().clone()))
+    }
+
+    #[cfg(feature = "cudnn")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        lx: &Layout,
+        y: &CudaStorage,
+        ly: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        super::cuda::mix([&self.a, &self.c], (x, lx), (y, ly))
     }
 
     fn bwd(

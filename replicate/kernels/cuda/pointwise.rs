@@ -1,22 +1,10 @@
-//! Operations on one pixel or on 2x2 pixels.
+//! Operations on one value or on 2x2 pixels.
 
 use super::compile::kernel;
 use super::{Arg, Element, by_type, elements, no_cpu, storage, tensor, uninitialised, with_args};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail, builder_arg,
-};
-
-/// As [`crate::kernels::scale_images`].
-pub fn scale_images(x: &Tensor, a: &[f32]) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Scale(a.to_vec()))
-}
-
-/// As [`crate::kernels::mix`].
-pub fn mix(x: &Tensor, a: &[f32], y: &Tensor, c: &[f32]) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(&y.contiguous()?, Mix { a: a.to_vec(), c: c.to_vec() })
-}
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail, builder_arg};
 
 /// x sigmoid(x)
 pub fn silu(x: &Tensor) -> Result<Tensor> {
@@ -41,7 +29,11 @@ fn factors(a: &[f32], batch: usize, device: &CudaDevice) -> Result<(CudaSlice<f3
     Ok((device.clone_htod(a)?, u32::from(a.len() > 1)))
 }
 
-struct Scale(Vec<f32>);
+/// The forward pass of [`crate::kernels::scale_images`].
+pub fn scale_images(a: &[f32], x: (&CudaStorage, &Layout)) -> Result<(CudaStorage, Shape)> {
+    let x = Arg { storage: x.0, layout: x.1 };
+    Ok((by_type!(x, scaled(a, x))?, x.layout.shape().clone()))
+}
 
 fn scaled<T: Element>(a: &[f32], x: Arg) -> Result<CudaStorage> {
     let (n, batch, device) = (x.len(), x.layout.dims()[0], x.device());
@@ -56,36 +48,22 @@ fn scaled<T: Element>(a: &[f32], x: Arg) -> Result<CudaStorage> {
     Ok(storage(y, device))
 }
 
-impl CustomOp1 for Scale {
-    fn name(&self) -> &'static str {
-        "scale_images"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        no_cpu(self.name())
-    }
-
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let x = Arg { storage: x, layout };
-        Ok((by_type!(x, scaled(&self.0, x))?, layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        if x.track_op() { Ok(Some(scale_images(dy, &self.0)?)) } else { Ok(None) }
-    }
+/// The forward pass of [`crate::kernels::mix`].
+pub fn mix(
+    factors: [&[f32]; 2],
+    x: (&CudaStorage, &Layout),
+    y: (&CudaStorage, &Layout),
+) -> Result<(CudaStorage, Shape)> {
+    let (x, y) = (Arg { storage: x.0, layout: x.1 }, Arg { storage: y.0, layout: y.1 });
+    Ok((by_type!(x, mixed(factors, x, y))?, x.layout.shape().clone()))
 }
 
-struct Mix {
-    a: Vec<f32>,
-    c: Vec<f32>,
-}
-
-fn mixed<T: Element>(op: &Mix, x: Arg, y: Arg) -> Result<CudaStorage> {
+fn mixed<T: Element>([a, c]: [&[f32]; 2], x: Arg, y: Arg) -> Result<CudaStorage> {
     if x.layout.shape() != y.layout.shape() {
         bail!("mix: {:?} and {:?}", x.layout.shape(), y.layout.shape());
     }
     let (n, batch, device) = (x.len(), x.layout.dims()[0], x.device());
-    let ((a, many_a), (c, many_c)) = (factors(&op.a, batch, device)?, factors(&op.c, batch, device)?);
+    let ((a, many_a), (c, many_c)) = (factors(a, batch, device)?, factors(c, batch, device)?);
     let mut out = uninitialised::<T>(n, device)?;
     let (function, xs, ys) = (kernel::<T>(device, "mix")?, x.view::<T>()?, y.view::<T>()?);
     let mut call = function.builder();
@@ -94,40 +72,6 @@ fn mixed<T: Element>(op: &Mix, x: Arg, y: Arg) -> Result<CudaStorage> {
     // SAFETY: the kernel's parameters in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(storage(out, device))
-}
-
-impl CustomOp2 for Mix {
-    fn name(&self) -> &'static str {
-        "mix"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        no_cpu(self.name())
-    }
-
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        lx: &Layout,
-        y: &CudaStorage,
-        ly: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let (x, y) = (Arg { storage: x, layout: lx }, Arg { storage: y, layout: ly });
-        Ok((by_type!(x, mixed(self, x, y))?, lx.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        y: &Tensor,
-        _: &Tensor,
-        d: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let part = |t: &Tensor, f: &[f32]| {
-            if t.track_op() { Ok::<_, candle_core::Error>(Some(scale_images(d, f)?)) } else { Ok(None) }
-        };
-        Ok((part(x, &self.a)?, part(y, &self.c)?))
-    }
 }
 
 struct Silu;
