@@ -42,6 +42,7 @@ fn every_part_is_checked_and_holds() {
         "five steps of vsd",
         "dijs at smoke: fd",
         "dijs at smoke, once more",
+        "goes on where it was stopped",
         "and resumed",
     ] {
         assert!(all.iter().any(|(name, ..)| name.contains(part)), "no check of {part}");
