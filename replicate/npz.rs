@@ -29,9 +29,9 @@ pub struct Stored {
     /// As NumPy writes it: `|u1`, `<f4`, `<f8`.
     pub dtype: String,
     pub shape: Vec<usize>,
-    c_order: bool,
+    pub(crate) c_order: bool,
     /// Bytes before the numbers, and of the numbers.
-    header: u64,
+    pub(crate) header: u64,
     bytes: u64,
     /// Where an `.npz` has it.
     entry: Option<Entry>,
@@ -191,7 +191,7 @@ const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// The format of `numpy.save` up to the numbers: magic, version, a Python
 /// dictionary. `bytes` is the length of the whole.
-fn header(mut npy: impl Read, bytes: u64) -> Result<Stored, String> {
+pub(crate) fn header(mut npy: impl Read, bytes: u64) -> Result<Stored, String> {
     let mut exactly = |length: usize| {
         let mut part = Vec::new();
         match npy.by_ref().take(length as u64).read_to_end(&mut part) {

@@ -15,6 +15,7 @@ use replicate::noise::Levels;
 use replicate::optim::AdamConfig;
 use replicate::params::{Arrays, Params, Source};
 use replicate::rng::Stream;
+use replicate::selftest::parity;
 use replicate::store::sha256_hex;
 use replicate::train::{AT_ONCE, Teaching, Training};
 use replicate::unet::{Config, Denoiser};
@@ -32,31 +33,7 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 
 /// The recorded random numbers of every image.
 fn recorded(fixture: &Fixture, set: &str, n: usize) -> Vec<Numbers> {
-    let get = |name: &str| fixture.f32(&format!("{set}/draw.{name}"));
-    let (xflip, xflip_gate) = (get("xflip.bit"), get("xflip.gate"));
-    let (yflip, yflip_gate) = (get("yflip.bit"), get("yflip.gate"));
-    let (scale, scale_gate) = (get("scale.normal"), get("scale.gate"));
-    let (rotate, rotate_gate) = (get("rotate.uniform"), get("rotate.gate"));
-    let (aniso, aniso_angle) = (get("aniso.normal"), get("aniso.angle"));
-    let (aniso_gate, aniso_angle_gate) = (get("aniso.gate"), get("aniso.angle_gate"));
-    let (translate, translate_gate) = (get("translate.normal"), get("translate.gate"));
-    let image = |i: usize| Numbers {
-        xflip: xflip[i] == 1.0,
-        xflip_gate: xflip_gate[i],
-        yflip: yflip[i] == 1.0,
-        yflip_gate: yflip_gate[i],
-        scale: scale[i],
-        scale_gate: scale_gate[i],
-        rotate: rotate[i],
-        rotate_gate: rotate_gate[i],
-        aniso: aniso[i],
-        aniso_angle: aniso_angle[i],
-        aniso_gate: aniso_gate[i],
-        aniso_angle_gate: aniso_angle_gate[i],
-        translate: [translate[i], translate[n + i]],
-        translate_gate: translate_gate[i],
-    };
-    (0..n).map(image).collect()
+    parity::recorded(&fixture.0, set, n).unwrap()
 }
 
 /// EDM pads a batch by what its farthest image needs, we pad every image as far

@@ -17,8 +17,9 @@ use replicate::data::cifar;
 use replicate::data::{Images, glyphs};
 use replicate::npz;
 use replicate::params::{Arrays, Params, Source};
+use replicate::selftest::parity::tiny;
 use replicate::store::{Array, sha256_hex};
-use replicate::unet::{Config, Denoiser};
+use replicate::unet::Denoiser;
 
 /// The program's table of assets has these hashes.
 const EDM: &str = "2866c9f457dc1c79d71b1f7818ef652c3c51ae3d9ceff92d58038068bb28a0e1";
@@ -57,16 +58,7 @@ fn the_snapshot_holds_the_network() {
 /// PyTorch saved `edm-tiny.pkl`, with the same formula.
 #[test]
 fn a_snapshot_reads_as_the_one_that_pytorch_wrote() {
-    let tiny = Config {
-        size: 16,
-        image_channels: 3,
-        model_channels: 16,
-        channel_mult: vec![1, 2],
-        blocks: 1,
-        attention_sizes: vec![8],
-        augment_labels: 9,
-    };
-    let ours = checkpoint::parse(Path::new("edm-tiny"), &drill::edm_snapshot(&tiny)).unwrap();
+    let ours = checkpoint::parse(Path::new("edm-tiny"), &drill::edm_snapshot(&tiny())).unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/edm-tiny.pkl");
     let expected = checkpoint::read(&path).unwrap();
     let names = |checkpoint: &Checkpoint| -> Vec<String> {

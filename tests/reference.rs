@@ -3,48 +3,19 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use common::{Fixture, edm_value, relative_error, unit};
-use replicate::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings};
+use common::{Fixture, relative_error, unit};
+use replicate::distill::Objective;
 use replicate::equations::Divergence;
-use replicate::noise::Levels;
-use replicate::optim::AdamConfig;
 use replicate::params::{Arrays, Params, Source};
 use replicate::sampler::heun;
-use replicate::store::Array;
+use replicate::selftest::parity::{self, tiny};
 use replicate::unet::{Config, Critic, Denoiser};
 use std::collections::BTreeMap;
 
 const TOLERANCE: f32 = 1e-4;
 
-fn tiny() -> Config {
-    Config {
-        size: 16,
-        image_channels: 3,
-        model_channels: 16,
-        channel_mult: vec![1, 2],
-        blocks: 1,
-        attention_sizes: vec![8],
-        augment_labels: 9,
-    }
-}
-
-/// The filling formula for one tensor.
-fn filled(name: &str, shape: &[usize]) -> Array {
-    let values = unit(name, shape.iter().product()).into_iter().map(edm_value(name, shape));
-    Array { shape: shape.to_vec(), data: values.collect() }
-}
-
-/// Shapes come from the network itself, values from the formula.
-fn fill(params: &Params) -> Arrays {
-    params.iter().map(|(name, var)| (name.clone(), filled(name, var.dims()))).collect()
-}
-
 fn filled_denoiser(config: &Config) -> (Params, Denoiser) {
-    let none = Arrays::new();
-    let source = Source { given: &none, drawn: &[""], cell: "parity" };
-    let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(config, vb)).unwrap();
-    params.assign(&fill(&params)).unwrap();
-    (params, model)
+    parity::filled_denoiser(config, &Device::Cpu, &unit).unwrap()
 }
 
 fn flat(t: &Tensor) -> Vec<f32> {
@@ -163,67 +134,9 @@ fn check_gradients(params: &Params, y: &Tensor) {
 }
 
 fn five_steps(name: &str, objective: Objective) {
-    const B: usize = 4;
     let fixture = Fixture::open("train-steps.npz");
-    let settings = Settings {
-        sigma_init: 2.5,
-        levels: Levels::LogNormal { mean: -1.2, sd: 1.2 },
-        generator_lr: 1e-3,
-        critic_lr: 1e-3,
-        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
-        ema_half_life: 1000,
-    };
-    let (params, _) = filled_denoiser(&tiny());
-    let mut weights = fill(&params);
-    // The README gives the critic's own tensors; names and shapes are ours.
-    let none = Arrays::new();
-    let source = Source { given: &none, drawn: &[""], cell: "parity" };
-    let (critic, _) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
-    let critic_weights = fill(&critic);
-    weights.extend(critic_weights.clone().into_iter().filter(|(n, _)| n.starts_with("critic.")));
-
-    let initial = Initial { weights: Some(&weights), cell: "parity" };
-    let mut run = OneStep::new(&Device::Cpu, &tiny(), objective, initial, settings).unwrap();
-    let mut state = run.state().unwrap();
-    for (name, array) in critic_weights.into_iter().filter(|(n, _)| n.starts_with("critic.")) {
-        state.insert(format!("critic.weights.{name}"), array);
-    }
-    run.restore(0, &state).unwrap();
-
-    let image = |name: &str, scale: f32| {
-        let values: Vec<f32> = unit(name, B * 768).into_iter().map(|u| u * scale).collect();
-        Tensor::from_vec(values, (B, 3, 16, 16), &Device::Cpu).unwrap()
-    };
-    let root3 = 3f32.sqrt();
-    let sigma = |name: &str| -> Vec<f32> {
-        unit(name, B).into_iter().map(|u| (-1.2 + 1.2 * root3 * u).exp()).collect()
-    };
-    let (mut critic_losses, mut generator_losses) = (Vec::new(), Vec::new());
-    for k in 0..5 {
-        let at = |part: &str| format!("step{k}.{part}");
-        let critic = CriticBatch {
-            z: image(&at("critic.z"), root3),
-            real: image(&at("real"), 0.8),
-            sigma: sigma(&at("critic.sigma")),
-            noise_real: image(&at("critic.noise_real"), root3),
-            noise_fake: image(&at("critic.noise_fake"), root3),
-            augment: None,
-        };
-        critic_losses.push(run.critic_step(&critic).unwrap().loss);
-        let generator = GeneratorBatch {
-            z: image(&at("generator.z"), root3),
-            sigma: sigma(&at("generator.sigma")),
-            noise: image(&at("generator.noise"), root3),
-        };
-        generator_losses.push(run.generator_step(&generator).unwrap());
-    }
-    let samples = flat(&run.sample(&image("final.z", root3)).unwrap());
-    for (what, ours, expected) in [
-        ("critic loss", &critic_losses, "critic_loss"),
-        ("generator loss", &generator_losses, "generator_loss"),
-        ("samples", &samples, "samples_after"),
-    ] {
-        let error = relative_error(ours, &fixture.f32(&format!("{name}/{expected}")));
+    let errors = parity::five_steps(&fixture.0, name, objective, &Device::Cpu, &unit).unwrap();
+    for (what, error) in errors {
         println!("{name}: {what} {error:.1e}");
         assert!(error < 1e-3, "{name}: {what} off by {error}");
     }

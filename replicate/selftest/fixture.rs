@@ -1,6 +1,7 @@
 //! Expected outputs of the reference implementations, and the formula that fills the
 //! networks they belong to.
 
+use crate::npz;
 use crate::unzip;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
@@ -43,28 +44,17 @@ impl Fixture {
     }
 }
 
-/// Version 1 of NumPy's format, in C order.
 fn array(npy: &[u8]) -> Result<Tensor> {
-    let length = u16::from_le_bytes([npy[8], npy[9]]) as usize;
-    let header = String::from_utf8_lossy(&npy[10..10 + length]);
-    let between =
-        |start: &str, end: char| header.split_once(start).and_then(|(_, rest)| rest.split(end).next());
-    let (Some(shape), Some(dtype), true) =
-        (between("'shape': (", ')'), between("'descr': '", '\''), header.contains("'fortran_order': False"))
-    else {
-        bail!("an array with the header {header}")
-    };
-    let sides = shape.split(',').map(str::trim).filter(|side| !side.is_empty());
-    let shape: Vec<usize> =
-        sides.map(|side| side.parse().map_err(candle_core::Error::msg)).collect::<Result<_>>()?;
-    let dtype = match dtype {
+    let stored = npz::header(npy, npy.len() as u64).map_err(candle_core::Error::msg)?;
+    let dtype = match stored.dtype.as_str() {
+        _ if !stored.c_order => bail!("an array in Fortran order"),
         "<f4" => DType::F32,
         "<f8" => DType::F64,
         "|u1" => DType::U8,
         "<i8" => DType::I64,
         other => bail!("an array of the type {other}"),
     };
-    Tensor::from_raw_buffer(&npy[10 + length..], dtype, &shape, &Device::Cpu)
+    Tensor::from_raw_buffer(&npy[stored.header as usize..], dtype, &stored.shape, &Device::Cpu)
 }
 
 /// n values in [-1, 1) that depend on the name alone.

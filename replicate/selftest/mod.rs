@@ -4,7 +4,7 @@
 mod cells;
 pub mod fixture;
 mod operations;
-mod parity;
+pub mod parity;
 mod speed;
 
 use crate::device;

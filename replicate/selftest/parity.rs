@@ -57,8 +57,11 @@ impl Tolerance {
     }
 }
 
+/// Fixed values in [-1, 1) by a name, as [`unit`] gives them.
+pub type Unit<'a> = &'a dyn Fn(&str, usize) -> Vec<f32>;
+
 /// The network of the small fixtures.
-fn tiny() -> Config {
+pub fn tiny() -> Config {
     Config {
         size: 16,
         image_channels: 3,
@@ -89,7 +92,7 @@ pub fn checks(device: &Device, reduced: bool) -> Result<Vec<Check>> {
         ("dirm", ratio(Divergence::DiRm)),
         ("vsd", Objective::Vsd),
     ] {
-        checks.push(five_steps(name, objective, device)?);
+        checks.push(training(name, objective, device)?);
     }
     Ok(checks)
 }
@@ -103,7 +106,7 @@ pub fn bfloat16_checks(device: &Device, reduced: bool) -> Result<Vec<Check>> {
     if !reduced {
         checks.extend(unet("U-Net, DDPM++, bf16", CIFAR10, &Config::cifar10(), device)?);
     }
-    checks.push(five_steps("dijs", Objective::ClassRatio(Divergence::DiJs), device)?);
+    checks.push(training("dijs", Objective::ClassRatio(Divergence::DiJs), device)?);
     Ok(checks)
 }
 
@@ -112,7 +115,7 @@ fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
 }
 
 /// Shapes come from the network itself, values from the formula.
-fn filled(params: &Params) -> Arrays {
+pub fn filled(params: &Params, unit: Unit) -> Arrays {
     let fill = |(name, var): (&String, &candle_core::Var)| {
         let (shape, n) = (var.dims().to_vec(), var.elem_count());
         let data = unit(name, n).into_iter().map(edm_value(name, &shape)).collect();
@@ -121,11 +124,17 @@ fn filled(params: &Params) -> Arrays {
     params.iter().map(fill).collect()
 }
 
-fn filled_denoiser(config: &Config, device: &Device) -> candle_core::Result<(Params, Denoiser)> {
+/// # Errors
+/// What the device fails with.
+pub fn filled_denoiser(
+    config: &Config,
+    device: &Device,
+    unit: Unit,
+) -> candle_core::Result<(Params, Denoiser)> {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "parity" };
     let (params, model) = Params::build(device, &source, |vb| Denoiser::new(config, vb))?;
-    params.assign(&filled(&params))?;
+    params.assign(&filled(&params, unit))?;
     Ok((params, model))
 }
 
@@ -133,7 +142,7 @@ fn filled_denoiser(config: &Config, device: &Device) -> candle_core::Result<(Par
 /// parameter.
 fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(npz)?;
-    let (params, model) = filled_denoiser(config, device)?;
+    let (params, model) = filled_denoiser(config, device, &unit)?;
     let x = fixture.get("x")?.to_device(device)?;
     let labels = fixture.get("augment_labels")?.to_device(device)?;
     let sigma = fixture.f32("sigma")?;
@@ -168,7 +177,7 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
 
 fn sampler(device: &Device) -> Result<Check> {
     let fixture = Fixture::parse(SAMPLER)?;
-    let (_, model) = filled_denoiser(&tiny(), device)?;
+    let (_, model) = filled_denoiser(&tiny(), device, &unit)?;
     let images = heun(&model, &fixture.get("latents")?.to_device(device)?, HEUN_STEPS)?;
     let error = relative_error(&flat(&images)?, &fixture.f32("images")?);
     Ok(Check::error("sampler: images after 35 calls".into(), error, Tolerance::on(device).outputs))
@@ -210,7 +219,8 @@ fn augmentation(device: &Device) -> Result<Vec<Check>> {
     let images = fixture.get("images")?.to_device(device)?;
     let mut checks = Vec::new();
     for (set, p) in [("p1.00", 1.0), ("p0.12", 0.12)] {
-        let draws = recorded(&fixture, set, p, images.dim(0)?)?;
+        let numbers = recorded(&fixture, set, images.dim(0)?)?;
+        let draws: Vec<Draw> = numbers.iter().map(|numbers| Augmentation { p }.gate(numbers)).collect();
         let (found, labels) = augmented(&images, Some(&draws))?;
         let labels = flat(&labels.expect("where there are draws there are labels"))?;
         let error = relative_error(&flat(&found)?, &fixture.f32(&format!("{set}/output"))?)
@@ -220,7 +230,11 @@ fn augmentation(device: &Device) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-fn recorded(fixture: &Fixture, set: &str, p: f64, n: usize) -> Result<Vec<Draw>> {
+/// The recorded random numbers of each of `n` images.
+///
+/// # Errors
+/// If the fixture does not have them.
+pub fn recorded(fixture: &Fixture, set: &str, n: usize) -> Result<Vec<Numbers>> {
     let get = |name: &str| fixture.f32(&format!("{set}/draw.{name}"));
     let (xflip, xflip_gate) = (get("xflip.bit")?, get("xflip.gate")?);
     let (yflip, yflip_gate) = (get("yflip.bit")?, get("yflip.gate")?);
@@ -245,13 +259,30 @@ fn recorded(fixture: &Fixture, set: &str, p: f64, n: usize) -> Result<Vec<Draw>>
         translate: [translate[i], translate[n + i]],
         translate_gate: translate_gate[i],
     };
-    Ok((0..n).map(|i| Augmentation { p }.gate(&image(i))).collect())
+    Ok((0..n).map(image).collect())
 }
 
-/// Losses of five iterations at batch 4, and the samples after them.
-fn five_steps(name: &str, objective: Objective, device: &Device) -> Result<Check> {
+fn training(name: &str, objective: Objective, device: &Device) -> Result<Check> {
+    let errors = five_steps(&Fixture::parse(STEPS)?, name, objective, device, &unit)?;
+    let worst = errors.into_iter().map(|(_, error)| error).fold(0f64, f64::max);
+    let rounded = if activations(device) == DType::BF16 { ", bf16" } else { "" };
+    let name = format!("five steps of {name}{rounded}: losses and samples");
+    Ok(Check::error(name, worst, Tolerance::on(device).steps))
+}
+
+/// How far the losses of five iterations at batch 4, and the samples after them, are
+/// from the reference.
+///
+/// # Errors
+/// What the device fails with.
+pub fn five_steps(
+    fixture: &Fixture,
+    name: &str,
+    objective: Objective,
+    device: &Device,
+    unit: Unit,
+) -> Result<[(&'static str, f64); 3]> {
     const BATCH: usize = 4;
-    let fixture = Fixture::parse(STEPS)?;
     let settings = Settings {
         sigma_init: 2.5,
         levels: Levels::LogNormal { mean: -1.2, sd: 1.2 },
@@ -260,12 +291,12 @@ fn five_steps(name: &str, objective: Objective, device: &Device) -> Result<Check
         adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
         ema_half_life: 1000,
     };
-    let (params, _) = filled_denoiser(&tiny(), device)?;
-    let mut weights = filled(&params);
+    let (params, _) = filled_denoiser(&tiny(), device, unit)?;
+    let mut weights = filled(&params, unit);
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "parity" };
     let (critic, _) = Params::build(device, &source, |vb| Critic::new(&tiny(), vb))?;
-    let head = filled(&critic).into_iter().filter(|(name, _)| name.starts_with("critic."));
+    let head = filled(&critic, unit).into_iter().filter(|(name, _)| name.starts_with("critic."));
     let head: Arrays = head.collect();
     weights.extend(head.clone());
     let initial = Initial { weights: Some(&weights), cell: "parity" };
@@ -303,13 +334,12 @@ fn five_steps(name: &str, objective: Objective, device: &Device) -> Result<Check
         generator_losses.push(run.generator_step(&generator)?);
     }
     let samples = flat(&run.sample(&image("final.z", root3)?)?)?;
-    let mut worst = 0f64;
-    for (found, expected) in
-        [(&critic_losses, "critic_loss"), (&generator_losses, "generator_loss"), (&samples, "samples_after")]
-    {
-        worst = worst.max(relative_error(found, &fixture.f32(&format!("{name}/{expected}"))?));
-    }
-    let rounded = if activations(device) == DType::BF16 { ", bf16" } else { "" };
-    let name = format!("five steps of {name}{rounded}: losses and samples");
-    Ok(Check::error(name, worst, Tolerance::on(device).steps))
+    let error = |found: &[f32], expected: &str| -> Result<f64> {
+        Ok(relative_error(found, &fixture.f32(&format!("{name}/{expected}"))?))
+    };
+    Ok([
+        ("critic loss", error(&critic_losses, "critic_loss")?),
+        ("generator loss", error(&generator_losses, "generator_loss")?),
+        ("samples", error(&samples, "samples_after")?),
+    ])
 }

@@ -24,7 +24,7 @@ pub fn directory() -> PathBuf {
 }
 
 /// The arrays of an `.npz` file.
-pub struct Fixture(fixture::Fixture);
+pub struct Fixture(pub fixture::Fixture);
 
 impl Fixture {
     pub fn open(file: &str) -> Fixture {
@@ -61,8 +61,7 @@ pub fn relative_error(ours: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(ours.len(), expected.len());
     // The maximum below would pass over a NaN.
     assert!(ours.iter().chain(expected).all(|v| v.is_finite()), "a value is not finite");
-    let scale = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-    ours.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max) / scale.max(1e-30)
+    fixture::relative_error(ours, expected) as f32
 }
 
 pub fn moments(features: &Features) -> Moments {
