@@ -125,6 +125,40 @@ fn every_parameter_receives_a_gradient() {
     }
 }
 
+/// A network takes images in groups: each gets its own noise level and label, forward
+/// and backward, wherever it stands.
+#[test]
+fn an_image_does_not_depend_on_its_batch() {
+    const IMAGES: usize = 9;
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "batch" };
+    let (_, denoiser) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
+    let (_, critic) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+    let x = Tensor::from_vec(unit("batch.x", IMAGES * 768), (IMAGES, 3, 16, 16), &Device::Cpu).unwrap();
+    let labels = Tensor::from_vec(unit("batch.labels", IMAGES * 9), (IMAGES, 9), &Device::Cpu).unwrap();
+    let sigma: Vec<f32> = (0..IMAGES).map(|i| 0.1 + 0.7 * i as f32).collect();
+    // Outputs and the gradients of the images, of images `from` to `from + n`.
+    let run = |from: usize, n: usize| -> [Vec<f32>; 4] {
+        let of = |t: &Tensor| t.narrow(0, from, n).unwrap().force_contiguous().unwrap();
+        let (x, labels, sigma) =
+            (candle_core::Var::from_tensor(&of(&x)).unwrap(), of(&labels), &sigma[from..][..n]);
+        let (y, c) = (
+            denoiser.forward(&x, sigma, Some(&labels)).unwrap(),
+            critic.forward(&x, sigma, Some(&labels)).unwrap(),
+        );
+        let gradient =
+            |y: &Tensor| flat(y.sqr().unwrap().sum_all().unwrap().backward().unwrap().get(&x).unwrap());
+        [gradient(&y), gradient(&c), flat(&y), flat(&c)]
+    };
+    let whole = run(0, IMAGES);
+    for image in 0..IMAGES {
+        let alone = run(image, 1);
+        for (whole, alone) in whole.iter().zip(&alone) {
+            assert_eq!(whole[image * alone.len()..][..alone.len()], alone[..], "image {image}");
+        }
+    }
+}
+
 fn check_gradients(params: &Params, y: &Tensor) {
     let grads = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     for (name, var) in params.iter() {
