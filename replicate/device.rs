@@ -28,6 +28,10 @@ pub fn open(name: &str) -> Result<Device> {
         return Err(Error::Usage(format!("{name} needs a build with --features cudnn")));
     }
     let device = cuda(place, index)?;
+    #[cfg(feature = "cudnn")]
+    if bfloat16 {
+        multiplies_bfloat16(place, &device)?;
+    }
     kernels::use_bfloat16(bfloat16);
     Ok(device)
 }
@@ -74,6 +78,22 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
     // cuBLAS or cuRAND, and the exit code would be lost.
     std::mem::forget(device.clone());
     Ok(device)
+}
+
+/// cuDNN and cuBLAS multiply bfloat16 from compute capability 8.0 on.
+#[cfg(feature = "cudnn")]
+fn multiplies_bfloat16(name: &str, device: &Device) -> Result<()> {
+    let capability = device.as_cuda_device().and_then(|cuda| {
+        use candle_core::cuda_backend::WrapErr;
+        cuda.cuda_stream().context().compute_capability().w()
+    });
+    match capability.map_err(|error| Error::device(name, &error.to_string()))? {
+        (8.., _) => Ok(()),
+        (major, minor) => Err(Error::Usage(format!(
+            "{name} has compute capability {major}.{minor} and does not multiply bfloat16, which needs 8.0\n  \
+             --device {name} works in float32"
+        ))),
+    }
 }
 
 #[cfg(feature = "cuda")]
