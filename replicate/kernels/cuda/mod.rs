@@ -3,7 +3,8 @@
 //! [`crate::composed`]. On float32 no TF32 is used; on bfloat16 activations the
 //! parameters and the statistics are float32, and what one operation leaves to the next
 //! is rounded. The same input is meant to give the same bits: no atomics, and cuDNN's
-//! deterministic algorithms. None of it has run on a card yet.
+//! deterministic algorithms. None of it has run on a card yet; `tests/peers/kernels.py`
+//! runs what is in `kernels.cu` on a CPU.
 
 mod attention;
 mod compile;
