@@ -60,6 +60,11 @@ impl Error {
         matches!(self, Error::Tensor(error) if out_of_memory(&error.to_string()))
     }
 
+    /// Whether a device failed in a way that it does not come back from in this process.
+    pub fn is_device_lost(&self) -> bool {
+        matches!(self, Error::Tensor(error) if device_failed(&error.to_string())) && !self.is_out_of_memory()
+    }
+
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::Usage(_) => EXIT_USAGE,
@@ -88,6 +93,10 @@ fn out_of_memory(said: &str) -> bool {
         .any(|code| said.contains(code))
 }
 
+fn device_failed(said: &str) -> bool {
+    ["CUDA_ERROR_", "CUBLAS_STATUS_", "CUDNN_STATUS_"].iter().any(|code| said.contains(code))
+}
+
 /// What to do about an error of CUDA, by the code in its text; nothing for others.
 fn device_remedy(said: &str) -> &'static str {
     let any = |codes: &[&str]| codes.iter().any(|code| said.contains(code));
@@ -104,7 +113,7 @@ fn device_remedy(said: &str) -> &'static str {
     } else if any(&["CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_INVALID_IMAGE"]) {
         "\n  this program was built for another GPU: build it again where this one is, or with \
          CUDA_COMPUTE_CAP set to its compute capability (nvidia-smi --query-gpu=compute_cap --format=csv)"
-    } else if any(&["CUDA_ERROR_", "CUBLAS_STATUS_", "CUDNN_STATUS_"]) {
+    } else if device_failed(said) {
         "\n  the GPU or its driver failed: the last checkpoint is good, the same command goes on from it"
     } else {
         ""
@@ -120,6 +129,7 @@ mod tests {
         let said = |code: &str| {
             let error = Error::Tensor(candle_core::Error::Cuda(format!("DriverError({code})").into()));
             assert_eq!(error.exit_code(), EXIT_RUN);
+            assert_eq!(error.is_device_lost(), !error.is_out_of_memory());
             (error.to_string(), error.is_out_of_memory())
         };
         for (code, remedy, memory) in [
@@ -137,6 +147,6 @@ mod tests {
             assert_eq!(out_of_memory, memory, "{text}");
         }
         let other = Error::Tensor(candle_core::Error::Msg("shape mismatch".into()));
-        assert!(!other.to_string().contains('\n') && !other.is_out_of_memory());
+        assert!(!other.to_string().contains('\n') && !other.is_out_of_memory() && !other.is_device_lost());
     }
 }
