@@ -8,15 +8,14 @@
 //! and the metrics behind the features are not counted.
 //!
 //! A time is a count over a rate, as if every operation were equally fast. At
-//! the mini scale on two idle CPU cores with AVX-512 a pre-training step makes 165
-//! GFLOP/s (of the operations counted: Winograd's convolutions do fewer);
-//! from that rate, whole rows (DiJS, Diff-Instruct, the teacher's samples) are
-//! estimated within 1.12 times of what they took. It is
-//! memory that the count leaves out: on the same cores among six times as many
-//! busy processes, backward passes slowed down more than forward ones, and the
-//! teacher's samples took 0.4 of their estimate. On a GPU, where the mini
-//! network cannot fill the device, the probe has not been compared with
-//! anything: take its estimate for larger networks as an upper bound.
+//! the mini scale on two CPU cores with AVX-512 a pre-training step makes 160 to 167
+//! GFLOP/s (of the operations counted: Winograd's convolutions do fewer); the ten
+//! rows of both tables took 0.87 (the teacher's samples) to 1.23 times of what is
+//! estimated from that rate. It is memory that the count leaves out: on the same
+//! cores among six times as many busy processes, backward passes slowed down more
+//! than forward ones, and the teacher's samples took 0.4 of their estimate. On a
+//! GPU, where the mini network cannot fill the device, the probe has not been
+//! compared with anything: take its estimate for larger networks as an upper bound.
 
 use crate::data::Images;
 use crate::distill::Objective;
