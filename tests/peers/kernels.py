@@ -94,6 +94,11 @@ class Kernels:
         getattr(self.library, f"host_{name}")((ctypes.c_uint * 3)(*size), *values)
 
 
+def blank(like):
+    """What a kernel has to write all of."""
+    return torch.full_like(like, NAN)
+
+
 def rows(count, n):
     return count, 1, min(256, max(32, 1 << (n - 1).bit_length()))
 
@@ -106,17 +111,21 @@ class Checks:
     def __init__(self):
         self.failed = 0
 
-    def same(self, name, found, expected):
-        good = torch.equal(found, expected)
+    def say(self, good, what):
         self.failed += not good
-        print(f"{'ok    ' if good else 'FAILED'} {name}: the same bits")
+        print(f"{'ok    ' if good else 'FAILED'} {what}")
+
+    def same(self, name, found, expected):
+        self.say(torch.equal(found, expected), f"{name}: the same bits")
+
+    def within(self, name, found, expected, most):
+        worst = (found.double() - expected).abs().max().item()
+        self.say(worst <= most, f"{name}: {worst:.1e} of {most:.0e} at the worst number")
 
     def close(self, name, found, expected, tolerance):
         found, expected = found.double(), expected.double()
         error = ((found - expected).norm() / expected.norm()).item()
-        good = error <= tolerance
-        self.failed += not good
-        print(f"{'ok    ' if good else 'FAILED'} {name}: {error:.1e} of {tolerance:.0e}")
+        self.say(error <= tolerance, f"{name}: {error:.1e} of {tolerance:.0e}")
 
 
 def by_type(kernels, check, dtype, suffix):
@@ -127,7 +136,7 @@ def by_type(kernels, check, dtype, suffix):
     for silu, (h, w) in itertools.product((0, 1), ((2, 2), (6, 10), (16, 16))):
         x, dy = ((2 * torch.randn(images, channels, h, w) + 1).to(dtype) for _ in range(2))
         gamma, beta = (torch.randn(channels, requires_grad=True) for _ in range(2))
-        y, dx, sums = torch.full_like(x, NAN), torch.full_like(x, NAN), torch.full((2, images, channels), NAN)
+        y, dx, sums = blank(x), blank(x), torch.full((2, images, channels), NAN)
         size, told = rows(images * groups, channels // groups * h * w), (channels, groups, h * w, 1e-6, silu)
         run("group_norm", size, x, gamma, beta, y, *told)
         run("group_norm_backward", size, x, gamma, beta, dy, dx, sums, images, *told)
@@ -149,9 +158,9 @@ def by_type(kernels, check, dtype, suffix):
         run("softmax", rows(7, n), p, n, scale)
         check.close(f"{suffix} softmax of {n}", p, torch.softmax(scale * scores.float(), 1), near)
         dp = torch.randn(7, n).to(dtype)
-        ds, of = dp.clone(), (p.float() * dp.float())
+        ds, dot = dp.clone(), (p.float() * dp.float()).sum(1, keepdim=True)
         run("softmax_backward", rows(7, n), p, ds, n, scale)
-        expected = scale * p.float() * (dp.float() - of.sum(1, keepdim=True))
+        expected = scale * p.float() * (dp.float() - dot)
         check.close(f"{suffix} softmax of {n}, backward", ds, expected, near)
     images, channels, h, w = 3, 5, 4, 6
     x, z = (torch.randn(images, channels, h, w).to(dtype) for _ in range(2))
@@ -173,7 +182,7 @@ def by_type(kernels, check, dtype, suffix):
         a, c = (torch.randn(images if m else 1) for m in many)
         # Half way between two bfloat16 numbers.
         a[0], x[0, 0, 0, 0] = 1 + 2**-8, 1.0
-        y, scaled = torch.full_like(x, NAN), torch.full_like(x, NAN)
+        y, scaled = blank(x), blank(x)
         run("mix", elements(n), x, a, many[0], z, c, many[1], y, n, n // images)
         run("scale_images", elements(n), x, a, scaled, n, n // images, many[0])
         ax, cz = (f[:, None, None, None] * t.float() for f, t in ((a, x), (c, z)))
@@ -182,7 +191,7 @@ def by_type(kernels, check, dtype, suffix):
         check.same(f"{suffix} scale {many[0]}", scaled, ax.to(dtype))
     exact = x.float().requires_grad_()
     F.silu(exact).backward(z.float())
-    y, dx = torch.full_like(x, NAN), torch.full_like(x, NAN)
+    y, dx = blank(x), blank(x)
     run("silu", elements(n), x, y, n)
     run("silu_backward", elements(n), x, z, dx, n)
     check.close(f"{suffix} SiLU", y, F.silu(x.float()), near)
@@ -204,9 +213,9 @@ def updates(kernels, check):
         for p, gradient in zip(reference, gradients):
             p.grad = gradient.clone()
         optimiser.step()
-        all = table(weights, first, second, gradients)
+        addresses = table(weights, first, second, gradients)
         numbers = (0.5, 0.5, 0.999, 0.001, 1e-8, 1e-1 / (1 - 0.5**t), 1 / math.sqrt(1 - 0.999**t))
-        kernels.run("adam", (2, len(weights), 256), all, *numbers)
+        kernels.run("adam", (2, len(weights), 256), addresses, *numbers)
     for i, w in enumerate(weights):
         check.close(f"Adam, five steps, parameter {i}", w, reference[i].detach(), 1e-6)
     averages = [torch.randn_like(w) for w in weights]
@@ -238,7 +247,7 @@ def noise(kernels, check):
         top = [(c[2 * pair + i] >> np.uint64(8)).astype(float) for i in (0, 1)]
         radius, angle = np.sqrt(-2 * np.log((top[0] + 1) / 2**24)), 2 * np.pi * top[1] / 2**24
         expected[:, 2 * pair], expected[:, 2 * pair + 1] = radius * np.cos(angle), radius * np.sin(angle)
-    check.close("normals", out, torch.from_numpy(expected), 1e-6)
+    check.within("normals", out, torch.from_numpy(expected), 4e-6)
 
 
 def main():
