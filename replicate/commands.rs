@@ -81,8 +81,6 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                 for cell in &cells {
                     match runner.cell(cell, seed) {
                         Ok(outcome) => places.push(outcome.entry.dir().to_path_buf()),
-                        // Every later call would fail with the same error.
-                        Err(error) if error.is_device_lost() => return Err(error),
                         // One row that diverges says nothing about the others.
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                             eprintln!("{} of seed {seed} failed: {error}", cell.row);
@@ -92,6 +90,10 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                                     "  --at-once {} goes on with fewer images at a time",
                                     smaller(&runner, cell, tried)
                                 );
+                            }
+                            // Every later call would fail with the same error.
+                            if error.is_device_lost() {
+                                return Err(error);
                             }
                             failed.get_or_insert(error);
                         }

@@ -87,19 +87,28 @@ fn io_remedy(source: &std::io::Error) -> &'static str {
     }
 }
 
+fn says(said: &str, codes: &[&str]) -> bool {
+    codes.iter().any(|code| said.contains(code))
+}
+
 fn out_of_memory(said: &str) -> bool {
-    ["CUDA_ERROR_OUT_OF_MEMORY", "STATUS_ALLOC_FAILED", "STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"]
-        .iter()
-        .any(|code| said.contains(code))
+    says(
+        said,
+        &[
+            "CUDA_ERROR_OUT_OF_MEMORY",
+            "STATUS_ALLOC_FAILED",
+            "STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        ],
+    )
 }
 
 fn device_failed(said: &str) -> bool {
-    ["CUDA_ERROR_", "CUBLAS_STATUS_", "CUDNN_STATUS_"].iter().any(|code| said.contains(code))
+    says(said, &["CUDA_ERROR_", "CUBLAS_STATUS_", "CUDNN_STATUS_"])
 }
 
 /// What to do about an error of CUDA, by the code in its text; nothing for others.
 fn device_remedy(said: &str) -> &'static str {
-    let any = |codes: &[&str]| codes.iter().any(|code| said.contains(code));
+    let any = |codes| says(said, codes);
     if out_of_memory(said) {
         "\n  the GPU has too little memory for this; the last checkpoint is good"
     } else if any(&["CUDA_ERROR_NO_DEVICE"]) {

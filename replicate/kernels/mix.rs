@@ -68,7 +68,7 @@ impl CustomOp1 for Scale {
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        if x.track_op() { Ok(Some(scale_images(dy, &self.0)?)) } else { Ok(None) }
+        x.track_op().then(|| scale_images(dy, &self.0)).transpose()
     }
 }
 
@@ -132,9 +132,7 @@ impl CustomOp2 for Mix {
         _: &Tensor,
         d: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let part = |t: &Tensor, f: &[f32]| {
-            if t.track_op() { Ok::<_, candle_core::Error>(Some(scale_images(d, f)?)) } else { Ok(None) }
-        };
+        let part = |t: &Tensor, f: &[f32]| t.track_op().then(|| scale_images(d, f)).transpose();
         Ok((part(x, &self.a)?, part(y, &self.c)?))
     }
 }
