@@ -13,6 +13,11 @@ impl<'a> Composed<'a> {
     pub fn new(parameters: &'a [Tensor], device: &'a Device) -> Composed<'a> {
         Composed { parameters, device }
     }
+
+    /// From images (B, C, H, W), which they are.
+    pub fn input(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
 }
 
 impl Ops for Composed<'_> {

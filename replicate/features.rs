@@ -83,7 +83,9 @@ impl Classifier {
             let logits = tape::apply(head, &features, |ops, _, x| self.logits(ops, x))?;
             return Ok((features, logits));
         }
-        let features = self.features(&mut Elsewhere::new(body, x.device()), x)?;
+        let mut ops = Elsewhere::new(body, x.device());
+        let features = ops.input(x)?;
+        let features = self.features(&mut ops, &features)?;
         let logits = self.logits(&mut Elsewhere::new(head, x.device()), &features)?;
         Ok((features.flatten_from(1)?, logits.flatten_from(1)?))
     }

@@ -54,7 +54,8 @@ impl<'a, M> Plus<'a, M> {
     pub const NOTHING: Plus<'a, M> = Plus { term: None, residual: None };
 }
 
-/// The operations. A `Map` is (B, C, H, W), with H = W = 1 for rows of channels.
+/// The operations. A `Map` is (B, C, H, W), in whatever order, with H = W = 1 for rows of
+/// channels.
 pub trait Ops {
     type Map: Clone;
     /// Constants: one row of `channels` values an image.

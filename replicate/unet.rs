@@ -475,7 +475,9 @@ impl Denoiser {
         let (input, parameters) = (scale_images(x, &c.input)?, &self.parameters);
         let f = if !x.device().is_cpu() {
             let mut ops = Elsewhere::new(parameters, x.device());
-            self.walk(&mut ops, &input, &told, &mut probe)?.to_dtype(x.dtype())?
+            let input = ops.input(&input)?;
+            let f = self.walk(&mut ops, &input, &told, &mut probe)?;
+            ops.tensor(&f)?
         } else if probe.is_some() {
             tape::apply_whole(parameters, &input, |ops, x| self.walk(ops, x, &told, &mut probe))?
         } else {
@@ -545,7 +547,9 @@ impl Critic {
                 self.walk(ops, x, &told.of(&images, self.encoder.labels))
             })?
         } else {
-            self.walk(&mut Elsewhere::new(&self.parameters, x.device()), &x, &told)?
+            let mut ops = Elsewhere::new(&self.parameters, x.device());
+            let input = ops.input(&x)?;
+            self.walk(&mut ops, &input, &told)?
         };
         logits.flatten_all()
     }

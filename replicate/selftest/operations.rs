@@ -105,10 +105,11 @@ fn evaluate(operation: Operation, device: &Device, composed: bool) -> Result<Vec
     } else if device.is_cpu() {
         tape::apply_whole(&parameters, x, |ops, x| operation.walk(ops, x))?
     } else {
-        let x = x.to_dtype(kernels::activations(device))?;
-        operation.walk(&mut Elsewhere::new(&parameters, device), &x)?
+        let mut ops = Elsewhere::new(&parameters, device);
+        let input = ops.input(x)?;
+        let y = operation.walk(&mut ops, &input)?;
+        ops.tensor(&y)?
     };
-    let y = y.to_dtype(DType::F32)?;
     let weights = Tensor::from_vec(normals("weights", y.dims()), y.shape(), device)?;
     let gradients = (&y * weights)?.sum_all()?.backward()?;
     let mut all = vec![y.flatten_all()?.to_vec1()?];

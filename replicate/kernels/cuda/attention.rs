@@ -2,8 +2,10 @@
 //! is one pass over each row.
 
 use super::compile::kernel;
-use super::{Arg, Element, by_type, no_cpu, rows, storage, tensor, uninitialised, with_args};
-use candle_core::cuda_backend::WrapErr;
+use super::{
+    Arg, Element, by_type, count, elements, no_cpu, rows, storage, tensor, uninitialised, with_args,
+};
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t::{self, CUBLAS_OP_N, CUBLAS_OP_T};
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, Gemm, GemmConfig, StridedBatchedConfig};
 use candle_core::cuda_backend::cudarc::driver::{
@@ -11,27 +13,20 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail, builder_arg};
 
-/// softmax(q^T k / sqrt(C)) v. `qkv` (B, 3C, T) with q, k and v interleaved, channel
-/// 3c + {0, 1, 2}. Gives (B, C, T).
+/// softmax(q k^T / sqrt(C)) v. `qkv` (B, T, 3C) with q, k and v interleaved, channel
+/// 3c + {0, 1, 2}. Gives (B, T, C).
 pub fn attention(qkv: &Tensor) -> Result<Tensor> {
     qkv.contiguous()?.apply_op1(Attention)
 }
 
 struct Attention;
 
-/// Sizes: `batch` images of `channels` by `tokens`.
+/// Sizes: `batch` images of `tokens` by `channels`.
 #[derive(Clone, Copy)]
 struct Geometry {
     batch: usize,
-    channels: usize,
     tokens: usize,
-}
-
-/// A matrix of one image: row-major, rows at a distance, images at another.
-#[derive(Clone, Copy)]
-struct Matrix {
-    row: usize,
-    image: usize,
+    channels: usize,
 }
 
 /// z = x y or one of its transposes, all row-major; z (rows, columns), `inner` summed.
@@ -42,80 +37,72 @@ struct Product {
     inner: usize,
     /// Whether x is stored as (inner, rows), y as (columns, inner).
     transposed: [bool; 2],
-    x: Matrix,
-    y: Matrix,
-    z: Matrix,
 }
 
 impl Geometry {
     fn of(layout: &Layout) -> Result<Geometry> {
-        let (batch, c3, tokens) = layout.shape().dims3()?;
+        let (batch, tokens, c3) = layout.shape().dims3()?;
         if c3 % 3 != 0 {
             bail!("attention: {c3} channels are not three times anything");
         }
-        Ok(Geometry { batch, channels: c3 / 3, tokens })
+        Ok(Geometry { batch, tokens, channels: c3 / 3 })
     }
 
     fn scale(self) -> f32 {
         1.0 / (self.channels as f32).sqrt()
     }
 
-    /// q, k or v: every third row of qkv.
-    fn part(self) -> Matrix {
-        Matrix { row: 3 * self.tokens, image: 3 * self.channels * self.tokens }
+    /// Of q, k, v or the output.
+    fn values(self) -> usize {
+        self.batch * self.tokens * self.channels
     }
 
-    /// (queries, keys)
-    fn square(self) -> Matrix {
-        Matrix { row: self.tokens, image: self.tokens * self.tokens }
+    /// Of the weights: (B, queries, keys).
+    fn pairs(self) -> usize {
+        self.batch * self.tokens * self.tokens
     }
 
-    /// The output: (channels, tokens)
-    fn dense(self) -> Matrix {
-        Matrix { row: self.tokens, image: self.channels * self.tokens }
-    }
-
-    /// q^T k, or with the output's gradient da^T v: (queries, keys).
-    fn scores(self, x: Matrix) -> Product {
+    /// q k^T, da v^T: (queries, keys).
+    fn scores(self) -> Product {
         let (rows, columns, inner) = (self.tokens, self.tokens, self.channels);
-        Product { rows, columns, inner, transposed: [true, false], x, y: self.part(), z: self.square() }
+        Product { rows, columns, inner, transposed: [false, true] }
     }
 
-    /// v p^T, dq = k ds^T: (channels, queries) from keys.
-    fn to_queries(self, z: Matrix) -> Product {
-        let (rows, columns, inner) = (self.channels, self.tokens, self.tokens);
-        Product { rows, columns, inner, transposed: [false, true], x: self.part(), y: self.square(), z }
+    /// p v, dq = ds k: (queries, channels) from keys.
+    fn to_queries(self) -> Product {
+        let (rows, columns, inner) = (self.tokens, self.channels, self.tokens);
+        Product { rows, columns, inner, transposed: [false, false] }
     }
 
-    /// dk = q ds, dv = da p: (channels, keys) from queries.
-    fn to_keys(self, x: Matrix) -> Product {
-        let (rows, columns, inner) = (self.channels, self.tokens, self.tokens);
-        Product { rows, columns, inner, transposed: [false, false], x, y: self.square(), z: self.part() }
+    /// dv = p^T da, dk = ds^T q: (keys, channels) from queries.
+    fn to_keys(self) -> Product {
+        Product { transposed: [true, false], ..self.to_queries() }
     }
 }
 
 impl Product {
     /// What cuBLAS is told, for which every matrix is its transpose: z^T = y^T x^T.
     fn config<T: Element>(&self, batch: usize) -> StridedBatchedConfig<T> {
+        let Product { rows, columns, inner, transposed: [x, y] } = *self;
         let operation =
             |transposed: bool| -> cublasOperation_t { if transposed { CUBLAS_OP_T } else { CUBLAS_OP_N } };
         StridedBatchedConfig {
             gemm: GemmConfig {
-                transa: operation(self.transposed[1]),
-                transb: operation(self.transposed[0]),
-                m: self.columns as i32,
-                n: self.rows as i32,
-                k: self.inner as i32,
+                transa: operation(y),
+                transb: operation(x),
+                m: columns as i32,
+                n: rows as i32,
+                k: inner as i32,
                 alpha: T::ONE,
-                lda: self.y.row as i32,
-                ldb: self.x.row as i32,
+                lda: if y { inner } else { columns } as i32,
+                ldb: if x { rows } else { inner } as i32,
                 beta: T::ZERO,
-                ldc: self.z.row as i32,
+                ldc: columns as i32,
             },
             batch_size: batch as i32,
-            stride_a: self.y.image as i64,
-            stride_b: self.x.image as i64,
-            stride_c: self.z.image as i64,
+            stride_a: (columns * inner) as i64,
+            stride_b: (rows * inner) as i64,
+            stride_c: (rows * columns) as i64,
         }
     }
 
@@ -130,29 +117,40 @@ impl Product {
     where
         CudaBlas: Gemm<T>,
     {
-        // SAFETY: each matrix lies inside its slice, as the sizes of `Geometry` say.
+        // SAFETY: each slice is of its matrices, one for each image, as `Geometry` says.
         unsafe { blas.gemm_strided_batched(self.config::<T>(batch), y, x, z) }.w()
     }
 }
 
-/// Rows 3c + `which` of qkv.
-fn part<'a, T: Element>(g: Geometry, qkv: &'a CudaView<'_, T>, which: usize) -> CudaView<'a, T> {
-    qkv.slice(which * g.tokens..)
+/// q, k and v one behind the other.
+fn parts<T: Element>(g: Geometry, qkv: Arg) -> Result<CudaSlice<T>> {
+    let n = 3 * g.values();
+    let mut out = uninitialised::<T>(n, qkv.device())?;
+    let (function, all) = (kernel::<T>(qkv.device(), "split3")?, qkv.view::<T>()?);
+    let mut call = function.builder();
+    call.arg(&all).arg(&mut out);
+    builder_arg!(call, count(n)?);
+    // SAFETY: the kernel's parameters in their order; it checks n.
+    unsafe { call.launch(elements(n)) }.w()?;
+    Ok(out)
 }
 
-fn part_mut<T: Element>(g: Geometry, qkv: &mut CudaSlice<T>, which: usize) -> CudaViewMut<'_, T> {
-    qkv.slice_mut(which * g.tokens..)
+fn part<T: Element>(g: Geometry, parts: &CudaSlice<T>, which: usize) -> CudaView<'_, T> {
+    parts.slice(which * g.values()..(which + 1) * g.values())
 }
 
-/// p = softmax(q^T k / sqrt(C)): (B, queries, keys).
-fn weights<T: Element>(g: Geometry, qkv: Arg) -> Result<CudaSlice<T>>
+fn part_mut<T: Element>(g: Geometry, parts: &mut CudaSlice<T>, which: usize) -> CudaViewMut<'_, T> {
+    parts.slice_mut(which * g.values()..(which + 1) * g.values())
+}
+
+/// p = softmax(q k^T / sqrt(C)): (B, queries, keys).
+fn weights<T: Element>(g: Geometry, parts: &CudaSlice<T>, device: &CudaDevice) -> Result<CudaSlice<T>>
 where
     CudaBlas: Gemm<T>,
 {
-    let (device, all) = (qkv.device(), qkv.view::<T>()?);
-    let mut p = uninitialised::<T>(g.batch * g.tokens * g.tokens, device)?;
-    let (q, k) = (part(g, &all, 0), part(g, &all, 1));
-    g.scores(g.part()).run(&device.cublas_handle(), g.batch, &q, &k, &mut p)?;
+    let mut p = uninitialised::<T>(g.pairs(), device)?;
+    let (q, k) = (part(g, parts, 0), part(g, parts, 1));
+    g.scores().run(&device.cublas_handle(), g.batch, &q, &k, &mut p)?;
     let function = kernel::<T>(device, "softmax")?;
     let mut call = function.builder();
     call.arg(&mut p);
@@ -166,35 +164,43 @@ fn forward<T: Element>(qkv: Arg) -> Result<(CudaStorage, Shape)>
 where
     CudaBlas: Gemm<T>,
 {
-    let g = Geometry::of(qkv.layout)?;
-    let (device, all) = (qkv.device(), qkv.view::<T>()?);
-    let p = weights::<T>(g, qkv)?;
-    let mut a = uninitialised::<T>(g.batch * g.channels * g.tokens, device)?;
-    g.to_queries(g.dense()).run(&device.cublas_handle(), g.batch, &part(g, &all, 2), &p, &mut a)?;
-    Ok((storage(a, device), (g.batch, g.channels, g.tokens).into()))
+    let (g, device) = (Geometry::of(qkv.layout)?, qkv.device());
+    let parts = parts::<T>(g, qkv)?;
+    let p = weights(g, &parts, device)?;
+    let mut a = uninitialised::<T>(g.values(), device)?;
+    g.to_queries().run(&device.cublas_handle(), g.batch, &p, &part(g, &parts, 2), &mut a)?;
+    Ok((storage(a, device), (g.batch, g.tokens, g.channels).into()))
 }
 
 fn backward<T: Element>(qkv: Arg, da: Arg) -> Result<Tensor>
 where
     CudaBlas: Gemm<T>,
 {
-    let g = Geometry::of(qkv.layout)?;
-    let (device, all, da) = (qkv.device(), qkv.view::<T>()?, da.view::<T>()?);
-    let blas = device.cublas_handle();
-    let p = weights::<T>(g, qkv)?;
-    let mut d = uninitialised::<T>(qkv.len(), device)?;
-    g.to_keys(g.dense()).run(&blas, g.batch, &da, &p, &mut part_mut(g, &mut d, 2))?;
-    let mut ds = uninitialised::<T>(g.batch * g.tokens * g.tokens, device)?;
-    g.scores(g.dense()).run(&blas, g.batch, &da, &part(g, &all, 2), &mut ds)?;
+    let (g, device, da) = (Geometry::of(qkv.layout)?, qkv.device(), da.view::<T>()?);
+    let (blas, parts) = (device.cublas_handle(), parts::<T>(g, qkv)?);
+    let p = weights(g, &parts, device)?;
+    let mut d = uninitialised::<T>(3 * g.values(), device)?;
+    g.to_keys().run(&blas, g.batch, &p, &da, &mut part_mut(g, &mut d, 2))?;
+    let mut ds = uninitialised::<T>(g.pairs(), device)?;
+    g.scores().run(&blas, g.batch, &da, &part(g, &parts, 2), &mut ds)?;
     let function = kernel::<T>(device, "softmax_backward")?;
     let mut call = function.builder();
     call.arg(&p).arg(&mut ds);
     builder_arg!(call, g.tokens as u32, g.scale());
     // SAFETY: the kernel's parameters in their order; a block for each row.
     unsafe { call.launch(rows(g.batch * g.tokens, g.tokens)) }.w()?;
-    g.to_queries(g.part()).run(&blas, g.batch, &part(g, &all, 1), &ds, &mut part_mut(g, &mut d, 0))?;
-    g.to_keys(g.part()).run(&blas, g.batch, &part(g, &all, 0), &ds, &mut part_mut(g, &mut d, 1))?;
-    Ok(tensor(d, qkv.layout.shape().clone(), device))
+    g.to_queries().run(&blas, g.batch, &ds, &part(g, &parts, 1), &mut part_mut(g, &mut d, 0))?;
+    g.to_keys().run(&blas, g.batch, &ds, &part(g, &parts, 0), &mut part_mut(g, &mut d, 1))?;
+
+    let n = 3 * g.values();
+    let mut dqkv = uninitialised::<T>(n, device)?;
+    let function = kernel::<T>(device, "join3")?;
+    let mut call = function.builder();
+    call.arg(&d).arg(&mut dqkv);
+    builder_arg!(call, count(n)?);
+    // SAFETY: the kernel's parameters in their order; it checks n.
+    unsafe { call.launch(elements(n)) }.w()?;
+    Ok(tensor(dqkv, qkv.layout.shape().clone(), device))
 }
 
 impl CustomOp1 for Attention {
@@ -238,34 +244,34 @@ mod tests {
         }
     }
 
-    /// The four kinds of products, from and into parts of qkv.
+    /// The three kinds of products.
     #[test]
     fn products_are_those_of_the_matrices_that_they_name() {
-        let g = Geometry { batch: 2, channels: 3, tokens: 4 };
-        let (c, t) = (g.channels, g.tokens);
+        let g = Geometry { batch: 2, tokens: 4, channels: 3 };
+        let (t, c) = (g.tokens, g.channels);
         let draw = |name: &str, n: usize| Stream::new("attention", name).normals(0, n);
-        let (qkv, dense) = (draw("qkv", g.batch * 3 * c * t), draw("dense", g.batch * c * t));
-        let square = draw("square", g.batch * t * t);
-        let of_part = |b: usize, c_at: usize, i: usize| qkv[((b * c + c_at) * 3 + 1) * t + i];
-        let of_dense = |b: usize, c_at: usize, i: usize| dense[(b * c + c_at) * t + i];
-        let of_square = |b: usize, i: usize, j: usize| square[(b * t + i) * t + j];
+        let (a, b, square) = (draw("a", g.values()), draw("b", g.values()), draw("square", g.pairs()));
+        let of = |dense: &[f32], image: usize, i: usize, l: usize| dense[(image * t + i) * c + l];
+        let of_square = |image: usize, i: usize, j: usize| square[(image * t + i) * t + j];
         let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-5, "{found} {expected}");
 
-        let mut z = vec![0f32; g.batch * t * t];
-        gemm(&g.scores(g.dense()).config(g.batch), &qkv[t..], &dense, &mut z);
-        let mut queries = vec![0f32; qkv.len()];
-        gemm(&g.to_queries(g.part()).config(g.batch), &square, &qkv[t..], &mut queries[2 * t..]);
-        let mut keys = vec![0f32; qkv.len()];
-        gemm(&g.to_keys(g.dense()).config(g.batch), &square, &dense, &mut keys[2 * t..]);
-        for b in 0..g.batch {
+        // x y is asked of cuBLAS as y x.
+        let mut scores = vec![0f32; g.pairs()];
+        gemm(&g.scores().config(g.batch), &b, &a, &mut scores);
+        let mut queries = vec![0f32; g.values()];
+        gemm(&g.to_queries().config(g.batch), &a, &square, &mut queries);
+        let mut keys = vec![0f32; g.values()];
+        gemm(&g.to_keys().config(g.batch), &a, &square, &mut keys);
+        for image in 0..g.batch {
             for i in 0..t {
                 for j in 0..t {
-                    near(z[(b * t + i) * t + j], (0..c).map(|l| of_dense(b, l, i) * of_part(b, l, j)).sum());
+                    let expected = (0..c).map(|l| of(&a, image, i, l) * of(&b, image, j, l)).sum();
+                    near(scores[(image * t + i) * t + j], expected);
                 }
                 for l in 0..c {
-                    let at = ((b * c + l) * 3 + 2) * t + i;
-                    near(queries[at], (0..t).map(|j| of_part(b, l, j) * of_square(b, i, j)).sum());
-                    near(keys[at], (0..t).map(|j| of_dense(b, l, j) * of_square(b, j, i)).sum());
+                    let at = (image * t + i) * c + l;
+                    near(queries[at], (0..t).map(|j| of_square(image, i, j) * of(&a, image, j, l)).sum());
+                    near(keys[at], (0..t).map(|j| of_square(image, j, i) * of(&a, image, j, l)).sum());
                 }
             }
         }

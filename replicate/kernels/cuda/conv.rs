@@ -1,7 +1,9 @@
 //! Convolution, stride 1, same size, 1x1 or 3x3, with bias, through cuDNN.
 
 use super::compile::{kernel, plain};
-use super::{Arg, Element, by_type, elements, no_cpu, rows, storage, tensor, uninitialised, with_args};
+use super::{
+    Arg, Element, THREADS, by_type, count, elements, no_cpu, rows, storage, tensor, uninitialised, with_args,
+};
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnConvolutionBwdDataAlgo_t, cudnnConvolutionBwdFilterAlgo_t, cudnnConvolutionFwdAlgo_t,
     cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t,
@@ -21,9 +23,9 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// x * w + bias: `x` (B, C, H, W), `w` (O, C, k, k) with odd k, `bias` (O), or (B, O) for
-/// one bias an image. `w` and `bias` are float32; `w` is rounded to the type of `x`, and
-/// the products are summed in float32.
+/// x * w + bias: `x` (B, H, W, C), `w` (O, C, k, k) with odd k, `bias` (O), or (B, O) for
+/// one bias an image; gives (B, H, W, O). `w` and `bias` are float32; `w` is rounded to
+/// the type of `x`, and the products are summed in float32.
 pub fn conv2d(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op3(&w.contiguous()?, &bias.contiguous()?, Conv2d)
 }
@@ -37,6 +39,9 @@ const FORWARD: cudnnConvolutionFwdAlgo_t =
 const DATA: cudnnConvolutionBwdDataAlgo_t = cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
 const FILTER: cudnnConvolutionBwdFilterAlgo_t =
     cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
+
+/// `LANE` of the kernels.
+const LANE: usize = 32;
 
 /// Sizes of one convolution.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,7 +76,7 @@ impl<T: Element> Plan<T> {
             DType::F32 => cudnnMathType_t::CUDNN_FMA_MATH,
             _ => cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         })?;
-        let order = cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        let order = cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
         let sides = |channels: usize| [g.batch, channels, g.height, g.width].map(|side| side as i32);
         let x = cudnn.create_4d_tensor::<T>(order, sides(g.inputs))?;
         let y = cudnn.create_4d_tensor::<T>(order, sides(g.outputs))?;
@@ -79,7 +84,6 @@ impl<T: Element> Plan<T> {
             order,
             [g.outputs, g.inputs, g.kernel, g.kernel].map(|side| side as i32),
         )?;
-        let (convolution, x, w, y) = (convolution, x, w, y);
         let forward = ConvForward { conv: &convolution, x: &x, w: &w, y: &y };
         let forward_workspace = forward.get_workspace_size(FORWARD)?;
         let data = ConvBackwardData { conv: &convolution, dx: &x, w: &w, dy: &y };
@@ -137,7 +141,7 @@ fn with_library<R>(device: &CudaDevice, f: impl FnOnce(&mut Library) -> Result<R
 }
 
 fn geometry(x: &Shape, w: &Shape, bias: &Shape) -> Result<Geometry> {
-    let (batch, inputs, height, width) = x.dims4()?;
+    let (batch, height, width, inputs) = x.dims4()?;
     let (outputs, per_output, kernel, other) = w.dims4()?;
     let per_image = bias.dims() == [batch, outputs];
     if per_output != inputs || kernel != other || kernel % 2 == 0 || !(per_image || bias.dims() == [outputs])
@@ -147,82 +151,94 @@ fn geometry(x: &Shape, w: &Shape, bias: &Shape) -> Result<Geometry> {
     Ok(Geometry { batch, inputs, outputs, height, width, kernel })
 }
 
-/// `w` in the type of the activations, where that is not its own.
-fn rounded<T: Element>(w: Arg) -> Result<Option<CudaStorage>> {
-    use candle_core::backend::BackendStorage;
-    let other = w.dtype() != T::DTYPE;
-    other.then(|| w.storage.to_dtype(w.layout, T::DTYPE)).transpose()
+impl Geometry {
+    fn images(&self, channels: usize) -> Shape {
+        (self.batch, self.height, self.width, channels).into()
+    }
+
+    fn taps(&self) -> usize {
+        self.kernel * self.kernel
+    }
+
+    fn weights(&self) -> usize {
+        self.outputs * self.inputs * self.taps()
+    }
 }
 
-fn weights<'a, T: Element>(w: Arg<'a>, rounded: &'a Option<CudaStorage>) -> Result<CudaView<'a, T>> {
-    match rounded {
-        Some(rounded) => Ok(rounded.as_cuda_slice::<T>()?.slice(..)),
-        None => w.view::<T>(),
-    }
+/// `w` in the type of the activations and in cuDNN's order, (O, k, k, C).
+fn filters<T: Element>(g: Geometry, w: Arg) -> Result<CudaSlice<T>> {
+    let mut out = uninitialised::<T>(g.weights(), w.device())?;
+    let (function, ws) = (kernel::<T>(w.device(), "channels_last")?, w.view::<f32>()?);
+    let mut call = function.builder();
+    call.arg(&ws).arg(&mut out);
+    builder_arg!(call, count(g.weights())?, g.inputs as u32, g.taps() as u32);
+    // SAFETY: the kernel's parameters in their order; it checks the count.
+    unsafe { call.launch(elements(g.weights())) }.w()?;
+    Ok(out)
 }
 
 fn forward<T: Element>([x, w, bias]: [Arg; 3]) -> Result<(CudaStorage, Shape)> {
     let g = geometry(x.layout.shape(), w.layout.shape(), bias.layout.shape())?;
-    let device = x.device();
-    let rounded = rounded::<T>(w)?;
-    let ws = weights::<T>(w, &rounded)?;
-    let n = g.batch * g.outputs * g.height * g.width;
-    let mut y = uninitialised::<T>(n, device)?;
-    let xs = x.view::<T>()?;
+    let (device, shape) = (x.device(), g.images(g.outputs));
+    let (xs, ws) = (x.view::<T>()?, filters::<T>(g, w)?);
+    let mut y = uninitialised::<T>(shape.elem_count(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
         library.reserve(plan.forward_workspace, device)?;
         let pass = ConvForward { conv: &plan.convolution, x: &plan.x, w: &plan.w, y: &plan.y };
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
-        unsafe {
-            pass.launch(FORWARD, workspace, (T::ONE, T::ZERO), &xs, &ws, &mut y)?;
-        }
+        unsafe { pass.launch(FORWARD, workspace, (T::ONE, T::ZERO), &xs, &ws, &mut y)? };
         Ok(())
     })?;
     let (function, biases) = (kernel::<T>(device, "add_bias")?, bias.view::<f32>()?);
+    let pixels = g.height * g.width;
     let mut call = function.builder();
     call.arg(&mut y).arg(&biases);
     let per_image = bias.layout.dims().len() == 2;
-    builder_arg!(call, n as u64, g.outputs as u32, (g.height * g.width) as u32, per_image as u32);
-    // SAFETY: the kernel's parameters in their order; it checks n.
-    unsafe { call.launch(elements(n)) }.w()?;
-    Ok((storage(y, device), (g.batch, g.outputs, g.height, g.width).into()))
+    builder_arg!(call, count(g.batch * pixels)?, g.outputs as u32, pixels as u32, u32::from(per_image));
+    // SAFETY: the kernel's parameters in their order; it checks rows and channels.
+    unsafe { call.launch(rows((g.batch * pixels).div_ceil(4), g.outputs)) }.w()?;
+    Ok((storage(y, device), shape))
 }
 
 fn data_gradient<T: Element>(g: Geometry, w: Arg, dy: &CudaView<T>) -> Result<Tensor> {
-    let device = w.device();
-    let rounded = rounded::<T>(w)?;
-    let ws = weights::<T>(w, &rounded)?;
-    let mut dx = uninitialised::<T>(g.batch * g.inputs * g.height * g.width, device)?;
+    let (device, shape) = (w.device(), g.images(g.inputs));
+    let ws = filters::<T>(g, w)?;
+    let mut dx = uninitialised::<T>(shape.elem_count(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
         library.reserve(plan.data_workspace, device)?;
         let pass = ConvBackwardData { conv: &plan.convolution, dx: &plan.x, w: &plan.w, dy: &plan.y };
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
-        unsafe {
-            pass.launch(DATA, workspace, (T::ONE, T::ZERO), &mut dx, &ws, dy)?;
-        }
+        unsafe { pass.launch(DATA, workspace, (T::ONE, T::ZERO), &mut dx, &ws, dy)? };
         Ok(())
     })?;
-    Ok(tensor(dx, (g.batch, g.inputs, g.height, g.width), device))
+    Ok(tensor(dx, shape, device))
 }
 
 /// Float32, from a sum that cuDNN rounds to the type of the activations.
 fn filter_gradient<T: Element>(g: Geometry, x: Arg, dy: &CudaView<T>) -> Result<Tensor> {
     let (device, xs) = (x.device(), x.view::<T>()?);
-    let mut dw = uninitialised::<T>(g.outputs * g.inputs * g.kernel * g.kernel, device)?;
+    let mut last = uninitialised::<T>(g.weights(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
         library.reserve(plan.filter_workspace, device)?;
         let pass = ConvBackwardFilter { conv: &plan.convolution, x: &plan.x, dw: &plan.w, dy: &plan.y };
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
-        unsafe { pass.launch(FILTER, workspace, (T::ONE, T::ZERO), &xs, &mut dw, dy)? };
+        unsafe { pass.launch(FILTER, workspace, (T::ONE, T::ZERO), &xs, &mut last, dy)? };
         Ok(())
     })?;
-    tensor(dw, (g.outputs, g.inputs, g.kernel, g.kernel), device).to_dtype(DType::F32)
+    let mut dw = uninitialised::<f32>(g.weights(), device)?;
+    let function = kernel::<T>(device, "channels_first")?;
+    let mut call = function.builder();
+    call.arg(&last).arg(&mut dw);
+    builder_arg!(call, count(g.weights())?, g.inputs as u32, g.taps() as u32);
+    // SAFETY: the kernel's parameters in their order; it checks the count.
+    unsafe { call.launch(elements(g.weights())) }.w()?;
+    Ok(tensor(dw, (g.outputs, g.inputs, g.kernel, g.kernel), device))
 }
 
 /// (outputs), or (batch, outputs) for one bias an image.
@@ -232,14 +248,13 @@ fn bias_gradient<T: Element>(
     dy: &CudaView<T>,
     per_image: bool,
 ) -> Result<Tensor> {
-    let (planes, pixels) = (g.batch * g.outputs, g.height * g.width);
-    let mut sums = uninitialised::<f32>(planes, device)?;
-    let function = kernel::<T>(device, "row_sums")?;
+    let mut sums = uninitialised::<f32>(g.batch * g.outputs, device)?;
+    let function = kernel::<T>(device, "pixel_sums")?;
     let mut call = function.builder();
     call.arg(dy).arg(&mut sums);
-    builder_arg!(call, pixels as u32);
-    // SAFETY: the kernel's parameters in their order; a block for each plane.
-    unsafe { call.launch(rows(planes, pixels)) }.w()?;
+    builder_arg!(call, g.outputs as u32, (g.height * g.width) as u32);
+    // SAFETY: the kernel's parameters in their order; blocks for the channels of each image.
+    unsafe { call.launch(rows(g.batch * g.outputs.div_ceil(LANE), THREADS as usize)) }.w()?;
     if per_image {
         return Ok(tensor(sums, (g.batch, g.outputs), device));
     }

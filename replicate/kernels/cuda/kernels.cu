@@ -1,16 +1,20 @@
-// Everything that is neither a convolution nor a matrix product, for tensors of float32
-// or bfloat16 in C order. Arithmetic and parameters are float32. No atomics: every sum
-// has one order, so the same input gives the same bits.
+// Everything that is neither a convolution nor a matrix product, for maps of float32 or
+// bfloat16 with the channels last: (images, pixels, channels). Arithmetic and parameters
+// are float32. No atomics: every sum has one order, so the same input gives the same bits.
 //
 // Compiled at run time without any header. Blocks are one-dimensional and have a power
-// of two of at most MOST threads.
+// of two of at most MOST threads. Counts are below 2^31: division by 64-bit numbers would
+// cost more than what the memory takes.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
+#define restrict __restrict__
 #define MOST 256
+// Channels that a block of pixel_sums has.
+#define LANE 32
 #define EACH(i, n) \
-    for (u64 i = (u64)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (u64)gridDim.x * blockDim.x)
+    for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += gridDim.x * blockDim.x)
 
 struct bf16 {
     unsigned short bits;
@@ -56,76 +60,116 @@ __device__ inline float block_max(float v, float* shared) {
     return most;
 }
 
-// Mean and 1 / standard deviation of n values.
+// The part of a group norm that a block does: some whole groups of one image, side by
+// side, so that what it reads of a pixel is one piece. Threads of a lane have a channel
+// each, lanes share the pixels.
+struct Tile {
+    u32 image, first, width, per_group, channel, lane, lanes;
+
+    __device__ inline Tile(u32 channels, u32 groups, u32 at_once) {
+        u32 blocks = (groups + at_once - 1) / at_once, group = blockIdx.x % blocks * at_once;
+        per_group = channels / groups;
+        image = blockIdx.x / blocks;
+        first = group * per_group;
+        width = (groups - group < at_once ? groups - group : at_once) * per_group;
+        channel = threadIdx.x % width;
+        lane = threadIdx.x / width;
+        lanes = blockDim.x / width;
+    }
+
+    // The place of this thread's channel in pixel 0.
+    __device__ inline u64 start(u32 channels, u32 pixels) const {
+        return (u64)image * pixels * channels + first + channel;
+    }
+
+    // The pixels of this thread begin here; those beyond the last lane have none.
+    __device__ inline u32 from(u32 pixels) const { return lane < lanes ? lane : pixels; }
+
+    // The sum of v over the lanes for each channel, in `shared` until the next barrier.
+    __device__ inline void channel_sums(float v, float* shared) const {
+        shared[threadIdx.x] = v;
+        __syncthreads();
+        float sum = 0.0f;
+        if (lane == 0)
+            for (u32 other = 0; other < lanes; other++) sum += shared[other * width + channel];
+        __syncthreads();
+        if (lane == 0) shared[channel] = sum;
+        __syncthreads();
+    }
+
+    // Of the channels' sums, times `weights` where there are some, that of this thread's group.
+    __device__ inline float group_sum(const float* weights, const float* shared) const {
+        float sum = 0.0f;
+        for (u32 i = 0, c = channel / per_group * per_group; i < per_group; i++, c++)
+            sum += weights ? weights[first + c] * shared[c] : shared[c];
+        __syncthreads();
+        return sum;
+    }
+};
+
+// Mean and 1 / standard deviation of a thread's group.
 template <typename T>
-__device__ inline void statistics(const T* x, u64 n, float eps, float* shared, float& mean, float& rstd) {
-    float sum = 0.0f;
-    for (u64 i = threadIdx.x; i < n; i += blockDim.x) sum += load(x, i);
-    mean = block_sum(sum, shared) / (float)n;
-    float squares = 0.0f;
-    for (u64 i = threadIdx.x; i < n; i += blockDim.x) {
-        float d = load(x, i) - mean;
+__device__ inline void statistics(const Tile& tile, const T* restrict x, u32 channels, u32 pixels, float eps,
+                                  float* shared, float& mean, float& rstd) {
+    float n = (float)tile.per_group * (float)pixels, sum = 0.0f, squares = 0.0f;
+    for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) sum += load(x, (u64)p * channels);
+    tile.channel_sums(sum, shared);
+    mean = tile.group_sum(nullptr, shared) / n;
+    for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) {
+        float d = load(x, (u64)p * channels) - mean;
         squares += d * d;
     }
-    rstd = 1.0f / sqrtf(block_sum(squares, shared) / (float)n + eps);
+    tile.channel_sums(squares, shared);
+    rstd = 1.0f / sqrtf(tile.group_sum(nullptr, shared) / n + eps);
 }
 
-// A block for each group of each image.
 template <typename T>
-__device__ inline void group_norm(const T* x, const float* gamma, const float* beta, T* y, u32 channels,
-                                  u32 groups, u32 pixels, float eps, u32 silu, float* shared) {
-    u32 per_group = channels / groups, first = blockIdx.x % groups * per_group;
-    u64 n = (u64)per_group * pixels;
-    x += blockIdx.x * n;
-    y += blockIdx.x * n;
-    float mean, rstd;
-    statistics(x, n, eps, shared, mean, rstd);
-    for (u64 i = threadIdx.x; i < n; i += blockDim.x) {
-        u32 c = first + (u32)(i / pixels);
-        float u = (load(x, i) - mean) * rstd * gamma[c] + beta[c];
-        store(y, i, silu ? u * sigmoid(u) : u);
+__device__ inline void group_norm(const T* restrict x, const float* restrict gamma, const float* restrict beta,
+                                  T* restrict y, u32 channels, u32 groups, u32 pixels, u32 at_once, float eps,
+                                  u32 silu, float* shared) {
+    Tile tile(channels, groups, at_once);
+    x += tile.start(channels, pixels);
+    y += tile.start(channels, pixels);
+    float mean, rstd, g = gamma[tile.first + tile.channel], b = beta[tile.first + tile.channel];
+    statistics(tile, x, channels, pixels, eps, shared, mean, rstd);
+    for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) {
+        float u = (load(x, (u64)p * channels) - mean) * rstd * g + b;
+        store(y, (u64)p * channels, silu ? u * sigmoid(u) : u);
     }
 }
 
 // dx, and of every channel of every image sum du and sum du xhat, where
 // u = gamma xhat + beta and du = dy f'(u): sums (2, images, channels).
 template <typename T>
-__device__ inline void group_norm_backward(const T* x, const float* gamma, const float* beta, const T* dy,
-                                           T* dx, float* sums, u32 images, u32 channels, u32 groups,
-                                           u32 pixels, float eps, u32 silu, float* shared) {
-    u32 per_group = channels / groups, first = blockIdx.x % groups * per_group;
-    u64 n = (u64)per_group * pixels, row = (u64)(blockIdx.x / groups) * channels + first;
-    x += blockIdx.x * n;
-    dy += blockIdx.x * n;
-    dx += blockIdx.x * n;
-    float mean, rstd;
-    statistics(x, n, eps, shared, mean, rstd);
-    float mean_du = 0.0f, mean_du_xhat = 0.0f;
-    for (u32 c = 0; c < per_group; c++) {
-        float g = gamma[first + c], b = beta[first + c], du_sum = 0.0f, du_xhat_sum = 0.0f;
-        for (u32 p = threadIdx.x; p < pixels; p += blockDim.x) {
-            u64 i = (u64)c * pixels + p;
-            float xhat = (load(x, i) - mean) * rstd, du = load(dy, i);
-            if (silu) du *= silu_slope(g * xhat + b);
-            du_sum += du;
-            du_xhat_sum += du * xhat;
-        }
-        du_sum = block_sum(du_sum, shared);
-        du_xhat_sum = block_sum(du_xhat_sum, shared);
-        if (threadIdx.x == 0) {
-            sums[row + c] = du_sum;
-            sums[(u64)images * channels + row + c] = du_xhat_sum;
-        }
-        mean_du += g * du_sum;
-        mean_du_xhat += g * du_xhat_sum;
+__device__ inline void group_norm_backward(const T* restrict x, const float* restrict gamma,
+                                           const float* restrict beta, const T* restrict dy, T* restrict dx,
+                                           float* restrict sums, u32 images, u32 channels, u32 groups,
+                                           u32 pixels, u32 at_once, float eps, u32 silu, float* shared) {
+    Tile tile(channels, groups, at_once);
+    u64 start = tile.start(channels, pixels), row = (u64)tile.image * channels + tile.first + tile.channel;
+    x += start;
+    dy += start;
+    dx += start;
+    float mean, rstd, g = gamma[tile.first + tile.channel], b = beta[tile.first + tile.channel];
+    statistics(tile, x, channels, pixels, eps, shared, mean, rstd);
+    float du_sum = 0.0f, du_xhat_sum = 0.0f;
+    for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) {
+        float xhat = (load(x, (u64)p * channels) - mean) * rstd, du = load(dy, (u64)p * channels);
+        if (silu) du *= silu_slope(g * xhat + b);
+        du_sum += du;
+        du_xhat_sum += du * xhat;
     }
-    mean_du /= (float)n;
-    mean_du_xhat /= (float)n;
-    for (u64 i = threadIdx.x; i < n; i += blockDim.x) {
-        u32 c = first + (u32)(i / pixels);
-        float xhat = (load(x, i) - mean) * rstd, du = load(dy, i);
-        if (silu) du *= silu_slope(gamma[c] * xhat + beta[c]);
-        store(dx, i, rstd * (gamma[c] * du - mean_du - xhat * mean_du_xhat));
+    float n = (float)tile.per_group * (float)pixels;
+    tile.channel_sums(du_sum, shared);
+    if (tile.lane == 0) sums[row] = shared[tile.channel];
+    float mean_du = tile.group_sum(gamma, shared) / n;
+    tile.channel_sums(du_xhat_sum, shared);
+    if (tile.lane == 0) sums[(u64)images * channels + row] = shared[tile.channel];
+    float mean_du_xhat = tile.group_sum(gamma, shared) / n;
+    for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) {
+        float xhat = (load(x, (u64)p * channels) - mean) * rstd, du = load(dy, (u64)p * channels);
+        if (silu) du *= silu_slope(g * xhat + b);
+        store(dx, (u64)p * channels, rstd * (g * du - mean_du - xhat * mean_du_xhat));
     }
 }
 
@@ -153,61 +197,108 @@ __device__ inline void softmax_backward(const T* p, T* dp, u32 n, float scale, f
     for (u32 i = threadIdx.x; i < n; i += blockDim.x) store(dp, i, scale * load(p, i) * (load(dp, i) - dot));
 }
 
-// Adds bias (channels), or (images, channels), to y (images, channels, pixels).
+// Adds bias (channels), or (images, channels), to y (rows, channels), where a row is a
+// pixel of an image. Rows are read four at a time: one would not keep the memory busy.
 template <typename T>
-__device__ inline void add_bias(T* y, const float* bias, u64 n, u32 channels, u32 pixels, u32 per_image) {
+__device__ inline void add_bias(T* y, const float* restrict bias, u32 rows, u32 channels, u32 pixels,
+                                u32 per_image) {
+    for (u32 row = blockIdx.x; row < rows; row += 4 * gridDim.x)
+        for (u32 c = threadIdx.x; c < channels; c += blockDim.x) {
+            float v[4];
+            for (u32 k = 0, r = row; k < 4 && r < rows; k++, r += gridDim.x)
+                v[k] = load(y, (u64)r * channels + c) + bias[(per_image ? r / pixels * channels : 0) + c];
+            for (u32 k = 0, r = row; k < 4 && r < rows; k++, r += gridDim.x)
+                store(y, (u64)r * channels + c, v[k]);
+        }
+}
+
+// The sums over the pixels of x (images, pixels, channels): (images, channels). A block
+// for each LANE channels of each image.
+template <typename T>
+__device__ inline void pixel_sums(const T* restrict x, float* restrict sums, u32 channels, u32 pixels,
+                                  float* shared) {
+    u32 blocks = (channels + LANE - 1) / LANE, image = blockIdx.x / blocks;
+    u32 c = blockIdx.x % blocks * LANE + threadIdx.x % LANE;
+    x += (u64)image * pixels * channels + c;
+    float sum = 0.0f;
+    if (c < channels)
+        for (u32 p = threadIdx.x / LANE; p < pixels; p += blockDim.x / LANE) sum += load(x, (u64)p * channels);
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.x >= LANE || c >= channels) return;
+    for (u32 other = LANE; other < blockDim.x; other += LANE) sum += shared[other + threadIdx.x];
+    sums[(u64)image * channels + c] = sum;
+}
+
+// Of weights (outputs, channels, taps) those that cuDNN takes: (outputs, taps, channels).
+template <typename T>
+__device__ inline void channels_last(const float* restrict w, T* restrict y, u32 n, u32 channels, u32 taps) {
     EACH(i, n) {
-        u64 row = i / pixels;
-        store(y, i, load(y, i) + bias[per_image ? row : row % channels]);
+        u32 c = i % channels, rest = i / channels, tap = rest % taps, output = rest / taps;
+        store(y, i, w[(output * channels + c) * taps + tap]);
     }
 }
 
-// The sum of a row of n for each block.
+// And back.
 template <typename T>
-__device__ inline void row_sums(const T* x, float* sums, u32 n, float* shared) {
-    x += (u64)blockIdx.x * n;
-    float sum = 0.0f;
-    for (u32 i = threadIdx.x; i < n; i += blockDim.x) sum += load(x, i);
-    sum = block_sum(sum, shared);
-    if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+__device__ inline void channels_first(const T* restrict w, float* restrict y, u32 n, u32 channels, u32 taps) {
+    EACH(i, n) {
+        u32 tap = i % taps, rest = i / taps, c = rest % channels, output = rest / channels;
+        y[i] = load(w, (output * taps + tap) * channels + c);
+    }
 }
 
-// y (planes, h, w) = weight times the sums of 2 x 2 pixels of x (planes, 2h, 2w); n = planes h w.
+// q, k and v, each (rows, channels), of qkv (rows, channels, 3); n = 3 rows channels.
 template <typename T>
-__device__ inline void down2(const T* x, T* y, u64 n, u32 w, float weight) {
+__device__ inline void split3(const T* restrict qkv, T* restrict parts, u32 n) {
+    EACH(i, n) parts[i] = qkv[3 * (i % (n / 3)) + i / (n / 3)];
+}
+
+// And back.
+template <typename T>
+__device__ inline void join3(const T* restrict parts, T* restrict qkv, u32 n) {
+    EACH(i, n) qkv[i] = parts[i % 3 * (n / 3) + i / 3];
+}
+
+// y (rows, w, channels) = weight times the sums of 2 x 2 pixels of x (2 rows, 2w, channels).
+template <typename T>
+__device__ inline void down2(const T* restrict x, T* restrict y, u32 n, u32 w, u32 channels, float weight) {
     EACH(i, n) {
-        u64 at = 4 * (i / w) * w + 2 * (i % w);
-        float top = load(x, at) + load(x, at + 1), bottom = load(x, at + 2 * w) + load(x, at + 2 * w + 1);
+        u32 pixel = i / channels, below = 2 * w * channels;
+        u32 at = (pixel / w * 4 * w + pixel % w * 2) * channels + i % channels;
+        float top = load(x, at) + load(x, at + channels);
+        float bottom = load(x, at + below) + load(x, at + below + channels);
         store(y, i, weight * (top + bottom));
     }
 }
 
-// y (planes, 2h, 2w) = weight times each pixel of x (planes, h, w) four times; n = planes 4 h w.
+// y (2 rows, 2w, channels) = weight times each pixel of x (rows, w, channels) four times.
 template <typename T>
-__device__ inline void up2(const T* x, T* y, u64 n, u32 w, float weight) {
+__device__ inline void up2(const T* restrict x, T* restrict y, u32 n, u32 w, u32 channels, float weight) {
     EACH(i, n) {
-        u64 row = i / (2 * w), column = i % (2 * w);
-        store(y, i, weight * load(x, row / 2 * w + column / 2));
+        u32 pixel = i / channels, row = pixel / (2 * w), column = pixel % (2 * w);
+        store(y, i, weight * load(x, (row / 2 * w + column / 2) * channels + i % channels));
     }
 }
 
 // y = a x for each image, of `each` values; a has one value for all unless `many`.
 template <typename T>
-__device__ inline void scale_images(const T* x, const float* a, T* y, u64 n, u64 each, u32 many) {
+__device__ inline void scale_images(const T* restrict x, const float* restrict a, T* restrict y, u32 n,
+                                    u32 each, u32 many) {
     EACH(i, n) store(y, i, a[many ? i / each : 0] * load(x, i));
 }
 
 template <typename T>
-__device__ inline void mix(const T* x, const float* a, u32 many_a, const T* z, const float* c, u32 many_c, T* y,
-                           u64 n, u64 each) {
+__device__ inline void mix(const T* restrict x, const float* restrict a, u32 many_a, const T* restrict z,
+                           const float* restrict c, u32 many_c, T* restrict y, u32 n, u32 each) {
     EACH(i, n) {
-        u64 image = i / each;
+        u32 image = i / each;
         store(y, i, a[many_a ? image : 0] * load(x, i) + c[many_c ? image : 0] * load(z, i));
     }
 }
 
 template <typename T>
-__device__ inline void silu(const T* x, T* y, u64 n) {
+__device__ inline void silu(const T* restrict x, T* restrict y, u32 n) {
     EACH(i, n) {
         float v = load(x, i);
         store(y, i, v * sigmoid(v));
@@ -215,21 +306,23 @@ __device__ inline void silu(const T* x, T* y, u64 n) {
 }
 
 template <typename T>
-__device__ inline void silu_backward(const T* x, const T* dy, T* dx, u64 n) {
+__device__ inline void silu_backward(const T* restrict x, const T* restrict dy, T* restrict dx, u32 n) {
     EACH(i, n) store(dx, i, load(dy, i) * silu_slope(load(x, i)));
 }
 
 #define KERNELS(T, suffix)                                                                                      \
     extern "C" __global__ void group_norm_##suffix(const T* x, const float* gamma, const float* beta, T* y,     \
-                                                   u32 channels, u32 groups, u32 pixels, float eps, u32 silu) { \
+                                                   u32 channels, u32 groups, u32 pixels, u32 at_once,           \
+                                                   float eps, u32 silu) {                                       \
         __shared__ float shared[MOST];                                                                          \
-        group_norm(x, gamma, beta, y, channels, groups, pixels, eps, silu, shared);                             \
+        group_norm(x, gamma, beta, y, channels, groups, pixels, at_once, eps, silu, shared);                    \
     }                                                                                                           \
     extern "C" __global__ void group_norm_backward_##suffix(                                                    \
         const T* x, const float* gamma, const float* beta, const T* dy, T* dx, float* sums, u32 images,         \
-        u32 channels, u32 groups, u32 pixels, float eps, u32 silu) {                                            \
+        u32 channels, u32 groups, u32 pixels, u32 at_once, float eps, u32 silu) {                               \
         __shared__ float shared[MOST];                                                                          \
-        group_norm_backward(x, gamma, beta, dy, dx, sums, images, channels, groups, pixels, eps, silu, shared); \
+        group_norm_backward(x, gamma, beta, dy, dx, sums, images, channels, groups, pixels, at_once, eps, silu, \
+                            shared);                                                                            \
     }                                                                                                           \
     extern "C" __global__ void softmax_##suffix(T* s, u32 n, float scale) {                                     \
         __shared__ float shared[MOST];                                                                          \
@@ -239,30 +332,38 @@ __device__ inline void silu_backward(const T* x, const T* dy, T* dx, u64 n) {
         __shared__ float shared[MOST];                                                                          \
         softmax_backward(p, dp, n, scale, shared);                                                              \
     }                                                                                                           \
-    extern "C" __global__ void add_bias_##suffix(T* y, const float* bias, u64 n, u32 channels, u32 pixels,      \
+    extern "C" __global__ void add_bias_##suffix(T* y, const float* bias, u32 rows, u32 channels, u32 pixels,   \
                                                  u32 per_image) {                                               \
-        add_bias(y, bias, n, channels, pixels, per_image);                                                      \
+        add_bias(y, bias, rows, channels, pixels, per_image);                                                   \
     }                                                                                                           \
-    extern "C" __global__ void row_sums_##suffix(const T* x, float* sums, u32 n) {                              \
+    extern "C" __global__ void pixel_sums_##suffix(const T* x, float* sums, u32 channels, u32 pixels) {         \
         __shared__ float shared[MOST];                                                                          \
-        row_sums(x, sums, n, shared);                                                                           \
+        pixel_sums(x, sums, channels, pixels, shared);                                                          \
     }                                                                                                           \
-    extern "C" __global__ void down2_##suffix(const T* x, T* y, u64 n, u32 w, float weight) {                   \
-        down2(x, y, n, w, weight);                                                                              \
+    extern "C" __global__ void channels_last_##suffix(const float* w, T* y, u32 n, u32 channels, u32 taps) {    \
+        channels_last(w, y, n, channels, taps);                                                                 \
     }                                                                                                           \
-    extern "C" __global__ void up2_##suffix(const T* x, T* y, u64 n, u32 w, float weight) {                     \
-        up2(x, y, n, w, weight);                                                                                \
+    extern "C" __global__ void channels_first_##suffix(const T* w, float* y, u32 n, u32 channels, u32 taps) {   \
+        channels_first(w, y, n, channels, taps);                                                                \
     }                                                                                                           \
-    extern "C" __global__ void scale_images_##suffix(const T* x, const float* a, T* y, u64 n, u64 each,         \
+    extern "C" __global__ void split3_##suffix(const T* qkv, T* parts, u32 n) { split3(qkv, parts, n); }        \
+    extern "C" __global__ void join3_##suffix(const T* parts, T* qkv, u32 n) { join3(parts, qkv, n); }          \
+    extern "C" __global__ void down2_##suffix(const T* x, T* y, u32 n, u32 w, u32 channels, float weight) {     \
+        down2(x, y, n, w, channels, weight);                                                                    \
+    }                                                                                                           \
+    extern "C" __global__ void up2_##suffix(const T* x, T* y, u32 n, u32 w, u32 channels, float weight) {       \
+        up2(x, y, n, w, channels, weight);                                                                      \
+    }                                                                                                           \
+    extern "C" __global__ void scale_images_##suffix(const T* x, const float* a, T* y, u32 n, u32 each,         \
                                                      u32 many) {                                                \
         scale_images(x, a, y, n, each, many);                                                                   \
     }                                                                                                           \
     extern "C" __global__ void mix_##suffix(const T* x, const float* a, u32 many_a, const T* z, const float* c, \
-                                            u32 many_c, T* y, u64 n, u64 each) {                                \
+                                            u32 many_c, T* y, u32 n, u32 each) {                                \
         mix(x, a, many_a, z, c, many_c, y, n, each);                                                            \
     }                                                                                                           \
-    extern "C" __global__ void silu_##suffix(const T* x, T* y, u64 n) { silu(x, y, n); }                        \
-    extern "C" __global__ void silu_backward_##suffix(const T* x, const T* dy, T* dx, u64 n) {                  \
+    extern "C" __global__ void silu_##suffix(const T* x, T* y, u32 n) { silu(x, y, n); }                        \
+    extern "C" __global__ void silu_backward_##suffix(const T* x, const T* dy, T* dx, u32 n) {                  \
         silu_backward(x, dy, dx, n);                                                                            \
     }
 
@@ -321,9 +422,9 @@ __device__ inline void philox(u32 c[4], u32 k0, u32 k1) {
 
 // The numbers 0 to n of one step of a stream, standard normal (Box and Muller 1958); n is
 // a multiple of 4.
-extern "C" __global__ void normals(float* out, u64 n, u32 k0, u32 k1, u64 step) {
+extern "C" __global__ void normals(float* out, u32 n, u32 k0, u32 k1, u64 step) {
     EACH(block, n / 4) {
-        u32 c[4] = {(u32)block, (u32)(block >> 32), (u32)step, (u32)(step >> 32)};
+        u32 c[4] = {block, 0u, (u32)step, (u32)(step >> 32)};
         philox(c, k0, k1);
         for (int pair = 0; pair < 2; pair++) {
             float u = (float)((c[2 * pair] >> 8) + 1u) * (1.0f / 16777216.0f);

@@ -1,10 +1,11 @@
 //! The heavy operations on a GPU: convolutions through cuDNN, matrix products through
 //! cuBLAS, the rest in `kernels.cu`: forward and backward of the plain compositions of
-//! [`crate::composed`]. On float32 no TF32 is used; on bfloat16 activations the
+//! [`crate::composed`], of maps with the channels last, (B, H, W, C): what tensor cores
+//! take as it is. On float32 no TF32 is used; on bfloat16 activations the
 //! parameters and the statistics are float32, and what one operation leaves to the next
 //! is rounded. The same input is meant to give the same bits: no atomics, and cuDNN's
-//! deterministic algorithms. None of it has run on a card yet; `tests/peers/kernels.py`
-//! runs what is in `kernels.cu` on a CPU.
+//! deterministic algorithms. None of it has run on a card yet; `tests/standin` runs it on
+//! a CPU, with what takes the libraries' place there.
 
 mod attention;
 mod compile;
@@ -132,6 +133,14 @@ fn no_cpu(name: &str) -> Result<(CpuStorage, Shape)> {
 }
 
 const THREADS: u32 = 256;
+
+/// A count as the kernels take it.
+fn count(n: usize) -> Result<u32> {
+    if n >= 1 << 31 {
+        bail!("{n} values are more than a kernel takes at once: a smaller batch, or --at-once");
+    }
+    Ok(n as u32)
+}
 
 /// Threads for `n` elements, several for each where there are many.
 fn elements(n: usize) -> LaunchConfig {

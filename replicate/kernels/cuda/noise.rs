@@ -1,7 +1,7 @@
 //! Standard normal numbers made where they are needed.
 
 use super::compile::plain;
-use super::{elements, tensor, uninitialised};
+use super::{count, elements, tensor, uninitialised};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Device, Result, Shape, Tensor, builder_arg};
@@ -17,7 +17,7 @@ pub fn normals(key: [u32; 2], step: u64, shape: impl Into<Shape>, device: &Devic
     let function = plain(device, "normals")?;
     let mut call = function.builder();
     call.arg(&mut out);
-    builder_arg!(call, n as u64, key[0], key[1], step);
+    builder_arg!(call, count(n)?, key[0], key[1], step);
     // SAFETY: the kernel's parameters in their order; it checks n.
     unsafe { call.launch(elements(n / 4)) }.w()?;
     let all = tensor(out, n, device);

@@ -1,7 +1,7 @@
 //! Operations on one value or on 2x2 pixels.
 
 use super::compile::kernel;
-use super::{Arg, Element, by_type, elements, no_cpu, storage, tensor, uninitialised, with_args};
+use super::{Arg, Element, by_type, count, elements, no_cpu, storage, tensor, uninitialised, with_args};
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail, builder_arg};
@@ -11,12 +11,12 @@ pub fn silu(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Silu)
 }
 
-/// The mean of each 2x2 block of `x` (B, C, H, W).
+/// The mean of each 2x2 block of `x` (B, H, W, C).
 pub fn down2(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Resample { half: true, weight: 0.25 })
 }
 
-/// Each pixel of `x` (B, C, H, W) four times.
+/// Each pixel of `x` (B, H, W, C) four times.
 pub fn up2(x: &Tensor) -> Result<Tensor> {
     x.contiguous()?.apply_op1(Resample { half: false, weight: 1.0 })
 }
@@ -42,7 +42,7 @@ fn scaled<T: Element>(a: &[f32], x: Arg) -> Result<CudaStorage> {
     let (function, xs) = (kernel::<T>(device, "scale_images")?, x.view::<T>()?);
     let mut call = function.builder();
     call.arg(&xs).arg(&a).arg(&mut y);
-    builder_arg!(call, n as u64, (n / batch) as u64, many);
+    builder_arg!(call, count(n)?, (n / batch) as u32, many);
     // SAFETY: the kernel's parameters in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(storage(y, device))
@@ -68,7 +68,7 @@ fn mixed<T: Element>([a, c]: [&[f32]; 2], x: Arg, y: Arg) -> Result<CudaStorage>
     let (function, xs, ys) = (kernel::<T>(device, "mix")?, x.view::<T>()?, y.view::<T>()?);
     let mut call = function.builder();
     call.arg(&xs).arg(&a).arg(&many_a).arg(&ys).arg(&c).arg(&many_c).arg(&mut out);
-    builder_arg!(call, n as u64, (n / batch) as u64);
+    builder_arg!(call, count(n)?, (n / batch) as u32);
     // SAFETY: the kernel's parameters in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(storage(out, device))
@@ -88,7 +88,7 @@ fn activated<T: Element>(x: Arg, dy: Option<Arg>) -> Result<CudaSlice<T>> {
         call.arg(dys);
     }
     call.arg(&mut out);
-    builder_arg!(call, n as u64);
+    builder_arg!(call, count(n)?);
     // SAFETY: the parameters of either kernel in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(out)
@@ -129,15 +129,15 @@ struct Resample {
 }
 
 fn resampled<T: Element>(op: &Resample, x: Arg) -> Result<(CudaStorage, Shape)> {
-    let (b, c, h, w) = x.layout.shape().dims4()?;
+    let (b, h, w, c) = x.layout.shape().dims4()?;
     if op.half && (h % 2 != 0 || w % 2 != 0) {
         bail!("down2: {h} x {w} pixels are not even");
     }
     let device = x.device();
     // The kernels take the smaller of the two widths.
     let (name, shape, width) = match op.half {
-        true => ("down2", (b, c, h / 2, w / 2), w / 2),
-        false => ("up2", (b, c, 2 * h, 2 * w), w),
+        true => ("down2", (b, h / 2, w / 2, c), w / 2),
+        false => ("up2", (b, 2 * h, 2 * w, c), w),
     };
     let shape = Shape::from(shape);
     let n = shape.elem_count();
@@ -145,7 +145,7 @@ fn resampled<T: Element>(op: &Resample, x: Arg) -> Result<(CudaStorage, Shape)> 
     let (function, xs) = (kernel::<T>(device, name)?, x.view::<T>()?);
     let mut call = function.builder();
     call.arg(&xs).arg(&mut y);
-    builder_arg!(call, n as u64, width as u32, op.weight);
+    builder_arg!(call, count(n)?, width as u32, c as u32, op.weight);
     // SAFETY: the kernel's parameters in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok((storage(y, device), shape))
