@@ -6,6 +6,7 @@ use crate::checkpoint::{Checkpoint, Dtype, Format, Tensor as Stored};
 use crate::data::{Images, glyphs};
 use crate::device::peak_bytes;
 use crate::distill::{Initial, Objective, OneStep};
+use crate::elsewhere;
 use crate::equations::Divergence;
 use crate::error::Result;
 use crate::experiment::{Recipe, Scale};
@@ -146,7 +147,7 @@ fn denoiser(repeats: usize, device: &Device, backward: bool) -> Result<Vec<f64>>
     let sigma = [0.1, 0.5, 2.5, 20.0];
     timed(repeats, device, |_| {
         if backward {
-            trained.forward(&x, &sigma, None)?.sqr()?.mean_all()?.backward()?;
+            elsewhere::gradients(&trained.forward(&x, &sigma, None)?.sqr()?.mean_all()?)?;
         } else {
             frozen.forward(&x, &sigma, None)?;
         }

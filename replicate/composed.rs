@@ -2,6 +2,7 @@
 //! than the CPU, and what the CPU's kernels are tested against.
 
 use crate::network::{Norm, Ops, Param, Plus};
+use candle_core::backprop::GradStore;
 use candle_core::{D, Device, Result, Tensor};
 
 pub struct Composed<'a> {
@@ -13,11 +14,29 @@ impl<'a> Composed<'a> {
     pub fn new(parameters: &'a [Tensor], device: &'a Device) -> Composed<'a> {
         Composed { parameters, device }
     }
+}
 
-    /// From images (B, C, H, W), which they are.
-    pub fn input(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.clone())
-    }
+/// `walk` over the images `x` (B, C, H, W), or rows (B, C). Gives (B, C, H, W), or (B, C)
+/// where H = W = 1.
+///
+/// # Errors
+/// What `walk` fails with.
+pub fn apply(
+    parameters: &[Tensor],
+    x: &Tensor,
+    walk: impl FnOnce(&mut Composed, &Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let mut ops = Composed::new(parameters, x.device());
+    let y = match *x.dims() {
+        [b, c] => walk(&mut ops, &x.reshape((b, c, 1, 1))?)?,
+        [..] => walk(&mut ops, x)?,
+    };
+    if y.dims()[2..] == [1, 1] { y.flatten_from(1) } else { Ok(y) }
+}
+
+/// The gradients of `loss`.
+pub fn gradients(loss: &Tensor) -> Result<GradStore> {
+    loss.backward()
 }
 
 impl Ops for Composed<'_> {

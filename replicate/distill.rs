@@ -1,6 +1,7 @@
 //! Stage 2: training a one-step generator, Algorithms 1 and 2.
 
 use crate::augment::{self, Draw};
+use crate::elsewhere;
 use crate::equations::{Divergence, class_ratio, diffuse, dsm, vsd};
 use crate::noise::Levels;
 use crate::optim::{Adam, AdamConfig, Ema};
@@ -246,7 +247,7 @@ impl OneStep {
         let (mut gradient, mut report) = (None, CriticReport::default());
         for (range, share) in parts(batch.sigma.len(), self.at_once) {
             let (loss, part) = self.critic_loss(&batch.part(range)?)?;
-            let more = shared(loss, share)?.backward()?;
+            let more = elsewhere::gradients(&shared(loss, share)?)?;
             gradient = Some(self.judge.params().add_gradients(gradient, more)?);
             report.loss += share as f32 * part.loss;
             report.c_real += share as f32 * part.c_real;
@@ -298,7 +299,7 @@ impl OneStep {
         let (mut gradient, mut total) = (None, 0f32);
         for (range, share) in parts(batch.sigma.len(), self.at_once) {
             let loss = shared(self.generator_loss(&batch.part(range)?)?, share)?;
-            let more = loss.backward()?;
+            let more = elsewhere::gradients(&loss)?;
             gradient = Some(self.generator.params.add_gradients(gradient, more)?);
             total += loss.to_scalar::<f32>()?;
         }

@@ -1,8 +1,8 @@
 //! The small classifier whose features and logits stand in for Inception-v3's
 //! where the images are glyphs. What is measured with it is called FD, not FID.
 
-use crate::Elsewhere;
 use crate::data::Images;
+use crate::elsewhere;
 use crate::metrics::Features;
 use crate::network::{Builder, Norm, Ops, Param, Plus};
 use crate::params::{Arrays, Params, Source};
@@ -83,11 +83,9 @@ impl Classifier {
             let logits = tape::apply(head, &features, |ops, _, x| self.logits(ops, x))?;
             return Ok((features, logits));
         }
-        let mut ops = Elsewhere::new(body, x.device());
-        let features = ops.input(x)?;
-        let features = self.features(&mut ops, &features)?;
-        let logits = self.logits(&mut Elsewhere::new(head, x.device()), &features)?;
-        Ok((features.flatten_from(1)?, logits.flatten_from(1)?))
+        let features = elsewhere::apply(body, x, |ops, x| self.features(ops, x))?;
+        let logits = elsewhere::apply(head, &features, |ops, x| self.logits(ops, x))?;
+        Ok((features, logits))
     }
 
     fn features<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {

@@ -1,98 +1,402 @@
-//! The operations of a network on a GPU: cuDNN's convolutions, cuBLAS, and kernels of
-//! our own. Maps have the channels last, (B, H, W, C), and are float32 or, where
-//! [`activations`] says so, bfloat16; rows of channels, (B, 1, 1, C), and what comes out
-//! of [`Ops::mean`] are float32.
+//! A network on a GPU: cuDNN's convolutions, cuBLAS and kernels of our own, forward over a
+//! batch and backward over what was taken down on the way. Candle sees one operation of
+//! the images; what it would do with the gradient of every step, adding it to zeros, costs
+//! more memory traffic than most steps.
+//!
+//! Maps have the channels last, (B, H, W, C), and are float32 or, where [`activations`]
+//! says so, bfloat16. Rows of channels, (B, 1, 1, C), are float32.
 
 use crate::kernels::{activations, cuda, mix};
 use crate::network::{Norm, Ops, Param, Plus};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::backend::BackendStorage;
+use candle_core::backprop::GradStore;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, Var, bail,
+};
+use std::cell::RefCell;
+use std::sync::Mutex;
 
-pub struct Fused<'a> {
-    parameters: &'a [Tensor],
-    device: &'a Device,
+/// A value, and where its gradient is summed, if it has one.
+#[derive(Clone)]
+pub struct Node {
+    map: Tensor,
+    id: Option<usize>,
 }
 
-impl<'a> Fused<'a> {
-    pub fn new(parameters: &'a [Tensor], device: &'a Device) -> Fused<'a> {
-        Fused { parameters, device }
+/// One operation, with what its gradient needs.
+enum Step {
+    Conv { x: Node, weight: Param, bias: Option<Param>, term: Option<Node>, residual: Option<(Node, f32)> },
+    Norm { x: Node, norm: Norm, kept: Tensor },
+    Attention { qkv: Node },
+    Silu { x: Node },
+    Down2 { x: Node },
+    Up2 { x: Node },
+    Concat { a: Node, b: Node },
+    Mean { x: Node },
+}
+
+/// Runs the operations of a network, and takes down those that a gradient goes through.
+pub struct Fused<'a> {
+    /// Without a history.
+    parameters: &'a [Tensor],
+    device: &'a Device,
+    trained: bool,
+    /// The operation, and the id of its result.
+    steps: Vec<(Step, usize)>,
+    nodes: usize,
+}
+
+impl Fused<'_> {
+    fn input(&mut self, map: Tensor, tracked: bool) -> Node {
+        let id = tracked.then(|| self.id());
+        Node { map, id }
     }
 
-    /// From images (B, C, H, W).
-    pub fn input(&self, x: &Tensor) -> Result<Tensor> {
-        x.to_dtype(activations(self.device))?.permute((0, 2, 3, 1))?.contiguous()
+    fn id(&mut self) -> usize {
+        self.nodes += 1;
+        self.nodes - 1
     }
 
-    /// (B, inputs) to (B, outputs).
-    fn linear(&self, x: &Tensor, w: &Tensor, bias: Option<&Tensor>, term: Option<Tensor>) -> Result<Tensor> {
-        let mut y = x.flatten_from(1)?.matmul(&w.flatten_from(1)?.t()?)?;
-        for more in [bias.cloned(), term].into_iter().flatten() {
-            y = y.broadcast_add(&more)?;
+    /// Takes the step down if a gradient goes through it.
+    fn push(&mut self, map: Tensor, tracked: bool, step: impl FnOnce() -> Step) -> Node {
+        let id = tracked.then(|| self.id());
+        if let Some(id) = id {
+            self.steps.push((step(), id));
         }
-        Ok(y)
+        Node { map, id }
     }
+}
+
+/// Rows are multiplied, maps convolved.
+fn is_rows(x: &Tensor, w: &Tensor) -> bool {
+    x.dims()[1..3] == [1, 1] && w.dims()[2..].iter().all(|side| *side == 1)
+}
+
+fn group_norm(norm: &Norm) -> cuda::GroupNorm {
+    cuda::GroupNorm { groups: norm.groups, eps: norm.eps, silu: norm.silu }
 }
 
 impl Ops for Fused<'_> {
-    type Map = Tensor;
+    type Map = Node;
 
-    fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Tensor> {
+    fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Node> {
         let images = values.len() / channels;
-        Tensor::from_vec(values, (images, 1, 1, channels), self.device)
+        let rows = Tensor::from_vec(values, (images, 1, 1, channels), self.device)?;
+        Ok(self.input(rows, false))
     }
 
-    fn conv(&mut self, x: &Tensor, weight: Param, bias: Option<Param>, plus: Plus<Tensor>) -> Result<Tensor> {
-        let w = &self.parameters[weight.0];
-        let (b, out) = (x.dim(0)?, w.dim(0)?);
-        let bias = bias.map(|bias| &self.parameters[bias.0]);
-        let term = plus.term.map(|term| term.reshape((b, out))).transpose()?;
-        let y = if x.dims()[1..3] == [1, 1] && w.dims()[2..].iter().all(|side| *side == 1) {
-            self.linear(x, w, bias, term)?.reshape((b, 1, 1, out))?
+    fn conv(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
+        let (w, m) = (&self.parameters[weight.0], &x.map);
+        let (images, outputs) = (m.dim(0)?, w.dim(0)?);
+        let bias_of = bias.map(|bias| &self.parameters[bias.0]);
+        let term = plus.term.map(|term| term.map.reshape((images, outputs))).transpose()?;
+        let y = if is_rows(m, w) {
+            let mut y = m.flatten_from(1)?.matmul(&w.flatten_from(1)?.t()?)?;
+            for more in bias_of.into_iter().chain(&term) {
+                y = y.broadcast_add(more)?;
+            }
+            let y = y.reshape((images, 1, 1, outputs))?;
+            match plus.residual {
+                Some((residual, scale)) => mix(&y, &[scale], &residual.map, &[scale])?,
+                None => y,
+            }
         } else {
-            let bias = match (bias, term) {
-                (Some(bias), Some(term)) => term.broadcast_add(bias)?,
-                (Some(bias), None) => bias.clone(),
-                (None, Some(term)) => term,
-                (None, None) => Tensor::zeros(out, DType::F32, self.device)?,
+            let both = match (&term, bias_of) {
+                (Some(term), Some(bias)) => Some(term.broadcast_add(bias)?),
+                _ => None,
             };
-            cuda::conv2d(x, w, &bias)?
+            let bias = both.as_ref().or(term.as_ref()).or(bias_of);
+            let residual = plus.residual.map(|(residual, scale)| (&residual.map, scale));
+            cuda::conv2d(m, w, cuda::Ends { bias, residual })?
         };
-        match plus.residual {
-            Some((residual, scale)) => mix(&y, &[scale], residual, &[scale]),
-            None => Ok(y),
-        }
+        let others = plus.term.into_iter().chain(plus.residual.map(|(residual, _)| residual));
+        let tracked = self.trained || x.id.is_some() || others.into_iter().any(|node| node.id.is_some());
+        Ok(self.push(y, tracked, || Step::Conv {
+            x: x.clone(),
+            weight,
+            bias,
+            term: plus.term.cloned(),
+            residual: plus.residual.map(|(residual, scale)| (residual.clone(), scale)),
+        }))
     }
 
-    fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor> {
+    fn norm(&mut self, x: &Node, norm: &Norm) -> Result<Node> {
         let (gamma, beta) = (&self.parameters[norm.gamma.0], &self.parameters[norm.beta.0]);
-        cuda::group_norm(x, gamma, beta, norm.groups, norm.eps, norm.silu)
+        let (y, kept) = group_norm(norm).forward(&x.map, gamma, beta)?;
+        let tracked = self.trained || x.id.is_some();
+        Ok(self.push(y, tracked, || Step::Norm { x: x.clone(), norm: *norm, kept }))
     }
 
-    fn attention(&mut self, qkv: &Tensor) -> Result<Tensor> {
-        let (b, h, w, c3) = qkv.dims4()?;
-        cuda::attention(&qkv.reshape((b, h * w, c3))?)?.reshape((b, h, w, c3 / 3))
+    fn attention(&mut self, qkv: &Node) -> Result<Node> {
+        let (b, h, w, c3) = qkv.map.dims4()?;
+        let a = cuda::attention(&qkv.map.reshape((b, h * w, c3))?)?.reshape((b, h, w, c3 / 3))?;
+        Ok(self.push(a, qkv.id.is_some(), || Step::Attention { qkv: qkv.clone() }))
     }
 
-    fn silu(&mut self, x: &Tensor) -> Result<Tensor> {
-        cuda::silu(x)
+    fn silu(&mut self, x: &Node) -> Result<Node> {
+        let y = cuda::silu(&x.map)?;
+        Ok(self.push(y, x.id.is_some(), || Step::Silu { x: x.clone() }))
     }
 
-    fn down2(&mut self, x: &Tensor) -> Result<Tensor> {
-        cuda::down2(x)
+    fn down2(&mut self, x: &Node) -> Result<Node> {
+        let y = cuda::down2(&x.map, 0.25)?;
+        Ok(self.push(y, x.id.is_some(), || Step::Down2 { x: x.clone() }))
     }
 
-    fn up2(&mut self, x: &Tensor) -> Result<Tensor> {
-        cuda::up2(x)
+    fn up2(&mut self, x: &Node) -> Result<Node> {
+        let y = cuda::up2(&x.map, 1.0)?;
+        Ok(self.push(y, x.id.is_some(), || Step::Up2 { x: x.clone() }))
     }
 
-    fn concat(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        Tensor::cat(&[a, b], 3)
+    fn concat(&mut self, a: &Node, b: &Node) -> Result<Node> {
+        let y = cuda::concat(&a.map, &b.map)?;
+        let tracked = a.id.is_some() || b.id.is_some();
+        Ok(self.push(y, tracked, || Step::Concat { a: a.clone(), b: b.clone() }))
     }
 
-    fn mean(&mut self, x: &Tensor) -> Result<Tensor> {
-        x.to_dtype(DType::F32)?.mean_keepdim((1, 2))
+    fn mean(&mut self, x: &Node) -> Result<Node> {
+        let y = x.map.to_dtype(DType::F32)?.mean_keepdim((1, 2))?;
+        Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.clone() }))
     }
 
-    fn tensor(&self, x: &Tensor) -> Result<Tensor> {
-        x.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()
+    fn tensor(&self, x: &Node) -> Result<Tensor> {
+        x.map.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()
+    }
+}
+
+/// Gradients of the parameters, where the pass reaches them.
+struct Sums(Vec<Option<Tensor>>);
+
+impl Sums {
+    fn add(&mut self, param: Param, more: Tensor) -> Result<()> {
+        add(&mut self.0[param.0], more)
+    }
+}
+
+fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(sum) => (sum + more)?,
+        None => more,
+    });
+    Ok(())
+}
+
+/// What is left of a forward pass.
+struct Taken {
+    steps: Vec<(Step, usize)>,
+    nodes: usize,
+    input: Option<usize>,
+    output: Option<usize>,
+}
+
+impl Taken {
+    /// From the gradient of the output to that of the input; those of the parameters are
+    /// added to `sums`.
+    fn backward(
+        self,
+        parameters: &[Tensor],
+        dy: Tensor,
+        mut sums: Option<&mut Sums>,
+    ) -> Result<Option<Tensor>> {
+        let mut gradients: Vec<Option<Tensor>> = vec![None; self.nodes];
+        if let Some(id) = self.output {
+            gradients[id] = Some(dy);
+        }
+        // Each step is dropped when it is done with, and its values with it.
+        for (step, id) in self.steps.into_iter().rev() {
+            let Some(mut dy) = gradients[id].take() else { continue };
+            let mut give = |node: &Node, more: Tensor| match node.id {
+                Some(id) => add(&mut gradients[id], more),
+                None => Ok(()),
+            };
+            match step {
+                Step::Conv { x, weight, bias, term, residual } => {
+                    let w = &parameters[weight.0];
+                    if let Some((residual, scale)) = &residual {
+                        if *scale != 1.0 {
+                            dy = cuda::scaled(&dy, *scale)?;
+                        }
+                        give(residual, dy.clone())?;
+                    }
+                    let rows = is_rows(&x.map, w);
+                    let summed = term.as_ref().is_some_and(|term| term.id.is_some());
+                    let trained_bias = bias.filter(|_| sums.is_some());
+                    if summed || trained_bias.is_some() {
+                        let each = if rows { dy.flatten_from(1)? } else { cuda::pixel_sums(&dy)? };
+                        if let (Some(bias), Some(sums)) = (trained_bias, &mut sums) {
+                            sums.add(bias, cuda::column_sums(&each)?)?;
+                        }
+                        if let Some(term) = term {
+                            give(&term, each.reshape(term.map.shape())?)?;
+                        }
+                    }
+                    if let Some(sums) = &mut sums {
+                        let dw = if rows {
+                            let dw = dy.flatten_from(1)?.t()?.matmul(&x.map.flatten_from(1)?)?;
+                            dw.reshape(w.shape())?
+                        } else {
+                            cuda::filter_gradient(&x.map, w, &dy)?
+                        };
+                        sums.add(weight, dw)?;
+                    }
+                    if x.id.is_some() {
+                        let dx = if rows {
+                            dy.flatten_from(1)?.matmul(&w.flatten_from(1)?)?.reshape(x.map.shape())?
+                        } else {
+                            cuda::data_gradient(w, &dy)?
+                        };
+                        give(&x, dx)?;
+                    }
+                }
+                Step::Norm { x, norm, kept } => {
+                    let (gamma, beta) = (&parameters[norm.gamma.0], &parameters[norm.beta.0]);
+                    let [dx, dgamma, dbeta] = group_norm(&norm).backward(&x.map, gamma, beta, &kept, &dy)?;
+                    if let Some(sums) = &mut sums {
+                        sums.add(norm.gamma, dgamma)?;
+                        sums.add(norm.beta, dbeta)?;
+                    }
+                    give(&x, dx)?;
+                }
+                Step::Attention { qkv } => {
+                    let (b, h, w, c3) = qkv.map.dims4()?;
+                    let da = dy.reshape((b, h * w, c3 / 3))?;
+                    let d = cuda::attention_backward(&qkv.map.reshape((b, h * w, c3))?, &da)?;
+                    give(&qkv, d.reshape((b, h, w, c3))?)?;
+                }
+                Step::Silu { x } => give(&x, cuda::silu_backward(&x.map, &dy)?)?,
+                Step::Down2 { x } => give(&x, cuda::up2(&dy, 0.25)?)?,
+                Step::Up2 { x } => give(&x, cuda::down2(&dy, 1.0)?)?,
+                Step::Concat { a, b } => {
+                    let [da, db] = cuda::split(&dy, a.map.dim(3)?)?;
+                    give(&a, da)?;
+                    give(&b, db)?;
+                }
+                Step::Mean { x } => {
+                    let (_, h, w, _) = x.map.dims4()?;
+                    let each = cuda::scaled(&dy, 1.0 / (h * w) as f32)?.to_dtype(x.map.dtype())?;
+                    give(&x, each.broadcast_as(x.map.shape())?.contiguous()?)?;
+                }
+            }
+        }
+        Ok(self.input.and_then(|id| gradients[id].take()))
+    }
+}
+
+thread_local! {
+    /// Parameters and their gradients, between a backward pass and [`gradients`].
+    static DELIVERED: RefCell<Vec<(Tensor, Tensor)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The gradients of `loss`: candle's, and those of the parameters of networks, which go
+/// past it.
+pub fn gradients(loss: &Tensor) -> Result<GradStore> {
+    DELIVERED.with_borrow_mut(Vec::clear);
+    let mut gradients = loss.backward()?;
+    for (parameter, more) in DELIVERED.take() {
+        let mut sum = gradients.remove(&parameter);
+        add(&mut sum, more)?;
+        gradients.insert(&parameter, sum.expect("it was just added to"));
+    }
+    Ok(gradients)
+}
+
+/// `walk` over the images `x` (B, C, H, W), or rows (B, C), in float32 on a GPU. Gradients
+/// reach `x` through candle, `parameters` through [`gradients`], where candle tracks them.
+/// Gives (B, C, H, W), or (B, C) where H = W = 1, in float32.
+///
+/// # Errors
+/// What `walk` fails with.
+pub fn apply(
+    parameters: &[Tensor],
+    x: &Tensor,
+    walk: impl FnOnce(&mut Fused, &Node) -> Result<Node>,
+) -> Result<Tensor> {
+    let (trained, tracked) = (parameters.iter().any(Tensor::track_op), x.track_op());
+    let detached: Vec<Tensor> = parameters.iter().map(Tensor::detach).collect();
+    let mut ops = Fused { parameters: &detached, device: x.device(), trained, steps: Vec::new(), nodes: 0 };
+    let map = match *x.dims() {
+        [b, c] => x.detach().reshape((b, 1, 1, c))?,
+        [..] => x.detach().to_dtype(activations(x.device()))?.permute((0, 2, 3, 1))?.contiguous()?,
+    };
+    let input = ops.input(map, tracked);
+    let output = walk(&mut ops, &input)?;
+    let y = match ops.tensor(&output)? {
+        y if y.dims()[2..] == [1, 1] => y.flatten_from(1)?,
+        y => y,
+    };
+    if !trained && !tracked {
+        return Ok(y);
+    }
+    let taken = Taken { steps: ops.steps, nodes: ops.nodes, input: input.id, output: output.id };
+    let parameters = if trained { parameters.to_vec() } else { Vec::new() };
+    let dtype = output.map.dtype();
+    let done = Done { parameters, detached, y, dtype, taken: Mutex::new(Some(taken)) };
+    // Candle asks for gradients where an argument has one: this one stands for all parameters.
+    let trained = if trained {
+        Var::zeros(1, DType::F32, x.device())?.into_inner()
+    } else {
+        Tensor::zeros(1, DType::F32, x.device())?
+    };
+    x.contiguous()?.apply_op2(&trained, done)
+}
+
+/// A forward pass that was made, as candle's operation of the images.
+struct Done {
+    /// Those that candle tracks, if any.
+    parameters: Vec<Tensor>,
+    detached: Vec<Tensor>,
+    y: Tensor,
+    /// Of the gradient that the pass begins with.
+    dtype: DType,
+    taken: Mutex<Option<Taken>>,
+}
+
+impl CustomOp2 for Done {
+    fn name(&self) -> &'static str {
+        "network"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        bail!("a network of CUDA on a CPU")
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (storage, layout) = self.y.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { bail!("a tensor on a GPU is needed") };
+        Ok((storage.try_clone(layout)?, self.y.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(taken) = self.taken.lock().expect("nobody panicked").take() else {
+            bail!("a network's gradient is computed once")
+        };
+        let dy = match *dy.dims() {
+            [b, c] => dy.reshape((b, 1, 1, c))?,
+            [..] => dy.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?,
+        };
+        let mut sums = (!self.parameters.is_empty()).then(|| Sums(vec![None; self.detached.len()]));
+        let dx = taken.backward(&self.detached, dy, sums.as_mut())?;
+        if let Some(Sums(sums)) = sums {
+            let reached = self.parameters.iter().cloned().zip(sums);
+            DELIVERED.with_borrow_mut(|all| all.extend(reached.filter_map(|(p, sum)| Some((p, sum?)))));
+        }
+        let dx = match (dx, x.rank()) {
+            (Some(dx), 2) => Some(dx.flatten_from(1)?),
+            (Some(dx), _) => Some(dx.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()?),
+            (None, _) => None,
+        };
+        Ok((dx, None))
     }
 }

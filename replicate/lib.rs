@@ -75,8 +75,8 @@ pub mod unet;
 pub mod unzip;
 pub mod watch;
 
-/// The operations of a network on other devices than the CPU.
+/// Networks on other devices than the CPU.
 #[cfg(not(feature = "cudnn"))]
-pub(crate) use composed::Composed as Elsewhere;
+pub(crate) use composed as elsewhere;
 #[cfg(feature = "cudnn")]
-pub(crate) use fused::Fused as Elsewhere;
+pub(crate) use fused as elsewhere;

@@ -5,6 +5,7 @@
 use crate::augment::{Augmentation, Draw};
 use crate::data::Images;
 use crate::distill::{CriticBatch, GeneratorBatch, OneStep, augmented, parts, shared, strip};
+use crate::elsewhere;
 use crate::equations::{diffuse, dsm};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, Quick};
@@ -468,7 +469,7 @@ impl Training for Teaching<'_> {
             let loss = dsm(&denoised, &part(&x0)?, sigma)?;
             let loss = shared(loss, share)?;
             total += loss.to_scalar::<f32>()? as f64;
-            gradient = Some(self.params.add_gradients(gradient, loss.backward()?)?);
+            gradient = Some(self.params.add_gradients(gradient, elsewhere::gradients(&loss)?)?);
         }
         let s = &self.settings;
         let lr = learning_rate(s.lr, s.warmup_images, s.images, s.cosine, images);
@@ -654,7 +655,7 @@ impl Training for Classifying<'_> {
         let hits = logits.argmax(1)?.to_vec1::<u32>()?.iter().zip(&labels).filter(|(a, b)| a == b).count();
         let lr =
             learning_rate(self.settings.lr, self.settings.images / 20, self.settings.images, true, images);
-        self.adam.update(&self.params, &loss.backward()?, lr)?;
+        self.adam.update(&self.params, &elsewhere::gradients(&loss)?, lr)?;
         Ok(vec![loss.to_scalar::<f32>()? as f64, hits as f64 / b.batch as f64])
     }
 

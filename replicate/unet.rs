@@ -3,7 +3,7 @@
 //! the same encoder. Our reading of Karras et al. 2022; tensor names are those
 //! of the published checkpoints.
 
-use crate::Elsewhere;
+use crate::elsewhere;
 use crate::kernels::{mix, scale_images};
 use crate::network::{self, Builder, Ops, Param, Plus};
 use crate::noise::Precondition;
@@ -474,10 +474,7 @@ impl Denoiser {
         let told = Told { noise: &c.noise, augment: augment.as_deref() };
         let (input, parameters) = (scale_images(x, &c.input)?, &self.parameters);
         let f = if !x.device().is_cpu() {
-            let mut ops = Elsewhere::new(parameters, x.device());
-            let input = ops.input(&input)?;
-            let f = self.walk(&mut ops, &input, &told, &mut probe)?;
-            ops.tensor(&f)?
+            elsewhere::apply(parameters, &input, |ops, x| self.walk(ops, x, &told, &mut probe))?
         } else if probe.is_some() {
             tape::apply_whole(parameters, &input, |ops, x| self.walk(ops, x, &told, &mut probe))?
         } else {
@@ -547,9 +544,7 @@ impl Critic {
                 self.walk(ops, x, &told.of(&images, self.encoder.labels))
             })?
         } else {
-            let mut ops = Elsewhere::new(&self.parameters, x.device());
-            let input = ops.input(&x)?;
-            self.walk(&mut ops, &input, &told)?
+            elsewhere::apply(&self.parameters, &x, |ops, x| self.walk(ops, x, &told))?
         };
         logits.flatten_all()
     }

@@ -4,8 +4,8 @@
 use super::Check;
 use super::fixture::relative_error;
 use super::parity::Tolerance;
-use crate::Elsewhere;
-use crate::composed::Composed;
+use crate::composed;
+use crate::elsewhere;
 use crate::error::Result;
 use crate::kernels;
 use crate::network::{Norm, Ops, Param, Plus};
@@ -101,17 +101,14 @@ fn evaluate(operation: Operation, device: &Device, composed: bool) -> Result<Vec
     let parameters: Vec<Tensor> = inputs[1..].iter().map(|var| var.as_tensor().clone()).collect();
     let x = inputs[0].as_tensor();
     let y = if composed {
-        operation.walk(&mut Composed::new(&parameters, device), x)?
+        composed::apply(&parameters, x, |ops, x| operation.walk(ops, x))?
     } else if device.is_cpu() {
         tape::apply_whole(&parameters, x, |ops, x| operation.walk(ops, x))?
     } else {
-        let mut ops = Elsewhere::new(&parameters, device);
-        let input = ops.input(x)?;
-        let y = operation.walk(&mut ops, &input)?;
-        ops.tensor(&y)?
+        elsewhere::apply(&parameters, x, |ops, x| operation.walk(ops, x))?
     };
     let weights = Tensor::from_vec(normals("weights", y.dims()), y.shape(), device)?;
-    let gradients = (&y * weights)?.sum_all()?.backward()?;
+    let gradients = elsewhere::gradients(&(&y * weights)?.sum_all()?)?;
     let mut all = vec![y.flatten_all()?.to_vec1()?];
     for input in &inputs {
         let gradient = gradients.get(input).map(|gradient| gradient.flatten_all()?.to_vec1());

@@ -7,6 +7,7 @@ use crate::augment::{Augmentation, Draw, Numbers};
 use crate::checkpoint::{Checkpoint, Dtype, Format, Tensor as Stored};
 use crate::data::Images;
 use crate::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings, augmented};
+use crate::elsewhere;
 use crate::equations::Divergence;
 use crate::error::Result;
 use crate::inception::{DEPTHS, Inception};
@@ -154,7 +155,7 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
     let image: Vec<f32> = unit("input.image", x.elem_count()).into_iter().map(|u| 0.8 * u).collect();
     let image = Tensor::from_vec(image, x.shape(), device)?;
     let loss = (&with_labels - image)?.sqr()?.mean_all()?;
-    let grads = loss.backward()?;
+    let grads = elsewhere::gradients(&loss)?;
     let mut worst = 0f64;
     for (parameter, var) in params.iter() {
         let gradient = match grads.get(var) {

@@ -2,24 +2,25 @@
 //! is one pass over each row.
 
 use super::compile::kernel;
-use super::{
-    Arg, Element, by_type, count, elements, no_cpu, rows, storage, tensor, uninitialised, with_args,
-};
-use candle_core::cuda_backend::{CudaDevice, WrapErr};
+use super::{Arg, Element, by_type, count, elements, rows, tensor, uninitialised, with_args};
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t::{self, CUBLAS_OP_N, CUBLAS_OP_T};
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, Gemm, GemmConfig, StridedBatchedConfig};
 use candle_core::cuda_backend::cudarc::driver::{
     CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, PushKernelArg,
 };
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail, builder_arg};
+use candle_core::cuda_backend::{CudaDevice, WrapErr};
+use candle_core::{Layout, Result, Tensor, bail, builder_arg};
 
 /// softmax(q k^T / sqrt(C)) v. `qkv` (B, T, 3C) with q, k and v interleaved, channel
 /// 3c + {0, 1, 2}. Gives (B, T, C).
 pub fn attention(qkv: &Tensor) -> Result<Tensor> {
-    qkv.contiguous()?.apply_op1(Attention)
+    with_args([qkv], |[qkv]| by_type!(qkv, forward(qkv)))
 }
 
-struct Attention;
+/// The gradient of `qkv` from that of the output.
+pub fn attention_backward(qkv: &Tensor, da: &Tensor) -> Result<Tensor> {
+    with_args([qkv, da], |[qkv, da]| by_type!(qkv, backward(qkv, da)))
+}
 
 /// Sizes: `batch` images of `tokens` by `channels`.
 #[derive(Clone, Copy)]
@@ -160,7 +161,7 @@ where
     Ok(p)
 }
 
-fn forward<T: Element>(qkv: Arg) -> Result<(CudaStorage, Shape)>
+fn forward<T: Element>(qkv: Arg) -> Result<Tensor>
 where
     CudaBlas: Gemm<T>,
 {
@@ -169,7 +170,7 @@ where
     let p = weights(g, &parts, device)?;
     let mut a = uninitialised::<T>(g.values(), device)?;
     g.to_queries().run(&device.cublas_handle(), g.batch, &p, &part(g, &parts, 2), &mut a)?;
-    Ok((storage(a, device), (g.batch, g.tokens, g.channels).into()))
+    Ok(tensor(a, (g.batch, g.tokens, g.channels), device))
 }
 
 fn backward<T: Element>(qkv: Arg, da: Arg) -> Result<Tensor>
@@ -201,25 +202,6 @@ where
     // SAFETY: the kernel's parameters in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(tensor(dqkv, qkv.layout.shape().clone(), device))
-}
-
-impl CustomOp1 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        no_cpu(self.name())
-    }
-
-    fn cuda_fwd(&self, qkv: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let qkv = Arg { storage: qkv, layout };
-        by_type!(qkv, forward(qkv))
-    }
-
-    fn bwd(&self, qkv: &Tensor, _a: &Tensor, da: &Tensor) -> Result<Option<Tensor>> {
-        with_args([qkv, da], |[qkv, da]| Ok(Some(by_type!(qkv, backward(qkv, da))?)))
-    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ mod tests {
             "group_norm_backward",
             "softmax",
             "softmax_backward",
-            "add_bias",
+            "finish",
             "pixel_sums",
             "channels_last",
             "channels_first",

@@ -1,8 +1,8 @@
 //! Convolution, stride 1, same size, 1x1 or 3x3, with bias, through cuDNN.
 
-use super::compile::{kernel, plain};
+use super::compile::kernel;
 use super::{
-    Arg, Element, THREADS, by_type, count, elements, no_cpu, rows, storage, tensor, uninitialised, with_args,
+    Arg, Element, THREADS, by_type, count, elements, rows, tensor, uninitialised, with_args, with_option,
 };
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnConvolutionBwdDataAlgo_t, cudnnConvolutionBwdFilterAlgo_t, cudnnConvolutionFwdAlgo_t,
@@ -12,25 +12,52 @@ use candle_core::cuda_backend::cudarc::cudnn::{
     ConvBackwardData, ConvBackwardFilter, ConvDescriptor, ConvForward, Cudnn, FilterDescriptor,
     TensorDescriptor,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_core::cuda_backend::{CudaDevice, DeviceId, WrapErr};
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail, builder_arg,
-};
+use candle_core::{DType, Result, Shape, Tensor, bail, builder_arg};
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// x * w + bias: `x` (B, H, W, C), `w` (O, C, k, k) with odd k, `bias` (O), or (B, O) for
-/// one bias an image; gives (B, H, W, O). `w` and `bias` are float32; `w` is rounded to
-/// the type of `x`, and the products are summed in float32.
-pub fn conv2d(x: &Tensor, w: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op3(&w.contiguous()?, &bias.contiguous()?, Conv2d)
+/// What is done to the sums of a convolution in a pass behind it.
+#[derive(Clone, Copy, Default)]
+pub struct Ends<'a> {
+    /// (O), or (B, O) for one bias an image; float32.
+    pub bias: Option<&'a Tensor>,
+    /// (B, H, W, O) that is added, and a factor of the whole.
+    pub residual: Option<(&'a Tensor, f32)>,
 }
 
-struct Conv2d;
+/// x * w: `x` (B, H, W, C), `w` (O, C, k, k) in float32 with odd k; gives (B, H, W, O). `w`
+/// is rounded to the type of `x`, and the products are summed in float32.
+pub fn conv2d(x: &Tensor, w: &Tensor, ends: Ends) -> Result<Tensor> {
+    let (residual, scale) = ends.residual.unzip();
+    with_args([x, w], |operands| {
+        with_option(ends.bias, |bias| {
+            with_option(residual, |residual| {
+                by_type!(x, forward(operands, bias, residual, scale.unwrap_or(1.0)))
+            })
+        })
+    })
+}
+
+/// The gradient of x from `dy` (B, H, W, O), of its type.
+pub fn data_gradient(w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    with_args([w, dy], |[w, dy]| by_type!(dy, to_data(w, dy)))
+}
+
+/// The gradient of w (O, C, k, k) in float32, from a sum that cuDNN rounds to the type of
+/// `x` and `dy`.
+pub fn filter_gradient(x: &Tensor, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    with_args([x, dy], |[x, dy]| by_type!(x, to_filter(x, w.shape(), dy)))
+}
+
+/// The sums of `dy` (B, H, W, O) over the pixels, (B, O), in float32.
+pub fn pixel_sums(dy: &Tensor) -> Result<Tensor> {
+    with_args([dy], |[dy]| by_type!(dy, over_pixels(dy)))
+}
 
 // Pinned: cuDNN has the first for every type and size here, all three add in one order,
 // and its heuristics might choose others elsewhere.
@@ -44,7 +71,7 @@ const FILTER: cudnnConvolutionBwdFilterAlgo_t =
 const LANE: usize = 32;
 
 /// Sizes of one convolution.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Geometry {
     batch: usize,
     inputs: usize,
@@ -140,18 +167,17 @@ fn with_library<R>(device: &CudaDevice, f: impl FnOnce(&mut Library) -> Result<R
     })
 }
 
-fn geometry(x: &Shape, w: &Shape, bias: &Shape) -> Result<Geometry> {
-    let (batch, height, width, inputs) = x.dims4()?;
-    let (outputs, per_output, kernel, other) = w.dims4()?;
-    let per_image = bias.dims() == [batch, outputs];
-    if per_output != inputs || kernel != other || kernel % 2 == 0 || !(per_image || bias.dims() == [outputs])
-    {
-        bail!("conv2d: input {x:?}, weight {w:?}, bias {bias:?}");
-    }
-    Ok(Geometry { batch, inputs, outputs, height, width, kernel })
-}
-
 impl Geometry {
+    /// Of maps (B, H, W, ...) and weights.
+    fn of(maps: &Shape, w: &Shape) -> Result<Geometry> {
+        let (batch, height, width, _) = maps.dims4()?;
+        let (outputs, inputs, kernel, other) = w.dims4()?;
+        if kernel != other || kernel % 2 == 0 {
+            bail!("conv2d: weights {w:?}");
+        }
+        Ok(Geometry { batch, inputs, outputs, height, width, kernel })
+    }
+
     fn images(&self, channels: usize) -> Shape {
         (self.batch, self.height, self.width, channels).into()
     }
@@ -177,9 +203,26 @@ fn filters<T: Element>(g: Geometry, w: Arg) -> Result<CudaSlice<T>> {
     Ok(out)
 }
 
-fn forward<T: Element>([x, w, bias]: [Arg; 3]) -> Result<(CudaStorage, Shape)> {
-    let g = geometry(x.layout.shape(), w.layout.shape(), bias.layout.shape())?;
-    let (device, shape) = (x.device(), g.images(g.outputs));
+fn forward<T: Element>(
+    [x, w]: [Arg; 2],
+    bias: Option<Arg>,
+    residual: Option<Arg>,
+    scale: f32,
+) -> Result<Tensor> {
+    let g = Geometry::of(x.layout.shape(), w.layout.shape())?;
+    let (device, shape, pixels) = (x.device(), g.images(g.outputs), g.height * g.width);
+    let per_image = bias.is_some_and(|bias| bias.layout.dims() == [g.batch, g.outputs]);
+    if x.layout.shape() != &g.images(g.inputs)
+        || bias.is_some_and(|bias| !per_image && bias.layout.dims() != [g.outputs])
+        || residual.is_some_and(|residual| residual.layout.shape() != &shape)
+    {
+        bail!(
+            "conv2d: {g:?} of {:?}, {:?}, {:?}",
+            x.layout,
+            bias.map(|b| b.layout),
+            residual.map(|r| r.layout)
+        );
+    }
     let (xs, ws) = (x.view::<T>()?, filters::<T>(g, w)?);
     let mut y = uninitialised::<T>(shape.elem_count(), device)?;
     with_library(device, |library| {
@@ -191,20 +234,40 @@ fn forward<T: Element>([x, w, bias]: [Arg; 3]) -> Result<(CudaStorage, Shape)> {
         unsafe { pass.launch(FORWARD, workspace, (T::ONE, T::ZERO), &xs, &ws, &mut y)? };
         Ok(())
     })?;
-    let (function, biases) = (kernel::<T>(device, "add_bias")?, bias.view::<f32>()?);
-    let pixels = g.height * g.width;
+    if bias.is_none() && residual.is_none() {
+        return Ok(tensor(y, shape, device));
+    }
+    let function = kernel::<T>(device, "finish")?;
+    let bias = bias.map(|bias| bias.view::<f32>()).transpose()?;
+    let residual = residual.map(|residual| residual.view::<T>()).transpose()?;
+    let null = 0u64;
     let mut call = function.builder();
-    call.arg(&mut y).arg(&biases);
-    let per_image = bias.layout.dims().len() == 2;
-    builder_arg!(call, count(g.batch * pixels)?, g.outputs as u32, pixels as u32, u32::from(per_image));
+    call.arg(&mut y);
+    match &bias {
+        Some(bias) => call.arg(bias),
+        None => call.arg(&null),
+    };
+    match &residual {
+        Some(residual) => call.arg(residual),
+        None => call.arg(&null),
+    };
+    builder_arg!(
+        call,
+        count(g.batch * pixels)?,
+        g.outputs as u32,
+        pixels as u32,
+        u32::from(per_image),
+        scale
+    );
     // SAFETY: the kernel's parameters in their order; it checks rows and channels.
     unsafe { call.launch(rows((g.batch * pixels).div_ceil(4), g.outputs)) }.w()?;
-    Ok((storage(y, device), shape))
+    Ok(tensor(y, shape, device))
 }
 
-fn data_gradient<T: Element>(g: Geometry, w: Arg, dy: &CudaView<T>) -> Result<Tensor> {
+fn to_data<T: Element>(w: Arg, dy: Arg) -> Result<Tensor> {
+    let g = Geometry::of(dy.layout.shape(), w.layout.shape())?;
     let (device, shape) = (w.device(), g.images(g.inputs));
-    let ws = filters::<T>(g, w)?;
+    let (ws, dys) = (filters::<T>(g, w)?, dy.view::<T>()?);
     let mut dx = uninitialised::<T>(shape.elem_count(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
@@ -212,15 +275,15 @@ fn data_gradient<T: Element>(g: Geometry, w: Arg, dy: &CudaView<T>) -> Result<Te
         let pass = ConvBackwardData { conv: &plan.convolution, dx: &plan.x, w: &plan.w, dy: &plan.y };
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
-        unsafe { pass.launch(DATA, workspace, (T::ONE, T::ZERO), &mut dx, &ws, dy)? };
+        unsafe { pass.launch(DATA, workspace, (T::ONE, T::ZERO), &mut dx, &ws, &dys)? };
         Ok(())
     })?;
     Ok(tensor(dx, shape, device))
 }
 
-/// Float32, from a sum that cuDNN rounds to the type of the activations.
-fn filter_gradient<T: Element>(g: Geometry, x: Arg, dy: &CudaView<T>) -> Result<Tensor> {
-    let (device, xs) = (x.device(), x.view::<T>()?);
+fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg) -> Result<Tensor> {
+    let g = Geometry::of(x.layout.shape(), w)?;
+    let (device, xs, dys) = (x.device(), x.view::<T>()?, dy.view::<T>()?);
     let mut last = uninitialised::<T>(g.weights(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
@@ -228,7 +291,7 @@ fn filter_gradient<T: Element>(g: Geometry, x: Arg, dy: &CudaView<T>) -> Result<
         let pass = ConvBackwardFilter { conv: &plan.convolution, x: &plan.x, dw: &plan.w, dy: &plan.y };
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
-        unsafe { pass.launch(FILTER, workspace, (T::ONE, T::ZERO), &xs, &mut last, dy)? };
+        unsafe { pass.launch(FILTER, workspace, (T::ONE, T::ZERO), &xs, &mut last, &dys)? };
         Ok(())
     })?;
     let mut dw = uninitialised::<f32>(g.weights(), device)?;
@@ -238,81 +301,18 @@ fn filter_gradient<T: Element>(g: Geometry, x: Arg, dy: &CudaView<T>) -> Result<
     builder_arg!(call, count(g.weights())?, g.inputs as u32, g.taps() as u32);
     // SAFETY: the kernel's parameters in their order; it checks the count.
     unsafe { call.launch(elements(g.weights())) }.w()?;
-    Ok(tensor(dw, (g.outputs, g.inputs, g.kernel, g.kernel), device))
+    Ok(tensor(dw, w.clone(), device))
 }
 
-/// (outputs), or (batch, outputs) for one bias an image.
-fn bias_gradient<T: Element>(
-    g: Geometry,
-    device: &CudaDevice,
-    dy: &CudaView<T>,
-    per_image: bool,
-) -> Result<Tensor> {
-    let mut sums = uninitialised::<f32>(g.batch * g.outputs, device)?;
+fn over_pixels<T: Element>(dy: Arg) -> Result<Tensor> {
+    let (batch, height, width, channels) = dy.layout.shape().dims4()?;
+    let (device, dys) = (dy.device(), dy.view::<T>()?);
+    let mut sums = uninitialised::<f32>(batch * channels, device)?;
     let function = kernel::<T>(device, "pixel_sums")?;
     let mut call = function.builder();
-    call.arg(dy).arg(&mut sums);
-    builder_arg!(call, g.outputs as u32, (g.height * g.width) as u32);
+    call.arg(&dys).arg(&mut sums);
+    builder_arg!(call, channels as u32, (height * width) as u32);
     // SAFETY: the kernel's parameters in their order; blocks for the channels of each image.
-    unsafe { call.launch(rows(g.batch * g.outputs.div_ceil(LANE), THREADS as usize)) }.w()?;
-    if per_image {
-        return Ok(tensor(sums, (g.batch, g.outputs), device));
-    }
-    let mut total = uninitialised::<f32>(g.outputs, device)?;
-    let function = plain(device, "column_sums")?;
-    let mut call = function.builder();
-    call.arg(&sums).arg(&mut total);
-    builder_arg!(call, g.batch as u32, g.outputs as u32);
-    // SAFETY: the kernel's parameters in their order; `batch` rows of `outputs` sums.
-    unsafe { call.launch(elements(g.outputs)) }.w()?;
-    Ok(tensor(total, g.outputs, device))
-}
-
-type Gradients = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
-
-/// The gradients of x, w and bias, where they are `wanted`.
-fn backward<T: Element>([x, w, bias, dy]: [Arg; 4], wanted: [bool; 3]) -> Result<Gradients> {
-    let g = geometry(x.layout.shape(), w.layout.shape(), bias.layout.shape())?;
-    let dys = dy.view::<T>()?;
-    let dx = wanted[0].then(|| data_gradient::<T>(g, w, &dys)).transpose()?;
-    let dw = wanted[1].then(|| filter_gradient::<T>(g, x, &dys)).transpose()?;
-    let per_image = bias.layout.dims().len() == 2;
-    let db = wanted[2].then(|| bias_gradient::<T>(g, x.device(), &dys, per_image)).transpose()?;
-    Ok((dx, dw, db))
-}
-
-impl CustomOp3 for Conv2d {
-    fn name(&self) -> &'static str {
-        "conv2d"
-    }
-
-    fn cpu_fwd(
-        &self,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        no_cpu(self.name())
-    }
-
-    fn cuda_fwd(
-        &self,
-        x: &CudaStorage,
-        lx: &Layout,
-        w: &CudaStorage,
-        lw: &Layout,
-        bias: &CudaStorage,
-        lb: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        let args = [(x, lx), (w, lw), (bias, lb)].map(|(storage, layout)| Arg { storage, layout });
-        by_type!(args[0], forward(args))
-    }
-
-    fn bwd(&self, x: &Tensor, w: &Tensor, bias: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Gradients> {
-        let wanted = [x, w, bias].map(Tensor::track_op);
-        with_args([x, w, bias, dy], |args| by_type!(x, backward(args, wanted)))
-    }
+    unsafe { call.launch(rows(batch * channels.div_ceil(LANE), THREADS as usize)) }.w()?;
+    Ok(tensor(sums, (batch, channels), device))
 }

@@ -123,15 +123,21 @@ __device__ inline void statistics(const Tile& tile, const T* restrict x, u32 cha
     rstd = 1.0f / sqrtf(tile.group_sum(nullptr, shared) / n + eps);
 }
 
+// Keeps mean and 1 / standard deviation of every group of every image.
 template <typename T>
 __device__ inline void group_norm(const T* restrict x, const float* restrict gamma, const float* restrict beta,
-                                  T* restrict y, u32 channels, u32 groups, u32 pixels, u32 at_once, float eps,
-                                  u32 silu, float* shared) {
+                                  T* restrict y, float* restrict kept, u32 channels, u32 groups, u32 pixels,
+                                  u32 at_once, float eps, u32 silu, float* shared) {
     Tile tile(channels, groups, at_once);
     x += tile.start(channels, pixels);
     y += tile.start(channels, pixels);
     float mean, rstd, g = gamma[tile.first + tile.channel], b = beta[tile.first + tile.channel];
     statistics(tile, x, channels, pixels, eps, shared, mean, rstd);
+    if (tile.lane == 0 && tile.channel % tile.per_group == 0) {
+        u64 group = (u64)tile.image * groups + (tile.first + tile.channel) / tile.per_group;
+        kept[2 * group] = mean;
+        kept[2 * group + 1] = rstd;
+    }
     for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) {
         float u = (load(x, (u64)p * channels) - mean) * rstd * g + b;
         store(y, (u64)p * channels, silu ? u * sigmoid(u) : u);
@@ -142,17 +148,18 @@ __device__ inline void group_norm(const T* restrict x, const float* restrict gam
 // u = gamma xhat + beta and du = dy f'(u): sums (2, images, channels).
 template <typename T>
 __device__ inline void group_norm_backward(const T* restrict x, const float* restrict gamma,
-                                           const float* restrict beta, const T* restrict dy, T* restrict dx,
-                                           float* restrict sums, u32 images, u32 channels, u32 groups,
-                                           u32 pixels, u32 at_once, float eps, u32 silu, float* shared) {
+                                           const float* restrict beta, const T* restrict dy,
+                                           const float* restrict kept, T* restrict dx, float* restrict sums,
+                                           u32 images, u32 channels, u32 groups, u32 pixels, u32 at_once,
+                                           u32 silu, float* shared) {
     Tile tile(channels, groups, at_once);
     u64 start = tile.start(channels, pixels), row = (u64)tile.image * channels + tile.first + tile.channel;
     x += start;
     dy += start;
     dx += start;
-    float mean, rstd, g = gamma[tile.first + tile.channel], b = beta[tile.first + tile.channel];
-    statistics(tile, x, channels, pixels, eps, shared, mean, rstd);
-    float du_sum = 0.0f, du_xhat_sum = 0.0f;
+    float g = gamma[tile.first + tile.channel], b = beta[tile.first + tile.channel];
+    u64 group = (u64)tile.image * groups + (tile.first + tile.channel) / tile.per_group;
+    float mean = kept[2 * group], rstd = kept[2 * group + 1], du_sum = 0.0f, du_xhat_sum = 0.0f;
     for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) {
         float xhat = (load(x, (u64)p * channels) - mean) * rstd, du = load(dy, (u64)p * channels);
         if (silu) du *= silu_slope(g * xhat + b);
@@ -197,18 +204,23 @@ __device__ inline void softmax_backward(const T* p, T* dp, u32 n, float scale, f
     for (u32 i = threadIdx.x; i < n; i += blockDim.x) store(dp, i, scale * load(p, i) * (load(dp, i) - dot));
 }
 
-// Adds bias (channels), or (images, channels), to y (rows, channels), where a row is a
-// pixel of an image. Rows are read four at a time: one would not keep the memory busy.
+// y = scale (y + bias + residual), of which bias and residual may be null. y and residual
+// are (rows, channels), a row a pixel of an image; bias (channels), or (images, channels).
+// Rows are read four at a time: one would not keep the memory busy.
 template <typename T>
-__device__ inline void add_bias(T* y, const float* restrict bias, u32 rows, u32 channels, u32 pixels,
-                                u32 per_image) {
+__device__ inline void finish(T* y, const float* restrict bias, const T* restrict residual, u32 rows,
+                              u32 channels, u32 pixels, u32 per_image, float scale) {
     for (u32 row = blockIdx.x; row < rows; row += 4 * gridDim.x)
         for (u32 c = threadIdx.x; c < channels; c += blockDim.x) {
             float v[4];
+            for (u32 k = 0, r = row; k < 4 && r < rows; k++, r += gridDim.x) {
+                u64 at = (u64)r * channels + c;
+                v[k] = load(y, at);
+                if (bias) v[k] += bias[(per_image ? r / pixels * channels : 0) + c];
+                if (residual) v[k] += load(residual, at);
+            }
             for (u32 k = 0, r = row; k < 4 && r < rows; k++, r += gridDim.x)
-                v[k] = load(y, (u64)r * channels + c) + bias[(per_image ? r / pixels * channels : 0) + c];
-            for (u32 k = 0, r = row; k < 4 && r < rows; k++, r += gridDim.x)
-                store(y, (u64)r * channels + c, v[k]);
+                store(y, (u64)r * channels + c, scale * v[k]);
         }
 }
 
@@ -312,16 +324,16 @@ __device__ inline void silu_backward(const T* restrict x, const T* restrict dy, 
 
 #define KERNELS(T, suffix)                                                                                      \
     extern "C" __global__ void group_norm_##suffix(const T* x, const float* gamma, const float* beta, T* y,     \
-                                                   u32 channels, u32 groups, u32 pixels, u32 at_once,           \
-                                                   float eps, u32 silu) {                                       \
+                                                   float* kept, u32 channels, u32 groups, u32 pixels,           \
+                                                   u32 at_once, float eps, u32 silu) {                          \
         __shared__ float shared[MOST];                                                                          \
-        group_norm(x, gamma, beta, y, channels, groups, pixels, at_once, eps, silu, shared);                    \
+        group_norm(x, gamma, beta, y, kept, channels, groups, pixels, at_once, eps, silu, shared);              \
     }                                                                                                           \
     extern "C" __global__ void group_norm_backward_##suffix(                                                    \
-        const T* x, const float* gamma, const float* beta, const T* dy, T* dx, float* sums, u32 images,         \
-        u32 channels, u32 groups, u32 pixels, u32 at_once, float eps, u32 silu) {                               \
+        const T* x, const float* gamma, const float* beta, const T* dy, const float* kept, T* dx, float* sums,  \
+        u32 images, u32 channels, u32 groups, u32 pixels, u32 at_once, u32 silu) {                              \
         __shared__ float shared[MOST];                                                                          \
-        group_norm_backward(x, gamma, beta, dy, dx, sums, images, channels, groups, pixels, at_once, eps, silu, \
+        group_norm_backward(x, gamma, beta, dy, kept, dx, sums, images, channels, groups, pixels, at_once, silu,\
                             shared);                                                                            \
     }                                                                                                           \
     extern "C" __global__ void softmax_##suffix(T* s, u32 n, float scale) {                                     \
@@ -332,9 +344,9 @@ __device__ inline void silu_backward(const T* restrict x, const T* restrict dy, 
         __shared__ float shared[MOST];                                                                          \
         softmax_backward(p, dp, n, scale, shared);                                                              \
     }                                                                                                           \
-    extern "C" __global__ void add_bias_##suffix(T* y, const float* bias, u32 rows, u32 channels, u32 pixels,   \
-                                                 u32 per_image) {                                               \
-        add_bias(y, bias, rows, channels, pixels, per_image);                                                   \
+    extern "C" __global__ void finish_##suffix(T* y, const float* bias, const T* residual, u32 rows,            \
+                                               u32 channels, u32 pixels, u32 per_image, float scale) {          \
+        finish(y, bias, residual, rows, channels, pixels, per_image, scale);                                    \
     }                                                                                                           \
     extern "C" __global__ void pixel_sums_##suffix(const T* x, float* sums, u32 channels, u32 pixels) {         \
         __shared__ float shared[MOST];                                                                          \

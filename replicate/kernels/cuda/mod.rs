@@ -15,18 +15,20 @@ mod norm;
 mod pointwise;
 mod update;
 
-pub use self::attention::attention;
-pub use self::conv::conv2d;
+pub use self::attention::{attention, attention_backward};
+pub use self::conv::{Ends, conv2d, data_gradient, filter_gradient, pixel_sums};
 pub use self::noise::normals;
-pub use self::norm::group_norm;
-pub use self::pointwise::{down2, mix, scale_images, silu, up2};
+pub use self::norm::GroupNorm;
+pub use self::pointwise::{
+    column_sums, concat, down2, mix, scale_images, scaled, silu, silu_backward, split, up2,
+};
 pub use self::update::{Moments, adam, average};
 
 use candle_core::cuda_backend::cudarc::cudnn::CudnnDataType;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, LaunchConfig};
 use candle_core::cuda_backend::{CudaDType, CudaDevice};
 use candle_core::op::BackpropOp;
-use candle_core::{CpuStorage, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
 /// Whether the operations here take `x`.
@@ -97,7 +99,7 @@ impl<'a> Arg<'a> {
     }
 }
 
-/// The operands of a backward pass.
+/// Calls `f` with the tensors' memory.
 fn with_args<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Arg; N]) -> Result<R>) -> Result<R> {
     let contiguous: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
     let guards: Vec<_> = contiguous.iter().map(|t| t.storage_and_layout()).collect();
@@ -109,6 +111,13 @@ fn with_args<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Arg; N]) 
     match args.try_into() {
         Ok(args) => f(args),
         Err(_) => unreachable!("as many as there were tensors"),
+    }
+}
+
+fn with_option<R>(tensor: Option<&Tensor>, f: impl FnOnce(Option<Arg>) -> Result<R>) -> Result<R> {
+    match tensor {
+        Some(tensor) => with_args([tensor], |[arg]| f(Some(arg))),
+        None => f(None),
     }
 }
 
@@ -125,11 +134,6 @@ fn tensor<T: CudaDType>(slice: CudaSlice<T>, shape: impl Into<Shape>, device: &C
 fn uninitialised<T: DeviceRepr>(n: usize, device: &CudaDevice) -> Result<CudaSlice<T>> {
     // SAFETY: every caller's kernel writes each element before anything reads one.
     unsafe { device.alloc::<T>(n) }
-}
-
-/// What the operations here answer on another device, where they are never sent.
-fn no_cpu(name: &str) -> Result<(CpuStorage, Shape)> {
-    bail!("{name} of CUDA has no CPU version")
 }
 
 const THREADS: u32 = 256;

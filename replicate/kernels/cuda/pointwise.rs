@@ -1,24 +1,63 @@
 //! Operations on one value or on 2x2 pixels.
 
-use super::compile::kernel;
-use super::{Arg, Element, by_type, count, elements, no_cpu, storage, tensor, uninitialised, with_args};
+use super::compile::{kernel, plain};
+use super::{Arg, Element, by_type, count, elements, storage, tensor, uninitialised, with_args};
+use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
-use candle_core::{CpuStorage, CudaStorage, CustomOp1, Layout, Result, Shape, Tensor, bail, builder_arg};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail, builder_arg};
 
 /// x sigmoid(x)
 pub fn silu(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Silu)
+    with_args([x], |[x]| by_type!(x, activated(x, None)))
 }
 
-/// The mean of each 2x2 block of `x` (B, H, W, C).
-pub fn down2(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Resample { half: true, weight: 0.25 })
+pub fn silu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    with_args([x, dy], |[x, dy]| by_type!(x, activated(x, Some(dy))))
 }
 
-/// Each pixel of `x` (B, H, W, C) four times.
-pub fn up2(x: &Tensor) -> Result<Tensor> {
-    x.contiguous()?.apply_op1(Resample { half: false, weight: 1.0 })
+/// `weight` times the sum of each 2x2 block of `x` (B, H, W, C).
+pub fn down2(x: &Tensor, weight: f32) -> Result<Tensor> {
+    with_args([x], |[x]| by_type!(x, resampled(x, true, weight)))
+}
+
+/// `weight` times each pixel of `x` (B, H, W, C), four times.
+pub fn up2(x: &Tensor, weight: f32) -> Result<Tensor> {
+    with_args([x], |[x]| by_type!(x, resampled(x, false, weight)))
+}
+
+/// The channels of `a` (B, H, W, C), then those of `b`.
+pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    Tensor::cat(&[a, b], 3)
+}
+
+/// The first `channels` of `y` (B, H, W, C), and the others.
+pub fn split(y: &Tensor, channels: usize) -> Result<[Tensor; 2]> {
+    with_args([y], |[y]| by_type!(y, parted(y, channels)))
+}
+
+/// The sums of the columns of `x` (rows, columns), float32.
+pub fn column_sums(x: &Tensor) -> Result<Tensor> {
+    with_args([x], |[x]| {
+        let ((rows, columns), device) = (x.layout.shape().dims2()?, x.device());
+        let mut sums = uninitialised::<f32>(columns, device)?;
+        let (function, xs) = (plain(device, "column_sums")?, x.view::<f32>()?);
+        let mut call = function.builder();
+        call.arg(&xs).arg(&mut sums);
+        builder_arg!(call, rows as u32, columns as u32);
+        // SAFETY: the kernel's parameters in their order; it checks the columns.
+        unsafe { call.launch(elements(columns)) }.w()?;
+        Ok(tensor(sums, columns, device))
+    })
+}
+
+/// `scale` times `x`.
+pub fn scaled(x: &Tensor, scale: f32) -> Result<Tensor> {
+    with_args([x], |[x]| {
+        let (storage, shape) = scale_images(&[scale], (x.storage, x.layout))?;
+        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+    })
 }
 
 /// The factors of `batch` images on the device, and whether there is one for each.
@@ -32,10 +71,10 @@ fn factors(a: &[f32], batch: usize, device: &CudaDevice) -> Result<(CudaSlice<f3
 /// The forward pass of [`crate::kernels::scale_images`].
 pub fn scale_images(a: &[f32], x: (&CudaStorage, &Layout)) -> Result<(CudaStorage, Shape)> {
     let x = Arg { storage: x.0, layout: x.1 };
-    Ok((by_type!(x, scaled(a, x))?, x.layout.shape().clone()))
+    Ok((by_type!(x, of_images(a, x))?, x.layout.shape().clone()))
 }
 
-fn scaled<T: Element>(a: &[f32], x: Arg) -> Result<CudaStorage> {
+fn of_images<T: Element>(a: &[f32], x: Arg) -> Result<CudaStorage> {
     let (n, batch, device) = (x.len(), x.layout.dims()[0], x.device());
     let (a, many) = factors(a, batch, device)?;
     let mut y = uninitialised::<T>(n, device)?;
@@ -74,10 +113,8 @@ fn mixed<T: Element>([a, c]: [&[f32]; 2], x: Arg, y: Arg) -> Result<CudaStorage>
     Ok(storage(out, device))
 }
 
-struct Silu;
-
 /// x s(x), or with `dy` its gradient.
-fn activated<T: Element>(x: Arg, dy: Option<Arg>) -> Result<CudaSlice<T>> {
+fn activated<T: Element>(x: Arg, dy: Option<Arg>) -> Result<Tensor> {
     let (n, device) = (x.len(), x.device());
     let mut out = uninitialised::<T>(n, device)?;
     let (xs, dys) = (x.view::<T>()?, dy.map(|dy| dy.view::<T>()).transpose()?);
@@ -91,51 +128,19 @@ fn activated<T: Element>(x: Arg, dy: Option<Arg>) -> Result<CudaSlice<T>> {
     builder_arg!(call, count(n)?);
     // SAFETY: the parameters of either kernel in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
-    Ok(out)
+    Ok(tensor(out, x.layout.shape().clone(), device))
 }
 
-fn silu_forward<T: Element>(x: Arg) -> Result<CudaStorage> {
-    Ok(storage(activated::<T>(x, None)?, x.device()))
-}
-
-fn silu_backward<T: Element>(x: Arg, dy: Arg) -> Result<Tensor> {
-    Ok(tensor(activated::<T>(x, Some(dy))?, x.layout.shape().clone(), x.device()))
-}
-
-impl CustomOp1 for Silu {
-    fn name(&self) -> &'static str {
-        "silu"
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        no_cpu(self.name())
-    }
-
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let x = Arg { storage: x, layout };
-        Ok((by_type!(x, silu_forward(x))?, layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        with_args([x, dy], |[x, dy]| Ok(Some(by_type!(x, silu_backward(x, dy))?)))
-    }
-}
-
-/// To half the size, `weight` times the sum of each 2x2 block, or to twice the size,
-/// `weight` times each pixel: each is the other's backward with the same weight.
-struct Resample {
-    half: bool,
-    weight: f32,
-}
-
-fn resampled<T: Element>(op: &Resample, x: Arg) -> Result<(CudaStorage, Shape)> {
+/// To half the size or to twice the size: each is the other's backward with the same
+/// weight.
+fn resampled<T: Element>(x: Arg, half: bool, weight: f32) -> Result<Tensor> {
     let (b, h, w, c) = x.layout.shape().dims4()?;
-    if op.half && (h % 2 != 0 || w % 2 != 0) {
+    if half && (h % 2 != 0 || w % 2 != 0) {
         bail!("down2: {h} x {w} pixels are not even");
     }
     let device = x.device();
     // The kernels take the smaller of the two widths.
-    let (name, shape, width) = match op.half {
+    let (name, shape, width) = match half {
         true => ("down2", (b, h / 2, w / 2, c), w / 2),
         false => ("up2", (b, 2 * h, 2 * w, c), w),
     };
@@ -145,28 +150,20 @@ fn resampled<T: Element>(op: &Resample, x: Arg) -> Result<(CudaStorage, Shape)> 
     let (function, xs) = (kernel::<T>(device, name)?, x.view::<T>()?);
     let mut call = function.builder();
     call.arg(&xs).arg(&mut y);
-    builder_arg!(call, count(n)?, width as u32, c as u32, op.weight);
+    builder_arg!(call, count(n)?, width as u32, c as u32, weight);
     // SAFETY: the kernel's parameters in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
-    Ok((storage(y, device), shape))
+    Ok(tensor(y, shape, device))
 }
 
-impl CustomOp1 for Resample {
-    fn name(&self) -> &'static str {
-        if self.half { "down2" } else { "up2" }
-    }
-
-    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        no_cpu(self.name())
-    }
-
-    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        let x = Arg { storage: x, layout };
-        by_type!(x, resampled(self, x))
-    }
-
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let back = Resample { half: !self.half, weight: self.weight };
-        Ok(Some(dy.contiguous()?.apply_op1_no_bwd(&back)?))
-    }
+fn parted<T: Element>(y: Arg, channels: usize) -> Result<[Tensor; 2]> {
+    let (b, h, w, all) = y.layout.shape().dims4()?;
+    let part = |first: usize, n: usize| -> Result<Tensor> {
+        let shape = Shape::from((b, h, w, n));
+        let mut out = storage(uninitialised::<T>(shape.elem_count(), y.device())?, y.device());
+        let from = y.layout.start_offset() + first;
+        y.storage.copy2d(&mut out, b * h * w, n, all, n, from, 0)?;
+        Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
+    };
+    Ok([part(0, channels)?, part(channels, all - channels)?])
 }
