@@ -14,7 +14,10 @@
 //! - An image that nothing but mirroring happened to is not resampled. EDM's
 //!   filters give it back but for rounding.
 
+#[cfg(feature = "cudnn")]
+use crate::kernels;
 use crate::rng::Draws;
+use candle_core::Tensor;
 use rayon::prelude::*;
 use std::f32::consts::PI;
 use std::fmt;
@@ -156,6 +159,13 @@ impl Draw {
         ]
     }
 
+    /// What a GPU's kernels take of it.
+    #[cfg(feature = "cudnn")]
+    fn row(&self, size: usize) -> [f32; 9] {
+        let Source { linear: [[a, b], [c, d]], shift: [right, down], .. } = Source::of(self, size);
+        [self.xflip.into(), self.yflip.into(), self.resamples().into(), a, b, c, d, right, down]
+    }
+
     /// Whether pixels move off their grid.
     fn resamples(&self) -> bool {
         self.scale != 0.0 || self.rotate != 0.0 || self.aniso != 0.0 || self.translate != [0.0; 2]
@@ -187,6 +197,22 @@ pub fn apply_batch(images: &[f32], channels: usize, size: usize, draws: &[Draw])
     let each = out.par_chunks_mut(len).zip(images.par_chunks(len)).zip(draws);
     each.for_each(|((out, image), draw)| out.copy_from_slice(&apply(image, channels, size, draw).0));
     (out, draws.iter().flat_map(Draw::labels).collect())
+}
+
+/// Images (B, C, size, size) with a draw each, on the device that they are on; one on a GPU
+/// is there within rounding what it is here.
+///
+/// # Errors
+/// What the device fails with.
+pub fn apply_where_it_is(images: &Tensor, draws: &[Draw]) -> candle_core::Result<Tensor> {
+    let (_, channels, size, _) = images.dims4()?;
+    #[cfg(feature = "cudnn")]
+    if images.device().is_cuda() {
+        let rows: Vec<_> = draws.iter().map(|draw| draw.row(size)).collect();
+        return kernels::cuda::resampled(images, &SYM6, &rows);
+    }
+    let (values, _) = apply_batch(&images.flatten_all()?.to_vec1()?, channels, size, draws);
+    Tensor::from_vec(values, images.shape(), images.device())
 }
 
 fn mirrored(plane: &[f32], size: usize, draw: &Draw) -> Vec<f32> {

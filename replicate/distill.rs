@@ -244,20 +244,30 @@ impl OneStep {
 
     /// Line 4: one step of ratio estimation (Eq 6, 7) or of the fake score (Eq 4).
     pub fn critic_step(&mut self, batch: &CriticBatch) -> Result<CriticReport> {
-        let (mut gradient, mut report) = (None, CriticReport::default());
+        let (mut gradient, mut seen) = (None, Vec::new());
         for (range, share) in parts(batch.sigma.len(), self.at_once) {
-            let (loss, part) = self.critic_loss(&batch.part(range)?)?;
+            let (loss, logits) = self.critic_loss(&batch.part(range)?)?;
+            seen.push((share as f32, loss.detach(), logits.map(|both| both.map(|l| l.detach()))));
             let more = elsewhere::gradients(&shared(loss, share)?)?;
             gradient = Some(self.judge.params().add_gradients(gradient, more)?);
-            report.loss += share as f32 * part.loss;
-            report.c_real += share as f32 * part.c_real;
-            report.c_fake += share as f32 * part.c_fake;
         }
         self.judge.descend(gradient, self.settings.critic_lr)?;
+        // Not before: a GPU would have nothing to do while its numbers are waited for.
+        let mut report = CriticReport::default();
+        for (share, loss, logits) in seen {
+            report.loss += share * loss.to_scalar::<f32>()?;
+            let [c_real, c_fake] = match logits {
+                Some([real, fake]) => [mean_probability(&real)?, mean_probability(&fake)?],
+                None => [f32::NAN; 2],
+            };
+            report.c_real += share * c_real;
+            report.c_fake += share * c_fake;
+        }
         Ok(report)
     }
 
-    fn critic_loss(&self, batch: &CriticBatch) -> Result<(Tensor, CriticReport)> {
+    /// The loss, and a critic's logits of real and of generated images.
+    fn critic_loss(&self, batch: &CriticBatch) -> Result<(Tensor, Option<[Tensor; 2]>)> {
         let CriticBatch { z, real, sigma, noise_real, noise_fake, augment } = batch;
         let (real_draws, fake_draws) = augment.as_ref().map(|[r, f]| (r.as_slice(), f.as_slice())).unzip();
         let fake = one_step(&self.generator.frozen, z, self.settings.sigma_init)?;
@@ -269,26 +279,15 @@ impl OneStep {
                 let xt_real = diffuse(&real, sigma, noise_real)?;
                 let n = sigma.len();
                 let both = Tensor::cat(&[&xt_real, &xt_fake], 0)?;
-                let labels = match (real_labels, fake_labels) {
-                    (Some(real), Some(fake)) => Some(Tensor::cat(&[&real, &fake], 0)?),
-                    _ => None,
-                };
+                let labels = real_labels.zip(fake_labels).map(|(real, fake)| [real, fake].concat());
                 let sigmas = [sigma.as_slice(), sigma].concat();
-                let logits = network.model.forward(&both, &sigmas, labels.as_ref())?;
+                let logits = network.model.forward(&both, &sigmas, labels.as_deref())?;
                 let (l_real, l_fake) = (logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?);
-                let loss = class_ratio(&l_real, &l_fake)?;
-                let report = CriticReport {
-                    loss: loss.to_scalar()?,
-                    c_real: mean_probability(&l_real)?,
-                    c_fake: mean_probability(&l_fake)?,
-                };
-                Ok((loss, report))
+                Ok((class_ratio(&l_real, &l_fake)?, Some([l_real, l_fake])))
             }
             Judge::Scores { fake: network, .. } => {
-                let denoised = network.model.forward(&xt_fake, sigma, fake_labels.as_ref())?;
-                let loss = dsm(&denoised, &fake, sigma)?;
-                let report = CriticReport { loss: loss.to_scalar()?, c_real: f32::NAN, c_fake: f32::NAN };
-                Ok((loss, report))
+                let denoised = network.model.forward(&xt_fake, sigma, fake_labels.as_deref())?;
+                Ok((dsm(&denoised, &fake, sigma)?, None))
             }
         }
     }
@@ -296,15 +295,15 @@ impl OneStep {
     /// Lines 5 and 6: one step down the estimated gradient (Eq 8, 9, 10, or 5),
     /// with w(t) = sigma^2 (appendix B). Gives the loss.
     pub fn generator_step(&mut self, batch: &GeneratorBatch) -> Result<f32> {
-        let (mut gradient, mut total) = (None, 0f32);
+        let (mut gradient, mut losses) = (None, Vec::new());
         for (range, share) in parts(batch.sigma.len(), self.at_once) {
             let loss = shared(self.generator_loss(&batch.part(range)?)?, share)?;
             let more = elsewhere::gradients(&loss)?;
             gradient = Some(self.generator.params.add_gradients(gradient, more)?);
-            total += loss.to_scalar::<f32>()?;
+            losses.push(loss.detach());
         }
         self.generator.descend(gradient, self.settings.generator_lr)?;
-        Ok(total)
+        losses.iter().try_fold(0f32, |total, loss| Ok(total + loss.to_scalar::<f32>()?))
     }
 
     fn generator_loss(&self, batch: &GeneratorBatch) -> Result<Tensor> {
@@ -376,14 +375,10 @@ impl OneStep {
 
 /// Images (B, C, H, W) after `draws` and their labels (B, 9); without draws, as
 /// they are. No gradient passes.
-pub fn augmented(images: &Tensor, draws: Option<&[Draw]>) -> Result<(Tensor, Option<Tensor>)> {
+pub fn augmented(images: &Tensor, draws: Option<&[Draw]>) -> Result<(Tensor, Option<Vec<f32>>)> {
     let Some(draws) = draws else { return Ok((images.clone(), None)) };
-    let (n, channels, size, _) = images.dims4()?;
-    let values = images.flatten_all()?.to_vec1::<f32>()?;
-    let (values, labels) = augment::apply_batch(&values, channels, size, draws);
-    let device = images.device();
-    let labels = Tensor::from_vec(labels, (n, augment::LABELS), device)?;
-    Ok((Tensor::from_vec(values, images.shape(), device)?, Some(labels)))
+    let labels = draws.iter().flat_map(Draw::labels).collect();
+    Ok((augment::apply_where_it_is(images, draws)?, Some(labels)))
 }
 
 /// The loss of a part, as much of it as the part is of the batch.

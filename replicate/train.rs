@@ -2,7 +2,7 @@
 //! is trained is a [`Training`]; step k is a pure function of the weights and
 //! of k, so a run that was stopped ends in the same bytes as one that was not.
 
-use crate::augment::{Augmentation, Draw};
+use crate::augment::{Augmentation, Draw, LABELS};
 use crate::data::Images;
 use crate::distill::{CriticBatch, GeneratorBatch, OneStep, augmented, parts, shared, strip};
 use crate::elsewhere;
@@ -373,8 +373,8 @@ impl ScoreLatents<'_> {
         let (c, size) = (self.config.image_channels, self.config.size);
         let each = c * size * size;
         let stream = Stream::new(&format!("score seed {}", self.seed), "z");
-        let values = stream.normals_from(0, range.start * each, range.len() * each);
-        Tensor::from_vec(values, (range.len(), c, size, size), self.device)
+        let shape = (range.len(), c, size, size);
+        kernels::normals_from(&stream, 0, range.start * each, shape, self.device)
     }
 }
 
@@ -461,20 +461,24 @@ impl Training for Teaching<'_> {
         let (x0, labels) = augmented(&x0, b.augment("augment", k).as_deref())?;
         let sigma = b.sigma("sigma", self.levels, k);
         let xt = diffuse(&x0, &sigma, &b.normal("noise", k)?)?;
-        let (mut total, mut gradient) = (0.0, None);
+        let (mut losses, mut gradient) = (Vec::new(), None);
         for (range, share) in parts(b.batch, self.at_once) {
             let part = |all: &Tensor| all.narrow(0, range.start, range.len());
-            let (sigma, labels) = (&sigma[range.clone()], labels.as_ref().map(part).transpose()?);
-            let denoised = self.model.forward(&part(&xt)?, sigma, labels.as_ref())?;
+            let labels = labels.as_ref().map(|all| &all[range.start * LABELS..range.end * LABELS]);
+            let sigma = &sigma[range.clone()];
+            let denoised = self.model.forward(&part(&xt)?, sigma, labels)?;
             let loss = dsm(&denoised, &part(&x0)?, sigma)?;
             let loss = shared(loss, share)?;
-            total += loss.to_scalar::<f32>()? as f64;
             gradient = Some(self.params.add_gradients(gradient, elsewhere::gradients(&loss)?)?);
+            losses.push(loss.detach());
         }
         let s = &self.settings;
         let lr = learning_rate(s.lr, s.warmup_images, s.images, s.cosine, images);
         self.adam.update(&self.params, &gradient.expect("a batch is not empty"), lr)?;
         self.ema.update(&self.params, images, b.batch)?;
+        let total = losses
+            .iter()
+            .try_fold(0.0, |total, loss| Ok::<_, Error>(total + f64::from(loss.to_scalar::<f32>()?)))?;
         Ok(vec![total])
     }
 

@@ -261,6 +261,15 @@ struct Told<'a> {
 }
 
 impl<'a> Told<'a> {
+    fn new(noise: &'a [f32], augment: Option<&'a [f32]>, x: &Tensor, labels: usize) -> Result<Told<'a>> {
+        let images = x.dim(0)?;
+        let given = augment.map(<[f32]>::len);
+        if noise.len() != images || given.is_some_and(|given| given != images * labels) {
+            bail!("{images} images, {} noise levels, augment labels {given:?} of {labels} each", noise.len());
+        }
+        Ok(Told { noise, augment })
+    }
+
     fn of(&self, images: &Range<usize>, labels: usize) -> Told<'a> {
         let rows = |all: &'a [f32]| &all[images.start * labels..images.end * labels];
         Told { noise: &self.noise[images.clone()], augment: self.augment.map(rows) }
@@ -448,7 +457,7 @@ impl Denoiser {
 
     /// `x` (B, C, H, W) at noise levels `sigma` (B); the denoised images.
     /// `augment` (B, labels) only where the images were augmented.
-    pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
         self.denoise(x, sigma, augment, None)
     }
 
@@ -456,7 +465,7 @@ impl Denoiser {
         &self,
         x: &Tensor,
         sigma: &[f32],
-        augment: Option<&Tensor>,
+        augment: Option<&[f32]>,
         probe: Probe,
     ) -> Result<Tensor> {
         self.denoise(x, sigma, augment, Some(probe))
@@ -466,12 +475,11 @@ impl Denoiser {
         &self,
         x: &Tensor,
         sigma: &[f32],
-        augment: Option<&Tensor>,
+        augment: Option<&[f32]>,
         mut probe: Option<Probe>,
     ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let augment = labels(augment, x, sigma, self.encoder.labels)?;
-        let told = Told { noise: &c.noise, augment: augment.as_deref() };
+        let told = Told::new(&c.noise, augment, x, self.encoder.labels)?;
         let (input, parameters) = (scale_images(x, &c.input)?, &self.parameters);
         let f = if !x.device().is_cpu() {
             elsewhere::apply(parameters, &input, |ops, x| self.walk(ops, x, &told, &mut probe))?
@@ -496,16 +504,6 @@ impl Denoiser {
         let skips = self.encoder.forward(ops, x, &emb, probe)?;
         self.decoder.forward(ops, skips, &emb, probe)
     }
-}
-
-/// The values of the labels, if they and the noise levels are one row an image.
-fn labels(augment: Option<&Tensor>, x: &Tensor, sigma: &[f32], length: usize) -> Result<Option<Vec<f32>>> {
-    let images = x.dim(0)?;
-    if sigma.len() != images || augment.is_some_and(|labels| labels.dims() != [images, length]) {
-        let labels = augment.map(Tensor::dims);
-        bail!("{images} images, {} noise levels, augment labels {labels:?} of {length}", sigma.len());
-    }
-    augment.map(|labels| labels.flatten_all()?.to_vec1::<f32>()).transpose()
 }
 
 /// c(x_t, t): the encoder half with one scalar logit on top, positive for data
@@ -534,10 +532,9 @@ impl Critic {
 
     /// Logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B); `augment` as
     /// for [`Denoiser::forward`].
-    pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&Tensor>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let augment = labels(augment, x, sigma, self.encoder.labels)?;
-        let told = Told { noise: &c.noise, augment: augment.as_deref() };
+        let told = Told::new(&c.noise, augment, x, self.encoder.labels)?;
         let x = scale_images(x, &c.input)?;
         let logits = if x.device().is_cpu() {
             tape::apply(&self.parameters, &x, |ops, images, x| {

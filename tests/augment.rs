@@ -407,7 +407,7 @@ fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
     let (x0, labels) = augmented(&tensor(images.to_unit(&indices)), Some(&augment)).unwrap();
     let sigma = levels.draw(&mut stream("sigma").at(0), b);
     let xt = diffuse(&x0, &sigma, &tensor(stream("noise").normals(0, b * 192))).unwrap();
-    let denoised = model.forward(&xt, &sigma, labels.as_ref()).unwrap();
+    let denoised = model.forward(&xt, &sigma, labels.as_deref()).unwrap();
     let expected = dsm(&denoised, &x0, &sigma).unwrap().to_scalar::<f32>().unwrap() as f64;
     assert!((found - expected).abs() < 1e-5 * expected, "{found}, {expected}");
 }

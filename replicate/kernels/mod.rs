@@ -25,7 +25,7 @@ pub(crate) use conv::{Packed, Weight, add_bias_gradient, convolve};
 pub use filter::Filter;
 pub use maps::{Maps, Window, average_pool, max_pool};
 pub use mix::{mix, scale_images};
-pub use noise::normals;
+pub use noise::{normals, normals_from};
 pub(crate) use norm::{GroupNorm, Statistics};
 pub(crate) use pointwise::{add, concat, down2, mean, mean_backward, silu, silu_backward, split, up2};
 pub(crate) use pool::Aligned;

@@ -7,10 +7,21 @@ use candle_core::{Device, Result, Shape, Tensor};
 /// its own from the same integers, at most 4e-6 from the host's, instead of waiting for
 /// them.
 pub fn normals(stream: &Stream, step: u64, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    normals_from(stream, step, 0, shape, device)
+}
+
+/// Those from the number `first` on, a multiple of 4.
+pub fn normals_from(
+    stream: &Stream,
+    step: u64,
+    first: usize,
+    shape: impl Into<Shape>,
+    device: &Device,
+) -> Result<Tensor> {
     let shape = shape.into();
     #[cfg(feature = "cudnn")]
     if device.is_cuda() {
-        return super::cuda::normals(stream.key(), step, shape, device);
+        return super::cuda::normals(stream.key(), step, first, shape, device);
     }
-    Tensor::from_vec(stream.normals(step, shape.elem_count()), shape, device)
+    Tensor::from_vec(stream.normals_from(step, first, shape.elem_count()), shape, device)
 }

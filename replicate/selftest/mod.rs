@@ -57,6 +57,7 @@ impl Report {
 
 fn bfloat16_checks(device: &Device, reduced: bool) -> Result<Vec<Check>> {
     let mut checks = operations::checks(device)?;
+    checks.push(operations::rounding(device)?);
     checks.extend(parity::bfloat16_checks(device, reduced)?);
     Ok(checks)
 }
@@ -80,6 +81,7 @@ pub fn run(
     kernels::use_bfloat16(false);
     tell("agreement with the reference implementations");
     let mut checks = operations::checks(device)?;
+    checks.extend(operations::updates(device)?);
     if !device.is_cpu() {
         checks.push(operations::noise(device)?);
     }

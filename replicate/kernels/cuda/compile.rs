@@ -65,7 +65,9 @@ mod tests {
             "silu_backward",
         ];
         let typed = both.iter().flat_map(|name| [format!("{name}_f32"), format!("{name}_bf16")]);
-        let names = typed.chain(["column_sums", "adam", "average", "normals"].map(String::from));
+        let names = typed.chain(
+            ["column_sums", "adam", "average", "normals", "enlarged", "sampled", "reduced"].map(String::from),
+        );
         for name in names {
             assert!(ptx.contains(&format!(".entry {name}(")), "no kernel {name}");
         }

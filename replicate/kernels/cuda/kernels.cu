@@ -432,11 +432,12 @@ __device__ inline void philox(u32 c[4], u32 k0, u32 k1) {
     }
 }
 
-// The numbers 0 to n of one step of a stream, standard normal (Box and Muller 1958); n is
-// a multiple of 4.
-extern "C" __global__ void normals(float* out, u32 n, u32 k0, u32 k1, u64 step) {
+// n numbers of one step of a stream, after `before` fours, standard normal (Box and
+// Muller 1958); n is a multiple of 4.
+extern "C" __global__ void normals(float* out, u32 n, u64 before, u32 k0, u32 k1, u64 step) {
     EACH(block, n / 4) {
-        u32 c[4] = {block, 0u, (u32)step, (u32)(step >> 32)};
+        u64 at = before + block;
+        u32 c[4] = {(u32)at, (u32)(at >> 32), (u32)step, (u32)(step >> 32)};
         philox(c, k0, k1);
         for (int pair = 0; pair < 2; pair++) {
             float u = (float)((c[2 * pair] >> 8) + 1u) * (1.0f / 16777216.0f);
@@ -446,5 +447,109 @@ extern "C" __global__ void normals(float* out, u32 n, u32 k0, u32 k1, u64 step) 
             out[4 * block + 2 * pair] = radius * cosine;
             out[4 * block + 2 * pair + 1] = radius * sine;
         }
+    }
+}
+
+// EDM's augmentation, of planes (images, channels, size, size). `table` has the filter's
+// taps, then a row for each image: mirrored left to right, top to bottom, whether pixels
+// move, and from a pixel to where it comes from a matrix about the centre and a shift.
+#define TAPS 12
+
+struct Row {
+    const float *taps, *row;
+    u32 size;
+
+    __device__ inline Row(const float* table, u32 plane, u32 channels, u32 size)
+        : taps(table), row(table + TAPS + 9 * (plane / channels)), size(size) {}
+
+    __device__ inline bool moves() const { return row[2] != 0.0f; }
+
+    // The plane's pixel at (x, y) after mirroring.
+    __device__ inline float pixel(const float* plane, u32 x, u32 y) const {
+        if (row[0] != 0.0f) x = size - 1 - x;
+        if (row[1] != 0.0f) y = size - 1 - y;
+        return plane[y * size + x];
+    }
+
+    // Of a plane with size - 1 more pixels on every side: what is reflected there.
+    __device__ inline u32 inside(u32 i) const {
+        u32 margin = size - 1;
+        return i < margin ? margin - i : i < margin + size ? i - margin : 3 * margin - i;
+    }
+};
+
+// Each plane reflected outwards, at twice the resolution.
+extern "C" __global__ void enlarged(const float* table, const float* planes, float* fine, u32 n, u32 channels,
+                                    u32 size) {
+    u32 padded = 3 * size - 2, side = 2 * padded;
+    EACH(i, n) {
+        u32 column = i % side, line = i / side % side, plane = i / side / side;
+        Row row(table, plane, channels, size);
+        float sum = 0.0f;
+        if (row.moves())
+            for (u32 l = 0; l < TAPS / 2; l++) {
+                u32 x = column / 2 + column % 2 + l - TAPS / 4;
+                if (x >= padded) continue;
+                float along = 0.0f;
+                for (u32 k = 0; k < TAPS / 2; k++) {
+                    u32 y = line / 2 + line % 2 + k - TAPS / 4;
+                    if (y >= padded) continue;
+                    float value = row.pixel(planes + (u64)plane * size * size, row.inside(x), row.inside(y));
+                    along += row.taps[TAPS - 1 - 2 * k - line % 2] * value;
+                }
+                sum += row.taps[TAPS - 1 - 2 * l - column % 2] * along;
+            }
+        fine[i] = sum;
+    }
+}
+
+// Those at twice the resolution of the result and a filter's reach around it; 0 beyond.
+extern "C" __global__ void sampled(const float* table, const float* fine, float* samples, u32 n, u32 channels,
+                                   u32 size) {
+    u32 reach = 2 * (size - 1) + TAPS;
+    int side = 2 * (3 * (int)size - 2);
+    float centre = 0.5f * (float)(size - 1), margin = (float)(size - 1);
+    EACH(i, n) {
+        u32 column = i % reach, line = i / reach % reach, plane = i / reach / reach;
+        Row row(table, plane, channels, size);
+        if (!row.moves()) continue;
+        const float *m = row.row + 3, *from = fine + (u64)plane * side * side;
+        float x = 0.5f * (float)column - 2.5f - m[4] - centre, y = 0.5f * (float)line - 2.5f - m[5] - centre;
+        float at_x = 2.0f * (centre + m[0] * x + m[1] * y + margin);
+        float at_y = 2.0f * (centre + m[2] * x + m[3] * y + margin);
+        float left = floorf(at_x), top = floorf(at_y), columns[2];
+        for (int c = 0; c < 2; c++) {
+            float values[2];
+            for (int r = 0; r < 2; r++) {
+                // As floats: what lies far outside has no number.
+                float px = left + (float)c, py = top + (float)r;
+                bool in = px >= 0.0f && py >= 0.0f && px < (float)side && py < (float)side;
+                values[r] = in ? from[(int)py * side + (int)px] : 0.0f;
+            }
+            columns[c] = values[0] + (at_y - top) * (values[1] - values[0]);
+        }
+        samples[i] = columns[0] + (at_x - left) * (columns[1] - columns[0]);
+    }
+}
+
+// Brought down again; a plane whose pixels do not move is mirrored only.
+extern "C" __global__ void reduced(const float* table, const float* planes, const float* samples, float* out,
+                                   u32 n, u32 channels, u32 size) {
+    u32 reach = 2 * (size - 1) + TAPS;
+    EACH(i, n) {
+        u32 x = i % size, y = i / size % size, plane = i / size / size;
+        Row row(table, plane, channels, size);
+        if (!row.moves()) {
+            out[i] = row.pixel(planes + (u64)plane * size * size, x, y);
+            continue;
+        }
+        const float* from = samples + (u64)plane * reach * reach + 2 * y * reach + 2 * x;
+        float sum = 0.0f;
+        for (u32 l = 0; l < TAPS; l++) {
+            float along = 0.0f;
+            for (u32 k = 0; k < TAPS; k++) along += row.taps[k] * from[k * reach + l];
+            sum += row.taps[l] * along;
+        }
+        out[i] = sum;
     }
 }

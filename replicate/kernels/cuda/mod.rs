@@ -13,6 +13,7 @@ mod conv;
 mod noise;
 mod norm;
 mod pointwise;
+mod resample;
 mod update;
 
 pub use self::attention::{attention, attention_backward};
@@ -22,6 +23,7 @@ pub use self::norm::GroupNorm;
 pub use self::pointwise::{
     column_sums, concat, down2, mix, scale_images, scaled, silu, silu_backward, split, up2,
 };
+pub use self::resample::resampled;
 pub use self::update::{Moments, adam, average};
 
 use candle_core::cuda_backend::cudarc::cudnn::CudnnDataType;
