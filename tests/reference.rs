@@ -29,7 +29,7 @@ fn rms(values: &[f32]) -> f32 {
 fn network_parity(file: &str, config: Config) -> Params {
     let fixture = Fixture::open(file);
     let (params, model) = filled_denoiser(&config);
-    let (x, sigma, labels) = (fixture.get("x"), fixture.f32("sigma"), fixture.get("augment_labels"));
+    let (x, sigma, labels) = (fixture.get("x"), fixture.f32("sigma"), fixture.f32("augment_labels"));
 
     let mut activations = BTreeMap::new();
     let probe = &mut |name: &str, y: &Tensor| {
@@ -108,7 +108,7 @@ fn heun_sampler() {
 #[test]
 fn every_parameter_receives_a_gradient() {
     let x = Tensor::from_vec(unit("gradient.x", 2 * 768), (2, 3, 16, 16), &Device::Cpu).unwrap();
-    let labels = Tensor::from_vec(unit("gradient.labels", 18), (2, 9), &Device::Cpu).unwrap();
+    let labels = unit("gradient.labels", 2 * 9);
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "gradients" };
     let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
@@ -130,15 +130,15 @@ fn an_image_does_not_depend_on_its_batch() {
     let (_, denoiser) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
     let (_, critic) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
     let x = Tensor::from_vec(unit("batch.x", IMAGES * 768), (IMAGES, 3, 16, 16), &Device::Cpu).unwrap();
-    let labels = Tensor::from_vec(unit("batch.labels", IMAGES * 9), (IMAGES, 9), &Device::Cpu).unwrap();
+    let labels = unit("batch.labels", IMAGES * 9);
     let sigma: Vec<f32> = (0..IMAGES).map(|i| 0.1 + 0.7 * i as f32).collect();
     // Outputs and the gradients of the images, of images `from` to `from + n`.
     let run = |from: usize, n: usize| -> [Vec<f32>; 4] {
-        let of = |t: &Tensor| t.narrow(0, from, n).unwrap().force_contiguous().unwrap();
-        let (x, labels, sigma) = (Var::from_tensor(&of(&x)).unwrap(), of(&labels), &sigma[from..][..n]);
+        let x = Var::from_tensor(&x.narrow(0, from, n).unwrap().force_contiguous().unwrap()).unwrap();
+        let (labels, sigma) = (&labels[9 * from..][..9 * n], &sigma[from..][..n]);
         let (y, c) = (
-            denoiser.forward(&x, sigma, Some(&labels)).unwrap(),
-            critic.forward(&x, sigma, Some(&labels)).unwrap(),
+            denoiser.forward(&x, sigma, Some(labels)).unwrap(),
+            critic.forward(&x, sigma, Some(labels)).unwrap(),
         );
         let gradient =
             |y: &Tensor| flat(y.sqr().unwrap().sum_all().unwrap().backward().unwrap().get(&x).unwrap());

@@ -31,12 +31,14 @@ namespace {
 
 constexpr size_t MARGIN = 256;
 constexpr uint64_t CAPACITY = 80ull << 30;
+bool failed = false;
 std::mutex memory;
 std::unordered_map<uint64_t, size_t> pieces;
 uint64_t used, most;
 
 CUresult allocate(CUdeviceptr* out, size_t bytes) {
     std::lock_guard lock(memory);
+    if (failed) return CUDA_ERROR_LAUNCH_FAILED;
     const char* limit = getenv("STANDIN_MEMORY");
     if (used + bytes > (limit ? strtoull(limit, nullptr, 10) : CAPACITY)) return CUDA_ERROR_OUT_OF_MEMORY;
     char* p = static_cast<char*>(aligned_alloc(256, (bytes + MARGIN + 255) / 256 * 256));
@@ -250,7 +252,7 @@ CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
 CUresult cuCtxSynchronize() { return CUDA_SUCCESS; }
 CUresult cuStreamCreate(CUstream* s, unsigned) { return *s = handle<CUstream>(), CUDA_SUCCESS; }
 CUresult cuStreamDestroy(CUstream) { return CUDA_SUCCESS; }
-CUresult cuStreamSynchronize(CUstream) { return CUDA_SUCCESS; }
+CUresult cuStreamSynchronize(CUstream) { return failed ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS; }
 CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return CUDA_SUCCESS; }
 CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* s) { return *s = CU_STREAM_CAPTURE_STATUS_NONE, CUDA_SUCCESS; }
 CUresult cuEventCreate(CUevent* e, unsigned) { return *e = handle<CUevent>(), CUDA_SUCCESS; }
@@ -270,7 +272,10 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute a, void* v) {
     return *static_cast<uint64_t*>(v) = a == CU_MEMPOOL_ATTR_USED_MEM_HIGH ? most : used, CUDA_SUCCESS;
 }
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t n, CUstream) { return memcpy(reinterpret_cast<void*>(to), from, n), CUDA_SUCCESS; }
-CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t n, CUstream) { return memcpy(to, reinterpret_cast<void*>(from), n), CUDA_SUCCESS; }
+CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t n, CUstream) {
+    if (failed) return CUDA_ERROR_LAUNCH_FAILED;
+    return memcpy(to, reinterpret_cast<void*>(from), n), CUDA_SUCCESS;
+}
 CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream) {
     return memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n), CUDA_SUCCESS;
 }
@@ -290,10 +295,15 @@ CUresult cuModuleGetFunction(CUfunction* f, CUmodule m, const char* name) {
     if (known == module.functions.end()) known = module.functions.insert({name, {name, compile(module, name)}}).first;
     return *f = reinterpret_cast<CUfunction>(&known->second), CUDA_SUCCESS;
 }
+// After STANDIN_LAUNCHES of them the device has failed, as one does that left the bus.
 CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream,
                         void** parameters, void**) {
     const Function& function = *reinterpret_cast<Function*>(f);
     if (!gx || gy - 1u >= 65535 || gz - 1u >= 65535 || !bx || !by || !bz || bx * by * bz > 1024 || shared > 49152) return CUDA_ERROR_INVALID_VALUE;
+    static long left = getenv("STANDIN_LAUNCHES") ? atol(getenv("STANDIN_LAUNCHES")) : -1;
+    if (left == 0) failed = true;
+    if (failed) return CUDA_ERROR_LAUNCH_FAILED;
+    left -= left > 0;
     if (getenv("STANDIN_TRACE")) fprintf(stderr, "%s <%u %u %u, %u %u %u>\n", function.name.c_str(), gx, gy, gz, bx, by, bz);
     function.launch({gx, gy, gz}, {bx, by, bz}, shared, parameters);
     return CUDA_SUCCESS;
