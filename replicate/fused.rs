@@ -25,14 +25,39 @@ pub struct Node {
 
 /// One operation, with what its gradient needs.
 enum Step {
-    Conv { x: Node, weight: Param, bias: Option<Param>, term: Option<Node>, residual: Option<(Node, f32)> },
-    Norm { x: Node, norm: Norm, kept: Tensor },
-    Attention { qkv: Node },
-    Silu { x: Node },
-    Down2 { x: Node },
-    Up2 { x: Node },
-    Concat { a: Node, b: Node },
-    Mean { x: Node },
+    /// With the weight as cuDNN takes it, or `None` where rows are multiplied.
+    Conv {
+        x: Node,
+        weight: Param,
+        filters: Option<Tensor>,
+        bias: Option<Param>,
+        term: Option<Node>,
+        residual: Option<(Node, f32)>,
+    },
+    Norm {
+        x: Node,
+        norm: Norm,
+        kept: Tensor,
+    },
+    Attention {
+        qkv: Node,
+    },
+    Silu {
+        x: Node,
+    },
+    Down2 {
+        x: Node,
+    },
+    Up2 {
+        x: Node,
+    },
+    Concat {
+        a: Node,
+        b: Node,
+    },
+    Mean {
+        x: Node,
+    },
 }
 
 /// Runs the operations of a network, and takes down those that a gradient goes through.
@@ -67,11 +92,6 @@ impl Fused<'_> {
     }
 }
 
-/// Rows are multiplied, maps convolved.
-fn is_rows(x: &Tensor, w: &Tensor) -> bool {
-    x.dims()[1..3] == [1, 1] && w.dims()[2..].iter().all(|side| *side == 1)
-}
-
 fn group_norm(norm: &Norm) -> cuda::GroupNorm {
     cuda::GroupNorm { groups: norm.groups, eps: norm.eps, silu: norm.silu }
 }
@@ -90,30 +110,36 @@ impl Ops for Fused<'_> {
         let (images, outputs) = (m.dim(0)?, w.dim(0)?);
         let bias_of = bias.map(|bias| &self.parameters[bias.0]);
         let term = plus.term.map(|term| term.map.reshape((images, outputs))).transpose()?;
-        let y = if is_rows(m, w) {
-            let mut y = m.flatten_from(1)?.matmul(&w.flatten_from(1)?.t()?)?;
-            for more in bias_of.into_iter().chain(&term) {
-                y = y.broadcast_add(more)?;
+        let rows = m.dims()[1..3] == [1, 1] && w.dims()[2..].iter().all(|side| *side == 1);
+        let filters = if rows { None } else { Some(cuda::filters(w, m)?) };
+        let y = match &filters {
+            None => {
+                let mut y = m.flatten_from(1)?.matmul(&w.flatten_from(1)?.t()?)?;
+                for more in bias_of.into_iter().chain(&term) {
+                    y = y.broadcast_add(more)?;
+                }
+                let y = y.reshape((images, 1, 1, outputs))?;
+                match plus.residual {
+                    Some((residual, scale)) => mix(&y, &[scale], &residual.map, &[scale])?,
+                    None => y,
+                }
             }
-            let y = y.reshape((images, 1, 1, outputs))?;
-            match plus.residual {
-                Some((residual, scale)) => mix(&y, &[scale], &residual.map, &[scale])?,
-                None => y,
+            Some(filters) => {
+                let both = match (&term, bias_of) {
+                    (Some(term), Some(bias)) => Some(term.broadcast_add(bias)?),
+                    _ => None,
+                };
+                let bias = both.as_ref().or(term.as_ref()).or(bias_of);
+                let residual = plus.residual.map(|(residual, scale)| (&residual.map, scale));
+                cuda::conv2d(m, filters, cuda::Ends { bias, residual })?
             }
-        } else {
-            let both = match (&term, bias_of) {
-                (Some(term), Some(bias)) => Some(term.broadcast_add(bias)?),
-                _ => None,
-            };
-            let bias = both.as_ref().or(term.as_ref()).or(bias_of);
-            let residual = plus.residual.map(|(residual, scale)| (&residual.map, scale));
-            cuda::conv2d(m, w, cuda::Ends { bias, residual })?
         };
         let others = plus.term.into_iter().chain(plus.residual.map(|(residual, _)| residual));
         let tracked = self.trained || x.id.is_some() || others.into_iter().any(|node| node.id.is_some());
         Ok(self.push(y, tracked, || Step::Conv {
             x: x.clone(),
             weight,
+            filters,
             bias,
             term: plus.term.cloned(),
             residual: plus.residual.map(|(residual, scale)| (residual.clone(), scale)),
@@ -210,7 +236,7 @@ impl Taken {
                 None => Ok(()),
             };
             match step {
-                Step::Conv { x, weight, bias, term, residual } => {
+                Step::Conv { x, weight, filters, bias, term, residual } => {
                     let w = &parameters[weight.0];
                     if let Some((residual, scale)) = &residual {
                         if *scale != 1.0 {
@@ -218,32 +244,36 @@ impl Taken {
                         }
                         give(residual, dy.clone())?;
                     }
-                    let rows = is_rows(&x.map, w);
                     let summed = term.as_ref().is_some_and(|term| term.id.is_some());
                     let trained_bias = bias.filter(|_| sums.is_some());
                     if summed || trained_bias.is_some() {
-                        let each = if rows { dy.flatten_from(1)? } else { cuda::pixel_sums(&dy)? };
+                        let each = match filters {
+                            None => dy.flatten_from(1)?,
+                            Some(_) => cuda::pixel_sums(&dy)?,
+                        };
                         if let (Some(bias), Some(sums)) = (trained_bias, &mut sums) {
-                            sums.add(bias, cuda::column_sums(&each)?)?;
+                            sums.add(bias, cuda::column_sums(&each.unsqueeze(0)?)?.squeeze(0)?)?;
                         }
                         if let Some(term) = term {
                             give(&term, each.reshape(term.map.shape())?)?;
                         }
                     }
                     if let Some(sums) = &mut sums {
-                        let dw = if rows {
-                            let dw = dy.flatten_from(1)?.t()?.matmul(&x.map.flatten_from(1)?)?;
-                            dw.reshape(w.shape())?
-                        } else {
-                            cuda::filter_gradient(&x.map, w, &dy)?
+                        let dw = match filters {
+                            None => {
+                                let dw = dy.flatten_from(1)?.t()?.matmul(&x.map.flatten_from(1)?)?;
+                                dw.reshape(w.shape())?
+                            }
+                            Some(_) => cuda::filter_gradient(&x.map, w.shape(), &dy)?,
                         };
                         sums.add(weight, dw)?;
                     }
                     if x.id.is_some() {
-                        let dx = if rows {
-                            dy.flatten_from(1)?.matmul(&w.flatten_from(1)?)?.reshape(x.map.shape())?
-                        } else {
-                            cuda::data_gradient(w, &dy)?
+                        let dx = match &filters {
+                            None => {
+                                dy.flatten_from(1)?.matmul(&w.flatten_from(1)?)?.reshape(x.map.shape())?
+                            }
+                            Some(filters) => cuda::data_gradient(filters, &dy)?,
                         };
                         give(&x, dx)?;
                     }

@@ -30,8 +30,14 @@ pub struct Ends<'a> {
     pub residual: Option<(&'a Tensor, f32)>,
 }
 
-/// x * w: `x` (B, H, W, C), `w` (O, C, k, k) in float32 with odd k; gives (B, H, W, O). `w`
-/// is rounded to the type of `x`, and the products are summed in float32.
+/// Weights (O, C, k, k) in float32, k odd, as cuDNN takes them: (O, k, k, C), rounded to the
+/// type of `like`.
+pub fn filters(w: &Tensor, like: &Tensor) -> Result<Tensor> {
+    with_args([w], |[w]| by_type!(like, channels_last(w)))
+}
+
+/// x * w: `x` (B, H, W, C), `w` from [`filters`]; gives (B, H, W, O). The products are
+/// summed in float32.
 pub fn conv2d(x: &Tensor, w: &Tensor, ends: Ends) -> Result<Tensor> {
     let (residual, scale) = ends.residual.unzip();
     with_args([x, w], |operands| {
@@ -43,15 +49,15 @@ pub fn conv2d(x: &Tensor, w: &Tensor, ends: Ends) -> Result<Tensor> {
     })
 }
 
-/// The gradient of x from `dy` (B, H, W, O), of its type.
+/// The gradient of x from `dy` (B, H, W, O), of its type; `w` from [`filters`].
 pub fn data_gradient(w: &Tensor, dy: &Tensor) -> Result<Tensor> {
     with_args([w, dy], |[w, dy]| by_type!(dy, to_data(w, dy)))
 }
 
-/// The gradient of w (O, C, k, k) in float32, from a sum that cuDNN rounds to the type of
-/// `x` and `dy`.
-pub fn filter_gradient(x: &Tensor, w: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    with_args([x, dy], |[x, dy]| by_type!(x, to_filter(x, w.shape(), dy)))
+/// The gradient of weights of the shape `w`, (O, C, k, k), in float32, from a sum that cuDNN
+/// rounds to the type of `x` and `dy`.
+pub fn filter_gradient(x: &Tensor, w: &Shape, dy: &Tensor) -> Result<Tensor> {
+    with_args([x, dy], |[x, dy]| by_type!(x, to_filter(x, w, dy)))
 }
 
 /// The sums of `dy` (B, H, W, O) over the pixels, (B, O), in float32.
@@ -168,10 +174,10 @@ fn with_library<R>(device: &CudaDevice, f: impl FnOnce(&mut Library) -> Result<R
 }
 
 impl Geometry {
-    /// Of maps (B, H, W, ...) and weights.
+    /// Of maps (B, H, W, ...) and weights (O, k, k, C).
     fn of(maps: &Shape, w: &Shape) -> Result<Geometry> {
         let (batch, height, width, _) = maps.dims4()?;
-        let (outputs, inputs, kernel, other) = w.dims4()?;
+        let (outputs, kernel, other, inputs) = w.dims4()?;
         if kernel != other || kernel % 2 == 0 {
             bail!("conv2d: weights {w:?}");
         }
@@ -181,26 +187,18 @@ impl Geometry {
     fn images(&self, channels: usize) -> Shape {
         (self.batch, self.height, self.width, channels).into()
     }
-
-    fn taps(&self) -> usize {
-        self.kernel * self.kernel
-    }
-
-    fn weights(&self) -> usize {
-        self.outputs * self.inputs * self.taps()
-    }
 }
 
-/// `w` in the type of the activations and in cuDNN's order, (O, k, k, C).
-fn filters<T: Element>(g: Geometry, w: Arg) -> Result<CudaSlice<T>> {
-    let mut out = uninitialised::<T>(g.weights(), w.device())?;
+fn channels_last<T: Element>(w: Arg) -> Result<Tensor> {
+    let ((outputs, inputs, height, width), n) = (w.layout.shape().dims4()?, w.len());
+    let mut out = uninitialised::<T>(n, w.device())?;
     let (function, ws) = (kernel::<T>(w.device(), "channels_last")?, w.view::<f32>()?);
     let mut call = function.builder();
     call.arg(&ws).arg(&mut out);
-    builder_arg!(call, count(g.weights())?, g.inputs as u32, g.taps() as u32);
+    builder_arg!(call, count(n)?, inputs as u32, (height * width) as u32);
     // SAFETY: the kernel's parameters in their order; it checks the count.
-    unsafe { call.launch(elements(g.weights())) }.w()?;
-    Ok(out)
+    unsafe { call.launch(elements(n)) }.w()?;
+    Ok(tensor(out, (outputs, height, width, inputs), w.device()))
 }
 
 fn forward<T: Element>(
@@ -223,7 +221,7 @@ fn forward<T: Element>(
             residual.map(|r| r.layout)
         );
     }
-    let (xs, ws) = (x.view::<T>()?, filters::<T>(g, w)?);
+    let (xs, ws) = (x.view::<T>()?, w.view::<T>()?);
     let mut y = uninitialised::<T>(shape.elem_count(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
@@ -267,7 +265,7 @@ fn forward<T: Element>(
 fn to_data<T: Element>(w: Arg, dy: Arg) -> Result<Tensor> {
     let g = Geometry::of(dy.layout.shape(), w.layout.shape())?;
     let (device, shape) = (w.device(), g.images(g.inputs));
-    let (ws, dys) = (filters::<T>(g, w)?, dy.view::<T>()?);
+    let (ws, dys) = (w.view::<T>()?, dy.view::<T>()?);
     let mut dx = uninitialised::<T>(shape.elem_count(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
@@ -282,9 +280,10 @@ fn to_data<T: Element>(w: Arg, dy: Arg) -> Result<Tensor> {
 }
 
 fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg) -> Result<Tensor> {
-    let g = Geometry::of(x.layout.shape(), w)?;
-    let (device, xs, dys) = (x.device(), x.view::<T>()?, dy.view::<T>()?);
-    let mut last = uninitialised::<T>(g.weights(), device)?;
+    let (outputs, inputs, kernel_height, kernel_width) = w.dims4()?;
+    let g = Geometry::of(x.layout.shape(), &(outputs, kernel_height, kernel_width, inputs).into())?;
+    let (device, xs, dys, n) = (x.device(), x.view::<T>()?, dy.view::<T>()?, w.elem_count());
+    let mut last = uninitialised::<T>(n, device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
         library.reserve(plan.filter_workspace, device)?;
@@ -294,13 +293,13 @@ fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg) -> Result<Tensor> {
         unsafe { pass.launch(FILTER, workspace, (T::ONE, T::ZERO), &xs, &mut last, &dys)? };
         Ok(())
     })?;
-    let mut dw = uninitialised::<f32>(g.weights(), device)?;
+    let mut dw = uninitialised::<f32>(n, device)?;
     let function = kernel::<T>(device, "channels_first")?;
     let mut call = function.builder();
     call.arg(&last).arg(&mut dw);
-    builder_arg!(call, count(g.weights())?, g.inputs as u32, g.taps() as u32);
+    builder_arg!(call, count(n)?, inputs as u32, (kernel_height * kernel_width) as u32);
     // SAFETY: the kernel's parameters in their order; it checks the count.
-    unsafe { call.launch(elements(g.weights())) }.w()?;
+    unsafe { call.launch(elements(n)) }.w()?;
     Ok(tensor(dw, w.clone(), device))
 }
 

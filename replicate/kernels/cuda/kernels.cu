@@ -382,12 +382,13 @@ __device__ inline void silu_backward(const T* restrict x, const T* restrict dy, 
 KERNELS(float, f32)
 KERNELS(bf16, bf16)
 
-// The sum of every column of x (rows, columns).
-extern "C" __global__ void column_sums(const float* x, float* sums, u32 rows, u32 columns) {
-    EACH(c, columns) {
+// The sum of every column of each part of x (parts, rows, columns): n = parts columns.
+extern "C" __global__ void column_sums(const float* x, float* sums, u32 n, u32 rows, u32 columns) {
+    EACH(i, n) {
+        const float* from = x + (u64)(i / columns) * rows * columns + i % columns;
         float sum = 0.0f;
-        for (u32 r = 0; r < rows; r++) sum += x[(u64)r * columns + c];
-        sums[c] = sum;
+        for (u32 r = 0; r < rows; r++) sum += from[(u64)r * columns];
+        sums[i] = sum;
     }
 }
 

@@ -17,7 +17,7 @@ mod resample;
 mod update;
 
 pub use self::attention::{attention, attention_backward};
-pub use self::conv::{Ends, conv2d, data_gradient, filter_gradient, pixel_sums};
+pub use self::conv::{Ends, conv2d, data_gradient, filter_gradient, filters, pixel_sums};
 pub use self::noise::normals;
 pub use self::norm::GroupNorm;
 pub use self::pointwise::{

@@ -75,7 +75,7 @@ fn backward<T: Element>(op: &GroupNorm, [x, gamma, beta, dy, kept]: [Arg; 5]) ->
     // SAFETY: the kernel's parameters in their order; blocks for the groups of each image.
     unsafe { call.launch(rows(blocks, THREADS as usize)) }.w()?;
 
-    let sums = tensor(sums, (2, b, c), device);
-    let (dbeta, dgamma) = (column_sums(&sums.get(0)?)?, column_sums(&sums.get(1)?)?);
+    let sums = column_sums(&tensor(sums, (2, b, c), device))?;
+    let (dbeta, dgamma) = (sums.get(0)?, sums.get(1)?);
     Ok([tensor(dx, x.layout.shape().clone(), device), dgamma, dbeta])
 }

@@ -37,18 +37,20 @@ pub fn split(y: &Tensor, channels: usize) -> Result<[Tensor; 2]> {
     with_args([y], |[y]| by_type!(y, parted(y, channels)))
 }
 
-/// The sums of the columns of `x` (rows, columns), float32.
+/// The sums of the columns of each part of `x` (parts, rows, columns): (parts, columns), all
+/// float32.
 pub fn column_sums(x: &Tensor) -> Result<Tensor> {
     with_args([x], |[x]| {
-        let ((rows, columns), device) = (x.layout.shape().dims2()?, x.device());
-        let mut sums = uninitialised::<f32>(columns, device)?;
+        let ((parts, rows, columns), device) = (x.layout.shape().dims3()?, x.device());
+        let n = parts * columns;
+        let mut sums = uninitialised::<f32>(n, device)?;
         let (function, xs) = (plain(device, "column_sums")?, x.view::<f32>()?);
         let mut call = function.builder();
         call.arg(&xs).arg(&mut sums);
-        builder_arg!(call, rows as u32, columns as u32);
-        // SAFETY: the kernel's parameters in their order; it checks the columns.
-        unsafe { call.launch(elements(columns)) }.w()?;
-        Ok(tensor(sums, columns, device))
+        builder_arg!(call, count(n)?, rows as u32, columns as u32);
+        // SAFETY: the kernel's parameters in their order; it checks the count.
+        unsafe { call.launch(elements(n)) }.w()?;
+        Ok(tensor(sums, (parts, columns), device))
     })
 }
 
