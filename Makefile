@@ -9,7 +9,7 @@ FEATURES ?=
 REPLICATE = cargo run --release --locked --quiet $(if $(FEATURES),--features $(FEATURES)) --
 PLACE = --scale $(SCALE) --device $(DEVICE) --store $(STORE) $(if $(DATA),--data $(DATA))
 
-.PHONY: table1 table2 figures report check claims plan selftest drill test build
+.PHONY: table1 table2 figures report check claims plan selftest standin drill test build
 
 table1 table2: build
 	$(REPLICATE) run $@ $(PLACE) --seed $(SEED)
@@ -27,6 +27,11 @@ plan: build
 # Whether DEVICE gives what it should, and how fast.
 selftest: build
 	$(REPLICATE) selftest --device $(DEVICE)
+
+# The GPU's program on a machine without one; CUDA_HOME names the toolkit.
+standin:
+	cargo build --release --locked --features cudnn
+	tests/standin/run target/release/replicate selftest --device cuda:0 --reduced
 
 # The paper scale's path for every cell, with small files from a local server.
 drill:

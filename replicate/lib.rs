@@ -17,10 +17,9 @@
 //! | FID's formula, IS, KID, precision, recall, collapse | [`metrics`] | metrics |
 //!
 //! Arrows point down: `commands` → `run` → `train`, `evaluate` → `distill`,
-//! `features`, `inception` → `unet`, `equations`, `metrics` → `tape`, `composed` →
-//! `kernels`, `rng`. `golden`,
-//! `claims`, `paper` and `report` touch no tensor; the store and the commands
-//! are all that writes files, but for the events of
+//! `features`, `inception` → `unet`, `equations`, `metrics` → `tape`, `fused`,
+//! `composed` → `kernels`, `rng`. `golden`, `claims`, `paper` and `report` touch no
+//! tensor; the store and the commands are all that writes files, but for the events of
 //! `--watch tensorboard`.
 
 pub mod augment;

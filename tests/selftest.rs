@@ -32,6 +32,8 @@ fn every_part_is_checked_and_holds() {
         "3x3 convolution: gradients",
         "group norm and SiLU: gradients",
         "attention: gradients",
+        "Adam: weights",
+        "moving average",
         "U-Net, tiny: gradients of 143 tensors",
         "sampler",
         "Inception-v3: logits",

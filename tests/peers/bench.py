@@ -17,8 +17,8 @@ them are not. Inception is torch-fidelity's, with drawn weights.
 times the paper scale on a GPU: an iteration of DiJS (paper-step) and the teacher's
 solver (heun), with a build of FEATURES=cudnn. PyTorch runs each twice: eager, and
 through torch.compile; with ,bf16 under autocast and in channels-last order, without in
-float32 with TF32 off. Its iteration leaves EDM's augmentation out, which ours does on
-the host. Never run on a card so far.
+float32 with TF32 off. Its iteration leaves EDM's augmentation out, which ours has. Never
+run on a card so far.
 
 Nothing in `make test` runs this script.
 """
