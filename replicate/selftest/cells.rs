@@ -14,6 +14,10 @@ use std::sync::atomic::AtomicBool;
 /// Largest difference of two runs' weights relative to the largest weight, where a GPU
 /// did not give the same bytes.
 const REPEATABLE: f64 = 1e-3;
+/// What a GPU's cell is held to, whose numbers are those of another seed. All the others
+/// are of the same images: with a 95 % interval for each, a tenth of good cards or more
+/// would fail.
+const ELSEWHERE: [&str; 3] = ["fd", "generator_parameters", "critic_parameters"];
 const SEED: u64 = 0;
 /// More steps than any stage of these scales has before its last.
 const MOST_STOPS: usize = 5_000;
@@ -39,9 +43,10 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
     };
     let (first, scores) = run("first", false)?;
     let row = FULL_INITIALISATION.row;
+    let asked = |golden: &Golden| device.is_cpu() || ELSEWHERE.contains(&golden.metric.as_str());
     let goldens: Vec<Golden> = read_golden(&root.join("golden/table1.csv"))?
         .into_iter()
-        .filter(|golden| golden.row == row && golden.scale == scale.name())
+        .filter(|golden| golden.row == row && golden.scale == scale.name() && asked(golden))
         .collect();
     let mut checks = Vec::new();
     for comparison in golden::check(&goldens, &scores) {
