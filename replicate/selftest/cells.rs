@@ -3,7 +3,7 @@
 use super::Check;
 use crate::error::{Error, Result};
 use crate::experiment::{FULL_INITIALISATION, Recipe, Scale};
-use crate::golden::{self, Golden, Status, read_golden};
+use crate::golden::{self, Comparison, Golden, Status, read_golden};
 use crate::run::{Outcome, Runner, Settings, WEIGHTS};
 use crate::store::read_safetensors;
 use crate::watch::{Mode, Watch};
@@ -65,9 +65,9 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
             )
         });
     }
-    let asked = |golden: &&Golden| device.is_cpu() || ELSEWHERE.contains(&golden.metric.as_str());
-    let goldens: Vec<Golden> = of(scale).filter(asked).cloned().collect();
-    for comparison in golden::check(&goldens, &scores) {
+    let goldens: Vec<Golden> = of(scale).cloned().collect();
+    let asked = |comparison: &Comparison| device.is_cpu() || ELSEWHERE.contains(&comparison.metric.as_str());
+    for comparison in golden::check(&goldens, &scores).into_iter().filter(asked) {
         let outside = !matches!(comparison.verdict.status, Status::Same | Status::Within);
         checks.push(Check::new(
             format!("{row} at {scale}: {}", comparison.metric),
