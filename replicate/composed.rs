@@ -1,9 +1,9 @@
-//! The operations of a network as compositions of candle's own: for devices other
-//! than the CPU, and what the CPU's kernels are tested against.
+//! The operations of a network as compositions of candle's own: what the kernels are
+//! tested against, and GPUs without cuDNN use.
 
 use crate::network::{Norm, Ops, Param, Plus};
 use candle_core::backprop::GradStore;
-use candle_core::{D, Device, Result, Tensor};
+use candle_core::{D, DType, Device, Result, Tensor};
 
 pub struct Composed<'a> {
     parameters: &'a [Tensor],
@@ -17,13 +17,14 @@ impl<'a> Composed<'a> {
 }
 
 /// `walk` over the images `x` (B, C, H, W), or rows (B, C). Gives (B, C, H, W), or (B, C)
-/// where H = W = 1.
+/// where H = W = 1. Maps have one type here, float32.
 ///
 /// # Errors
 /// What `walk` fails with.
 pub fn apply(
     parameters: &[Tensor],
     x: &Tensor,
+    _maps: DType,
     walk: impl FnOnce(&mut Composed, &Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let mut ops = Composed::new(parameters, x.device());

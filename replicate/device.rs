@@ -29,8 +29,13 @@ pub fn open(name: &str) -> Result<Device> {
     }
     let device = cuda(place, index)?;
     #[cfg(feature = "cudnn")]
-    if bfloat16 {
-        multiplies_bfloat16(place, &device)?;
+    if bfloat16 && !multiplies_bfloat16(&device) {
+        let (major, minor) =
+            compute_capability(&device).map_err(|error| Error::device(place, &error.to_string()))?;
+        return Err(Error::Usage(format!(
+            "{place} has compute capability {major}.{minor} and does not multiply bfloat16, which needs 8.0\n  \
+             --device {place} works in float32"
+        )));
     }
     kernels::use_bfloat16(bfloat16);
     Ok(device)
@@ -80,20 +85,21 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// cuDNN and cuBLAS multiply bfloat16 from compute capability 8.0 on.
-#[cfg(feature = "cudnn")]
-fn multiplies_bfloat16(name: &str, device: &Device) -> Result<()> {
-    let capability = device.as_cuda_device().and_then(|cuda| {
-        use candle_core::cuda_backend::WrapErr;
-        cuda.cuda_stream().context().compute_capability().w()
-    });
-    match capability.map_err(|error| Error::device(name, &error.to_string()))? {
-        (8.., _) => Ok(()),
-        (major, minor) => Err(Error::Usage(format!(
-            "{name} has compute capability {major}.{minor} and does not multiply bfloat16, which needs 8.0\n  \
-             --device {name} works in float32"
-        ))),
+/// Whether networks on `device` can keep their activations in bfloat16: cuDNN and cuBLAS
+/// multiply it from compute capability 8.0 on.
+pub fn multiplies_bfloat16(device: &Device) -> bool {
+    #[cfg(feature = "cudnn")]
+    if device.is_cuda() {
+        return compute_capability(device).is_ok_and(|(major, _)| major >= 8);
     }
+    _ = device;
+    false
+}
+
+#[cfg(feature = "cudnn")]
+fn compute_capability(device: &Device) -> candle_core::Result<(i32, i32)> {
+    use candle_core::cuda_backend::WrapErr;
+    device.as_cuda_device()?.cuda_stream().context().compute_capability().w()
 }
 
 #[cfg(feature = "cuda")]

@@ -103,7 +103,12 @@ fn out_of_memory(said: &str) -> bool {
 }
 
 fn device_failed(said: &str) -> bool {
-    says(said, &["CUDA_ERROR_", "CUBLAS_STATUS_", "CUDNN_STATUS_"])
+    says(said, &["CUDA_ERROR_", "CUBLAS_STATUS_", "CUDNN_STATUS_"]) && !refused(said)
+}
+
+/// Whether a library does not do what it was asked for: the device is well.
+fn refused(said: &str) -> bool {
+    says(said, &["STATUS_NOT_SUPPORTED", "STATUS_BAD_PARAM", "STATUS_INVALID_VALUE"])
 }
 
 /// What to do about an error of CUDA, by the code in its text; nothing for others.
@@ -122,6 +127,9 @@ fn device_remedy(said: &str) -> &'static str {
     } else if any(&["CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_ERROR_INVALID_PTX", "CUDA_ERROR_INVALID_IMAGE"]) {
         "\n  this program was built for another GPU: build it again where this one is, or with \
          CUDA_COMPUTE_CAP set to its compute capability (nvidia-smi --query-gpu=compute_cap --format=csv)"
+    } else if refused(said) {
+        "\n  this version of cuDNN or cuBLAS does not do that on this GPU: 'replicate selftest' says which \
+         operations hold, --device without ,bf16 works in float32"
     } else if device_failed(said) {
         "\n  the GPU or its driver failed: the last checkpoint is good, the same command goes on from it"
     } else {
@@ -138,7 +146,7 @@ mod tests {
         let said = |code: &str| {
             let error = Error::Tensor(candle_core::Error::Cuda(format!("DriverError({code})").into()));
             assert_eq!(error.exit_code(), EXIT_RUN);
-            assert_eq!(error.is_device_lost(), !error.is_out_of_memory());
+            assert_eq!(error.is_device_lost(), !error.is_out_of_memory() && !code.contains("NOT_SUPPORTED"));
             (error.to_string(), error.is_out_of_memory())
         };
         for (code, remedy, memory) in [
@@ -150,6 +158,7 @@ mod tests {
             ("CUDA_ERROR_NO_BINARY_FOR_GPU", "CUDA_COMPUTE_CAP", false),
             ("CUDA_ERROR_LAUNCH_FAILED", "the last checkpoint is good", false),
             ("CUBLAS_STATUS_EXECUTION_FAILED", "the last checkpoint is good", false),
+            ("CUDNN_STATUS_NOT_SUPPORTED", "selftest", false),
         ] {
             let (text, out_of_memory) = said(code);
             assert!(text.contains(remedy), "{text}");

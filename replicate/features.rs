@@ -7,7 +7,7 @@ use crate::metrics::Features;
 use crate::network::{Builder, Norm, Ops, Param, Plus};
 use crate::params::{Arrays, Params, Source};
 use crate::tape;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 /// Digits and invented characters.
@@ -83,8 +83,9 @@ impl Classifier {
             let logits = tape::apply(head, &features, |ops, _, x| self.logits(ops, x))?;
             return Ok((features, logits));
         }
-        let features = elsewhere::apply(body, x, |ops, x| self.features(ops, x))?;
-        let logits = elsewhere::apply(head, &features, |ops, x| self.logits(ops, x))?;
+        // What measures is never rounded.
+        let features = elsewhere::apply(body, x, DType::F32, |ops, x| self.features(ops, x))?;
+        let logits = elsewhere::apply(head, &features, DType::F32, |ops, x| self.logits(ops, x))?;
         Ok((features, logits))
     }
 

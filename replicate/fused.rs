@@ -3,10 +3,10 @@
 //! the images; what it would do with the gradient of every step, adding it to zeros, costs
 //! more memory traffic than most steps.
 //!
-//! Maps have the channels last, (B, H, W, C), and are float32 or, where [`activations`]
-//! says so, bfloat16. Rows of channels, (B, 1, 1, C), are float32.
+//! Maps have the channels last, (B, H, W, C), and are float32 or bfloat16. Rows of channels,
+//! (B, 1, 1, C), are float32.
 
-use crate::kernels::{activations, cuda, mix};
+use crate::kernels::{cuda, mix};
 use crate::network::{Norm, Ops, Param, Plus};
 use candle_core::backend::BackendStorage;
 use candle_core::backprop::GradStore;
@@ -23,16 +23,19 @@ pub struct Node {
     id: Option<usize>,
 }
 
-/// One operation, with what its gradient needs.
+/// One operation, with what its gradient needs: of its operands the ids, and the maps only
+/// where they are read again.
 enum Step {
-    /// With the weight as cuDNN takes it, or `None` where rows are multiplied.
     Conv {
-        x: Node,
+        /// Where the weight is trained.
+        x: Option<Tensor>,
+        input: Option<usize>,
         weight: Param,
+        /// The weight as cuDNN takes it, or `None` where rows are multiplied.
         filters: Option<Tensor>,
         bias: Option<Param>,
-        term: Option<Node>,
-        residual: Option<(Node, f32)>,
+        term: Option<usize>,
+        residual: Option<(Option<usize>, f32)>,
     },
     Norm {
         x: Node,
@@ -46,17 +49,20 @@ enum Step {
         x: Node,
     },
     Down2 {
-        x: Node,
+        x: Option<usize>,
     },
     Up2 {
-        x: Node,
+        x: Option<usize>,
     },
     Concat {
-        a: Node,
-        b: Node,
+        a: Option<usize>,
+        channels: usize,
+        b: Option<usize>,
     },
     Mean {
-        x: Node,
+        x: Option<usize>,
+        shape: Shape,
+        dtype: DType,
     },
 }
 
@@ -135,14 +141,16 @@ impl Ops for Fused<'_> {
             }
         };
         let others = plus.term.into_iter().chain(plus.residual.map(|(residual, _)| residual));
-        let tracked = self.trained || x.id.is_some() || others.into_iter().any(|node| node.id.is_some());
+        let trained = self.trained;
+        let tracked = trained || x.id.is_some() || others.into_iter().any(|node| node.id.is_some());
         Ok(self.push(y, tracked, || Step::Conv {
-            x: x.clone(),
+            x: trained.then(|| m.clone()),
+            input: x.id,
             weight,
             filters,
             bias,
-            term: plus.term.cloned(),
-            residual: plus.residual.map(|(residual, scale)| (residual.clone(), scale)),
+            term: plus.term.and_then(|term| term.id),
+            residual: plus.residual.map(|(residual, scale)| (residual.id, scale)),
         }))
     }
 
@@ -166,23 +174,24 @@ impl Ops for Fused<'_> {
 
     fn down2(&mut self, x: &Node) -> Result<Node> {
         let y = cuda::down2(&x.map, 0.25)?;
-        Ok(self.push(y, x.id.is_some(), || Step::Down2 { x: x.clone() }))
+        Ok(self.push(y, x.id.is_some(), || Step::Down2 { x: x.id }))
     }
 
     fn up2(&mut self, x: &Node) -> Result<Node> {
         let y = cuda::up2(&x.map, 1.0)?;
-        Ok(self.push(y, x.id.is_some(), || Step::Up2 { x: x.clone() }))
+        Ok(self.push(y, x.id.is_some(), || Step::Up2 { x: x.id }))
     }
 
     fn concat(&mut self, a: &Node, b: &Node) -> Result<Node> {
-        let y = cuda::concat(&a.map, &b.map)?;
+        let (y, channels) = (Tensor::cat(&[&a.map, &b.map], 3)?, a.map.dim(3)?);
         let tracked = a.id.is_some() || b.id.is_some();
-        Ok(self.push(y, tracked, || Step::Concat { a: a.clone(), b: b.clone() }))
+        Ok(self.push(y, tracked, || Step::Concat { a: a.id, channels, b: b.id }))
     }
 
     fn mean(&mut self, x: &Node) -> Result<Node> {
         let y = x.map.to_dtype(DType::F32)?.mean_keepdim((1, 2))?;
-        Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.clone() }))
+        let (shape, dtype) = (x.map.shape().clone(), x.map.dtype());
+        Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.id, shape, dtype }))
     }
 
     fn tensor(&self, x: &Node) -> Result<Tensor> {
@@ -231,22 +240,21 @@ impl Taken {
         // Each step is dropped when it is done with, and its values with it.
         for (step, id) in self.steps.into_iter().rev() {
             let Some(mut dy) = gradients[id].take() else { continue };
-            let mut give = |node: &Node, more: Tensor| match node.id {
+            let mut give = |id: Option<usize>, more: Tensor| match id {
                 Some(id) => add(&mut gradients[id], more),
                 None => Ok(()),
             };
             match step {
-                Step::Conv { x, weight, filters, bias, term, residual } => {
+                Step::Conv { x, input, weight, filters, bias, term, residual } => {
                     let w = &parameters[weight.0];
-                    if let Some((residual, scale)) = &residual {
-                        if *scale != 1.0 {
-                            dy = cuda::scaled(&dy, *scale)?;
+                    if let Some((residual, scale)) = residual {
+                        if scale != 1.0 {
+                            dy = cuda::scaled(&dy, scale)?;
                         }
                         give(residual, dy.clone())?;
                     }
-                    let summed = term.as_ref().is_some_and(|term| term.id.is_some());
                     let trained_bias = bias.filter(|_| sums.is_some());
-                    if summed || trained_bias.is_some() {
+                    if term.is_some() || trained_bias.is_some() {
                         let each = match filters {
                             None => dy.flatten_from(1)?,
                             Some(_) => cuda::pixel_sums(&dy)?,
@@ -254,57 +262,59 @@ impl Taken {
                         if let (Some(bias), Some(sums)) = (trained_bias, &mut sums) {
                             sums.add(bias, cuda::column_sums(&each.unsqueeze(0)?)?.squeeze(0)?)?;
                         }
-                        if let Some(term) = term {
-                            give(&term, each.reshape(term.map.shape())?)?;
-                        }
+                        let (images, outputs) = each.dims2()?;
+                        give(term, each.reshape((images, 1, 1, outputs))?)?;
                     }
-                    if let Some(sums) = &mut sums {
+                    if let (Some(x), Some(sums)) = (x, &mut sums) {
                         let dw = match filters {
                             None => {
-                                let dw = dy.flatten_from(1)?.t()?.matmul(&x.map.flatten_from(1)?)?;
-                                dw.reshape(w.shape())?
+                                dy.flatten_from(1)?.t()?.matmul(&x.flatten_from(1)?)?.reshape(w.shape())?
                             }
-                            Some(_) => cuda::filter_gradient(&x.map, w.shape(), &dy)?,
+                            Some(_) => cuda::filter_gradient(&x, w.shape(), &dy)?,
                         };
                         sums.add(weight, dw)?;
                     }
-                    if x.id.is_some() {
+                    if input.is_some() {
                         let dx = match &filters {
                             None => {
-                                dy.flatten_from(1)?.matmul(&w.flatten_from(1)?)?.reshape(x.map.shape())?
+                                let dx = dy.flatten_from(1)?.matmul(&w.flatten_from(1)?)?;
+                                dx.unsqueeze(1)?.unsqueeze(1)?
                             }
                             Some(filters) => cuda::data_gradient(filters, &dy)?,
                         };
-                        give(&x, dx)?;
+                        give(input, dx)?;
                     }
                 }
                 Step::Norm { x, norm, kept } => {
                     let (gamma, beta) = (&parameters[norm.gamma.0], &parameters[norm.beta.0]);
-                    let [dx, dgamma, dbeta] = group_norm(&norm).backward(&x.map, gamma, beta, &kept, &dy)?;
+                    let (dx, each) = group_norm(&norm).backward(&x.map, gamma, beta, &kept, &dy)?;
                     if let Some(sums) = &mut sums {
-                        sums.add(norm.gamma, dgamma)?;
-                        sums.add(norm.beta, dbeta)?;
+                        let both = cuda::column_sums(&each)?;
+                        sums.add(norm.beta, both.get(0)?)?;
+                        sums.add(norm.gamma, both.get(1)?)?;
                     }
-                    give(&x, dx)?;
+                    give(x.id, dx)?;
                 }
                 Step::Attention { qkv } => {
                     let (b, h, w, c3) = qkv.map.dims4()?;
                     let da = dy.reshape((b, h * w, c3 / 3))?;
                     let d = cuda::attention_backward(&qkv.map.reshape((b, h * w, c3))?, &da)?;
-                    give(&qkv, d.reshape((b, h, w, c3))?)?;
+                    give(qkv.id, d.reshape((b, h, w, c3))?)?;
                 }
-                Step::Silu { x } => give(&x, cuda::silu_backward(&x.map, &dy)?)?,
-                Step::Down2 { x } => give(&x, cuda::up2(&dy, 0.25)?)?,
-                Step::Up2 { x } => give(&x, cuda::down2(&dy, 1.0)?)?,
-                Step::Concat { a, b } => {
-                    let [da, db] = cuda::split(&dy, a.map.dim(3)?)?;
-                    give(&a, da)?;
-                    give(&b, db)?;
+                Step::Silu { x } => give(x.id, cuda::silu_backward(&x.map, &dy)?)?,
+                Step::Down2 { x } => give(x, cuda::up2(&dy, 0.25)?)?,
+                Step::Up2 { x } => give(x, cuda::down2(&dy, 1.0)?)?,
+                Step::Concat { a, channels, b } => {
+                    for (id, range) in [(a, 0..channels), (b, channels..dy.dim(3)?)] {
+                        if id.is_some() {
+                            give(id, cuda::channels(&dy, range)?)?;
+                        }
+                    }
                 }
-                Step::Mean { x } => {
-                    let (_, h, w, _) = x.map.dims4()?;
-                    let each = cuda::scaled(&dy, 1.0 / (h * w) as f32)?.to_dtype(x.map.dtype())?;
-                    give(&x, each.broadcast_as(x.map.shape())?.contiguous()?)?;
+                Step::Mean { x, shape, dtype } => {
+                    let (_, h, w, _) = shape.dims4()?;
+                    let each = cuda::scaled(&dy, 1.0 / (h * w) as f32)?.to_dtype(dtype)?;
+                    give(x, each.broadcast_as(&shape)?.contiguous()?)?;
                 }
             }
         }
@@ -330,7 +340,8 @@ pub fn gradients(loss: &Tensor) -> Result<GradStore> {
     Ok(gradients)
 }
 
-/// `walk` over the images `x` (B, C, H, W), or rows (B, C), in float32 on a GPU. Gradients
+/// `walk` over the images `x` (B, C, H, W), or rows (B, C), in float32 on a GPU; what the
+/// operations leave to each other is of the type `maps`. Gradients
 /// reach `x` through candle, `parameters` through [`gradients`], where candle tracks them.
 /// Gives (B, C, H, W), or (B, C) where H = W = 1, in float32.
 ///
@@ -339,6 +350,7 @@ pub fn gradients(loss: &Tensor) -> Result<GradStore> {
 pub fn apply(
     parameters: &[Tensor],
     x: &Tensor,
+    maps: DType,
     walk: impl FnOnce(&mut Fused, &Node) -> Result<Node>,
 ) -> Result<Tensor> {
     let (trained, tracked) = (parameters.iter().any(Tensor::track_op), x.track_op());
@@ -346,7 +358,7 @@ pub fn apply(
     let mut ops = Fused { parameters: &detached, device: x.device(), trained, steps: Vec::new(), nodes: 0 };
     let map = match *x.dims() {
         [b, c] => x.detach().reshape((b, 1, 1, c))?,
-        [..] => x.detach().to_dtype(activations(x.device()))?.permute((0, 2, 3, 1))?.contiguous()?,
+        [..] => x.detach().to_dtype(maps)?.permute((0, 2, 3, 1))?.contiguous()?,
     };
     let input = ops.input(map, tracked);
     let output = walk(&mut ops, &input)?;
@@ -362,12 +374,8 @@ pub fn apply(
     let dtype = output.map.dtype();
     let done = Done { parameters, detached, y, dtype, taken: Mutex::new(Some(taken)) };
     // Candle asks for gradients where an argument has one: this one stands for all parameters.
-    let trained = if trained {
-        Var::zeros(1, DType::F32, x.device())?.into_inner()
-    } else {
-        Tensor::zeros(1, DType::F32, x.device())?
-    };
-    x.contiguous()?.apply_op2(&trained, done)
+    let all = Var::zeros(1, DType::F32, x.device())?;
+    x.contiguous()?.apply_op2(&all, done)
 }
 
 /// A forward pass that was made, as candle's operation of the images.

@@ -656,10 +656,11 @@ impl Training for Classifying<'_> {
         let log_p = shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(1)?.log()?)?;
         let targets = Tensor::from_slice(&labels, (b.batch, 1), &b.device)?;
         let loss = log_p.gather(&targets, 1)?.mean_all()?.neg()?;
-        let hits = logits.argmax(1)?.to_vec1::<u32>()?.iter().zip(&labels).filter(|(a, b)| a == b).count();
+        let guesses = logits.argmax(1)?;
         let lr =
             learning_rate(self.settings.lr, self.settings.images / 20, self.settings.images, true, images);
         self.adam.update(&self.params, &elsewhere::gradients(&loss)?, lr)?;
+        let hits = guesses.to_vec1::<u32>()?.iter().zip(&labels).filter(|(a, b)| a == b).count();
         Ok(vec![loss.to_scalar::<f32>()? as f64, hits as f64 / b.batch as f64])
     }
 

@@ -4,7 +4,7 @@
 //! of the published checkpoints.
 
 use crate::elsewhere;
-use crate::kernels::{mix, scale_images};
+use crate::kernels::{activations, mix, scale_images};
 use crate::network::{self, Builder, Ops, Param, Plus};
 use crate::noise::Precondition;
 use crate::tape;
@@ -482,7 +482,9 @@ impl Denoiser {
         let told = Told::new(&c.noise, augment, x, self.encoder.labels)?;
         let (input, parameters) = (scale_images(x, &c.input)?, &self.parameters);
         let f = if !x.device().is_cpu() {
-            elsewhere::apply(parameters, &input, |ops, x| self.walk(ops, x, &told, &mut probe))?
+            elsewhere::apply(parameters, &input, activations(x.device()), |ops, x| {
+                self.walk(ops, x, &told, &mut probe)
+            })?
         } else if probe.is_some() {
             tape::apply_whole(parameters, &input, |ops, x| self.walk(ops, x, &told, &mut probe))?
         } else {
@@ -541,7 +543,9 @@ impl Critic {
                 self.walk(ops, x, &told.of(&images, self.encoder.labels))
             })?
         } else {
-            elsewhere::apply(&self.parameters, &x, |ops, x| self.walk(ops, x, &told))?
+            elsewhere::apply(&self.parameters, &x, activations(x.device()), |ops, x| {
+                self.walk(ops, x, &told)
+            })?
         };
         logits.flatten_all()
     }

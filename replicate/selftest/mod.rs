@@ -55,22 +55,25 @@ impl Report {
     }
 }
 
-fn bfloat16_checks(device: &Device, reduced: bool) -> Result<Vec<Check>> {
-    let mut checks = operations::checks(device)?;
-    checks.push(operations::rounding(device)?);
-    checks.extend(parity::bfloat16_checks(device, reduced)?);
-    Ok(checks)
+/// The checks of a part, or one that says why it could not be carried out: what was
+/// measured before, and what comes after, is worth knowing all the more.
+fn part(name: &str, checks: Result<Vec<Check>>) -> Vec<Check> {
+    checks.unwrap_or_else(|error| vec![Check::new(name.into(), error.to_string(), f64::INFINITY, 0.0)])
 }
 
-fn bfloat16_possible(device: &Device) -> bool {
-    cfg!(feature = "cudnn") && device.is_cuda()
+/// Runs `f` with activations in bfloat16.
+fn in_bfloat16<R>(f: impl FnOnce() -> R) -> R {
+    kernels::use_bfloat16(true);
+    let done = f();
+    kernels::use_bfloat16(false);
+    done
 }
 
 /// Runs everything on `device`; `tell` hears of each part before it begins. `root` is
 /// the repository, `scratch` an empty directory for what is trained.
 ///
 /// # Errors
-/// What a part could not be carried out for; a check that fails is none.
+/// What nothing can be said of: the time that anything takes.
 pub fn run(
     device: &Device,
     reduced: bool,
@@ -80,27 +83,27 @@ pub fn run(
 ) -> Result<Report> {
     kernels::use_bfloat16(false);
     tell("agreement with the reference implementations");
-    let mut checks = operations::checks(device)?;
-    checks.extend(operations::updates(device)?);
+    let mut checks = part("operations", operations::checks(device));
+    checks.extend(part("updates", operations::updates(device)));
     if !device.is_cpu() {
-        checks.push(operations::noise(device)?);
+        checks.extend(part("noise", operations::noise(device)));
     }
-    checks.extend(parity::checks(device, reduced)?);
-    if bfloat16_possible(device) {
-        kernels::use_bfloat16(true);
-        let rounded = bfloat16_checks(device, reduced);
-        kernels::use_bfloat16(false);
-        checks.extend(rounded?);
+    checks.extend(parity::checks(device, reduced));
+    let bfloat16 = device::multiplies_bfloat16(device);
+    if bfloat16 {
+        checks.extend(in_bfloat16(|| {
+            let mut checks = part("operations, bf16", operations::checks(device));
+            checks.extend(part("rounding, bf16", operations::rounding(device)));
+            checks.extend(parity::bfloat16_checks(device, reduced));
+            checks
+        }));
     }
     tell("one cell: golden values, the same again, stopped and resumed");
-    checks.extend(cells::checks(device, reduced, root, scratch)?);
+    checks.extend(part("one cell", cells::checks(device, reduced, root, scratch)));
     tell("speed and memory");
     let mut rates = speed::rates(device, reduced)?;
-    if bfloat16_possible(device) && !reduced {
-        kernels::use_bfloat16(true);
-        let rounded = speed::bfloat16_rates(device);
-        kernels::use_bfloat16(false);
-        rates.extend(rounded?);
+    if bfloat16 && !reduced {
+        rates.extend(in_bfloat16(|| speed::bfloat16_rates(device))?);
     }
     Ok(Report { device: device::describe(device), reduced, checks, rates })
 }

@@ -117,11 +117,13 @@ fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool)
     let parameters: Vec<Tensor> = inputs[1..].iter().map(|var| var.as_tensor().clone()).collect();
     let x = inputs[0].as_tensor();
     let y = if composed {
-        composed::apply(&parameters, x, |ops, x| operation.walk(batch, ops, x))?
+        composed::apply(&parameters, x, DType::F32, |ops, x| operation.walk(batch, ops, x))?
     } else if device.is_cpu() {
         tape::apply_whole(&parameters, x, |ops, x| operation.walk(batch, ops, x))?
     } else {
-        elsewhere::apply(&parameters, x, |ops, x| operation.walk(batch, ops, x))?
+        elsewhere::apply(&parameters, x, kernels::activations(device), |ops, x| {
+            operation.walk(batch, ops, x)
+        })?
     };
     let weights = Tensor::from_vec(normals("weights", y.dims()), y.shape(), device)?;
     let gradients = elsewhere::gradients(&(&y * weights)?.sum_all()?)?;
@@ -221,7 +223,7 @@ pub fn updates(device: &Device) -> Result<Vec<Check>> {
 ///
 /// # Errors
 /// As [`checks`].
-pub fn rounding(device: &Device) -> Result<Check> {
+pub fn rounding(device: &Device) -> Result<Vec<Check>> {
     // A product of eight bits and nine: often half way between two numbers of eight.
     const FACTOR: f32 = 1.0 + 1.0 / 256.0;
     let mut values = normals("rounding", &[4096]);
@@ -233,14 +235,15 @@ pub fn rounding(device: &Device) -> Result<Check> {
     let found = read(&kernels::scale_images(&x.to_device(device)?, &[FACTOR])?)?;
     let other = |(a, b): &(&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
     let others = found.iter().zip(&expected).filter(other).count();
-    Ok(Check::new("rounding, bf16".into(), format!("of {n} values rounded otherwise"), others as f64, 0.0))
+    let what = format!("of {n} values rounded otherwise");
+    Ok(vec![Check::new("rounding, bf16".into(), what, others as f64, 0.0)])
 }
 
 /// Noise that a device makes beside the host's.
 ///
 /// # Errors
 /// As [`checks`].
-pub fn noise(device: &Device) -> Result<Check> {
+pub fn noise(device: &Device) -> Result<Vec<Check>> {
     const N: usize = 1_000_001;
     let stream = Stream::new("self-test", "noise");
     // More than 32 bits count in fours.
@@ -249,5 +252,5 @@ pub fn noise(device: &Device) -> Result<Check> {
     let differences = found.iter().zip(stream.normals_from(7, FIRST, N)).map(|(a, b)| (a - b).abs());
     let whole = found.len() == N && found.iter().all(|v| v.is_finite());
     let difference = if whole { differences.fold(0f32, f32::max) } else { f32::INFINITY };
-    Ok(Check::new("noise".into(), "largest difference from the host's".into(), difference as f64, 4e-6))
+    Ok(vec![Check::new("noise".into(), "largest difference from the host's".into(), difference as f64, 4e-6)])
 }

@@ -1,8 +1,8 @@
 //! Agreement of the networks, the sampler, the augmentation and five training steps
 //! with the reference implementations, on formula-filled weights.
 
-use super::Check;
 use super::fixture::{Fixture, edm_value, inception_value, relative_error, unit};
+use super::{Check, part};
 use crate::augment::{Augmentation, Draw, Numbers};
 use crate::checkpoint::{Checkpoint, Dtype, Format, Tensor as Stored};
 use crate::data::Images;
@@ -75,17 +75,14 @@ pub fn tiny() -> Config {
 }
 
 /// Every agreement; `reduced` leaves the 55.7 M parameter network out.
-///
-/// # Errors
-/// What the device fails with; a difference is no error.
-pub fn checks(device: &Device, reduced: bool) -> Result<Vec<Check>> {
-    let mut checks = unet("U-Net, tiny", TINY, &tiny(), device)?;
+pub fn checks(device: &Device, reduced: bool) -> Vec<Check> {
+    let mut checks = part("U-Net, tiny", unet("U-Net, tiny", TINY, &tiny(), device));
     if !reduced {
-        checks.extend(unet("U-Net, DDPM++", CIFAR10, &Config::cifar10(), device)?);
+        checks.extend(part("U-Net, DDPM++", unet("U-Net, DDPM++", CIFAR10, &Config::cifar10(), device)));
     }
-    checks.push(sampler(device)?);
-    checks.extend(inception(device)?);
-    checks.extend(augmentation(device)?);
+    checks.extend(part("sampler", sampler(device)));
+    checks.extend(part("Inception-v3", inception(device)));
+    checks.extend(part("augmentation", augmentation(device)));
     let ratio = Objective::ClassRatio;
     for (name, objective) in [
         ("dikl", ratio(Divergence::DiKl)),
@@ -93,22 +90,21 @@ pub fn checks(device: &Device, reduced: bool) -> Result<Vec<Check>> {
         ("dirm", ratio(Divergence::DiRm)),
         ("vsd", Objective::Vsd),
     ] {
-        checks.push(training(name, objective, device)?);
+        checks.extend(part(&format!("five steps of {name}"), training(name, objective, device)));
     }
-    Ok(checks)
+    checks
 }
 
 /// What activations in bfloat16 come to: the U-Net and five steps of DiJS.
-///
-/// # Errors
-/// As [`checks`].
-pub fn bfloat16_checks(device: &Device, reduced: bool) -> Result<Vec<Check>> {
-    let mut checks = unet("U-Net, tiny, bf16", TINY, &tiny(), device)?;
+pub fn bfloat16_checks(device: &Device, reduced: bool) -> Vec<Check> {
+    let unet = |name: &str, npz, config: Config| part(name, unet(name, npz, &config, device));
+    let mut checks = unet("U-Net, tiny, bf16", TINY, tiny());
     if !reduced {
-        checks.extend(unet("U-Net, DDPM++, bf16", CIFAR10, &Config::cifar10(), device)?);
+        checks.extend(unet("U-Net, DDPM++, bf16", CIFAR10, Config::cifar10()));
     }
-    checks.push(training("dijs", Objective::ClassRatio(Divergence::DiJs), device)?);
-    Ok(checks)
+    let dijs = training("dijs", Objective::ClassRatio(Divergence::DiJs), device);
+    checks.extend(part("five steps of dijs, bf16", dijs));
+    checks
 }
 
 fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
@@ -176,12 +172,12 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
     ])
 }
 
-fn sampler(device: &Device) -> Result<Check> {
+fn sampler(device: &Device) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(SAMPLER)?;
     let (_, model) = filled_denoiser(&tiny(), device, &unit)?;
     let images = heun(&model, &fixture.get("latents")?.to_device(device)?, HEUN_STEPS)?;
     let error = relative_error(&flat(&images)?, &fixture.f32("images")?);
-    Ok(Check::error("sampler: images after 35 calls".into(), error, Tolerance::on(device).outputs))
+    Ok(vec![Check::error("sampler: images after 35 calls".into(), error, Tolerance::on(device).outputs)])
 }
 
 fn inception(device: &Device) -> Result<Vec<Check>> {
@@ -263,12 +259,12 @@ pub fn recorded(fixture: &Fixture, set: &str, n: usize) -> Result<Vec<Numbers>> 
     Ok((0..n).map(image).collect())
 }
 
-fn training(name: &str, objective: Objective, device: &Device) -> Result<Check> {
+fn training(name: &str, objective: Objective, device: &Device) -> Result<Vec<Check>> {
     let errors = five_steps(&Fixture::parse(STEPS)?, name, objective, device, &unit)?;
     let worst = errors.into_iter().map(|(_, error)| error).fold(0f64, f64::max);
     let rounded = if activations(device) == DType::BF16 { ", bf16" } else { "" };
     let name = format!("five steps of {name}{rounded}: losses and samples");
-    Ok(Check::error(name, worst, Tolerance::on(device).steps))
+    Ok(vec![Check::error(name, worst, Tolerance::on(device).steps)])
 }
 
 /// How far the losses of five iterations at batch 4, and the samples after them, are

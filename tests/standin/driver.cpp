@@ -8,7 +8,6 @@
 #include <cudnn.h>
 #include <curand.h>
 #include <dlfcn.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -79,23 +78,13 @@ struct Module {
     std::map<std::string, Function> functions;
 };
 
-std::string directory() {
-    static const std::string path = [] {
-        std::string made = "/tmp/standin-XXXXXX";
-        if (!mkdtemp(made.data())) stop("no directory for kernels");
-        atexit([] { if (system(("rm -rf '" + directory() + "'").c_str())) {} });
-        return made;
-    }();
-    return path;
-}
-
 // The kernel through ptx.py and gcc.
 Launch compile(const Module& module, const std::string& name) {
     static int count = 0;
-    const std::string base = directory() + "/" + std::to_string(count++);
+    const char *translator = getenv("STANDIN_PTX"), *directory = getenv("STANDIN_KERNELS");
+    if (!translator || !directory) stop("it is started by tests/standin/run");
+    const std::string base = std::string(directory) + "/" + std::to_string(count++);
     std::ofstream(base + ".ptx") << module.ptx;
-    const char* translator = getenv("STANDIN_PTX");
-    if (!translator) stop("STANDIN_PTX does not name ptx.py");
     const std::string command = "unset LD_LIBRARY_PATH; python3 '" + std::string(translator) + "' " + base + ".ptx " + name + " > " + base +
                                 ".c && gcc -w -O2 -march=native -ffp-contract=off -fno-strict-aliasing -fopenmp -shared -fPIC -o " +
                                 base + ".so " + base + ".c -lm";
@@ -177,6 +166,7 @@ struct Tensor {
 };
 struct Convolution {
     int pad[2], step[2];
+    cudnnMathType_t math;
 };
 
 // In C order, as float32; and back.
@@ -364,9 +354,11 @@ cudnnStatus_t cudnnDestroyConvolutionDescriptor(cudnnConvolutionDescriptor_t d) 
 cudnnStatus_t cudnnSetConvolution2dDescriptor(cudnnConvolutionDescriptor_t d, int ph, int pw, int u, int v, int dh, int dw, cudnnConvolutionMode_t mode,
                                               cudnnDataType_t type) {
     if (dh != 1 || dw != 1 || mode != CUDNN_CROSS_CORRELATION || type != CUDNN_DATA_FLOAT) stop("another convolution");
-    return *reinterpret_cast<Convolution*>(d) = {{ph, pw}, {u, v}}, CUDNN_STATUS_SUCCESS;
+    return *reinterpret_cast<Convolution*>(d) = {{ph, pw}, {u, v}, CUDNN_DEFAULT_MATH}, CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnSetConvolutionMathType(cudnnConvolutionDescriptor_t, cudnnMathType_t) { return CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnSetConvolutionMathType(cudnnConvolutionDescriptor_t d, cudnnMathType_t math) {
+    return reinterpret_cast<Convolution*>(d)->math = math, CUDNN_STATUS_SUCCESS;
+}
 cudnnStatus_t cudnnGetConvolutionForwardWorkspaceSize(cudnnHandle_t, const cudnnTensorDescriptor_t, const cudnnFilterDescriptor_t,
                                                       const cudnnConvolutionDescriptor_t, const cudnnTensorDescriptor_t, cudnnConvolutionFwdAlgo_t,
                                                       size_t* n) {
@@ -390,15 +382,23 @@ cudnnStatus_t cudnnGetConvolutionForwardAlgorithm_v7(cudnnHandle_t, const cudnnT
     return *n = 1, CUDNN_STATUS_SUCCESS;
 }
 #define OF(type, d) (*reinterpret_cast<const type*>(d))
+// What our own convolutions, with the channels last, must ask for: sums in one order, and
+// float32 that is not rounded.
+static void exact(const Sizes& s, const Tensor& x, bool pinned) {
+    if (!x.last) return;
+    if (!pinned) stop("a convolution by an algorithm whose sums have no order");
+    if (!x.half && s.v.math != CUDNN_FMA_MATH) stop("a convolution in TF32");
+}
 static void ones_and_zeros(const void* alpha, const void* beta) {
     if (*static_cast<const float*>(alpha) != 1 || *static_cast<const float*>(beta) != 0) stop("a convolution that is scaled or added");
 }
 cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t, const void* alpha, const cudnnTensorDescriptor_t xd, const void* x, const cudnnFilterDescriptor_t wd,
-                                      const void* w, const cudnnConvolutionDescriptor_t cd, cudnnConvolutionFwdAlgo_t, void*, size_t space,
+                                      const void* w, const cudnnConvolutionDescriptor_t cd, cudnnConvolutionFwdAlgo_t algorithm, void*, size_t space,
                                       const void* beta, const cudnnTensorDescriptor_t yd, void* y) {
     if (space < 4096) return CUDNN_STATUS_BAD_PARAM;
     ones_and_zeros(alpha, beta);
     const Sizes s(OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd), OF(Convolution, cd));
+    exact(s, OF(Tensor, xd), algorithm == CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM);
     const auto xs = read(OF(Tensor, xd), x), ws = read(OF(Tensor, wd), w);
     const int pixels = s.h * s.w, outputs = s.oh * s.ow, step = s.v.step[1];
     std::vector<float> ys(OF(Tensor, yd).count(), 0.0f);
@@ -417,11 +417,12 @@ cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t, const void* alpha, const cu
 }
 cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t, const void* alpha, const cudnnFilterDescriptor_t wd, const void* w,
                                            const cudnnTensorDescriptor_t yd, const void* dy, const cudnnConvolutionDescriptor_t cd,
-                                           cudnnConvolutionBwdDataAlgo_t, void*, size_t space, const void* beta, const cudnnTensorDescriptor_t xd,
+                                           cudnnConvolutionBwdDataAlgo_t algorithm, void*, size_t space, const void* beta, const cudnnTensorDescriptor_t xd,
                                            void* dx) {
     if (space < 8192) return CUDNN_STATUS_BAD_PARAM;
     ones_and_zeros(alpha, beta);
     const Sizes s(OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd), OF(Convolution, cd));
+    exact(s, OF(Tensor, xd), algorithm == CUDNN_CONVOLUTION_BWD_DATA_ALGO_1);
     const auto dys = read(OF(Tensor, yd), dy), ws = read(OF(Tensor, wd), w);
     const int pixels = s.h * s.w, outputs = s.oh * s.ow, step = s.v.step[1];
     std::vector<float> dxs(OF(Tensor, xd).count(), 0.0f);
@@ -440,9 +441,10 @@ cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t, const void* alpha, con
 }
 cudnnStatus_t cudnnConvolutionBackwardFilter(cudnnHandle_t, const void* alpha, const cudnnTensorDescriptor_t xd, const void* x,
                                              const cudnnTensorDescriptor_t yd, const void* dy, const cudnnConvolutionDescriptor_t cd,
-                                             cudnnConvolutionBwdFilterAlgo_t, void*, size_t, const void* beta, const cudnnFilterDescriptor_t wd, void* dw) {
+                                             cudnnConvolutionBwdFilterAlgo_t algorithm, void*, size_t, const void* beta, const cudnnFilterDescriptor_t wd, void* dw) {
     ones_and_zeros(alpha, beta);
     const Sizes s(OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd), OF(Convolution, cd));
+    exact(s, OF(Tensor, xd), algorithm == CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1);
     const auto xs = read(OF(Tensor, xd), x), dys = read(OF(Tensor, yd), dy);
     const int pixels = s.h * s.w, outputs = s.oh * s.ow, step = s.v.step[1];
     std::vector<float> dws(OF(Tensor, wd).count(), 0.0f);

@@ -466,7 +466,8 @@ LAUNCH = """
 void launch(Dim grid_dim, Dim block_dim, uint32_t dynamic, void** params) {
     PARAMS
     uint64_t blocks = (uint64_t)grid_dim.x * grid_dim.y * grid_dim.z;
-    uint32_t threads = block_dim.x * block_dim.y * block_dim.z;
+    uint32_t threads = block_dim.x * block_dim.y * block_dim.z, warps = (threads + 31) / 32;
+    int reverse = getenv("STANDIN_REVERSE") != NULL;
     #pragma omp parallel
     {
         Thread* all = malloc(threads * sizeof(Thread));
@@ -481,9 +482,10 @@ void launch(Dim grid_dim, Dim block_dim, uint32_t dynamic, void** params) {
             for (uint32_t left = threads; left > 0;) {
                 uint32_t ran = 0, waiting = 0;
                 left = 0;
-                for (uint32_t first = 0; first < threads; first += 32) {
-                    uint32_t last = first + 32 < threads ? first + 32 : threads, live = 0, exchanging = 0;
-                    for (uint32_t i = first; i < last; i++) {
+                for (uint32_t warp = 0; warp < warps; warp++) {
+                    uint32_t first = 32 * (reverse ? warps - 1 - warp : warp), last = first + 32 < threads ? first + 32 : threads, live = 0, exchanging = 0;
+                    for (uint32_t k = first; k < last; k++) {
+                        uint32_t i = reverse ? first + last - 1 - k : k;
                         if (state[i] == 3) {
                             Dim tid = {i % block_dim.x, i / block_dim.x % block_dim.y, i / block_dim.x / block_dim.y};
                             state[i] = run(all + i, P, shared, tid, block, block_dim, grid_dim);

@@ -23,7 +23,7 @@ pub fn attention_backward(qkv: &Tensor, da: &Tensor) -> Result<Tensor> {
 }
 
 /// Sizes: `batch` images of `tokens` by `channels`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Geometry {
     batch: usize,
     tokens: usize,
@@ -177,7 +177,11 @@ fn backward<T: Element>(qkv: Arg, da: Arg) -> Result<Tensor>
 where
     CudaBlas: Gemm<T>,
 {
-    let (g, device, da) = (Geometry::of(qkv.layout)?, qkv.device(), da.view::<T>()?);
+    let g = Geometry::of(qkv.layout)?;
+    if da.len() != g.values() {
+        bail!("attention: {g:?} and a gradient {:?}", da.layout);
+    }
+    let (device, da) = (qkv.device(), da.view::<T>()?);
     let (blas, parts) = (device.cublas_handle(), parts::<T>(g, qkv)?);
     let p = weights(g, &parts, device)?;
     let mut d = uninitialised::<T>(3 * g.values(), device)?;

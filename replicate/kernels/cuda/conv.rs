@@ -65,8 +65,7 @@ pub fn pixel_sums(dy: &Tensor) -> Result<Tensor> {
     with_args([dy], |[dy]| by_type!(dy, over_pixels(dy)))
 }
 
-// Pinned: cuDNN has the first for every type and size here, all three add in one order,
-// and its heuristics might choose others elsewhere.
+// Pinned: all three add in one order, and cuDNN's heuristics might choose others elsewhere.
 const FORWARD: cudnnConvolutionFwdAlgo_t =
     cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
 const DATA: cudnnConvolutionBwdDataAlgo_t = cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
@@ -93,10 +92,6 @@ struct Plan<T> {
     x: TensorDescriptor<T>,
     w: FilterDescriptor<T>,
     y: TensorDescriptor<T>,
-    /// Bytes that each of the three passes needs.
-    forward_workspace: usize,
-    data_workspace: usize,
-    filter_workspace: usize,
 }
 
 impl<T: Element> Plan<T> {
@@ -107,7 +102,7 @@ impl<T: Element> Plan<T> {
         // The default would round float32 operands to TF32.
         convolution.set_math_type(match T::DTYPE {
             DType::F32 => cudnnMathType_t::CUDNN_FMA_MATH,
-            _ => cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+            _ => cudnnMathType_t::CUDNN_DEFAULT_MATH,
         })?;
         let order = cudnnTensorFormat_t::CUDNN_TENSOR_NHWC;
         let sides = |channels: usize| [g.batch, channels, g.height, g.width].map(|side| side as i32);
@@ -117,13 +112,7 @@ impl<T: Element> Plan<T> {
             order,
             [g.outputs, g.inputs, g.kernel, g.kernel].map(|side| side as i32),
         )?;
-        let forward = ConvForward { conv: &convolution, x: &x, w: &w, y: &y };
-        let forward_workspace = forward.get_workspace_size(FORWARD)?;
-        let data = ConvBackwardData { conv: &convolution, dx: &x, w: &w, dy: &y };
-        let data_workspace = data.get_workspace_size(DATA)?;
-        let filter = ConvBackwardFilter { conv: &convolution, x: &x, dw: &w, dy: &y };
-        let filter_workspace = filter.get_workspace_size(FILTER)?;
-        Ok(Plan { convolution, x, w, y, forward_workspace, data_workspace, filter_workspace })
+        Ok(Plan { convolution, x, w, y })
     }
 }
 
@@ -225,8 +214,8 @@ fn forward<T: Element>(
     let mut y = uninitialised::<T>(shape.elem_count(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
-        library.reserve(plan.forward_workspace, device)?;
         let pass = ConvForward { conv: &plan.convolution, x: &plan.x, w: &plan.w, y: &plan.y };
+        library.reserve(pass.get_workspace_size(FORWARD)?, device)?;
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
         unsafe { pass.launch(FORWARD, workspace, (T::ONE, T::ZERO), &xs, &ws, &mut y)? };
@@ -265,12 +254,15 @@ fn forward<T: Element>(
 fn to_data<T: Element>(w: Arg, dy: Arg) -> Result<Tensor> {
     let g = Geometry::of(dy.layout.shape(), w.layout.shape())?;
     let (device, shape) = (w.device(), g.images(g.inputs));
+    if dy.layout.shape() != &g.images(g.outputs) {
+        bail!("conv2d: {g:?} and a gradient {:?}", dy.layout);
+    }
     let (ws, dys) = (w.view::<T>()?, dy.view::<T>()?);
     let mut dx = uninitialised::<T>(shape.elem_count(), device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
-        library.reserve(plan.data_workspace, device)?;
         let pass = ConvBackwardData { conv: &plan.convolution, dx: &plan.x, w: &plan.w, dy: &plan.y };
+        library.reserve(pass.get_workspace_size(DATA)?, device)?;
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
         unsafe { pass.launch(DATA, workspace, (T::ONE, T::ZERO), &mut dx, &ws, &dys)? };
@@ -282,12 +274,15 @@ fn to_data<T: Element>(w: Arg, dy: Arg) -> Result<Tensor> {
 fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg) -> Result<Tensor> {
     let (outputs, inputs, kernel_height, kernel_width) = w.dims4()?;
     let g = Geometry::of(x.layout.shape(), &(outputs, kernel_height, kernel_width, inputs).into())?;
+    if x.layout.shape() != &g.images(g.inputs) || dy.layout.shape() != &g.images(g.outputs) {
+        bail!("conv2d: {g:?} of {:?} and a gradient {:?}", x.layout, dy.layout);
+    }
     let (device, xs, dys, n) = (x.device(), x.view::<T>()?, dy.view::<T>()?, w.elem_count());
     let mut last = uninitialised::<T>(n, device)?;
     with_library(device, |library| {
         let plan = library.plan::<T>(g)?;
-        library.reserve(plan.filter_workspace, device)?;
         let pass = ConvBackwardFilter { conv: &plan.convolution, x: &plan.x, dw: &plan.w, dy: &plan.y };
+        library.reserve(pass.get_workspace_size(FILTER)?, device)?;
         let workspace = Some(&mut library.workspace);
         // SAFETY: the descriptors are of these slices' sizes and type.
         unsafe { pass.launch(FILTER, workspace, (T::ONE, T::ZERO), &xs, &mut last, &dys)? };

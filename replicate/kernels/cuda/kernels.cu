@@ -204,24 +204,32 @@ __device__ inline void softmax_backward(const T* p, T* dp, u32 n, float scale, f
     for (u32 i = threadIdx.x; i < n; i += blockDim.x) store(dp, i, scale * load(p, i) * (load(dp, i) - dot));
 }
 
+// N rows, `step` apart, of what `finish` does; loaded together, since one would not keep
+// the memory busy.
+template <u32 N, typename T>
+__device__ inline void finish_rows(T* y, const float* restrict bias, const T* restrict residual, u32 row,
+                                   u32 step, u32 channels, u32 pixels, u32 per_image, float scale) {
+    for (u32 c = threadIdx.x; c < channels; c += blockDim.x) {
+        float v[N];
+        for (u32 k = 0; k < N; k++) v[k] = load(y, (u64)(row + k * step) * channels + c);
+        if (residual)
+            for (u32 k = 0; k < N; k++) v[k] += load(residual, (u64)(row + k * step) * channels + c);
+        if (bias)
+            for (u32 k = 0; k < N; k++) v[k] += bias[(per_image ? (row + k * step) / pixels * channels : 0) + c];
+        for (u32 k = 0; k < N; k++) store(y, (u64)(row + k * step) * channels + c, scale * v[k]);
+    }
+}
+
 // y = scale (y + bias + residual), of which bias and residual may be null. y and residual
 // are (rows, channels), a row a pixel of an image; bias (channels), or (images, channels).
-// Rows are read four at a time: one would not keep the memory busy.
 template <typename T>
 __device__ inline void finish(T* y, const float* restrict bias, const T* restrict residual, u32 rows,
                               u32 channels, u32 pixels, u32 per_image, float scale) {
-    for (u32 row = blockIdx.x; row < rows; row += 4 * gridDim.x)
-        for (u32 c = threadIdx.x; c < channels; c += blockDim.x) {
-            float v[4];
-            for (u32 k = 0, r = row; k < 4 && r < rows; k++, r += gridDim.x) {
-                u64 at = (u64)r * channels + c;
-                v[k] = load(y, at);
-                if (bias) v[k] += bias[(per_image ? r / pixels * channels : 0) + c];
-                if (residual) v[k] += load(residual, at);
-            }
-            for (u32 k = 0, r = row; k < 4 && r < rows; k++, r += gridDim.x)
-                store(y, (u64)r * channels + c, scale * v[k]);
-        }
+    u32 row = blockIdx.x, step = gridDim.x;
+    for (; row + 3 * step < rows; row += 4 * step)
+        finish_rows<4>(y, bias, residual, row, step, channels, pixels, per_image, scale);
+    for (; row < rows; row += step)
+        finish_rows<1>(y, bias, residual, row, step, channels, pixels, per_image, scale);
 }
 
 // The sums over the pixels of x (images, pixels, channels): (images, channels). A block
@@ -310,6 +318,11 @@ __device__ inline void mix(const T* restrict x, const float* restrict a, u32 man
 }
 
 template <typename T>
+__device__ inline void scaled(const T* restrict x, T* restrict y, u32 n, float scale) {
+    EACH(i, n) store(y, i, scale * load(x, i));
+}
+
+template <typename T>
 __device__ inline void silu(const T* restrict x, T* restrict y, u32 n) {
     EACH(i, n) {
         float v = load(x, i);
@@ -323,15 +336,18 @@ __device__ inline void silu_backward(const T* restrict x, const T* restrict dy, 
 }
 
 #define KERNELS(T, suffix)                                                                                      \
-    extern "C" __global__ void group_norm_##suffix(const T* x, const float* gamma, const float* beta, T* y,     \
-                                                   float* kept, u32 channels, u32 groups, u32 pixels,           \
+    extern "C" __global__ void group_norm_##suffix(const T* restrict x, const float* restrict gamma,            \
+                                                   const float* restrict beta, T* restrict y,                   \
+                                                   float* restrict kept, u32 channels, u32 groups, u32 pixels,  \
                                                    u32 at_once, float eps, u32 silu) {                          \
         __shared__ float shared[MOST];                                                                          \
         group_norm(x, gamma, beta, y, kept, channels, groups, pixels, at_once, eps, silu, shared);              \
     }                                                                                                           \
-    extern "C" __global__ void group_norm_backward_##suffix(                                                    \
-        const T* x, const float* gamma, const float* beta, const T* dy, const float* kept, T* dx, float* sums,  \
-        u32 images, u32 channels, u32 groups, u32 pixels, u32 at_once, u32 silu) {                              \
+    extern "C" __global__ void group_norm_backward_##suffix(const T* restrict x, const float* restrict gamma,   \
+                                                            const float* restrict beta, const T* restrict dy,   \
+                                                            const float* restrict kept, T* restrict dx,         \
+                                                            float* restrict sums, u32 images, u32 channels,     \
+                                                            u32 groups, u32 pixels, u32 at_once, u32 silu) {    \
         __shared__ float shared[MOST];                                                                          \
         group_norm_backward(x, gamma, beta, dy, kept, dx, sums, images, channels, groups, pixels, at_once, silu,\
                             shared);                                                                            \
@@ -344,38 +360,53 @@ __device__ inline void silu_backward(const T* restrict x, const T* restrict dy, 
         __shared__ float shared[MOST];                                                                          \
         softmax_backward(p, dp, n, scale, shared);                                                              \
     }                                                                                                           \
-    extern "C" __global__ void finish_##suffix(T* y, const float* bias, const T* residual, u32 rows,            \
-                                               u32 channels, u32 pixels, u32 per_image, float scale) {          \
+    extern "C" __global__ void finish_##suffix(T* restrict y, const float* restrict bias,                       \
+                                               const T* restrict residual, u32 rows, u32 channels, u32 pixels,  \
+                                               u32 per_image, float scale) {                                    \
         finish(y, bias, residual, rows, channels, pixels, per_image, scale);                                    \
     }                                                                                                           \
-    extern "C" __global__ void pixel_sums_##suffix(const T* x, float* sums, u32 channels, u32 pixels) {         \
+    extern "C" __global__ void pixel_sums_##suffix(const T* restrict x, float* restrict sums, u32 channels,     \
+                                                   u32 pixels) {                                                \
         __shared__ float shared[MOST];                                                                          \
         pixel_sums(x, sums, channels, pixels, shared);                                                          \
     }                                                                                                           \
-    extern "C" __global__ void channels_last_##suffix(const float* w, T* y, u32 n, u32 channels, u32 taps) {    \
+    extern "C" __global__ void channels_last_##suffix(const float* restrict w, T* restrict y, u32 n,            \
+                                                      u32 channels, u32 taps) {                                 \
         channels_last(w, y, n, channels, taps);                                                                 \
     }                                                                                                           \
-    extern "C" __global__ void channels_first_##suffix(const T* w, float* y, u32 n, u32 channels, u32 taps) {   \
+    extern "C" __global__ void channels_first_##suffix(const T* restrict w, float* restrict y, u32 n,           \
+                                                       u32 channels, u32 taps) {                                \
         channels_first(w, y, n, channels, taps);                                                                \
     }                                                                                                           \
-    extern "C" __global__ void split3_##suffix(const T* qkv, T* parts, u32 n) { split3(qkv, parts, n); }        \
-    extern "C" __global__ void join3_##suffix(const T* parts, T* qkv, u32 n) { join3(parts, qkv, n); }          \
-    extern "C" __global__ void down2_##suffix(const T* x, T* y, u32 n, u32 w, u32 channels, float weight) {     \
+    extern "C" __global__ void split3_##suffix(const T* restrict qkv, T* restrict parts, u32 n) {               \
+        split3(qkv, parts, n);                                                                                  \
+    }                                                                                                           \
+    extern "C" __global__ void join3_##suffix(const T* restrict parts, T* restrict qkv, u32 n) {                \
+        join3(parts, qkv, n);                                                                                   \
+    }                                                                                                           \
+    extern "C" __global__ void down2_##suffix(const T* restrict x, T* restrict y, u32 n, u32 w, u32 channels,   \
+                                              float weight) {                                                   \
         down2(x, y, n, w, channels, weight);                                                                    \
     }                                                                                                           \
-    extern "C" __global__ void up2_##suffix(const T* x, T* y, u32 n, u32 w, u32 channels, float weight) {       \
+    extern "C" __global__ void up2_##suffix(const T* restrict x, T* restrict y, u32 n, u32 w, u32 channels,     \
+                                            float weight) {                                                     \
         up2(x, y, n, w, channels, weight);                                                                      \
     }                                                                                                           \
-    extern "C" __global__ void scale_images_##suffix(const T* x, const float* a, T* y, u32 n, u32 each,         \
-                                                     u32 many) {                                                \
+    extern "C" __global__ void scale_images_##suffix(const T* restrict x, const float* restrict a,              \
+                                                     T* restrict y, u32 n, u32 each, u32 many) {                \
         scale_images(x, a, y, n, each, many);                                                                   \
     }                                                                                                           \
-    extern "C" __global__ void mix_##suffix(const T* x, const float* a, u32 many_a, const T* z, const float* c, \
-                                            u32 many_c, T* y, u32 n, u32 each) {                                \
+    extern "C" __global__ void mix_##suffix(const T* restrict x, const float* restrict a, u32 many_a,           \
+                                            const T* restrict z, const float* restrict c, u32 many_c,           \
+                                            T* restrict y, u32 n, u32 each) {                                   \
         mix(x, a, many_a, z, c, many_c, y, n, each);                                                            \
     }                                                                                                           \
-    extern "C" __global__ void silu_##suffix(const T* x, T* y, u32 n) { silu(x, y, n); }                        \
-    extern "C" __global__ void silu_backward_##suffix(const T* x, const T* dy, T* dx, u32 n) {                  \
+    extern "C" __global__ void scaled_##suffix(const T* restrict x, T* restrict y, u32 n, float scale) {        \
+        scaled(x, y, n, scale);                                                                                 \
+    }                                                                                                           \
+    extern "C" __global__ void silu_##suffix(const T* restrict x, T* restrict y, u32 n) { silu(x, y, n); }      \
+    extern "C" __global__ void silu_backward_##suffix(const T* restrict x, const T* restrict dy,                \
+                                                      T* restrict dx, u32 n) {                                  \
         silu_backward(x, dy, dx, n);                                                                            \
     }
 
@@ -383,7 +414,8 @@ KERNELS(float, f32)
 KERNELS(bf16, bf16)
 
 // The sum of every column of each part of x (parts, rows, columns): n = parts columns.
-extern "C" __global__ void column_sums(const float* x, float* sums, u32 n, u32 rows, u32 columns) {
+extern "C" __global__ void column_sums(const float* restrict x, float* restrict sums, u32 n, u32 rows,
+                                       u32 columns) {
     EACH(i, n) {
         const float* from = x + (u64)(i / columns) * rows * columns + i % columns;
         float sum = 0.0f;
@@ -395,8 +427,8 @@ extern "C" __global__ void column_sums(const float* x, float* sums, u32 n, u32 r
 // Adam on many tensors: a row of blocks for each. `table` has for each tensor the
 // addresses of w, m, v and the gradient, and their length. `size` is lr / (1 - beta1^t),
 // `correction` 1 / sqrt(1 - beta2^t).
-extern "C" __global__ void adam(const u64* table, float beta1, float rest1, float beta2, float rest2, float eps,
-                                float size, float correction) {
+extern "C" __global__ void adam(const u64* table, float beta1, float rest1, float beta2, float rest2,
+                                float eps, float size, float correction) {
     const u64* tensor = table + 5 * (u64)blockIdx.y;
     float *w = (float*)tensor[0], *m = (float*)tensor[1], *v = (float*)tensor[2];
     const float* g = (const float*)tensor[3];
@@ -435,7 +467,7 @@ __device__ inline void philox(u32 c[4], u32 k0, u32 k1) {
 
 // n numbers of one step of a stream, after `before` fours, standard normal (Box and
 // Muller 1958); n is a multiple of 4.
-extern "C" __global__ void normals(float* out, u32 n, u64 before, u32 k0, u32 k1, u64 step) {
+extern "C" __global__ void normals(float* restrict out, u32 n, u64 before, u32 k0, u32 k1, u64 step) {
     EACH(block, n / 4) {
         u64 at = before + block;
         u32 c[4] = {(u32)at, (u32)(at >> 32), (u32)step, (u32)(step >> 32)};
@@ -480,8 +512,8 @@ struct Row {
 };
 
 // Each plane reflected outwards, at twice the resolution.
-extern "C" __global__ void enlarged(const float* table, const float* planes, float* fine, u32 n, u32 channels,
-                                    u32 size) {
+extern "C" __global__ void enlarged(const float* restrict table, const float* restrict planes,
+                                    float* restrict fine, u32 n, u32 channels, u32 size) {
     u32 padded = 3 * size - 2, side = 2 * padded;
     EACH(i, n) {
         u32 column = i % side, line = i / side % side, plane = i / side / side;
@@ -505,8 +537,8 @@ extern "C" __global__ void enlarged(const float* table, const float* planes, flo
 }
 
 // Those at twice the resolution of the result and a filter's reach around it; 0 beyond.
-extern "C" __global__ void sampled(const float* table, const float* fine, float* samples, u32 n, u32 channels,
-                                   u32 size) {
+extern "C" __global__ void sampled(const float* restrict table, const float* restrict fine,
+                                   float* restrict samples, u32 n, u32 channels, u32 size) {
     u32 reach = 2 * (size - 1) + TAPS;
     int side = 2 * (3 * (int)size - 2);
     float centre = 0.5f * (float)(size - 1), margin = (float)(size - 1);
@@ -534,8 +566,9 @@ extern "C" __global__ void sampled(const float* table, const float* fine, float*
 }
 
 // Brought down again; a plane whose pixels do not move is mirrored only.
-extern "C" __global__ void reduced(const float* table, const float* planes, const float* samples, float* out,
-                                   u32 n, u32 channels, u32 size) {
+extern "C" __global__ void reduced(const float* restrict table, const float* restrict planes,
+                                   const float* restrict samples, float* restrict out, u32 n, u32 channels,
+                                   u32 size) {
     u32 reach = 2 * (size - 1) + TAPS;
     EACH(i, n) {
         u32 x = i % size, y = i / size % size, plane = i / size / size;

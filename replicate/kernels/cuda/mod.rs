@@ -21,7 +21,7 @@ pub use self::conv::{Ends, conv2d, data_gradient, filter_gradient, filters, pixe
 pub use self::noise::normals;
 pub use self::norm::GroupNorm;
 pub use self::pointwise::{
-    column_sums, concat, down2, mix, scale_images, scaled, silu, silu_backward, split, up2,
+    channels, column_sums, down2, mix, scale_images, scaled, silu, silu_backward, up2,
 };
 pub use self::resample::resampled;
 pub use self::update::{Moments, adam, average};
@@ -132,9 +132,9 @@ fn tensor<T: CudaDType>(slice: CudaSlice<T>, shape: impl Into<Shape>, device: &C
     Tensor::from_storage(Storage::Cuda(storage(slice, device)), shape, BackpropOp::none(), false)
 }
 
-/// Memory that a kernel writes all of.
+/// Memory of which nothing is read before it is written.
 fn uninitialised<T: DeviceRepr>(n: usize, device: &CudaDevice) -> Result<CudaSlice<T>> {
-    // SAFETY: every caller's kernel writes each element before anything reads one.
+    // SAFETY: every caller gives it to a kernel or library that writes what is read later.
     unsafe { device.alloc::<T>(n) }
 }
 
@@ -154,7 +154,7 @@ fn elements(n: usize) -> LaunchConfig {
     LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
 }
 
-/// A block for each of `rows` rows of `n` values.
+/// A block for each of `rows` rows of `n` values. [`THREADS`] is `MOST` of the kernels.
 fn rows(rows: usize, n: usize) -> LaunchConfig {
     let threads = (n as u32).next_power_of_two().clamp(32, THREADS);
     LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }

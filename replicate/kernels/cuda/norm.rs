@@ -1,7 +1,7 @@
 //! Group normalisation, with SiLU in the same pass where asked.
 
 use super::compile::kernel;
-use super::{Arg, Element, THREADS, by_type, column_sums, rows, tensor, uninitialised, with_args};
+use super::{Arg, Element, THREADS, by_type, rows, tensor, uninitialised, with_args};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor, bail, builder_arg};
@@ -24,7 +24,8 @@ impl GroupNorm {
         with_args([x, gamma, beta], |args| by_type!(x, forward(self, args)))
     }
 
-    /// The gradients of x, gamma and beta; `kept` is from the forward pass.
+    /// The gradient of x, and those of beta and gamma from every image, (2, B, C) in float32;
+    /// `kept` is from the forward pass.
     pub fn backward(
         &self,
         x: &Tensor,
@@ -32,7 +33,7 @@ impl GroupNorm {
         beta: &Tensor,
         kept: &Tensor,
         dy: &Tensor,
-    ) -> Result<[Tensor; 3]> {
+    ) -> Result<(Tensor, Tensor)> {
         with_args([x, gamma, beta, dy, kept], |args| by_type!(x, backward(self, args)))
     }
 
@@ -61,8 +62,11 @@ fn forward<T: Element>(op: &GroupNorm, [x, gamma, beta]: [Arg; 3]) -> Result<(Te
     Ok((tensor(y, x.layout.shape().clone(), device), tensor(kept, (b, op.groups, 2), device)))
 }
 
-fn backward<T: Element>(op: &GroupNorm, [x, gamma, beta, dy, kept]: [Arg; 5]) -> Result<[Tensor; 3]> {
+fn backward<T: Element>(op: &GroupNorm, [x, gamma, beta, dy, kept]: [Arg; 5]) -> Result<(Tensor, Tensor)> {
     let (b, h, w, c) = x.layout.shape().dims4()?;
+    if dy.len() != x.len() || gamma.len() != c || beta.len() != c || kept.len() != 2 * b * op.groups {
+        bail!("group norm: {:?} and a gradient {:?}", x.layout, dy.layout);
+    }
     let (device, (at_once, blocks)) = (x.device(), op.blocks(b, c));
     let mut dx = uninitialised::<T>(x.len(), device)?;
     let mut sums = uninitialised::<f32>(2 * b * c, device)?;
@@ -75,7 +79,5 @@ fn backward<T: Element>(op: &GroupNorm, [x, gamma, beta, dy, kept]: [Arg; 5]) ->
     // SAFETY: the kernel's parameters in their order; blocks for the groups of each image.
     unsafe { call.launch(rows(blocks, THREADS as usize)) }.w()?;
 
-    let sums = column_sums(&tensor(sums, (2, b, c), device))?;
-    let (dbeta, dgamma) = (sums.get(0)?, sums.get(1)?);
-    Ok([tensor(dx, x.layout.shape().clone(), device), dgamma, dbeta])
+    Ok((tensor(dx, x.layout.shape().clone(), device), tensor(sums, (2, b, c), device)))
 }

@@ -7,6 +7,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail, builder_arg};
+use std::ops::Range;
 
 /// x sigmoid(x)
 pub fn silu(x: &Tensor) -> Result<Tensor> {
@@ -27,14 +28,9 @@ pub fn up2(x: &Tensor, weight: f32) -> Result<Tensor> {
     with_args([x], |[x]| by_type!(x, resampled(x, false, weight)))
 }
 
-/// The channels of `a` (B, H, W, C), then those of `b`.
-pub fn concat(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    Tensor::cat(&[a, b], 3)
-}
-
-/// The first `channels` of `y` (B, H, W, C), and the others.
-pub fn split(y: &Tensor, channels: usize) -> Result<[Tensor; 2]> {
-    with_args([y], |[y]| by_type!(y, parted(y, channels)))
+/// The channels of `y` (B, H, W, C) that are in `range`.
+pub fn channels(y: &Tensor, range: Range<usize>) -> Result<Tensor> {
+    with_args([y], |[y]| by_type!(y, of_channels(y, range)))
 }
 
 /// The sums of the columns of each part of `x` (parts, rows, columns): (parts, columns), all
@@ -56,10 +52,7 @@ pub fn column_sums(x: &Tensor) -> Result<Tensor> {
 
 /// `scale` times `x`.
 pub fn scaled(x: &Tensor, scale: f32) -> Result<Tensor> {
-    with_args([x], |[x]| {
-        let (storage, shape) = scale_images(&[scale], (x.storage, x.layout))?;
-        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
-    })
+    with_args([x], |[x]| by_type!(x, times(x, scale)))
 }
 
 /// The factors of `batch` images on the device, and whether there is one for each.
@@ -115,9 +108,24 @@ fn mixed<T: Element>([a, c]: [&[f32]; 2], x: Arg, y: Arg) -> Result<CudaStorage>
     Ok(storage(out, device))
 }
 
+fn times<T: Element>(x: Arg, scale: f32) -> Result<Tensor> {
+    let (n, device) = (x.len(), x.device());
+    let mut out = uninitialised::<T>(n, device)?;
+    let (function, xs) = (kernel::<T>(device, "scaled")?, x.view::<T>()?);
+    let mut call = function.builder();
+    call.arg(&xs).arg(&mut out);
+    builder_arg!(call, count(n)?, scale);
+    // SAFETY: the kernel's parameters in their order; it checks n.
+    unsafe { call.launch(elements(n)) }.w()?;
+    Ok(tensor(out, x.layout.shape().clone(), device))
+}
+
 /// x s(x), or with `dy` its gradient.
 fn activated<T: Element>(x: Arg, dy: Option<Arg>) -> Result<Tensor> {
     let (n, device) = (x.len(), x.device());
+    if dy.is_some_and(|dy| dy.len() != n) {
+        bail!("SiLU: {:?} and a gradient {:?}", x.layout, dy.map(|dy| dy.layout));
+    }
     let mut out = uninitialised::<T>(n, device)?;
     let (xs, dys) = (x.view::<T>()?, dy.map(|dy| dy.view::<T>()).transpose()?);
     let function = kernel::<T>(device, if dy.is_some() { "silu_backward" } else { "silu" })?;
@@ -152,20 +160,19 @@ fn resampled<T: Element>(x: Arg, half: bool, weight: f32) -> Result<Tensor> {
     let (function, xs) = (kernel::<T>(device, name)?, x.view::<T>()?);
     let mut call = function.builder();
     call.arg(&xs).arg(&mut y);
+    // Places in x are counted, too.
+    count(x.len())?;
     builder_arg!(call, count(n)?, width as u32, c as u32, weight);
     // SAFETY: the kernel's parameters in their order; it checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(tensor(y, shape, device))
 }
 
-fn parted<T: Element>(y: Arg, channels: usize) -> Result<[Tensor; 2]> {
+fn of_channels<T: Element>(y: Arg, range: Range<usize>) -> Result<Tensor> {
     let (b, h, w, all) = y.layout.shape().dims4()?;
-    let part = |first: usize, n: usize| -> Result<Tensor> {
-        let shape = Shape::from((b, h, w, n));
-        let mut out = storage(uninitialised::<T>(shape.elem_count(), y.device())?, y.device());
-        let from = y.layout.start_offset() + first;
-        y.storage.copy2d(&mut out, b * h * w, n, all, n, from, 0)?;
-        Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
-    };
-    Ok([part(0, channels)?, part(channels, all - channels)?])
+    let (n, from) = (range.len(), y.layout.start_offset() + range.start);
+    let shape = Shape::from((b, h, w, n));
+    let mut out = storage(uninitialised::<T>(shape.elem_count(), y.device())?, y.device());
+    y.storage.copy2d(&mut out, b * h * w, n, all, n, from, 0)?;
+    Ok(Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false))
 }
