@@ -78,7 +78,7 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
         });
     }
     let device = Device::new_cuda_with_stream(index).map_err(|error| failed(&error))?;
-    keep_freed_memory(&device);
+    avoid_waits(&device);
     // Never dropped: cudarc panics where a device that has failed refuses to let go of
     // cuBLAS or cuRAND, and the exit code would be lost.
     std::mem::forget(device.clone());
@@ -111,7 +111,7 @@ fn version(number: u32) -> String {
 /// gives it back, and the next step waits for it again. All work is on one stream, so
 /// nothing needs the events that candle would record around every tensor.
 #[cfg(feature = "cuda")]
-fn keep_freed_memory(device: &Device) {
+fn avoid_waits(device: &Device) {
     use candle_core::cuda_backend::cudarc::driver::sys;
 
     if let Device::Cuda(cuda) = device {

@@ -2,7 +2,7 @@
 //!
 //! x_t = x_0 + sigma eps; c = sigmoid(l) is the probability that x_t comes
 //! from the data, so l is the log-ratio log p_d(x_t) / q_theta(x_t). Every
-//! function is differentiable and takes any float type.
+//! function is differentiable.
 
 use crate::kernels;
 use crate::noise::edm_weight;

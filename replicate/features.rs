@@ -105,8 +105,8 @@ impl Classifier {
         ops.conv(features, self.head.weight, Some(self.head.bias), Plus::NOTHING)
     }
 
-    /// Features and logits of 8-bit images. The bits of an image's features do
-    /// not depend on the images around it.
+    /// Features and logits of 8-bit images. On a CPU, the bits of an image's
+    /// features do not depend on the images around it.
     pub fn extract(&self, images: &Images, device: &Device) -> Result<(Features, Features)> {
         const BATCH: usize = 250;
         let (mut features, mut logits) =

@@ -334,8 +334,8 @@ pub fn generate_grid(
     generate(0..n, |range| sample(&latents.narrow(0, range.start, range.len())?))
 }
 
-/// The images of `range` in batches, which `sample` makes (B, C, H, W); the batch
-/// never changes an image.
+/// The images of `range` in batches, which `sample` makes (B, C, H, W); on a CPU
+/// the batch never changes an image.
 ///
 /// # Errors
 /// `Run` when a value is not finite: as bytes it would pass for black.

@@ -1,9 +1,9 @@
 //! The inner loops of the CPU: convolution, group norm, attention and their
 //! gradients over [`Maps`], which the tape strings together to networks, and
-//! [`Filter`] and pooling for Inception-v3.
+//! [`Filter`] and pooling for Inception-v3. Every result is the same bits for any
+//! number of threads, any batch, and any of the CPU's vectors.
 //!
-//! Every result is the same bits for any number of threads, any batch, and any
-//! of the CPU's vectors.
+//! A GPU's are in `cuda`. [`mix`], [`scale_images`] and [`normals`] are for both.
 
 mod attention;
 mod conv;

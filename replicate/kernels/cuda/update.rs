@@ -61,7 +61,7 @@ struct Table {
     parameters: u32,
     longest: usize,
     device: Option<CudaDevice>,
-    /// What the addresses point to.
+    /// The gradients, or what else came last: perhaps copies that nobody else holds.
     alive: Vec<Tensor>,
 }
 
