@@ -85,9 +85,11 @@ Launch compile(const Module& module, const std::string& name) {
     if (!translator || !directory) stop("it is started by tests/standin/run");
     const std::string base = std::string(directory) + "/" + std::to_string(count++);
     std::ofstream(base + ".ptx") << module.ptx;
-    const std::string command = "unset LD_LIBRARY_PATH; python3 '" + std::string(translator) + "' " + base + ".ptx " + name + " > " + base +
-                                ".c && gcc -w -O2 -march=native -ffp-contract=off -fno-strict-aliasing -fopenmp -shared -fPIC -o " +
-                                base + ".so " + base + ".c -lm";
+    const std::string command =
+        "unset LD_LIBRARY_PATH; python3 '" + std::string(translator) + "' " + base + ".ptx " + name + " > " +
+        base +
+        ".c && gcc -w -O2 -march=native -ffp-contract=off -fno-strict-aliasing -fopenmp -shared -fPIC -o " +
+        base + ".so " + base + ".c -lm";
     if (system(command.c_str()) != 0) stop("the kernel " + name + " was not translated");
     void* library = dlopen((base + ".so").c_str(), RTLD_NOW);
     if (!library) stop(dlerror());
@@ -120,16 +122,18 @@ void store(void* p, int64_t i, bool half, float value) {
 }
 
 template <typename T, typename Load, typename Store>
-void gemm(bool ta, bool tb, int m, int n, int k, T alpha, T beta, int lda, int64_t sa, int ldb, int64_t sb, int ldc, int64_t sc,
-          int batch, Load&& at_a, Load&& at_b, Load&& at_c, Store&& put) {
-    if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m) stop("a leading dimension is smaller than its matrix");
+void gemm(bool ta, bool tb, int m, int n, int k, T alpha, T beta, int lda, int64_t sa, int ldb, int64_t sb,
+          int ldc, int64_t sc, int batch, Load&& at_a, Load&& at_b, Load&& at_c, Store&& put) {
+    if (lda < (ta ? k : m) || ldb < (tb ? n : k) || ldc < m)
+        stop("a leading dimension is smaller than its matrix");
 #pragma omp parallel for collapse(2)
     for (int image = 0; image < batch; image++)
         for (int j = 0; j < n; j++) {
             std::vector<T> column(m, 0);
             for (int l = 0; l < k; l++) {
                 const T y = at_b(image * sb + (tb ? j + int64_t(l) * ldb : l + int64_t(j) * ldb));
-                for (int i = 0; i < m; i++) column[i] += at_a(image * sa + (ta ? l + int64_t(i) * lda : i + int64_t(l) * lda)) * y;
+                for (int i = 0; i < m; i++)
+                    column[i] += at_a(image * sa + (ta ? l + int64_t(i) * lda : i + int64_t(l) * lda)) * y;
             }
             for (int i = 0; i < m; i++) {
                 const int64_t at = image * sc + i + int64_t(j) * ldc;
@@ -138,8 +142,9 @@ void gemm(bool ta, bool tb, int m, int n, int k, T alpha, T beta, int lda, int64
         }
 }
 
-cublasStatus_t product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, int lda, int64_t sa, const void* b, int ldb,
-                       int64_t sb, float beta, void* c, int ldc, int64_t sc, int batch, bool half) {
+cublasStatus_t product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, int lda, int64_t sa,
+                       const void* b, int ldb, int64_t sb, float beta, void* c, int ldc, int64_t sc,
+                       int batch, bool half) {
     auto of = [half](const void* p) { return [p, half](int64_t i) { return load(p, i, half); }; };
     gemm<float>(ta, tb, m, n, k, alpha, beta, lda, sa, ldb, sb, ldc, sc, batch, of(a), of(b), of(c),
                 [=](int64_t i, float v) { store(c, i, half, v); });
@@ -161,7 +166,9 @@ struct Tensor {
         const int planes[4] = {c * h * w, h * w, w, 1}, pixels[4] = {c * h * w, 1, w * c, c};
         std::copy(last ? pixels : planes, (last ? pixels : planes) + 4, strides);
     }
-    int64_t at(int n, int c, int h, int w) const { return int64_t(n) * strides[0] + c * strides[1] + h * strides[2] + w * strides[3]; }
+    int64_t at(int n, int c, int h, int w) const {
+        return int64_t(n) * strides[0] + c * strides[1] + h * strides[2] + w * strides[3];
+    }
     int64_t count() const { return int64_t(sides[0]) * sides[1] * sides[2] * sides[3]; }
 };
 struct Convolution {
@@ -192,8 +199,18 @@ struct Sizes {
     int b, c, o, h, w, oh, ow, kh, kw;
     Convolution v;
     Sizes(const Tensor& x, const Tensor& f, const Tensor& y, const Convolution& v)
-        : b(x.sides[0]), c(x.sides[1]), o(y.sides[1]), h(x.sides[2]), w(x.sides[3]), oh(y.sides[2]), ow(y.sides[3]), kh(f.sides[2]), kw(f.sides[3]), v(v) {
-        if (f.sides[0] != o || f.sides[1] != c || y.sides[0] != b || oh != (h + 2 * v.pad[0] - kh) / v.step[0] + 1 || ow != (w + 2 * v.pad[1] - kw) / v.step[1] + 1)
+        : b(x.sides[0]),
+          c(x.sides[1]),
+          o(y.sides[1]),
+          h(x.sides[2]),
+          w(x.sides[3]),
+          oh(y.sides[2]),
+          ow(y.sides[3]),
+          kh(f.sides[2]),
+          kw(f.sides[3]),
+          v(v) {
+        if (f.sides[0] != o || f.sides[1] != c || y.sides[0] != b ||
+            oh != (h + 2 * v.pad[0] - kh) / v.step[0] + 1 || ow != (w + 2 * v.pad[1] - kw) / v.step[1] + 1)
             stop("the sizes of a convolution do not belong together");
         if (x.half != f.half || x.half != y.half) stop("the types of a convolution do not belong together");
         if (x.last != f.last || x.last != y.last) stop("the layouts of a convolution do not belong together");
@@ -201,7 +218,8 @@ struct Sizes {
     // For each row of y what the tap (u, v) meets inside of x: places in y and x, and their count.
     template <typename Row>
     void rows(int up, int left, Row&& row) const {
-        const int dy = up - v.pad[0], dx = left - v.pad[1], from = dx < 0 ? (-dx + v.step[1] - 1) / v.step[1] : 0;
+        const int dy = up - v.pad[0], dx = left - v.pad[1],
+                  from = dx < 0 ? (-dx + v.step[1] - 1) / v.step[1] : 0;
         const int to = w - dx <= 0 ? 0 : std::min(ow, (w - dx - 1) / v.step[1] + 1);
         for (int i = 0; i < oh; i++) {
             const int at = i * v.step[0] + dy;
@@ -223,15 +241,26 @@ CUresult cuInit(unsigned) { return CUDA_SUCCESS; }
 CUresult cuDriverGetVersion(int* v) { return *v = 13000, CUDA_SUCCESS; }
 CUresult cuDeviceGetCount(int* n) { return *n = 1, CUDA_SUCCESS; }
 CUresult cuDeviceGet(CUdevice* d, int i) { return *d = i, i == 0 ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE; }
-CUresult cuDeviceGetName(char* name, int n, CUdevice) { return snprintf(name, n, "no GPU: the CPU in its place"), CUDA_SUCCESS; }
+CUresult cuDeviceGetName(char* name, int n, CUdevice) {
+    return snprintf(name, n, "no GPU: the CPU in its place"), CUDA_SUCCESS;
+}
 CUresult cuDeviceGetAttribute(int* v, CUdevice_attribute a, CUdevice) {
     const char* major = getenv("STANDIN_CAPABILITY");
     switch (a) {
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR: *v = major ? atoi(major) : 9; break;
-        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR: *v = 0; break;
-        case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED: *v = 1; break;
-        case CU_DEVICE_ATTRIBUTE_WARP_SIZE: *v = 32; break;
-        default: *v = 1024;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR:
+            *v = major ? atoi(major) : 9;
+            break;
+        case CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR:
+            *v = 0;
+            break;
+        case CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED:
+            *v = 1;
+            break;
+        case CU_DEVICE_ATTRIBUTE_WARP_SIZE:
+            *v = 32;
+            break;
+        default:
+            *v = 1024;
     }
     return CUDA_SUCCESS;
 }
@@ -244,24 +273,36 @@ CUresult cuStreamCreate(CUstream* s, unsigned) { return *s = handle<CUstream>(),
 CUresult cuStreamDestroy(CUstream) { return CUDA_SUCCESS; }
 CUresult cuStreamSynchronize(CUstream) { return failed ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS; }
 CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return CUDA_SUCCESS; }
-CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* s) { return *s = CU_STREAM_CAPTURE_STATUS_NONE, CUDA_SUCCESS; }
+CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* s) {
+    return *s = CU_STREAM_CAPTURE_STATUS_NONE, CUDA_SUCCESS;
+}
 CUresult cuEventCreate(CUevent* e, unsigned) { return *e = handle<CUevent>(), CUDA_SUCCESS; }
 CUresult cuEventDestroy(CUevent) { return CUDA_SUCCESS; }
 CUresult cuEventRecord(CUevent, CUstream) { return CUDA_SUCCESS; }
 CUresult cuEventSynchronize(CUevent) { return CUDA_SUCCESS; }
-CUresult cuGetErrorName(CUresult e, const char** s) { return *s = e == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "an error", CUDA_SUCCESS; }
-CUresult cuGetErrorString(CUresult e, const char** s) { return *s = e == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "an error", CUDA_SUCCESS; }
+CUresult cuGetErrorName(CUresult e, const char** s) {
+    return *s = e == CUDA_ERROR_OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "an error", CUDA_SUCCESS;
+}
+CUresult cuGetErrorString(CUresult e, const char** s) {
+    return *s = e == CUDA_ERROR_OUT_OF_MEMORY ? "out of memory" : "an error", CUDA_SUCCESS;
+}
 CUresult cuMemAlloc(CUdeviceptr* p, size_t n) { return allocate(p, n); }
 CUresult cuMemAllocAsync(CUdeviceptr* p, size_t n, CUstream) { return allocate(p, n); }
 CUresult cuMemFree(CUdeviceptr p) { return release(p); }
 CUresult cuMemFreeAsync(CUdeviceptr p, CUstream) { return release(p); }
-CUresult cuMemGetInfo(size_t* unused, size_t* all) { return *all = CAPACITY, *unused = CAPACITY - used, CUDA_SUCCESS; }
-CUresult cuDeviceGetDefaultMemPool(CUmemoryPool* p, CUdevice) { return *p = handle<CUmemoryPool>(), CUDA_SUCCESS; }
+CUresult cuMemGetInfo(size_t* unused, size_t* all) {
+    return *all = CAPACITY, *unused = CAPACITY - used, CUDA_SUCCESS;
+}
+CUresult cuDeviceGetDefaultMemPool(CUmemoryPool* p, CUdevice) {
+    return *p = handle<CUmemoryPool>(), CUDA_SUCCESS;
+}
 CUresult cuMemPoolSetAttribute(CUmemoryPool, CUmemPool_attribute, void*) { return CUDA_SUCCESS; }
 CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute a, void* v) {
     return *static_cast<uint64_t*>(v) = a == CU_MEMPOOL_ATTR_USED_MEM_HIGH ? most : used, CUDA_SUCCESS;
 }
-CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t n, CUstream) { return memcpy(reinterpret_cast<void*>(to), from, n), CUDA_SUCCESS; }
+CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t n, CUstream) {
+    return memcpy(reinterpret_cast<void*>(to), from, n), CUDA_SUCCESS;
+}
 CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t n, CUstream) {
     if (failed) return CUDA_ERROR_LAUNCH_FAILED;
     return memcpy(to, reinterpret_cast<void*>(from), n), CUDA_SUCCESS;
@@ -269,113 +310,155 @@ CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t n, CUstream) {
 CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream) {
     return memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n), CUDA_SUCCESS;
 }
-CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char v, size_t n, CUstream) { return memset(reinterpret_cast<void*>(to), v, n), CUDA_SUCCESS; }
+CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char v, size_t n, CUstream) {
+    return memset(reinterpret_cast<void*>(to), v, n), CUDA_SUCCESS;
+}
 CUresult cuModuleLoadData(CUmodule* m, const void* image) {
     return *m = reinterpret_cast<CUmodule>(new Module{static_cast<const char*>(image), {}}), CUDA_SUCCESS;
 }
 CUresult cuModuleLoad(CUmodule* m, const char* path) {
     std::ifstream file(path);
-    return *m = reinterpret_cast<CUmodule>(new Module{{std::istreambuf_iterator<char>(file), {}}, {}}), CUDA_SUCCESS;
+    return *m = reinterpret_cast<CUmodule>(new Module{{std::istreambuf_iterator<char>(file), {}}, {}}),
+           CUDA_SUCCESS;
 }
 CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction* f, CUmodule m, const char* name) {
     Module& module = *reinterpret_cast<Module*>(m);
-    if (module.ptx.find(".entry " + std::string(name) + "(") == std::string::npos) return CUDA_ERROR_NOT_FOUND;
+    if (module.ptx.find(".entry " + std::string(name) + "(") == std::string::npos)
+        return CUDA_ERROR_NOT_FOUND;
     auto known = module.functions.find(name);
-    if (known == module.functions.end()) known = module.functions.insert({name, {name, compile(module, name)}}).first;
+    if (known == module.functions.end())
+        known = module.functions.insert({name, {name, compile(module, name)}}).first;
     return *f = reinterpret_cast<CUfunction>(&known->second), CUDA_SUCCESS;
 }
 // After STANDIN_LAUNCHES of them the device has failed, as one does that left the bus.
-CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, CUstream,
-                        void** parameters, void**) {
+CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                        unsigned bz, unsigned shared, CUstream, void** parameters, void**) {
     const Function& function = *reinterpret_cast<Function*>(f);
-    if (!gx || gy - 1u >= 65535 || gz - 1u >= 65535 || !bx || !by || !bz || bx * by * bz > 1024 || shared > 49152) return CUDA_ERROR_INVALID_VALUE;
+    if (!gx || gy - 1u >= 65535 || gz - 1u >= 65535 || !bx || !by || !bz || bx * by * bz > 1024 ||
+        shared > 49152)
+        return CUDA_ERROR_INVALID_VALUE;
     static long left = getenv("STANDIN_LAUNCHES") ? atol(getenv("STANDIN_LAUNCHES")) : -1;
     if (left == 0) failed = true;
     if (failed) return CUDA_ERROR_LAUNCH_FAILED;
     left -= left > 0;
-    if (getenv("STANDIN_TRACE")) fprintf(stderr, "%s <%u %u %u, %u %u %u>\n", function.name.c_str(), gx, gy, gz, bx, by, bz);
+    if (getenv("STANDIN_TRACE"))
+        fprintf(stderr, "%s <%u %u %u, %u %u %u>\n", function.name.c_str(), gx, gy, gz, bx, by, bz);
     function.launch({gx, gy, gz}, {bx, by, bz}, shared, parameters);
     return CUDA_SUCCESS;
 }
 
 // cuBLAS.
-cublasStatus_t cublasCreate(cublasHandle_t* h) { return *h = handle<cublasHandle_t>(), CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t cublasCreate(cublasHandle_t* h) {
+    return *h = handle<cublasHandle_t>(), CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t cublasDestroy(cublasHandle_t) { return CUBLAS_STATUS_SUCCESS; }
 cublasStatus_t cublasSetStream(cublasHandle_t, cudaStream_t) { return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const float* alpha,
-                                         const float* a, int lda, long long sa, const float* b, int ldb, long long sb, const float* beta, float* c,
-                                         int ldc, long long sc, int batch) {
-    return product(transposed(ta), transposed(tb), m, n, k, *alpha, a, lda, sa, b, ldb, sb, *beta, c, ldc, sc, batch, false);
+cublasStatus_t cublasSgemmStridedBatched(cublasHandle_t, cublasOperation_t ta, cublasOperation_t tb, int m,
+                                         int n, int k, const float* alpha, const float* a, int lda,
+                                         long long sa, const float* b, int ldb, long long sb,
+                                         const float* beta, float* c, int ldc, long long sc, int batch) {
+    return product(transposed(ta), transposed(tb), m, n, k, *alpha, a, lda, sa, b, ldb, sb, *beta, c, ldc, sc,
+                   batch, false);
 }
-cublasStatus_t cublasDgemmStridedBatched(cublasHandle_t, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const double* alpha,
-                                         const double* a, int lda, long long sa, const double* b, int ldb, long long sb, const double* beta,
-                                         double* c, int ldc, long long sc, int batch) {
+cublasStatus_t cublasDgemmStridedBatched(cublasHandle_t, cublasOperation_t ta, cublasOperation_t tb, int m,
+                                         int n, int k, const double* alpha, const double* a, int lda,
+                                         long long sa, const double* b, int ldb, long long sb,
+                                         const double* beta, double* c, int ldc, long long sc, int batch) {
     auto of = [](const double* p) { return [p](int64_t i) { return p[i]; }; };
-    gemm<double>(transposed(ta), transposed(tb), m, n, k, *alpha, *beta, lda, sa, ldb, sb, ldc, sc, batch, of(a), of(b),
-                 of(static_cast<const double*>(c)), [=](int64_t i, double v) { c[i] = v; });
+    gemm<double>(transposed(ta), transposed(tb), m, n, k, *alpha, *beta, lda, sa, ldb, sb, ldc, sc, batch,
+                 of(a), of(b), of(static_cast<const double*>(c)), [=](int64_t i, double v) { c[i] = v; });
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t, cublasOperation_t ta, cublasOperation_t tb, int m, int n, int k, const void* alpha,
-                                          const void* a, cudaDataType at, int lda, long long sa, const void* b, cudaDataType bt, int ldb,
-                                          long long sb, const void* beta, void* c, cudaDataType ct, int ldc, long long sc, int batch,
-                                          cublasComputeType_t compute, cublasGemmAlgo_t) {
-    if (at != bt || at != ct || (at != CUDA_R_16BF && at != CUDA_R_32F) || compute != CUBLAS_COMPUTE_32F) stop("a product of other types");
-    return product(transposed(ta), transposed(tb), m, n, k, *static_cast<const float*>(alpha), a, lda, sa, b, ldb, sb,
-                   *static_cast<const float*>(beta), c, ldc, sc, batch, at == CUDA_R_16BF);
+cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t, cublasOperation_t ta, cublasOperation_t tb, int m,
+                                          int n, int k, const void* alpha, const void* a, cudaDataType at,
+                                          int lda, long long sa, const void* b, cudaDataType bt, int ldb,
+                                          long long sb, const void* beta, void* c, cudaDataType ct, int ldc,
+                                          long long sc, int batch, cublasComputeType_t compute,
+                                          cublasGemmAlgo_t) {
+    if (at != bt || at != ct || (at != CUDA_R_16BF && at != CUDA_R_32F) || compute != CUBLAS_COMPUTE_32F)
+        stop("a product of other types");
+    return product(transposed(ta), transposed(tb), m, n, k, *static_cast<const float*>(alpha), a, lda, sa, b,
+                   ldb, sb, *static_cast<const float*>(beta), c, ldc, sc, batch, at == CUDA_R_16BF);
 }
 
 // cuRAND, of which candle makes a handle.
-curandStatus_t curandCreateGenerator(curandGenerator_t* g, curandRngType_t) { return *g = handle<curandGenerator_t>(), CURAND_STATUS_SUCCESS; }
+curandStatus_t curandCreateGenerator(curandGenerator_t* g, curandRngType_t) {
+    return *g = handle<curandGenerator_t>(), CURAND_STATUS_SUCCESS;
+}
 curandStatus_t curandDestroyGenerator(curandGenerator_t) { return CURAND_STATUS_SUCCESS; }
 curandStatus_t curandSetStream(curandGenerator_t, cudaStream_t) { return CURAND_STATUS_SUCCESS; }
-curandStatus_t curandSetPseudoRandomGeneratorSeed(curandGenerator_t, unsigned long long) { return CURAND_STATUS_SUCCESS; }
+curandStatus_t curandSetPseudoRandomGeneratorSeed(curandGenerator_t, unsigned long long) {
+    return CURAND_STATUS_SUCCESS;
+}
 
 // cuDNN.
 cudnnStatus_t cudnnCreate(cudnnHandle_t* h) { return *h = CUDNN, CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnDestroy(cudnnHandle_t) { return CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnSetStream(cudnnHandle_t, cudaStream_t) { return CUDNN_STATUS_SUCCESS; }
-cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t* d) { return *d = reinterpret_cast<cudnnTensorDescriptor_t>(new Tensor{}), CUDNN_STATUS_SUCCESS; }
-cudnnStatus_t cudnnDestroyTensorDescriptor(cudnnTensorDescriptor_t d) { return delete reinterpret_cast<Tensor*>(d), CUDNN_STATUS_SUCCESS; }
-cudnnStatus_t cudnnSetTensor4dDescriptor(cudnnTensorDescriptor_t d, cudnnTensorFormat_t format, cudnnDataType_t type, int n, int c, int h, int w) {
+cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t* d) {
+    return *d = reinterpret_cast<cudnnTensorDescriptor_t>(new Tensor{}), CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnDestroyTensorDescriptor(cudnnTensorDescriptor_t d) {
+    return delete reinterpret_cast<Tensor*>(d), CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetTensor4dDescriptor(cudnnTensorDescriptor_t d, cudnnTensorFormat_t format,
+                                         cudnnDataType_t type, int n, int c, int h, int w) {
     const int sides[4] = {n, c, h, w};
     return reinterpret_cast<Tensor*>(d)->set(type, format == CUDNN_TENSOR_NHWC, sides), CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnCreateFilterDescriptor(cudnnFilterDescriptor_t* d) { return *d = reinterpret_cast<cudnnFilterDescriptor_t>(new Tensor{}), CUDNN_STATUS_SUCCESS; }
-cudnnStatus_t cudnnDestroyFilterDescriptor(cudnnFilterDescriptor_t d) { return delete reinterpret_cast<Tensor*>(d), CUDNN_STATUS_SUCCESS; }
-cudnnStatus_t cudnnSetFilter4dDescriptor(cudnnFilterDescriptor_t d, cudnnDataType_t type, cudnnTensorFormat_t format, int k, int c, int h, int w) {
+cudnnStatus_t cudnnCreateFilterDescriptor(cudnnFilterDescriptor_t* d) {
+    return *d = reinterpret_cast<cudnnFilterDescriptor_t>(new Tensor{}), CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnDestroyFilterDescriptor(cudnnFilterDescriptor_t d) {
+    return delete reinterpret_cast<Tensor*>(d), CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetFilter4dDescriptor(cudnnFilterDescriptor_t d, cudnnDataType_t type,
+                                         cudnnTensorFormat_t format, int k, int c, int h, int w) {
     const int sides[4] = {k, c, h, w};
     return reinterpret_cast<Tensor*>(d)->set(type, format == CUDNN_TENSOR_NHWC, sides), CUDNN_STATUS_SUCCESS;
 }
 cudnnStatus_t cudnnCreateConvolutionDescriptor(cudnnConvolutionDescriptor_t* d) {
     return *d = reinterpret_cast<cudnnConvolutionDescriptor_t>(new Convolution{}), CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnDestroyConvolutionDescriptor(cudnnConvolutionDescriptor_t d) { return delete reinterpret_cast<Convolution*>(d), CUDNN_STATUS_SUCCESS; }
-cudnnStatus_t cudnnSetConvolution2dDescriptor(cudnnConvolutionDescriptor_t d, int ph, int pw, int u, int v, int dh, int dw, cudnnConvolutionMode_t mode,
+cudnnStatus_t cudnnDestroyConvolutionDescriptor(cudnnConvolutionDescriptor_t d) {
+    return delete reinterpret_cast<Convolution*>(d), CUDNN_STATUS_SUCCESS;
+}
+cudnnStatus_t cudnnSetConvolution2dDescriptor(cudnnConvolutionDescriptor_t d, int ph, int pw, int u, int v,
+                                              int dh, int dw, cudnnConvolutionMode_t mode,
                                               cudnnDataType_t type) {
-    if (dh != 1 || dw != 1 || mode != CUDNN_CROSS_CORRELATION || type != CUDNN_DATA_FLOAT) stop("another convolution");
+    if (dh != 1 || dw != 1 || mode != CUDNN_CROSS_CORRELATION || type != CUDNN_DATA_FLOAT)
+        stop("another convolution");
     return *reinterpret_cast<Convolution*>(d) = {{ph, pw}, {u, v}, CUDNN_DEFAULT_MATH}, CUDNN_STATUS_SUCCESS;
 }
 cudnnStatus_t cudnnSetConvolutionMathType(cudnnConvolutionDescriptor_t d, cudnnMathType_t math) {
     return reinterpret_cast<Convolution*>(d)->math = math, CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnGetConvolutionForwardWorkspaceSize(cudnnHandle_t, const cudnnTensorDescriptor_t, const cudnnFilterDescriptor_t,
-                                                      const cudnnConvolutionDescriptor_t, const cudnnTensorDescriptor_t, cudnnConvolutionFwdAlgo_t,
-                                                      size_t* n) {
+cudnnStatus_t cudnnGetConvolutionForwardWorkspaceSize(cudnnHandle_t, const cudnnTensorDescriptor_t,
+                                                      const cudnnFilterDescriptor_t,
+                                                      const cudnnConvolutionDescriptor_t,
+                                                      const cudnnTensorDescriptor_t,
+                                                      cudnnConvolutionFwdAlgo_t, size_t* n) {
     return *n = 4096, CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnGetConvolutionBackwardDataWorkspaceSize(cudnnHandle_t, const cudnnFilterDescriptor_t, const cudnnTensorDescriptor_t,
-                                                           const cudnnConvolutionDescriptor_t, const cudnnTensorDescriptor_t,
+cudnnStatus_t cudnnGetConvolutionBackwardDataWorkspaceSize(cudnnHandle_t, const cudnnFilterDescriptor_t,
+                                                           const cudnnTensorDescriptor_t,
+                                                           const cudnnConvolutionDescriptor_t,
+                                                           const cudnnTensorDescriptor_t,
                                                            cudnnConvolutionBwdDataAlgo_t, size_t* n) {
     return *n = 8192, CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnGetConvolutionBackwardFilterWorkspaceSize(cudnnHandle_t, const cudnnTensorDescriptor_t, const cudnnTensorDescriptor_t,
-                                                             const cudnnConvolutionDescriptor_t, const cudnnFilterDescriptor_t,
+cudnnStatus_t cudnnGetConvolutionBackwardFilterWorkspaceSize(cudnnHandle_t, const cudnnTensorDescriptor_t,
+                                                             const cudnnTensorDescriptor_t,
+                                                             const cudnnConvolutionDescriptor_t,
+                                                             const cudnnFilterDescriptor_t,
                                                              cudnnConvolutionBwdFilterAlgo_t, size_t* n) {
     return *n = 0, CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnGetConvolutionForwardAlgorithm_v7(cudnnHandle_t, const cudnnTensorDescriptor_t, const cudnnFilterDescriptor_t,
-                                                     const cudnnConvolutionDescriptor_t, const cudnnTensorDescriptor_t, int, int* n,
+cudnnStatus_t cudnnGetConvolutionForwardAlgorithm_v7(cudnnHandle_t, const cudnnTensorDescriptor_t,
+                                                     const cudnnFilterDescriptor_t,
+                                                     const cudnnConvolutionDescriptor_t,
+                                                     const cudnnTensorDescriptor_t, int, int* n,
                                                      cudnnConvolutionFwdAlgoPerf_t* found) {
     *found = {};
     found->algo = CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
@@ -390,10 +473,13 @@ static void exact(const Sizes& s, const Tensor& x, bool pinned) {
     if (!x.half && s.v.math != CUDNN_FMA_MATH) stop("a convolution in TF32");
 }
 static void ones_and_zeros(const void* alpha, const void* beta) {
-    if (*static_cast<const float*>(alpha) != 1 || *static_cast<const float*>(beta) != 0) stop("a convolution that is scaled or added");
+    if (*static_cast<const float*>(alpha) != 1 || *static_cast<const float*>(beta) != 0)
+        stop("a convolution that is scaled or added");
 }
-cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t, const void* alpha, const cudnnTensorDescriptor_t xd, const void* x, const cudnnFilterDescriptor_t wd,
-                                      const void* w, const cudnnConvolutionDescriptor_t cd, cudnnConvolutionFwdAlgo_t algorithm, void*, size_t space,
+cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t, const void* alpha, const cudnnTensorDescriptor_t xd,
+                                      const void* x, const cudnnFilterDescriptor_t wd, const void* w,
+                                      const cudnnConvolutionDescriptor_t cd,
+                                      cudnnConvolutionFwdAlgo_t algorithm, void*, size_t space,
                                       const void* beta, const cudnnTensorDescriptor_t yd, void* y) {
     if (space < 4096) return CUDNN_STATUS_BAD_PARAM;
     ones_and_zeros(alpha, beta);
@@ -411,14 +497,17 @@ cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t, const void* alpha, const cu
                         const float f = ws[((o * s.c + c) * s.kh + u) * s.kw + v];
                         float* to = &ys[(int64_t(n) * s.o + o) * outputs];
                         const float* from = &xs[(int64_t(n) * s.c + c) * pixels];
-                        s.rows(u, v, [=](int a, int b, int n) { for (int i = 0; i < n; i++) to[a + i] += f * from[b + i * step]; });
+                        s.rows(u, v, [=](int a, int b, int n) {
+                            for (int i = 0; i < n; i++) to[a + i] += f * from[b + i * step];
+                        });
                     }
     return write(OF(Tensor, yd), y, ys), CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t, const void* alpha, const cudnnFilterDescriptor_t wd, const void* w,
-                                           const cudnnTensorDescriptor_t yd, const void* dy, const cudnnConvolutionDescriptor_t cd,
-                                           cudnnConvolutionBwdDataAlgo_t algorithm, void*, size_t space, const void* beta, const cudnnTensorDescriptor_t xd,
-                                           void* dx) {
+cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t, const void* alpha, const cudnnFilterDescriptor_t wd,
+                                           const void* w, const cudnnTensorDescriptor_t yd, const void* dy,
+                                           const cudnnConvolutionDescriptor_t cd,
+                                           cudnnConvolutionBwdDataAlgo_t algorithm, void*, size_t space,
+                                           const void* beta, const cudnnTensorDescriptor_t xd, void* dx) {
     if (space < 8192) return CUDNN_STATUS_BAD_PARAM;
     ones_and_zeros(alpha, beta);
     const Sizes s(OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd), OF(Convolution, cd));
@@ -435,13 +524,18 @@ cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t, const void* alpha, con
                         const float f = ws[((o * s.c + c) * s.kh + u) * s.kw + v];
                         const float* from = &dys[(int64_t(n) * s.o + o) * outputs];
                         float* to = &dxs[(int64_t(n) * s.c + c) * pixels];
-                        s.rows(u, v, [=](int a, int b, int n) { for (int i = 0; i < n; i++) to[b + i * step] += f * from[a + i]; });
+                        s.rows(u, v, [=](int a, int b, int n) {
+                            for (int i = 0; i < n; i++) to[b + i * step] += f * from[a + i];
+                        });
                     }
     return write(OF(Tensor, xd), dx, dxs), CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnConvolutionBackwardFilter(cudnnHandle_t, const void* alpha, const cudnnTensorDescriptor_t xd, const void* x,
-                                             const cudnnTensorDescriptor_t yd, const void* dy, const cudnnConvolutionDescriptor_t cd,
-                                             cudnnConvolutionBwdFilterAlgo_t algorithm, void*, size_t, const void* beta, const cudnnFilterDescriptor_t wd, void* dw) {
+cudnnStatus_t cudnnConvolutionBackwardFilter(cudnnHandle_t, const void* alpha,
+                                             const cudnnTensorDescriptor_t xd, const void* x,
+                                             const cudnnTensorDescriptor_t yd, const void* dy,
+                                             const cudnnConvolutionDescriptor_t cd,
+                                             cudnnConvolutionBwdFilterAlgo_t algorithm, void*, size_t,
+                                             const void* beta, const cudnnFilterDescriptor_t wd, void* dw) {
     ones_and_zeros(alpha, beta);
     const Sizes s(OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd), OF(Convolution, cd));
     exact(s, OF(Tensor, xd), algorithm == CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1);
@@ -455,8 +549,11 @@ cudnnStatus_t cudnnConvolutionBackwardFilter(cudnnHandle_t, const void* alpha, c
                 for (int v = 0; v < s.kw; v++) {
                     float sum = 0;
                     for (int n = 0; n < s.b; n++) {
-                        const float *a_ = &dys[(int64_t(n) * s.o + o) * outputs], *b_ = &xs[(int64_t(n) * s.c + c) * pixels];
-                        s.rows(u, v, [&](int a, int b, int n) { for (int i = 0; i < n; i++) sum += a_[a + i] * b_[b + i * step]; });
+                        const float *a_ = &dys[(int64_t(n) * s.o + o) * outputs],
+                                    *b_ = &xs[(int64_t(n) * s.c + c) * pixels];
+                        s.rows(u, v, [&](int a, int b, int n) {
+                            for (int i = 0; i < n; i++) sum += a_[a + i] * b_[b + i * step];
+                        });
                     }
                     dws[((o * s.c + c) * s.kh + u) * s.kw + v] = sum;
                 }

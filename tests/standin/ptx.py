@@ -10,11 +10,27 @@ reads them. An instruction that is not known is an error that shows it.
 import re
 import sys
 
-C_TYPES = {f"{kind}{bits}": f"{'int' if kind == 's' else 'uint'}{bits}_t" for kind in "sub" for bits in (8, 16, 32, 64)}
+C_TYPES = {
+    f"{kind}{bits}": f"{'int' if kind == 's' else 'uint'}{bits}_t"
+    for kind in "sub"
+    for bits in (8, 16, 32, 64)
+}
 C_TYPES |= {"f32": "float", "f64": "double", "pred": "uint8_t", "f16": "float", "bf16": "float"}
-BITS = {"pred": 8, "f32": 32, "f64": 64, "f16": 16, "bf16": 16} | {t: int(t[1:]) for t in C_TYPES if t[1:].isdigit() and t[0] in "sub"}
+BITS = {"pred": 8, "f32": 32, "f64": 64, "f16": 16, "bf16": 16} | {
+    t: int(t[1:]) for t in C_TYPES if t[1:].isdigit() and t[0] in "sub"
+}
 READ = {"f32": "F", "f64": "D", "f16": "H", "bf16": "B"}
-ORDERED = {"eq": "==", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="}
+ORDERED = {
+    "eq": "==",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "lo": "<",
+    "ls": "<=",
+    "hi": ">",
+    "hs": ">=",
+}
 OPPOSITE = {"lt": ">=", "le": ">", "gt": "<=", "ge": "<", "eq": "!="}
 FUNCTIONS = {"ex2": "exp2", "lg2": "log2", "sin": "sin", "cos": "cos", "tanh": "tanh", "sqrt": "sqrt"}
 
@@ -75,17 +91,19 @@ class Translator:
     def array(self, line, place):
         found = re.match(
             r"(?:\.extern |\.visible |\.weak )*\.(?:shared|local|global|const)\s+(?:\.align (\d+)\s+)?\.(\w+)\s+([\w$%.]+)\s*(?:\[(\d*)\])?\s*(?:=\s*(.*))?$",
-            line, re.S,
+            line,
+            re.S,
         )
         if not found:
             raise SystemExit(f"a declaration that is not known: {line}")
         align, kind, name, count, values = found.groups()
         align, bytes_of = int(align or 1), BITS[kind] // 8 * int(count or (0 if "[" in line else 1))
         if place in ("global", "const"):
-            data = values.strip("{} ") if values else "0"
-            data = ", ".join(v if not v.strip().startswith("0x") else v for v in data.split(","))
-            mine = "g_" + re.sub(r"\W", "_", name)
-            self.globals += f"static {C_TYPES[kind]} {mine}[{max(1, int(count or 1))}] __attribute__((aligned(16))) = {{{data}}};\n"
+            # Floats as their bits: 0f3F800000.
+            data = re.sub(r"\b0[fFdD]([0-9A-Fa-f]+)", r"0x\1", values or "0").strip("{} ")
+            mine, n = "g_" + re.sub(r"\W", "_", name), max(1, int(count or 1))
+            of = f"static uint{BITS[kind]}_t {mine}[{n}] __attribute__((aligned(16)))"
+            self.globals += f"{of} = {{{data}}};\n"
             self.symbols[name] = f"(uint64_t)(uintptr_t){mine}"
         elif place == "shared":
             self.shared = -(-self.shared // align) * align
@@ -101,7 +119,11 @@ class Translator:
     def bits_of(self, operand):
         special = re.match(r"%(n?tid|n?ctaid)\.([xyz])$", operand)
         if special:
-            return {"tid": "tid", "ntid": "block_dim", "ctaid": "block", "nctaid": "grid_dim"}[special[1]] + "." + special[2]
+            return (
+                {"tid": "tid", "ntid": "block_dim", "ctaid": "block", "nctaid": "grid_dim"}[special[1]]
+                + "."
+                + special[2]
+            )
         if operand == "%laneid":
             return "(tid.x & 31)"
         if operand in ("%SP", "%SPL") or operand.startswith("%") or self.lookup(operand):
@@ -115,7 +137,13 @@ class Translator:
             return f"0x{operand[2:]}ull"
         if re.match(r"-?(0[xX][0-9A-Fa-f]+|\d+)U?$", operand):
             value = operand.rstrip("U")
-            return "((uint64_t)INT64_MIN)" if value == "-9223372036854775808" else f"({value}ll)" if "x" not in value.lower() else f"({value}ull)"
+            return (
+                "((uint64_t)INT64_MIN)"
+                if value == "-9223372036854775808"
+                else f"({value}ll)"
+                if "x" not in value.lower()
+                else f"({value}ull)"
+            )
         if operand in self.symbols:
             return self.symbols[operand]
         if operand in self.params:
@@ -147,7 +175,7 @@ class Translator:
 
     def address(self, operand, space):
         inner = operand.strip().strip("[]").strip()
-        base, sign, offset = re.match(r"([^+\s]+)\s*(\+)?\s*(-?\w+)?$", inner).groups()
+        base, _, offset = re.match(r"([^+\s]+)\s*(\+)?\s*(-?\w+)?$", inner).groups()
         value = f"({self.bits_of(base)} + {offset or 0})"
         return f"(SHARED + (uint32_t){value})" if space == "shared" else value
 
@@ -211,29 +239,49 @@ class Translator:
             if to.startswith("{"):
                 names = [n.strip() for n in to.strip("{}").split(",")]
                 each = BITS[kind] // len(names)
-                cut = [f"{self.bits_of(n)} = (uint{each}_t)(x_ >> {i * each});" for i, n in enumerate(names) if n != "_"]
+                cut = [
+                    f"{self.bits_of(n)} = (uint{each}_t)(x_ >> {i * each});"
+                    for i, n in enumerate(names)
+                    if n != "_"
+                ]
                 return f"{{ uint{BITS[kind]}_t x_ = {self.bits_of(of)}; {' '.join(cut)} }}"
             if of.startswith("{"):
                 names = [n.strip() for n in of.strip("{}").split(",")]
                 each = BITS[kind] // len(names)
-                joined = " | ".join(f"(uint{BITS[kind]}_t)(uint{each}_t){self.bits_of(n)} << {i * each}" for i, n in enumerate(names))
+                joined = " | ".join(
+                    f"(uint{BITS[kind]}_t)(uint{each}_t){self.bits_of(n)} << {i * each}"
+                    for i, n in enumerate(names)
+                )
                 return f"{self.bits_of(to)} = {joined};"
             return f"{self.bits_of(to)} = {self.bits_of(of)};"
         if op == "cvta":
             if "shared" in mods:
                 of = self.bits_of(operands[1])
-                return f"{self.bits_of(operands[0])} = " + (f"{of} - (uint64_t)(uintptr_t)SHARED;" if "to" in mods else f"(uint64_t)(uintptr_t)SHARED + {of};")
+                return f"{self.bits_of(operands[0])} = " + (
+                    f"{of} - (uint64_t)(uintptr_t)SHARED;"
+                    if "to" in mods
+                    else f"(uint64_t)(uintptr_t)SHARED + {of};"
+                )
             return f"{self.bits_of(operands[0])} = {self.bits_of(operands[1])};"
         if "bf16x2" in mods and op in ("add", "sub", "mul"):
             a, b = (r(o, "u32") for o in operands[1:3])
             symbol = {"add": "+", "sub": "-", "mul": "*"}[op]
-            low, high = (f"BB(B((uint16_t)({a} >> {at})) {symbol} B((uint16_t)({b} >> {at})))" for at in (0, 16))
+            low, high = (
+                f"BB(B((uint16_t)({a} >> {at})) {symbol} B((uint16_t)({b} >> {at})))" for at in (0, 16)
+            )
             return self.write(operands[0], "u32", f"(uint32_t){high} << 16 | {low}")
         if op == "bfi":
-            a, b, at, n = r(operands[1], kind), r(operands[2], kind), r(operands[3], "u32"), r(operands[4], "u32")
+            a, b, at, n = (
+                r(operands[1], kind),
+                r(operands[2], kind),
+                r(operands[3], "u32"),
+                r(operands[4], "u32"),
+            )
             one = f"({C_TYPES[kind]})1"
             mask = f"(({n} >= {BITS[kind]} ? 0 : {one} << {n}) - 1)"
-            return result(f"{n} == 0 || {at} >= {BITS[kind]} ? {b} : ({b} & ~({mask} << {at})) | ({a} & {mask}) << {at}")
+            return result(
+                f"{n} == 0 || {at} >= {BITS[kind]} ? {b} : ({b} & ~({mask} << {at})) | ({a} & {mask}) << {at}"
+            )
         if op in ("addc", "subc", "madc") or op in ("add", "sub", "mad") and "cc" in mods:
             if BITS[kind] != 32 or op in ("sub", "subc"):
                 raise unknown
@@ -303,15 +351,27 @@ class Translator:
         if op == "prmt":
             a, b, s = (r(o, "u32") for o in operands[1:4])
             byte = f"(uint32_t)(uint8_t)((((uint64_t){b} << 32 | {a}) >> (8 * ({s} >> SHIFT & 7))))"
-            signed = "(({s} >> SHIFT & 8) ? (uint32_t)(uint8_t)((int8_t)({byte}) >> 7) : {byte})".replace("{s}", s).replace("{byte}", byte)
-            return w(operands[0], "u32", " | ".join(signed.replace("SHIFT", str(4 * i)) + f" << {8 * i}" for i in range(4)))
+            signed = "(({s} >> SHIFT & 8) ? (uint32_t)(uint8_t)((int8_t)({byte}) >> 7) : {byte})".replace(
+                "{s}", s
+            ).replace("{byte}", byte)
+            return w(
+                operands[0],
+                "u32",
+                " | ".join(signed.replace("SHIFT", str(4 * i)) + f" << {8 * i}" for i in range(4)),
+            )
         if op == "bfe" and kind[0] == "u":
             a, at, n = r(operands[1], kind), r(operands[2], "u32"), r(operands[3], "u32")
-            return result(f"{n} == 0 || {at} >= {BITS[kind]} ? 0 : ({a} >> {at}) & ({n} >= {BITS[kind]} ? ~0ull : (1ull << {n}) - 1)")
+            return result(
+                f"{n} == 0 || {at} >= {BITS[kind]} ? 0 : ({a} >> {at}) & ({n} >= {BITS[kind]} ? ~0ull : (1ull << {n}) - 1)"
+            )
         if op == "lop3":
             a, b, c = (r(o, "u32") for o in operands[1:4])
             table = int(operands[4], 0)
-            terms = [f"({'' if i & 4 else '~'}{a} & {'' if i & 2 else '~'}{b} & {'' if i & 1 else '~'}{c})" for i in range(8) if table >> i & 1]
+            terms = [
+                f"({'' if i & 4 else '~'}{a} & {'' if i & 2 else '~'}{b} & {'' if i & 1 else '~'}{c})"
+                for i in range(8)
+                if table >> i & 1
+            ]
             return w(operands[0], "u32", " | ".join(terms) or "0")
         if op in ("popc", "clz"):
             a, bits = r(operands[1], kind), BITS[kind]
@@ -353,12 +413,18 @@ class Translator:
                 if "sat" in mods:
                     value = f"fminf(fmaxf({value}, 0.0f), 1.0f)"
             elif of in READ:
-                function = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}[next(m for m in mods if m.endswith("i"))]
+                function = {"rni": "rint", "rzi": "trunc", "rmi": "floor", "rpi": "ceil"}[
+                    next(m for m in mods if m.endswith("i"))
+                ]
                 bits = BITS[to]
                 if to == "u64":
                     value = f"({value} > 0 ? (uint64_t){function}({value}) : 0)"
                 else:
-                    least, most = (f"-0x1p{bits - 1}", f"0x1p{bits - 1} - 1") if to[0] == "s" else ("0", f"0x1p{bits} - 1")
+                    least, most = (
+                        (f"-0x1p{bits - 1}", f"0x1p{bits - 1} - 1")
+                        if to[0] == "s"
+                        else ("0", f"0x1p{bits} - 1")
+                    )
                     value = f"whole({function}({value}), {least}, {most})"
             return w(operands[0], to, value)
         if op in FUNCTIONS:
@@ -371,13 +437,23 @@ class Translator:
             return result(f"copysign({r(operands[2], kind)}, {r(operands[1], kind)})")
         if op == "testp":
             a = r(operands[1], kind)
-            return w(operands[0], "pred", {"infinite": f"isinf({a}) != 0", "finite": f"isfinite({a}) != 0", "notanumber": f"isnan({a}) != 0"}[mods[0]])
+            return w(
+                operands[0],
+                "pred",
+                {
+                    "infinite": f"isinf({a}) != 0",
+                    "finite": f"isfinite({a}) != 0",
+                    "notanumber": f"isnan({a}) != 0",
+                }[mods[0]],
+            )
         if op in ("bar", "barrier"):
             return self.pause(1)
         if op == "shfl":
             mode = next(m for m in mods if m in ("up", "down", "bfly", "idx"))
             lane, by = "(tid.x & 31)", self.read(operands[2], "u32")
-            other = {"up": f"{lane} - {by}", "down": f"{lane} + {by}", "bfly": f"{lane} ^ {by}", "idx": by}[mode]
+            other = {"up": f"{lane} - {by}", "down": f"{lane} + {by}", "bfly": f"{lane} ^ {by}", "idx": by}[
+                mode
+            ]
             to = operands[0].split("|")
             inside = self.write(to[1], "pred", "o_ == (OTHER)".replace("OTHER", other)) if len(to) > 1 else ""
             return (
@@ -395,7 +471,9 @@ class Translator:
 
     def module_arrays(self):
         # A function's own are indented.
-        for line in re.findall(r"^((?:\.extern |\.visible |\.weak )*\.(?:global|const|shared)\s[^;]*);", self.text, re.M):
+        for line in re.findall(
+            r"^((?:\.extern |\.visible |\.weak )*\.(?:global|const|shared)\s[^;]*);", self.text, re.M
+        ):
             name = re.search(r"([\w$]+)\s*(?:\[|=|$)", line)[1]
             if not re.search(re.escape(name) + r"\b", self.body):
                 continue
@@ -413,7 +491,8 @@ class Translator:
             if not line.strip():
                 continue
             align, kind, name, count = re.search(
-                r"\.param\s+(?:\.align (\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align \d+\s+)?)?([\w$]+)(?:\[(\d+)\])?\s*$", line
+                r"\.param\s+(?:\.align (\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+(?:\.\w+\s+)?(?:\.align \d+\s+)?)?([\w$]+)(?:\[(\d+)\])?\s*$",
+                line,
             ).groups()
             bytes_of = BITS[kind] // 8 * int(count or 1)
             align = int(align or bytes_of)
@@ -446,9 +525,14 @@ class Translator:
                 lines.append(f"if ({self.read(guard, 'pred')}) {{ {code} }}" if guard else code)
         declared = [f"uint{bits}_t {name};" for name, bits in dict(self.registers).items()]
         out = [PRELUDE, self.globals, "typedef struct { uint32_t at, phase; uint64_t given[2];"]
-        out += [*(declared if self.stops else []), f"char local[{self.local or 1}] __attribute__((aligned(16))); }} Thread;"]
+        out += [
+            *(declared if self.stops else []),
+            f"char local[{self.local or 1}] __attribute__((aligned(16))); }} Thread;",
+        ]
         out.append("#define LOCAL (t->local)")
-        out.append("static int run(Thread* t, const char* P, char* SHARED, Dim tid, Dim block, Dim block_dim, Dim grid_dim) {")
+        out.append(
+            "static int run(Thread* t, const char* P, char* SHARED, Dim tid, Dim block, Dim block_dim, Dim grid_dim) {"
+        )
         if self.stops:
             cases = " ".join(f"case {i}: goto R{i};" for i in range(1, self.resumes + 1))
             out.append(f"switch (t->at) {{ {cases} }}")
@@ -456,7 +540,11 @@ class Translator:
             out += declared
         out += [*lines, "return 0;", "}"]
         copies = " ".join(f"memcpy(P + {at}, params[{i}], {n});" for i, (at, n) in enumerate(sizes))
-        out.append(LAUNCH.replace("PARAMS", f"char P[{self.size or 1}] __attribute__((aligned(16))); {copies}").replace("STATIC", str(self.shared)))
+        out.append(
+            LAUNCH.replace(
+                "PARAMS", f"char P[{self.size or 1}] __attribute__((aligned(16))); {copies}"
+            ).replace("STATIC", str(self.shared))
+        )
         return "\n".join(out)
 
 
@@ -513,4 +601,5 @@ void launch(Dim grid_dim, Dim block_dim, uint32_t dynamic, void** params) {
 """
 
 if __name__ == "__main__":
-    print(Translator(open(sys.argv[1]).read(), sys.argv[2]).translate())
+    with open(sys.argv[1]) as module:
+        print(Translator(module.read(), sys.argv[2]).translate())
