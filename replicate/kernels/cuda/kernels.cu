@@ -89,11 +89,8 @@ struct Tile {
     __device__ inline void channel_sums(float v, float* shared) const {
         shared[threadIdx.x] = v;
         __syncthreads();
-        float sum = 0.0f;
         if (lane == 0)
-            for (u32 other = 0; other < lanes; other++) sum += shared[other * width + channel];
-        __syncthreads();
-        if (lane == 0) shared[channel] = sum;
+            for (u32 other = 1; other < lanes; other++) shared[channel] += shared[other * width + channel];
         __syncthreads();
     }
 
