@@ -191,12 +191,16 @@ pub fn apply(image: &[f32], channels: usize, size: usize, draw: &Draw) -> (Vec<f
 ///
 /// Panics when the batch has another length.
 pub fn apply_batch(images: &[f32], channels: usize, size: usize, draws: &[Draw]) -> (Vec<f32>, Vec<f32>) {
+    (transformed(images, channels, size, draws), draws.iter().flat_map(Draw::labels).collect())
+}
+
+fn transformed(images: &[f32], channels: usize, size: usize, draws: &[Draw]) -> Vec<f32> {
     let len = channels * size * size;
     assert_eq!(images.len(), draws.len() * len, "{} images of {channels} x {size} x {size}", draws.len());
     let mut out = vec![0.0; images.len()];
     let each = out.par_chunks_mut(len).zip(images.par_chunks(len)).zip(draws);
     each.for_each(|((out, image), draw)| out.copy_from_slice(&apply(image, channels, size, draw).0));
-    (out, draws.iter().flat_map(Draw::labels).collect())
+    out
 }
 
 /// Images (B, C, size, size) with a draw each, on the device that they are on; one on a GPU
@@ -211,7 +215,7 @@ pub fn apply_where_it_is(images: &Tensor, draws: &[Draw]) -> candle_core::Result
         let rows: Vec<_> = draws.iter().map(|draw| draw.row(size)).collect();
         return kernels::cuda::resampled(images, &SYM6, &rows);
     }
-    let (values, _) = apply_batch(&images.flatten_all()?.to_vec1()?, channels, size, draws);
+    let values = transformed(&images.flatten_all()?.to_vec1()?, channels, size, draws);
     Tensor::from_vec(values, images.shape(), images.device())
 }
 

@@ -98,6 +98,19 @@ impl Fused<'_> {
     }
 }
 
+/// From (B, C, H, W) in float32, or rows (B, C).
+fn to_map(x: &Tensor, maps: DType) -> Result<Tensor> {
+    match *x.dims() {
+        [b, c] => x.reshape((b, 1, 1, c)),
+        [..] => x.to_dtype(maps)?.permute((0, 2, 3, 1))?.contiguous(),
+    }
+}
+
+/// To (B, C, H, W) in float32.
+fn from_map(map: &Tensor) -> Result<Tensor> {
+    map.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()
+}
+
 fn group_norm(norm: &Norm) -> cuda::GroupNorm {
     cuda::GroupNorm { groups: norm.groups, eps: norm.eps, silu: norm.silu }
 }
@@ -195,7 +208,7 @@ impl Ops for Fused<'_> {
     }
 
     fn tensor(&self, x: &Node) -> Result<Tensor> {
-        x.map.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()
+        from_map(&x.map)
     }
 }
 
@@ -356,11 +369,7 @@ pub fn apply(
     let (trained, tracked) = (parameters.iter().any(Tensor::track_op), x.track_op());
     let detached: Vec<Tensor> = parameters.iter().map(Tensor::detach).collect();
     let mut ops = Fused { parameters: &detached, device: x.device(), trained, steps: Vec::new(), nodes: 0 };
-    let map = match *x.dims() {
-        [b, c] => x.detach().reshape((b, 1, 1, c))?,
-        [..] => x.detach().to_dtype(maps)?.permute((0, 2, 3, 1))?.contiguous()?,
-    };
-    let input = ops.input(map, tracked);
+    let input = ops.input(to_map(&x.detach(), maps)?, tracked);
     let output = walk(&mut ops, &input)?;
     let y = match ops.tensor(&output)? {
         y if y.dims()[2..] == [1, 1] => y.flatten_from(1)?,
@@ -420,10 +429,7 @@ impl CustomOp2 for Done {
         let Some(taken) = self.taken.lock().expect("nobody panicked").take() else {
             bail!("a network's gradient is computed once")
         };
-        let dy = match *dy.dims() {
-            [b, c] => dy.reshape((b, 1, 1, c))?,
-            [..] => dy.to_dtype(self.dtype)?.permute((0, 2, 3, 1))?.contiguous()?,
-        };
+        let dy = to_map(dy, self.dtype)?;
         let mut sums = (!self.parameters.is_empty()).then(|| Sums(vec![None; self.detached.len()]));
         let dx = taken.backward(&self.detached, dy, sums.as_mut())?;
         if let Some(Sums(sums)) = sums {
@@ -432,7 +438,7 @@ impl CustomOp2 for Done {
         }
         let dx = match (dx, x.rank()) {
             (Some(dx), 2) => Some(dx.flatten_from(1)?),
-            (Some(dx), _) => Some(dx.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()?),
+            (Some(dx), _) => Some(from_map(&dx)?),
             (None, _) => None,
         };
         Ok((dx, None))

@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 const REPEATABLE: f64 = 1e-3;
 /// What a GPU's cell is held to: after a whole training its rounding has made of it what
 /// another seed would. All the other metrics are of the same images: with a 95 % interval
-/// for each, a tenth of good cards or more would fail.
+/// for each, good cards would fail by chance.
 const ELSEWHERE: [&str; 3] = ["fd", "generator_parameters", "critic_parameters"];
 const SEED: u64 = 0;
 /// Largest relative difference of the distance after the few steps of smoke, where rounding

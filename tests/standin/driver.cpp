@@ -228,8 +228,6 @@ struct Sizes {
     }
 };
 
-const cudnnHandle_t CUDNN = reinterpret_cast<cudnnHandle_t>(&token);
-
 }  // namespace
 
 extern "C" {
@@ -393,7 +391,7 @@ curandStatus_t curandSetPseudoRandomGeneratorSeed(curandGenerator_t, unsigned lo
 }
 
 // cuDNN.
-cudnnStatus_t cudnnCreate(cudnnHandle_t* h) { return *h = CUDNN, CUDNN_STATUS_SUCCESS; }
+cudnnStatus_t cudnnCreate(cudnnHandle_t* h) { return *h = handle<cudnnHandle_t>(), CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnDestroy(cudnnHandle_t) { return CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnSetStream(cudnnHandle_t, cudaStream_t) { return CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t* d) {

@@ -455,7 +455,7 @@ class Translator:
                 mode
             ]
             to = operands[0].split("|")
-            inside = self.write(to[1], "pred", "o_ == (OTHER)".replace("OTHER", other)) if len(to) > 1 else ""
+            inside = self.write(to[1], "pred", f"o_ == ({other})") if len(to) > 1 else ""
             return (
                 f"t->given[t->phase & 1] = {self.bits_of(operands[1])}; {self.pause(2)} "
                 f"{{ uint32_t o_ = {other}; if (o_ > 31) o_ = {lane}; if ((t - {lane} + o_)->phase < t->phase) o_ = {lane}; "

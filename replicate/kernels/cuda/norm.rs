@@ -78,6 +78,5 @@ fn backward<T: Element>(op: &GroupNorm, [x, gamma, beta, dy, kept]: [Arg; 5]) ->
     builder_arg!(call, b as u32, c as u32, op.groups as u32, (h * w) as u32, at_once, u32::from(op.silu));
     // SAFETY: the kernel's parameters in their order; blocks for the groups of each image.
     unsafe { call.launch(rows(blocks, THREADS as usize)) }.w()?;
-
     Ok((tensor(dx, x.layout.shape().clone(), device), tensor(sums, (2, b, c), device)))
 }
