@@ -2,7 +2,8 @@
 // runs on the CPU what the program launches. Memory of the "device" is the host's, filled
 // with NaN before it is handed out and when it is given back, with a margin behind each
 // piece that must stay as it was. Every call that the program links and that is not here
-// ends it with the call's name.
+// ends it with the call's name. With STANDIN_COUNT nothing is computed: calls, memory traffic
+// and operations are counted.
 #include <cublas_v2.h>
 #include <cuda.h>
 #include <cudnn.h>
@@ -18,7 +19,6 @@
 #include <map>
 #include <mutex>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 namespace {
@@ -32,8 +32,9 @@ constexpr size_t MARGIN = 256;
 constexpr uint64_t CAPACITY = 80ull << 30;
 bool failed = false;
 std::mutex memory;
-std::unordered_map<uint64_t, size_t> pieces;
+std::map<uint64_t, size_t> pieces;
 uint64_t used, most;
+const bool counting = getenv("STANDIN_COUNT");
 
 CUresult allocate(CUdeviceptr* out, size_t bytes) {
     std::lock_guard lock(memory);
@@ -42,7 +43,7 @@ CUresult allocate(CUdeviceptr* out, size_t bytes) {
     if (used + bytes > (limit ? strtoull(limit, nullptr, 10) : CAPACITY)) return CUDA_ERROR_OUT_OF_MEMORY;
     char* p = static_cast<char*>(aligned_alloc(256, (bytes + MARGIN + 255) / 256 * 256));
     if (!p) return CUDA_ERROR_OUT_OF_MEMORY;
-    memset(p, 0xff, bytes + MARGIN);
+    if (!counting) memset(p, 0xff, bytes + MARGIN);
     *out = reinterpret_cast<CUdeviceptr>(p);
     pieces[*out] = bytes;
     used += bytes;
@@ -55,10 +56,10 @@ CUresult release(CUdeviceptr at) {
     auto piece = pieces.find(at);
     if (piece == pieces.end()) stop("memory is given back that was not handed out, or twice");
     char* p = reinterpret_cast<char*>(at);
-    for (size_t i = 0; i < MARGIN; i++)
+    for (size_t i = 0; i < MARGIN && !counting; i++)
         if (static_cast<unsigned char>(p[piece->second + i]) != 0xff)
             stop("a kernel wrote behind a piece of " + std::to_string(piece->second) + " bytes");
-    memset(p, 0xff, piece->second);
+    if (!counting) memset(p, 0xff, piece->second);
     used -= piece->second;
     pieces.erase(piece);
     free(p);
@@ -69,9 +70,15 @@ struct Extent {
     unsigned x, y, z;
 };
 using Launch = void (*)(Extent, Extent, uint32_t, void**);
+// Of a kernel's parameter its bytes, and whether what it points to is read or written.
+struct Parameter {
+    int bytes;
+    bool reads, writes;
+};
 struct Function {
     std::string name;
     Launch launch;
+    std::vector<Parameter> parameters;
 };
 struct Module {
     std::string ptx;
@@ -79,21 +86,110 @@ struct Module {
 };
 
 // The kernel through ptx.py and gcc.
-Launch compile(const Module& module, const std::string& name) {
+Function compile(const Module& module, const std::string& name) {
     static int count = 0;
     const char *translator = getenv("STANDIN_PTX"), *directory = getenv("STANDIN_KERNELS");
     if (!translator || !directory) stop("it is started by tests/standin/run");
     const std::string base = std::string(directory) + "/" + std::to_string(count++);
     std::ofstream(base + ".ptx") << module.ptx;
-    const std::string command =
-        "unset LD_LIBRARY_PATH; python3 '" + std::string(translator) + "' " + base + ".ptx " + name + " > " +
-        base +
-        ".c && gcc -w -O2 -march=native -ffp-contract=off -fno-strict-aliasing -fopenmp -shared -fPIC -o " +
-        base + ".so " + base + ".c -lm";
+    std::string command =
+        "unset LD_LIBRARY_PATH; python3 '" + std::string(translator) + "' " + base + ".ptx " + name;
+    if (counting)
+        command += " --parameters > " + base + ".txt";
+    else
+        command += " > " + base +
+                   ".c && gcc -w -O2 -march=native -ffp-contract=off -fno-strict-aliasing -fopenmp -shared "
+                   "-fPIC -o " +
+                   base + ".so " + base + ".c -lm";
     if (system(command.c_str()) != 0) stop("the kernel " + name + " was not translated");
+    if (counting) {
+        Function function{name, nullptr, {}};
+        std::ifstream file(base + ".txt");
+        for (std::pair<int, std::string> of; file >> of.first >> of.second;)
+            function.parameters.push_back({of.first, of.second.find('r') != std::string::npos,
+                                           of.second.find('w') != std::string::npos});
+        return function;
+    }
     void* library = dlopen((base + ".so").c_str(), RTLD_NOW);
     if (!library) stop(dlerror());
-    return reinterpret_cast<Launch>(dlsym(library, "launch"));
+    return {name, reinterpret_cast<Launch>(dlsym(library, "launch")), {}};
+}
+
+// What was asked for since the last synchronisation.
+struct Count {
+    long calls;
+    double read, written, operations;
+};
+std::map<std::string, Count> asked;
+
+void count(const std::string& name, double read, double written, double operations = 0) {
+    if (!counting) return;
+    Count& sum = asked[name];
+    sum.calls++;
+    sum.read += read;
+    sum.written += written;
+    sum.operations += operations;
+}
+
+// Writes down what was counted, and begins again.
+void end_section() {
+    if (asked.empty()) return;
+    Count all{};
+    std::vector<std::pair<std::string, Count>> rows(asked.begin(), asked.end());
+    std::sort(rows.begin(), rows.end(), [](auto& a, auto& b) {
+        return a.second.read + a.second.written > b.second.read + b.second.written;
+    });
+    for (auto& [name, c] : rows)
+        all = {all.calls + c.calls, all.read + c.read, all.written + c.written,
+               all.operations + c.operations};
+    rows.push_back({"all", all});
+    FILE* file = fopen(getenv("STANDIN_COUNT"), "w");
+    if (!file) stop("STANDIN_COUNT names no file that can be written");
+    fprintf(file, "%-34s %7s %9s %9s %9s\n", "", "calls", "GB read", "written", "GFLOP");
+    for (auto& [name, c] : rows)
+        fprintf(file, "%-34s %7ld %9.3f %9.3f %9.1f\n", name.c_str(), c.calls, c.read / 1e9, c.written / 1e9,
+                c.operations / 1e9);
+    fprintf(file, "most memory until here: %.2f GB\n", most / 1e9);
+    fclose(file);
+    asked.clear();
+}
+
+// The bytes from a place to the end of its piece; 0 where there is none.
+double behind(uint64_t at) {
+    auto next = pieces.upper_bound(at);
+    if (next == pieces.begin()) return 0;
+    auto piece = std::prev(next);
+    return at < piece->first + piece->second ? piece->first + piece->second - at : 0;
+}
+
+// Of a kernel every piece that it reads or writes, once, however often it does.
+void count(const Function& function, unsigned rows, void** values) {
+    double read = 0, written = 0;
+    auto value = [&](int i) { return *static_cast<const uint64_t*>(values[i]); };
+    if (function.name.starts_with("copy2d")) {
+        // From a part of a piece into a part of another: so many rows and columns.
+        auto side = [&](int i) { return double(*static_cast<const uint32_t*>(values[i])); };
+        const double bytes = side(2) * side(3) * (function.name.ends_with("_f32") ? 4 : 2);
+        return count(function.name, bytes, bytes);
+    }
+    if (function.name == "adam" || function.name == "average") {
+        // Tables of addresses: what is written comes first, the length last.
+        const int n = function.name == "adam" ? 5 : 3;
+        const auto* table = reinterpret_cast<const uint64_t*>(value(0));
+        for (unsigned i = 0; i < rows; i++, table += n) {
+            read += (n - 1) * 4.0 * table[n - 1];
+            written += (n - 2) * 4.0 * table[n - 1];
+        }
+        return count(function.name, read, written);
+    }
+    for (size_t i = 0; i < function.parameters.size(); i++) {
+        const Parameter& p = function.parameters[i];
+        if (p.bytes != 8) continue;
+        const double bytes = behind(value(i));
+        read += p.reads * bytes;
+        written += p.writes * bytes;
+    }
+    count(function.name, read, written);
 }
 
 int token;
@@ -145,6 +241,10 @@ void gemm(bool ta, bool tb, int m, int n, int k, T alpha, T beta, int lda, int64
 cublasStatus_t product(bool ta, bool tb, int m, int n, int k, float alpha, const void* a, int lda, int64_t sa,
                        const void* b, int ldb, int64_t sb, float beta, void* c, int ldc, int64_t sc,
                        int batch, bool half) {
+    const double bytes = half ? 2 : 4, all = batch;
+    count("cuBLAS", bytes * all * (double(m) * k + double(k) * n), bytes * all * m * n,
+          2.0 * all * m * n * k);
+    if (counting) return CUBLAS_STATUS_SUCCESS;
     auto of = [half](const void* p) { return [p, half](int64_t i) { return load(p, i, half); }; };
     gemm<float>(ta, tb, m, n, k, alpha, beta, lda, sa, ldb, sb, ldc, sc, batch, of(a), of(b), of(c),
                 [=](int64_t i, float v) { store(c, i, half, v); });
@@ -169,6 +269,7 @@ struct Tensor {
     int64_t at(int n, int c, int h, int w) const {
         return int64_t(n) * strides[0] + c * strides[1] + h * strides[2] + w * strides[3];
     }
+    double bytes() const { return double(count()) * (half ? 2 : 4); }
     int64_t count() const { return int64_t(sides[0]) * sides[1] * sides[2] * sides[3]; }
 };
 struct Convolution {
@@ -214,6 +315,12 @@ struct Sizes {
             stop("the sizes of a convolution do not belong together");
         if (x.half != f.half || x.half != y.half) stop("the types of a convolution do not belong together");
         if (x.last != f.last || x.last != y.last) stop("the layouts of a convolution do not belong together");
+    }
+    // True where it is only counted.
+    bool count(const char* pass, const Tensor& a, const Tensor& b, const Tensor& result) const {
+        const double products = double(this->b) * o * oh * ow * c * kh * kw;
+        ::count(std::string("cuDNN ") + pass, a.bytes() + b.bytes(), result.bytes(), 2 * products);
+        return counting;
     }
     // For each row of y what the tap (u, v) meets inside of x: places in y and x, and their count.
     template <typename Row>
@@ -266,10 +373,13 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* c, CUdevice) { return *c = handle<C
 CUresult cuDevicePrimaryCtxRelease(CUdevice) { return CUDA_SUCCESS; }
 CUresult cuCtxGetCurrent(CUcontext* c) { return *c = handle<CUcontext>(), CUDA_SUCCESS; }
 CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
-CUresult cuCtxSynchronize() { return CUDA_SUCCESS; }
+CUresult cuCtxSynchronize() { return end_section(), CUDA_SUCCESS; }
 CUresult cuStreamCreate(CUstream* s, unsigned) { return *s = handle<CUstream>(), CUDA_SUCCESS; }
 CUresult cuStreamDestroy(CUstream) { return CUDA_SUCCESS; }
-CUresult cuStreamSynchronize(CUstream) { return failed ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS; }
+CUresult cuStreamSynchronize(CUstream) {
+    end_section();
+    return failed ? CUDA_ERROR_LAUNCH_FAILED : CUDA_SUCCESS;
+}
 CUresult cuStreamWaitEvent(CUstream, CUevent, unsigned) { return CUDA_SUCCESS; }
 CUresult cuStreamIsCapturing(CUstream, CUstreamCaptureStatus* s) {
     return *s = CU_STREAM_CAPTURE_STATUS_NONE, CUDA_SUCCESS;
@@ -299,16 +409,22 @@ CUresult cuMemPoolGetAttribute(CUmemoryPool, CUmemPool_attribute a, void* v) {
     return *static_cast<uint64_t*>(v) = a == CU_MEMPOOL_ATTR_USED_MEM_HIGH ? most : used, CUDA_SUCCESS;
 }
 CUresult cuMemcpyHtoDAsync(CUdeviceptr to, const void* from, size_t n, CUstream) {
+    count("from the host", 0, n);
     return memcpy(reinterpret_cast<void*>(to), from, n), CUDA_SUCCESS;
 }
 CUresult cuMemcpyDtoHAsync(void* to, CUdeviceptr from, size_t n, CUstream) {
     if (failed) return CUDA_ERROR_LAUNCH_FAILED;
+    count("to the host", n, 0);
     return memcpy(to, reinterpret_cast<void*>(from), n), CUDA_SUCCESS;
 }
 CUresult cuMemcpyDtoDAsync(CUdeviceptr to, CUdeviceptr from, size_t n, CUstream) {
+    count("copied", n, n);
+    if (counting) return CUDA_SUCCESS;
     return memmove(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n), CUDA_SUCCESS;
 }
 CUresult cuMemsetD8Async(CUdeviceptr to, unsigned char v, size_t n, CUstream) {
+    count("set", 0, n);
+    if (counting) return CUDA_SUCCESS;
     return memset(reinterpret_cast<void*>(to), v, n), CUDA_SUCCESS;
 }
 CUresult cuModuleLoadData(CUmodule* m, const void* image) {
@@ -322,11 +438,12 @@ CUresult cuModuleLoad(CUmodule* m, const char* path) {
 CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }
 CUresult cuModuleGetFunction(CUfunction* f, CUmodule m, const char* name) {
     Module& module = *reinterpret_cast<Module*>(m);
-    if (module.ptx.find(".entry " + std::string(name) + "(") == std::string::npos)
-        return CUDA_ERROR_NOT_FOUND;
     auto known = module.functions.find(name);
-    if (known == module.functions.end())
-        known = module.functions.insert({name, {name, compile(module, name)}}).first;
+    if (known == module.functions.end()) {
+        if (module.ptx.find(".entry " + std::string(name) + "(") == std::string::npos)
+            return CUDA_ERROR_NOT_FOUND;
+        known = module.functions.insert({name, compile(module, name)}).first;
+    }
     return *f = reinterpret_cast<CUfunction>(&known->second), CUDA_SUCCESS;
 }
 // After STANDIN_LAUNCHES of them the device has failed, as one does that left the bus.
@@ -342,7 +459,10 @@ CUresult cuLaunchKernel(CUfunction f, unsigned gx, unsigned gy, unsigned gz, uns
     left -= left > 0;
     if (getenv("STANDIN_TRACE"))
         fprintf(stderr, "%s <%u %u %u, %u %u %u>\n", function.name.c_str(), gx, gy, gz, bx, by, bz);
-    function.launch({gx, gy, gz}, {bx, by, bz}, shared, parameters);
+    if (counting)
+        count(function, gy, parameters);
+    else
+        function.launch({gx, gy, gz}, {bx, by, bz}, shared, parameters);
     return CUDA_SUCCESS;
 }
 
@@ -363,6 +483,7 @@ cublasStatus_t cublasDgemmStridedBatched(cublasHandle_t, cublasOperation_t ta, c
                                          int n, int k, const double* alpha, const double* a, int lda,
                                          long long sa, const double* b, int ldb, long long sb,
                                          const double* beta, double* c, int ldc, long long sc, int batch) {
+    if (counting) stop("products of float64 are not counted");
     auto of = [](const double* p) { return [p](int64_t i) { return p[i]; }; };
     gemm<double>(transposed(ta), transposed(tb), m, n, k, *alpha, *beta, lda, sa, ldb, sb, ldc, sc, batch,
                  of(a), of(b), of(static_cast<const double*>(c)), [=](int64_t i, double v) { c[i] = v; });
@@ -482,6 +603,7 @@ cudnnStatus_t cudnnConvolutionForward(cudnnHandle_t, const void* alpha, const cu
     if (space < 4096) return CUDNN_STATUS_BAD_PARAM;
     ones_and_zeros(alpha, beta);
     const Sizes s(OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd), OF(Convolution, cd));
+    if (s.count("forward", OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd))) return CUDNN_STATUS_SUCCESS;
     exact(s, OF(Tensor, xd), algorithm == CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM);
     const auto xs = read(OF(Tensor, xd), x), ws = read(OF(Tensor, wd), w);
     const int pixels = s.h * s.w, outputs = s.oh * s.ow, step = s.v.step[1];
@@ -509,6 +631,7 @@ cudnnStatus_t cudnnConvolutionBackwardData(cudnnHandle_t, const void* alpha, con
     if (space < 8192) return CUDNN_STATUS_BAD_PARAM;
     ones_and_zeros(alpha, beta);
     const Sizes s(OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd), OF(Convolution, cd));
+    if (s.count("data", OF(Tensor, yd), OF(Tensor, wd), OF(Tensor, xd))) return CUDNN_STATUS_SUCCESS;
     exact(s, OF(Tensor, xd), algorithm == CUDNN_CONVOLUTION_BWD_DATA_ALGO_1);
     const auto dys = read(OF(Tensor, yd), dy), ws = read(OF(Tensor, wd), w);
     const int pixels = s.h * s.w, outputs = s.oh * s.ow, step = s.v.step[1];
@@ -536,6 +659,7 @@ cudnnStatus_t cudnnConvolutionBackwardFilter(cudnnHandle_t, const void* alpha,
                                              const void* beta, const cudnnFilterDescriptor_t wd, void* dw) {
     ones_and_zeros(alpha, beta);
     const Sizes s(OF(Tensor, xd), OF(Tensor, wd), OF(Tensor, yd), OF(Convolution, cd));
+    if (s.count("filter", OF(Tensor, xd), OF(Tensor, yd), OF(Tensor, wd))) return CUDNN_STATUS_SUCCESS;
     exact(s, OF(Tensor, xd), algorithm == CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1);
     const auto xs = read(OF(Tensor, xd), x), dys = read(OF(Tensor, yd), dy);
     const int pixels = s.h * s.w, outputs = s.oh * s.ow, step = s.v.step[1];

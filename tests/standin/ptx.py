@@ -1,6 +1,8 @@
 """A kernel in PTX as C: what the stand-in of the CUDA driver runs in its place.
 
     python3 ptx.py MODULE.ptx KERNEL > kernel.c
+    python3 ptx.py MODULE.ptx KERNEL --parameters    # their bytes, and r, w or rw where a
+                                                     # pointer is read or written through
 
 Threads of a block run one after the other, each up to the next barrier or exchange
 between lanes. Registers are the bits that they hold, and every instruction says how it
@@ -479,14 +481,14 @@ class Translator:
                 continue
             self.array(" ".join(line.split()), re.search(r"\.(global|const|shared)", line)[1])
 
-    def translate(self):
+    def parse(self):
         start = self.text.find(f".entry {self.kernel}(")
         if start < 0:
             raise SystemExit(f"no kernel {self.kernel}")
         found = re.compile(r"\.entry [\w$]+\((.*?)\)([^{]*)\{(.*?)\n\}", re.S).match(self.text, start)
         self.body = found[3]
         self.stops = bool(re.search(r"\b(bar|barrier|shfl)\.", self.body))
-        sizes = []
+        self.sizes = []
         for line in found[1].split(","):
             if not line.strip():
                 continue
@@ -498,8 +500,43 @@ class Translator:
             align = int(align or bytes_of)
             self.size = -(-self.size // align) * align
             self.params[name] = self.size
-            sizes.append((self.size, bytes_of))
+            self.sizes.append((self.size, bytes_of))
             self.size += bytes_of
+
+    def parameters(self):
+        """Bytes of every parameter, and how memory is used that it points to, or that what
+        is there points to."""
+        self.parse()
+        behind = {name: {name} for name in self.params}
+        used = {name: set() for name in self.params}
+        # Twice: a loop may use what it computes further down.
+        for statement in 2 * list(self.statements(self.body)):
+            text = re.sub(r"^@!?[\w%$]+\s+", "", statement)
+            op, _, rest = text.partition(" ")
+            names = re.findall(r"[%\w$]+", rest)
+            if text.startswith(".") or not names:
+                continue
+            if op.startswith("st."):
+                sources, targets = names[:1], []
+            else:
+                sources, targets = names[1:], names[:1]
+                if rest.startswith("{"):
+                    targets = re.findall(r"[%\w$]+", rest[: rest.index("}")])
+            reached = set().union(*(behind.get(name, set()) for name in sources))
+            if op.split(".")[0] in ("ld", "st") and ".global" in op:
+                for name in reached:
+                    used[name].add("w" if op.startswith("st") else "r")
+                if not re.search(r"[su]64$", op):
+                    continue
+            for name in targets:
+                behind[name] = behind.get(name, set()) | reached
+        return "\n".join(
+            f"{bytes_of} {''.join(sorted(used[name])) or '-'}"
+            for name, (_, bytes_of) in zip(self.params, self.sizes)
+        )
+
+    def translate(self):
+        self.parse()
         self.module_arrays()
         lines = []
         self.scopes.append({})
@@ -539,7 +576,7 @@ class Translator:
         else:
             out += declared
         out += [*lines, "return 0;", "}"]
-        copies = " ".join(f"memcpy(P + {at}, params[{i}], {n});" for i, (at, n) in enumerate(sizes))
+        copies = " ".join(f"memcpy(P + {at}, params[{i}], {n});" for i, (at, n) in enumerate(self.sizes))
         out.append(
             LAUNCH.replace(
                 "PARAMS", f"char P[{self.size or 1}] __attribute__((aligned(16))); {copies}"
@@ -602,4 +639,5 @@ void launch(Dim grid_dim, Dim block_dim, uint32_t dynamic, void** params) {
 
 if __name__ == "__main__":
     with open(sys.argv[1]) as module:
-        print(Translator(module.read(), sys.argv[2]).translate())
+        kernel = Translator(module.read(), sys.argv[2])
+    print(kernel.parameters() if "--parameters" in sys.argv else kernel.translate())
