@@ -21,6 +21,37 @@ use std::sync::Mutex;
 pub struct Node {
     map: Tensor,
     id: Option<usize>,
+    /// Still to be added to the map: who reads it next does so on the way.
+    shift: Option<Shift>,
+}
+
+/// What is added to every pixel, (C), or (B, C) for one row an image, and where its gradient
+/// goes.
+#[derive(Clone)]
+struct Shift {
+    rows: Tensor,
+    biases: Vec<Param>,
+    terms: Vec<usize>,
+}
+
+impl Shift {
+    /// The sum of two of them.
+    fn and(self, other: Option<&Shift>) -> Result<Shift> {
+        let Some(other) = other else { return Ok(self) };
+        // The one with fewer dimensions is broadcast.
+        let rows = match self.rows.rank() {
+            1 => other.rows.broadcast_add(&self.rows)?,
+            _ => self.rows.broadcast_add(&other.rows)?,
+        };
+        let Shift { mut biases, mut terms, .. } = self;
+        biases.extend(&other.biases);
+        terms.extend(&other.terms);
+        Ok(Shift { rows, biases, terms })
+    }
+
+    fn tracked(&self) -> bool {
+        !self.biases.is_empty() || !self.terms.is_empty()
+    }
 }
 
 /// One operation, with what its gradient needs: of its operands the ids, and the maps only
@@ -31,10 +62,23 @@ enum Step {
         x: Option<Tensor>,
         input: Option<usize>,
         weight: Param,
-        /// The weight as cuDNN takes it, or `None` where rows are multiplied.
-        filters: Option<Tensor>,
+        /// `scale` times the weight, as cuDNN takes it.
+        filters: Tensor,
+        scale: f32,
+    },
+    /// y + scale (shift + residual)
+    Finish {
+        y: Option<usize>,
+        shift: Option<Shift>,
+        residual: Option<usize>,
+        scale: f32,
+    },
+    /// Of rows.
+    Linear {
+        x: Option<Tensor>,
+        input: Option<usize>,
+        weight: Param,
         bias: Option<Param>,
-        term: Option<usize>,
         residual: Option<(Option<usize>, f32)>,
     },
     Norm {
@@ -80,7 +124,7 @@ pub struct Fused<'a> {
 impl Fused<'_> {
     fn input(&mut self, map: Tensor, tracked: bool) -> Node {
         let id = tracked.then(|| self.id());
-        Node { map, id }
+        Node { map, id, shift: None }
     }
 
     fn id(&mut self) -> usize {
@@ -94,7 +138,46 @@ impl Fused<'_> {
         if let Some(id) = id {
             self.steps.push((step(), id));
         }
-        Node { map, id }
+        Node { map, id, shift: None }
+    }
+
+    /// y + scale (shift + residual), of which `y` has no shift of its own and that of the
+    /// residual is in `shift`.
+    fn finish(&mut self, y: &Node, shift: Option<Shift>, residual: Option<(&Node, f32)>) -> Result<Node> {
+        let (residual, scale) = residual.unzip();
+        let scale = scale.unwrap_or(1.0);
+        let rows = shift.as_ref().map(|shift| &shift.rows);
+        let z = cuda::finish(&y.map, rows, residual.map(|node| &node.map), scale)?;
+        let residual = residual.and_then(|node| node.id);
+        let tracked = y.id.is_some() || residual.is_some() || shift.as_ref().is_some_and(Shift::tracked);
+        Ok(self.push(z, tracked, || Step::Finish { y: y.id, shift, residual, scale }))
+    }
+
+    /// For operations that do not add the shift themselves.
+    fn settled(&mut self, x: &Node) -> Result<Node> {
+        match &x.shift {
+            Some(shift) => self.finish(x, Some(shift.clone()), None),
+            None => Ok(x.clone()),
+        }
+    }
+
+    /// Of rows (B, 1, 1, C).
+    fn linear(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
+        let (w, m) = (&self.parameters[weight.0], &x.map);
+        let (images, outputs) = (m.dim(0)?, w.dim(0)?);
+        let mut y = m.flatten_from(1)?.matmul(&w.flatten_from(1)?.t()?)?;
+        if let Some(bias) = bias {
+            y = y.broadcast_add(&self.parameters[bias.0])?;
+        }
+        y = y.reshape((images, 1, 1, outputs))?;
+        if let Some((residual, scale)) = plus.residual {
+            y = mix(&y, &[scale], &residual.map, &[scale])?;
+        }
+        let residual = plus.residual.map(|(node, scale)| (node.id, scale));
+        let trained = self.trained;
+        let tracked = trained || x.id.is_some() || residual.is_some_and(|(id, _)| id.is_some());
+        let x_read = trained.then(|| m.clone());
+        Ok(self.push(y, tracked, || Step::Linear { x: x_read, input: x.id, weight, bias, residual }))
     }
 }
 
@@ -125,99 +208,154 @@ impl Ops for Fused<'_> {
     }
 
     fn conv(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
-        let (w, m) = (&self.parameters[weight.0], &x.map);
-        let (images, outputs) = (m.dim(0)?, w.dim(0)?);
-        let bias_of = bias.map(|bias| &self.parameters[bias.0]);
-        let term = plus.term.map(|term| term.map.reshape((images, outputs))).transpose()?;
-        let rows = m.dims()[1..3] == [1, 1] && w.dims()[2..].iter().all(|side| *side == 1);
-        let filters = if rows { None } else { Some(cuda::filters(w, m)?) };
-        let y = match &filters {
-            None => {
-                let mut y = m.flatten_from(1)?.matmul(&w.flatten_from(1)?.t()?)?;
-                for more in bias_of.into_iter().chain(&term) {
-                    y = y.broadcast_add(more)?;
-                }
-                let y = y.reshape((images, 1, 1, outputs))?;
-                match plus.residual {
-                    Some((residual, scale)) => mix(&y, &[scale], &residual.map, &[scale])?,
-                    None => y,
-                }
-            }
-            Some(filters) => {
-                let both = match (&term, bias_of) {
-                    (Some(term), Some(bias)) => Some(term.broadcast_add(bias)?),
-                    _ => None,
-                };
-                let bias = both.as_ref().or(term.as_ref()).or(bias_of);
-                let residual = plus.residual.map(|(residual, scale)| (&residual.map, scale));
-                cuda::conv2d(m, filters, cuda::Ends { bias, residual })?
-            }
-        };
-        let others = plus.term.into_iter().chain(plus.residual.map(|(residual, _)| residual));
-        let trained = self.trained;
-        let tracked = trained || x.id.is_some() || others.into_iter().any(|node| node.id.is_some());
-        Ok(self.push(y, tracked, || Step::Conv {
-            x: trained.then(|| m.clone()),
+        let w = &self.parameters[weight.0];
+        if x.map.dims()[1..3] == [1, 1] && w.dims()[2..].iter().all(|side| *side == 1) && plus.term.is_none()
+        {
+            return self.linear(x, weight, bias, plus);
+        }
+        let x = self.settled(x)?;
+        let (scale, trained) = (plus.residual.map_or(1.0, |(_, scale)| scale), self.trained);
+        let filters = cuda::filters(w, &x.map, scale)?;
+        let y = cuda::conv2d(&x.map, &filters)?;
+        let mut shift = None;
+        if let Some(bias) = bias {
+            let biases = if trained { vec![bias] } else { vec![] };
+            shift = Some(Shift { rows: self.parameters[bias.0].clone(), biases, terms: vec![] });
+        }
+        if let Some(term) = plus.term {
+            let rows = term.map.flatten_from(1)?;
+            let term = Shift { rows, biases: vec![], terms: term.id.into_iter().collect() };
+            shift = Some(term.and(shift.as_ref())?);
+        }
+        let y = self.push(y, trained || x.id.is_some(), || Step::Conv {
+            x: trained.then(|| x.map.clone()),
             input: x.id,
             weight,
             filters,
-            bias,
-            term: plus.term.and_then(|term| term.id),
-            residual: plus.residual.map(|(residual, scale)| (residual.id, scale)),
-        }))
+            scale,
+        });
+        let Some((residual, scale)) = plus.residual else { return Ok(Node { shift, ..y }) };
+        let shift = match (shift, &residual.shift) {
+            (Some(shift), other) => Some(shift.and(other.as_ref())?),
+            (None, other) => other.clone(),
+        };
+        self.finish(&y, shift, Some((residual, scale)))
     }
 
     fn norm(&mut self, x: &Node, norm: &Norm) -> Result<Node> {
-        let (gamma, beta) = (&self.parameters[norm.gamma.0], &self.parameters[norm.beta.0]);
-        let (y, kept) = group_norm(norm).forward(&x.map, gamma, beta)?;
-        let tracked = self.trained || x.id.is_some();
+        let affine = [norm.gamma, norm.beta].map(|param| &self.parameters[param.0]);
+        let (y, kept) =
+            group_norm(norm).forward(&x.map, x.shift.as_ref().map(|shift| &shift.rows), affine)?;
+        let tracked = self.trained || x.id.is_some() || x.shift.as_ref().is_some_and(Shift::tracked);
         Ok(self.push(y, tracked, || Step::Norm { x: x.clone(), norm: *norm, kept }))
     }
 
     fn attention(&mut self, qkv: &Node) -> Result<Node> {
         let (b, h, w, c3) = qkv.map.dims4()?;
-        let a = cuda::attention(&qkv.map.reshape((b, h * w, c3))?)?.reshape((b, h, w, c3 / 3))?;
-        Ok(self.push(a, qkv.id.is_some(), || Step::Attention { qkv: qkv.clone() }))
+        let rows = qkv.shift.as_ref().map(|shift| &shift.rows);
+        let a = cuda::attention(&qkv.map.reshape((b, h * w, c3))?, rows)?.reshape((b, h, w, c3 / 3))?;
+        let tracked = qkv.id.is_some() || qkv.shift.as_ref().is_some_and(Shift::tracked);
+        Ok(self.push(a, tracked, || Step::Attention { qkv: qkv.clone() }))
     }
 
     fn silu(&mut self, x: &Node) -> Result<Node> {
-        let y = cuda::silu(&x.map)?;
-        Ok(self.push(y, x.id.is_some(), || Step::Silu { x: x.clone() }))
+        let x = self.settled(x)?;
+        Ok(self.push(cuda::silu(&x.map)?, x.id.is_some(), || Step::Silu { x }))
     }
 
     fn down2(&mut self, x: &Node) -> Result<Node> {
-        let y = cuda::down2(&x.map, 0.25)?;
-        Ok(self.push(y, x.id.is_some(), || Step::Down2 { x: x.id }))
+        let Node { map, id, .. } = self.settled(x)?;
+        Ok(self.push(cuda::down2(&map, 0.25)?, id.is_some(), || Step::Down2 { x: id }))
     }
 
     fn up2(&mut self, x: &Node) -> Result<Node> {
-        let y = cuda::up2(&x.map, 1.0)?;
-        Ok(self.push(y, x.id.is_some(), || Step::Up2 { x: x.id }))
+        let Node { map, id, .. } = self.settled(x)?;
+        Ok(self.push(cuda::up2(&map, 1.0)?, id.is_some(), || Step::Up2 { x: id }))
     }
 
     fn concat(&mut self, a: &Node, b: &Node) -> Result<Node> {
+        let (a, b) = (self.settled(a)?, self.settled(b)?);
         let (y, channels) = (Tensor::cat(&[&a.map, &b.map], 3)?, a.map.dim(3)?);
         let tracked = a.id.is_some() || b.id.is_some();
         Ok(self.push(y, tracked, || Step::Concat { a: a.id, channels, b: b.id }))
     }
 
     fn mean(&mut self, x: &Node) -> Result<Node> {
-        let y = x.map.to_dtype(DType::F32)?.mean_keepdim((1, 2))?;
-        let (shape, dtype) = (x.map.shape().clone(), x.map.dtype());
-        Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.id, shape, dtype }))
+        let Node { map, id, .. } = self.settled(x)?;
+        let y = map.to_dtype(DType::F32)?.mean_keepdim((1, 2))?;
+        let (shape, dtype) = (map.shape().clone(), map.dtype());
+        Ok(self.push(y, id.is_some(), || Step::Mean { x: id, shape, dtype }))
     }
 
     fn tensor(&self, x: &Node) -> Result<Tensor> {
-        from_map(&x.map)
+        match &x.shift {
+            Some(shift) => from_map(&cuda::finish(&x.map, Some(&shift.rows), None, 1.0)?),
+            None => from_map(&x.map),
+        }
     }
 }
 
-/// Gradients of the parameters, where the pass reaches them.
-struct Sums(Vec<Option<Tensor>>);
+/// `scale` times a map: what a linear operation passes on without a pass over it.
+#[derive(Clone)]
+struct Gradient {
+    map: Tensor,
+    scale: f32,
+}
 
-impl Sums {
-    fn add(&mut self, param: Param, more: Tensor) -> Result<()> {
-        add(&mut self.0[param.0], more)
+impl Gradient {
+    fn of(map: Tensor) -> Gradient {
+        Gradient { map, scale: 1.0 }
+    }
+
+    /// Multiplied out; for rows, and float32.
+    fn exact(self) -> Result<Tensor> {
+        if self.scale == 1.0 { Ok(self.map) } else { self.map * f64::from(self.scale) }
+    }
+}
+
+/// On the way back through a network.
+struct Backward {
+    /// Of every node, as far as they have arrived.
+    nodes: Vec<Option<Gradient>>,
+    /// Of the parameters that the pass reaches, if they are trained.
+    parameters: Option<Vec<Option<Tensor>>>,
+}
+
+impl Backward {
+    fn give(&mut self, id: Option<usize>, more: Gradient) -> Result<()> {
+        let Some(sum) = id.map(|id| &mut self.nodes[id]) else { return Ok(()) };
+        *sum = Some(match sum.take() {
+            Some(sum) => {
+                let scales = [sum.scale, more.scale];
+                Gradient::of(cuda::weighted_sum(scales, &sum.map, &more.map)?)
+            }
+            None => more,
+        });
+        Ok(())
+    }
+
+    fn give_parameter(&mut self, param: Param, more: Tensor) -> Result<()> {
+        self.parameters.as_mut().map_or(Ok(()), |sums| add(&mut sums[param.0], more))
+    }
+
+    /// From its gradient of every image, (B, C).
+    fn give_shift(&mut self, shift: &Shift, each: Tensor) -> Result<()> {
+        if !shift.biases.is_empty() {
+            let sum = cuda::column_sums(&each.unsqueeze(0)?)?.squeeze(0)?;
+            for bias in &shift.biases {
+                self.give_parameter(*bias, sum.clone())?;
+            }
+        }
+        let rows = each.unsqueeze(1)?.unsqueeze(1)?;
+        shift.terms.iter().try_for_each(|term| self.give(Some(*term), Gradient::of(rows.clone())))
+    }
+
+    /// The same from the maps that it was added to.
+    fn give_shift_of(&mut self, shift: Option<&Shift>, d: &Tensor, scale: f32) -> Result<()> {
+        match shift.filter(|shift| shift.tracked()) {
+            Some(shift) => self.give_shift(shift, cuda::pixel_sums(d, scale)?),
+            None => Ok(()),
+        }
     }
 }
 
@@ -238,100 +376,106 @@ struct Taken {
 }
 
 impl Taken {
-    /// From the gradient of the output to that of the input; those of the parameters are
-    /// added to `sums`.
+    /// From the gradient of the output to those of the input and of the parameters, if they
+    /// are `trained`.
     fn backward(
         self,
         parameters: &[Tensor],
         dy: Tensor,
-        mut sums: Option<&mut Sums>,
-    ) -> Result<Option<Tensor>> {
-        let mut gradients: Vec<Option<Tensor>> = vec![None; self.nodes];
-        if let Some(id) = self.output {
-            gradients[id] = Some(dy);
-        }
+        trained: bool,
+    ) -> Result<(Option<Gradient>, Vec<Option<Tensor>>)> {
+        let sums = trained.then(|| vec![None; parameters.len()]);
+        let mut back = Backward { nodes: vec![None; self.nodes], parameters: sums };
+        back.give(self.output, Gradient::of(dy))?;
         // Each step is dropped when it is done with, and its values with it.
         for (step, id) in self.steps.into_iter().rev() {
-            let Some(mut dy) = gradients[id].take() else { continue };
-            let mut give = |id: Option<usize>, more: Tensor| match id {
-                Some(id) => add(&mut gradients[id], more),
-                None => Ok(()),
-            };
+            let Some(dy) = back.nodes[id].take() else { continue };
+            let passed = |map: Tensor| Gradient { map, scale: dy.scale };
             match step {
-                Step::Conv { x, input, weight, filters, bias, term, residual } => {
-                    let w = &parameters[weight.0];
-                    if let Some((residual, scale)) = residual {
-                        if scale != 1.0 {
-                            dy = cuda::scaled(&dy, scale)?;
-                        }
-                        give(residual, dy.clone())?;
-                    }
-                    let trained_bias = bias.filter(|_| sums.is_some());
-                    if term.is_some() || trained_bias.is_some() {
-                        let each = match filters {
-                            None => dy.flatten_from(1)?,
-                            Some(_) => cuda::pixel_sums(&dy)?,
-                        };
-                        if let (Some(bias), Some(sums)) = (trained_bias, &mut sums) {
-                            sums.add(bias, cuda::column_sums(&each.unsqueeze(0)?)?.squeeze(0)?)?;
-                        }
-                        let (images, outputs) = each.dims2()?;
-                        give(term, each.reshape((images, 1, 1, outputs))?)?;
-                    }
-                    if let (Some(x), Some(sums)) = (x, &mut sums) {
-                        let dw = match filters {
-                            None => {
-                                dy.flatten_from(1)?.t()?.matmul(&x.flatten_from(1)?)?.reshape(w.shape())?
-                            }
-                            Some(_) => cuda::filter_gradient(&x, w.shape(), &dy)?,
-                        };
-                        sums.add(weight, dw)?;
+                Step::Conv { x, input, weight, filters, scale } => {
+                    if let Some(x) = x {
+                        let shape = parameters[weight.0].shape();
+                        let dw = cuda::filter_gradient(&x, shape, &dy.map, scale * dy.scale)?;
+                        back.give_parameter(weight, dw)?;
                     }
                     if input.is_some() {
-                        let dx = match &filters {
-                            None => {
-                                let dx = dy.flatten_from(1)?.matmul(&w.flatten_from(1)?)?;
-                                dx.unsqueeze(1)?.unsqueeze(1)?
-                            }
-                            Some(filters) => cuda::data_gradient(filters, &dy)?,
-                        };
-                        give(input, dx)?;
+                        back.give(input, passed(cuda::data_gradient(&filters, &dy.map)?))?;
+                    }
+                }
+                Step::Finish { y, shift, residual, scale } => {
+                    let scaled = Gradient { map: dy.map.clone(), scale: scale * dy.scale };
+                    back.give_shift_of(shift.as_ref(), &scaled.map, scaled.scale)?;
+                    back.give(residual, scaled)?;
+                    back.give(y, dy)?;
+                }
+                Step::Linear { x, input, weight, bias, residual } => {
+                    let mut dy = dy.exact()?;
+                    if let Some((residual, scale)) = residual {
+                        dy = Gradient { map: dy, scale }.exact()?;
+                        back.give(residual, Gradient::of(dy.clone()))?;
+                    }
+                    let (w, rows) = (&parameters[weight.0], dy.flatten_from(1)?);
+                    if let Some(x) = x {
+                        let dw = rows.t()?.matmul(&x.flatten_from(1)?)?.reshape(w.shape())?;
+                        back.give_parameter(weight, dw)?;
+                        if let Some(bias) = bias {
+                            let sum = cuda::column_sums(&rows.unsqueeze(0)?)?;
+                            back.give_parameter(bias, sum.squeeze(0)?)?;
+                        }
+                    }
+                    if input.is_some() {
+                        let dx = rows.matmul(&w.flatten_from(1)?)?.unsqueeze(1)?.unsqueeze(1)?;
+                        back.give(input, Gradient::of(dx))?;
                     }
                 }
                 Step::Norm { x, norm, kept } => {
-                    let (gamma, beta) = (&parameters[norm.gamma.0], &parameters[norm.beta.0]);
-                    let (dx, each) = group_norm(&norm).backward(&x.map, gamma, beta, &kept, &dy)?;
-                    if let Some(sums) = &mut sums {
-                        let both = cuda::column_sums(&each)?;
-                        sums.add(norm.beta, both.get(0)?)?;
-                        sums.add(norm.gamma, both.get(1)?)?;
+                    let affine = [norm.gamma, norm.beta].map(|param| &parameters[param.0]);
+                    // What else has arrived for x is added on the way.
+                    let plus = x.id.and_then(|id| back.nodes[id].take());
+                    let arriving = cuda::Arriving {
+                        dy: (&dy.map, dy.scale),
+                        plus: plus.as_ref().map(|plus| (&plus.map, plus.scale)),
+                    };
+                    let rows = x.shift.as_ref().map(|shift| &shift.rows);
+                    let (dx, each) = group_norm(&norm).backward(&x.map, rows, affine, &kept, arriving)?;
+                    if trained {
+                        let both = cuda::column_sums(&each.narrow(0, 0, 2)?)?;
+                        back.give_parameter(norm.beta, both.get(0)?)?;
+                        back.give_parameter(norm.gamma, both.get(1)?)?;
                     }
-                    give(x.id, dx)?;
+                    if let Some(shift) = &x.shift {
+                        back.give_shift(shift, each.get(2)?)?;
+                    }
+                    back.give(x.id, Gradient::of(dx))?;
                 }
                 Step::Attention { qkv } => {
                     let (b, h, w, c3) = qkv.map.dims4()?;
-                    let da = dy.reshape((b, h * w, c3 / 3))?;
-                    let d = cuda::attention_backward(&qkv.map.reshape((b, h * w, c3))?, &da)?;
-                    give(qkv.id, d.reshape((b, h, w, c3))?)?;
+                    let da = dy.map.reshape((b, h * w, c3 / 3))?;
+                    let rows = qkv.shift.as_ref().map(|shift| &shift.rows);
+                    let d = cuda::attention_backward(&qkv.map.reshape((b, h * w, c3))?, rows, &da)?;
+                    let d = passed(d.reshape((b, h, w, c3))?);
+                    back.give_shift_of(qkv.shift.as_ref(), &d.map, d.scale)?;
+                    back.give(qkv.id, d)?;
                 }
-                Step::Silu { x } => give(x.id, cuda::silu_backward(&x.map, &dy)?)?,
-                Step::Down2 { x } => give(x, cuda::up2(&dy, 0.25)?)?,
-                Step::Up2 { x } => give(x, cuda::down2(&dy, 1.0)?)?,
+                Step::Silu { x } => back.give(x.id, passed(cuda::silu_backward(&x.map, &dy.map)?))?,
+                Step::Down2 { x } => back.give(x, passed(cuda::up2(&dy.map, 0.25)?))?,
+                Step::Up2 { x } => back.give(x, passed(cuda::down2(&dy.map, 1.0)?))?,
                 Step::Concat { a, channels, b } => {
-                    for (id, range) in [(a, 0..channels), (b, channels..dy.dim(3)?)] {
+                    for (id, range) in [(a, 0..channels), (b, channels..dy.map.dim(3)?)] {
                         if id.is_some() {
-                            give(id, cuda::channels(&dy, range)?)?;
+                            back.give(id, passed(cuda::channels(&dy.map, range)?))?;
                         }
                     }
                 }
                 Step::Mean { x, shape, dtype } => {
                     let (_, h, w, _) = shape.dims4()?;
-                    let each = cuda::scaled(&dy, 1.0 / (h * w) as f32)?.to_dtype(dtype)?;
-                    give(x, each.broadcast_as(&shape)?.contiguous()?)?;
+                    let map = dy.map.to_dtype(dtype)?.broadcast_as(&shape)?.contiguous()?;
+                    back.give(x, Gradient { map, scale: dy.scale / (h * w) as f32 })?;
                 }
             }
         }
-        Ok(self.input.and_then(|id| gradients[id].take()))
+        let dx = self.input.and_then(|id| back.nodes[id].take());
+        Ok((dx, back.parameters.unwrap_or_default()))
     }
 }
 
@@ -371,6 +515,7 @@ pub fn apply(
     let mut ops = Fused { parameters: &detached, device: x.device(), trained, steps: Vec::new(), nodes: 0 };
     let input = ops.input(to_map(&x.detach(), maps)?, tracked);
     let output = walk(&mut ops, &input)?;
+    let output = ops.settled(&output)?;
     let y = match ops.tensor(&output)? {
         y if y.dims()[2..] == [1, 1] => y.flatten_from(1)?,
         y => y,
@@ -429,18 +574,13 @@ impl CustomOp2 for Done {
         let Some(taken) = self.taken.lock().expect("nobody panicked").take() else {
             bail!("a network's gradient is computed once")
         };
-        let dy = to_map(dy, self.dtype)?;
-        let mut sums = (!self.parameters.is_empty()).then(|| Sums(vec![None; self.detached.len()]));
-        let dx = taken.backward(&self.detached, dy, sums.as_mut())?;
-        if let Some(Sums(sums)) = sums {
-            let reached = self.parameters.iter().cloned().zip(sums);
-            DELIVERED.with_borrow_mut(|all| all.extend(reached.filter_map(|(p, sum)| Some((p, sum?)))));
-        }
-        let dx = match (dx, x.rank()) {
-            (Some(dx), 2) => Some(dx.flatten_from(1)?),
-            (Some(dx), _) => Some(from_map(&dx)?),
-            (None, _) => None,
-        };
+        let (dy, trained) = (to_map(dy, self.dtype)?, !self.parameters.is_empty());
+        let (dx, sums) = taken.backward(&self.detached, dy, trained)?;
+        let reached = self.parameters.iter().cloned().zip(sums);
+        DELIVERED.with_borrow_mut(|all| all.extend(reached.filter_map(|(p, sum)| Some((p, sum?)))));
+        let Some(Gradient { map, scale }) = dx else { return Ok((None, None)) };
+        let map = if x.rank() == 2 { map.flatten_from(1)? } else { from_map(&map)? };
+        let dx = Some(Gradient { map, scale }.exact()?);
         Ok((dx, None))
     }
 }

@@ -2,7 +2,10 @@
 //! is one pass over each row.
 
 use super::compile::kernel;
-use super::{Arg, Element, by_type, count, elements, rows, tensor, uninitialised, with_args};
+use super::shift::per_image;
+use super::{
+    Arg, Element, by_type, count, elements, optional, rows, tensor, uninitialised, with_args, with_options,
+};
 use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t::{self, CUBLAS_OP_N, CUBLAS_OP_T};
 use candle_core::cuda_backend::cudarc::cublas::{CudaBlas, Gemm, GemmConfig, StridedBatchedConfig};
 use candle_core::cuda_backend::cudarc::driver::{
@@ -12,14 +15,14 @@ use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{Layout, Result, Tensor, bail, builder_arg};
 
 /// softmax(q k^T / sqrt(C)) v. `qkv` (B, T, 3C) with q, k and v interleaved, channel
-/// 3c + {0, 1, 2}. Gives (B, T, C).
-pub fn attention(qkv: &Tensor) -> Result<Tensor> {
-    with_args([qkv], |[qkv]| by_type!(qkv, forward(qkv)))
+/// 3c + {0, 1, 2}, and a shift of it. Gives (B, T, C).
+pub fn attention(qkv: &Tensor, shift: Option<&Tensor>) -> Result<Tensor> {
+    with_args([qkv], |[qkv]| with_options([shift], |[shift]| by_type!(qkv, forward(qkv, shift))))
 }
 
 /// The gradient of `qkv` from that of the output.
-pub fn attention_backward(qkv: &Tensor, da: &Tensor) -> Result<Tensor> {
-    with_args([qkv, da], |[qkv, da]| by_type!(qkv, backward(qkv, da)))
+pub fn attention_backward(qkv: &Tensor, shift: Option<&Tensor>, da: &Tensor) -> Result<Tensor> {
+    with_args([qkv, da], |[qkv, da]| with_options([shift], |[shift]| by_type!(qkv, backward(qkv, shift, da))))
 }
 
 /// Sizes: `batch` images of `tokens` by `channels`.
@@ -124,15 +127,19 @@ impl Product {
 }
 
 /// q, k and v one behind the other.
-fn parts<T: Element>(g: Geometry, qkv: Arg) -> Result<CudaSlice<T>> {
-    let n = 3 * g.values();
+fn parts<T: Element>(g: Geometry, qkv: Arg, shift: Option<Arg>) -> Result<CudaSlice<T>> {
+    let (n, per_image) = (3 * g.values(), per_image(shift, g.batch, 3 * g.channels)?);
+    count(n)?;
     let mut out = uninitialised::<T>(n, qkv.device())?;
     let (function, all) = (kernel::<T>(qkv.device(), "split3")?, qkv.view::<T>()?);
+    let shift = shift.map(|shift| shift.view::<f32>()).transpose()?;
     let mut call = function.builder();
-    call.arg(&all).arg(&mut out);
-    builder_arg!(call, count(n)?);
-    // SAFETY: the kernel's parameters in their order; it checks n.
-    unsafe { call.launch(elements(n)) }.w()?;
+    call.arg(&all);
+    optional(&mut call, &shift);
+    call.arg(&per_image).arg(&mut out);
+    builder_arg!(call, g.values() as u32, g.channels as u32, g.tokens as u32);
+    // SAFETY: the kernel's parameters in their order; it checks the count.
+    unsafe { call.launch(elements(g.values())) }.w()?;
     Ok(out)
 }
 
@@ -161,19 +168,19 @@ where
     Ok(p)
 }
 
-fn forward<T: Element>(qkv: Arg) -> Result<Tensor>
+fn forward<T: Element>(qkv: Arg, shift: Option<Arg>) -> Result<Tensor>
 where
     CudaBlas: Gemm<T>,
 {
     let (g, device) = (Geometry::of(qkv.layout)?, qkv.device());
-    let parts = parts::<T>(g, qkv)?;
+    let parts = parts::<T>(g, qkv, shift)?;
     let p = weights(g, &parts, device)?;
     let mut a = uninitialised::<T>(g.values(), device)?;
     g.to_queries().run(&device.cublas_handle(), g.batch, &p, &part(g, &parts, 2), &mut a)?;
     Ok(tensor(a, (g.batch, g.tokens, g.channels), device))
 }
 
-fn backward<T: Element>(qkv: Arg, da: Arg) -> Result<Tensor>
+fn backward<T: Element>(qkv: Arg, shift: Option<Arg>, da: Arg) -> Result<Tensor>
 where
     CudaBlas: Gemm<T>,
 {
@@ -182,7 +189,7 @@ where
         bail!("attention: {g:?} and a gradient {:?}", da.layout);
     }
     let (device, da) = (qkv.device(), da.view::<T>()?);
-    let (blas, parts) = (device.cublas_handle(), parts::<T>(g, qkv)?);
+    let (blas, parts) = (device.cublas_handle(), parts::<T>(g, qkv, shift)?);
     let p = weights(g, &parts, device)?;
     let mut d = uninitialised::<T>(3 * g.values(), device)?;
     g.to_keys().run(&blas, g.batch, &p, &da, &mut part_mut(g, &mut d, 2))?;
@@ -197,14 +204,13 @@ where
     g.to_queries().run(&blas, g.batch, &ds, &part(g, &parts, 1), &mut part_mut(g, &mut d, 0))?;
     g.to_keys().run(&blas, g.batch, &ds, &part(g, &parts, 0), &mut part_mut(g, &mut d, 1))?;
 
-    let n = 3 * g.values();
-    let mut dqkv = uninitialised::<T>(n, device)?;
+    let mut dqkv = uninitialised::<T>(3 * g.values(), device)?;
     let function = kernel::<T>(device, "join3")?;
     let mut call = function.builder();
     call.arg(&d).arg(&mut dqkv);
-    builder_arg!(call, count(n)?);
-    // SAFETY: the kernel's parameters in their order; it checks n.
-    unsafe { call.launch(elements(n)) }.w()?;
+    builder_arg!(call, g.values() as u32);
+    // SAFETY: the kernel's parameters in their order; it checks the count.
+    unsafe { call.launch(elements(g.values())) }.w()?;
     Ok(tensor(dqkv, qkv.layout.shape().clone(), device))
 }
 

@@ -7,7 +7,14 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileError, compile_ptx};
 use candle_core::{Error, Result};
 use std::sync::{Arc, OnceLock};
 
-const SOURCE: &str = include_str!("kernels.cu");
+const SOURCE: &str = concat!(
+    include_str!("common.cu"),
+    "#define Value float\n#define KERNEL(name) name##_f32\n",
+    include_str!("maps.cu"),
+    "#undef Value\n#undef KERNEL\n#define Value bf16\n#define KERNEL(name) name##_bf16\n",
+    include_str!("maps.cu"),
+    include_str!("others.cu"),
+);
 
 fn ptx() -> Result<&'static str> {
     static PTX: OnceLock<std::result::Result<String, CompileError>> = OnceLock::new();
@@ -61,7 +68,7 @@ mod tests {
             "up2",
             "scale_images",
             "mix",
-            "scaled",
+            "weighted_sum",
             "silu",
             "silu_backward",
         ];

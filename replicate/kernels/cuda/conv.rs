@@ -1,9 +1,7 @@
-//! Convolution, stride 1, same size, 1x1 or 3x3, with bias, through cuDNN.
+//! Convolution, stride 1, same size, 1x1 or 3x3, through cuDNN.
 
 use super::compile::kernel;
-use super::{
-    Arg, Element, THREADS, by_type, count, elements, rows, tensor, uninitialised, with_args, with_option,
-};
+use super::{Arg, Element, by_type, count, elements, tensor, uninitialised, with_args};
 use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnConvolutionBwdDataAlgo_t, cudnnConvolutionBwdFilterAlgo_t, cudnnConvolutionFwdAlgo_t,
     cudnnConvolutionMode_t, cudnnMathType_t, cudnnTensorFormat_t,
@@ -21,32 +19,16 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// What is done to the sums of a convolution in a pass behind it.
-#[derive(Clone, Copy, Default)]
-pub struct Ends<'a> {
-    /// (O), or (B, O) for one bias an image; float32.
-    pub bias: Option<&'a Tensor>,
-    /// (B, H, W, O) that is added, and a factor of the whole.
-    pub residual: Option<(&'a Tensor, f32)>,
-}
-
-/// Weights (O, C, k, k) in float32, k odd, as cuDNN takes them: (O, k, k, C), rounded to the
-/// type of `like`.
-pub fn filters(w: &Tensor, like: &Tensor) -> Result<Tensor> {
-    with_args([w], |[w]| by_type!(like, channels_last(w)))
+/// `scale` times weights (O, C, k, k) in float32, k odd, as cuDNN takes them: (O, k, k, C),
+/// rounded to the type of `like`.
+pub fn filters(w: &Tensor, like: &Tensor, scale: f32) -> Result<Tensor> {
+    with_args([w], |[w]| by_type!(like, channels_last(w, scale)))
 }
 
 /// x * w: `x` (B, H, W, C), `w` from [`filters`]; gives (B, H, W, O). The products are
 /// summed in float32.
-pub fn conv2d(x: &Tensor, w: &Tensor, ends: Ends) -> Result<Tensor> {
-    let (residual, scale) = ends.residual.unzip();
-    with_args([x, w], |operands| {
-        with_option(ends.bias, |bias| {
-            with_option(residual, |residual| {
-                by_type!(x, forward(operands, bias, residual, scale.unwrap_or(1.0)))
-            })
-        })
-    })
+pub fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
+    with_args([x, w], |[x, w]| by_type!(x, forward(x, w)))
 }
 
 /// The gradient of x from `dy` (B, H, W, O), of its type; `w` from [`filters`].
@@ -54,15 +36,10 @@ pub fn data_gradient(w: &Tensor, dy: &Tensor) -> Result<Tensor> {
     with_args([w, dy], |[w, dy]| by_type!(dy, to_data(w, dy)))
 }
 
-/// The gradient of weights of the shape `w`, (O, C, k, k), in float32, from a sum that cuDNN
-/// rounds to the type of `x` and `dy`.
-pub fn filter_gradient(x: &Tensor, w: &Shape, dy: &Tensor) -> Result<Tensor> {
-    with_args([x, dy], |[x, dy]| by_type!(x, to_filter(x, w, dy)))
-}
-
-/// The sums of `dy` (B, H, W, O) over the pixels, (B, O), in float32.
-pub fn pixel_sums(dy: &Tensor) -> Result<Tensor> {
-    with_args([dy], |[dy]| by_type!(dy, over_pixels(dy)))
+/// `scale` times the gradient of weights of the shape `w`, (O, C, k, k), in float32, from a
+/// sum that cuDNN rounds to the type of `x` and `dy`.
+pub fn filter_gradient(x: &Tensor, w: &Shape, dy: &Tensor, scale: f32) -> Result<Tensor> {
+    with_args([x, dy], |[x, dy]| by_type!(x, to_filter(x, w, dy, scale)))
 }
 
 // Pinned: all three add in one order, and cuDNN's heuristics might choose others elsewhere.
@@ -71,9 +48,6 @@ const FORWARD: cudnnConvolutionFwdAlgo_t =
 const DATA: cudnnConvolutionBwdDataAlgo_t = cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
 const FILTER: cudnnConvolutionBwdFilterAlgo_t =
     cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
-
-/// `LANE` of the kernels.
-const LANE: usize = 32;
 
 /// Sizes of one convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -178,37 +152,23 @@ impl Geometry {
     }
 }
 
-fn channels_last<T: Element>(w: Arg) -> Result<Tensor> {
+fn channels_last<T: Element>(w: Arg, scale: f32) -> Result<Tensor> {
     let ((outputs, inputs, height, width), n) = (w.layout.shape().dims4()?, w.len());
     let mut out = uninitialised::<T>(n, w.device())?;
     let (function, ws) = (kernel::<T>(w.device(), "channels_last")?, w.view::<f32>()?);
     let mut call = function.builder();
     call.arg(&ws).arg(&mut out);
-    builder_arg!(call, count(n)?, inputs as u32, (height * width) as u32);
+    builder_arg!(call, count(n)?, inputs as u32, (height * width) as u32, scale);
     // SAFETY: the kernel's parameters in their order; it checks the count.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(tensor(out, (outputs, height, width, inputs), w.device()))
 }
 
-fn forward<T: Element>(
-    [x, w]: [Arg; 2],
-    bias: Option<Arg>,
-    residual: Option<Arg>,
-    scale: f32,
-) -> Result<Tensor> {
+fn forward<T: Element>(x: Arg, w: Arg) -> Result<Tensor> {
     let g = Geometry::of(x.layout.shape(), w.layout.shape())?;
-    let (device, shape, pixels) = (x.device(), g.images(g.outputs), g.height * g.width);
-    let per_image = bias.is_some_and(|bias| bias.layout.dims() == [g.batch, g.outputs]);
-    if x.layout.shape() != &g.images(g.inputs)
-        || bias.is_some_and(|bias| !per_image && bias.layout.dims() != [g.outputs])
-        || residual.is_some_and(|residual| residual.layout.shape() != &shape)
-    {
-        bail!(
-            "conv2d: {g:?} of {:?}, {:?}, {:?}",
-            x.layout,
-            bias.map(|b| b.layout),
-            residual.map(|r| r.layout)
-        );
+    let (device, shape) = (x.device(), g.images(g.outputs));
+    if x.layout.shape() != &g.images(g.inputs) {
+        bail!("conv2d: {g:?} of {:?}", x.layout);
     }
     let (xs, ws) = (x.view::<T>()?, w.view::<T>()?);
     let mut y = uninitialised::<T>(shape.elem_count(), device)?;
@@ -221,33 +181,6 @@ fn forward<T: Element>(
         unsafe { pass.launch(FORWARD, workspace, (T::ONE, T::ZERO), &xs, &ws, &mut y)? };
         Ok(())
     })?;
-    if bias.is_none() && residual.is_none() {
-        return Ok(tensor(y, shape, device));
-    }
-    let function = kernel::<T>(device, "finish")?;
-    let bias = bias.map(|bias| bias.view::<f32>()).transpose()?;
-    let residual = residual.map(|residual| residual.view::<T>()).transpose()?;
-    let null = 0u64;
-    let mut call = function.builder();
-    call.arg(&mut y);
-    match &bias {
-        Some(bias) => call.arg(bias),
-        None => call.arg(&null),
-    };
-    match &residual {
-        Some(residual) => call.arg(residual),
-        None => call.arg(&null),
-    };
-    builder_arg!(
-        call,
-        count(g.batch * pixels)?,
-        g.outputs as u32,
-        pixels as u32,
-        u32::from(per_image),
-        scale
-    );
-    // SAFETY: the kernel's parameters in their order; it checks rows and channels.
-    unsafe { call.launch(rows((g.batch * pixels).div_ceil(4), g.outputs)) }.w()?;
     Ok(tensor(y, shape, device))
 }
 
@@ -271,7 +204,7 @@ fn to_data<T: Element>(w: Arg, dy: Arg) -> Result<Tensor> {
     Ok(tensor(dx, shape, device))
 }
 
-fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg) -> Result<Tensor> {
+fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg, scale: f32) -> Result<Tensor> {
     let (outputs, inputs, kernel_height, kernel_width) = w.dims4()?;
     let g = Geometry::of(x.layout.shape(), &(outputs, kernel_height, kernel_width, inputs).into())?;
     if x.layout.shape() != &g.images(g.inputs) || dy.layout.shape() != &g.images(g.outputs) {
@@ -292,21 +225,8 @@ fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg) -> Result<Tensor> {
     let function = kernel::<T>(device, "channels_first")?;
     let mut call = function.builder();
     call.arg(&last).arg(&mut dw);
-    builder_arg!(call, count(n)?, inputs as u32, (kernel_height * kernel_width) as u32);
+    builder_arg!(call, count(n)?, inputs as u32, (kernel_height * kernel_width) as u32, scale);
     // SAFETY: the kernel's parameters in their order; it checks the count.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(tensor(dw, w.clone(), device))
-}
-
-fn over_pixels<T: Element>(dy: Arg) -> Result<Tensor> {
-    let (batch, height, width, channels) = dy.layout.shape().dims4()?;
-    let (device, dys) = (dy.device(), dy.view::<T>()?);
-    let mut sums = uninitialised::<f32>(batch * channels, device)?;
-    let function = kernel::<T>(device, "pixel_sums")?;
-    let mut call = function.builder();
-    call.arg(&dys).arg(&mut sums);
-    builder_arg!(call, channels as u32, (height * width) as u32);
-    // SAFETY: the kernel's parameters in their order; blocks for the channels of each image.
-    unsafe { call.launch(rows(batch * channels.div_ceil(LANE), THREADS as usize)) }.w()?;
-    Ok(tensor(sums, (batch, channels), device))
 }

@@ -1,5 +1,5 @@
 //! The heavy operations on a GPU: convolutions through cuDNN, matrix products through
-//! cuBLAS, the rest in `kernels.cu`: forward and backward of the plain compositions of
+//! cuBLAS, the rest in kernels of our own: forward and backward of the plain compositions of
 //! [`crate::composed`], of maps with the channels last, (B, H, W, C): what tensor cores
 //! take as it is. On float32 no TF32 is used; on bfloat16 activations the
 //! parameters and the statistics are float32, and what one operation leaves to the next
@@ -14,20 +14,22 @@ mod noise;
 mod norm;
 mod pointwise;
 mod resample;
+mod shift;
 mod update;
 
 pub use self::attention::{attention, attention_backward};
-pub use self::conv::{Ends, conv2d, data_gradient, filter_gradient, filters, pixel_sums};
+pub use self::conv::{conv2d, data_gradient, filter_gradient, filters};
 pub use self::noise::normals;
-pub use self::norm::GroupNorm;
-pub use self::pointwise::{
-    channels, column_sums, down2, mix, scale_images, scaled, silu, silu_backward, up2,
-};
+pub use self::norm::{Arriving, GroupNorm};
+pub use self::pointwise::{channels, down2, mix, scale_images, silu, silu_backward, up2, weighted_sum};
 pub use self::resample::resampled;
+pub use self::shift::{column_sums, finish, pixel_sums};
 pub use self::update::{Moments, adam, average};
 
 use candle_core::cuda_backend::cudarc::cudnn::CudnnDataType;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr, LaunchConfig};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaView, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg,
+};
 use candle_core::cuda_backend::{CudaDType, CudaDevice};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
@@ -101,26 +103,34 @@ impl<'a> Arg<'a> {
     }
 }
 
-/// Calls `f` with the tensors' memory.
-fn with_args<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Arg; N]) -> Result<R>) -> Result<R> {
-    let contiguous: Vec<Tensor> = tensors.iter().map(|t| t.contiguous()).collect::<Result<_>>()?;
-    let guards: Vec<_> = contiguous.iter().map(|t| t.storage_and_layout()).collect();
-    let mut args = Vec::with_capacity(N);
-    for (storage, layout) in &guards {
+/// Calls `f` with the memory of the tensors that there are.
+fn with_options<const N: usize, R>(
+    tensors: [Option<&Tensor>; N],
+    f: impl FnOnce([Option<Arg>; N]) -> Result<R>,
+) -> Result<R> {
+    let contiguous = |tensor: Option<&Tensor>| tensor.map(Tensor::contiguous).transpose();
+    let tensors: Vec<_> = tensors.into_iter().map(contiguous).collect::<Result<_>>()?;
+    let guards: Vec<_> = tensors.iter().map(|t| t.as_ref().map(Tensor::storage_and_layout)).collect();
+    let mut args = [None; N];
+    for (arg, guard) in args.iter_mut().zip(&guards) {
+        let Some((storage, layout)) = guard else { continue };
         let Storage::Cuda(storage) = &**storage else { bail!("a tensor on a GPU is needed") };
-        args.push(Arg { storage, layout });
+        *arg = Some(Arg { storage, layout });
     }
-    match args.try_into() {
-        Ok(args) => f(args),
-        Err(_) => unreachable!("as many as there were tensors"),
-    }
+    f(args)
 }
 
-fn with_option<R>(tensor: Option<&Tensor>, f: impl FnOnce(Option<Arg>) -> Result<R>) -> Result<R> {
-    match tensor {
-        Some(tensor) => with_args([tensor], |[arg]| f(Some(arg))),
-        None => f(None),
-    }
+/// Calls `f` with the tensors' memory.
+fn with_args<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Arg; N]) -> Result<R>) -> Result<R> {
+    with_options(tensors.map(Some), |args| f(args.map(|arg| arg.expect("as it was given"))))
+}
+
+/// Gives a kernel the address of `view`, or null.
+fn optional<'a, T>(call: &mut LaunchArgs<'a>, view: &'a Option<CudaView<'a, T>>) {
+    match view {
+        Some(view) => call.arg(view),
+        None => call.arg(&0u64),
+    };
 }
 
 fn storage<T: CudaDType>(slice: CudaSlice<T>, device: &CudaDevice) -> CudaStorage {

@@ -1,7 +1,8 @@
 //! Group normalisation, with SiLU in the same pass where asked.
 
 use super::compile::kernel;
-use super::{Arg, Element, THREADS, by_type, rows, tensor, uninitialised, with_args};
+use super::shift::per_image;
+use super::{Arg, Element, THREADS, by_type, optional, rows, tensor, uninitialised, with_args, with_options};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor, bail, builder_arg};
@@ -17,24 +18,45 @@ pub struct GroupNorm {
 /// reads of a pixel is two of the memory's sectors.
 const WIDTH: usize = 32;
 
+/// What a gradient that arrives is made of, and what is added to the one that is passed on.
+#[derive(Clone, Copy)]
+pub struct Arriving<'a> {
+    /// scale dy
+    pub dy: (&'a Tensor, f32),
+    pub plus: Option<(&'a Tensor, f32)>,
+}
+
 impl GroupNorm {
-    /// Of `x` (B, H, W, C) with `gamma` and `beta` (C) in float32; and the mean and
-    /// 1 / standard deviation of every group, (B, groups, 2) in float32.
-    pub fn forward(&self, x: &Tensor, gamma: &Tensor, beta: &Tensor) -> Result<(Tensor, Tensor)> {
-        with_args([x, gamma, beta], |args| by_type!(x, forward(self, args)))
+    /// Of `x` (B, H, W, C) and a shift of it, with `gamma` and `beta` (C) in float32; and the
+    /// mean and 1 / standard deviation of every group, (B, groups, 2) in float32.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        shift: Option<&Tensor>,
+        [gamma, beta]: [&Tensor; 2],
+    ) -> Result<(Tensor, Tensor)> {
+        with_args([x, gamma, beta], |args| {
+            with_options([shift], |[shift]| by_type!(x, forward(self, args, shift)))
+        })
     }
 
-    /// The gradient of x, and those of beta and gamma from every image, (2, B, C) in float32;
-    /// `kept` is from the forward pass.
+    /// The gradient of x, and those of beta, gamma and the shift from every image,
+    /// (3, B, C) in float32, of which the last is nothing where there is no shift; `kept` is
+    /// from the forward pass.
     pub fn backward(
         &self,
         x: &Tensor,
-        gamma: &Tensor,
-        beta: &Tensor,
+        shift: Option<&Tensor>,
+        [gamma, beta]: [&Tensor; 2],
         kept: &Tensor,
-        dy: &Tensor,
+        arriving: Arriving,
     ) -> Result<(Tensor, Tensor)> {
-        with_args([x, gamma, beta, dy, kept], |args| by_type!(x, backward(self, args)))
+        let (dy, dy_scale) = arriving.dy;
+        let (plus, plus_scale) = arriving.plus.unzip();
+        let scales = [dy_scale, plus_scale.unwrap_or(0.0)];
+        with_args([x, gamma, beta, dy, kept], |args| {
+            with_options([shift, plus], |options| by_type!(x, backward(self, args, options, scales)))
+        })
     }
 
     /// Groups that one block does, and blocks for `images` of `channels`.
@@ -44,39 +66,63 @@ impl GroupNorm {
     }
 }
 
-fn forward<T: Element>(op: &GroupNorm, [x, gamma, beta]: [Arg; 3]) -> Result<(Tensor, Tensor)> {
+fn forward<T: Element>(
+    op: &GroupNorm,
+    [x, gamma, beta]: [Arg; 3],
+    shift: Option<Arg>,
+) -> Result<(Tensor, Tensor)> {
     let (b, h, w, c) = x.layout.shape().dims4()?;
     if c % op.groups != 0 || c / op.groups > THREADS as usize || gamma.len() != c || beta.len() != c {
         bail!("group norm: {c} channels, {} groups, {} and {}", op.groups, gamma.len(), beta.len());
     }
-    let (device, (at_once, blocks)) = (x.device(), op.blocks(b, c));
+    let (device, (at_once, blocks), per_image) = (x.device(), op.blocks(b, c), per_image(shift, b, c)?);
     let mut y = uninitialised::<T>(x.len(), device)?;
     let mut kept = uninitialised::<f32>(2 * b * op.groups, device)?;
     let function = kernel::<T>(device, "group_norm")?;
     let (xs, gammas, betas) = (x.view::<T>()?, gamma.view::<f32>()?, beta.view::<f32>()?);
+    let shift = shift.map(|shift| shift.view::<f32>()).transpose()?;
     let mut call = function.builder();
-    call.arg(&xs).arg(&gammas).arg(&betas).arg(&mut y).arg(&mut kept);
+    call.arg(&xs);
+    optional(&mut call, &shift);
+    call.arg(&per_image).arg(&gammas).arg(&betas).arg(&mut y).arg(&mut kept);
     builder_arg!(call, c as u32, op.groups as u32, (h * w) as u32, at_once, op.eps, u32::from(op.silu));
     // SAFETY: the kernel's parameters in their order; blocks for the groups of each image.
     unsafe { call.launch(rows(blocks, THREADS as usize)) }.w()?;
     Ok((tensor(y, x.layout.shape().clone(), device), tensor(kept, (b, op.groups, 2), device)))
 }
 
-fn backward<T: Element>(op: &GroupNorm, [x, gamma, beta, dy, kept]: [Arg; 5]) -> Result<(Tensor, Tensor)> {
+fn backward<T: Element>(
+    op: &GroupNorm,
+    [x, gamma, beta, dy, kept]: [Arg; 5],
+    [shift, plus]: [Option<Arg>; 2],
+    [dy_scale, plus_scale]: [f32; 2],
+) -> Result<(Tensor, Tensor)> {
     let (b, h, w, c) = x.layout.shape().dims4()?;
-    if dy.len() != x.len() || gamma.len() != c || beta.len() != c || kept.len() != 2 * b * op.groups {
+    let others = [Some(dy), plus].into_iter().flatten();
+    if others.into_iter().any(|other| other.len() != x.len())
+        || gamma.len() != c
+        || beta.len() != c
+        || kept.len() != 2 * b * op.groups
+    {
         bail!("group norm: {:?} and a gradient {:?}", x.layout, dy.layout);
     }
-    let (device, (at_once, blocks)) = (x.device(), op.blocks(b, c));
+    let (device, (at_once, blocks), per_image) = (x.device(), op.blocks(b, c), per_image(shift, b, c)?);
     let mut dx = uninitialised::<T>(x.len(), device)?;
-    let mut sums = uninitialised::<f32>(2 * b * c, device)?;
+    let mut sums = uninitialised::<f32>(3 * b * c, device)?;
     let function = kernel::<T>(device, "group_norm_backward")?;
     let (xs, gammas, betas) = (x.view::<T>()?, gamma.view::<f32>()?, beta.view::<f32>()?);
     let (dys, kept) = (dy.view::<T>()?, kept.view::<f32>()?);
+    let shift = shift.map(|shift| shift.view::<f32>()).transpose()?;
+    let plus = plus.map(|plus| plus.view::<T>()).transpose()?;
     let mut call = function.builder();
-    call.arg(&xs).arg(&gammas).arg(&betas).arg(&dys).arg(&kept).arg(&mut dx).arg(&mut sums);
+    call.arg(&xs);
+    optional(&mut call, &shift);
+    call.arg(&per_image).arg(&gammas).arg(&betas).arg(&dys).arg(&kept);
+    optional(&mut call, &plus);
+    call.arg(&mut dx).arg(&mut sums);
     builder_arg!(call, b as u32, c as u32, op.groups as u32, (h * w) as u32, at_once, u32::from(op.silu));
+    builder_arg!(call, dy_scale, plus_scale);
     // SAFETY: the kernel's parameters in their order; blocks for the groups of each image.
     unsafe { call.launch(rows(blocks, THREADS as usize)) }.w()?;
-    Ok((tensor(dx, x.layout.shape().clone(), device), tensor(sums, (2, b, c), device)))
+    Ok((tensor(dx, x.layout.shape().clone(), device), tensor(sums, (3, b, c), device)))
 }

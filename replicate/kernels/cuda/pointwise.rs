@@ -1,6 +1,6 @@
 //! Operations on one value or on 2x2 pixels.
 
-use super::compile::{kernel, plain};
+use super::compile::kernel;
 use super::{Arg, Element, by_type, count, elements, storage, tensor, uninitialised, with_args};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
@@ -33,26 +33,9 @@ pub fn channels(y: &Tensor, range: Range<usize>) -> Result<Tensor> {
     with_args([y], |[y]| by_type!(y, of_channels(y, range)))
 }
 
-/// The sums of the columns of each part of `x` (parts, rows, columns): (parts, columns), all
-/// float32.
-pub fn column_sums(x: &Tensor) -> Result<Tensor> {
-    with_args([x], |[x]| {
-        let ((parts, rows, columns), device) = (x.layout.shape().dims3()?, x.device());
-        let n = parts * columns;
-        let mut sums = uninitialised::<f32>(n, device)?;
-        let (function, xs) = (plain(device, "column_sums")?, x.view::<f32>()?);
-        let mut call = function.builder();
-        call.arg(&xs).arg(&mut sums);
-        builder_arg!(call, count(n)?, rows as u32, columns as u32);
-        // SAFETY: the kernel's parameters in their order; it checks the count.
-        unsafe { call.launch(elements(n)) }.w()?;
-        Ok(tensor(sums, (parts, columns), device))
-    })
-}
-
-/// `scale` times `x`.
-pub fn scaled(x: &Tensor, scale: f32) -> Result<Tensor> {
-    with_args([x], |[x]| by_type!(x, times(x, scale)))
+/// a x + b y
+pub fn weighted_sum([a, b]: [f32; 2], x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    with_args([x, y], |[x, y]| by_type!(x, added([a, b], x, y)))
 }
 
 /// The factors of `batch` images on the device, and whether there is one for each.
@@ -108,15 +91,18 @@ fn mixed<T: Element>([a, c]: [&[f32]; 2], x: Arg, y: Arg) -> Result<CudaStorage>
     Ok(storage(out, device))
 }
 
-fn times<T: Element>(x: Arg, scale: f32) -> Result<Tensor> {
+fn added<T: Element>([a, b]: [f32; 2], x: Arg, y: Arg) -> Result<Tensor> {
     let (n, device) = (x.len(), x.device());
+    if x.layout.shape() != y.layout.shape() {
+        bail!("a sum of {:?} and {:?}", x.layout.shape(), y.layout.shape());
+    }
     let mut out = uninitialised::<T>(n, device)?;
-    let (function, xs) = (kernel::<T>(device, "scaled")?, x.view::<T>()?);
+    let (function, xs, ys) = (kernel::<T>(device, "weighted_sum")?, x.view::<T>()?, y.view::<T>()?);
     let mut call = function.builder();
-    call.arg(&xs).arg(&mut out);
-    builder_arg!(call, count(n)?, scale);
+    call.arg(&xs).arg(&a).arg(&ys).arg(&b).arg(&mut out);
+    builder_arg!(call, count(n)?);
     // SAFETY: the kernel's parameters in their order; it checks n.
-    unsafe { call.launch(elements(n)) }.w()?;
+    unsafe { call.launch(elements(n.div_ceil(4))) }.w()?;
     Ok(tensor(out, x.layout.shape().clone(), device))
 }
 
@@ -164,7 +150,7 @@ fn resampled<T: Element>(x: Arg, half: bool, weight: f32) -> Result<Tensor> {
     count(x.len())?;
     builder_arg!(call, count(n)?, width as u32, c as u32, weight);
     // SAFETY: the kernel's parameters in their order; it checks n.
-    unsafe { call.launch(elements(n)) }.w()?;
+    unsafe { call.launch(elements(n.div_ceil(4))) }.w()?;
     Ok(tensor(y, shape, device))
 }
 
