@@ -5,6 +5,7 @@ use crate::data::Images;
 use crate::experiment::{FULL_INITIALISATION, TABLE2};
 use crate::grid::{png_grid, png_strip};
 use crate::page::Figure;
+use crate::report::metric_names;
 use crate::train::GRID;
 use std::io::Cursor;
 
@@ -40,7 +41,7 @@ pub fn figures(panels: &[Panel], scale: &str) -> Vec<Figure> {
     let full_start = "One-step samples of the multi-level DSM initialisation, before the second stage.";
     let single_start = "One-step samples of the single-level DSM initialisation, before the second stage.";
     let trained = match full.and_then(|panel| panel.fd) {
-        Some(fd) => format!("Samples of DiJS after the second stage, FD {fd:.2}."),
+        Some(fd) => format!("Samples of DiJS after the second stage, {} {fd:.2}.", metric_names(scale).0),
         None => "Samples of DiJS after the second stage.".to_string(),
     };
     let collapsed = worst.map_or(String::new(), collapsed_text);

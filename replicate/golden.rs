@@ -4,9 +4,9 @@
 //! [`compare`] applies these rules, in this order:
 //!
 //! 1. A seed that the golden line holds too, in the same determinism class,
-//!    must give the same number, to the last bit (to 1e-12, relative, which is
-//!    the room that a reordered float64 sum needs). Anything else is `Outside`,
-//!    however small: the numerics changed. If there are no other seeds, the
+//!    must give the same number, to 1e-9, relative: the room that float64 sums in
+//!    the order of another CPU need. Anything else is `Outside`, however small: the
+//!    numerics changed. If there are no other seeds, the
 //!    verdict ends here.
 //! 2. Other seeds, or seeds of another class, are held against the line's rule:
 //!    * `one-of` (categories and parameter counts): every value must be one that the line holds;
@@ -46,7 +46,7 @@ pub struct Score {
     pub seed: u64,
     pub metric: String,
     pub value: f64,
-    /// Determinism class: where the same seed gives the same bits, say `cpu-fma`.
+    /// Determinism class: where the same seed gives the same bits, say `cpu`.
     pub class: String,
     /// Digest of the manifest of the run.
     pub manifest: String,

@@ -19,8 +19,8 @@
 //! Arrows point down: `commands` → `run` → `train`, `evaluate` → `distill`,
 //! `features`, `inception` → `unet`, `equations`, `metrics` → `tape`, `fused`,
 //! `composed` → `kernels`, `rng`. `golden`, `claims`, `paper` and `report` touch no
-//! tensor; the store and the commands are all that writes files, but for the events of
-//! `--watch tensorboard`.
+//! tensor; the store, `fetch` and the commands are all that writes files, but for the
+//! events of `--watch tensorboard`.
 
 pub mod augment;
 pub mod bench;

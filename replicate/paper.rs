@@ -38,6 +38,15 @@ pub enum Fid {
     Collapsed,
 }
 
+impl std::fmt::Display for Fid {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Fid::Value(fid) => f.pad(&format!("{fid:.2}")),
+            Fid::Collapsed => f.pad("collapsed"),
+        }
+    }
+}
+
 /// One row of Table 2, "FID scores for different initialization methods on various datasets".
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row2 {
@@ -192,6 +201,19 @@ pub fn table2(directory: &Path) -> Result<Vec<Row2>> {
             cell: line.text("cell")?.to_string(),
         })
     })
+}
+
+/// What the tables of `directory` print for each of our rows, Table 1 first. Errors as
+/// [`table1`].
+pub fn printed(directory: &Path) -> Result<Vec<(String, Fid)>> {
+    let first = table1(directory)?.into_iter().filter(|row| row.kind != Kind::Cited);
+    let mut printed: Vec<(String, Fid)> = first.map(|row| (row.id, Fid::Value(row.fid))).collect();
+    for row in table2(directory)? {
+        if printed.iter().all(|(id, _)| *id != row.cell) {
+            printed.push((row.cell, row.fid));
+        }
+    }
+    Ok(printed)
 }
 
 /// `claims.csv` of `directory`, in file order. The rows that claims name must be

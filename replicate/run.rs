@@ -154,7 +154,13 @@ impl<'a> Runner<'a> {
         };
         let label = entry.label().to_string();
         let class = determinism(&self.settings.device);
-        let parents = BTreeMap::from([("weights".to_string(), weights_digest)]);
+        let made_from = [
+            ("features", Some(features_digest)),
+            ("images", Some(images_digest)),
+            ("weights", weights_digest),
+        ];
+        let inputs = made_from.into_iter().filter_map(|(name, digest)| Some((name.to_string(), digest?)));
+        let inputs = inputs.collect();
         let started = Instant::now();
         let config = self.recipe.network.clone();
         let device = self.settings.device.clone();
@@ -232,11 +238,7 @@ impl<'a> Runner<'a> {
             seed,
             images: images_seen,
             determinism: class.to_string(),
-            parents,
-            inputs: BTreeMap::from([
-                ("features".to_string(), features_digest),
-                ("images".to_string(), images_digest),
-            ]),
+            inputs,
             provenance: provenance(started.elapsed(), &device),
             ..Manifest::default()
         };
@@ -344,17 +346,17 @@ impl<'a> Runner<'a> {
     /// from are trained where they are missing; without, it is `None` then.
     fn identify(&mut self, cell: &Cell, seed: u64, make: bool) -> Result<Option<Identity>> {
         let weights_digest = match cell.start {
-            Start::Random => "none".to_string(),
+            Start::Random => None,
             start => match self.pretrained_digest(start, make)? {
-                Some(digest) => digest,
+                Some(digest) => Some(digest),
                 None => return Ok(None),
             },
         };
         let Some(features_digest) = self.features_digest(make)? else { return Ok(None) };
         let Some(images_digest) = self.digest(Data::Target, make)? else { return Ok(None) };
         let class = determinism(&self.settings.device);
-        let text =
-            self.recipe.cell_text(cell, seed, &images_digest, &weights_digest, &features_digest, class);
+        let weights = weights_digest.as_deref().unwrap_or("none");
+        let text = self.recipe.cell_text(cell, seed, &images_digest, weights, &features_digest, class);
         let label = self.label(&format!("{}-s{seed}", cell.row));
         let entry = self.store.entry(&Key::of(&text), &label);
         Ok(Some(Identity { entry, text, weights_digest, features_digest, images_digest }))
@@ -406,7 +408,8 @@ fn sampling(cell: &Cell, recipe: &Recipe, weights: &Arrays, device: &Device) -> 
 struct Identity {
     entry: Entry,
     text: String,
-    weights_digest: String,
+    /// `None` where everything is drawn.
+    weights_digest: Option<String>,
     features_digest: String,
     images_digest: String,
 }

@@ -46,7 +46,7 @@ pub trait Training {
 #[derive(Default)]
 pub struct Look {
     pub quick: Option<Quick>,
-    /// Images of the latents of [`grid_latents`].
+    /// Images of the latents that all grids of a scale show.
     pub grid: Option<Images>,
 }
 

@@ -6,7 +6,7 @@ use crate::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::{Cell, Scale, TABLE1};
 use crate::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
-use crate::paper;
+use crate::paper::{self, Fid};
 use crate::report::{check_json, check_text};
 use crate::run::humantime;
 use crate::watch::Mode;
@@ -76,42 +76,56 @@ pub fn check(
 const PAPER_TOLERANCE: f64 = 0.25;
 
 fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], json: bool) -> Result<i32> {
-    let comparable = scale == Scale::Paper.name();
     let mut outside = false;
     let mut missing = false;
     let mut lines = Vec::new();
-    for row in paper::table1(&root.join("paper"))? {
-        if !cells.iter().any(|cell| cell.row == row.id) {
-            continue;
-        }
-        let values = golden::values(scores, &row.id, scale, "fd");
-        if values.is_empty() {
-            missing = true;
-            lines.push((row.id, row.fid, "-".to_string(), "not run".to_string()));
-            continue;
-        }
-        let sample = golden::Sample::of(values.into_values());
-        let verdict = if !comparable {
+    let ours = paper::printed(&root.join("paper"))?;
+    for (row, printed) in ours.into_iter().filter(|(row, _)| cells.iter().any(|cell| cell.row == row)) {
+        let metric = if printed == Fid::Collapsed { "collapse" } else { "fd" };
+        let values = golden::values(scores, &row, scale, metric);
+        let (found, agrees) = match printed {
+            _ if values.is_empty() => {
+                missing = true;
+                lines.push((row, printed, "-".to_string(), "not run".to_string()));
+                continue;
+            }
+            Fid::Value(fid) => {
+                let sample = golden::Sample::of(values.into_values());
+                (sample.text(2), (sample.mean - fid).abs() <= PAPER_TOLERANCE * fid)
+            }
+            Fid::Collapsed => {
+                let collapsed = values.values().filter(|category| **category == 2.0).count();
+                (format!("collapsed on {collapsed} of {}", values.len()), collapsed == values.len())
+            }
+        };
+        let verdict = if scale != Scale::Paper.name() {
             format!("not comparable: at --scale {scale} other images and other features are measured")
-        } else if (sample.mean - row.fid).abs() <= PAPER_TOLERANCE * row.fid {
+        } else if agrees {
             "agrees".to_string()
         } else {
             outside = true;
-            format!("differs by more than {:.0} %", PAPER_TOLERANCE * 100.0)
+            match printed {
+                Fid::Value(_) => format!("differs by more than {:.0} %", PAPER_TOLERANCE * 100.0),
+                Fid::Collapsed => "differs".to_string(),
+            }
         };
-        lines.push((row.id, row.fid, sample.text(2), verdict));
+        lines.push((row, printed, found, verdict));
     }
     if json {
         let objects: Vec<_> = lines
             .iter()
             .map(|(row, paper, ours, verdict)| {
+                let paper = match paper {
+                    Fid::Value(fid) => serde_json::json!(fid),
+                    Fid::Collapsed => serde_json::json!("collapsed"),
+                };
                 serde_json::json!({ "row": row, "paper_fid": paper, "ours": ours, "verdict": verdict })
             })
             .collect();
         println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
     } else {
         for (row, paper, ours, verdict) in lines {
-            println!("{row:14} paper {paper:5.2}  ours {ours:18} {verdict}");
+            println!("{row:14} paper {paper:9}  ours {ours:18} {verdict}");
         }
     }
     Ok(if outside {

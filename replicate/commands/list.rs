@@ -8,11 +8,11 @@ use crate::explain;
 use crate::golden::{self, Golden, TIME};
 use crate::paper;
 use crate::plan;
+use crate::report::metric_names;
 use crate::run::{Runner, shipped};
 use candle_core::Device;
 use serde::Serialize;
 use std::cell::OnceCell;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -43,7 +43,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     let mut runner = quiet(place, stop)?;
     let device = runner.device().clone();
     let goldens = all_goldens(&root)?;
-    let printed = printed(&root)?;
+    let printed = paper::printed(&root.join("paper"))?;
     let probe = OnceCell::new();
     let mut rows = Vec::new();
     for cell in cells() {
@@ -58,7 +58,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         "{:14} {:>10}  {:20} {:10} {:>10}  {:>7}  command",
         "row",
         "paper FID",
-        format!("golden FD ({scale})"),
+        format!("golden {} ({scale})", metric_names(scale).0),
         "seeds done",
         "one seed",
         "disk"
@@ -93,7 +93,7 @@ fn listed(
     runner: &mut Runner,
     cell: &Cell,
     goldens: &[Golden],
-    printed: &BTreeMap<String, String>,
+    printed: &[(String, paper::Fid)],
     device: &Device,
     probe: &OnceCell<f64>,
 ) -> Result<Listed> {
@@ -122,7 +122,11 @@ fn listed(
     Ok(Listed {
         id: cell.row,
         scale,
-        paper_fid: printed.get(cell.row).cloned().unwrap_or_default(),
+        paper_fid: printed
+            .iter()
+            .find(|(row, _)| row == cell.row)
+            .map(|(_, fid)| fid.to_string())
+            .unwrap_or_default(),
         golden_fd: golden.map(|g| golden::Sample::of(g.values.values().copied()).text(2)),
         seeds_done: done,
         estimated_seconds,
@@ -130,21 +134,6 @@ fn listed(
         peak_disk_bytes: cost.peak_disk_bytes,
         command: format!("replicate run {} --scale {scale}", cell.row),
     })
-}
-
-/// What the paper prints for each cell.
-fn printed(root: &Path) -> Result<BTreeMap<String, String>> {
-    let first =
-        paper::table1(&root.join("paper"))?.into_iter().map(|row| (row.id, format!("{:.2}", row.fid)));
-    let mut printed: BTreeMap<String, String> = first.collect();
-    for row in paper::table2(&root.join("paper"))? {
-        let text = match row.fid {
-            paper::Fid::Value(fid) => format!("{fid:.2}"),
-            paper::Fid::Collapsed => "collapsed".into(),
-        };
-        printed.entry(row.cell).or_insert(text);
-    }
-    Ok(printed)
 }
 
 /// The pre-trainings whose weights neither ship nor are published.

@@ -133,10 +133,7 @@ impl Gathered {
             curves,
             figures: figures(&self.panels, scale),
             strips: strips(&self.panels, scale),
-            choices: paper::setup(&paper)?
-                .into_iter()
-                .filter(|setting| setting.origin != paper::Origin::Stated)
-                .collect(),
+            choices: paper::setup(&paper)?,
             runs: self
                 .outcomes
                 .iter()

@@ -69,7 +69,7 @@ pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
     let mut saved = None;
     let (against, reference) = match reference {
         None => (Reference::default(), None),
-        Some(Side { mut described, input }) => {
+        Some(Side { mut described, input, .. }) => {
             let wanted = Wanted { moments: fid || options.save_ref.is_some(), predictions: false, kept };
             let against = match input {
                 Input::Statistics(statistics) => {
@@ -88,7 +88,7 @@ pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
         }
     };
 
-    let Side { described: mut images, input } = images;
+    let Side { described: mut images, input, .. } = images;
     let saves = options.save_ref.is_some() && reference.is_none();
     let wanted = Wanted { moments: fid || saves, predictions: metrics.contains(&Metric::Is), kept };
     let (mut seen, mut measured) = (Seen::default(), Vec::new());
@@ -127,6 +127,8 @@ pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
 struct Side {
     described: Described,
     input: Input,
+    /// Images of a trial, where that is known beforehand.
+    trial: Option<usize>,
 }
 
 impl Side {
@@ -138,7 +140,8 @@ impl Side {
         };
         let mut runner = quiet(&options.place, stop)?;
         let (network, e) = (runner.recipe().network.clone(), runner.recipe().evaluation.clone());
-        let len = options.num.map_or(e.samples, |num| num as usize) * options.trials as usize;
+        let trial = options.num.map_or(e.samples, |num| num as usize);
+        let len = trial * options.trials as usize;
         let mut sample = runner.samples(&cell, options.seed)?;
         let batches = (0..len).step_by(BATCH).map(move |first| sample(first..len.min(first + BATCH)));
         let (kind, batches) = ("samples of a row", Box::new(batches));
@@ -151,7 +154,7 @@ impl Side {
             size: Some(network.size),
             ..Described::default()
         };
-        Ok(Side { described, input: Input::Images(set) })
+        Ok(Side { described, input: Input::Images(set), trial: Some(trial) })
     }
 
     /// What `name` stands for: a data set in the store, EDM's reference there, or a
@@ -191,7 +194,7 @@ impl Side {
                 described.size = (name == PUBLISHED_REFERENCE.0).then_some(PUBLISHED_REFERENCE.1);
             }
         }
-        Ok(Side { described, input })
+        Ok(Side { described, input, trial: None })
     }
 }
 
@@ -239,10 +242,11 @@ fn portions(options: &Scoring, images: &Side, remarks: &mut Remarks) -> Result<(
         let text = format!("{} is a mean and a covariance: give it as --ref", options.images);
         return Err(Error::Usage(text));
     };
-    let n = match (options.num, &options.reference) {
-        (Some(num), _) => usize::try_from(num).unwrap_or(usize::MAX),
-        (None, Some(_)) => len.min(USUAL),
-        (None, None) => len,
+    let n = match (options.num, images.trial, &options.reference) {
+        (Some(num), ..) => usize::try_from(num).unwrap_or(usize::MAX),
+        (None, Some(trial), _) => trial,
+        (None, None, Some(_)) => len.min(USUAL),
+        (None, None, None) => len,
     };
     if n > len {
         let remedy = "make more images, or ask for fewer with --num";
@@ -303,7 +307,7 @@ fn obstacle(metric: Metric, images: &Side, reference: Option<&Side>, n: usize) -
             Some(format!("needs logits beside the features in {}", images.described.name))
         }
         (Metric::Fid | Metric::Kid | Metric::Pr, _, None) => Some("needs a reference (--ref)".into()),
-        (Metric::Kid | Metric::Pr, _, Some(Side { input: Input::Statistics(_), described })) => {
+        (Metric::Kid | Metric::Pr, _, Some(Side { input: Input::Statistics(_), described, .. })) => {
             Some(format!("needs the reference's images, {} has their mean and covariance", described.name))
         }
         _ => None,
