@@ -47,7 +47,7 @@ pub fn class_ratio(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
 /// What the generator minimises, as a function of the critic's logit.
 /// phi_DiKL = phi_DiJS + phi_DiRM pointwise, so the gradient weights of DiJS
 /// and DiRM, c and 1 - c, add up to DiKL's 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Divergence {
     DiKl,
     DiJs,

@@ -24,7 +24,8 @@ pub struct Row1 {
     pub label: String,
     /// Network evaluations per image.
     pub nfe: u32,
-    pub fid: f64,
+    /// `None` for a row that is not the paper's.
+    pub fid: Option<f64>,
     /// `None` where the paper prints a dash.
     pub is: Option<f64>,
     pub kind: Kind,
@@ -175,7 +176,7 @@ pub fn table1(directory: &Path) -> Result<Vec<Row1>> {
             section: line.text("section")?.to_string(),
             label: line.text("label")?.to_string(),
             nfe: line.number("nfe")?,
-            fid: line.number("fid")?,
+            fid: line.optional("fid").map(|_| line.positive("fid")).transpose()?,
             is: line.optional("is").map(|_| line.number("is")).transpose()?,
             kind: match (line.field("kind"), line.optional("ours")) {
                 ("cited", None) => Kind::Cited,
@@ -196,7 +197,7 @@ pub fn table2(directory: &Path) -> Result<Vec<Row2>> {
             dataset: line.optional("dataset").map(str::to_string),
             fid: match line.field("fid") {
                 "collapsed" => Fid::Collapsed,
-                _ => Fid::Value(line.number("fid")?),
+                _ => Fid::Value(line.positive("fid")?),
             },
             cell: line.text("cell")?.to_string(),
         })
@@ -207,7 +208,8 @@ pub fn table2(directory: &Path) -> Result<Vec<Row2>> {
 /// [`table1`].
 pub fn printed(directory: &Path) -> Result<Vec<(String, Fid)>> {
     let first = table1(directory)?.into_iter().filter(|row| row.kind != Kind::Cited);
-    let mut printed: Vec<(String, Fid)> = first.map(|row| (row.id, Fid::Value(row.fid))).collect();
+    let first = first.filter_map(|row| Some((row.id, Fid::Value(row.fid?))));
+    let mut printed: Vec<(String, Fid)> = first.collect();
     for row in table2(directory)? {
         if printed.iter().all(|(id, _)| *id != row.cell) {
             printed.push((row.cell, row.fid));
@@ -371,6 +373,12 @@ impl Line<'_> {
 
     pub(crate) fn number<T: FromStr>(&self, column: &str) -> Result<T> {
         self.field(column).parse().map_err(|_| self.wrong(column, "a number"))
+    }
+
+    fn positive(&self, column: &str) -> Result<f64> {
+        let number = self.number(column)?;
+        let positive = f64::is_finite(number) && number > 0.0;
+        if positive { Ok(number) } else { Err(self.wrong(column, "a positive number")) }
     }
 
     pub(crate) fn wrong(&self, column: &str, expected: &str) -> Error {

@@ -85,7 +85,7 @@ pub fn table1(rows: &[Row1], scores: &[Score], goldens: &[Golden], scale: &str) 
             let mut cells = vec![
                 Cell::Text(row.label.clone()),
                 Cell::Number(row.nfe.into(), 0),
-                Cell::Number(row.fid, 2),
+                row.fid.map_or(Cell::Dash, |fid| Cell::Number(fid, 2)),
                 row.is.map_or(Cell::Dash, |is| Cell::Number(is, 2)),
             ];
             cells.extend(match row.kind {

@@ -440,11 +440,13 @@ fn repository() -> &'static Path {
 #[test]
 fn the_papers_tables_hold_what_it_prints() {
     let directory = repository().join("paper");
-    let rows = paper::table1(&directory).unwrap();
+    let mut rows = paper::table1(&directory).unwrap();
+    // Ours beside the paper's.
+    rows.retain(|row| row.fid.is_some());
     let row = |id: &str| rows.iter().find(|row| row.id == id).unwrap();
     assert_eq!(rows.len(), 16);
-    assert_eq!((row("dijs").fid, row("dijs").is, row("dijs").nfe), (2.39, Some(9.93), 1));
-    assert_eq!((row("edm").fid, row("edm").nfe), (2.04, 35));
+    assert_eq!((row("dijs").fid, row("dijs").is, row("dijs").nfe), (Some(2.39), Some(9.93), 1));
+    assert_eq!((row("edm").fid, row("edm").nfe), (Some(2.04), 35));
     assert_eq!((row("ddim").is, &row("ddim").kind), (None, &Kind::Cited));
     let run: Vec<&str> =
         rows.iter().filter(|row| row.kind != Kind::Cited).map(|row| row.id.as_str()).collect();

@@ -17,7 +17,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 fn row(name: &str) -> Cell {
-    *TABLE1.iter().chain(&TABLE2).find(|cell| cell.row == name).unwrap()
+    *TABLE1.iter().chain(TABLE2).find(|cell| cell.row == name).unwrap()
 }
 
 const TEACHER: Start = Start::MultiLevel(Data::Target);

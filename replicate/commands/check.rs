@@ -125,7 +125,7 @@ fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], jso
         println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
     } else {
         for (row, paper, ours, verdict) in lines {
-            println!("{row:14} paper {paper:9}  ours {ours:18} {verdict}");
+            println!("{row:14} paper {paper:9}  ours {ours:20}  {verdict}");
         }
     }
     Ok(if outside {

@@ -125,8 +125,7 @@ fn listed(
         paper_fid: printed
             .iter()
             .find(|(row, _)| row == cell.row)
-            .map(|(_, fid)| fid.to_string())
-            .unwrap_or_default(),
+            .map_or("-".to_string(), |(_, fid)| fid.to_string()),
         golden_fd: golden.map(|g| golden::Sample::of(g.values.values().copied()).text(2)),
         seeds_done: done,
         estimated_seconds,
