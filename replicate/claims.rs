@@ -9,7 +9,7 @@
 //! * `left ~ right`: the 90 % interval of the ratio of the means (delta method on
 //!   the logarithm) inside [1/factor, factor] holds, outside it does not hold.
 //!   That is two one-sided tests at 5 %.
-//! * `collapsed`, `not-collapsed`: every seed's category must agree; `degraded`
+//! * `collapsed`, `not-collapsed`: the categories of two seeds or more must agree; `degraded`
 //!   is not collapsed.
 //!
 //! One seed has no spread, so nothing random is decided on it. Numbers of
@@ -260,6 +260,9 @@ fn category(scores: &[Score], row: &str, scale: &str, collapsed: bool) -> Result
         .map(|(name, category)| format!("{name} on {}", seeds(named(category))))
         .collect();
     let reason = format!("{row} {}", parts.join(", "));
+    if found.len() < 2 {
+        return Ok(undecided(format!("{reason}: one seed decides nothing"), None));
+    }
     let count = found.values().filter(|c| **c == 2.0).count();
     Ok(match count {
         0 if collapsed => (ClaimVerdict::DoesNotHold, reason),

@@ -437,8 +437,8 @@ fn paper_claims(mut draft: Draft, claims: &[ClaimResult]) -> Finding {
     let untested = of(|v| matches!(v, ClaimVerdict::NotTested));
     let either = |n: usize, one: &str, many: &str| format!("{n} {}", if n == 1 { one } else { many });
     draft.say(format!(
-        "Of {} of the paper {}, {}, {} and {} at scale {}. Orders and ratios are decided by Welch's t-tests \
-         at 5 %, categories by every seed.",
+        "Of {} of the paper {}, {}, {} and {} at scale {}. Orders and ratios are decided by one-sided Welch \
+         t-tests at 5 % each, whatever their number; categories by every seed, of two at least.",
         counted(claims.len(), "claim"),
         either(holding.len(), "holds", "hold"),
         either(broken.len(), "does not hold", "do not hold"),

@@ -760,6 +760,11 @@ fn all_seeds_must_agree_on_a_category() {
         assert_eq!(split.verdict, ClaimVerdict::Undecided { seeds_needed: None });
         assert_eq!(split.reason, "init-10 healthy on seed 1, collapsed on seeds 0, 2: the seeds disagree");
         assert_eq!(decided(&[], collapsed).verdict, ClaimVerdict::NotTested);
+        for state in [0.0, 2.0] {
+            let one = decided(&[state], collapsed);
+            assert_eq!(one.verdict, ClaimVerdict::Undecided { seeds_needed: None });
+            assert!(one.reason.ends_with("on seed 0: one seed decides nothing"), "{}", one.reason);
+        }
     }
 }
 
