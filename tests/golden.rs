@@ -923,3 +923,34 @@ fn check_is_rendered_as_text_and_as_json() {
     assert_eq!(value["golden"].as_array().unwrap().len(), comparisons.len());
     assert_eq!(value["claims"].as_array().unwrap().len(), results.len());
 }
+
+/// Every number of the README's table of results is that of the golden files, as far as
+/// its digits go.
+#[test]
+fn the_readme_shows_the_golden_numbers() {
+    let read = |table: &str| golden::read_golden(&repository().join("golden").join(table)).unwrap();
+    let goldens = [read("table1.csv"), read("table2.csv")].concat();
+    let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    let shows = |line: &&str| line.starts_with("| ") && line.contains("`replicate run ");
+    let rows: Vec<&str> = readme.lines().filter(shows).collect();
+    let measured = goldens.iter().filter(|line| line.scale == "mini" && line.metric == "fd").count();
+    assert_eq!(rows.len(), measured);
+    let agrees = |shown: &str, value: f64| {
+        let digits = shown.split_once('.').map_or(0, |(_, digits)| digits.len());
+        assert_eq!(shown, format!("{value:.digits$}"));
+    };
+    for line in rows {
+        let fields: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let row = fields[1].trim_matches('`').rsplit(' ').next().unwrap();
+        let sample = |metric: &str| {
+            let line = golden::find(&goldens, row, "mini", metric, "cpu").unwrap();
+            assert_eq!(line.values.keys().copied().collect::<Vec<_>>(), [0, 1, 2], "{row}");
+            golden::Sample::of(line.values.values().copied())
+        };
+        let (mean, spread) = fields[3].split_once(" ± ").unwrap();
+        agrees(mean, sample("fd").mean);
+        agrees(spread, sample("fd").sd.unwrap());
+        agrees(fields[4], sample("recall").mean);
+        agrees(fields[5], sample("classes").mean);
+    }
+}
