@@ -115,8 +115,4 @@ impl Ops for Composed<'_> {
     fn mean(&mut self, x: &Tensor) -> Result<Tensor> {
         x.mean_keepdim((2, 3))
     }
-
-    fn tensor(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.clone())
-    }
 }

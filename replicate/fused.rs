@@ -286,13 +286,6 @@ impl Ops for Fused<'_> {
         let (shape, dtype) = (map.shape().clone(), map.dtype());
         Ok(self.push(y, id.is_some(), || Step::Mean { x: id, shape, dtype }))
     }
-
-    fn tensor(&self, x: &Node) -> Result<Tensor> {
-        match &x.shift {
-            Some(shift) => from_map(&cuda::finish(&x.map, Some(&shift.rows), None, 1.0)?),
-            None => from_map(&x.map),
-        }
-    }
 }
 
 /// `scale` times a map: what a linear operation passes on without a pass over it.
@@ -516,7 +509,7 @@ pub fn apply(
     let input = ops.input(to_map(&x.detach(), maps)?, tracked);
     let output = walk(&mut ops, &input)?;
     let output = ops.settled(&output)?;
-    let y = match ops.tensor(&output)? {
+    let y = match from_map(&output.map)? {
         y if y.dims()[2..] == [1, 1] => y.flatten_from(1)?,
         y => y,
     };

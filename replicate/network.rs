@@ -82,8 +82,6 @@ pub trait Ops {
     fn concat(&mut self, a: &Self::Map, b: &Self::Map) -> Result<Self::Map>;
     /// Over the pixels, to (B, C, 1, 1).
     fn mean(&mut self, x: &Self::Map) -> Result<Self::Map>;
-    /// (B, C, H, W), for whoever wants to look.
-    fn tensor(&self, x: &Self::Map) -> Result<Tensor>;
 }
 
 /// Parameters and settings of a group normalisation.

@@ -181,13 +181,6 @@ impl Ops for Tape<'_> {
         let y = kernels::mean(&x.maps);
         Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.clone() }))
     }
-
-    fn tensor(&self, x: &Node) -> Result<Tensor> {
-        let m = &x.maps;
-        let mut values = vec![0f32; m.values().len()];
-        from_maps(m, &mut values);
-        Tensor::from_vec(values, (m.images, m.channels, m.height, m.width), &candle_core::Device::Cpu)
-    }
 }
 
 fn group_norm<'a>(parameters: &'a [Parameter], norm: &Norm) -> GroupNorm<'a> {
@@ -339,36 +332,6 @@ pub fn apply(
     x: &Tensor,
     walk: impl Fn(&mut Tape, Range<usize>, &Node) -> Result<Node> + Sync,
 ) -> Result<Tensor> {
-    let (group, _) = group_and_sums(parameters);
-    let images = x.dim(0)?;
-    let starts: Vec<usize> = (0..images).step_by(group).collect();
-    run(parameters, x, |forward| {
-        let range = |first: usize| first..images.min(first + group);
-        starts
-            .into_par_iter()
-            .map(|first| forward(range(first), &mut |tape, range, x| walk(tape, range, x)))
-            .collect()
-    })
-}
-
-/// The same with all images in one group, for a walk that looks around.
-pub fn apply_whole(
-    parameters: &[Tensor],
-    x: &Tensor,
-    mut walk: impl FnMut(&mut Tape, &Node) -> Result<Node>,
-) -> Result<Tensor> {
-    let images = x.dim(0)?;
-    run(parameters, x, |forward| Ok(vec![forward(0..images, &mut |tape, _, x| walk(tape, x))?]))
-}
-
-type Walk<'a> = &'a mut dyn FnMut(&mut Tape, Range<usize>, &Node) -> Result<Node>;
-type Forward<'a> = &'a (dyn Fn(Range<usize>, Walk) -> Result<Taken> + Sync + 'a);
-
-fn run(
-    parameters: &[Tensor],
-    x: &Tensor,
-    groups: impl FnOnce(Forward) -> Result<Vec<Taken>>,
-) -> Result<Tensor> {
     if x.dtype() != DType::F32 || parameters.iter().any(|p| p.dtype() != DType::F32) {
         bail!("networks on the CPU are float32");
     }
@@ -378,15 +341,18 @@ fn run(
     if x.elem_count() == 0 {
         bail!("a network takes images, not {:?}", x.dims());
     }
-    let taken = with_parameters(parameters, Weight::packed, |loaded| {
+    let (group, _) = group_and_sums(parameters);
+    let starts: Vec<usize> = (0..sizes.images).step_by(group).collect();
+    let taken: Vec<Taken> = with_parameters(parameters, Weight::packed, |loaded| {
         with_values(&x, |values| {
-            let forward = |range: Range<usize>, walk: Walk| {
+            let forward = |first: usize| {
+                let range = first..sizes.images.min(first + group);
                 let mut tape = Tape { parameters: loaded, trained, steps: Vec::new(), nodes: 0 };
                 let input = tape.input(to_maps(sizes, values, range.clone()), tracked);
                 let output = walk(&mut tape, range.clone(), &input)?;
                 Ok(Taken { images: range, steps: tape.steps, nodes: tape.nodes, input: input.id, output })
             };
-            groups(&forward)
+            starts.into_par_iter().map(forward).collect()
         })
     })?;
     let first = &taken[0].output.maps;

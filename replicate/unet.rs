@@ -242,17 +242,6 @@ enum EncoderBlock {
     Residual(Block),
 }
 
-/// Called with the name and the output of every block.
-pub type Probe<'a> = &'a mut dyn FnMut(&str, &Tensor);
-
-/// Shows a block's output to the probe, where there is one.
-fn show<O: Ops>(ops: &O, probe: &mut Option<Probe>, half: &str, name: &str, y: &O::Map) -> Result<()> {
-    if let Some(probe) = probe {
-        probe(&format!("{half}.{name}"), &ops.tensor(y)?);
-    }
-    Ok(())
-}
-
 /// What a network is told beside the images, one row an image.
 struct Told<'a> {
     /// c_noise
@@ -284,7 +273,7 @@ struct Encoder {
     map_augment: Option<Linear>,
     map_layer0: Linear,
     map_layer1: Linear,
-    blocks: Vec<(String, EncoderBlock)>,
+    blocks: Vec<EncoderBlock>,
     /// Channels of each block's output, in order.
     channels: Vec<usize>,
 }
@@ -299,22 +288,21 @@ impl Encoder {
         for (level, mult) in config.channel_mult.iter().enumerate() {
             let size = config.size >> level;
             if level == 0 {
-                let name = format!("{size}x{size}_conv");
-                let conv = Conv::new(current, ch, 3, 1.0, Resample::Keep, enc.pp(&name))?;
+                let b = enc.pp(format!("{size}x{size}_conv"));
+                blocks.push(EncoderBlock::First(Conv::new(current, ch, 3, 1.0, Resample::Keep, b)?));
                 current = ch;
-                blocks.push((name, EncoderBlock::First(conv)));
             } else {
-                let name = format!("{size}x{size}_down");
-                let block = Block::new(current, current, emb, Resample::Down, false, enc.pp(&name))?;
-                blocks.push((name, EncoderBlock::Residual(block)));
+                let b = enc.pp(format!("{size}x{size}_down"));
+                let block = Block::new(current, current, emb, Resample::Down, false, b)?;
+                blocks.push(EncoderBlock::Residual(block));
             }
             channels.push(current);
             for i in 0..config.blocks {
-                let name = format!("{size}x{size}_block{i}");
+                let b = enc.pp(format!("{size}x{size}_block{i}"));
                 let attention = config.attention_sizes.contains(&size);
-                let block = Block::new(current, ch * mult, emb, Resample::Keep, attention, enc.pp(&name))?;
+                let block = Block::new(current, ch * mult, emb, Resample::Keep, attention, b)?;
                 current = ch * mult;
-                blocks.push((name, EncoderBlock::Residual(block)));
+                blocks.push(EncoderBlock::Residual(block));
                 channels.push(current);
             }
         }
@@ -354,21 +342,14 @@ impl Encoder {
         ops.silu(&emb)
     }
 
-    fn forward<O: Ops>(
-        &self,
-        ops: &mut O,
-        x: &O::Map,
-        emb: &O::Map,
-        probe: &mut Option<Probe>,
-    ) -> Result<Vec<O::Map>> {
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, emb: &O::Map) -> Result<Vec<O::Map>> {
         let mut outputs: Vec<O::Map> = Vec::with_capacity(self.blocks.len());
-        for (name, block) in &self.blocks {
+        for block in &self.blocks {
             let input = outputs.last().unwrap_or(x);
             let y = match block {
                 EncoderBlock::First(conv) => conv.forward(ops, input, Plus::NOTHING)?,
                 EncoderBlock::Residual(block) => block.forward(ops, input, emb)?,
             };
-            show(ops, probe, "enc", name, &y)?;
             outputs.push(y);
         }
         Ok(outputs)
@@ -376,10 +357,10 @@ impl Encoder {
 }
 
 struct Decoder {
-    blocks: Vec<(String, Block, bool)>,
+    /// Each with whether it takes a skip.
+    blocks: Vec<(Block, bool)>,
     norm: Norm,
     conv: Conv,
-    names: (String, String),
 }
 
 impl Decoder {
@@ -390,8 +371,8 @@ impl Decoder {
         for (level, mult) in config.channel_mult.iter().enumerate().rev() {
             let size = config.size >> level;
             let mut add = |name: String, inputs, outputs, resample, attention, takes_skip| -> Result<()> {
-                let block = Block::new(inputs, outputs, emb, resample, attention, b.pp(&name))?;
-                blocks.push((name, block, takes_skip));
+                let block = Block::new(inputs, outputs, emb, resample, attention, b.pp(name))?;
+                blocks.push((block, takes_skip));
                 Ok(())
             };
             if level == config.channel_mult.len() - 1 {
@@ -408,34 +389,24 @@ impl Decoder {
             }
         }
         let size = config.size;
-        let names = (format!("{size}x{size}_aux_norm"), format!("{size}x{size}_aux_conv"));
+        let last = |part: &str| b.pp(format!("{size}x{size}_aux_{part}"));
         Ok(Decoder {
             blocks,
-            norm: Norm::new(current, b.pp(&names.0))?,
-            conv: Conv::new(current, config.image_channels, 3, ZERO, Resample::Keep, b.pp(&names.1))?,
-            names,
+            norm: Norm::new(current, last("norm"))?,
+            conv: Conv::new(current, config.image_channels, 3, ZERO, Resample::Keep, last("conv"))?,
         })
     }
 
-    fn forward<O: Ops>(
-        &self,
-        ops: &mut O,
-        mut skips: Vec<O::Map>,
-        emb: &O::Map,
-        probe: &mut Option<Probe>,
-    ) -> Result<O::Map> {
+    fn forward<O: Ops>(&self, ops: &mut O, mut skips: Vec<O::Map>, emb: &O::Map) -> Result<O::Map> {
         let mut x = skips.last().expect("an encoder has blocks").clone();
-        for (name, block, takes_skip) in &self.blocks {
+        for (block, takes_skip) in &self.blocks {
             if *takes_skip {
                 x = ops.concat(&x, &skips.pop().expect("one skip for each decoder block"))?;
             }
             x = block.forward(ops, &x, emb)?;
-            show(ops, probe, "dec", name, &x)?;
         }
         let normed = self.norm.silu(ops, &x)?;
-        let y = self.conv.forward(ops, &normed, Plus::NOTHING)?;
-        show(ops, probe, "dec", &self.names.1, &y)?;
-        Ok(y)
+        self.conv.forward(ops, &normed, Plus::NOTHING)
     }
 }
 
@@ -458,53 +429,23 @@ impl Denoiser {
     /// `x` (B, C, H, W) at noise levels `sigma` (B); the denoised images.
     /// `augment` (B, labels) only where the images were augmented.
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
-        self.denoise(x, sigma, augment, None)
-    }
-
-    pub fn forward_probed(
-        &self,
-        x: &Tensor,
-        sigma: &[f32],
-        augment: Option<&[f32]>,
-        probe: Probe,
-    ) -> Result<Tensor> {
-        self.denoise(x, sigma, augment, Some(probe))
-    }
-
-    fn denoise(
-        &self,
-        x: &Tensor,
-        sigma: &[f32],
-        augment: Option<&[f32]>,
-        mut probe: Option<Probe>,
-    ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let told = Told::new(&c.noise, augment, x, self.encoder.labels)?;
         let (input, parameters) = (scale_images(x, &c.input)?, &self.parameters);
-        let f = if !x.device().is_cpu() {
-            elsewhere::apply(parameters, &input, activations(x.device()), |ops, x| {
-                self.walk(ops, x, &told, &mut probe)
-            })?
-        } else if probe.is_some() {
-            tape::apply_whole(parameters, &input, |ops, x| self.walk(ops, x, &told, &mut probe))?
-        } else {
+        let f = if x.device().is_cpu() {
             tape::apply(parameters, &input, |ops, images, x| {
-                self.walk(ops, x, &told.of(&images, self.encoder.labels), &mut None)
+                self.walk(ops, x, &told.of(&images, self.encoder.labels))
             })?
+        } else {
+            elsewhere::apply(parameters, &input, activations(x.device()), |ops, x| self.walk(ops, x, &told))?
         };
         mix(x, &c.skip, &f, &c.out)
     }
 
-    fn walk<O: Ops>(
-        &self,
-        ops: &mut O,
-        x: &O::Map,
-        told: &Told,
-        probe: &mut Option<Probe>,
-    ) -> Result<O::Map> {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {
         let emb = self.encoder.embed(ops, told)?;
-        let skips = self.encoder.forward(ops, x, &emb, probe)?;
-        self.decoder.forward(ops, skips, &emb, probe)
+        let skips = self.encoder.forward(ops, x, &emb)?;
+        self.decoder.forward(ops, skips, &emb)
     }
 }
 
@@ -552,7 +493,7 @@ impl Critic {
 
     fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {
         let emb = self.encoder.embed(ops, told)?;
-        let last = self.encoder.forward(ops, x, &emb, &mut None)?.pop();
+        let last = self.encoder.forward(ops, x, &emb)?.pop();
         let normed = self.norm.silu(ops, &last.expect("an encoder has blocks"))?;
         let pooled = ops.mean(&normed)?;
         self.head.forward(ops, &pooled)

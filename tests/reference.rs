@@ -10,7 +10,6 @@ use replicate::params::{Arrays, Params, Source};
 use replicate::sampler::heun;
 use replicate::selftest::parity::{self, tiny};
 use replicate::unet::{Config, Critic, Denoiser};
-use std::collections::BTreeMap;
 
 const TOLERANCE: f32 = 1e-4;
 
@@ -22,34 +21,13 @@ fn flat(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn rms(values: &[f32]) -> f32 {
-    (values.iter().map(|v| *v as f64 * *v as f64).sum::<f64>() / values.len() as f64).sqrt() as f32
-}
-
 fn network_parity(file: &str, config: Config) -> Params {
     let fixture = Fixture::open(file);
     let (params, model) = filled_denoiser(&config);
     let (x, sigma, labels) = (fixture.get("x"), fixture.f32("sigma"), fixture.f32("augment_labels"));
 
-    let mut activations = BTreeMap::new();
-    let probe = &mut |name: &str, y: &Tensor| {
-        activations.insert(name.to_string(), rms(&flat(y)));
-    };
-    let denoised = model.forward_probed(&x, &sigma, None, probe).unwrap();
+    let denoised = model.forward(&x, &sigma, None).unwrap();
     assert!(relative_error(&flat(&denoised), &fixture.f32("denoised")) < TOLERANCE);
-    let mut compared = 0;
-    for name in fixture.names() {
-        let Some(block) = name.strip_prefix("act_rms/") else { continue };
-        // Our last norm is fused with its SiLU and has no output of its own.
-        if block.ends_with("aux_norm") {
-            continue;
-        }
-        let ours = activations[&block.replace("both.", "dec.")];
-        assert!(relative_error(&[ours], &fixture.f32(&name)) < TOLERANCE, "{block}");
-        compared += 1;
-    }
-    assert!(compared >= 10, "only {compared} activations compared");
-
     let augmented = model.forward(&x, &sigma, Some(&labels)).unwrap();
     assert!(relative_error(&flat(&augmented), &fixture.f32("denoised_augmented")) < TOLERANCE);
     let image: Vec<f32> = unit("input.image", x.elem_count()).into_iter().map(|u| 0.8 * u).collect();

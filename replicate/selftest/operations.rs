@@ -25,7 +25,8 @@ struct Batch {
 }
 
 /// A small one; one with more channels, and groups that do not come out even, than a block
-/// of a GPU's takes; and one with more pixels than it has threads.
+/// of a GPU's takes; and one with more pixels than it has threads. On a CPU, none has more
+/// images than are taken at once, because [`Operation::walk`] gives every image its row.
 const BATCHES: [Batch; 3] = [
     Batch { shape: [3, 12, 6, 6], groups: 3 },
     Batch { shape: [2, 96, 4, 10], groups: 32 },
@@ -119,7 +120,7 @@ fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool)
     let y = if composed {
         composed::apply(&parameters, x, DType::F32, |ops, x| operation.walk(batch, ops, x))?
     } else if device.is_cpu() {
-        tape::apply_whole(&parameters, x, |ops, x| operation.walk(batch, ops, x))?
+        tape::apply(&parameters, x, |ops, _, x| operation.walk(batch, ops, x))?
     } else {
         elsewhere::apply(&parameters, x, kernels::activations(device), |ops, x| {
             operation.walk(batch, ops, x)
