@@ -5,14 +5,13 @@
 
 use crate::elsewhere;
 use crate::kernels::{activations, mix, scale_images};
-use crate::network::{self, Builder, Ops, Param, Plus};
+use crate::network::{Builder, Norm, Ops, Param, Plus};
 use crate::noise::Precondition;
 use crate::tape;
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use std::ops::Range;
 
-const EPS: f32 = 1e-6;
 /// Residual sums are scaled to keep their variance.
 const SKIP_SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
@@ -132,33 +131,15 @@ impl Conv {
     }
 }
 
-struct Norm {
-    gamma: Param,
-    beta: Param,
-    groups: usize,
-}
-
-impl Norm {
-    fn new(channels: usize, b: Builder) -> Result<Norm> {
-        Ok(Norm {
-            gamma: b.get(channels, "weight", Init::Const(1.0))?,
-            beta: b.get(channels, "bias", Init::Const(0.0))?,
-            groups: (channels / 4).clamp(1, 32),
-        })
-    }
-
-    fn apply<O: Ops>(&self, ops: &mut O, x: &O::Map, silu: bool) -> Result<O::Map> {
-        let Norm { gamma, beta, groups } = *self;
-        ops.norm(x, &network::Norm { gamma, beta, groups, eps: EPS, silu })
-    }
-
-    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
-        self.apply(ops, x, false)
-    }
-
-    fn silu<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
-        self.apply(ops, x, true)
-    }
+/// EDM's group normalisation, and SiLU after it if `silu`.
+fn norm(channels: usize, silu: bool, b: Builder) -> Result<Norm> {
+    Ok(Norm {
+        gamma: b.get(channels, "weight", Init::Const(1.0))?,
+        beta: b.get(channels, "bias", Init::Const(0.0))?,
+        groups: (channels / 4).clamp(1, 32),
+        eps: 1e-6,
+        silu,
+    })
 }
 
 struct Attention {
@@ -170,14 +151,14 @@ struct Attention {
 impl Attention {
     fn new(channels: usize, b: Builder) -> Result<Attention> {
         Ok(Attention {
-            norm: Norm::new(channels, b.pp("norm2"))?,
+            norm: norm(channels, false, b.pp("norm2"))?,
             qkv: Conv::new(channels, 3 * channels, 1, 0.2f64.sqrt(), Resample::Keep, b.pp("qkv"))?,
             proj: Conv::new(channels, channels, 1, ZERO, Resample::Keep, b.pp("proj"))?,
         })
     }
 
     fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
-        let normed = self.norm.forward(ops, x)?;
+        let normed = ops.norm(x, &self.norm)?;
         let qkv = self.qkv.forward(ops, &normed, Plus::NOTHING)?;
         let a = ops.attention(&qkv)?;
         self.proj.forward(ops, &a, Plus { term: None, residual: Some((x, SKIP_SCALE)) })
@@ -206,10 +187,10 @@ impl Block {
     ) -> Result<Block> {
         let project = inputs != outputs || resample != Resample::Keep;
         Ok(Block {
-            norm0: Norm::new(inputs, b.pp("norm0"))?,
+            norm0: norm(inputs, true, b.pp("norm0"))?,
             conv0: Conv::new(inputs, outputs, 3, 1.0, resample, b.pp("conv0"))?,
             affine: Linear::new(embedding, outputs, true, b.pp("affine"))?,
-            norm1: Norm::new(outputs, b.pp("norm1"))?,
+            norm1: norm(outputs, true, b.pp("norm1"))?,
             conv1: Conv::new(outputs, outputs, 3, ZERO, Resample::Keep, b.pp("conv1"))?,
             skip: if project {
                 Some(Conv::new(inputs, outputs, 1, 1.0, resample, b.pp("skip"))?)
@@ -222,9 +203,9 @@ impl Block {
 
     fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, emb: &O::Map) -> Result<O::Map> {
         let term = self.affine.forward(ops, emb)?;
-        let h = self.norm0.silu(ops, x)?;
+        let h = ops.norm(x, &self.norm0)?;
         let h = self.conv0.forward(ops, &h, Plus { term: Some(&term), residual: None })?;
-        let h = self.norm1.silu(ops, &h)?;
+        let h = ops.norm(&h, &self.norm1)?;
         let skip = match &self.skip {
             Some(skip) => &skip.forward(ops, x, Plus::NOTHING)?,
             None => x,
@@ -392,7 +373,7 @@ impl Decoder {
         let last = |part: &str| b.pp(format!("{size}x{size}_aux_{part}"));
         Ok(Decoder {
             blocks,
-            norm: Norm::new(current, last("norm"))?,
+            norm: norm(current, true, last("norm"))?,
             conv: Conv::new(current, config.image_channels, 3, ZERO, Resample::Keep, last("conv"))?,
         })
     }
@@ -405,7 +386,7 @@ impl Decoder {
             }
             x = block.forward(ops, &x, emb)?;
         }
-        let normed = self.norm.silu(ops, &x)?;
+        let normed = ops.norm(&x, &self.norm)?;
         self.conv.forward(ops, &normed, Plus::NOTHING)
     }
 }
@@ -467,9 +448,9 @@ impl Critic {
         let b = Builder::new(vb);
         let encoder = Encoder::new(config, b.pp("model"))?;
         let channels = *encoder.channels.last().expect("an encoder has blocks");
-        let head = b.pp("critic");
-        let (norm, head) =
-            (Norm::new(channels, head.pp("norm"))?, Linear::new(channels, 1, true, head.pp("head"))?);
+        let top = b.pp("critic");
+        let norm = norm(channels, true, top.pp("norm"))?;
+        let head = Linear::new(channels, 1, true, top.pp("head"))?;
         Ok(Critic { parameters: b.parameters(), encoder, norm, head })
     }
 
@@ -494,7 +475,7 @@ impl Critic {
     fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {
         let emb = self.encoder.embed(ops, told)?;
         let last = self.encoder.forward(ops, x, &emb)?.pop();
-        let normed = self.norm.silu(ops, &last.expect("an encoder has blocks"))?;
+        let normed = ops.norm(&last.expect("an encoder has blocks"), &self.norm)?;
         let pooled = ops.mean(&normed)?;
         self.head.forward(ops, &pooled)
     }
