@@ -26,15 +26,15 @@ struct Layer {
 }
 
 pub struct Classifier {
-    parameters: Vec<Tensor>,
+    pub(crate) parameters: Vec<Tensor>,
     layers: Vec<Layer>,
     /// The last layer is a network of its own, because the features before it are asked
     /// for, too.
-    head: Head,
+    pub(crate) head: Head,
 }
 
-struct Head {
-    parameters: Vec<Tensor>,
+pub(crate) struct Head {
+    pub parameters: Vec<Tensor>,
     weight: Param,
     bias: Param,
 }
@@ -89,7 +89,7 @@ impl Classifier {
         Ok((features, logits))
     }
 
-    fn features<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+    pub(crate) fn features<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
         let mut x = x.clone();
         for layer in &self.layers {
             if layer.halve {
@@ -101,7 +101,7 @@ impl Classifier {
         ops.mean(&x)
     }
 
-    fn logits<O: Ops>(&self, ops: &mut O, features: &O::Map) -> Result<O::Map> {
+    pub(crate) fn logits<O: Ops>(&self, ops: &mut O, features: &O::Map) -> Result<O::Map> {
         ops.conv(features, self.head.weight, Some(self.head.bias), Plus::NOTHING)
     }
 

@@ -1,7 +1,8 @@
 //! What a network is made of: its parameters in a list, and the operations that
 //! its forward pass is written in. The CPU runs them on a [`Tape`](crate::tape),
 //! GPUs as kernels of their own (`fused`), and as candle operations
-//! ([`Composed`](crate::composed)) where those are not built.
+//! ([`Composed`](crate::composed)) where those are not built; a [`plan`](crate::plan)
+//! counts them.
 
 use candle_core::{Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder};

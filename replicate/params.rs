@@ -105,12 +105,16 @@ pub fn from_array(name: &str, arrays: &Arrays, shape: &Shape, device: &Device) -
     Tensor::from_slice(&array.data, shape, device)
 }
 
-/// Name and shape of every parameter of a network.
-pub fn shapes<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> Result<BTreeMap<String, Vec<usize>>> {
+/// A network of shapes alone, each of its parameters one zero that is repeated, and their
+/// names and shapes.
+pub fn outline<M>(
+    network: impl FnOnce(VarBuilder) -> Result<M>,
+) -> Result<(M, BTreeMap<String, Vec<usize>>)> {
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let backend = Recorder { seen: seen.clone() };
-    network(VarBuilder::from_backend(Box::new(backend), DType::F32, Device::Cpu))?;
-    Ok(std::mem::take(&mut *seen.lock().expect("no thread panicked while building")))
+    let model = network(VarBuilder::from_backend(Box::new(backend), DType::F32, Device::Cpu))?;
+    let shapes = std::mem::take(&mut *seen.lock().expect("no thread panicked while building"));
+    Ok((model, shapes))
 }
 
 struct Recorder {
@@ -121,7 +125,7 @@ impl SimpleBackend for Recorder {
     fn get(&self, shape: Shape, name: &str, _: Init, _: DType, device: &Device) -> Result<Tensor> {
         let dims = shape.dims().to_vec();
         self.seen.lock().expect("no thread panicked while building").insert(name.to_string(), dims);
-        Tensor::zeros(shape, DType::F32, device)
+        Tensor::zeros((), DType::F32, device)?.broadcast_as(shape)
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {

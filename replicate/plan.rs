@@ -19,13 +19,16 @@
 
 use crate::data::Images;
 use crate::distill::Objective;
-use crate::error::Result;
+use crate::error;
 use crate::experiment::{Cell, Method, Recipe, Scale, Start};
-use crate::features::{CLASSES, FEATURES};
+use crate::features::{Classifier, FEATURES};
+use crate::network::{Norm, Ops, Param, Plus};
+use crate::params::outline;
 use crate::sampler::HEUN_STEPS;
 use crate::train::{AT_ONCE, GRID, Teaching, Training};
-use crate::unet::Config;
-use candle_core::Device;
+use crate::unet::{Config, Critic, Denoiser, Told};
+use candle_core::{Device, Result, Tensor};
+use candle_nn::VarBuilder;
 use std::time::Instant;
 
 /// What one entry of the store costs, its parents (pre-training, feature
@@ -102,7 +105,7 @@ pub fn cell(recipe: &Recipe, cell: &Cell) -> Cost {
 /// estimate: weights, gradients, Adam's moments and the average, and the outputs of
 /// every operation of the larger of the two steps. For a cell that only samples, a
 /// batch of samples. On a CPU, with the mini network and a batch of 512, processes
-/// took 1.34 (DiJS) and 1.46 (Diff-Instruct) times what is counted, so half as much is
+/// took 1.19 (DiJS) and 1.25 (Diff-Instruct) times what is counted: half as much is
 /// added.
 pub fn memory(recipe: &Recipe, cell: &Cell) -> u64 {
     let generator = denoiser(&recipe.network);
@@ -216,14 +219,10 @@ pub fn critic_forward(config: &Config) -> f64 {
 
 /// Operations of the feature network's forward pass on one image.
 pub fn classifier_forward(size: usize) -> f64 {
-    let mut count = Count::default();
-    let (full, half, quarter) = (size * size, size * size / 4, size * size / 16);
-    let layers = [(3, 32, full), (32, 48, full), (48, 64, half), (64, 64, half), (64, FEATURES, quarter)];
-    for (inputs, outputs, pixels) in layers {
-        count.conv(inputs, outputs, 3, pixels);
-    }
-    count.linear(FEATURES, CLASSES);
-    count.flop()
+    let network = outlined(Classifier::new);
+    let body = Count::of(&network.parameters, |ops| network.features(ops, &[3, size, size]));
+    let head = Count::of(&network.head.parameters, |ops| network.logits(ops, &[FEATURES, 1, 1]));
+    body.flop() + head.flop()
 }
 
 /// Operations of Inception-v3 on one image of 299 pixels, our count.
@@ -253,157 +252,117 @@ pub fn reference(recipe: &Recipe) -> Cost {
     }
 }
 
-/// What a network has and does, counted layer by layer.
+/// What a network has, and does with one image.
 #[derive(Clone, Copy, Default)]
 struct Count {
-    /// Of one image's forward pass.
     multiply_adds: u64,
-    /// Values of that pass that its backward needs: the output of every operation.
+    /// Values that a pass backwards needs: the output of every operation.
     activations: u64,
     parameters: u64,
     tensors: u64,
 }
 
 impl Count {
+    /// Of a network with these parameters, through which `walk` goes.
+    fn of(parameters: &[Tensor], walk: impl FnOnce(&mut Counter) -> Result<Size>) -> Count {
+        let scalars = parameters.iter().map(Tensor::elem_count).sum::<usize>() as u64;
+        let count = Count { parameters: scalars, tensors: parameters.len() as u64, ..Count::default() };
+        let mut counter = Counter { parameters, count };
+        walk(&mut counter).expect("shapes are all that a count needs");
+        counter.count
+    }
+
     fn flop(&self) -> f64 {
         2.0 * self.multiply_adds as f64
     }
+}
 
-    fn has(&mut self, tensors: u64, parameters: usize) {
-        self.tensors += tensors;
-        self.parameters += parameters as u64;
+/// Channels, rows and columns of pixels.
+type Size = [usize; 3];
+
+/// Counts the operations of a network, of which it carries none out.
+struct Counter<'a> {
+    parameters: &'a [Tensor],
+    count: Count,
+}
+
+impl Counter<'_> {
+    fn output(&mut self, size: Size) -> Result<Size> {
+        self.count.activations += size.iter().product::<usize>() as u64;
+        Ok(size)
+    }
+}
+
+impl Ops for Counter<'_> {
+    type Map = Size;
+
+    fn rows(&mut self, _: Vec<f32>, channels: usize) -> Result<Size> {
+        self.output([channels, 1, 1])
     }
 
-    /// `pixels` of the output; resampling comes before the convolution.
-    fn conv(&mut self, inputs: usize, outputs: usize, k: usize, pixels: usize) {
-        self.has(2, outputs * (inputs * k * k + 1));
-        self.multiply_adds += (outputs * inputs * k * k * pixels) as u64;
-        self.keep(outputs * pixels);
+    fn conv(&mut self, &[_, h, w]: &Size, weight: Param, _: Option<Param>, plus: Plus<Size>) -> Result<Size> {
+        let weight = &self.parameters[weight.0];
+        self.count.multiply_adds += (weight.elem_count() * h * w) as u64;
+        let y = [weight.dim(0)?, h, w];
+        // Where operations are composed, the sum is kept beside what was added.
+        if plus.residual.is_some() {
+            self.output(y)?;
+        }
+        self.output(y)
     }
 
-    fn keep(&mut self, values: usize) {
-        self.activations += values as u64;
+    fn norm(&mut self, x: &Size, _: &Norm) -> Result<Size> {
+        self.output(*x)
     }
 
-    fn linear(&mut self, inputs: usize, outputs: usize) {
-        self.has(2, outputs * (inputs + 1));
-        self.multiply_adds += (outputs * inputs) as u64;
-    }
-
-    fn norm(&mut self, channels: usize, pixels: usize) {
-        self.has(2, 2 * channels);
-        self.keep(channels * pixels);
-    }
-
-    fn attention(&mut self, channels: usize, pixels: usize) {
-        self.norm(channels, pixels);
-        self.conv(channels, 3 * channels, 1, pixels);
-        self.conv(channels, channels, 1, pixels);
-        // The weighted sum, and the residual one.
-        self.keep(2 * channels * pixels);
+    fn attention(&mut self, &[c3, h, w]: &Size) -> Result<Size> {
+        let (channels, pixels) = (c3 / 3, h * w);
         // q^T k, and the weighted sum of v.
-        self.multiply_adds += (2 * channels * pixels * pixels) as u64;
+        self.count.multiply_adds += (2 * channels * pixels * pixels) as u64;
+        self.output([channels, h, w])
     }
 
-    /// A residual block; its residual is projected where the channels change.
-    fn block(&mut self, config: &Config, inputs: usize, outputs: usize, pixels: usize) {
-        self.norm(inputs, pixels);
-        self.conv(inputs, outputs, 3, pixels);
-        self.linear(embedding(config), outputs);
-        self.norm(outputs, pixels);
-        self.conv(outputs, outputs, 3, pixels);
-        self.keep(outputs * pixels);
-        if inputs != outputs {
-            self.conv(inputs, outputs, 1, pixels);
-        }
+    fn silu(&mut self, x: &Size) -> Result<Size> {
+        self.output(*x)
     }
 
-    /// A residual block that halves or doubles the size: its residual is
-    /// projected as well.
-    fn resampling_block(&mut self, config: &Config, channels: usize, pixels: usize) {
-        self.block(config, channels, channels, pixels);
-        self.conv(channels, channels, 1, pixels);
+    fn down2(&mut self, &[c, h, w]: &Size) -> Result<Size> {
+        self.output([c, h / 2, w / 2])
     }
 
-    /// The downward half; gives the channels of each block's output.
-    fn encoder(&mut self, config: &Config) -> Vec<usize> {
-        // A parameter of the published network that no pass here uses.
-        if config.augment_labels > 0 {
-            self.has(1, config.augment_labels * config.model_channels);
-        }
-        self.linear(config.model_channels, embedding(config));
-        self.linear(embedding(config), embedding(config));
-        let mut current = config.model_channels;
-        let mut channels = Vec::new();
-        for (level, mult) in config.channel_mult.iter().enumerate() {
-            let size = config.size >> level;
-            let pixels = size * size;
-            match level {
-                0 => self.conv(config.image_channels, current, 3, pixels),
-                _ => self.resampling_block(config, current, pixels),
-            }
-            channels.push(current);
-            for _ in 0..config.blocks {
-                let outputs = config.model_channels * mult;
-                self.block(config, current, outputs, pixels);
-                if config.attention_sizes.contains(&size) {
-                    self.attention(outputs, pixels);
-                }
-                current = outputs;
-                channels.push(current);
-            }
-        }
-        channels
+    fn up2(&mut self, &[c, h, w]: &Size) -> Result<Size> {
+        self.output([c, 2 * h, 2 * w])
     }
 
-    fn decoder(&mut self, config: &Config, mut skips: Vec<usize>) {
-        let mut current = *skips.last().expect("an encoder has blocks");
-        for (level, mult) in config.channel_mult.iter().enumerate().rev() {
-            let size = config.size >> level;
-            let pixels = size * size;
-            if level == config.channel_mult.len() - 1 {
-                self.block(config, current, current, pixels);
-                self.attention(current, pixels);
-                self.block(config, current, current, pixels);
-            } else {
-                self.resampling_block(config, current, pixels);
-            }
-            for _ in 0..=config.blocks {
-                let inputs = current + skips.pop().expect("one skip for each decoder block");
-                // The concatenation.
-                self.keep(inputs * pixels);
-                current = config.model_channels * mult;
-                self.block(config, inputs, current, pixels);
-            }
-            if config.attention_sizes.contains(&size) {
-                self.attention(current, pixels);
-            }
-        }
-        self.norm(current, config.size * config.size);
-        self.conv(current, config.image_channels, 3, config.size * config.size);
+    fn concat(&mut self, &[a, h, w]: &Size, &[b, ..]: &Size) -> Result<Size> {
+        self.output([a + b, h, w])
+    }
+
+    fn mean(&mut self, &[c, ..]: &Size) -> Result<Size> {
+        self.output([c, 1, 1])
     }
 }
 
-/// Length of the noise embedding.
-fn embedding(config: &Config) -> usize {
-    4 * config.model_channels
+/// A network to be counted: its parameters have no values.
+fn outlined<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> M {
+    outline(network).expect("zeros have any shape").0
 }
 
-/// `unet::Denoiser`.
+/// One image that is not augmented.
+const UNTOLD: Told = Told { noise: &[0.0], augment: None };
+
+fn image(config: &Config) -> Size {
+    [config.image_channels, config.size, config.size]
+}
+
 fn denoiser(config: &Config) -> Count {
-    let mut count = Count::default();
-    let skips = count.encoder(config);
-    count.decoder(config, skips);
-    count
+    let network = outlined(|vb| Denoiser::new(config, vb));
+    Count::of(&network.parameters, |ops| network.walk(ops, &image(config), &UNTOLD))
 }
 
-/// `unet::Critic`.
 fn critic(config: &Config) -> Count {
-    let mut count = Count::default();
-    let last = *count.encoder(config).last().expect("an encoder has blocks");
-    count.norm(last, (config.size >> (config.channel_mult.len() - 1)).pow(2));
-    count.linear(last, 1);
-    count
+    let network = outlined(|vb| Critic::new(config, vb));
+    Count::of(&network.parameters, |ops| network.walk(ops, &image(config), &UNTOLD))
 }
 
 /// Estimated seconds of `cost` at so many operations a second: of [`probe`], or
@@ -427,7 +386,7 @@ impl Cost {
 ///
 /// # Errors
 /// What a training step can fail with.
-pub fn probe(device: &Device) -> Result<f64> {
+pub fn probe(device: &Device) -> error::Result<f64> {
     const LONG_STEP: f64 = 0.1;
     const LARGEST_BATCH: usize = 1024;
     let mut recipe = Recipe::of(Scale::Mini);
@@ -437,7 +396,7 @@ pub fn probe(device: &Device) -> Result<f64> {
     loop {
         recipe.pretraining.batch = batch;
         let mut training = Teaching::new(device, &recipe, recipe.pretraining.levels, &images, "probe")?;
-        let mut step = |k: u64| -> Result<f64> {
+        let mut step = |k: u64| -> error::Result<f64> {
             let started = Instant::now();
             training.step(k, (k + 1) * batch as u64)?;
             device.synchronize()?;

@@ -224,10 +224,10 @@ enum EncoderBlock {
 }
 
 /// What a network is told beside the images, one row an image.
-struct Told<'a> {
+pub(crate) struct Told<'a> {
     /// c_noise
-    noise: &'a [f32],
-    augment: Option<&'a [f32]>,
+    pub noise: &'a [f32],
+    pub augment: Option<&'a [f32]>,
 }
 
 impl<'a> Told<'a> {
@@ -394,7 +394,7 @@ impl Decoder {
 /// D(x; sigma), the preconditioned U-Net: teacher, one-step generator and fake
 /// score are all this network.
 pub struct Denoiser {
-    parameters: Vec<Tensor>,
+    pub(crate) parameters: Vec<Tensor>,
     encoder: Encoder,
     decoder: Decoder,
 }
@@ -423,7 +423,7 @@ impl Denoiser {
         mix(x, &c.skip, &f, &c.out)
     }
 
-    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {
+    pub(crate) fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {
         let emb = self.encoder.embed(ops, told)?;
         let skips = self.encoder.forward(ops, x, &emb)?;
         self.decoder.forward(ops, skips, &emb)
@@ -434,7 +434,7 @@ impl Denoiser {
 /// (section 2; the paper is silent on the head: group norm, SiLU, mean over
 /// pixels, linear).
 pub struct Critic {
-    parameters: Vec<Tensor>,
+    pub(crate) parameters: Vec<Tensor>,
     encoder: Encoder,
     norm: Norm,
     head: Linear,
@@ -472,7 +472,7 @@ impl Critic {
         logits.flatten_all()
     }
 
-    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {
+    pub(crate) fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {
         let emb = self.encoder.embed(ops, told)?;
         let last = self.encoder.forward(ops, x, &emb)?.pop();
         let normed = ops.norm(&last.expect("an encoder has blocks"), &self.norm)?;

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use replicate::data::Images;
 use replicate::experiment::{Cell, Data, Recipe, Scale, Start, TABLE1, TABLE2};
 use replicate::features::Classifier;
-use replicate::params::{Params, Source, shapes};
+use replicate::params::{Params, Source, outline};
 use replicate::plan;
 use replicate::rng::Stream;
 use replicate::sampler::one_step;
@@ -90,10 +90,12 @@ fn every_scale_by_the_shapes_of_its_parameters() {
     for scale in Scale::ALL {
         let recipe = Recipe::of(scale);
         let config = &recipe.network;
-        let (generator, flop) = walk(&shapes(|vb| Denoiser::new(config, vb)).unwrap(), pixels_in_name);
+        let (_, shapes) = outline(|vb| Denoiser::new(config, vb)).unwrap();
+        let (generator, flop) = walk(&shapes, pixels_in_name);
         assert_eq!(plan::forward(config), flop, "{scale}");
         assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, generator, "{scale}");
-        let (critic, flop) = walk(&shapes(|vb| Critic::new(config, vb)).unwrap(), pixels_in_name);
+        let (_, shapes) = outline(|vb| Critic::new(config, vb)).unwrap();
+        let (critic, flop) = walk(&shapes, pixels_in_name);
         assert_eq!(plan::critic_forward(config), flop, "{scale}");
         assert_eq!(plan::cell(&recipe, &row("dijs")).parameters, generator + critic, "{scale}");
     }
@@ -101,7 +103,7 @@ fn every_scale_by_the_shapes_of_its_parameters() {
 
 #[test]
 fn the_feature_network_by_the_shapes_of_its_parameters() {
-    let shapes = shapes(Classifier::new).unwrap();
+    let (_, shapes) = outline(Classifier::new).unwrap();
     let pixels = |name: &str| match name {
         "layer0.weight" | "layer1.weight" => 16 * 16,
         "layer2.weight" | "layer3.weight" => 8 * 8,
@@ -155,15 +157,18 @@ fn a_step_is_the_networks_that_it_runs() {
 fn memory_is_weights_and_the_outputs_of_operations() {
     let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Smoke) };
     recipe.batch = 1000;
-    // In units of 4 channels x 16 pixels: norm, convolution, norm, convolution, sum.
-    let block = |inputs: u64| inputs / 4 + 4;
-    let encoder = 1 + block(4);
-    let attention = 1 + 3 + 1 + 2;
+    let maps = 4 * 16;
+    // The noise's row, two linear layers of 16 and SiLU after each.
+    let embedding = 4 + 4 * 16;
+    // Of the embedding, then norm, convolution, norm, convolution, sum.
+    let block = |inputs: u64| 4 + (inputs / 4 + 4) * maps;
+    let encoder = embedding + maps + block(4);
+    let attention = (1 + 3 + 1 + 2) * maps;
     // Blocks that take a skip: the concatenation, twice the channels, a projection.
-    let decoder = block(4) + attention + block(4) + 2 * (2 + block(8) + 1) + 1;
-    let pixels = 4 * 16;
-    let generator = (encoder + decoder) * pixels + 16;
-    let critic = (encoder + 1) * pixels;
+    let decoder = block(4) + attention + block(4) + 2 * (block(8) + 3 * maps) + maps;
+    let generator = encoder + decoder + 16;
+    // A norm, its mean and the logit.
+    let critic = encoder + maps + 4 + 1;
     // Two passes of the critic, or one and the generator.
     let outputs = (2 * critic).max(generator + critic);
     let expected = 4 * (5 * 2801 + 4 * 785 + 1000 * outputs) * 3 / 2;

@@ -9,7 +9,7 @@ use crate::evaluate::FeatureNetwork;
 use crate::experiment::{Data, Recipe, Start};
 use crate::features::Classifier;
 use crate::inception::Inception;
-use crate::params::{Arrays, shapes};
+use crate::params::{Arrays, outline};
 use crate::store::{Entry, Finished, Key, Lock, Manifest, read_safetensors, sha256_hex, write_safetensors};
 use crate::train::{Budget, Classifying, Teaching, Training, train};
 use crate::unet::Denoiser;
@@ -95,7 +95,8 @@ impl Runner<'_> {
         let (path, sha256) = self.require(Input::Checkpoint)?;
         let arrays = checkpoint::read(&path)?.edm_network()?;
         let network = &self.recipe.network;
-        checkpoint::require(&path, &arrays, &shapes(|vb| Denoiser::new(network, vb))?)?;
+        let (_, shapes) = outline(|vb| Denoiser::new(network, vb))?;
+        checkpoint::require(&path, &arrays, &shapes)?;
         Ok((arrays, sha256))
     }
 
