@@ -186,14 +186,10 @@ pub fn apply(image: &[f32], channels: usize, size: usize, draw: &Draw) -> (Vec<f
     (planes.collect(), draw.labels())
 }
 
-/// A batch (n, channels, size, size) with a draw each, on all threads: the images
-/// and their labels (n, 9). An image's result does not depend on the others.
+/// A batch (n, channels, size, size) with a draw each, on all threads. An image's
+/// result does not depend on the others.
 ///
 /// Panics when the batch has another length.
-pub fn apply_batch(images: &[f32], channels: usize, size: usize, draws: &[Draw]) -> (Vec<f32>, Vec<f32>) {
-    (transformed(images, channels, size, draws), draws.iter().flat_map(Draw::labels).collect())
-}
-
 fn transformed(images: &[f32], channels: usize, size: usize, draws: &[Draw]) -> Vec<f32> {
     let len = channels * size * size;
     assert_eq!(images.len(), draws.len() * len, "{} images of {channels} x {size} x {size}", draws.len());

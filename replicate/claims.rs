@@ -4,8 +4,6 @@
 //!   values. It holds if the left side is significantly smaller, does not hold
 //!   if it is significantly larger, and is undecided in between. Seeds are not
 //!   paired: two rows with the same seed share no more than their random numbers.
-//! * `left <= factor * right`: the same test, except that sides which are exactly
-//!   equal hold.
 //! * `left ~ right`: the 90 % interval of the ratio of the means (delta method on
 //!   the logarithm) inside [1/factor, factor] holds, outside it does not hold.
 //!   That is two one-sided tests at 5 %.
@@ -86,11 +84,7 @@ fn decide(claim: &Claim, scores: &[Score], scale: &str) -> Result<Decision, Stri
         Statement::Untestable => unreachable!("answered above"),
         Statement::Less { left, right, factor } => {
             let (left, right) = sides(left, right)?;
-            Ok(less(&left, &right.times(*factor), false))
-        }
-        Statement::LessOrEqual { left, right, factor } => {
-            let (left, right) = sides(left, right)?;
-            Ok(less(&left, &right.times(*factor), true))
+            Ok(less(&left, &right.times(*factor)))
         }
         Statement::Near { left, right, factor } => {
             let (left, right) = sides(left, right)?;
@@ -194,18 +188,15 @@ impl Spread {
     }
 }
 
-fn less(left: &Side, right: &Side, or_equal: bool) -> Decision {
+fn less(left: &Side, right: &Side) -> Decision {
     let numbers = format!("{} vs {}", left.text, right.text);
     let difference = right.mean - left.mean;
     let Some(test) = Welch::of(left.spread, right.spread) else {
         return undecided_without_spread(numbers, difference, left.spread, right.spread);
     };
     if test.error == 0.0 {
-        let holds = difference > 0.0 || (or_equal && difference == 0.0);
-        return (
-            if holds { ClaimVerdict::Holds } else { ClaimVerdict::DoesNotHold },
-            format!("{numbers}, no spread"),
-        );
+        let verdict = if difference > 0.0 { ClaimVerdict::Holds } else { ClaimVerdict::DoesNotHold };
+        return (verdict, format!("{numbers}, no spread"));
     }
     let p_smaller = t_cdf(-difference / test.error, test.dof);
     if p_smaller < LEVEL {

@@ -124,7 +124,7 @@ impl Adam {
         Ok(())
     }
 
-    /// Moments as `m.NAME`, `v.NAME`; the step is `self.step()`.
+    /// Moments as `m.NAME`, `v.NAME`.
     pub fn arrays(&self) -> Result<Arrays> {
         let mut all = Arrays::new();
         for (name, (m, v)) in &self.moments {
@@ -132,10 +132,6 @@ impl Adam {
             all.insert(format!("v.{name}"), to_array(v)?);
         }
         Ok(all)
-    }
-
-    pub fn step(&self) -> u64 {
-        self.step
     }
 
     pub fn restore(&mut self, step: u64, arrays: &Arrays) -> Result<()> {

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// What stands beside a printed row of Table 1.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Nothing of ours: the paper copied the row from another publication.
     Cited,
-    /// The cell that bears the row's id; `ours` says in words what it is.
-    Run { ours: String },
+    /// The cell that bears the row's id; column `ours` says in words what it is.
+    Run,
 }
 
 /// One row of Table 1, "Sample quality on CIFAR-10".
@@ -60,16 +60,6 @@ pub struct Row2 {
     pub cell: String,
 }
 
-/// What sort of statement a claim is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClaimKind {
-    Order,
-    Category,
-    Ratio,
-    /// Stands in the paper but cannot be decided by running it; `note` says why.
-    Untestable,
-}
-
 /// The metrics that a claim can be about.
 const CLAIM_METRICS: [&str; 11] = [
     "fd",
@@ -101,12 +91,6 @@ pub enum Statement {
         right: Operand,
         factor: f64,
     },
-    /// `left <= factor * right`
-    LessOrEqual {
-        left: Operand,
-        right: Operand,
-        factor: f64,
-    },
     /// `left ~ right`: left / right lies in [1 / factor, factor].
     Near {
         left: Operand,
@@ -119,6 +103,7 @@ pub enum Statement {
     NotCollapsed {
         row: String,
     },
+    /// Stands in the paper but cannot be decided by running it; `note` says why.
     Untestable,
 }
 
@@ -130,7 +115,6 @@ pub struct Claim {
     pub claim: String,
     /// Where the paper makes it (column `where`).
     pub place: String,
-    pub kind: ClaimKind,
     pub statement: Statement,
     pub note: String,
 }
@@ -181,7 +165,8 @@ pub fn table1(directory: &Path) -> Result<Vec<Row1>> {
             kind: match (line.field("kind"), line.optional("ours")) {
                 ("cited", None) => Kind::Cited,
                 ("cited", Some(_)) => return Err(line.wrong("ours", "nothing, as the row is only cited")),
-                ("run", _) => Kind::Run { ours: line.text("ours")?.to_string() },
+                ("run", Some(_)) => Kind::Run,
+                ("run", None) => return Err(line.wrong("ours", "a text")),
                 _ => return Err(line.wrong("kind", "`cited` or `run`")),
             },
         })
@@ -233,13 +218,6 @@ pub fn claims(directory: &Path) -> Result<Vec<Claim>> {
             id: line.text("id")?.to_string(),
             claim: line.text("claim")?.to_string(),
             place: line.text("where")?.to_string(),
-            kind: match line.field("kind") {
-                "order" => ClaimKind::Order,
-                "category" => ClaimKind::Category,
-                "ratio" => ClaimKind::Ratio,
-                "untestable" => ClaimKind::Untestable,
-                _ => return Err(line.wrong("kind", "`order`, `category`, `ratio` or `untestable`")),
-            },
             statement: statement(line, &cells)?,
             note: line.field("note").to_string(),
         })
@@ -310,19 +288,17 @@ fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement>
         ("category", "collapsed") => Ok(Statement::Collapsed { row: row()? }),
         ("category", "not-collapsed") => Ok(Statement::NotCollapsed { row: row()? }),
         ("category", _) => Err(line.wrong("op", "`collapsed` or `not-collapsed`")),
-        (_, "<") => {
+        ("order" | "ratio", "<") => {
             Ok(Statement::Less { left: operand("left")?, right: operand("right")?, factor: factor()? })
         }
-        (_, "<=") => {
-            Ok(Statement::LessOrEqual { left: operand("left")?, right: operand("right")?, factor: factor()? })
-        }
-        (_, "~") => match factor()? {
+        ("order" | "ratio", "~") => match factor()? {
             factor if factor > 1.0 => {
                 Ok(Statement::Near { left: operand("left")?, right: operand("right")?, factor })
             }
             _ => Err(line.wrong("factor", "a number above 1")),
         },
-        _ => Err(line.wrong("op", "`<`, `<=` or `~`")),
+        ("order" | "ratio", _) => Err(line.wrong("op", "`<` or `~`")),
+        _ => Err(line.wrong("kind", "`order`, `category`, `ratio` or `untestable`")),
     }
 }
 

@@ -212,11 +212,6 @@ pub fn forward(config: &Config) -> f64 {
     denoiser(config).flop()
 }
 
-/// Operations of the critic's forward pass on one image.
-pub fn critic_forward(config: &Config) -> f64 {
-    critic(config).flop()
-}
-
 /// Operations of the feature network's forward pass on one image.
 pub fn classifier_forward(size: usize) -> f64 {
     let network = outlined(Classifier::new);

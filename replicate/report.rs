@@ -90,7 +90,7 @@ pub fn table1(rows: &[Row1], scores: &[Score], goldens: &[Golden], scale: &str) 
             ];
             cells.extend(match row.kind {
                 Kind::Cited => vec![Cell::Dots, Cell::Dots, Cell::Cited],
-                Kind::Run { .. } => vec![
+                Kind::Run => vec![
                     measured(scores, &row.id, scale, "fd", 2),
                     measured(scores, &row.id, scale, "is", 2),
                     verdict(scores, goldens, &row.id, scale),

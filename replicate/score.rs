@@ -23,7 +23,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-pub use self::source::{FeatureSet, ImageSet, Input, Rows};
+pub use self::source::{Input, Rows};
 use crate::data::Images;
 use crate::error::{Error, Result};
 use crate::inception::Inception;

@@ -6,7 +6,7 @@ mod common;
 use candle_core::{Device, Tensor};
 use common::Fixture;
 use proptest::prelude::*;
-use replicate::augment::{Augmentation, Draw, LABELS, Numbers, apply, apply_batch};
+use replicate::augment::{Augmentation, Draw, LABELS, Numbers, apply};
 use replicate::data::glyphs;
 use replicate::distill::{CriticBatch, Initial, Objective, OneStep, Settings, augmented};
 use replicate::equations::{Divergence, diffuse, dsm};
@@ -29,6 +29,14 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
         .zip(b)
         .map(|(a, b)| (a - b).abs())
         .fold(0.0, |most, x| if x > most || x.is_nan() { x } else { most })
+}
+
+/// A batch and its labels, as a training step has them.
+fn apply_batch(images: &[f32], channels: usize, size: usize, draws: &[Draw]) -> (Vec<f32>, Vec<f32>) {
+    let shape = (draws.len(), channels, size, size);
+    let images = Tensor::from_slice(images, shape, &Device::Cpu).unwrap();
+    let (images, labels) = augmented(&images, Some(draws)).unwrap();
+    (images.flatten_all().unwrap().to_vec1().unwrap(), labels.unwrap())
 }
 
 /// The recorded random numbers of every image.

@@ -226,7 +226,7 @@ fn signalling_nans_keep_their_bits() {
 
 #[test]
 fn inspection_lists_every_tensor() {
-    let text = checkpoint::inspect(&fixture("strided-legacy.pth")).unwrap();
+    let text = checkpoint::read(&fixture("strided-legacy.pth")).unwrap().describe();
     let lines: Vec<&str> = text.lines().collect();
     assert!(
         lines[0].ends_with("strided-legacy.pth: legacy torch stream, 17 tensors, 297 values, 1164 bytes"),

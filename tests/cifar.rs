@@ -26,7 +26,7 @@ use peak::peak_of;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use replicate::data::Images;
-use replicate::data::cifar::{self, Set};
+use replicate::data::cifar::{self, Set, Split};
 use replicate::error::{EXIT_INPUT, Error};
 use tempfile::TempDir;
 
@@ -373,7 +373,7 @@ fn images_are_in_ascending_order_of_label_and_pixels() {
     assert_eq!((images.len(), images.channels, images.size), (5, 3, 32));
     assert_eq!(images.labels, [0, 2, 2, 2, 3]);
     assert_eq!([0, 1, 2, 3, 4].map(|i| images.image(i)[0]), [255, 9, 9, 200, 1]);
-    assert!(images.len() < cifar::full(Set::Cifar100));
+    assert!(images.len() < Split::Train.full());
     assert_eq!(Set::Cifar10.to_string() + " " + &Set::Cifar100.to_string(), "CIFAR-10 CIFAR-100");
 }
 
@@ -990,5 +990,5 @@ fn a_whole_archive_takes_as_long_as_to_unpack_it() {
     let begin = Instant::now();
     let (images, peak) = peak_of(|| cifar::train(Set::Cifar10, &path).unwrap());
     println!("gunzip {gunzip:?}, read {:?}, at most {} MB", begin.elapsed(), peak >> 20);
-    assert_eq!(images.len(), cifar::full(Set::Cifar10));
+    assert_eq!(images.len(), Split::Train.full());
 }

@@ -46,14 +46,23 @@ fn a_tiny_network_by_hand() {
     let skip = 8 * 4 * 16;
     let decoder = (block(4) + attention) + block(4) + 2 * (block(8) + skip) + 4 * 9 * 16;
     assert_eq!((encoder, decoder), (5_568, 27_968));
-    assert_eq!(plan::forward(&tiny()), 2.0 * 33_536.0);
-    assert_eq!(plan::critic_forward(&tiny()), 2.0 * (5_568.0 + 4.0));
+    let (generator, critic) = (2.0 * 33_536.0, 2.0 * (5_568.0 + 4.0));
+    assert_eq!(plan::forward(&tiny()), generator);
     // Scalars: U-Net 2801, critic 785.
     let recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Smoke) };
     assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, 2801);
-    assert_eq!(plan::cell(&recipe, &row("dijs")).parameters, 2801 + 785);
+    let dijs = plan::cell(&recipe, &row("dijs"));
+    assert_eq!(dijs.step_flop, recipe.batch as f64 * dijs_flop(generator, critic));
+    assert_eq!(dijs.parameters, 2801 + 785);
     assert_eq!(plan::cell(&recipe, &row("diff-instruct")).parameters, 2 * 2801);
     assert_eq!(plan::cell(&recipe, &row("edm")).parameters, 0);
+}
+
+/// Of a step on one image, by those of the two networks' forward passes: fakes, and the
+/// critic forward and backward on data and on fakes; the generator forward and backward,
+/// through the critic's inputs.
+fn dijs_flop(generator: f64, critic: f64) -> f64 {
+    (generator + 2.0 * 3.0 * critic) + (3.0 * generator + 2.0 * critic)
 }
 
 /// Scalars, and operations of one forward pass: every weight once for each
@@ -95,9 +104,10 @@ fn every_scale_by_the_shapes_of_its_parameters() {
         assert_eq!(plan::forward(config), flop, "{scale}");
         assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, generator, "{scale}");
         let (_, shapes) = outline(|vb| Critic::new(config, vb)).unwrap();
-        let (critic, flop) = walk(&shapes, pixels_in_name);
-        assert_eq!(plan::critic_forward(config), flop, "{scale}");
-        assert_eq!(plan::cell(&recipe, &row("dijs")).parameters, generator + critic, "{scale}");
+        let (critic, critic_flop) = walk(&shapes, pixels_in_name);
+        let dijs = plan::cell(&recipe, &row("dijs"));
+        assert_eq!(dijs.step_flop, recipe.batch as f64 * dijs_flop(flop, critic_flop), "{scale}");
+        assert_eq!(dijs.parameters, generator + critic, "{scale}");
     }
 }
 
@@ -129,10 +139,7 @@ fn the_published_network() {
 #[test]
 fn a_step_is_the_networks_that_it_runs() {
     let mut recipe = Recipe::of(Scale::Smoke);
-    let (g, c) = (plan::forward(&recipe.network), plan::critic_forward(&recipe.network));
-    let batch = recipe.batch as f64;
-    // Fakes g; critic on data and fakes, 2 x 3c; generator 3g through 2c.
-    assert_eq!(plan::cell(&recipe, &row("dijs")).step_flop, batch * (4.0 * g + 8.0 * c));
+    let (g, batch) = (plan::forward(&recipe.network), recipe.batch as f64);
     // Fakes g; fake score 3g; generator 3g; both scores 2g.
     assert_eq!(plan::cell(&recipe, &row("diff-instruct")).step_flop, batch * 9.0 * g);
     // Of one step, with one look before it and one after.

@@ -210,14 +210,6 @@ impl Checkpoint {
     }
 }
 
-/// What `replicate inspect FILE` prints.
-///
-/// # Errors
-/// As [`read`].
-pub fn inspect(path: &Path) -> Result<String> {
-    Ok(read(path)?.describe())
-}
-
 /// How many names of a kind an error lists before it only counts them.
 const LISTED: usize = 20;
 

@@ -33,7 +33,7 @@ pub use self::assets::{Address, Asset, GitCopy, Hash, HubFile, assets, named};
 pub use self::http::Patience;
 pub use self::hub::Hub;
 use self::inputs::Place;
-pub use self::inputs::{Content, Inputs, Record, State};
+pub use self::inputs::{Content, Inputs, State};
 use crate::error::{Error, Result};
 
 const POLL: Duration = Duration::from_millis(200);

@@ -46,15 +46,6 @@ impl Features {
         &self.rows[i * self.dim..(i + 1) * self.dim]
     }
 
-    /// Appends the rows of `other`.
-    ///
-    /// # Panics
-    /// If the dimensions differ.
-    pub fn extend(&mut self, other: &Features) {
-        self.assert_same_dim(other);
-        self.rows.extend_from_slice(&other.rows);
-    }
-
     fn assert_same_dim(&self, other: &Features) {
         assert_eq!(self.dim, other.dim, "the two sets of features have different dimensions");
     }

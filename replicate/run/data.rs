@@ -2,7 +2,7 @@
 
 use super::inputs::Input;
 use super::{Claim, Runner, determinism, provenance};
-use crate::data::cifar::{self, Set};
+use crate::data::cifar::{self, Set, Split};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, FeatureNetwork, Reference};
@@ -93,11 +93,11 @@ impl Runner<'_> {
             None => self.require(Input::Cifar(set))?.0,
         };
         let all = cifar::train(set, &path)?;
-        if all.len() < cifar::full(set) && self.recipe.scale != Scale::Drill {
+        if all.len() < Split::Train.full() && self.recipe.scale != Scale::Drill {
             self.watch.note(&format!(
                 "{set}: {} of {} training images in {}",
                 all.len(),
-                cifar::full(set),
+                Split::Train.full(),
                 path.display()
             ));
         }
@@ -196,8 +196,8 @@ impl Runner<'_> {
     /// measure of the full set.
     fn compare_statistics(&mut self, ours: &Evaluator) -> Result<()> {
         let Some((path, _)) = self.input(Input::Statistics)? else { return Ok(()) };
-        let (images, set) = (&self.images[&Data::Target].0, Set::Cifar10);
-        if images.len() < cifar::full(set) && self.recipe.scale != Scale::Drill {
+        let images = &self.images[&Data::Target].0;
+        if images.len() < Split::Train.full() && self.recipe.scale != Scale::Drill {
             return Ok(());
         }
         let apart = ours.distance_to(&Statistics::read(&path)?)?;

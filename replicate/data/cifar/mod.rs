@@ -19,7 +19,7 @@
 //! alone. Labels are the fine labels.
 //!
 //! Files with fewer images than the authors' are read as they are; callers
-//! compare with [`full`]. A container that says of no image which set or split
+//! compare with [`Split::full`]. A container that says of no image which set or split
 //! it belongs to (a zip, a parquet file) is taken at its caller's word, as far
 //! as labels are in range and no class has more images than the authors'.
 //! Everything that cannot be read is an `Error::Missing` or an
@@ -76,13 +76,6 @@ impl Set {
             "name the authors' archive of {self} (`replicate fetch cifar{n}` gets it), the directory it \
              unpacks to, the hub's parquet file or EDM's zip"
         )
-    }
-}
-
-/// Number of training images of the whole set.
-pub fn full(set: Set) -> usize {
-    match set {
-        Set::Cifar10 | Set::Cifar100 => Split::Train.full(),
     }
 }
 
