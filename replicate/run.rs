@@ -109,7 +109,7 @@ fn unusual_class() -> &'static str {
 impl<'a> Runner<'a> {
     pub fn new(settings: Settings, recipe: Recipe, watch: Watch, stop: &'a AtomicBool) -> Result<Runner<'a>> {
         let store = Store::open(&settings.store)?;
-        let mut runner = Runner {
+        Ok(Runner {
             settings,
             recipe,
             store,
@@ -119,11 +119,7 @@ impl<'a> Runner<'a> {
             inputs: RefCell::new(Vec::new()),
             evaluator: OnceLock::new(),
             features: OnceLock::new(),
-        };
-        for notice in runner.store.notices().to_vec() {
-            runner.watch.note(&notice);
-        }
-        Ok(runner)
+        })
     }
 
     pub fn recipe(&self) -> &Recipe {

@@ -10,7 +10,6 @@
 //!     checkpoint/{a,b}.safetensors   until it is finished
 //!     lock                        held by the one process that writes
 //! STORE/<entry>.damaged-<n>/      a damaged entry, moved aside, never deleted
-//! STORE/aside-<format>-<n>/       the contents of a store of another format
 //! ```
 //!
 //! An entry is read freely and written under its [`Lock`]:
@@ -66,11 +65,8 @@ const FORMAT: &str = "format";
 const EXPERIMENT: &str = "experiment.txt";
 const MANIFEST: &str = "manifest.json";
 const LOCK: &str = "lock";
-/// Fetched files, which are of no format of ours.
-const INPUTS: &str = "inputs";
 const CHECKPOINT: &str = "checkpoint";
 const SLOTS: [&str; 2] = ["a.safetensors", "b.safetensors"];
-const ASIDE: &str = "aside-";
 const POLL: Duration = Duration::from_millis(200);
 
 /// SHA-256 of `bytes`, 64 lower-case hex digits.
@@ -108,45 +104,35 @@ impl fmt::Display for Key {
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
-    notices: Vec<String>,
 }
 
 impl Store {
-    /// Opens the store at `root`, or makes one there. The contents of a store
-    /// of another format are moved to `root/aside-…`, which
-    /// [`notices`](Store::notices) then says.
+    /// Opens the store at `root`, or makes one there.
     ///
     /// # Errors
-    /// `Malformed` when `root` holds files but no `format` file: it is then
-    /// some other directory, and nothing in it is touched.
+    /// `Malformed` when `root` is a store of another format, or holds files but
+    /// no `format` file: it is then some other directory. Nothing in it is touched.
     pub fn open(root: &Path) -> Result<Store> {
         fs::create_dir_all(root).map_err(Error::io("create", root))?;
-        let mut store = Store { root: root.to_path_buf(), notices: Vec::new() };
         // Listed before the format is read: whoever makes a store writes `format` first.
         let stranger = children(root)?.into_iter().find(|name| {
             !name.as_encoded_bytes().starts_with(b".") && name != "lost+found" && name != FORMAT
         });
         match read_if_present(&root.join(FORMAT))? {
             Some(format) if format == STORE_FORMAT.as_bytes() => {}
-            Some(_) => store.notices.extend(move_other_format_aside(root)?),
+            Some(format) => {
+                let text: String = String::from_utf8_lossy(&format).trim().chars().take(60).collect();
+                return Err(not_a_store(root, format!("the format {text:?}, not {:?}", STORE_FORMAT.trim())));
+            }
             None => match stranger {
                 None => write_atomically(root, FORMAT, STORE_FORMAT.as_bytes())?,
                 Some(name) => {
-                    return Err(Error::Malformed {
-                        path: root.to_path_buf(),
-                        expected: "a store or an empty directory".into(),
-                        found: format!("{} but no file named {FORMAT}", name.display()),
-                        remedy: "choose another place with --store".into(),
-                    });
+                    let found = format!("{} but no file named {FORMAT}", name.display());
+                    return Err(not_a_store(root, found));
                 }
             },
         }
-        Ok(store)
-    }
-
-    /// What the user should be told about the opening, one sentence each.
-    pub fn notices(&self) -> &[String] {
-        &self.notices
+        Ok(Store { root: root.to_path_buf() })
     }
 
     /// The entry of `key`; nothing is created. `label` is there for people
@@ -160,31 +146,13 @@ impl Store {
     }
 }
 
-/// Returns the notice, or none when another process has done it meanwhile.
-fn move_other_format_aside(root: &Path) -> Result<Option<String>> {
-    let path = root.join(FORMAT);
-    let guard = File::open(&path).map_err(Error::io("open", &path))?;
-    guard.lock().map_err(Error::io("lock", &path))?;
-    // By its name: whoever held the lock before has put another file there.
-    let format = fs::read(&path).map_err(Error::io("read", &path))?;
-    if format == STORE_FORMAT.as_bytes() {
-        return Ok(None);
+fn not_a_store(root: &Path, found: String) -> Error {
+    Error::Malformed {
+        path: root.to_path_buf(),
+        expected: "a store or an empty directory".into(),
+        found,
+        remedy: "name another place with --store".into(),
     }
-    let text = String::from_utf8_lossy(&format);
-    let line = text.lines().next().unwrap_or("").trim();
-    let aside = numbered_dir(root, &format!("{ASIDE}{}", slug(line)))?;
-    write_atomically(&aside, FORMAT, &format)?;
-    move_children(root, &aside, |name| {
-        name == FORMAT || name == INPUTS || name.as_encoded_bytes().starts_with(ASIDE.as_bytes())
-    })?;
-    write_atomically(root, FORMAT, STORE_FORMAT.as_bytes())?;
-    Ok(Some(format!(
-        "{} was a store of another format ({line:?}, ours is {:?}); \
-         what it held is now in {}, and a new store is begun",
-        root.display(),
-        STORE_FORMAT.trim(),
-        aside.display()
-    )))
 }
 
 /// The state of an entry on disk.

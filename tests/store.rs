@@ -310,59 +310,32 @@ fn what_is_damaged_is_moved_aside_and_made_again() {
     assert!(aside(1).exists() && aside(2).exists() && aside(3).exists());
 }
 
-// ---- stores of another format
+// ---- what is no store
 
 #[test]
-fn a_store_of_another_format_is_said_and_kept() {
+fn a_store_of_another_format_is_refused_and_left_alone() {
     let root = temp();
-    let other = "replicate store 0\nwith more\n";
-    fs::write(root.path().join("format"), other).unwrap();
-    fs::create_dir(root.path().join("old-entry")).unwrap();
-    fs::write(root.path().join("old-entry/weights"), "precious").unwrap();
-
-    let store = Store::open(root.path()).unwrap();
-    let [notice] = store.notices() else { panic!("{:?}", store.notices()) };
-    let aside = root.path().join("aside-replicate-store-0-1");
-    for part in ["\"replicate store 0\"", "\"replicate store 1\"", &aside.display().to_string()] {
-        assert!(notice.contains(part), "{notice}");
-    }
-    assert_eq!(names(root.path()), ["aside-replicate-store-0-1", "format"]);
-    assert_eq!(fs::read_to_string(aside.join("old-entry/weights")).unwrap(), "precious");
-    assert_eq!(fs::read_to_string(aside.join("format")).unwrap(), other);
-    assert_eq!(fs::read_to_string(root.path().join("format")).unwrap(), "replicate store 1\n");
-
-    let (entry, _) = published(root.path());
-    assert!(Store::open(root.path()).unwrap().notices().is_empty());
-    assert!(matches!(entry.finished().unwrap(), Finished::Yes(_)));
-
     fs::write(root.path().join("format"), "replicate store 0\n").unwrap();
-    assert_eq!(Store::open(root.path()).unwrap().notices().len(), 1);
-    assert_eq!(names(root.path()), ["aside-replicate-store-0-1", "aside-replicate-store-0-2", "format"]);
-    assert_eq!(fs::read_to_string(aside.join("old-entry/weights")).unwrap(), "precious");
+    fs::write(root.path().join("entry"), "precious").unwrap();
+    let error = Store::open(root.path()).unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_INPUT);
+    let path = root.path().display().to_string();
+    for part in [&path, "\"replicate store 0\"", "\"replicate store 1\"", "another place with --store"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    assert_eq!(names(root.path()), ["entry", "format"]);
+    assert_eq!(fs::read_to_string(root.path().join("format")).unwrap(), "replicate store 0\n");
 }
 
 #[test]
 fn many_may_open_one_store_at_once() {
-    for format in [None, Some("replicate store 0\n")] {
-        let root = temp();
-        if let Some(format) = format {
-            fs::write(root.path().join("format"), format).unwrap();
-            fs::write(root.path().join("old"), "precious").unwrap();
+    let root = temp();
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| Store::open(root.path()).unwrap());
         }
-        let notices: usize = std::thread::scope(|scope| {
-            let open = || Store::open(root.path()).unwrap().notices().len();
-            let workers: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
-            workers.into_iter().map(|worker| worker.join().unwrap()).sum()
-        });
-        match format {
-            None => assert_eq!((notices, names(root.path())), (0, vec!["format".into()])),
-            Some(_) => {
-                assert_eq!(notices, 1);
-                assert_eq!(names(root.path()), ["aside-replicate-store-0-1", "format"]);
-                assert_eq!(names(&root.path().join("aside-replicate-store-0-1")), ["format", "old"]);
-            }
-        }
-    }
+    });
+    assert_eq!(names(root.path()), ["format"]);
 }
 
 #[test]
