@@ -50,7 +50,7 @@ fn thing(content: &[u8], addresses: &[String]) -> Asset {
 }
 
 fn unpublished(asset: Asset) -> Asset {
-    Asset { hash: Hash::Unpublished { copy: None }, bytes: None, ..asset }
+    Asset { hash: Hash::Unpublished, bytes: None, ..asset }
 }
 
 /// A store of its own and everything that was said about it.
@@ -611,25 +611,6 @@ fn a_hash_seen_first_is_recorded_and_another_one_refused() {
     fs::remove_file(&record).unwrap();
     let path = case.fetch(&asset, &Options { from, ..options() }).unwrap();
     case.assert_has(&asset, &path, &other);
-}
-
-#[test]
-fn a_git_copy_is_compared_and_reported() {
-    let served = b"hello\n".to_vec();
-    let server = Server::start(move |request| Answer::file(&served, ETAG, request));
-    // `printf 'hello\n' | git hash-object --stdin`
-    let hello = "ce013625030ba8dba906f756967f9e9ca394464a";
-    for (blob, said) in [(hello, "is the same file"), (&hello.replace('c', "d"), "is NOT the same file")] {
-        let copy = Some(GitCopy { blob: blob.to_string().leak(), place: "a repository" });
-        let asset = Asset {
-            bytes: None,
-            hash: Hash::Unpublished { copy },
-            ..thing(b"hello\n", &[server.url.clone()])
-        };
-        let mut case = Case::new();
-        case.fetch(&asset, &options()).unwrap();
-        assert!(case.said(said), "{:?}", case.log);
-    }
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn list(inputs: &Inputs) -> Result<i32> {
         let hash = match line.asset.hash {
             Hash::Several(_) => "SHA-256 from several sources",
             Hash::OneSource(_) => "SHA-256 from one source only",
-            Hash::Unpublished { .. } => "no published SHA-256: trusted when first seen, content checked",
+            Hash::Unpublished => "no published SHA-256: trusted when first seen, content checked",
         };
         let state = match line.stand {
             Stand::There { .. } => "there".to_string(),

@@ -24,16 +24,7 @@ pub enum Hash {
     OneSource(&'static str),
     /// No SHA-256 was found: the first bytes to arrive are trusted, recorded,
     /// and from then on the only ones accepted.
-    Unpublished { copy: Option<GitCopy> },
-}
-
-/// A copy in somebody's git repository. Whether ours is the same is said, but
-/// decides nothing, because that copy need not be the original.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GitCopy {
-    /// SHA-1 of `blob <size>\0` and the content, as `git hash-object` prints it.
-    pub blob: &'static str,
-    pub place: &'static str,
+    Unpublished,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +48,7 @@ impl Asset {
     pub fn sha256(&self) -> Option<&'static str> {
         match self.hash {
             Hash::Several(sha256) | Hash::OneSource(sha256) => Some(sha256),
-            Hash::Unpublished { .. } => None,
+            Hash::Unpublished => None,
         }
     }
 }
@@ -102,12 +93,9 @@ const ASSETS: &[Asset] = &[
         id: "fid-reference",
         what: "EDM's FID reference statistics of CIFAR-10 (npz: mu, sigma)",
         bytes: None,
-        hash: Hash::Unpublished {
-            copy: Some(GitCopy {
-                blob: "85281fdbac54dcfc88d0071d6c4d5d9bcb85cf8b",
-                place: "github.com/Zyriix/GDD at e9267e8, refs/",
-            }),
-        },
+        // A copy, which need not be the original: github.com/Zyriix/GDD at e9267e8, refs/,
+        // git blob 85281fdbac54dcfc88d0071d6c4d5d9bcb85cf8b.
+        hash: Hash::Unpublished,
         from: &[Address::Url("https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz")],
     },
     Asset {
@@ -205,7 +193,7 @@ const DRILL: &[Asset] = &[
         id: "drill-fid-reference",
         what: "reference statistics of the small CIFAR-10 (npz: mu, sigma)",
         bytes: None,
-        hash: Hash::Unpublished { copy: None },
+        hash: Hash::Unpublished,
         from: &[],
     },
     drill("drill-cifar10", "glyphs as a CIFAR-10 binary archive", DRILL_CIFAR10),

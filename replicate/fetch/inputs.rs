@@ -10,12 +10,11 @@
 //! ```
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 use super::POLL;
@@ -243,16 +242,6 @@ impl Content {
         let bytes = io::copy(&mut file, &mut hash)?;
         Ok(Content { bytes, sha256: hex(hash.finalize()) })
     }
-}
-
-/// What `git hash-object` prints for the file.
-pub(super) fn git_blob(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let size = file.metadata()?.len();
-    let mut hash = Sha1::new();
-    hash.update(format!("blob {size}\0"));
-    io::copy(&mut file.by_ref().take(size), &mut hash)?;
-    Ok(hex(hash.finalize()))
 }
 
 pub(super) fn remove(path: &Path) -> Result<()> {

@@ -29,7 +29,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::assets::{Address, Asset, GitCopy, Hash, HubFile, assets, named};
+pub use self::assets::{Address, Asset, Hash, HubFile, assets, named};
 pub use self::http::Patience;
 pub use self::hub::Hub;
 use self::inputs::Place;
@@ -419,31 +419,14 @@ impl Fetch<'_, '_> {
         if let Err(problem) = (self.options.check)(self.asset, file) {
             return wrong(self.asset.what.to_string(), problem);
         }
-        let vouched = self.vouched(file, &content)?;
         let path = self.place.publish(file, &content, from)?;
-        if let Some(note) = vouched {
-            (self.report)(Progress::Note(&note))?;
+        if self.asset.sha256().is_none() {
+            (self.report)(Progress::Note(&format!(
+                "no SHA-256 of {} was published; recorded as seen first, and alone accepted from now on: {}",
+                self.asset.id, content.sha256
+            )))?;
         }
         Ok(Verdict::Accepted(path))
-    }
-
-    /// What the user should know about a file whose hash was never published.
-    fn vouched(&self, file: &Path, content: &Content) -> Result<Option<String>> {
-        let Hash::Unpublished { copy } = self.asset.hash else { return Ok(None) };
-        let mut note = format!(
-            "no SHA-256 of {} was published; recorded as seen first, and alone accepted from now on: {}",
-            self.asset.id, content.sha256
-        );
-        if let Some(GitCopy { blob, place }) = copy {
-            let found = inputs::git_blob(file).map_err(Error::io("read", file))?;
-            note += &match found == blob {
-                true => format!("; it is the same file as the copy in {place} (git blob {blob})"),
-                false => format!(
-                    "; it is NOT the same file as the copy in {place} (git blob {found}, there {blob})"
-                ),
-            };
-        }
-        Ok(Some(note))
     }
 
     fn refuse_bytes(&mut self, file: &Path, verdict: Verdict) -> Attempt<PathBuf> {
