@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use ureq::http::{HeaderMap, StatusCode, header};
 use ureq::{Agent, Body};
 
-use super::inputs::{Origin, Place};
+use super::inputs::Place;
 use super::{Attempt, POLL, Progress, Report, refuse};
 use crate::error::Error;
 
@@ -52,12 +52,12 @@ enum End {
 /// Downloads `address` into the partial file of `place`, going on where an
 /// earlier attempt ended. `bytes` is the size that the file must have, if it is
 /// known; `hash_known` says that a wrong mixture of two attempts would be found
-/// out, so that any server may go on with what another one began.
+/// out, so that any server may go on with what another one began. Without it,
+/// every attempt starts over.
 ///
 /// Returns whether the file was put together from more than one response.
 ///
-/// Range requests carry `If-Range` where the server gave a strong `ETag`; a
-/// server that ignores ranges starts over. `Retry-After` is understood in
+/// A server that ignores ranges starts over. `Retry-After` is understood in
 /// seconds.
 pub(super) fn download(
     address: &str,
@@ -133,18 +133,12 @@ impl Download<'_> {
             // The last process was stopped between the last byte and the check of the hash.
             Some(bytes) if have == bytes && self.hash_known => return Ok(End::Complete),
             Some(bytes) if have > bytes => have = self.start_over(joined)?,
+            _ if !self.hash_known => have = self.start_over(joined)?,
             _ => {}
-        }
-        let etag = self.place.origin().filter(|origin| origin.address == self.address).and_then(|o| o.etag);
-        if have > 0 && etag.is_none() && !self.hash_known {
-            have = self.start_over(joined)?;
         }
         let mut request = self.agent.get(self.address);
         if have > 0 {
             request = request.header(header::RANGE, format!("bytes={have}-"));
-            if let Some(etag) = &etag {
-                request = request.header(header::IF_RANGE, etag);
-            }
         }
         let response = match request.call() {
             Ok(response) => response,
@@ -188,16 +182,10 @@ impl Download<'_> {
             _ => {}
         }
         if status == StatusCode::OK && have > 0 {
-            report(Progress::Note(&format!(
-                "{} starts over: it ignores ranges, or the file changed",
-                self.address
-            )))?;
+            report(Progress::Note(&format!("{} starts over: it ignores ranges", self.address)))?;
             have = self.start_over(joined)?;
         }
         *joined |= have > 0;
-        let etag = headers.get(header::ETAG).and_then(|value| value.to_str().ok());
-        let etag = etag.filter(|etag| etag.starts_with('"')).map(str::to_string);
-        self.place.set_origin(&Origin { address: self.address.to_string(), etag })?;
         self.receive(response.into_body(), have, total.or(self.bytes), report)
     }
 

@@ -4,7 +4,6 @@
 //! STORE/inputs/<sha256>                  a verified file
 //! STORE/inputs/index/<id>                which of them an asset is, and whence it came
 //! STORE/inputs/partial/<id>              what has arrived of a file
-//! STORE/inputs/partial/<id>.origin       from where, to resume from there
 //! STORE/inputs/partial/<id>.lock         held by the one process that fetches it
 //! STORE/inputs/quarantine/<id>.<sha256>  bytes that were not what they should be
 //! ```
@@ -160,15 +159,6 @@ pub(super) struct Place {
     _lock: File,
 }
 
-/// Where the bytes of a partial file came from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Origin {
-    pub address: String,
-    /// The server's name for this version of the file, where it promises that
-    /// equal names mean equal bytes.
-    pub etag: Option<String>,
-}
-
 impl Place {
     /// The file that a download is appended to.
     pub fn partial(&self) -> PathBuf {
@@ -188,20 +178,8 @@ impl Place {
         self.inputs.partial_bytes(&self.asset)
     }
 
-    pub fn origin(&self) -> Option<Origin> {
-        serde_json::from_slice(&fs::read(self.beside(".origin")).ok()?).ok()
-    }
-
-    pub fn set_origin(&self, origin: &Origin) -> Result<()> {
-        let text = serde_json::to_string(origin).expect("two strings");
-        // Not durable: without it a download starts over, and an old one names another version.
-        let path = self.beside(".origin");
-        fs::write(&path, text).map_err(Error::io("write", &path))
-    }
-
     pub fn clear_partial(&self) -> Result<()> {
-        remove(&self.partial())?;
-        remove(&self.beside(".origin"))
+        remove(&self.partial())
     }
 
     /// Moves a verified `file` to its final name and records whence it came.

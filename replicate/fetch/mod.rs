@@ -12,7 +12,8 @@
 //!
 //! Whatever the way, the bytes are hashed on the disk before they get their
 //! name, and wrong ones go to `inputs/quarantine`. A download that was cut off
-//! is resumed; processes that want the same asset wait for each other.
+//! is resumed where the hash is known beforehand, and starts over where it is not.
+//! Processes that want the same asset wait for each other.
 //!
 //! Proxies are those of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
 //! Certificates are checked against the roots that are compiled in; behind a

@@ -18,7 +18,6 @@ pub struct Request {
     pub path: String,
     /// First and, if given, last byte asked for.
     pub range: Option<(usize, Option<usize>)>,
-    pub if_range: Option<String>,
     /// How many requests this server had before, on any path.
     pub before: usize,
 }
@@ -62,7 +61,7 @@ impl Server {
     /// else: what `REPLICATE_MIRROR` expects of `url`.
     pub fn of_files(files: BTreeMap<String, Vec<u8>>) -> Server {
         Server::start(move |request| match files.get(request.path.trim_start_matches('/')) {
-            Some(content) => Answer::file(content, "\"1\"", request),
+            Some(content) => Answer::file(content, request),
             None => Answer::status(404),
         })
     }
@@ -88,23 +87,20 @@ impl Answer {
         Answer { body: content.to_vec(), ..Answer::status(200) }
     }
 
-    /// `content` as a good server sends it: the range that was asked for,
-    /// unless `If-Range` names another version.
-    pub fn file(content: &[u8], etag: &str, request: &Request) -> Answer {
-        let same = request.if_range.as_deref().is_none_or(|wanted| wanted == etag);
-        let answer = match request.range {
-            Some((from, _)) if same && from >= content.len() => {
+    /// `content` as a good server sends it: the range that was asked for.
+    pub fn file(content: &[u8], request: &Request) -> Answer {
+        match request.range {
+            Some((from, _)) if from >= content.len() => {
                 Answer::status(416).header("Content-Range", &format!("bytes */{}", content.len()))
             }
-            Some((from, to)) if same => {
+            Some((from, to)) => {
                 let to = to.unwrap_or(usize::MAX).min(content.len() - 1);
                 let range = format!("bytes {from}-{to}/{}", content.len());
                 let part = Answer { body: content[from..=to].to_vec(), ..Answer::status(206) };
                 part.header("Content-Range", &range)
             }
-            _ => Answer::whole(content),
-        };
-        answer.header("ETag", etag)
+            None => Answer::whole(content),
+        }
     }
 
     pub fn header(mut self, name: &str, value: &str) -> Answer {
@@ -164,17 +160,13 @@ fn serve(stream: TcpStream, answer: &dyn Fn(&Request) -> Answer, log: &Mutex<Vec
 fn read_request(stream: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines();
     let path = lines.next()?.ok()?.split(' ').nth(1)?.to_string();
-    let mut request = Request { path, range: None, if_range: None, before: 0 };
+    let mut request = Request { path, range: None, before: 0 };
     for line in lines {
         let line = line.ok()?;
         let Some((name, value)) = line.split_once(':') else { break };
-        match name.to_ascii_lowercase().as_str() {
-            "range" => {
-                let (from, to) = value.trim().strip_prefix("bytes=")?.split_once('-')?;
-                request.range = Some((from.parse().ok()?, to.parse().ok()));
-            }
-            "if-range" => request.if_range = Some(value.trim().to_string()),
-            _ => {}
+        if name.eq_ignore_ascii_case("range") {
+            let (from, to) = value.trim().strip_prefix("bytes=")?.split_once('-')?;
+            request.range = Some((from.parse().ok()?, to.parse().ok()));
         }
     }
     Some(request)
