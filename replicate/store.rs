@@ -44,19 +44,19 @@ mod safetensors;
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 pub use self::checkpoint::Checkpoint;
-pub use self::files::write_atomically;
+pub use self::files::{Content, lock_file, write_atomically};
 use self::files::{children, move_children, numbered_dir, read_if_present, remove_temporaries, sync_dir};
-pub use self::manifest::{Manifest, Output, Provenance};
+pub use self::manifest::{Manifest, Provenance};
 pub use self::safetensors::{Array, read_safetensors, write_safetensors};
 use crate::error::{Error, Result};
 
@@ -67,7 +67,6 @@ const MANIFEST: &str = "manifest.json";
 const LOCK: &str = "lock";
 const CHECKPOINT: &str = "checkpoint";
 const SLOTS: [&str; 2] = ["a.safetensors", "b.safetensors"];
-const POLL: Duration = Duration::from_millis(200);
 
 /// SHA-256 of `bytes`, 64 lower-case hex digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
@@ -235,7 +234,7 @@ impl Entry {
             Some(_) => {}
         }
         for (name, expected) in &manifest.outputs {
-            match Output::of(&self.path(name)) {
+            match Content::of(&self.path(name)) {
                 Ok(found) if found == *expected => {}
                 Ok(found) if found.bytes != expected.bytes => {
                     return damaged(name, format!("has {} bytes instead of {}", found.bytes, expected.bytes));
@@ -276,10 +275,7 @@ impl Entry {
     }
 
     /// Creates the entry's directory if need be and waits for the right to
-    /// write into it. While another process holds it, `waiting` is called with
-    /// the time waited so far, first with zero and then five times a second;
-    /// an error from it ends the wait. The operating system releases the lock
-    /// when the holder ends, however it ends.
+    /// write into it, as [`lock_file`] does.
     ///
     /// Removes what killed processes left: temporary files, and the
     /// checkpoints of an entry that is published.
@@ -288,21 +284,7 @@ impl Entry {
         if let Some(root) = self.dir.parent() {
             sync_dir(root).map_err(Error::io("write", root))?;
         }
-        let path = self.path(LOCK);
-        let file =
-            OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-        let begun = Instant::now();
-        let mut waited = Duration::ZERO;
-        // Polled, because a blocking lock could not be left on a signal.
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) => waiting(waited)?,
-                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
-            }
-            std::thread::sleep(POLL);
-            waited = begun.elapsed();
-        }
+        let file = lock_file(&self.path(LOCK), waiting)?;
         remove_temporaries(&self.dir)?;
         if self.checkpoint_dir().exists() {
             remove_temporaries(&self.checkpoint_dir())?;
@@ -392,7 +374,7 @@ impl Lock {
             }
             let path = self.path(name);
             let synced = File::open(&path).and_then(|file| file.sync_all());
-            let output = synced.and_then(|()| Output::of(&path)).map_err(|error| match error.kind() {
+            let output = synced.and_then(|()| Content::of(&path)).map_err(|error| match error.kind() {
                 ErrorKind::NotFound => Error::Missing {
                     path,
                     what: format!("{} was to publish it, but did not write it", self.label),

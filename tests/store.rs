@@ -128,7 +128,7 @@ fn an_entry_is_finished_once_it_is_published() {
     let Finished::Yes(read) = entry.finished().unwrap() else { panic!("not finished") };
     assert_eq!(read, written);
     assert_eq!((read.key, read.label, read.seed), (key.to_string(), "dijs-s0".into(), u64::MAX));
-    let output = Output { bytes: 7, sha256: sha256_hex(b"weights") };
+    let output = Content { bytes: 7, sha256: sha256_hex(b"weights") };
     assert_eq!(read.outputs, BTreeMap::from([("weights.safetensors".into(), output)]));
 }
 

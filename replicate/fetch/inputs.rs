@@ -8,18 +8,16 @@
 //! STORE/inputs/quarantine/<id>.<sha256>  bytes that were not what they should be
 //! ```
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::POLL;
 use super::assets::Asset;
 use crate::error::{Error, Result};
-use crate::store::{hex, write_atomically};
+use crate::store::{Content, lock_file, write_atomically};
 
 /// The inputs of one store.
 #[derive(Clone, Debug)]
@@ -49,13 +47,6 @@ pub enum State {
         found: String,
     },
     Absent,
-}
-
-/// Size and SHA-256 of a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Content {
-    pub bytes: u64,
-    pub sha256: String,
 }
 
 impl Inputs {
@@ -123,9 +114,7 @@ impl Inputs {
         fs::metadata(self.dir.join("partial").join(asset.id)).map_or(0, |found| found.len())
     }
 
-    /// Waits for the right to fetch `asset`. `waiting` is called five times a
-    /// second meanwhile; an error from it ends the wait. The operating system
-    /// releases the lock when the holder ends, however it ends.
+    /// Waits for the right to fetch `asset`, as [`lock_file`] does.
     pub(super) fn lock(
         &self,
         asset: &Asset,
@@ -136,18 +125,8 @@ impl Inputs {
             fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
         let path = self.dir.join("partial").join(format!("{}.lock", asset.id));
-        let file =
-            OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-        let begun = Instant::now();
-        loop {
-            match file.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::WouldBlock) => waiting(begun.elapsed())?,
-                Err(TryLockError::Error(error)) => return Err(Error::io("lock", &path)(error)),
-            }
-            std::thread::sleep(POLL);
-        }
-        Ok(Place { inputs: self.clone(), asset: *asset, _lock: file })
+        let lock = lock_file(&path, waiting)?;
+        Ok(Place { inputs: self.clone(), asset: *asset, _lock: lock })
     }
 }
 
@@ -210,15 +189,6 @@ impl Place {
         let path = self.inputs.dir.join("quarantine").join(format!("{}.{sha256}", self.asset.id));
         fs::rename(file, &path).map_err(Error::io("move to quarantine", file))?;
         Ok(path)
-    }
-}
-
-impl Content {
-    pub fn of(path: &Path) -> io::Result<Content> {
-        let mut file = File::open(path)?;
-        let mut hash = Sha256::new();
-        let bytes = io::copy(&mut file, &mut hash)?;
-        Ok(Content { bytes, sha256: hex(hash.finalize()) })
     }
 }
 

@@ -34,8 +34,9 @@ pub use self::assets::{Address, Asset, Hash, HubFile, assets, named};
 pub use self::http::Patience;
 pub use self::hub::Hub;
 use self::inputs::Place;
-pub use self::inputs::{Content, Inputs, State};
+pub use self::inputs::{Inputs, State};
 use crate::error::{Error, Result};
+use crate::store::Content;
 
 const POLL: Duration = Duration::from_millis(200);
 const BUFFER: usize = 1 << 20;

@@ -1,13 +1,56 @@
 //! Reading, moving and atomically writing files.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::hex;
 use crate::error::{Error, Result};
 
 const TEMPORARY: &str = ".tmp-";
+const POLL: Duration = Duration::from_millis(200);
+
+/// Size and SHA-256 of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Content {
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+impl Content {
+    pub fn of(path: &Path) -> io::Result<Content> {
+        let mut file = File::open(path)?;
+        let mut hash = Sha256::new();
+        let bytes = io::copy(&mut file, &mut hash)?;
+        Ok(Content { bytes, sha256: hex(hash.finalize()) })
+    }
+}
+
+/// Creates the file `path` if need be and waits for its lock. While another
+/// process holds it, `waiting` is called with the time waited so far, first with
+/// zero and then five times a second; an error from it ends the wait. The lock
+/// lasts until the file is closed, which the operating system does when the holder
+/// ends, however it ends.
+pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("open", path))?;
+    let begun = Instant::now();
+    let mut waited = Duration::ZERO;
+    // Polled, because a blocking lock could not be left on a signal.
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => waiting(waited)?,
+            Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
+        }
+        std::thread::sleep(POLL);
+        waited = begun.elapsed();
+    }
+}
 
 pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
     match fs::read(path) {

@@ -1,14 +1,10 @@
 //! What is recorded about a published entry.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::{hex, is_output_name, sha256_hex};
+use super::{Content, is_output_name, sha256_hex};
 
 /// What was made, from what, by whom. Two runs of one experiment in one
 /// determinism class differ in `provenance` only.
@@ -28,7 +24,7 @@ pub struct Manifest {
     pub parents: BTreeMap<String, String>,
     /// Name to SHA-256: the files this was made from.
     pub inputs: BTreeMap<String, String>,
-    pub outputs: BTreeMap<String, Output>,
+    pub outputs: BTreeMap<String, Content>,
     pub provenance: Provenance,
     /// SHA-256 of the manifest's text with this field empty.
     pub manifest_sha256: String,
@@ -48,22 +44,6 @@ pub struct Provenance {
     pub candle: String,
     /// CPU features, thread count, device.
     pub machine: String,
-}
-
-/// One file of a published entry.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Output {
-    pub bytes: u64,
-    pub sha256: String,
-}
-
-impl Output {
-    pub(super) fn of(path: &Path) -> io::Result<Output> {
-        let mut file = File::open(path)?;
-        let mut hash = Sha256::new();
-        let bytes = io::copy(&mut file, &mut hash)?;
-        Ok(Output { bytes, sha256: hex(hash.finalize()) })
-    }
 }
 
 impl Manifest {
