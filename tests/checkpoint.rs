@@ -347,6 +347,16 @@ fn damaged_zips_are_errors() {
     let mut flipped = whole.clone();
     flipped[at + 6] ^= 1;
     assert!(complaint(&flipped).contains("damaged zip"));
+
+    // The archive's directory says that the first file is deflated; that the second lies where it does.
+    let directory: Vec<usize> =
+        (0..whole.len()).filter(|at| whole[*at..].starts_with(b"PK\x01\x02")).collect();
+    let mut deflated = whole.clone();
+    deflated[directory[0] + 10] = 8;
+    assert!(complaint(&deflated).contains("data.pkl\" compressed, which torch.save does not do"));
+    let mut overlapping = whole.clone();
+    overlapping[directory[1] + 42..directory[1] + 46].fill(0);
+    assert!(complaint(&overlapping).contains("files that overlap"));
 }
 
 // --------------------------------------------------------- malicious pickles

@@ -834,19 +834,28 @@ fn bad_zips_are_refused() {
     says(&[("a.png", image()), json(r#"{"labels": []}"#)], &["a label in dataset.json for every image"]);
     says(&[json(r#"{"labels": []}"#)], &["expected images, found none"]);
     says(&[("a.png", vec![0; 20_000]), json(one)], &["at most 16384 bytes", "20000, in a.png"]);
-    says(&[("a.png", image()), ("a.png", image()), json(one)], &["damage"]);
+    says(&[("a.png", image()), ("a.png", image()), json(one)], &["two files of one name"]);
     let text = complaint(set, &zip_of(&[("a.png", image()), json(one)], 12));
-    assert_says(&text, &["files stored or deflated"]);
+    assert_says(&text, &["files stored or deflated", "a.png, which is compressed with"]);
+    // The archive's directory, changed: the second file is encrypted, or lies where the first does.
+    let good = zip_of(&[("a.png", image()), ("b.png", image()), json(one)], 0);
+    let second = good.windows(4).rposition(|window| window == b"PK\x01\x02").unwrap() - 46 - "b.png".len();
+    let mut changed = good.clone();
+    changed[second + 8] |= 1;
+    assert_says(&complaint(set, &changed), &["b.png, which is encrypted"]);
+    let mut changed = good;
+    changed[second + 42..second + 46].fill(0);
+    assert_says(&complaint(set, &changed), &["files that overlap"]);
 
     for method in [0, 8] {
         let good = edm_zip(&samples, method);
         for cut in [4, 100, good.len() / 2, good.len() - 1] {
-            assert_says(&complaint(set, &good[..cut]), &["a whole zip archive", "damage"]);
+            assert_says(&complaint(set, &good[..cut]), &["a whole zip archive", "is not a zip file"]);
         }
         // A bit of the first image.
         let mut wrong = good.clone();
         wrong[80] ^= 4;
-        complaint(set, &wrong);
+        assert_says(&complaint(set, &wrong), &["a whole zip archive", "damage", "img00000000.png"]);
     }
     // An image that unpacks to more than it says.
     let mut bomb = zip_of(&[("a.png", vec![0; 100_000_000]), json(one)], 8);
@@ -856,7 +865,7 @@ fn bad_zips_are_refused() {
         bomb[at..at + 4].copy_from_slice(&1000u32.to_le_bytes());
     }
     let (text, peak) = peak_of(|| complaint(set, &bomb));
-    assert_says(&text, &["1000 bytes", "found 1001, in a.png"]);
+    assert_says(&text, &["a whole zip archive", "longer than the archive says", "in a.png"]);
     assert!(peak < 4 << 20, "{peak} bytes");
 }
 

@@ -7,6 +7,7 @@ use std::io::Cursor;
 
 use super::pickle::{Constructor, Node, Pickle, Value};
 use super::{Budget, Dtype, Fault, Tensor, quote};
+use crate::unzip::{self, Entry};
 
 /// The storages that lie outside a pickle, by key.
 pub(super) type Storages<'a> = HashMap<Cow<'a, str>, &'a [u8]>;
@@ -330,32 +331,16 @@ pub(super) fn zip<'a>(bytes: &'a [u8]) -> Result<(&'a [u8], Storages<'a>), Fault
 
 /// Every file of an archive, in the order of the names.
 fn zip_entries(bytes: &[u8]) -> Result<BTreeMap<String, &[u8]>, Fault> {
-    let damaged = |error: &dyn std::fmt::Display| Fault::broken(format!("a damaged zip archive ({error})"));
-    let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(|error| damaged(&error))?;
-    if archive.has_duplicate_names() {
-        return Err(Fault::broken("a zip archive with two files of one name"));
-    }
-    let mut entries = BTreeMap::new();
-    let mut total = 0u64;
-    for index in 0..archive.len() {
-        let mut entry = archive.by_index(index).map_err(|error| damaged(&error))?;
-        let name = entry.name().map_err(|error| damaged(&error))?.into_owned();
-        if entry.compression() != zip::CompressionMethod::Stored {
-            return Err(Fault::broken(format!("{} compressed, which torch.save does not do", quote(&name))));
+    let entries = unzip::entries(Cursor::new(bytes));
+    let entries = entries.map_err(|what| Fault::broken(format!("a zip archive that {what}")))?;
+    let stored = |entry: Entry| match entry.stored(bytes) {
+        Ok(Some(content)) => Ok((entry.name, content)),
+        Ok(None) => {
+            Err(Fault::broken(format!("{} compressed, which torch.save does not do", quote(&entry.name))))
         }
-        // Checksums of overlapping files could take much longer than the file is long.
-        total = total.saturating_add(entry.compressed_size());
-        if total > bytes.len() as u64 {
-            return Err(Fault::broken(format!("overlapping files in a zip archive, at {}", quote(&name))));
+        Err(error) => {
+            Err(Fault::broken(format!("a damaged zip archive ({error}), at {}", quote(&entry.name))))
         }
-        std::io::copy(&mut entry, &mut std::io::sink()).map_err(|error| damaged(&error))?;
-        let data = entry.data_start().and_then(|start| {
-            let start = usize::try_from(start).ok()?;
-            bytes.get(start..start.checked_add(usize::try_from(entry.compressed_size()).ok()?)?)
-        });
-        let data =
-            data.ok_or_else(|| Fault::broken(format!("the end of the file within {}", quote(&name))))?;
-        entries.insert(name, data);
-    }
-    Ok(entries)
+    };
+    entries.into_iter().map(stored).collect()
 }

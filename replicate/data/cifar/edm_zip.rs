@@ -1,20 +1,18 @@
 //! The zip that EDM's `dataset_tool.py` writes: PNG files, and `dataset.json`
 //! with `{"labels": [["00000/img00000000.png", 6], ...]}`.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufReader;
+use std::io::Read;
 
-use flate2::Crc;
-use flate2::bufread::DeflateDecoder;
 use serde::Deserialize;
-use zip::CompressionMethod;
 
 use super::{Fault, Gathered, png, shown};
+use crate::unzip::{self, Entry};
 
 const LABELS: &str = "dataset.json";
 /// 50,000 labels take 2 MB.
-const MOST_LABEL_BYTES: usize = 1 << 24;
+const MOST_LABEL_BYTES: u64 = 1 << 24;
 
 #[derive(Deserialize)]
 struct Dataset {
@@ -24,8 +22,13 @@ struct Dataset {
 
 /// Every image that has a label; one without is an error.
 pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
-    let mut zip = Zip::open(file)?;
-    let text = zip.entry(LABELS, MOST_LABEL_BYTES)?;
+    let entries = unzip::entries(&file).map_err(|what| {
+        Fault::new("a whole zip archive of files stored or deflated", format!("a file that {what}"))
+    })?;
+    let Some(text) = entries.iter().find(|entry| entry.name == LABELS) else {
+        return Err(Fault::new(format!("a zip with {LABELS}"), "one without it"));
+    };
+    let text = content(&file, text, MOST_LABEL_BYTES)?;
     let dataset: Dataset = serde_json::from_slice(&text).map_err(|error| {
         // Not the error's own text, which may repeat all of the file's.
         let found =
@@ -35,18 +38,19 @@ pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
     let Some(labels) = dataset.labels else {
         return Err(Fault::new(format!("labels in {LABELS}"), "null"));
     };
-    let mut unlabelled = zip.images();
+    let images = entries.iter().filter(|entry| entry.name.ends_with(".png"));
+    let mut unlabelled: BTreeMap<&str, &Entry> = images.map(|entry| (&*entry.name, entry)).collect();
     for (name, label) in &labels {
-        if !unlabelled.remove(name) {
+        let Some(image) = unlabelled.remove(&**name) else {
             let found = format!("{} in {LABELS}", shown(name));
             return Err(Fault::new("each label to have one image", format!("another number for {found}")));
-        }
-        let pixels = zip.entry(name, png::MOST_BYTES).and_then(|bytes| png::decode(&bytes));
+        };
+        let pixels = content(&file, image, png::MOST_BYTES as u64).and_then(|bytes| png::decode(&bytes));
         pixels
             .and_then(|pixels| gathered.push(*label, &pixels))
             .map_err(|fault| fault.within(shown(name)))?;
     }
-    match unlabelled.first() {
+    match unlabelled.keys().next() {
         None => Ok(()),
         Some(name) => Err(Fault::new(
             format!("a label in {LABELS} for every image"),
@@ -55,57 +59,15 @@ pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
     }
 }
 
-struct Zip {
-    archive: zip::ZipArchive<BufReader<File>>,
-    /// What the entries may still have in compressed bytes, where none overlap.
-    left: u64,
-}
-
-impl Zip {
-    fn open(file: File) -> Result<Zip, Fault> {
-        let left = file.metadata().map_err(|error| damaged(&error))?.len();
-        let archive = zip::ZipArchive::new(BufReader::new(file)).map_err(|error| damaged(&error))?;
-        match archive.has_duplicate_names() {
-            true => Err(damaged(&"two files of one name")),
-            false => Ok(Zip { archive, left }),
-        }
+/// What a file of at most `most` bytes holds.
+fn content(archive: &File, entry: &Entry, most: u64) -> Result<Vec<u8>, Fault> {
+    if entry.bytes > most {
+        return Err(Fault::new(format!("at most {most} bytes"), entry.bytes.to_string()));
     }
-
-    fn images(&self) -> BTreeSet<String> {
-        let names = self.archive.file_names().flatten();
-        names.filter(|name| name.ends_with(".png")).map(String::from).collect()
+    let mut bytes = Vec::with_capacity(entry.bytes as usize);
+    let read = entry.open(archive).and_then(|mut content| content.read_to_end(&mut bytes));
+    match read {
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(Fault::new("a whole zip archive", format!("damage ({error})"))),
     }
-
-    /// The content of a file, stored or deflated, of at most `most` bytes. Its
-    /// checksum is verified.
-    fn entry(&mut self, name: &str, most: usize) -> Result<Vec<u8>, Fault> {
-        let Some(index) = self.archive.index_for_name(name) else {
-            return Err(Fault::new(format!("a zip with {name}"), "one without it"));
-        };
-        // Raw: the zip crate is built without a decompressor.
-        let entry = self.archive.by_index_raw(index).map_err(|error| damaged(&error))?;
-        let (method, size, crc, encrypted) =
-            (entry.compression(), entry.size(), entry.crc32(), entry.encrypted());
-        self.left = match self.left.checked_sub(entry.compressed_size()) {
-            Some(left) => left,
-            None => return Err(damaged(&"files that overlap")),
-        };
-        let mut entry = BufReader::new(entry);
-        let bytes = match method {
-            _ if encrypted => return Err(damaged(&"encrypted files")),
-            CompressionMethod::Stored => super::read_whole(&mut entry, size, most)?,
-            CompressionMethod::DEFLATE => super::read_whole(&mut DeflateDecoder::new(entry), size, most)?,
-            other => return Err(Fault::new("files stored or deflated", format!("{other}"))),
-        };
-        let mut sum = Crc::new();
-        sum.update(&bytes);
-        match sum.sum() == crc {
-            true => Ok(bytes),
-            false => Err(damaged(&"a checksum that does not match")),
-        }
-    }
-}
-
-fn damaged(what: &dyn std::fmt::Display) -> Fault {
-    Fault::new("a whole zip archive", format!("damage ({what})"))
 }
