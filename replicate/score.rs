@@ -29,9 +29,9 @@ use crate::error::{Error, Result};
 use crate::inception::Inception;
 use crate::metrics::Features;
 use crate::metrics::frechet::{Factor, Moments, distance};
-use crate::metrics::kernel::kid;
-use crate::metrics::prd::precision_recall;
-use crate::metrics::score::Predictions;
+use crate::metrics::inception_score::Predictions;
+use crate::metrics::kid::kid;
+use crate::metrics::precision_recall::precision_recall;
 use crate::rng::Stream;
 
 /// Images of a set that KID, precision and recall see at most, spread evenly over it.

@@ -9,10 +9,10 @@ use common::{Fixture, fd_from_samples, moments};
 use proptest::prelude::*;
 use replicate::metrics::Features;
 use replicate::metrics::frechet::{Moments, frechet_distance};
-use replicate::metrics::kernel::{kid, mmd2_poly3};
+use replicate::metrics::inception_score::inception_score;
+use replicate::metrics::kid::{kid, mmd2_poly3};
 use replicate::metrics::modes::{Collapse, collapse, modes};
-use replicate::metrics::prd::precision_recall;
-use replicate::metrics::score::inception_score;
+use replicate::metrics::precision_recall::precision_recall;
 use replicate::rng::Stream;
 
 fn fd(a: &Features, b: &Features) -> f64 {

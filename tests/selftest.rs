@@ -34,7 +34,7 @@ fn every_part_is_checked_and_holds() {
         "attention: gradients",
         "Adam: weights",
         "moving average",
-        "U-Net, tiny: gradients of 143 tensors",
+        "U-Net, tiny: norms of 143 gradients",
         "sampler",
         "Inception-v3: logits",
         "augmentation: p 0.12",

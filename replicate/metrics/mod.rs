@@ -8,11 +8,11 @@
 //! because the linear algebra picks its kernels by what the CPU offers.
 
 pub mod frechet;
-pub mod kernel;
+pub mod inception_score;
+pub mod kid;
 pub mod mapping;
 pub mod modes;
-pub mod prd;
-pub mod score;
+pub mod precision_recall;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};

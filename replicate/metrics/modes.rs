@@ -1,7 +1,7 @@
 //! Which modes a generator covers, and the written criterion of "collapsed".
 
 use super::Features;
-use super::score::entropy;
+use super::inception_score::entropy;
 
 /// A target class counts as covered from this share of the samples that a
 /// uniform generator would give it.

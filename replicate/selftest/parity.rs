@@ -165,7 +165,7 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
         }
     }
     let tolerance = Tolerance::on(device);
-    let gradients = format!("{name}: gradients of {} tensors", params.iter().count());
+    let gradients = format!("{name}: norms of {} gradients", params.iter().count());
     Ok(vec![
         Check::error(format!("{name}: denoised images"), output, tolerance.outputs),
         Check::error(gradients, worst, tolerance.gradients),
