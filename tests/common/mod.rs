@@ -1,6 +1,6 @@
 //! Expected outputs of the reference implementations, and the formula that
-//! fills the networks they belong to. `PARITY_DIR` names another directory of
-//! fixtures; a `prefix.txt` in it goes in front of every name.
+//! fills the networks they belong to: `tests/parity/README.md`. `PARITY_DIR` names
+//! another directory of fixtures; a `prefix.txt` in it goes in front of every name.
 
 #![allow(dead_code)]
 
