@@ -332,7 +332,7 @@ pub(super) fn zip<'a>(bytes: &'a [u8]) -> Result<(&'a [u8], Storages<'a>), Fault
 /// Every file of an archive, in the order of the names.
 fn zip_entries(bytes: &[u8]) -> Result<BTreeMap<String, &[u8]>, Fault> {
     let entries = unzip::entries(Cursor::new(bytes));
-    let entries = entries.map_err(|what| Fault::broken(format!("a zip archive that {what}")))?;
+    let entries = entries.map_err(|what| Fault::broken(format!("a file that {what}")))?;
     let stored = |entry: Entry| match entry.stored(bytes) {
         Ok(Some(content)) => Ok((entry.name, content)),
         Ok(None) => {
