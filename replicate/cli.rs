@@ -10,8 +10,9 @@ use std::path::PathBuf;
 /// (arXiv 2502.08005) and checks what it measures.
 ///
 /// Exit codes: 0 good; 1 outside tolerance, or a claim that does not hold;
-/// 2 usage; 3 input missing or not what it should be; 4 a run failed;
-/// 5 incomplete, nothing failed; 75 stopped after a checkpoint, run it again.
+/// 2 usage; 3 input missing or not what it should be; 4 a run failed, or something
+/// could not be written; 5 incomplete, nothing failed; 75 stopped after a checkpoint,
+/// run it again.
 #[derive(Parser, Debug)]
 #[command(name = "replicate", version = VERSION, max_term_width = 100)]
 pub struct Cli {

@@ -36,7 +36,7 @@ pub enum Error {
     Interrupted { cell: String, images: u64 },
     #[error("{cell} was stopped; nothing that was finished is lost, run the same command again to go on")]
     Stopped { cell: String },
-    #[error("cannot {action} {}: {source}{}", path.display(), io_remedy(source))]
+    #[error("cannot {action} {}: {source}{}", path.display(), io_remedy(action, source))]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Run(String),
@@ -75,13 +75,18 @@ impl Error {
     }
 }
 
-fn io_remedy(source: &std::io::Error) -> &'static str {
+fn io_remedy(action: &str, source: &std::io::Error) -> &'static str {
     match source.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
             "\n  free some space or choose another place (--store, --output); what was finished before is intact"
         }
         std::io::ErrorKind::PermissionDenied => {
             "\n  check who owns it, or choose another place (--store, --output)"
+        }
+        kind if kind == std::io::ErrorKind::ReadOnlyFilesystem
+            || ["create", "write", "list"].contains(&action) =>
+        {
+            "\n  choose another place (--store, --output)"
         }
         _ => "",
     }

@@ -2,13 +2,15 @@
 
 use clap::Parser;
 use replicate::cli::Cli;
-use replicate::error::EXIT_USAGE;
+use replicate::error::{EXIT_RUN, EXIT_USAGE};
 use signal_hook::consts::{SIGINT, SIGTERM};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 fn main() {
     prepare_process();
+    report_lost_output();
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         _ = error.print();
         std::process::exit(if error.use_stderr() { EXIT_USAGE } else { 0 })
@@ -20,7 +22,7 @@ fn main() {
         _ = signal_hook::flag::register(signal, stop.clone());
     }
     let code = replicate::commands::run(cli, &stop).unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        _ = writeln!(std::io::stderr(), "error: {error}");
         error.exit_code()
     });
     end(code)
@@ -35,9 +37,24 @@ fn end(code: i32) -> ! {
 /// failed refuses to let go of cuDNN, and the exit code would be lost.
 #[cfg(feature = "cuda")]
 fn end(code: i32) -> ! {
-    _ = std::io::Write::flush(&mut std::io::stdout());
+    _ = std::io::stdout().flush();
     // SAFETY: what was to be written is written, and nothing runs afterwards.
     unsafe { libc::_exit(code) }
+}
+
+/// Makes an error of what `println!` panics with where nothing can be written.
+fn report_lost_output() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>();
+        match text.and_then(|text| text.strip_prefix("failed printing to ")) {
+            Some(lost) => {
+                _ = writeln!(std::io::stderr(), "error: cannot write to {lost}\n  what was finished is kept");
+                end(EXIT_RUN)
+            }
+            None => usual(panic),
+        }
+    }));
 }
 
 /// Keeps freed memory for the next step (a fresh page costs more than the

@@ -63,6 +63,29 @@ fn usage_errors_suggest_and_exit_2() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn what_cannot_be_written_is_one_error_with_exit_4() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+    let output = command.args(["list", "--ids"]).stdout(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    let error = text(&output.stderr);
+    assert!(error.starts_with("error: cannot write to stdout: No space left"), "{error}");
+    assert_eq!(error.matches("error").count(), 2, "with that of the system: {error}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+    let output = command.args(["run", "dijz"]).stderr(full()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "also where nobody hears it");
+
+    let report = dir.path().to_str().unwrap();
+    for place in [["--store", "/proc/x", "--output", report], ["--store", report, "--output", "/proc/x"]] {
+        let arguments = [&["run", "table2", "--scale", "smoke", "--watch", "none"][..], &place].concat();
+        let error = failure(&arguments, dir.path(), 4);
+        assert!(error.contains("/proc/x") && error.contains("another place (--store, --output)"), "{error}");
+    }
+}
+
+#[test]
 #[cfg(not(feature = "cuda"))]
 fn cuda_is_never_replaced_by_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
