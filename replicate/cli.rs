@@ -115,7 +115,8 @@ pub enum Command {
     },
     /// Print one table from what the store has, or write the whole report as a page
     ///
-    /// What has not been run is named with the command that runs it, and is no failure.
+    /// What has not been run is named with the command that runs it, and is no failure; where
+    /// nothing has, nothing is written, and the exit code is 5.
     Report {
         /// The table to print; without it index.html, report.md, results.csv and figures are written
         #[arg(value_enum)]

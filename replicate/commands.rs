@@ -24,7 +24,7 @@ use crate::run::{Outcome, Runner, Settings};
 use crate::store::{write_atomically, write_safetensors};
 use crate::watch::{Mode, Watch};
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -248,11 +248,19 @@ fn unique(seeds: &[u64]) -> Vec<u64> {
     seeds
 }
 
+/// As [`Runner::seeds`]; a store that is not there has none.
+fn seeds_of(runner: &Runner, cell: &Cell) -> Result<Vec<u64>> {
+    match runner.seeds(cell) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        found => found,
+    }
+}
+
 /// The scores of `cells` that the store has; `seeds` empty means all.
 fn stored(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Score>> {
     let mut scores = Vec::new();
     for cell in cells {
-        let seeds = if seeds.is_empty() { runner.seeds(cell)? } else { unique(seeds) };
+        let seeds = if seeds.is_empty() { seeds_of(runner, cell)? } else { unique(seeds) };
         for seed in seeds {
             if let Some(outcome) = runner.stored(cell, seed)? {
                 scores.extend(scores_of(runner, cell, seed, &outcome)?);

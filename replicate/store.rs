@@ -106,32 +106,30 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store at `root`, or makes one there.
+    /// Opens the store at `root`. One that is not there is empty, and made by
+    /// whoever first writes into it.
     ///
     /// # Errors
     /// `Malformed` when `root` is a store of another format, or holds files but
     /// no `format` file: it is then some other directory. Nothing in it is touched.
     pub fn open(root: &Path) -> Result<Store> {
-        fs::create_dir_all(root).map_err(Error::io("create", root))?;
+        if !root.exists() {
+            return Ok(Store { root: root.to_path_buf() });
+        }
         // Listed before the format is read: whoever makes a store writes `format` first.
         let stranger = children(root)?.into_iter().find(|name| {
             !name.as_encoded_bytes().starts_with(b".") && name != "lost+found" && name != FORMAT
         });
-        match read_if_present(&root.join(FORMAT))? {
-            Some(format) if format == STORE_FORMAT.as_bytes() => {}
-            Some(format) => {
+        match (read_if_present(&root.join(FORMAT))?, stranger) {
+            (Some(format), _) if format != STORE_FORMAT.as_bytes() => {
                 let text: String = String::from_utf8_lossy(&format).trim().chars().take(60).collect();
-                return Err(not_a_store(root, format!("the format {text:?}, not {:?}", STORE_FORMAT.trim())));
+                Err(not_a_store(root, format!("the format {text:?}, not {:?}", STORE_FORMAT.trim())))
             }
-            None => match stranger {
-                None => write_atomically(root, FORMAT, STORE_FORMAT.as_bytes())?,
-                Some(name) => {
-                    let found = format!("{} but no file named {FORMAT}", name.display());
-                    return Err(not_a_store(root, found));
-                }
-            },
+            (None, Some(name)) => {
+                Err(not_a_store(root, format!("{} but no file named {FORMAT}", name.display())))
+            }
+            _ => Ok(Store { root: root.to_path_buf() }),
         }
-        Ok(Store { root: root.to_path_buf() })
     }
 
     /// The entry of `key`; nothing is created. `label` is there for people
@@ -142,6 +140,15 @@ impl Store {
         let label = slug(label);
         let dir = self.root.join(format!("{}-{label}", key.short()));
         Entry { key: key.clone(), label, dir }
+    }
+}
+
+/// Makes a store at `root` where there is none, before anything else is written there.
+pub(crate) fn begin(root: &Path) -> Result<()> {
+    fs::create_dir_all(root).map_err(Error::io("create", root))?;
+    match root.join(FORMAT).exists() {
+        true => Ok(()),
+        false => write_atomically(root, FORMAT, STORE_FORMAT.as_bytes()),
     }
 }
 
@@ -280,10 +287,10 @@ impl Entry {
     /// Removes what killed processes left: temporary files, and the
     /// checkpoints of an entry that is published.
     pub fn lock(&self, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<Lock> {
+        let root = self.dir.parent().expect("an entry lies in a store");
+        begin(root)?;
         fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
-        if let Some(root) = self.dir.parent() {
-            sync_dir(root).map_err(Error::io("write", root))?;
-        }
+        sync_dir(root).map_err(Error::io("write", root))?;
         let file = lock_file(&self.path(LOCK), waiting)?;
         remove_temporaries(&self.dir)?;
         if self.checkpoint_dir().exists() {

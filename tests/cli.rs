@@ -63,6 +63,26 @@ fn usage_errors_suggest_and_exit_2() {
 }
 
 #[test]
+fn reading_makes_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("mistyped");
+    for (command, code) in [
+        ("list --scale smoke", 0),
+        ("check all --scale smoke", 5),
+        ("check all --scale smoke --against claims", 5),
+        ("report table1 --scale smoke", 0),
+        ("run dijs --scale smoke --dry-run", 0),
+        ("run dijs --scale smoke --explain", 0),
+        ("fetch", 5),
+    ] {
+        let arguments: Vec<&str> = command.split(' ').chain(["--store", store.to_str().unwrap()]).collect();
+        let output = replicate(&arguments);
+        assert_eq!(output.status.code(), Some(code), "{command}: {}", text(&output.stderr));
+        assert!(!store.exists(), "{command}");
+    }
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn what_cannot_be_written_is_one_error_with_exit_4() {
     let dir = tempfile::tempdir().unwrap();

@@ -21,20 +21,20 @@ fn size(png: &Path) -> (u32, u32) {
 }
 
 #[test]
-fn a_report_of_nothing_says_what_to_run() {
+fn a_report_of_nothing_says_what_to_run_and_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (store, output) = (dir.path().join("store"), dir.path().join("out"));
-    let said = succeed(&store, &["report", "--output", output.to_str().unwrap()]);
-    let html = std::fs::read_to_string(output.join("index.html")).unwrap();
-    let markdown = std::fs::read_to_string(output.join("report.md")).unwrap();
-    for row in ["edm", "diff-instruct", "dijs", "init-none", "init-90"] {
-        let command = format!("replicate run {row} --scale smoke --seed 0");
-        for (what, text) in [("html", &html), ("markdown", &markdown), ("output", &said)] {
-            assert!(text.contains(&command), "{what} does not say how to run {row}");
+    for command in ["report", "figures"] {
+        let ended = replicate(&store, &[command, "--output", output.to_str().unwrap()]);
+        assert_eq!(ended.status.code(), Some(5), "{}", String::from_utf8_lossy(&ended.stderr));
+        let said = String::from_utf8(ended.stdout).unwrap();
+        for row in ["edm", "diff-instruct", "dijs", "init-none", "init-90"] {
+            let run = format!("replicate run {row} --scale smoke --seed 0");
+            assert!(said.contains(&run), "{command} does not say how to run {row}");
         }
+        assert!(said.contains("nothing is written") && said.contains(store.to_str().unwrap()), "{said}");
+        assert!(!output.exists() && !store.exists());
     }
-    let results = std::fs::read_to_string(output.join("results.csv")).unwrap();
-    assert_eq!(results.lines().count(), 1, "only the header: {results}");
 }
 
 #[test]
@@ -47,6 +47,10 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     assert!(told.contains("init-none-s0: after") && told.contains("are collapsed"), "{told}");
     let said = succeed(&store, &["report", "--output", output.to_str().unwrap()]);
     assert!(said.contains("row edm") && !said.contains("row dijs"), "{said}");
+    for name in ["index.html", "report.md"] {
+        let text = std::fs::read_to_string(output.join(name)).unwrap();
+        assert!(text.contains("replicate run edm --scale smoke --seed 0"), "{name}");
+    }
 
     let html = std::fs::read_to_string(output.join("index.html")).unwrap();
     // Figures 1a, 1c, 2, 4, 5 and two strips; single-level initialisation is not run.

@@ -110,7 +110,9 @@ fn an_entry_is_finished_once_it_is_published() {
     let root = temp();
     let entry = entry_in(root.path());
     assert_eq!(entry.finished().unwrap(), Finished::No);
-    assert!(!entry.dir().exists(), "asking creates nothing");
+    assert_eq!(names(root.path()), [""; 0], "asking creates nothing");
+    assert_eq!(entry_in(&root.path().join("absent")).finished().unwrap(), Finished::No);
+    assert_eq!(names(root.path()), [""; 0]);
 
     let held = lock(&entry);
     held.write("weights.safetensors", b"weights").unwrap();
@@ -328,14 +330,14 @@ fn a_store_of_another_format_is_refused_and_left_alone() {
 }
 
 #[test]
-fn many_may_open_one_store_at_once() {
-    let root = temp();
+fn many_may_begin_one_store_at_once() {
+    let (root, key) = (temp(), Key::of("an entry"));
     std::thread::scope(|scope| {
         for _ in 0..8 {
-            scope.spawn(|| Store::open(root.path()).unwrap());
+            scope.spawn(|| drop(lock(&Store::open(root.path()).unwrap().entry(&key, "entry"))));
         }
     });
-    assert_eq!(names(root.path()), ["format"]);
+    assert_eq!(names(root.path()), [format!("{}-entry", key.short()), "format".into()]);
 }
 
 #[test]

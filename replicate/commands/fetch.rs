@@ -21,7 +21,7 @@ pub fn fetch(
     offline: bool,
     stop: &AtomicBool,
 ) -> Result<i32> {
-    // It makes the directory a store, or refuses to.
+    // Refuses a directory that is something else.
     Store::open(store)?;
     let inputs = Inputs::of(store);
     if what.is_empty() {

@@ -1,9 +1,9 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
-use super::{FULL_ROW, all_goldens, build, quiet, render, root, scores_of, write_file};
+use super::{FULL_ROW, all_goldens, build, quiet, render, root, scores_of, seeds_of, write_file};
 use crate::claims::evaluate;
 use crate::cli::{Format, Place, Which};
-use crate::error::{EXIT_GOOD, Error, Result};
+use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
 use crate::experiment::{Cell, FULL_INITIALISATION, Scale, TABLE1, TABLE2, cells};
 use crate::figures::{Panel, figures, strips};
 use crate::findings::{CollapsedRun, findings, learned};
@@ -31,6 +31,9 @@ pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let mut runner = quiet(place, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     let page = gathered.page(&runner, &root)?;
+    if gathered.outcomes.is_empty() {
+        return Ok(nothing(place, &page.missing));
+    }
     std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
     write_file(&output.join("index.html"), html(&page).as_bytes())?;
     write_file(&output.join("report.md"), markdown(&page).as_bytes())?;
@@ -39,10 +42,26 @@ pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     for name in ["index.html", "report.md", "results.csv", "figures/captions.md"] {
         println!("{}", output.join(name).display());
     }
-    for missing in &page.missing {
+    say_missing(&page.missing);
+    Ok(EXIT_GOOD)
+}
+
+/// An empty report would only stand in the place of a good one.
+fn nothing(place: &Place, missing: &[Missing]) -> i32 {
+    say_missing(missing);
+    println!(
+        "nothing is written: no result of --scale {} on --device {} is in {}",
+        place.scale,
+        place.device,
+        place.store.display()
+    );
+    EXIT_INCOMPLETE
+}
+
+fn say_missing(missing: &[Missing]) {
+    for missing in missing {
         println!("missing: {}; run it with: {}", missing.what, missing.command);
     }
-    Ok(EXIT_GOOD)
 }
 
 /// Writes the figures and strips alone.
@@ -51,14 +70,16 @@ pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i
     let mut runner = quiet(place, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     let scale = runner.recipe().scale.name();
+    let missing = gathered.missing(scale);
+    if gathered.outcomes.is_empty() {
+        return Ok(nothing(place, &missing));
+    }
     let (figures, strips) = (figures(&gathered.panels, scale), strips(&gathered.panels, scale));
     write_figures(output, figures.iter().chain(&strips))?;
     for figure in figures.iter().chain(&strips) {
         println!("{}  {}", output.join(format!("{}.png", figure.id)).display(), figure.caption);
     }
-    for missing in gathered.missing(scale) {
-        println!("missing: {}; run it with: {}", missing.what, missing.command);
-    }
+    say_missing(&missing);
     Ok(EXIT_GOOD)
 }
 
@@ -84,7 +105,7 @@ impl Gathered {
         let labels = labels(root)?;
         let mut gathered = Gathered { outcomes: Vec::new(), scores: Vec::new(), panels: Vec::new() };
         for cell in cells() {
-            for seed in runner.seeds(&cell)? {
+            for seed in seeds_of(runner, &cell)? {
                 let Some(outcome) = runner.stored(&cell, seed)? else { continue };
                 let scores = scores_of(runner, &cell, seed, &outcome)?;
                 if !gathered.panels.iter().any(|panel| panel.row == cell.row) {

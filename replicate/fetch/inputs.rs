@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::assets::Asset;
 use crate::error::{Error, Result};
-use crate::store::{Content, lock_file, write_atomically};
+use crate::store::{Content, begin, lock_file, write_atomically};
 
 /// The inputs of one store.
 #[derive(Clone, Debug)]
@@ -120,6 +120,7 @@ impl Inputs {
         asset: &Asset,
         waiting: &mut dyn FnMut(Duration) -> Result<()>,
     ) -> Result<Place> {
+        begin(self.dir.parent().expect("inputs lie in a store"))?;
         for name in ["partial", "index", "quarantine"] {
             let dir = self.dir.join(name);
             fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
