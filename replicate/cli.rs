@@ -118,7 +118,7 @@ pub enum Command {
     /// What has not been run is named with the command that runs it, and is no failure; where
     /// nothing has, nothing is written, and the exit code is 5.
     Report {
-        /// The table to print; without it index.html, report.md, results.csv and figures are written
+        /// The table to print; without it index.html, report.md, results.csv, both tables and figures are written
         #[arg(value_enum)]
         table: Option<Which>,
         #[command(flatten)]

@@ -333,6 +333,13 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(dir, &path.file_name().unwrap_or_default().to_string_lossy(), bytes)
 }
 
+fn write_table(output: &Path, name: &str, table: &Table) -> Result<()> {
+    for (suffix, text) in [("csv", table.to_csv()), ("md", table.to_markdown())] {
+        write_file(&output.join(format!("{name}.{suffix}")), text.as_bytes())?;
+    }
+    Ok(())
+}
+
 /// Prints the tables that were asked for, and leaves them as files.
 fn finish_run(
     runner: &mut Runner,
@@ -355,9 +362,7 @@ fn finish_run(
     }
     for (which, name) in tables(targets) {
         let table = build(which, runner, &root)?;
-        for (suffix, text) in [("csv", table.to_csv()), ("md", table.to_markdown())] {
-            write_file(&output.join(format!("{name}.{suffix}")), text.as_bytes())?;
-        }
+        write_table(output, name, &table)?;
         print!("{}", render(&table, Format::Text));
         println!("\nwritten: {0}/{name}.csv and {0}/{name}.md", output.display());
     }

@@ -2,7 +2,7 @@
 //! shows the images of the same latents.
 
 use crate::data::Images;
-use crate::experiment::{FULL_INITIALISATION, TABLE2};
+use crate::experiment::{FULL_INITIALISATION, TABLE2, cells};
 use crate::grid::{png_grid, png_strip};
 use crate::page::Figure;
 use crate::report::metric_names;
@@ -31,6 +31,12 @@ const SMALL: usize = 4;
 const ZOOM: usize = 4;
 /// Latents followed through a strip.
 const FOLLOWED: usize = 20;
+
+/// Every id that a figure or a strip can have.
+pub fn figure_ids() -> impl Iterator<Item = String> {
+    let numbers = ["1a", "1b", "1c", "2", "3", "4", "5"].into_iter();
+    numbers.map(|number| format!("figure{number}")).chain(cells().map(|cell| format!("strip-{}", cell.row)))
+}
 
 /// Figures 1a to 1c and 2 to 5 of the paper, as far as their rows are there.
 pub fn figures(panels: &[Panel], scale: &str) -> Vec<Figure> {

@@ -12,6 +12,8 @@ use std::fmt::Write;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     pub title: String,
+    /// Of our numbers.
+    pub scale: String,
     pub columns: Vec<Column>,
     pub rows: Vec<Row>,
     /// Footnotes: what a reader must know before comparing the numbers.
@@ -47,6 +49,8 @@ pub struct Row {
     pub section: String,
     /// One per column.
     pub cells: Vec<Cell>,
+    /// That were measured.
+    pub seeds: Vec<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -96,14 +100,19 @@ pub fn table1(rows: &[Row1], scores: &[Score], goldens: &[Golden], scale: &str) 
                     verdict(scores, goldens, &row.id, scale),
                 ],
             });
-            Row { id: row.id.clone(), section: row.section.clone(), cells }
+            let seeds = match row.kind {
+                Kind::Cited => Vec::new(),
+                Kind::Run { .. } => seeds_of(scores, &row.id, scale),
+            };
+            Row { id: row.id.clone(), section: row.section.clone(), cells, seeds }
         })
         .collect();
     let ours = rows.iter().filter(|row| !row.cells.contains(&Cell::Cited)).map(|row| row.id.as_str());
     let mut notes = notes(scale, scores, &ours.collect::<Vec<_>>());
     notes.push("cited: printed in the paper from another publication; not run by us.".to_string());
     Table {
-        title: format!("Table 1. Sample quality on CIFAR-10. Ours at scale {scale}."),
+        title: format!("Table 1. Sample quality on CIFAR-10. Ours at scale {scale}{}.", stand_in(scale)),
+        scale: scale.to_string(),
         columns,
         rows,
         notes,
@@ -149,9 +158,23 @@ pub fn table2(rows: &[Row2], scores: &[Score], goldens: &[Golden], scale: &str) 
             state(scores, &row.cell, scale),
             verdict(scores, goldens, &row.cell, scale),
         ],
+        seeds: seeds_of(scores, &row.cell, scale),
     });
-    let title = format!("Table 2. Initialization of the one-step generator. Ours at scale {scale}.");
-    Table { title, columns, rows: rows.collect(), notes }
+    let ours = format!("Ours at scale {scale}{}.", stand_in(scale));
+    let title = format!("Table 2. Initialization of the one-step generator. {ours}");
+    Table { title, scale: scale.to_string(), columns, rows: rows.collect(), notes }
+}
+
+fn seeds_of(scores: &[Score], row: &str, scale: &str) -> Vec<u64> {
+    values(scores, row, scale, "fd").into_keys().collect()
+}
+
+/// What the images are, where the paper's words speak of CIFAR.
+pub(crate) fn stand_in(scale: &str) -> &'static str {
+    match scale {
+        "smoke" | "mini" | "drill" => ", on glyphs in place of CIFAR",
+        _ => "",
+    }
 }
 
 /// Only real Inception features make an FID.
@@ -277,7 +300,7 @@ impl Cell {
         }
     }
 
-    /// Full precision, nothing in place of a number.
+    /// Ours with full precision, the paper's as it prints them; nothing in place of a number.
     fn csv(&self, content: Content) -> Vec<String> {
         match (content, self) {
             (Content::Sample | Content::Mean, Cell::Sample(sample, _)) => {
@@ -285,7 +308,6 @@ impl Cell {
                 vec![format!("{:?}", sample.mean), sd, sample.n.to_string()]
             }
             (Content::Sample | Content::Mean, _) => vec![String::new(), String::new(), String::new()],
-            (_, Cell::Number(x, _)) => vec![x.to_string()],
             (_, Cell::Dash | Cell::Dots) => vec![String::new()],
             (_, cell) => vec![cell.text(content)],
         }
@@ -390,8 +412,8 @@ impl Table {
         out
     }
 
-    /// For programs: full precision, a sample as mean, `_sd` and `_n`, empty
-    /// where there is no number; the notes are left out.
+    /// For programs: ours with full precision, a sample as mean, `_sd` and `_n`,
+    /// empty where there is no number; scale and seeds last; the notes are left out.
     pub fn to_csv(&self) -> String {
         let mut header = vec!["id".to_string(), "section".to_string()];
         for column in &self.columns {
@@ -400,10 +422,13 @@ impl Table {
                 header.extend([format!("{}_sd", column.key), format!("{}_n", column.key)]);
             }
         }
+        header.extend(["scale".to_string(), "seeds".to_string()]);
         let rows = self.rows.iter().map(|row| {
             let cells =
                 row.cells.iter().zip(&self.columns).flat_map(|(cell, column)| cell.csv(column.content));
-            [row.id.clone(), row.section.clone()].into_iter().chain(cells).collect()
+            let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
+            let end = [self.scale.clone(), seeds.join(" ")];
+            [row.id.clone(), row.section.clone()].into_iter().chain(cells).chain(end).collect()
         });
         let line =
             |fields: Vec<String>| csv_line(&fields.iter().map(String::as_str).collect::<Vec<_>>()) + "\n";

@@ -19,7 +19,7 @@ fn column(title: &str, key: &'static str, content: Content) -> Column {
 }
 
 fn row(id: &str, section: &str, cells: Vec<Cell>) -> Row {
-    Row { id: id.to_string(), section: section.to_string(), cells }
+    Row { id: id.to_string(), section: section.to_string(), cells, seeds: Vec::new() }
 }
 
 fn table() -> Table {
@@ -29,6 +29,7 @@ fn table() -> Table {
     let outside = Cell::Verdict(Status::Outside, vec!["fd".to_string(), "recall".to_string()]);
     Table {
         title: format!("Table 1. {AWKWARD}"),
+        scale: "mini".to_string(),
         columns: vec![
             column("method", "method", Content::Text),
             column("FD <", "fd", Content::Sample),

@@ -51,6 +51,11 @@ fn a_report_shows_what_ran_and_names_the_rest() {
         let text = std::fs::read_to_string(output.join(name)).unwrap();
         assert!(text.contains("replicate run edm --scale smoke --seed 0"), "{name}");
     }
+    let table = std::fs::read_to_string(output.join("table2.csv")).unwrap();
+    assert!(
+        table.lines().nth(1).unwrap().ends_with(",smoke,0") && table.contains(",not run,smoke,"),
+        "{table}"
+    );
 
     let html = std::fs::read_to_string(output.join("index.html")).unwrap();
     // Figures 1a, 1c, 2, 4, 5 and two strips; single-level initialisation is not run.
@@ -82,4 +87,18 @@ fn a_report_shows_what_ran_and_names_the_rest() {
         let (a, b) = (std::fs::read(alone.join(&name)).unwrap(), std::fs::read(figures.join(&name)).unwrap());
         assert!(a == b, "{}", name.display());
     }
+
+    // What an earlier report had and this one has not goes, and nothing else.
+    for name in ["figure3.png", "strip-dirm.png", "figure.png", "notes.txt"] {
+        std::fs::write(alone.join(name), "").unwrap();
+    }
+    succeed(&store, &["figures", "--output", alone.to_str().unwrap()]);
+    assert!(!alone.join("figure3.png").exists() && !alone.join("strip-dirm.png").exists());
+    assert!(alone.join("figure2.png").exists() && alone.join("strip-dijs.png").exists());
+    assert!(alone.join("figure.png").exists() && alone.join("notes.txt").exists());
+    let another = dir.path().join("another");
+    std::fs::create_dir(&another).unwrap();
+    std::fs::write(another.join("figure3.png"), "of somebody else").unwrap();
+    succeed(&store, &["figures", "--output", another.to_str().unwrap()]);
+    assert!(another.join("figure3.png").exists(), "no report was there before");
 }

@@ -1,11 +1,13 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
-use super::{FULL_ROW, all_goldens, build, quiet, render, root, scores_of, seeds_of, write_file};
+use super::{
+    FULL_ROW, all_goldens, build, quiet, render, root, scores_of, seeds_of, write_file, write_table,
+};
 use crate::claims::evaluate;
 use crate::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
 use crate::experiment::{Cell, FULL_INITIALISATION, Scale, TABLE1, TABLE2, cells};
-use crate::figures::{Panel, figures, strips};
+use crate::figures::{Panel, figure_ids, figures, strips};
 use crate::findings::{CollapsedRun, findings, learned};
 use crate::golden::{Score, write_scores};
 use crate::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
@@ -25,7 +27,7 @@ pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> 
     Ok(EXIT_GOOD)
 }
 
-/// Writes index.html, report.md, results.csv and the figures.
+/// Writes index.html, report.md, results.csv, both tables and the figures.
 pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
     let mut runner = quiet(place, stop)?;
@@ -38,8 +40,12 @@ pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     write_file(&output.join("index.html"), html(&page).as_bytes())?;
     write_file(&output.join("report.md"), markdown(&page).as_bytes())?;
     write_file(&output.join("results.csv"), write_scores(&gathered.scores).as_bytes())?;
+    for (name, table) in ["table1", "table2"].into_iter().zip(&page.tables) {
+        write_table(output, name, table)?;
+    }
     write_figures(&output.join("figures"), page.figures.iter().chain(&page.strips))?;
-    for name in ["index.html", "report.md", "results.csv", "figures/captions.md"] {
+    for name in ["index.html", "report.md", "results.csv", "table1.csv", "table2.csv", "figures/captions.md"]
+    {
         println!("{}", output.join(name).display());
     }
     say_missing(&page.missing);
@@ -83,14 +89,22 @@ pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i
     Ok(EXIT_GOOD)
 }
 
+/// Writes the figures, and removes those of an earlier report that this one does not have.
 fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -> Result<()> {
     std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
-    let mut captions = String::new();
+    let (list, mut captions) = (output.join("captions.md"), String::new());
+    // Without the list, what has such a name is somebody else's.
+    let mut stale: Vec<String> = if list.is_file() { figure_ids().collect() } else { Vec::new() };
     for figure in figures {
         write_file(&output.join(format!("{}.png", figure.id)), &figure.png)?;
         captions += &format!("- `{}.png`: {}\n", figure.id, figure.caption);
+        stale.retain(|id| *id != figure.id);
     }
-    write_file(&output.join("captions.md"), captions.as_bytes())
+    write_file(&list, captions.as_bytes())?;
+    for path in stale.iter().map(|id| output.join(format!("{id}.png"))).filter(|path| path.exists()) {
+        std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+    }
+    Ok(())
 }
 
 /// What the store has of one scale.
