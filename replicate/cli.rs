@@ -84,7 +84,7 @@ pub enum Command {
     },
     /// Compare what the store has with golden values, the paper, or its claims
     Check {
-        /// Row ids, table1, table2 or all
+        /// Row ids, table1, table2 or all; of the claims those that name one of them
         #[arg(default_value = "table1")]
         targets: Vec<String>,
         #[command(flatten)]

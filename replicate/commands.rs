@@ -17,7 +17,7 @@ use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
 use crate::golden::{self, Golden, Score, read_golden};
 use crate::machine;
-use crate::paper;
+use crate::paper::{self, Kind};
 use crate::plan;
 use crate::report::{Table, table1, table2};
 use crate::run::{Outcome, Runner, Settings};
@@ -49,7 +49,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             at_once,
             output,
         } => {
-            let cells = select(&targets)?;
+            let cells = select(&targets, &place)?;
             let recipe = recipe(&place, &set, until)?;
             if explain {
                 return list::explain(&cells, &recipe, &root(place.root.as_deref())?);
@@ -144,7 +144,7 @@ fn smaller(runner: &Runner, cell: &Cell, tried: usize) -> usize {
 }
 
 /// The cells that `targets` name, each once.
-fn select(targets: &[String]) -> Result<Vec<Cell>> {
+fn select(targets: &[String], place: &Place) -> Result<Vec<Cell>> {
     let mut chosen: Vec<Cell> = Vec::new();
     for target in targets {
         let found: Vec<Cell> = match target.as_str() {
@@ -155,6 +155,11 @@ fn select(targets: &[String]) -> Result<Vec<Cell>> {
             row => cells().filter(|cell| cell.row == row).collect(),
         };
         if found.is_empty() {
+            if is_cited(target, place) {
+                return Err(Error::Usage(format!(
+                    "{target} is cited from the paper and not run: the tables print it beside ours"
+                )));
+            }
             let known = cells().map(|cell| cell.row).chain(["table1", "table2", "all", FULL_ROW]);
             return Err(Error::Usage(unknown("row", target, known)));
         }
@@ -165,6 +170,11 @@ fn select(targets: &[String]) -> Result<Vec<Cell>> {
         }
     }
     Ok(chosen)
+}
+
+fn is_cited(row: &str, place: &Place) -> bool {
+    let printed = root(place.root.as_deref()).and_then(|root| paper::table1(&root.join("paper")));
+    printed.is_ok_and(|rows| rows.iter().any(|other| other.id == row && other.kind == Kind::Cited))
 }
 
 /// "unknown row 'dijz': did you mean 'dijs'? (one of …)"

@@ -174,8 +174,7 @@ pub fn compare(golden: Option<&Golden>, fresh: &[Score]) -> Verdict {
         })
         .collect();
     if !changed.is_empty() {
-        let reason = format!("numerics changed: {}; accept with a reason if meant", changed.join(", "));
-        return verdict(Status::Outside, reason);
+        return verdict(Status::Outside, format!("other numbers: {}", changed.join(", ")));
     }
     if other.is_empty() {
         return verdict(Status::Same, format!("same numbers ({})", seeds(again.iter().map(|s| s.seed))));

@@ -107,6 +107,28 @@ pub enum Statement {
     Untestable,
 }
 
+impl Statement {
+    /// The rows that it compares or judges.
+    pub fn rows(&self) -> Vec<&str> {
+        match self {
+            Statement::Less { left, right, .. } | Statement::Near { left, right, .. } => {
+                [left, right].into_iter().filter_map(|operand| operand.row()).collect()
+            }
+            Statement::Collapsed { row } | Statement::NotCollapsed { row } => vec![row],
+            Statement::Untestable => Vec::new(),
+        }
+    }
+}
+
+impl Operand {
+    fn row(&self) -> Option<&str> {
+        match self {
+            Operand::Metric { row, .. } => Some(row),
+            Operand::Number(_) => None,
+        }
+    }
+}
+
 /// One line of `claims.csv`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {

@@ -51,6 +51,7 @@ fn usage_errors_suggest_and_exit_2() {
         &["run", "dijs", "--set", "sigma_init=much", "--store", store],
         &["run", "dijs", "--until", "few", "--store", store],
         &["run", "dijs", "--sed", "1", "--store", store],
+        &["run", "ddim", "--store", store],
         &["run"],
         &["train"],
     ] {
@@ -103,6 +104,25 @@ fn what_cannot_be_written_is_one_error_with_exit_4() {
         let error = failure(&arguments, dir.path(), 4);
         assert!(error.contains("/proc/x") && error.contains("another place (--store, --output)"), "{error}");
     }
+}
+
+/// A claim about two rows is decided whichever of them is named.
+#[test]
+fn claims_see_all_that_the_store_has() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = ["--set", "images=64", "--store", dir.path().to_str().unwrap()];
+    let run = replicate(&[&["run", "dijs", "dikl", "--watch", "none"][..], &place].concat());
+    assert!(run.status.success(), "{}", text(&run.stderr));
+    let check = |row: &str| {
+        let output = replicate(&[&["check", row, "--against", "claims"][..], &place].concat());
+        (output.status.code(), text(&output.stdout))
+    };
+    let (code, said) = check("dikl");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("undecided      dijs-below-dikl "), "{said}");
+    assert!(said.lines().skip(1).all(|line| line.contains("dikl")), "{said}");
+    let (code, said) = check("edm");
+    assert_eq!((code, said.lines().count()), (Some(5), 2), "{said}");
 }
 
 #[test]

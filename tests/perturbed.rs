@@ -4,7 +4,6 @@
 //! scale is there for that.)
 
 use candle_core::Device;
-use replicate::cli::Against;
 use replicate::experiment::{Recipe, Scale, TABLE1};
 use replicate::golden::{Status, check, read_golden};
 use replicate::run::{Runner, Settings};
@@ -90,6 +89,8 @@ fn exit_codes_of_the_check() {
         assert_eq!(run, Some(0), "{text}");
         let (checked, text) = replicate(store.path(), &[&["check", "dijs"], set].concat());
         assert_eq!(checked, Some(code), "{text}");
+        assert_eq!(text.contains("--set sigma_init=2.5001 makes another experiment"), code == 1, "{text}");
+        assert!(!text.contains("--reason"), "nothing that accept could take: {text}");
     }
     let (code, text) = replicate(store.path(), &["check", "dijs", "--against", "paper"]);
     assert_eq!(code, Some(0), "at smoke nothing is held against the paper: {text}");

@@ -4,9 +4,9 @@ use super::{all_goldens, golden_path, quiet, recipe, root, runner, select, store
 use crate::claims::{ClaimVerdict, evaluate};
 use crate::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
-use crate::experiment::{Cell, Scale, TABLE1};
+use crate::experiment::{Cell, Scale, TABLE1, cells as all_cells};
 use crate::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
-use crate::paper::{self, Fid};
+use crate::paper::{self, Claim, Fid};
 use crate::report::{check_json, check_text};
 use crate::run::humantime;
 use crate::watch::Mode;
@@ -23,15 +23,17 @@ pub fn check(
     json: bool,
     stop: &AtomicBool,
 ) -> Result<i32> {
-    let cells = select(targets)?;
+    let cells = select(targets, place)?;
+    let rows: Vec<&str> = cells.iter().map(|cell| cell.row).collect();
     let root = root(place.root.as_deref())?;
     let mut runner = runner(place, recipe(place, set, None)?, Mode::Lines, false, stop)?;
     let scale = runner.recipe().scale.name();
     let colour = std::io::stdout().is_terminal();
-    let scores = stored(&mut runner, &cells, seeds)?;
+    let all: Vec<Cell> = all_cells().collect();
+    // A claim compares a row with others than those that were named.
+    let scores = stored(&mut runner, if against == Against::Claims { &all } else { &cells }, seeds)?;
     match against {
         Against::Golden => {
-            let rows: Vec<&str> = cells.iter().map(|cell| cell.row).collect();
             let goldens: Vec<Golden> = all_goldens(&root)?
                 .into_iter()
                 .filter(|golden| golden.scale == scale && rows.contains(&golden.row.as_str()))
@@ -47,6 +49,18 @@ pub fn check(
                 );
             }
             let any = |status: Status| comparisons.iter().any(|c| c.verdict.status == status);
+            let changes = &runner.recipe().changes;
+            if !changes.is_empty() && !json {
+                println!(
+                    "--set {} makes another experiment: golden values are of the recipe without it, and accept \
+                     does not take it",
+                    changes.join(" --set ")
+                );
+            } else if any(Status::Outside) && !json {
+                println!(
+                    "if the change is meant, 'replicate accept ROW --reason WHY' makes the new numbers golden"
+                );
+            }
             Ok(if any(Status::Outside) {
                 EXIT_OUTSIDE
             } else if comparisons.is_empty() || any(Status::NotRun) || any(Status::NoGolden) {
@@ -56,12 +70,16 @@ pub fn check(
             })
         }
         Against::Claims => {
+            let named = |claim: &&Claim| {
+                cells.len() == all.len() || claim.statement.rows().iter().any(|row| rows.contains(row))
+            };
             let results: Vec<_> = paper::claims(&root.join("paper"))?
                 .iter()
+                .filter(named)
                 .map(|claim| evaluate(claim, &scores, scale))
                 .collect();
             print!("{}", if json { check_json(&[], &results) } else { check_text(&[], &results, colour) });
-            if scores.is_empty() {
+            if !scores.iter().any(|score| rows.contains(&score.row.as_str())) {
                 return Ok(EXIT_INCOMPLETE);
             }
             let broken = results.iter().any(|result| result.verdict == ClaimVerdict::DoesNotHold);
@@ -145,7 +163,7 @@ pub fn accept(
     stop: &AtomicBool,
 ) -> Result<i32> {
     refuse_in_ci(std::env::var("CI").ok().as_deref())?;
-    let cells = select(targets)?;
+    let cells = select(targets, place)?;
     let root = root(place.root.as_deref())?;
     let mut runner = quiet(place, stop)?;
     let scores = stored(&mut runner, &cells, seeds)?;
