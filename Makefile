@@ -2,7 +2,7 @@
 SCALE  ?= mini
 DEVICE ?= cpu
 SEED   ?= 0
-STORE  ?= store
+STORE  ?= $(or $(REPLICATE_STORE),store)
 DATA   ?=
 FEATURES ?=
 

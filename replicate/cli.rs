@@ -52,7 +52,7 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
         /// Seeds, separated by commas
-        #[arg(long, value_delimiter = ',', default_value = "0")]
+        #[arg(long, value_delimiter = ',', default_value = "0", value_parser = seed, allow_negative_numbers = true)]
         seed: Vec<u64>,
         /// How progress is shown [default: bar on a terminal, lines in a pipe]
         #[arg(long)]
@@ -90,7 +90,7 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
         /// Only these seeds, separated by commas [default: all in the store]
-        #[arg(long, value_delimiter = ',')]
+        #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
         seed: Vec<u64>,
         #[arg(long, default_value = "golden")]
         against: Against,
@@ -108,7 +108,7 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
         /// Seeds, separated by commas [default: all in the store]
-        #[arg(long, value_delimiter = ',')]
+        #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
         seed: Vec<u64>,
         #[arg(long)]
         reason: String,
@@ -126,7 +126,7 @@ pub enum Command {
         #[arg(long, value_enum, default_value = "text", requires = "table")]
         format: Format,
         /// Where the report is written
-        #[arg(short, long, default_value = "report", conflicts_with = "table")]
+        #[arg(short, long, default_value = "report", conflicts_with_all = ["table", "format"])]
         output: PathBuf,
     },
     /// Write the paper's figures and a strip of samples over training for each row
@@ -145,7 +145,7 @@ pub enum Command {
         #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
         store: PathBuf,
         /// Take the asset from this file or address; it is verified all the same
-        #[arg(long, value_name = "FILE|URL")]
+        #[arg(long, value_name = "FILE|URL", requires = "what")]
         from: Option<String>,
         /// Touch no network
         #[arg(long)]
@@ -238,7 +238,7 @@ pub struct Scoring {
     #[arg(long, value_name = "FILE")]
     pub inception: Option<PathBuf>,
     /// Of the row
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
     #[command(flatten)]
     pub place: Place,
@@ -294,4 +294,7 @@ fn images(text: &str) -> Result<u64, String> {
         Ok(n) if n.is_finite() && n * unit >= 1.0 && n * unit <= 1e12 => Ok((n * unit).round() as u64),
         _ => Err("expected a number of images such as 2000, 50k or 1.5M".into()),
     }
+}
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }

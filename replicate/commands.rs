@@ -192,6 +192,9 @@ fn recipe(place: &Place, set: &[String], until: Option<u64>) -> Result<Recipe> {
     let scale = Scale::ALL.into_iter().find(|scale| scale.name() == place.scale).ok_or_else(|| {
         Error::Usage(unknown("scale", &place.scale, Scale::ALL.into_iter().map(Scale::name)))
     })?;
+    if place.data.is_some() && scale.procedural() {
+        return Err(Error::Usage(format!("--data: --scale {scale} draws its images and reads no files")));
+    }
     let mut recipe = Recipe::of(scale);
     for change in set {
         recipe.set(change)?;

@@ -51,7 +51,13 @@ fn usage_errors_suggest_and_exit_2() {
         &["run", "dijs", "--set", "sigma_init=much", "--store", store],
         &["run", "dijs", "--until", "few", "--store", store],
         &["run", "dijs", "--sed", "1", "--store", store],
+        &["run", "dijs", "--seed", "-1", "--store", store],
+        &["run", "dijs", "--seed", "0,one", "--store", store],
         &["run", "ddim", "--store", store],
+        &["run", "dijs", "--scale", "smoke", "--data", "cifar", "--store", store],
+        &["score", "cifar10", "--data", "cifar", "--store", store],
+        &["report", "--format", "csv", "--output", "out", "--store", store],
+        &["fetch", "--from", "file", "--store", store],
         &["run"],
         &["train"],
     ] {

@@ -136,6 +136,11 @@ impl Side {
     fn images(options: &Scoring, remarks: &mut Remarks, stop: &AtomicBool) -> Result<Side> {
         let name = &options.images;
         let Some(cell) = cells().find(|cell| cell.row == name) else {
+            if options.place.data.is_some() {
+                return Err(Error::Usage(format!(
+                    "--data is for a row of the tables, and {name} is none: name the file itself in its place"
+                )));
+            }
             return Side::open(name, &options.place.store, remarks);
         };
         let mut runner = quiet(&options.place, stop)?;
