@@ -409,6 +409,9 @@ fn arrays_that_are_no_images_are_refused() {
         let text = complaint(&dir.write("images.npz", bytes));
         assert!(text.contains("images.npz") && text.contains(expected), "{expected}: {text}");
     }
+    std::fs::create_dir(dir.path("empty")).unwrap();
+    let text = complaint(&dir.path("empty"));
+    assert!(text.contains("found no PNG and no CIFAR in it") && text.lines().count() == 2, "{text}");
     let text = source::open(&dir.path("nowhere")).err().unwrap().to_string();
     assert!(text.contains("nowhere") && text.contains("cifar10-test"), "{text}");
 }
@@ -624,12 +627,18 @@ fn features_score_as_in_the_library() {
     assert_eq!(report["fid"]["mean"], trial["fid"]);
     assert!(warned(&report, "which network made its features") && warned(&report, "60 images"));
     assert_eq!(report.get("network"), None);
+    let itself = json(&[&ours, &"--ref", &ours, &"--metrics", &"kid"]);
+    assert_eq!(itself["warnings"].as_array().unwrap().len(), 1, "said once of one file: {itself}");
     let digest = |path: &Path| replicate::store::sha256_hex(&std::fs::read(path).unwrap());
     assert_eq!(report["reference"]["file_sha256"], digest(&theirs));
 
     // The text has the same numbers, and the same bytes come from one thread.
     let output = run(&[&ours, &"--ref", &theirs]);
     let text = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        text.ends_with("of k = 3 as in torch-fidelity; the tables of mini, small and paper have k = 5\n"),
+        "{text}"
+    );
     for expected in [format!("{:.4}", trial["fid"].as_f64().unwrap()), format!("{mean:.4} ± {sd:.4}")] {
         assert!(text.contains(&expected), "{expected} in {text}");
     }
@@ -661,10 +670,8 @@ fn trials_are_consecutive_ranges() {
         assert_eq!(report["trials"][0].get(absent), None, "{absent} was not measured");
     }
 
-    let few = json(&[&ours, &"--ref", &theirs, &"--trials", &"3", &"--num", &"12", &"--metrics", &"fid,kid"]);
-    assert_eq!(few["trials"].as_array().unwrap().len(), 1);
-    assert_eq!(few["trials"][0]["images"], 12);
-    assert!(warned(&few, "one trial"));
+    let error = failure(&[&ours, &"--ref", &theirs, &"--trials", &"3", &"--num", &"12"], EXIT_INPUT);
+    assert!(error.contains("expected 3 x 12 images, found 35") && error.contains("--trials"), "{error}");
     let error = failure(&[&ours, &"--ref", &theirs, &"--num", &"36"], EXIT_INPUT);
     assert!(error.contains("expected 36 images, found 35"), "{error}");
 }
@@ -754,6 +761,7 @@ fn what_is_missing_is_named_with_its_remedy() {
     let pictures = dir.write("a.npy", channels_last(&images("a", 12, 4)));
     for (arguments, expected) in [
         (&[&dir.path("nowhere") as &dyn AsRef<std::ffi::OsStr>][..], "nowhere"),
+        (&[&ours, &"--ref", &"nosuch"], "--ref fid-reference"),
         (&[&ours, &"--ref", &"cifar10"], "`replicate fetch cifar10`"),
         (&[&ours, &"--ref", &"fid-reference"], "`replicate fetch fid-reference`"),
         (&[&pictures], "--inception names a file"),

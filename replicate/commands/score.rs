@@ -14,7 +14,7 @@ use crate::experiment::cells;
 use crate::fetch::{Asset, Inputs, find_any, named};
 use crate::inception::{FEATURES, Inception};
 use crate::metrics::frechet::{Factor, Moments};
-use crate::score::source::{self, BATCH, DATASETS, ImageSet};
+use crate::score::source::{self, BATCH, DATASETS, ImageSet, PUBLISHED};
 use crate::score::{Gathered, IS_SPLITS, Input, KEPT, Metric, Reference, RowStream, Seen, Wanted, scores};
 use crate::statistics::Statistics;
 use crate::store::{Content, sha256_hex};
@@ -30,8 +30,8 @@ const REPEATED: f64 = 0.01;
 /// the share of the undivided score below which it is said.
 const LARGE_PART: usize = 1000;
 const ORDERED: f64 = 0.8;
-/// The asset with EDM's statistics of CIFAR-10, and the size of the images.
-const PUBLISHED_REFERENCE: (&str, usize) = ("fid-reference", 32);
+/// Height and width of the images behind EDM's statistics.
+const PUBLISHED_SIZE: usize = 32;
 
 pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
     let device = crate::device::open(&options.place.device)?;
@@ -174,7 +174,7 @@ impl Side {
                 (file, Input::Images(set))
             }
             None => {
-                let published = name == PUBLISHED_REFERENCE.0;
+                let published = name == PUBLISHED;
                 let file = if published { stored(store, &[asset(name)], otherwise)? } else { path };
                 let input = source::open(&file)?;
                 (file, input)
@@ -196,7 +196,7 @@ impl Side {
             Input::Statistics(statistics) => {
                 (described.kind, described.dimensions) = ("mean and covariance", statistics.mean.len());
                 described.file_sha256 = Some(sha256_of(&file)?);
-                described.size = (name == PUBLISHED_REFERENCE.0).then_some(PUBLISHED_REFERENCE.1);
+                described.size = (name == PUBLISHED).then_some(PUBLISHED_SIZE);
             }
         }
         Ok(Side { described, input, trial: None })
@@ -253,18 +253,12 @@ fn portions(options: &Scoring, images: &Side, remarks: &mut Remarks) -> Result<(
         (None, None, Some(_)) => len.min(USUAL),
         (None, None, None) => len,
     };
-    if n > len {
-        let remedy = "make more images, or ask for fewer with --num";
-        return Err(images.described.malformed(format!("{n} images"), len.to_string(), remedy));
-    }
     let trials = options.trials as usize;
-    let trials = match n.checked_mul(trials) {
-        Some(all) if all <= len => trials,
-        _ => {
-            remarks.note(format!("one trial: {trials} trials of {n} images need more than {len}"));
-            1
-        }
-    };
+    if n.saturating_mul(trials) > len {
+        let wanted = if trials > 1 { format!("{trials} x {n} images") } else { format!("{n} images") };
+        let remedy = "make more images, or ask for fewer with --num or --trials";
+        return Err(images.described.malformed(wanted, len.to_string(), remedy));
+    }
     if n * trials < len {
         remarks.note(format!("the first {} of {len} images are scored", n * trials));
     }

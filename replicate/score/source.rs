@@ -107,7 +107,10 @@ pub fn open(path: &Path) -> Result<Input> {
             return Err(Error::Missing {
                 path: path.to_path_buf(),
                 what: "neither a file, nor a folder, nor the name of a data set".into(),
-                remedy: format!("it is a path or one of {}", DATASETS.map(|(name, ..)| name).join(", ")),
+                remedy: format!(
+                    "it is a path or one of {}; IMAGES may be a row that was run, too, and --ref {PUBLISHED}",
+                    DATASETS.map(|(name, ..)| name).join(", ")
+                ),
             });
         }
         Err(error) => return Err(Error::io("open", path)(error)),
@@ -128,6 +131,9 @@ pub fn open(path: &Path) -> Result<Input> {
     }
     cifar(path)
 }
+
+/// The asset with EDM's statistics of CIFAR-10.
+pub const PUBLISHED: &str = "fid-reference";
 
 /// The data sets that have a name.
 pub const DATASETS: [(&str, Set, Split); 4] = [
@@ -159,7 +165,10 @@ fn cifar(path: &Path) -> Result<Input> {
             Ok(set) => Ok(Input::Images(set)),
             Err(hundred) => Err(unknown(
                 path,
-                format!("neither of the latter\n  as CIFAR-10: {ten}\n  as CIFAR-100: {hundred}"),
+                match (&ten, &hundred) {
+                    (Error::Missing { .. }, Error::Missing { .. }) => "no PNG and no CIFAR in it".into(),
+                    _ => format!("neither of the latter\n  as CIFAR-10: {ten}\n  as CIFAR-100: {hundred}"),
+                },
             )),
         },
     }

@@ -1,5 +1,6 @@
 //! What `score` prints: numbers with all that a reader of them has to know.
 
+use crate::experiment::{Recipe, Scale};
 use crate::score::{IS_SPLITS, Metric, NEIGHBOURS, Scores, Spread, kid_subsets};
 use serde::Serialize;
 use std::fmt::Write;
@@ -126,6 +127,10 @@ pub struct Remarks {
 
 impl Remarks {
     pub fn warn(&mut self, text: String) {
+        // One file may be both sides.
+        if self.warnings.contains(&text) {
+            return;
+        }
         eprintln!("warning: {text}");
         self.warnings.push(text);
     }
@@ -180,6 +185,13 @@ impl Report {
             let reference = self.reference.as_ref().filter(|_| compared).map_or("-", |side| &side.name);
             let metric = format!("{metric}{trial}");
             _ = writeln!(text, "{metric:18} {value:>22} {n:>7}  {network:20} {reference}");
+        }
+        if let Some(k) = self.protocol.neighbours {
+            let tables = Recipe::of(Scale::Mini).evaluation.neighbours;
+            _ = writeln!(
+                text,
+                "\nprecision, recall: of k = {k} as in torch-fidelity; the tables of mini, small and paper have k = {tables}"
+            );
         }
         text
     }
