@@ -24,7 +24,8 @@ use crate::run::{Outcome, Runner, Settings};
 use crate::store::{write_atomically, write_safetensors};
 use crate::watch::{Mode, Watch};
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, IsTerminal};
+use std::fs::File;
+use std::io::{ErrorKind, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -83,7 +84,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                         Ok(outcome) => places.push(outcome.entry.dir().to_path_buf()),
                         // One row that diverges says nothing about the others.
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
-                            eprintln!("{} of seed {seed} failed: {error}", cell.row);
+                            eprintln!("error: {} of seed {seed} failed: {error}", cell.row);
                             if error.is_out_of_memory() {
                                 let tried = runner.recipe_in_memory().batch;
                                 eprintln!(
@@ -93,9 +94,9 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                             }
                             // Every later call would fail with the same error.
                             if error.is_device_lost() {
-                                return Err(error);
+                                return Ok(error.exit_code());
                             }
-                            failed.get_or_insert(error);
+                            failed.get_or_insert(error.exit_code());
                         }
                         Err(error) => return Err(error),
                     }
@@ -106,7 +107,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                 }
             }
             let ended = finish_run(&mut runner, &place, &targets, &places, &output)?;
-            failed.map_or(Ok(ended), Err)
+            Ok(failed.unwrap_or(ended))
         }
         Command::Check { targets, place, seed, against, set, json } => {
             check::check(&targets, &place, &seed, against, &set, json, stop)
@@ -382,8 +383,25 @@ fn finish_run(
     Ok(EXIT_GOOD)
 }
 
+/// A header's length of 8 bytes and then JSON: to a reader of pickles it looks like one.
+fn refuse_safetensors(file: &Path) -> Result<()> {
+    let mut start = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(9).read_to_end(&mut start));
+    if read.is_err() || start.get(5..) != Some(b"\0\0\0{".as_slice()) {
+        return Ok(());
+    }
+    Err(Error::Malformed {
+        path: file.to_path_buf(),
+        expected: "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
+        found: "safetensors".into(),
+        remedy: "it holds nothing but tensors and needs no conversion: any reader of safetensors lists them"
+            .into(),
+    })
+}
+
 /// Lists the tensors of a checkpoint, and writes them as safetensors on demand.
 fn inspect(file: &Path, convert: Option<&Path>) -> Result<i32> {
+    refuse_safetensors(file)?;
     let checkpoint = checkpoint::read(file)?;
     print!("{}", checkpoint.describe());
     if let Some(out) = convert {

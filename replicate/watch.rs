@@ -15,6 +15,7 @@ use crate::evaluate::Quick;
 use crate::tfevents;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -72,16 +73,20 @@ pub struct Watch {
     /// The sampling under way, and when it was last spoken of.
     sampling: Option<(Pace, Instant)>,
     events: Option<Events>,
+    noted: BTreeSet<String>,
 }
 
 impl Watch {
     pub fn new(mode: Mode) -> Watch {
-        let pace = Pace::new(0, 0);
-        Watch { mode, label: String::new(), pace, bar: None, sampling: None, events: None }
+        let (pace, noted) = (Pace::new(0, 0), BTreeSet::new());
+        Watch { mode, label: String::new(), pace, bar: None, sampling: None, events: None, noted }
     }
 
-    /// A sentence that is not about progress.
+    /// A sentence that is not about progress; said once.
     pub fn note(&mut self, text: &str) {
+        if !self.noted.insert(text.to_string()) {
+            return;
+        }
         match (&self.bar, self.mode) {
             (_, Mode::None) => {}
             (_, Mode::Json) => say(&format!("{}", serde_json::json!({ "note": text }))),

@@ -132,6 +132,13 @@ fn claims_see_all_that_the_store_has() {
 }
 
 #[test]
+fn an_inspected_safetensors_file_is_called_one() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/weights/classifier.safetensors");
+    let error = failure(&["inspect", file.to_str().unwrap()], Path::new("/"), 3);
+    assert!(error.contains("found safetensors"), "{error}");
+}
+
+#[test]
 #[cfg(not(feature = "cuda"))]
 fn cuda_is_never_replaced_by_the_cpu() {
     let dir = tempfile::tempdir().unwrap();
@@ -333,6 +340,7 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
     assert_eq!(output.status.code(), Some(4), "{error}");
     assert!(error.contains("diverged") && error.contains("images"), "{error}");
     assert!(error.contains("dikl of seed 0 failed"), "{error}");
+    assert_eq!(error.matches("diverged").count(), 1, "{error}");
     // The row after it was made all the same.
     let made = text(&output.stdout);
     assert!(made.contains("smoke-edm-s0") && made.contains("fd ") && !made.contains("smoke-dikl"), "{made}");

@@ -644,7 +644,9 @@ fn a_file_can_be_given() {
         let error = case.fetch(&asset, &given(name)).unwrap_err();
         assert_eq!(error.exit_code(), EXIT_INPUT);
         assert!(error.to_string().contains(path(name).to_str().unwrap()), "{error}");
-        assert!(error.to_string().contains(&says), "{error}");
+        assert_eq!(error.to_string().matches(&says).count(), 1, "{error}");
+        assert!(!case.said(&says), "the error says it: {:?}", case.log);
+        assert!(error.to_string().contains("name another file") && error.to_string().contains(&server.url));
         case.assert_has_nothing();
     }
     let found = case.fetch(&asset, &given("good")).unwrap();

@@ -208,15 +208,19 @@ pub fn fetch(inputs: &Inputs, asset: &Asset, options: &Options, report: &mut Rep
     }
     let mut fetch = Fetch { inputs, asset, options, place, report, wrong: None };
     let mut refusals = Vec::new();
-    for source in sources(asset, options) {
+    let sources = sources(asset, options);
+    for source in &sources {
         let (have, bytes) = (fetch.place.partial_bytes(), asset.bytes);
         (fetch.report)(Progress::Begin { from: &source.to_string(), have, bytes })?;
-        match fetch.from(&source) {
+        match fetch.from(source) {
             Ok(path) => return Ok(path),
             Err(Failure::Fatal(error)) => return Err(error),
             Err(Failure::Source(why)) => {
                 let refusal = format!("{source} {why}");
-                (fetch.report)(Progress::Note(&refusal))?;
+                // That of the only one is all that the error says.
+                if sources.len() > 1 {
+                    (fetch.report)(Progress::Note(&refusal))?;
+                }
                 refusals.push(refusal);
             }
         }
@@ -444,36 +448,45 @@ impl Fetch<'_, '_> {
         }
     }
 
-    fn failed(self, refusals: Vec<String>) -> Error {
+    fn failed(self, mut refusals: Vec<String>) -> Error {
         let asset = self.asset;
-        let mut remedy = match self.options.offline {
-            true => format!("run `replicate fetch {}` without --offline, or", asset.id),
-            false => "run the same command again later, set REPLICATE_MIRROR, or".to_string(),
-        };
         let address = asset.from.iter().find_map(|address| match address {
             Address::Url(url) => Some(url.to_string()),
             Address::Hub(file) => self.options.hub.url(file).ok(),
         });
-        remedy += &format!(
-            " get it from {} by other means and give it with `replicate fetch {} --from FILE`",
-            address.unwrap_or_else(|| "where it is published".into()),
-            asset.id
-        );
+        let address = address.unwrap_or_else(|| "where it is published".into());
+        let by_hand = || {
+            let id = asset.id;
+            format!(
+                "get it from {address} by other means and give it with `replicate fetch {id} --from FILE`"
+            )
+        };
+        let mut remedy = match (&self.options.from, self.options.offline) {
+            (Some(_), _) => format!("name another file, or leave --from out to fetch it from {address}"),
+            (None, true) => format!("run `replicate fetch {}` without --offline, or {}", asset.id, by_hand()),
+            (None, false) => {
+                format!("run the same command again later, set REPLICATE_MIRROR, or {}", by_hand())
+            }
+        };
         if asset.sha256().is_none() && self.wrong.is_some() {
             let record = self.inputs.record_path(asset);
             remedy += &format!("; to trust other bytes than those seen first, remove {}", record.display());
         }
-        let tried = refusals.join("\n  ");
+        if let Some(wrong) = &self.wrong {
+            // The error names the file itself.
+            refusals.retain(|refusal| !refusal.starts_with(&*wrong.path.to_string_lossy()));
+        }
+        let tried: String = refusals.iter().map(|refusal| format!("\n  {refusal}")).collect();
         match self.wrong {
             Some(Wrong { path, expected, found }) => Error::Malformed {
                 path,
                 expected: format!("{}, {expected}", asset.id),
-                found: format!("{found}\n  {tried}"),
+                found: found + &tried,
                 remedy,
             },
             None => Error::Missing {
                 path: self.inputs.place(asset),
-                what: format!("{} ({}) could not be fetched\n  {tried}", asset.id, asset.what),
+                what: format!("{} ({}) could not be fetched{tried}", asset.id, asset.what),
                 remedy,
             },
         }
