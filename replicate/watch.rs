@@ -127,6 +127,8 @@ impl Watch {
 
     /// After every tick, with the PNG file of its grid of samples.
     pub fn tick(&mut self, at: &Progress, grid: Option<&[u8]>) {
+        // The last batch is a whole one.
+        self.pace.total = self.pace.total.max(at.images);
         match self.mode {
             Mode::Lines | Mode::Tensorboard => {
                 say(&line(&self.label, at.images, self.pace.total, &self.details(at)));

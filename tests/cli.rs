@@ -90,6 +90,20 @@ fn reading_makes_no_store() {
 }
 
 #[test]
+fn a_plan_says_what_cannot_be_fetched() {
+    let plan = |mirror: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+        command.args(["run", "dijs", "--scale", "drill", "--dry-run", "--store", "/nonexistent"]);
+        command.env_remove("REPLICATE_MIRROR").envs(mirror.map(|mirror| ("REPLICATE_MIRROR", mirror)));
+        command.output().unwrap()
+    };
+    let alone = plan(None);
+    assert_eq!(alone.status.code(), Some(3), "{}", text(&alone.stderr));
+    assert!(text(&alone.stdout).contains("This cannot work: drill-edm is not there and has no address"));
+    assert!(text(&plan(Some("/mirror")).stdout).contains("Nothing speaks against it."));
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn what_cannot_be_written_is_one_error_with_exit_4() {
     let dir = tempfile::tempdir().unwrap();

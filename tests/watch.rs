@@ -361,6 +361,11 @@ fn child() {
         "note" => {
             watch.begin("mini-dijs-s0", dir, TOTAL, 0);
             watch.note("by the way");
+            watch.note("by the way");
+        }
+        "whole batches" => {
+            watch.begin("mini-dijs-s0", dir, 5, 0);
+            watch.tick(&Progress { images: 16, columns: &[], values: &[], quick: None }, None);
         }
         "sampling" => {
             (1..=100).for_each(|done| watch.sampling("mini-edm-s0", done, 2000));
@@ -433,6 +438,13 @@ fn json_is_one_object_a_tick() {
     assert_eq!((&last["generator_loss"], &last["fd"]), (&64.0.into(), &quick(192).fd.into()));
     assert_eq!(last.get("c_real"), Some(&serde_json::Value::Null), "what does not exist is null");
     assert_eq!(lines[4], serde_json::json!({"note": "that was all"}));
+}
+
+#[test]
+fn the_last_batch_is_counted_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = heard("lines", "whole batches", dir.path(), "");
+    assert!(lines[0].contains(" 16/16 images  ") && lines[0].contains("eta 0s"), "{lines:?}");
 }
 
 #[test]

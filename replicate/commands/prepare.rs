@@ -4,7 +4,7 @@ use super::fetch::download;
 use crate::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INPUT, EXIT_RUN, Error, Result};
 use crate::experiment::{Cell, Start};
-use crate::fetch::{Asset, Inputs};
+use crate::fetch::{Asset, Inputs, Options};
 use crate::machine::{free_disk, free_memory};
 use crate::plan::{self, Cost};
 use crate::run::{Input, Runner};
@@ -74,6 +74,13 @@ fn first_of(assets: &[&Asset], store: &Path, offline: bool, stop: &AtomicBool) -
 struct Missing {
     input: Input,
     assets: Vec<&'static Asset>,
+}
+
+impl Missing {
+    fn has_address(&self) -> bool {
+        let mirror = Options::from_env(&|_, _| Ok(())).mirror;
+        mirror.is_some() || self.assets.iter().any(|asset| !asset.from.is_empty())
+    }
 }
 
 fn missing(runner: &Runner, place: &Place, cells: &[Cell]) -> Result<Vec<Missing>> {
@@ -250,6 +257,15 @@ pub fn dry_run(
     let required = missing.iter().filter(|missing| missing.input != Input::Statistics).count();
     if offline && required > 0 {
         println!("\nThis cannot work offline: {required} files are missing.");
+        return Ok(EXIT_INPUT);
+    }
+    let lost = missing.iter().find(|missing| missing.input != Input::Statistics && !missing.has_address());
+    if let Some(Missing { assets, .. }) = lost {
+        let id = assets[0].id;
+        println!(
+            "\nThis cannot work: {id} is not there and has no address\n  set REPLICATE_MIRROR, or give it with \
+             `replicate fetch {id} --from FILE`"
+        );
         return Ok(EXIT_INPUT);
     }
     match flop / rate > TOO_LONG {
