@@ -13,7 +13,7 @@
 //! One seed has no spread, so nothing random is decided on it. Numbers of
 //! parameters and plain numbers are exact and need no seeds.
 
-use crate::golden::{Sample, Score, TIME, plain, seeds, values};
+use crate::golden::{STATES, Sample, Score, TIME, plain, seeds, values};
 use crate::paper::{Claim, Operand, Statement};
 use crate::student::{t_cdf, t_quantile};
 use serde::Serialize;
@@ -245,7 +245,7 @@ fn category(scores: &[Score], row: &str, scale: &str, collapsed: bool) -> Result
         return Err(format!("collapse of {row} is not measured at scale {scale}"));
     }
     let named = |category: f64| found.iter().filter(move |(_, c)| **c == category).map(|(seed, _)| *seed);
-    let parts: Vec<String> = [("healthy", 0.0), ("degraded", 1.0), ("collapsed", 2.0)]
+    let parts: Vec<String> = STATES
         .into_iter()
         .filter(|(_, category)| named(*category).next().is_some())
         .map(|(name, category)| format!("{name} on {}", seeds(named(category))))

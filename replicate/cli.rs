@@ -44,7 +44,7 @@ pub enum Command {
         #[arg(long, conflicts_with = "ids")]
         json: bool,
     },
-    /// Run cells, or go on with them, and print the table they belong to
+    /// Run cells, or go on with them, and print the tables that are named, or the cells' scores
     Run {
         /// Row ids, table1, table2 or all
         #[arg(required = true)]
@@ -295,6 +295,7 @@ fn images(text: &str) -> Result<u64, String> {
         _ => Err("expected a number of images such as 2000, 50k or 1.5M".into()),
     }
 }
+
 fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }

@@ -15,7 +15,7 @@ use crate::cli::{Cli, Command, Format, Place, Which};
 use crate::device;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
-use crate::golden::{self, Golden, Score, read_golden};
+use crate::golden::{self, Golden, STATES, Score, read_golden};
 use crate::machine;
 use crate::paper::{self, Kind};
 use crate::plan;
@@ -347,6 +347,16 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(dir, &path.file_name().unwrap_or_default().to_string_lossy(), bytes)
 }
 
+/// A count as such, the category by its name.
+fn value_text(score: &Score) -> String {
+    let state = STATES.iter().find(|(_, category)| score.metric == "collapse" && *category == score.value);
+    match state {
+        Some((name, _)) => name.to_string(),
+        None if score.value.fract() == 0.0 => score.value.to_string(),
+        None => format!("{:.6}", score.value),
+    }
+}
+
 fn write_table(output: &Path, name: &str, table: &Table) -> Result<()> {
     for (suffix, text) in [("csv", table.to_csv()), ("md", table.to_markdown())] {
         write_file(&output.join(format!("{name}.{suffix}")), text.as_bytes())?;
@@ -368,7 +378,7 @@ fn finish_run(
             println!("{}", place.display());
             if let Ok(scores) = golden::read_scores(&place.join(crate::run::SCORES)) {
                 for score in scores {
-                    println!("  {:20} {:.6}", score.metric, score.value);
+                    println!("  {:20} {}", score.metric, value_text(&score));
                 }
             }
         }

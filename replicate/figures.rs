@@ -5,7 +5,7 @@ use crate::data::Images;
 use crate::experiment::{FULL_INITIALISATION, TABLE2, cells};
 use crate::grid::{png_grid, png_strip};
 use crate::page::Figure;
-use crate::report::metric_names;
+use crate::report::{metric_names, stand_in};
 use crate::train::GRID;
 use std::io::Cursor;
 
@@ -50,7 +50,7 @@ pub fn figures(panels: &[Panel], scale: &str) -> Vec<Figure> {
         Some(fd) => format!("Samples of DiJS after the second stage, {} {fd:.2}.", metric_names(scale).0),
         None => "Samples of DiJS after the second stage.".to_string(),
     };
-    let collapsed = worst.map_or(String::new(), collapsed_text);
+    let collapsed = worst.map_or(String::new(), |panel| collapsed_text(panel, rows_there(panels).count()));
     type Look<'a> = &'a dyn Fn(&Panel) -> Option<Vec<u8>>;
     let wanted: [(&str, Option<&Panel>, Look, &str); 7] = [
         ("1a", full, &initial, full_start),
@@ -100,27 +100,31 @@ pub fn strips(panels: &[Panel], scale: &str) -> Vec<Figure> {
     made.collect()
 }
 
-/// What the images are, where the rows' names speak of CIFAR.
 fn setting(scale: &str) -> String {
-    match scale {
-        "smoke" | "mini" | "drill" => format!("Scale {scale}: glyphs in place of CIFAR"),
-        _ => format!("Scale {scale}"),
-    }
+    format!("Scale {scale}{}", stand_in(scale))
+}
+
+/// Those of Table 2, in its order.
+fn rows_there(panels: &[Panel]) -> impl Iterator<Item = &Panel> {
+    TABLE2.iter().filter_map(|cell| panels.iter().find(|panel| panel.row == cell.row))
 }
 
 /// The first collapsed row of Table 2, else the one with the least recall.
 fn most_collapsed(panels: &[Panel]) -> Option<&Panel> {
-    let rows = || TABLE2.iter().filter_map(|cell| panels.iter().find(|panel| panel.row == cell.row));
+    let rows = || rows_there(panels);
     let recall = |panel: &&Panel| panel.recall.unwrap_or(f64::INFINITY);
     rows().find(|panel| panel.collapsed).or_else(|| rows().min_by(|a, b| recall(a).total_cmp(&recall(b))))
 }
 
-fn collapsed_text(panel: &Panel) -> String {
+/// `there` rows of Table 2 were run.
+fn collapsed_text(panel: &Panel, there: usize) -> String {
     let recall = panel.recall.map_or(String::new(), |recall| format!(" (recall {recall:.2})"));
     match panel.collapsed {
         true => format!("Collapsed samples: {} after the second stage{recall}.", panel.label),
         false => format!(
-            "No row of Table 2 is collapsed; these are the samples of the one that covers least, {}{recall}.",
+            "None is collapsed of the rows of Table 2 that were run ({there} of {}); these are the samples of \
+             the one that covers least, {}{recall}.",
+            TABLE2.len(),
             panel.label
         ),
     }

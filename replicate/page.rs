@@ -12,7 +12,8 @@ use crate::golden::{Status, seeds};
 use crate::metrics::modes::{COLLAPSED_CLASSES, COLLAPSED_RECALL, DEGRADED_CLASSES, DEGRADED_RECALL};
 use crate::paper::{Origin, Setting};
 use crate::report::{
-    Cell, Column, Content, Row, Table, claim_text, counts, metric_names, scale_note, status_text,
+    Cell, Column, Content, Row, Table, VERDICTS, claim_counts, claim_text, counts, metric_names, scale_note,
+    status_text,
 };
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -281,8 +282,7 @@ fn glance(page: &Page) -> Vec<(String, String)> {
         }
     }
     if !page.claims.is_empty() {
-        let counted = VERDICTS.map(|verdict| (verdict, with_verdict(page, verdict).count()));
-        lines.push(("The paper's claims".to_string(), counts(&counted)));
+        lines.push(("The paper's claims".to_string(), claim_counts(&page.claims)));
     }
     if !page.missing.is_empty() {
         let n = page.missing.len();
@@ -418,9 +418,6 @@ fn findings(page: &Page, ids: &mut Ids) -> String {
     out
 }
 
-/// As `claim_text` says them, those first on which something was measured.
-const VERDICTS: [&str; 4] = ["holds", "does not hold", "undecided", "not tested"];
-
 fn with_verdict<'a>(page: &'a Page, verdict: &'a str) -> impl Iterator<Item = &'a ClaimResult> {
     page.claims.iter().filter(move |claim| claim_text(&claim.verdict).0 == verdict)
 }
@@ -438,17 +435,23 @@ fn claims(page: &Page, ids: &mut Ids) -> String {
         };
         let heading = capitalised(verdict);
         writeln!(out, "<h3><span class=\"{class}\">{heading}</span> ({})</h3>", claims.len()).unwrap();
-        out += "<ul class=\"claims\">\n";
-        for claim in claims {
-            let id = ids.of(&format!("claim-{}", claim.id));
-            let [name, words, place, reason] =
-                [&claim.id, &claim.claim, &claim.place, &claim.reason].map(|text| escape(text));
-            writeln!(out, "<li id=\"{id}\">").unwrap();
-            writeln!(out, "<p class=\"words\">\u{201c}{words}\u{201d} <span>{place}</span></p>").unwrap();
-            writeln!(out, "<p><code>{name}</code> <b class=\"{class}\">{verdict}</b>: {reason}</p>\n</li>")
-                .unwrap();
+        for alike in claims.chunk_by(|a, b| a.reason == b.reason) {
+            let reason = escape(alike[0].reason.trim_end_matches('.'));
+            let (shared, own) = match alike.len() {
+                1 => (String::new(), format!(": {reason}")),
+                n => (format!("<p>These {n}: {reason}.</p>\n"), String::new()),
+            };
+            write!(out, "{shared}<ul class=\"claims\">\n").unwrap();
+            for claim in alike {
+                let id = ids.of(&format!("claim-{}", claim.id));
+                let [name, words, place] = [&claim.id, &claim.claim, &claim.place].map(|text| escape(text));
+                writeln!(out, "<li id=\"{id}\">").unwrap();
+                writeln!(out, "<p class=\"words\">\u{201c}{words}\u{201d} <span>{place}</span></p>").unwrap();
+                writeln!(out, "<p><code>{name}</code> <b class=\"{class}\">{verdict}</b>{own}</p>\n</li>")
+                    .unwrap();
+            }
+            out += "</ul>\n";
         }
-        out += "</ul>\n";
     }
     out
 }

@@ -2,7 +2,7 @@
 //! text, Markdown, CSV, JSON. No tensors, no files, no arithmetic beyond means.
 
 use crate::claims::{ClaimResult, ClaimVerdict};
-use crate::golden::{Comparison, Golden, Sample, Score, Status, check, csv_line, seeds, values};
+use crate::golden::{Comparison, Golden, STATES, Sample, Score, Status, check, csv_line, seeds, values};
 use crate::paper::{Fid, Kind, Row1, Row2};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,7 +108,7 @@ pub fn table1(rows: &[Row1], scores: &[Score], goldens: &[Golden], scale: &str) 
         })
         .collect();
     let ours = rows.iter().filter(|row| !row.cells.contains(&Cell::Cited)).map(|row| row.id.as_str());
-    let mut notes = notes(scale, scores, &ours.collect::<Vec<_>>());
+    let mut notes = notes(scale, scores, &ours.collect::<Vec<_>>(), &columns);
     notes.push("cited: printed in the paper from another publication; not run by us.".to_string());
     Table {
         title: format!("Table 1. Sample quality on CIFAR-10. Ours at scale {scale}{}.", stand_in(scale)),
@@ -137,9 +137,7 @@ pub fn table2(rows: &[Row2], scores: &[Score], goldens: &[Golden], scale: &str) 
         column("vs golden", "golden", Content::Text),
     ];
     let cells: Vec<&str> = rows.iter().map(|row| row.cell.as_str()).collect();
-    let mut notes = notes(scale, scores, &cells);
-    notes
-        .push("classes: effective number of classes, exp of the entropy of the class histogram.".to_string());
+    let notes = notes(scale, scores, &cells, &columns);
     let rows = rows.iter().map(|row| Row {
         id: row.id.clone(),
         section: String::new(),
@@ -197,11 +195,8 @@ fn measured(scores: &[Score], row: &str, scale: &str, metric: &str, digits: usiz
 fn state(scores: &[Score], row: &str, scale: &str) -> Cell {
     let found = values(scores, row, scale, "collapse");
     let count = |category: f64| found.values().filter(|c| **c == category).count();
-    let counts: Vec<(&str, usize)> = [("healthy", 0.0), ("degraded", 1.0), ("collapsed", 2.0)]
-        .into_iter()
-        .map(|(name, category)| (name, count(category)))
-        .filter(|(_, n)| *n > 0)
-        .collect();
+    let counts: Vec<(&str, usize)> =
+        STATES.into_iter().map(|(name, category)| (name, count(category))).filter(|(_, n)| *n > 0).collect();
     match counts.as_slice() {
         [] => Cell::Dash,
         [(name, _)] => Cell::Text(name.to_string()),
@@ -249,20 +244,35 @@ pub(crate) fn scale_note(scale: &str) -> String {
     }
 }
 
-fn notes(scale: &str, scores: &[Score], rows: &[&str]) -> Vec<String> {
-    let mut notes = vec![scale_note(scale)];
-    if matches!(scale, "smoke" | "mini") {
-        notes.push(
+fn notes(scale: &str, scores: &[Score], rows: &[&str], columns: &[Column]) -> Vec<String> {
+    let glyphs = matches!(scale, "smoke" | "mini");
+    let has = |key: &str| columns.iter().any(|column| column.key == key);
+    let explained = [
+        (
+            glyphs && has("dataset"),
+            "dataset: ours is ten digits in place of full CIFAR-10, and invented characters in place of the \
+             classes in CIFAR-100.",
+        ),
+        (
+            glyphs,
             "FD: Fréchet distance between features of a small classifier of glyphs; it is not FID, \
-             and the two do not compare."
-                .to_string(),
-        );
-        notes.push(
+             and the two do not compare.",
+        ),
+        (
+            glyphs && has("is"),
             "IS stand-in: the same classifier in place of Inception; unreliable, blurred images score above \
-             real ones."
-                .to_string(),
-        );
-    }
+             real ones.",
+        ),
+        (
+            has("recall"),
+            "precision: share of the generated images that lie near a real one, no farther from it than its k-th \
+             neighbour among the real; recall: share of the real ones that lie so near a generated one.",
+        ),
+        (has("classes"), "classes: effective number of classes, exp of the entropy of the class histogram."),
+        (has("diversity"), "diversity: mean distance between the features of two generated images."),
+    ];
+    let explained = explained.into_iter().filter(|(shown, _)| *shown).map(|(_, note)| note.to_string());
+    let mut notes: Vec<String> = [scale_note(scale)].into_iter().chain(explained).collect();
     let mut classes: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
     for score in scores.iter().filter(|s| s.scale == scale && rows.contains(&s.row.as_str())) {
         classes.entry(&score.class).or_default().insert(score.seed);
@@ -272,6 +282,12 @@ fn notes(scale: &str, scores: &[Score], rows: &[&str]) -> Vec<String> {
             .iter()
             .map(|(class, of)| format!("Determinism class {class}: {}.", seeds(of.iter().copied()))),
     );
+    if !classes.is_empty() {
+        notes.push(
+            "Determinism class: where the same seed gives the same bits; one called statistical promises none."
+                .to_string(),
+        );
+    }
     notes.push("Ours: mean ± standard deviation (n = number of seeds).".to_string());
     notes
 }
@@ -457,9 +473,7 @@ pub fn check_text(comparisons: &[Comparison], claims: &[ClaimResult], colour: bo
         if !out.is_empty() {
             out.push('\n');
         }
-        let counted = ["holds", "does not hold", "undecided", "not tested"]
-            .map(|text| (text, claims.iter().filter(|c| claim_text(&c.verdict).0 == text).count()));
-        writeln!(out, "claims: {}", counts(&counted)).unwrap();
+        writeln!(out, "claims: {}", claim_counts(claims)).unwrap();
         let width = claims.iter().map(|c| c.id.chars().count()).max().unwrap_or(0);
         for claim in claims {
             let (text, code) = claim_text(&claim.verdict);
@@ -488,6 +502,23 @@ pub(crate) fn claim_text(verdict: &ClaimVerdict) -> (&'static str, &'static str)
         ClaimVerdict::Undecided { .. } => ("undecided", YELLOW),
         ClaimVerdict::NotTested => ("not tested", DIM),
     }
+}
+
+/// As `claim_text` says them, those first on which something was measured.
+pub(crate) const VERDICTS: [&str; 4] = ["holds", "does not hold", "undecided", "not tested"];
+
+/// `6 hold, 1 does not hold, 24 not tested`
+pub(crate) fn claim_counts(claims: &[ClaimResult]) -> String {
+    let counted = VERDICTS.map(|text| {
+        let n = claims.iter().filter(|claim| claim_text(&claim.verdict).0 == text).count();
+        let text = match text {
+            "holds" if n != 1 => "hold",
+            "does not hold" if n != 1 => "do not hold",
+            text => text,
+        };
+        (text, n)
+    });
+    counts(&counted)
 }
 
 pub(crate) fn counts(counted: &[(&str, usize)]) -> String {

@@ -357,7 +357,13 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
     assert_eq!(error.matches("diverged").count(), 1, "{error}");
     // The row after it was made all the same.
     let made = text(&output.stdout);
-    assert!(made.contains("smoke-edm-s0") && made.contains("fd ") && !made.contains("smoke-dikl"), "{made}");
+    assert!(
+        made.contains("smoke-edm-s0")
+            && made.contains("fd ")
+            && made.contains("collapsed\n")
+            && !made.contains("smoke-dikl"),
+        "{made}"
+    );
     // Whatever was saved before is finite.
     let mut checkpoints = 0;
     for entry in std::fs::read_dir(&store).unwrap() {

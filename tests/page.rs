@@ -127,6 +127,7 @@ fn awkward() -> Page {
             claim("left-out", ClaimVerdict::NotTested),
             claim("held", ClaimVerdict::Holds),
             claim("broken", ClaimVerdict::DoesNotHold),
+            claim("broken-alike", ClaimVerdict::DoesNotHold),
             claim("open", ClaimVerdict::Undecided { seeds_needed: Some(7) }),
         ],
         curves: vec![
@@ -300,6 +301,9 @@ fn leaves_nothing_out() {
         assert!(ids.contains(format!("claim-{}", claim.id).as_str()));
         assert!(document.text.contains(&format!("words of {}", claim.id)));
     }
+    // Both broken ones: for one reason.
+    assert_eq!(document.text.matches("1 vs 2 | a < b").count(), page.claims.len() - 1);
+    assert!(document.text.contains("These 2: 1 vs 2"));
     for verdict in ["Holds", "Does not hold", "Undecided", "Not tested", "OUTSIDE: fd recall", "not run"] {
         assert!(document.text.contains(verdict), "{verdict} is told by colour alone");
     }
@@ -431,7 +435,7 @@ fn markdown_has_tables_of_equal_width() {
     for claim in &page.claims {
         assert_eq!(text.contains(&format!("`{}`", claim.id)), claim.verdict != ClaimVerdict::NotTested);
     }
-    let counts = "1 holds, 1 does not hold, 1 undecided, 1 not tested";
+    let counts = "1 holds, 2 do not hold, 1 undecided, 1 not tested";
     assert!(text.contains(counts));
     assert!(text.contains("`` replicate run init-90 --seed 0 | tee `log` ``"));
     assert!(!text.contains("<img") && !text.contains("data:image"));

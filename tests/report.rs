@@ -61,6 +61,7 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     // Figures 1a, 1c, 2, 4, 5 and two strips; single-level initialisation is not run.
     assert_eq!(html.matches("data:image/png;base64,").count(), 7);
     assert!(html.contains("replicate run dijs --scale smoke --seed 0"));
+    assert_eq!(html.matches("a handful of steps says nothing").count(), 1, "said once of all claims");
     let figures = output.join("figures");
     let side = 10 * (16 * 4 + 1) + 1;
     for name in ["figure2", "figure4", "figure5"] {
