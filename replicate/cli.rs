@@ -244,7 +244,7 @@ pub struct Scoring {
     pub place: Place,
 }
 
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub struct Place {
     /// smoke, mini, drill, small or paper
     #[arg(long, default_value = "mini")]

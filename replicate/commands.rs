@@ -227,9 +227,15 @@ fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
     })
 }
 
-/// A runner that only reads.
+/// A runner for single samples and for looking around.
 fn quiet<'a>(place: &Place, stop: &'a AtomicBool) -> Result<Runner<'a>> {
     runner(place, recipe(place, &[], None)?, Mode::Lines, false, stop)
+}
+
+/// A runner that only reads: the device need not be here.
+fn reader<'a>(place: &Place, recipe: Recipe, stop: &'a AtomicBool) -> Result<Runner<'a>> {
+    let here = Place { device: "cpu".into(), ..place.clone() };
+    runner(&here, recipe, Mode::Lines, false, stop)?.made_on(&place.device)
 }
 
 /// The directory that holds paper/ and golden/.

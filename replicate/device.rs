@@ -12,18 +12,8 @@ use candle_core::Device;
 /// `Usage` for another name, for a GPU in a program without CUDA, and for one beyond
 /// the last; `Run` where the driver, or the device, cannot be used.
 pub fn open(name: &str) -> Result<Device> {
-    let bad = || Error::Usage(format!("unknown device '{name}': it is cpu, cuda or cuda:N, or cuda:N,bf16"));
-    let (place, bfloat16) = match name.split_once(',') {
-        None => (name, false),
-        Some((place, "bf16")) if place != "cpu" => (place, true),
-        Some(_) => return Err(bad()),
-    };
-    let index = match place.split_once(':') {
-        None if place == "cpu" => return Ok(Device::Cpu),
-        None if place == "cuda" => 0,
-        Some(("cuda", n)) => n.parse().map_err(|_| bad())?,
-        _ => return Err(bad()),
-    };
+    let Named { place, gpu, bfloat16 } = Named::parse(name)?;
+    let Some(index) = gpu else { return Ok(Device::Cpu) };
     if bfloat16 && cfg!(feature = "cuda") && !cfg!(feature = "cudnn") {
         return Err(Error::Usage(format!("{name} needs a build with --features cudnn")));
     }
@@ -39,6 +29,37 @@ pub fn open(name: &str) -> Result<Device> {
     }
     kernels::use_bfloat16(bfloat16);
     Ok(device)
+}
+
+/// What the name of a device says, whether or not there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named<'a> {
+    /// Without the precision.
+    pub place: &'a str,
+    /// Its number; `None` is the CPU.
+    pub gpu: Option<usize>,
+    pub bfloat16: bool,
+}
+
+impl<'a> Named<'a> {
+    /// # Errors
+    /// `Usage` for another name than [`open`] takes.
+    pub fn parse(name: &'a str) -> Result<Named<'a>> {
+        let bad =
+            || Error::Usage(format!("unknown device '{name}': it is cpu, cuda or cuda:N, or cuda:N,bf16"));
+        let (place, bfloat16) = match name.split_once(',') {
+            None => (name, false),
+            Some((place, "bf16")) if place != "cpu" => (place, true),
+            Some(_) => return Err(bad()),
+        };
+        let gpu = match place.split_once(':') {
+            None if place == "cpu" => None,
+            None if place == "cuda" => Some(0),
+            Some(("cuda", n)) => Some(n.parse().map_err(|_| bad())?),
+            _ => return Err(bad()),
+        };
+        Ok(Named { place, gpu, bfloat16 })
+    }
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -13,6 +13,7 @@ use self::provenance::provenance;
 use self::weights::read_weights;
 pub use self::weights::{CLASSIFIER, shipped};
 use crate::data::Images;
+use crate::device::Named;
 use crate::distill::{Initial, Objective, OneStep};
 use crate::error::{Error, Result};
 use crate::evaluate::{Evaluator, METRICS, over_trials};
@@ -60,6 +61,8 @@ pub struct Settings {
 pub struct Runner<'a> {
     settings: Settings,
     recipe: Recipe,
+    /// [`determinism`] of what is made, or looked for.
+    class: &'static str,
     store: Store,
     watch: Watch,
     stop: &'a AtomicBool,
@@ -84,16 +87,20 @@ pub struct Outcome {
 /// the metrics choose their order by the machine. What a GPU does is not proven
 /// to be repeatable, and is compared by statistics alone.
 pub fn determinism(device: &Device) -> &'static str {
+    class(device.is_cpu(), activations(device) == DType::BF16)
+}
+
+fn class(cpu: bool, bfloat16: bool) -> &'static str {
     #[cfg(target_arch = "x86_64")]
     let usual = cfg!(target_os = "linux")
         && std::arch::is_x86_feature_detected!("avx2")
         && std::arch::is_x86_feature_detected!("fma");
     #[cfg(not(target_arch = "x86_64"))]
     let usual = false;
-    match (device.is_cpu(), usual) {
+    match (cpu, usual) {
         (true, true) => "cpu",
         (true, false) => unusual_class(),
-        (false, _) if activations(device) == DType::BF16 => "statistical-cuda-bf16",
+        (false, _) if bfloat16 => "statistical-cuda-bf16",
         (false, _) => "statistical-cuda",
     }
 }
@@ -110,6 +117,7 @@ impl<'a> Runner<'a> {
     pub fn new(settings: Settings, recipe: Recipe, watch: Watch, stop: &'a AtomicBool) -> Result<Runner<'a>> {
         let store = Store::open(&settings.store)?;
         Ok(Runner {
+            class: determinism(&settings.device),
             settings,
             recipe,
             store,
@@ -124,6 +132,16 @@ impl<'a> Runner<'a> {
 
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
+    }
+
+    /// Looks for what was made on the device of that name, which need not be here.
+    ///
+    /// # Errors
+    /// `Usage` for a name of no device.
+    pub fn made_on(mut self, name: &str) -> Result<Runner<'a>> {
+        let Named { gpu, bfloat16, .. } = Named::parse(name)?;
+        self.class = class(gpu.is_none(), bfloat16);
+        Ok(self)
     }
 
     pub fn device(&self) -> &Device {
@@ -149,7 +167,7 @@ impl<'a> Runner<'a> {
             Claim::Ours(lock) => lock,
         };
         let label = entry.label().to_string();
-        let class = determinism(&self.settings.device);
+        let class = self.class;
         let made_from = [
             ("features", Some(features_digest)),
             ("images", Some(images_digest)),
@@ -350,7 +368,7 @@ impl<'a> Runner<'a> {
         };
         let Some(features_digest) = self.features_digest(make)? else { return Ok(None) };
         let Some(images_digest) = self.digest(Data::Target, make)? else { return Ok(None) };
-        let class = determinism(&self.settings.device);
+        let class = self.class;
         let weights = weights_digest.as_deref().unwrap_or("none");
         let text = self.recipe.cell_text(cell, seed, &images_digest, weights, &features_digest, class);
         let label = self.label(&format!("{}-s{seed}", cell.row));

@@ -69,6 +69,17 @@ fn usage_errors_suggest_and_exit_2() {
     assert!(!Path::new(store).exists(), "a usage error makes no store");
 }
 
+/// Tables of results that were made on a GPU are printed wherever the store is.
+#[test]
+fn reading_needs_no_gpu() {
+    let dir = tempfile::tempdir().unwrap();
+    for device in ["cuda:0", "cuda,bf16"] {
+        let table = ["report", "table2", "--scale", "smoke", "--device", device];
+        let output = replicate(&[&table, &["--store", dir.path().to_str().unwrap()][..]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 #[test]
 fn reading_makes_no_store() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! `check` and `accept`: what the store has against golden, paper and claims.
 
-use super::{all_goldens, golden_path, quiet, recipe, root, runner, select, stored, write_file};
+use super::{all_goldens, golden_path, reader, recipe, root, select, stored, write_file};
 use crate::claims::{ClaimVerdict, evaluate};
 use crate::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
@@ -9,7 +9,6 @@ use crate::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, writ
 use crate::paper::{self, Claim, Fid};
 use crate::report::{check_json, check_text};
 use crate::run::humantime;
-use crate::watch::Mode;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -26,7 +25,7 @@ pub fn check(
     let cells = select(targets, place)?;
     let rows: Vec<&str> = cells.iter().map(|cell| cell.row).collect();
     let root = root(place.root.as_deref())?;
-    let mut runner = runner(place, recipe(place, set, None)?, Mode::Lines, false, stop)?;
+    let mut runner = reader(place, recipe(place, set, None)?, stop)?;
     let scale = runner.recipe().scale.name();
     let colour = std::io::stdout().is_terminal();
     let all: Vec<Cell> = all_cells().collect();
@@ -165,7 +164,7 @@ pub fn accept(
     refuse_in_ci(std::env::var("CI").ok().as_deref())?;
     let cells = select(targets, place)?;
     let root = root(place.root.as_deref())?;
-    let mut runner = quiet(place, stop)?;
+    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
     let scores = stored(&mut runner, &cells, seeds)?;
     if scores.is_empty() {
         return Err(Error::Usage("there is nothing to accept: run these cells first".into()));

@@ -1,7 +1,7 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
 use super::{
-    FULL_ROW, all_goldens, build, quiet, render, root, scores_of, seeds_of, write_file, write_table,
+    FULL_ROW, all_goldens, build, reader, recipe, render, root, scores_of, seeds_of, write_file, write_table,
 };
 use crate::claims::evaluate;
 use crate::cli::{Format, Place, Which};
@@ -21,7 +21,7 @@ use std::sync::atomic::AtomicBool;
 
 /// Prints one table.
 pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> Result<i32> {
-    let mut runner = quiet(place, stop)?;
+    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
     let table = build(which, &mut runner, &root(place.root.as_deref())?)?;
     print!("{}", render(&table, format));
     Ok(EXIT_GOOD)
@@ -30,7 +30,7 @@ pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> 
 /// Writes index.html, report.md, results.csv, both tables and the figures.
 pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
-    let mut runner = quiet(place, stop)?;
+    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     let page = gathered.page(&runner, &root)?;
     if gathered.outcomes.is_empty() {
@@ -73,7 +73,7 @@ fn say_missing(missing: &[Missing]) {
 /// Writes the figures and strips alone.
 pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
-    let mut runner = quiet(place, stop)?;
+    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     let scale = runner.recipe().scale.name();
     let missing = gathered.missing(scale);

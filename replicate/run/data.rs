@@ -1,7 +1,7 @@
 //! The images of a scale, and what is measured against them.
 
 use super::inputs::Input;
-use super::{Claim, Runner, determinism, provenance};
+use super::{Claim, Runner, provenance};
 use crate::data::cifar::{self, Set, Split};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
@@ -147,7 +147,7 @@ impl Runner<'_> {
     fn reference(&mut self, network: &FeatureNetwork) -> Result<Reference> {
         let images_digest = self.digest(Data::Target, true)?.expect("named where it is not missing");
         let (_, features_digest) = self.require(Input::Inception)?;
-        let class = determinism(&self.settings.device);
+        let class = self.class;
         let text = self.recipe.reference_text(&images_digest, &features_digest, class);
         let entry = self.store.entry(&Key::of(&text), &self.label("reference"));
         if let Claim::Ours(lock) = self.claim(&entry)? {

@@ -1,6 +1,6 @@
 //! The comparison of one-step generators as maps.
 
-use super::{Claim, Outcome, Runner, SCORES, determinism, provenance, weights::read_weights, write_measured};
+use super::{Claim, Outcome, Runner, SCORES, provenance, weights::read_weights, write_measured};
 use crate::error::Result;
 use crate::experiment::{Cell, FULL_INITIALISATION, MAP_LATENTS, Method};
 use crate::metrics::mapping::map_distance;
@@ -25,7 +25,7 @@ impl Runner<'_> {
         let (Some(ours), Some(theirs)) = (self.stored(cell, seed)?, self.stored(&reference, seed)?) else {
             return Ok(None);
         };
-        let class = determinism(&self.settings.device);
+        let class = self.class;
         let (our_key, their_key) = (ours.entry.key().to_string(), theirs.entry.key().to_string());
         let text = self.recipe.mapping_text(&our_key, &their_key, class);
         let label = self.label(&format!("map-{}-s{seed}", cell.row));

@@ -1,7 +1,7 @@
 //! Pre-trained networks and the feature network: shipped, stored, or trained now.
 
 use super::inputs::Input;
-use super::{Claim, Runner, SHIPPED, WEIGHTS, determinism, provenance, write_timing};
+use super::{Claim, Runner, SHIPPED, WEIGHTS, provenance, write_timing};
 use crate::checkpoint;
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
@@ -43,7 +43,7 @@ impl Runner<'_> {
             Start::SingleLevel | Start::Random => Data::Target,
         };
         let Some(digest) = self.digest(data, make)? else { return Ok(None) };
-        let class = determinism(&self.settings.device);
+        let class = self.class;
         let text = self.recipe.pretraining_text(start, &digest, class);
         let label = format!("{}-pretrain-{start}", self.recipe.scale);
         let entry = self.store.entry(&Key::of(&text), &label);
@@ -141,7 +141,7 @@ impl Runner<'_> {
         let settings = self.recipe.classifier.clone();
         let images = classifier_images(settings.size);
         let digest = images.digest();
-        let text = self.recipe.classifier_text(&digest, determinism(&self.settings.device));
+        let text = self.recipe.classifier_text(&digest, self.class);
         let entry = self.store.entry(&Key::of(&text), CLASSIFIER);
         if !make {
             return if_finished(&entry);
@@ -199,7 +199,7 @@ impl Runner<'_> {
         let manifest = Manifest {
             experiment: text,
             images: trained.images,
-            determinism: determinism(&self.settings.device).to_string(),
+            determinism: self.class.to_string(),
             inputs,
             provenance: provenance(started.elapsed(), &self.settings.device),
             ..Manifest::default()
