@@ -6,6 +6,9 @@
 //! Maps have the channels last, (B, H, W, C), and are float32 or bfloat16. Rows of channels,
 //! (B, 1, 1, C), are float32.
 
+mod backward;
+
+use self::backward::{Gradient, Taken};
 use crate::kernels::{cuda, mix};
 use crate::network::{Norm, Ops, Param, Plus};
 use candle_core::backend::BackendStorage;
@@ -23,6 +26,17 @@ pub struct Node {
     id: Option<usize>,
     /// Still to be added to the map: who reads it next does so on the way.
     shift: Option<Shift>,
+}
+
+impl Node {
+    fn shift_rows(&self) -> Option<&Tensor> {
+        self.shift.as_ref().map(|shift| &shift.rows)
+    }
+
+    /// Whether a gradient goes to what the shift is made of.
+    fn shift_tracked(&self) -> bool {
+        self.shift.as_ref().is_some_and(Shift::tracked)
+    }
 }
 
 /// What is added to every pixel, (C), or (B, C) for one row an image, and where its gradient
@@ -244,18 +258,16 @@ impl Ops for Fused<'_> {
 
     fn norm(&mut self, x: &Node, norm: &Norm) -> Result<Node> {
         let affine = [norm.gamma, norm.beta].map(|param| &self.parameters[param.0]);
-        let (y, kept) =
-            group_norm(norm).forward(&x.map, x.shift.as_ref().map(|shift| &shift.rows), affine)?;
-        let tracked = self.trained || x.id.is_some() || x.shift.as_ref().is_some_and(Shift::tracked);
+        let (y, kept) = group_norm(norm).forward(&x.map, x.shift_rows(), affine)?;
+        let tracked = self.trained || x.id.is_some() || x.shift_tracked();
         Ok(self.push(y, tracked, || Step::Norm { x: x.clone(), norm: *norm, kept }))
     }
 
     fn attention(&mut self, qkv: &Node) -> Result<Node> {
         let (b, h, w, c3) = qkv.map.dims4()?;
-        let rows = qkv.shift.as_ref().map(|shift| &shift.rows);
-        let a = cuda::attention(&qkv.map.reshape((b, h * w, c3))?, rows)?.reshape((b, h, w, c3 / 3))?;
-        let tracked = qkv.id.is_some() || qkv.shift.as_ref().is_some_and(Shift::tracked);
-        Ok(self.push(a, tracked, || Step::Attention { qkv: qkv.clone() }))
+        let rows = qkv.map.reshape((b, h * w, c3))?;
+        let a = cuda::attention(&rows, qkv.shift_rows())?.reshape((b, h, w, c3 / 3))?;
+        Ok(self.push(a, qkv.id.is_some() || qkv.shift_tracked(), || Step::Attention { qkv: qkv.clone() }))
     }
 
     fn silu(&mut self, x: &Node) -> Result<Node> {
@@ -288,188 +300,12 @@ impl Ops for Fused<'_> {
     }
 }
 
-/// `scale` times a map: what a linear operation passes on without a pass over it.
-#[derive(Clone)]
-struct Gradient {
-    map: Tensor,
-    scale: f32,
-}
-
-impl Gradient {
-    fn of(map: Tensor) -> Gradient {
-        Gradient { map, scale: 1.0 }
-    }
-
-    /// Multiplied out; for rows, and float32.
-    fn exact(self) -> Result<Tensor> {
-        if self.scale == 1.0 { Ok(self.map) } else { self.map * f64::from(self.scale) }
-    }
-}
-
-/// On the way back through a network.
-struct Backward {
-    /// Of every node, as far as they have arrived.
-    nodes: Vec<Option<Gradient>>,
-    /// Of the parameters that the pass reaches, if they are trained.
-    parameters: Option<Vec<Option<Tensor>>>,
-}
-
-impl Backward {
-    fn give(&mut self, id: Option<usize>, more: Gradient) -> Result<()> {
-        let Some(sum) = id.map(|id| &mut self.nodes[id]) else { return Ok(()) };
-        *sum = Some(match sum.take() {
-            Some(sum) => {
-                let scales = [sum.scale, more.scale];
-                Gradient::of(cuda::weighted_sum(scales, &sum.map, &more.map)?)
-            }
-            None => more,
-        });
-        Ok(())
-    }
-
-    fn give_parameter(&mut self, param: Param, more: Tensor) -> Result<()> {
-        self.parameters.as_mut().map_or(Ok(()), |sums| add(&mut sums[param.0], more))
-    }
-
-    /// From its gradient of every image, (B, C).
-    fn give_shift(&mut self, shift: &Shift, each: Tensor) -> Result<()> {
-        if !shift.biases.is_empty() {
-            let sum = cuda::column_sums(&each.unsqueeze(0)?)?.squeeze(0)?;
-            for bias in &shift.biases {
-                self.give_parameter(*bias, sum.clone())?;
-            }
-        }
-        let rows = each.unsqueeze(1)?.unsqueeze(1)?;
-        shift.terms.iter().try_for_each(|term| self.give(Some(*term), Gradient::of(rows.clone())))
-    }
-
-    /// The same from the maps that it was added to.
-    fn give_shift_of(&mut self, shift: Option<&Shift>, d: &Tensor, scale: f32) -> Result<()> {
-        match shift.filter(|shift| shift.tracked()) {
-            Some(shift) => self.give_shift(shift, cuda::pixel_sums(d, scale)?),
-            None => Ok(()),
-        }
-    }
-}
-
 fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
     *sum = Some(match sum.take() {
         Some(sum) => (sum + more)?,
         None => more,
     });
     Ok(())
-}
-
-/// What is left of a forward pass.
-struct Taken {
-    steps: Vec<(Step, usize)>,
-    nodes: usize,
-    input: Option<usize>,
-    output: Option<usize>,
-}
-
-impl Taken {
-    /// From the gradient of the output to those of the input and of the parameters, if they
-    /// are `trained`.
-    fn backward(
-        self,
-        parameters: &[Tensor],
-        dy: Tensor,
-        trained: bool,
-    ) -> Result<(Option<Gradient>, Vec<Option<Tensor>>)> {
-        let sums = trained.then(|| vec![None; parameters.len()]);
-        let mut back = Backward { nodes: vec![None; self.nodes], parameters: sums };
-        back.give(self.output, Gradient::of(dy))?;
-        // Each step is dropped when it is done with, and its values with it.
-        for (step, id) in self.steps.into_iter().rev() {
-            let Some(dy) = back.nodes[id].take() else { continue };
-            let passed = |map: Tensor| Gradient { map, scale: dy.scale };
-            match step {
-                Step::Conv { x, input, weight, filters, scale } => {
-                    if let Some(x) = x {
-                        let shape = parameters[weight.0].shape();
-                        let dw = cuda::filter_gradient(&x, shape, &dy.map, scale * dy.scale)?;
-                        back.give_parameter(weight, dw)?;
-                    }
-                    if input.is_some() {
-                        back.give(input, passed(cuda::data_gradient(&filters, &dy.map)?))?;
-                    }
-                }
-                Step::Finish { y, shift, residual, scale } => {
-                    let scaled = Gradient { map: dy.map.clone(), scale: scale * dy.scale };
-                    back.give_shift_of(shift.as_ref(), &scaled.map, scaled.scale)?;
-                    back.give(residual, scaled)?;
-                    back.give(y, dy)?;
-                }
-                Step::Linear { x, input, weight, bias, residual } => {
-                    let mut dy = dy.exact()?;
-                    if let Some((residual, scale)) = residual {
-                        dy = Gradient { map: dy, scale }.exact()?;
-                        back.give(residual, Gradient::of(dy.clone()))?;
-                    }
-                    let (w, rows) = (&parameters[weight.0], dy.flatten_from(1)?);
-                    if let Some(x) = x {
-                        let dw = rows.t()?.matmul(&x.flatten_from(1)?)?.reshape(w.shape())?;
-                        back.give_parameter(weight, dw)?;
-                        if let Some(bias) = bias {
-                            let sum = cuda::column_sums(&rows.unsqueeze(0)?)?;
-                            back.give_parameter(bias, sum.squeeze(0)?)?;
-                        }
-                    }
-                    if input.is_some() {
-                        let dx = rows.matmul(&w.flatten_from(1)?)?.unsqueeze(1)?.unsqueeze(1)?;
-                        back.give(input, Gradient::of(dx))?;
-                    }
-                }
-                Step::Norm { x, norm, kept } => {
-                    let affine = [norm.gamma, norm.beta].map(|param| &parameters[param.0]);
-                    // What else has arrived for x is added on the way.
-                    let plus = x.id.and_then(|id| back.nodes[id].take());
-                    let arriving = cuda::Arriving {
-                        dy: (&dy.map, dy.scale),
-                        plus: plus.as_ref().map(|plus| (&plus.map, plus.scale)),
-                    };
-                    let rows = x.shift.as_ref().map(|shift| &shift.rows);
-                    let (dx, each) = group_norm(&norm).backward(&x.map, rows, affine, &kept, arriving)?;
-                    if trained {
-                        let both = cuda::column_sums(&each.narrow(0, 0, 2)?)?;
-                        back.give_parameter(norm.beta, both.get(0)?)?;
-                        back.give_parameter(norm.gamma, both.get(1)?)?;
-                    }
-                    if let Some(shift) = &x.shift {
-                        back.give_shift(shift, each.get(2)?)?;
-                    }
-                    back.give(x.id, Gradient::of(dx))?;
-                }
-                Step::Attention { qkv } => {
-                    let (b, h, w, c3) = qkv.map.dims4()?;
-                    let da = dy.map.reshape((b, h * w, c3 / 3))?;
-                    let rows = qkv.shift.as_ref().map(|shift| &shift.rows);
-                    let d = cuda::attention_backward(&qkv.map.reshape((b, h * w, c3))?, rows, &da)?;
-                    let d = passed(d.reshape((b, h, w, c3))?);
-                    back.give_shift_of(qkv.shift.as_ref(), &d.map, d.scale)?;
-                    back.give(qkv.id, d)?;
-                }
-                Step::Silu { x } => back.give(x.id, passed(cuda::silu_backward(&x.map, &dy.map)?))?,
-                Step::Down2 { x } => back.give(x, passed(cuda::up2(&dy.map, 0.25)?))?,
-                Step::Up2 { x } => back.give(x, passed(cuda::down2(&dy.map, 1.0)?))?,
-                Step::Concat { a, channels, b } => {
-                    for (id, range) in [(a, 0..channels), (b, channels..dy.map.dim(3)?)] {
-                        if id.is_some() {
-                            back.give(id, passed(cuda::channels(&dy.map, range)?))?;
-                        }
-                    }
-                }
-                Step::Mean { x, shape, dtype } => {
-                    let (_, h, w, _) = shape.dims4()?;
-                    let map = dy.map.to_dtype(dtype)?.broadcast_as(&shape)?.contiguous()?;
-                    back.give(x, Gradient { map, scale: dy.scale / (h * w) as f32 })?;
-                }
-            }
-        }
-        let dx = self.input.and_then(|id| back.nodes[id].take());
-        Ok((dx, back.parameters.unwrap_or_default()))
-    }
 }
 
 thread_local! {
