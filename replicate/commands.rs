@@ -70,6 +70,10 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             if dry_run {
                 return prepare::dry_run(&mut runner, &place, &cells, &seeds, offline);
             }
+            let scale = runner.recipe().scale;
+            if matches!(scale, Scale::Small | Scale::Paper) && runner.device().is_cpu() && until.is_none() {
+                eprintln!("--scale {scale} is for a GPU; with --dry-run it is said how long it takes here");
+            }
             prepare::prepare(&mut runner, &place, &cells, &seeds, offline, stop)?;
             if writes_tables(&targets, &runner) {
                 // Tried first: it should not fail after the work.

@@ -58,6 +58,7 @@ pub mod page;
 pub mod paper;
 pub mod params;
 pub mod plan;
+pub mod process;
 pub mod report;
 pub mod rng;
 pub mod run;

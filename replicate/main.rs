@@ -3,13 +3,14 @@
 use clap::Parser;
 use replicate::cli::Cli;
 use replicate::error::{EXIT_RUN, EXIT_USAGE};
+use replicate::process;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 fn main() {
-    prepare_process();
+    process::prepare();
     report_lost_output();
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         _ = error.print();
@@ -55,30 +56,4 @@ fn report_lost_output() {
             None => usual(panic),
         }
     }));
-}
-
-/// Keeps freed memory for the next step (a fresh page costs more than the
-/// arithmetic on it), and candle's own threads, which would spin beside ours,
-/// out of the way.
-fn prepare_process() {
-    // SAFETY: nothing else runs yet.
-    unsafe {
-        if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
-            std::env::set_var("CANDLE_NUM_THREADS", "1");
-        }
-        // candle leaves cuDNN its default, which rounds float32 to TF32.
-        #[cfg(feature = "cuda")]
-        if std::env::var_os("NVIDIA_TF32_OVERRIDE").is_none() {
-            std::env::set_var("NVIDIA_TF32_OVERRIDE", "0");
-        }
-        // `replicate list | head` ends as other programs do.
-        #[cfg(unix)]
-        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        #[cfg(all(target_os = "linux", target_env = "gnu"))]
-        {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-            libc::mallopt(libc::M_TOP_PAD, 64 << 20);
-        }
-    }
 }
