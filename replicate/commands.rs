@@ -22,7 +22,7 @@ use crate::plan;
 use crate::report::{Table, table1, table2};
 use crate::run::{Outcome, Runner, Settings};
 use crate::store::{write_atomically, write_safetensors};
-use crate::watch::{Mode, Watch};
+use crate::watch::{Mode, Watch, say};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, IsTerminal, Read};
@@ -72,7 +72,9 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             }
             let scale = runner.recipe().scale;
             if matches!(scale, Scale::Small | Scale::Paper) && runner.device().is_cpu() && until.is_none() {
-                eprintln!("--scale {scale} is for a GPU; with --dry-run it is said how long it takes here");
+                say(&format!(
+                    "--scale {scale} is for a GPU; with --dry-run it is said how long it takes here"
+                ));
             }
             prepare::prepare(&mut runner, &place, &cells, &seeds, offline, stop)?;
             if writes_tables(&targets, &runner) {
@@ -88,13 +90,13 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                         Ok(outcome) => places.push(outcome.entry.dir().to_path_buf()),
                         // One row that diverges says nothing about the others.
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
-                            eprintln!("error: {} of seed {seed} failed: {error}", cell.row);
+                            say(&format!("error: {} of seed {seed} failed: {error}", cell.row));
                             if error.is_out_of_memory() {
                                 let tried = runner.recipe_in_memory().batch;
-                                eprintln!(
+                                say(&format!(
                                     "  --at-once {} goes on with fewer images at a time",
                                     smaller(&runner, cell, tried)
-                                );
+                                ));
                             }
                             // Every later call would fail with the same error.
                             if error.is_device_lost() {

@@ -95,7 +95,44 @@ pub fn parts(n: usize, at_once: usize) -> impl Iterator<Item = (Range<usize>, f6
     })
 }
 
-/// What a step tells.
+/// What a critic's step tells, not yet read: a GPU would have nothing to do while its
+/// numbers are waited for.
+#[must_use]
+pub struct CriticLosses {
+    /// Of each part of the batch its share, the loss, and the logits of a critic.
+    parts: Vec<(f32, Tensor, Option<[Tensor; 2]>)>,
+}
+
+impl CriticLosses {
+    pub fn read(&self) -> Result<CriticReport> {
+        let mut report = CriticReport::default();
+        for (share, loss, logits) in &self.parts {
+            report.loss += share * loss.to_scalar::<f32>()?;
+            let [c_real, c_fake] = match logits {
+                Some([real, fake]) => [mean_probability(real)?, mean_probability(fake)?],
+                None => [f32::NAN; 2],
+            };
+            report.c_real += share * c_real;
+            report.c_fake += share * c_fake;
+        }
+        Ok(report)
+    }
+}
+
+/// What a generator's step tells, not yet read.
+#[must_use]
+pub struct GeneratorLosses {
+    /// Of each part of the batch, times its share.
+    parts: Vec<Tensor>,
+}
+
+impl GeneratorLosses {
+    pub fn read(&self) -> Result<f32> {
+        self.parts.iter().try_fold(0f32, |total, loss| Ok(total + loss.to_scalar::<f32>()?))
+    }
+}
+
+/// What a critic's step tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CriticReport {
     pub loss: f32,
@@ -243,27 +280,17 @@ impl OneStep {
     }
 
     /// Line 4: one step of ratio estimation (Eq 6, 7) or of the fake score (Eq 4).
-    pub fn critic_step(&mut self, batch: &CriticBatch) -> Result<CriticReport> {
-        let (mut gradient, mut seen) = (None, Vec::new());
+    pub fn critic_step(&mut self, batch: &CriticBatch) -> Result<CriticLosses> {
+        let (mut gradient, mut losses) = (None, CriticLosses { parts: Vec::new() });
         for (range, share) in parts(batch.sigma.len(), self.at_once) {
             let (loss, logits) = self.critic_loss(&batch.part(range)?)?;
-            seen.push((share as f32, loss.detach(), logits.map(|both| both.map(|l| l.detach()))));
+            let logits = logits.map(|both| both.map(|l| l.detach()));
+            losses.parts.push((share as f32, loss.detach(), logits));
             let more = elsewhere::gradients(&shared(loss, share)?)?;
             gradient = Some(self.judge.params().add_gradients(gradient, more)?);
         }
         self.judge.descend(gradient, self.settings.critic_lr)?;
-        // Not before: a GPU would have nothing to do while its numbers are waited for.
-        let mut report = CriticReport::default();
-        for (share, loss, logits) in seen {
-            report.loss += share * loss.to_scalar::<f32>()?;
-            let [c_real, c_fake] = match logits {
-                Some([real, fake]) => [mean_probability(&real)?, mean_probability(&fake)?],
-                None => [f32::NAN; 2],
-            };
-            report.c_real += share * c_real;
-            report.c_fake += share * c_fake;
-        }
-        Ok(report)
+        Ok(losses)
     }
 
     /// The loss, and a critic's logits of real and of generated images.
@@ -293,17 +320,17 @@ impl OneStep {
     }
 
     /// Lines 5 and 6: one step down the estimated gradient (Eq 8, 9, 10, or 5),
-    /// with w(t) = sigma^2 (appendix B). Gives the loss.
-    pub fn generator_step(&mut self, batch: &GeneratorBatch) -> Result<f32> {
-        let (mut gradient, mut losses) = (None, Vec::new());
+    /// with w(t) = sigma^2 (appendix B).
+    pub fn generator_step(&mut self, batch: &GeneratorBatch) -> Result<GeneratorLosses> {
+        let (mut gradient, mut losses) = (None, GeneratorLosses { parts: Vec::new() });
         for (range, share) in parts(batch.sigma.len(), self.at_once) {
             let loss = shared(self.generator_loss(&batch.part(range)?)?, share)?;
             let more = elsewhere::gradients(&loss)?;
             gradient = Some(self.generator.params.add_gradients(gradient, more)?);
-            losses.push(loss.detach());
+            losses.parts.push(loss.detach());
         }
         self.generator.descend(gradient, self.settings.generator_lr)?;
-        losses.iter().try_fold(0f32, |total, loss| Ok(total + loss.to_scalar::<f32>()?))
+        Ok(losses)
     }
 
     fn generator_loss(&self, batch: &GeneratorBatch) -> Result<Tensor> {

@@ -222,12 +222,11 @@ impl Ops for Fused<'_> {
     }
 
     fn conv(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
-        let w = &self.parameters[weight.0];
-        if x.map.dims()[1..3] == [1, 1] && w.dims()[2..].iter().all(|side| *side == 1) && plus.term.is_none()
-        {
-            return self.linear(x, weight, bias, plus);
-        }
         let x = self.settled(x)?;
+        let w = &self.parameters[weight.0];
+        if let [_, _] = w.dims() {
+            return self.linear(&x, weight, bias, plus);
+        }
         let (scale, trained) = (plus.residual.map_or(1.0, |(_, scale)| scale), self.trained);
         let filters = cuda::filters(w, &x.map, scale)?;
         let y = cuda::conv2d(&x.map, &filters)?;

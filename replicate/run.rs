@@ -382,6 +382,7 @@ impl<'a> Runner<'a> {
     }
 
     fn claim(&mut self, entry: &Entry) -> Result<Claim> {
+        assert_eq!(self.class, determinism(&self.settings.device), "a reader makes nothing");
         if let Finished::Yes(manifest) = entry.finished()? {
             return Ok(Claim::Finished(manifest));
         }

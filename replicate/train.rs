@@ -570,12 +570,13 @@ impl Training for Distilling<'_> {
                 .zip(b.augment("critic.augment_fake", k))
                 .map(<[_; 2]>::from),
         })?;
-        let loss = self.run.generator_step(&GeneratorBatch {
+        let generator = self.run.generator_step(&GeneratorBatch {
             z: b.normal("generator.z", k)?,
             sigma: b.sigma("generator.sigma", self.levels, k),
             noise: b.normal("generator.noise", k)?,
         })?;
         self.run.average(images, b.batch)?;
+        let (critic, loss) = (critic.read()?, generator.read()?);
         Ok(vec![critic.loss as f64, loss as f64, critic.c_real as f64, critic.c_fake as f64])
     }
 

@@ -306,8 +306,8 @@ fn line(label: &str, images: u64, total: u64, details: &str) -> String {
     format!("{label:14} {images:>9}/{total} images  {details}")
 }
 
-/// A full disk behind standard error must not end a run.
-fn say(line: &str) {
+/// To standard error. A full disk behind it must not end a run.
+pub fn say(line: &str) {
     _ = writeln!(std::io::stderr(), "{line}");
 }
 

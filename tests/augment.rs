@@ -329,7 +329,7 @@ fn critic_step(objective: Objective, augment: Option<[Vec<Draw>; 2]>) -> (f32, b
         noise_fake: image("noise fake"),
         augment,
     };
-    let loss = run.critic_step(&batch).unwrap().loss;
+    let loss = run.critic_step(&batch).unwrap().read().unwrap().loss;
     (loss, before != labels_layer(&run))
 }
 

@@ -72,10 +72,11 @@ fn steps(objective: Objective, at_once: Option<usize>) -> (Vec<f32>, Vec<(String
             noise_fake: normal("noise fake"),
             augment: Some([draws("real"), draws("fake")]),
         })
+        .and_then(|losses| losses.read())
         .unwrap();
     let mut second = run(objective, at_once);
     let generator = GeneratorBatch { z: normal("z2"), sigma: sigma(), noise: normal("noise") };
-    let loss = second.generator_step(&generator).unwrap();
+    let loss = second.generator_step(&generator).unwrap().read().unwrap();
     let mut gradients = Vec::new();
     for (run, part) in [(&first, "critic."), (&first, "fake."), (&second, "generator.")] {
         let moments = strip(&run.state().unwrap(), &format!("{part}adam.m."));

@@ -9,6 +9,7 @@ use crate::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, writ
 use crate::paper::{self, Claim, Fid};
 use crate::report::{check_json, check_text};
 use crate::run::humantime;
+use crate::watch::say;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -97,6 +98,10 @@ fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], jso
     let mut missing = false;
     let mut lines = Vec::new();
     let ours = paper::printed(&root.join("paper"))?;
+    for cell in cells.iter().filter(|cell| ours.iter().all(|(row, _)| row != cell.row)) {
+        missing = true;
+        say(&format!("{}: the paper prints no number", cell.row));
+    }
     for (row, printed) in ours.into_iter().filter(|(row, _)| cells.iter().any(|cell| cell.row == row)) {
         let metric = if printed == Fid::Collapsed { "collapse" } else { "fd" };
         let values = golden::values(scores, &row, scale, metric);

@@ -7,6 +7,7 @@ use crate::fetch::{
 use crate::machine::free_disk;
 use crate::statistics::Statistics;
 use crate::store::Store;
+use crate::watch::say;
 use faer::{Mat, Side};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -60,7 +61,7 @@ pub fn download(
     let known: u64 = planned.iter().filter_map(|line| line.to_come()).sum();
     let unknown = planned.iter().filter(|line| line.to_come().is_none()).count();
     let rest = if unknown > 0 { format!(", and {unknown} of unknown size") } else { String::new() };
-    eprintln!("to download: {}{rest}", megabytes(known));
+    say(&format!("to download: {}{rest}", megabytes(known)));
     if let Some(free) = free_disk(inputs.dir()).filter(|free| *free < known) {
         return Err(Error::Run(format!(
             "{} are free at {}, which is not enough\n  free some, or name another place with --store",

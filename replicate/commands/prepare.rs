@@ -8,6 +8,7 @@ use crate::fetch::{Asset, Inputs, Options};
 use crate::machine::{free_disk, free_memory};
 use crate::plan::{self, Cost};
 use crate::run::{Input, Runner};
+use crate::watch::say;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -41,7 +42,7 @@ pub fn prepare(
         match first_of(assets, &place.store, offline, stop) {
             // It confirms what is measured here, and nothing is measured with it.
             Err(error @ (Error::Missing { .. } | Error::Malformed { .. })) if *input == Input::Statistics => {
-                eprintln!("{error}\n  our statistics of the real images are not compared with EDM's");
+                say(&format!("{error}\n  our statistics of the real images are not compared with EDM's"));
             }
             ended => ended?,
         }

@@ -93,18 +93,19 @@ pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i
 fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -> Result<()> {
     std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
     let (list, mut captions) = (output.join("captions.md"), String::new());
-    // Without the list, what has such a name is somebody else's.
-    let mut stale: Vec<String> = if list.is_file() { figure_ids().collect() } else { Vec::new() };
+    // What is not in the list of the earlier report is somebody else's, whatever its name.
+    let earlier = std::fs::read_to_string(&list).unwrap_or_default();
+    let listed = |id: &String| earlier.lines().any(|line| line.starts_with(&format!("- `{id}.png`:")));
+    let mut stale: Vec<String> = figure_ids().filter(listed).collect();
     for figure in figures {
         write_file(&output.join(format!("{}.png", figure.id)), &figure.png)?;
         captions += &format!("- `{}.png`: {}\n", figure.id, figure.caption);
         stale.retain(|id| *id != figure.id);
     }
-    write_file(&list, captions.as_bytes())?;
     for path in stale.iter().map(|id| output.join(format!("{id}.png"))).filter(|path| path.exists()) {
         std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
     }
-    Ok(())
+    write_file(&list, captions.as_bytes())
 }
 
 /// What the store has of one scale.

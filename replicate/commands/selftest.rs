@@ -4,6 +4,7 @@ use crate::device;
 use crate::error::{EXIT_GOOD, EXIT_OUTSIDE, Error, Result};
 use crate::plan::bytes;
 use crate::selftest::{self, Report};
+use crate::watch::say;
 use std::path::{Path, PathBuf};
 
 /// An empty directory that is gone afterwards.
@@ -28,7 +29,7 @@ pub fn selftest(name: &str, reduced: bool, root: &Path, json: bool) -> Result<i3
     let scratch = Scratch::new()?;
     // A CPU would take days for the rest.
     let reduced = reduced || device.is_cpu();
-    let report = selftest::run(&device, reduced, root, &scratch.0, |part| eprintln!("{part} ..."));
+    let report = selftest::run(&device, reduced, root, &scratch.0, |part| say(&format!("{part} ...")));
     match json {
         true => println!("{}", serde_json::to_string_pretty(&report).expect("strings and numbers")),
         false => print(&report),
@@ -56,11 +57,6 @@ fn print(report: &Report) {
             1e3 * rate.seconds,
             bytes(rate.peak_bytes)
         );
-        if rate.name.starts_with("fid")
-            && let Some(speed) = rate.images_per_second
-        {
-            println!("     {:18} {:10.1} s for 50,000 images at this rate", "", 50_000.0 / speed);
-        }
     }
     let failed = report.checks.iter().filter(|check| !check.passed).count();
     match failed {

@@ -52,19 +52,12 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
         };
         let ships = sums.get(&name).cloned();
         same &= write || ships.as_ref() == Some(&digest);
-        match &ships {
-            Some(ships) if *ships == digest => println!("{name}: the same bytes as ship, SHA-256 {digest}"),
-            Some(ships) => println!("{name}: SHA-256 {digest}, what ships has {ships}"),
-            None => println!("{name}: SHA-256 {digest}, nothing of the name ships"),
-        }
-        if start.is_none() {
-            let (digits, characters) = runner.classifier_accuracy()?;
-            println!(
-                "{name}: right on {:.1} % of held-out digits and {:.1} % of held-out characters",
-                digits * 100.0,
-                characters * 100.0
-            );
-        }
+        let compared = match &ships {
+            Some(ships) if *ships == digest => format!("{name}: the same bytes as ship, SHA-256 {digest}"),
+            Some(ships) => format!("{name}: SHA-256 {digest}, what ships has {ships}"),
+            None => format!("{name}: SHA-256 {digest}, nothing of the name ships"),
+        };
+        // Said when it is written: who closes the pipe must not keep it from that.
         if write {
             let bytes = write_safetensors(&arrays, &BTreeMap::new());
             debug_assert_eq!(sha256_hex(&bytes), digest);
@@ -73,10 +66,19 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
             write_file(&path, &bytes)?;
             // Read again: another process may have written while this one trained.
             let mut sums = read_sums(&list);
-            sums.insert(name, digest);
+            sums.insert(name.clone(), digest);
             let text: String =
                 sums.iter().map(|(name, sum)| format!("{sum}  {name}.safetensors\n")).collect();
             write_file(&list, text.as_bytes())?;
+        }
+        println!("{compared}");
+        if start.is_none() {
+            let (digits, characters) = runner.classifier_accuracy()?;
+            println!(
+                "{name}: right on {:.1} % of held-out digits and {:.1} % of held-out characters",
+                digits * 100.0,
+                characters * 100.0
+            );
         }
     }
     Ok(if same { EXIT_GOOD } else { EXIT_OUTSIDE })

@@ -25,11 +25,13 @@ struct Batch {
 }
 
 /// A small one; one with more channels, and groups that do not come out even, than a block
-/// of a GPU's takes; and one with more pixels than it has threads. On a CPU, none has more
-/// images than are taken at once, because [`Operation::walk`] gives every image its row.
-const BATCHES: [Batch; 3] = [
+/// of a GPU's takes; one of which the last block has fewer; and one with more pixels than
+/// it has threads. On a CPU, none has more images than are taken at once, because
+/// [`Operation::walk`] gives every image its row.
+const BATCHES: [Batch; 4] = [
     Batch { shape: [3, 12, 6, 6], groups: 3 },
     Batch { shape: [2, 96, 4, 10], groups: 32 },
+    Batch { shape: [2, 84, 4, 6], groups: 7 },
     Batch { shape: [1, 6, 12, 30], groups: 2 },
 ];
 const SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
@@ -42,7 +44,11 @@ enum Operation {
     Block,
     Norm,
     NormSilu,
+    /// Of a convolution's result, which is also its residual and one of what is joined.
+    Pair,
     Attention,
+    /// Of a convolution's result.
+    Projected,
     Silu,
     Down2,
     Up2,
@@ -50,13 +56,15 @@ enum Operation {
     Mean,
 }
 
-const ALL: [(&str, Operation); 11] = [
+const ALL: [(&str, Operation); 13] = [
     ("3x3 convolution", Operation::Conv3),
     ("1x1 convolution", Operation::Conv1),
     ("convolution with term and residual", Operation::Block),
     ("group norm", Operation::Norm),
     ("group norm and SiLU", Operation::NormSilu),
+    ("convolution, norm, convolution", Operation::Pair),
     ("attention", Operation::Attention),
+    ("convolution and attention", Operation::Projected),
     ("SiLU", Operation::Silu),
     ("halving", Operation::Down2),
     ("doubling", Operation::Up2),
@@ -74,6 +82,19 @@ impl Operation {
             Operation::Conv1 => vec![vec![outputs, c, 1, 1], vec![outputs]],
             Operation::Block => vec![vec![c, c, 3, 3], vec![c], vec![c, 5], vec![c]],
             Operation::Norm | Operation::NormSilu => vec![vec![c], vec![c]],
+            Operation::Pair => {
+                vec![
+                    vec![c],
+                    vec![c],
+                    vec![c, c, 3, 3],
+                    vec![c],
+                    vec![c, c, 1, 1],
+                    vec![c],
+                    vec![c, 5],
+                    vec![c],
+                ]
+            }
+            Operation::Projected => vec![vec![3 * c, c, 1, 1], vec![3 * c]],
             _ => vec![],
         }
     }
@@ -83,10 +104,22 @@ impl Operation {
         match self {
             Operation::Conv3 | Operation::Conv1 => ops.conv(x, Param(0), Some(Param(1)), Plus::NOTHING),
             Operation::Block => {
-                let rows = ops.rows(normals("rows", &[batch.shape[0], 5]), 5)?;
-                let term = ops.conv(&rows, Param(2), Some(Param(3)), Plus::NOTHING)?;
+                let term = term(ops, batch, Param(2), Param(3))?;
                 let plus = Plus { term: Some(&term), residual: Some((x, SCALE)) };
                 ops.conv(x, Param(0), Some(Param(1)), plus)
+            }
+            Operation::Pair => {
+                let term = term(ops, batch, Param(6), Param(7))?;
+                let plus = Plus { term: Some(&term), residual: None };
+                let y = ops.conv(x, Param(2), Some(Param(3)), plus)?;
+                let z = ops.norm(&y, &norm(true))?;
+                let z =
+                    ops.conv(&z, Param(4), Some(Param(5)), Plus { term: None, residual: Some((&y, SCALE)) })?;
+                ops.concat(&z, &y)
+            }
+            Operation::Projected => {
+                let qkv = ops.conv(x, Param(0), Some(Param(1)), Plus::NOTHING)?;
+                ops.attention(&qkv)
             }
             Operation::Norm => ops.norm(x, &norm(false)),
             Operation::NormSilu => ops.norm(x, &norm(true)),
@@ -103,6 +136,12 @@ impl Operation {
     }
 }
 
+/// A row of channels for each image.
+fn term<O: Ops>(ops: &mut O, batch: Batch, weight: Param, bias: Param) -> candle_core::Result<O::Map> {
+    let rows = ops.rows(normals("rows", &[batch.shape[0], 5]), 5)?;
+    ops.conv(&rows, weight, Some(bias), Plus::NOTHING)
+}
+
 fn normals(name: &str, shape: &[usize]) -> Vec<f32> {
     Stream::new("self-test", name).normals(0, shape.iter().product())
 }
@@ -112,7 +151,11 @@ fn normals(name: &str, shape: &[usize]) -> Vec<f32> {
 fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool) -> Result<Vec<Vec<f32>>> {
     let shapes = std::iter::once(batch.shape.to_vec()).chain(operation.parameters(batch));
     let variable = |(i, shape): (usize, Vec<usize>)| {
-        Var::from_tensor(&Tensor::from_vec(normals(&format!("input {i}"), &shape), shape, device)?)
+        // Of weights so that what they make is of the size of what they are given.
+        let inputs: usize = if i == 0 { 1 } else { shape[1..].iter().product() };
+        let size = 1.0 / (inputs as f32).sqrt();
+        let values = normals(&format!("input {i}"), &shape).into_iter().map(|v| size * v).collect();
+        Var::from_tensor(&Tensor::from_vec(values, shape, device)?)
     };
     let inputs: Vec<Var> = shapes.enumerate().map(variable).collect::<candle_core::Result<_>>()?;
     let parameters: Vec<Tensor> = inputs[1..].iter().map(|var| var.as_tensor().clone()).collect();

@@ -322,13 +322,13 @@ pub fn five_steps(
             noise_fake: image(&at("critic.noise_fake"), root3)?,
             augment: None,
         };
-        critic_losses.push(run.critic_step(&critic)?.loss);
+        critic_losses.push(run.critic_step(&critic)?.read()?.loss);
         let generator = GeneratorBatch {
             z: image(&at("generator.z"), root3)?,
             sigma: sigma(&at("generator.sigma")),
             noise: image(&at("generator.noise"), root3)?,
         };
-        generator_losses.push(run.generator_step(&generator)?);
+        generator_losses.push(run.generator_step(&generator)?.read()?);
     }
     let samples = flat(&run.sample(&image("final.z", root3)?)?)?;
     let error = |found: &[f32], expected: &str| -> Result<f64> {

@@ -526,7 +526,7 @@ class Translator:
             if op.split(".")[0] in ("ld", "st") and ".global" in op:
                 for name in reached:
                     used[name].add("w" if op.startswith("st") else "r")
-                if not re.search(r"[su]64$", op):
+                if not re.search(r"[bsu]64$", op):
                     continue
             for name in targets:
                 behind[name] = behind.get(name, set()) | reached

@@ -2,6 +2,7 @@
 
 use crate::experiment::{Recipe, Scale};
 use crate::score::{IS_SPLITS, Metric, NEIGHBOURS, Scores, Spread, kid_subsets};
+use crate::watch::say;
 use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -131,12 +132,12 @@ impl Remarks {
         if self.warnings.contains(&text) {
             return;
         }
-        eprintln!("warning: {text}");
+        say(&format!("warning: {text}"));
         self.warnings.push(text);
     }
 
     pub fn note(&mut self, text: String) {
-        eprintln!("note: {text}");
+        say(&format!("note: {text}"));
         self.notes.push(text);
     }
 }

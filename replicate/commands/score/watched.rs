@@ -2,6 +2,7 @@
 
 use crate::data::Images;
 use crate::error::{Error, Result};
+use crate::watch::say;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +38,7 @@ pub fn watched<'a>(
             Some(bar) => bar.set_position(done as u64),
             None if said.elapsed() > PACE => {
                 let rate = done as f64 / begun.elapsed().as_secs_f64();
-                eprintln!("{label}: {done} of {total} images, {rate:.1} a second");
+                say(&format!("{label}: {done} of {total} images, {rate:.1} a second"));
                 said = Instant::now();
             }
             None => {}
