@@ -13,7 +13,8 @@
 //! One seed has no spread, so nothing random is decided on it. Numbers of
 //! parameters and plain numbers are exact and need no seeds.
 
-use crate::golden::{STATES, Sample, Score, TIME, plain, seeds, values};
+use crate::golden::{Sample, Score, TIME, plain, seeds, values};
+use crate::metrics::modes::{COLLAPSED, STATES};
 use crate::paper::{Claim, Operand, Statement};
 use crate::student::{t_cdf, t_quantile};
 use serde::Serialize;
@@ -254,7 +255,7 @@ fn category(scores: &[Score], row: &str, scale: &str, collapsed: bool) -> Result
     if found.len() < 2 {
         return Ok(undecided(format!("{reason}: one seed decides nothing"), None));
     }
-    let count = found.values().filter(|c| **c == 2.0).count();
+    let count = found.values().filter(|c| **c == COLLAPSED).count();
     Ok(match count {
         0 if collapsed => (ClaimVerdict::DoesNotHold, reason),
         0 => (ClaimVerdict::Holds, reason),

@@ -15,8 +15,9 @@ use crate::cli::{Cli, Command, Format, Place, Which};
 use crate::device;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
-use crate::golden::{self, Golden, STATES, Score, read_golden};
+use crate::golden::{self, Golden, Score, read_golden};
 use crate::machine;
+use crate::metrics::modes::STATES;
 use crate::paper::{self, Kind};
 use crate::plan;
 use crate::report::{Table, table1, table2};
@@ -24,8 +25,7 @@ use crate::run::{Outcome, Runner, Settings};
 use crate::store::{write_atomically, write_safetensors};
 use crate::watch::{Mode, Watch, say};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{ErrorKind, IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -274,19 +274,11 @@ fn unique(seeds: &[u64]) -> Vec<u64> {
     seeds
 }
 
-/// As [`Runner::seeds`]; a store that is not there has none.
-fn seeds_of(runner: &Runner, cell: &Cell) -> Result<Vec<u64>> {
-    match runner.seeds(cell) {
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        found => found,
-    }
-}
-
 /// The scores of `cells` that the store has; `seeds` empty means all.
 fn stored(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Score>> {
     let mut scores = Vec::new();
     for cell in cells {
-        let seeds = if seeds.is_empty() { seeds_of(runner, cell)? } else { unique(seeds) };
+        let seeds = if seeds.is_empty() { runner.seeds(cell)? } else { unique(seeds) };
         for seed in seeds {
             if let Some(outcome) = runner.stored(cell, seed)? {
                 scores.extend(scores_of(runner, cell, seed, &outcome)?);
@@ -405,25 +397,8 @@ fn finish_run(
     Ok(EXIT_GOOD)
 }
 
-/// A header's length of 8 bytes and then JSON: to a reader of pickles it looks like one.
-fn refuse_safetensors(file: &Path) -> Result<()> {
-    let mut start = Vec::new();
-    let read = File::open(file).and_then(|file| file.take(9).read_to_end(&mut start));
-    if read.is_err() || start.get(5..) != Some(b"\0\0\0{".as_slice()) {
-        return Ok(());
-    }
-    Err(Error::Malformed {
-        path: file.to_path_buf(),
-        expected: "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
-        found: "safetensors".into(),
-        remedy: "it holds nothing but tensors and needs no conversion: any reader of safetensors lists them"
-            .into(),
-    })
-}
-
 /// Lists the tensors of a checkpoint, and writes them as safetensors on demand.
 fn inspect(file: &Path, convert: Option<&Path>) -> Result<i32> {
-    refuse_safetensors(file)?;
     let checkpoint = checkpoint::read(file)?;
     print!("{}", checkpoint.describe());
     if let Some(out) = convert {

@@ -182,7 +182,7 @@ impl Evaluator {
             modes.effective_classes,
             modes.covered as f64,
             modes.diversity,
-            collapse_code(collapse(recall, modes.effective_classes, TARGETS)),
+            collapse(recall, modes.effective_classes, TARGETS).code(),
         ];
         Ok(METRICS.into_iter().zip(values).collect())
     }
@@ -220,7 +220,7 @@ pub fn over_trials(trials: &[Vec<(&'static str, f64)>]) -> Vec<(&'static str, f6
     let of = |wanted: &str| names().find(|(_, name)| *name == wanted).map_or(f64::NAN, |(at, _)| mean(at));
     let mut scores: Vec<_> = names()
         .map(|(at, name)| match name {
-            "collapse" => (name, collapse_code(collapse(of("recall"), of("classes"), TARGETS))),
+            "collapse" => (name, collapse(of("recall"), of("classes"), TARGETS).code()),
             _ => (name, mean(at)),
         })
         .collect();
@@ -232,15 +232,6 @@ pub fn over_trials(trials: &[Vec<(&'static str, f64)>]) -> Vec<(&'static str, f6
 
 fn first(features: &Features, n: usize) -> Features {
     Features::new(features.dim, features.rows[..n * features.dim].to_vec())
-}
-
-/// The categorical result as a number, for the scores file.
-fn collapse_code(collapse: Collapse) -> f64 {
-    match collapse {
-        Collapse::Healthy => 0.0,
-        Collapse::Degraded => 1.0,
-        Collapse::Collapsed => 2.0,
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@
 use crate::claims::{ClaimResult, ClaimVerdict};
 use crate::evaluate::TARGETS;
 use crate::golden::{Sample, Score, TIME, plain, seeds, values};
-use crate::metrics::modes::{COLLAPSED_CLASSES, COLLAPSED_RECALL, DEGRADED_CLASSES, DEGRADED_RECALL};
+use crate::metrics::modes::{
+    COLLAPSED, COLLAPSED_CLASSES, COLLAPSED_RECALL, DEGRADED, DEGRADED_CLASSES, DEGRADED_RECALL, HEALTHY,
+};
 use crate::student::t_quantile;
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,11 +32,6 @@ const RANDOM: &str = "init-none";
 const SINGLE: &str = "init-single";
 /// Multi-level pre-training on so many source classes.
 const SOURCES: [&str; 3] = ["init-10", "init-50", "init-90"];
-
-/// The categories of the metric `collapse`.
-const HEALTHY: f64 = 0.0;
-const DEGRADED: f64 = 1.0;
-const COLLAPSED: f64 = 2.0;
 
 /// One question of the paper, and what was measured about it.
 #[derive(Clone, Debug, PartialEq, Eq)]

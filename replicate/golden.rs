@@ -29,9 +29,6 @@ use std::path::Path;
 /// never golden.
 pub const TIME: &str = "seconds_per_iteration";
 
-/// The categories of the metric `collapse`.
-pub(crate) const STATES: [(&str, f64); 3] = [("healthy", 0.0), ("degraded", 1.0), ("collapsed", 2.0)];
-
 /// Classes whose name begins so promise no bits: rule 1 does not apply to them.
 pub const STATISTICAL: &str = "statistical";
 

@@ -2,7 +2,8 @@
 //! text, Markdown, CSV, JSON. No tensors, no files, no arithmetic beyond means.
 
 use crate::claims::{ClaimResult, ClaimVerdict};
-use crate::golden::{Comparison, Golden, STATES, Sample, Score, Status, check, csv_line, seeds, values};
+use crate::golden::{Comparison, Golden, Sample, Score, Status, check, csv_line, seeds, values};
+use crate::metrics::modes::STATES;
 use crate::paper::{Fid, Kind, Row1, Row2};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};

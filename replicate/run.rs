@@ -30,6 +30,7 @@ use crate::watch::Watch;
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -330,8 +331,12 @@ impl<'a> Runner<'a> {
     /// of them are of this very experiment `stored` tells by their keys.
     pub fn seeds(&self, cell: &Cell) -> Result<Vec<u64>> {
         let label = format!("{}-{}-s", self.recipe.scale, cell.row);
-        let listing =
-            std::fs::read_dir(&self.settings.store).map_err(Error::io("read", &self.settings.store))?;
+        let store = &self.settings.store;
+        let listing = match std::fs::read_dir(store) {
+            // One that is not there is empty.
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            listing => listing.map_err(Error::io("read", store))?,
+        };
         let mut seeds: Vec<u64> = listing
             .filter_map(|file| file.ok()?.file_name().into_string().ok())
             .filter_map(|name| {

@@ -92,6 +92,11 @@ fn exit_codes_of_the_check() {
         assert_eq!(text.contains("--set sigma_init=2.5001 makes another experiment"), code == 1, "{text}");
         assert!(!text.contains("--reason"), "nothing that accept could take: {text}");
     }
+    let (code, text) = replicate(store.path(), &["check", "dijs", "--device", "cuda:0"]);
+    assert!(
+        code == Some(5) && text.contains("golden: 11 not run"),
+        "a CPU's results are none of a GPU: {text}"
+    );
     let (code, text) = replicate(store.path(), &["check", "dijs", "--against", "paper"]);
     assert_eq!(code, Some(0), "at smoke nothing is held against the paper: {text}");
     assert!(text.starts_with("dijs           paper 2.39       ours ") && text.contains("not comparable"));

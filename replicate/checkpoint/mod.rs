@@ -97,6 +97,14 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
 /// # Errors
 /// As [`read`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
+    if is_safetensors(bytes) {
+        return Err(malformed(
+            path,
+            "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
+            "safetensors".into(),
+            "name the published file; this one holds nothing but tensors and needs no conversion",
+        ));
+    }
     match parse_bytes(bytes) {
         Ok((format, tensors)) => Ok(Checkpoint { path: path.to_path_buf(), format, tensors }),
         Err(Fault::Broken(found)) => Err(malformed(
@@ -121,6 +129,11 @@ pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, 
         Fault::Broken(found) => found,
         Fault::Refused(found) => format!("{found}, which is not allowed and was not executed"),
     })
+}
+
+/// The length of a header in 8 bytes, then JSON: to a reader of pickles it looks like one.
+fn is_safetensors(bytes: &[u8]) -> bool {
+    bytes.get(5..9) == Some(b"\0\0\0{")
 }
 
 fn parse_bytes(bytes: &[u8]) -> std::result::Result<(Format, Vec<(String, Tensor)>), Fault> {

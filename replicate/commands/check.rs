@@ -6,6 +6,7 @@ use crate::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::{Cell, Scale, TABLE1, cells as all_cells};
 use crate::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
+use crate::metrics::modes::COLLAPSED;
 use crate::paper::{self, Claim, Fid};
 use crate::report::{check_json, check_text};
 use crate::run::humantime;
@@ -93,6 +94,21 @@ pub fn check(
 /// because the paper gives neither training length nor noise of its numbers.
 const PAPER_TOLERANCE: f64 = 0.25;
 
+/// What was measured, and whether it agrees with what the paper prints: an FID near it, or
+/// a collapse on every seed.
+fn held(printed: Fid, values: &[f64]) -> (String, bool) {
+    match printed {
+        Fid::Value(fid) => {
+            let sample = golden::Sample::of(values.iter().copied());
+            (sample.text(2), (sample.mean - fid).abs() <= PAPER_TOLERANCE * fid)
+        }
+        Fid::Collapsed => {
+            let collapsed = values.iter().filter(|category| **category == COLLAPSED).count();
+            (format!("collapsed on {collapsed} of {}", values.len()), collapsed == values.len())
+        }
+    }
+}
+
 fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], json: bool) -> Result<i32> {
     let mut outside = false;
     let mut missing = false;
@@ -105,21 +121,12 @@ fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], jso
     for (row, printed) in ours.into_iter().filter(|(row, _)| cells.iter().any(|cell| cell.row == row)) {
         let metric = if printed == Fid::Collapsed { "collapse" } else { "fd" };
         let values = golden::values(scores, &row, scale, metric);
-        let (found, agrees) = match printed {
-            _ if values.is_empty() => {
-                missing = true;
-                lines.push((row, printed, "-".to_string(), "not run".to_string()));
-                continue;
-            }
-            Fid::Value(fid) => {
-                let sample = golden::Sample::of(values.into_values());
-                (sample.text(2), (sample.mean - fid).abs() <= PAPER_TOLERANCE * fid)
-            }
-            Fid::Collapsed => {
-                let collapsed = values.values().filter(|category| **category == 2.0).count();
-                (format!("collapsed on {collapsed} of {}", values.len()), collapsed == values.len())
-            }
-        };
+        if values.is_empty() {
+            missing = true;
+            lines.push((row, printed, "-".to_string(), "not run".to_string()));
+            continue;
+        }
+        let (found, agrees) = held(printed, &values.into_values().collect::<Vec<_>>());
         let verdict = if scale != Scale::Paper.name() {
             format!("not comparable: at --scale {scale} other images and other features are measured")
         } else if agrees {
@@ -191,4 +198,19 @@ pub fn accept(
     }
     print!("{said}");
     Ok(EXIT_GOOD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_agrees_within_a_quarter_and_a_collapse_on_every_seed() {
+        let fid = |values: &[f64]| held(Fid::Value(2.0), values).1;
+        assert!(fid(&[2.5]) && fid(&[1.5]) && fid(&[1.0, 3.0]));
+        assert!(!fid(&[2.51]) && !fid(&[1.49]) && !fid(&[2.0, 4.0]));
+        assert_eq!(held(Fid::Collapsed, &[2.0, 2.0]), ("collapsed on 2 of 2".to_string(), true));
+        assert_eq!(held(Fid::Collapsed, &[2.0, 1.0]), ("collapsed on 1 of 2".to_string(), false));
+        assert_eq!(held(Fid::Collapsed, &[0.0]), ("collapsed on 0 of 1".to_string(), false));
+    }
 }

@@ -1,6 +1,6 @@
 //! `list`: every cell, what is known of it and what it would cost.
 
-use super::{all_goldens, quiet, root, seeds_of};
+use super::{all_goldens, quiet, root};
 use crate::cli::Place;
 use crate::error::{EXIT_GOOD, Result};
 use crate::experiment::{Cell, Recipe, Start, cells};
@@ -100,7 +100,7 @@ fn listed(
     let scale = runner.recipe().scale.name();
     let cost = plan::cell(runner.recipe(), cell);
     let (mut done, mut seconds) = (Vec::new(), None);
-    for seed in seeds_of(runner, cell)? {
+    for seed in runner.seeds(cell)? {
         if let Some(outcome) = runner.stored(cell, seed)? {
             done.push(seed);
             let scores = runner.scores(&outcome)?;

@@ -1,8 +1,6 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
-use super::{
-    FULL_ROW, all_goldens, build, reader, recipe, render, root, scores_of, seeds_of, write_file, write_table,
-};
+use super::{FULL_ROW, all_goldens, build, reader, recipe, render, root, scores_of, write_file, write_table};
 use crate::claims::evaluate;
 use crate::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
@@ -10,6 +8,7 @@ use crate::experiment::{Cell, FULL_INITIALISATION, Scale, TABLE1, TABLE2, cells}
 use crate::figures::{Panel, figure_ids, figures, strips};
 use crate::findings::{CollapsedRun, findings, learned};
 use crate::golden::{Score, write_scores};
+use crate::metrics::modes::COLLAPSED;
 use crate::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
 use crate::paper;
 use crate::report::{table1, table2};
@@ -120,7 +119,7 @@ impl Gathered {
         let labels = labels(root)?;
         let mut gathered = Gathered { outcomes: Vec::new(), scores: Vec::new(), panels: Vec::new() };
         for cell in cells() {
-            for seed in seeds_of(runner, &cell)? {
+            for seed in runner.seeds(&cell)? {
                 let Some(outcome) = runner.stored(&cell, seed)? else { continue };
                 let scores = scores_of(runner, &cell, seed, &outcome)?;
                 if !gathered.panels.iter().any(|panel| panel.row == cell.row) {
@@ -180,7 +179,7 @@ impl Gathered {
     }
 
     fn collapsed(&self, curves: &[Curve]) -> Vec<CollapsedRun> {
-        let runs = self.scores.iter().filter(|s| s.metric == "collapse" && s.value == 2.0);
+        let runs = self.scores.iter().filter(|s| s.metric == "collapse" && s.value == COLLAPSED);
         let with_ends = runs.filter_map(|score| {
             let curve = curves.iter().find(|curve| curve.row == score.row && curve.seed == score.seed)?;
             let (start, end) = (curve.points.first()?.fd, curve.points.last()?.fd);
@@ -260,7 +259,7 @@ fn panel(
         samples: outcome.entry.read(SAMPLES)?,
         fd: metric("fd"),
         recall: metric("recall"),
-        collapsed: metric("collapse") == Some(2.0),
+        collapsed: metric("collapse") == Some(COLLAPSED),
     })
 }
 

@@ -80,6 +80,24 @@ pub enum Collapse {
     Healthy,
 }
 
+/// The categories as scores have them.
+pub const HEALTHY: f64 = 0.0;
+pub const DEGRADED: f64 = 1.0;
+pub const COLLAPSED: f64 = 2.0;
+/// And as readers do.
+pub const STATES: [(&str, f64); 3] = [("healthy", HEALTHY), ("degraded", DEGRADED), ("collapsed", COLLAPSED)];
+
+impl Collapse {
+    /// As a score.
+    pub fn code(self) -> f64 {
+        match self {
+            Collapse::Healthy => HEALTHY,
+            Collapse::Degraded => DEGRADED,
+            Collapse::Collapsed => COLLAPSED,
+        }
+    }
+}
+
 /// The criterion, ours: the paper says "collapsed" without one. The thresholds
 /// were set with recall at k = 5 and 2048 samples on either side, and with
 /// the effective classes of [`modes`]; `classes` is the number of target classes.

@@ -104,22 +104,29 @@ __device__ inline void group_norm_backward(const Value* restrict x, const float*
     dy += start;
     dx += start;
     float n = (float)tile.per_group * (float)pixels, mean = kept[2 * group], rstd = kept[2 * group + 1];
-    float g[N], b[N], add[N], v[N], d[N], du_sum[N] = {}, du_xhat_sum[N] = {}, dx_sum[N] = {};
+    float g[N], b[N], add[N], xhat[N], du[N], du_sum[N] = {}, du_xhat_sum[N] = {}, dx_sum[N] = {};
     tile.read(add, shift, channels, per_image);
     for (u32 k = 0; k < N; k++) {
         g[k] = gamma[tile.first + tile.channel + k];
         b[k] = beta[tile.first + tile.channel + k];
         add[k] -= mean;
     }
+    // xhat and du of a pixel.
+    auto read = [&](u32 p) {
+        load(xhat, x, (u64)p * channels);
+        load(du, dy, (u64)p * channels);
+        for (u32 k = 0; k < N; k++) {
+            xhat[k] = (xhat[k] + add[k]) * rstd;
+            du[k] *= dy_scale;
+            if (silu) du[k] *= silu_slope(g[k] * xhat[k] + b[k]);
+        }
+    };
 #pragma unroll 4
     for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) {
-        load(v, x, (u64)p * channels);
-        load(d, dy, (u64)p * channels);
+        read(p);
         for (u32 k = 0; k < N; k++) {
-            float xhat = (v[k] + add[k]) * rstd, du = dy_scale * d[k];
-            if (silu) du *= silu_slope(g[k] * xhat + b[k]);
-            du_sum[k] += du;
-            du_xhat_sum[k] += du * xhat;
+            du_sum[k] += du[k];
+            du_xhat_sum[k] += du[k] * xhat[k];
         }
     }
     tile.channel_sums(du_sum, shared);
@@ -132,17 +139,15 @@ __device__ inline void group_norm_backward(const Value* restrict x, const float*
     float mean_du_xhat = tile.group_sum(gamma, shared) / n;
 #pragma unroll 4
     for (u32 p = tile.from(pixels); p < pixels; p += tile.lanes) {
-        load(v, x, (u64)p * channels);
-        load(d, dy, (u64)p * channels);
+        float d[N], more[N];
+        read(p);
         for (u32 k = 0; k < N; k++) {
-            float xhat = (v[k] + add[k]) * rstd, du = dy_scale * d[k];
-            if (silu) du *= silu_slope(g[k] * xhat + b[k]);
-            d[k] = rstd * (g[k] * du - mean_du - xhat * mean_du_xhat);
+            d[k] = rstd * (g[k] * du[k] - mean_du - xhat[k] * mean_du_xhat);
             dx_sum[k] += d[k];
         }
         if (plus) {
-            load(v, plus, start + (u64)p * channels);
-            for (u32 k = 0; k < N; k++) d[k] += plus_scale * v[k];
+            load(more, plus, start + (u64)p * channels);
+            for (u32 k = 0; k < N; k++) d[k] += plus_scale * more[k];
         }
         store(dx, (u64)p * channels, d);
     }

@@ -98,8 +98,8 @@ fn backward<T: Element>(
     [dy_scale, plus_scale]: [f32; 2],
 ) -> Result<(Tensor, Tensor)> {
     let (b, h, w, c) = x.layout.shape().dims4()?;
-    let others = [Some(dy), plus].into_iter().flatten();
-    if others.into_iter().any(|other| other.len() != x.len())
+    let mut others = [Some(dy), plus].into_iter().flatten();
+    if others.any(|other| other.len() != x.len())
         || gamma.len() != c
         || beta.len() != c
         || kept.len() != 2 * b * op.groups
