@@ -1,9 +1,9 @@
 //! Parse, call, exit code.
 
 use clap::Parser;
-use replicate::cli::Cli;
+use replicate::app::cli::Cli;
+use replicate::app::process;
 use replicate::error::{EXIT_RUN, EXIT_USAGE};
-use replicate::process;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::io::Write;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ fn main() {
         _ = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, stop.clone());
         _ = signal_hook::flag::register(signal, stop.clone());
     }
-    let code = replicate::commands::run(cli, &stop).unwrap_or_else(|error| {
+    let code = replicate::app::commands::run(cli, &stop).unwrap_or_else(|error| {
         _ = writeln!(std::io::stderr(), "error: {error}");
         error.exit_code()
     });

@@ -12,9 +12,9 @@ use common::{directory, unit};
 use peak::peak_of;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use replicate::checkpoint::{self, Checkpoint, Dtype, Format, MAX_OPCODES, Tensor};
 use replicate::error::{EXIT_INPUT, Error};
 use replicate::store::Array;
+use replicate::store::formats::torch::{self, Checkpoint, Dtype, Format, MAX_OPCODES, Tensor};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Write};
@@ -39,7 +39,7 @@ fn product(shape: &[usize]) -> usize {
 const PATH: &str = "somewhere/network.pkl";
 
 fn parse(bytes: &[u8]) -> Result<Checkpoint, Error> {
-    checkpoint::parse(Path::new(PATH), bytes)
+    torch::parse(Path::new(PATH), bytes)
 }
 
 /// What the reader says of a file that it must not accept.
@@ -60,8 +60,8 @@ fn complaint(bytes: &[u8]) -> String {
 
 #[test]
 fn the_snapshot_and_the_state_dict_hold_the_same_bytes() {
-    let snapshot = checkpoint::read(&directory().join("edm-tiny.pkl")).unwrap();
-    let state = checkpoint::read(&directory().join("edm-tiny-state.pth")).unwrap();
+    let snapshot = torch::read(&directory().join("edm-tiny.pkl")).unwrap();
+    let state = torch::read(&directory().join("edm-tiny-state.pth")).unwrap();
     assert_eq!((snapshot.format, state.format), (Format::Pickle(4), Format::TorchZip));
     assert!(state.tensors.len() > 100, "{}", state.tensors.len());
     assert_eq!(snapshot.tensors.len(), state.tensors.len());
@@ -75,7 +75,7 @@ fn the_snapshot_and_the_state_dict_hold_the_same_bytes() {
 #[test]
 fn the_network_is_the_one_that_the_formula_fills() {
     for file in ["edm-tiny.pkl", "edm-tiny-state.pth"] {
-        let network = checkpoint::read(&directory().join(file)).unwrap().edm_network().unwrap();
+        let network = torch::read(&directory().join(file)).unwrap().edm_network().unwrap();
         assert_eq!(network.values().map(|array| array.data.len()).sum::<usize>(), 189_491, "{file}");
         for (name, array) in network {
             let fan_in = product(&array.shape[1..]) as f32;
@@ -116,7 +116,7 @@ fn snapshots_of_every_protocol_read_the_same() {
             has(b"numpy._core.multiarray")
         });
 
-        let checkpoint = checkpoint::read(&fixture(file)).unwrap();
+        let checkpoint = torch::read(&fixture(file)).unwrap();
         assert_eq!(checkpoint.format, Format::Pickle(protocol));
         let names: Vec<&str> = checkpoint.tensors.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(
@@ -136,7 +136,7 @@ fn snapshots_of_every_protocol_read_the_same() {
 
 #[test]
 fn another_resample_filter_is_an_error() {
-    let mut checkpoint = checkpoint::read(&fixture(SNAPSHOTS[2])).unwrap();
+    let mut checkpoint = torch::read(&fixture(SNAPSHOTS[2])).unwrap();
     let filter = checkpoint.tensors.iter_mut().find(|(name, _)| name.ends_with("resample_filter")).unwrap();
     filter.1.data[..4].copy_from_slice(&0.5f32.to_le_bytes());
     let text = checkpoint.edm_network().unwrap_err().to_string();
@@ -185,7 +185,7 @@ fn strides_offsets_types_and_nesting() {
         ("nested.list.1.last", Dtype::F32, vec![2], up_to(2)),
     ];
     for (file, format) in [("strided.pth", Format::TorchZip), ("strided-legacy.pth", Format::TorchLegacy)] {
-        let checkpoint = checkpoint::read(&fixture(file)).unwrap();
+        let checkpoint = torch::read(&fixture(file)).unwrap();
         assert_eq!(checkpoint.format, format);
         let found: Vec<_> = checkpoint
             .tensors
@@ -226,7 +226,7 @@ fn signalling_nans_keep_their_bits() {
 
 #[test]
 fn inspection_lists_every_tensor() {
-    let text = checkpoint::read(&fixture("strided-legacy.pth")).unwrap().describe();
+    let text = torch::read(&fixture("strided-legacy.pth")).unwrap().describe();
     let lines: Vec<&str> = text.lines().collect();
     assert!(
         lines[0].ends_with("strided-legacy.pth: legacy torch stream, 17 tensors, 297 values, 1164 bytes"),
@@ -248,23 +248,23 @@ fn strict_loading_lists_what_differs() {
     let shapes = |list: &[(&str, &[usize])]| -> BTreeMap<String, Vec<usize>> {
         list.iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect()
     };
-    checkpoint::require(path, &arrays, &shapes(&[("a", &[2]), ("b", &[3]), ("c", &[1])])).unwrap();
-    let error = checkpoint::require(path, &arrays, &shapes(&[("a", &[2]), ("b", &[1, 3]), ("d", &[4])]));
+    torch::require(path, &arrays, &shapes(&[("a", &[2]), ("b", &[3]), ("c", &[1])])).unwrap();
+    let error = torch::require(path, &arrays, &shapes(&[("a", &[2]), ("b", &[1, 3]), ("d", &[4])]));
     let text = error.unwrap_err().to_string();
     for part in [PATH, "3 tensors", "1 missing: d;", "1 extra: c;", "1 mis-shaped: b [3] instead of [1, 3]"] {
         assert!(text.contains(part), "{part} not in: {text}");
     }
     let many: BTreeMap<String, Array> = (0..30).map(|i| (format!("n{i:02}"), counted(&[1]))).collect();
-    let text = checkpoint::require(path, &many, &shapes(&[])).unwrap_err().to_string();
+    let text = torch::require(path, &many, &shapes(&[])).unwrap_err().to_string();
     assert!(text.contains("30 extra: n00, n01") && text.contains("n19, and 10 more"), "{text}");
 }
 
 #[test]
 fn files_that_are_not_there_or_not_files() {
     let directory = tempfile::tempdir().unwrap();
-    let error = checkpoint::read(&directory.path().join("none.pkl")).unwrap_err();
+    let error = torch::read(&directory.path().join("none.pkl")).unwrap_err();
     assert!(matches!(error, Error::Missing { .. }), "{error}");
-    let error = checkpoint::read(directory.path()).unwrap_err();
+    let error = torch::read(directory.path()).unwrap_err();
     assert!(matches!(error, Error::Malformed { .. }), "{error}");
 }
 
@@ -579,10 +579,10 @@ fn malicious_pickles_are_refused() {
 }
 
 /// What reading a file may hold beyond the file: tensors and names of
-/// `checkpoint::COPIES` times its length, and for each opcode, of which there are
+/// `torch::COPIES` times its length, and for each opcode, of which there are
 /// at most `MAX_OPCODES`, a node, a value and a memo entry in growing vectors.
 fn memory_bound(length: usize) -> usize {
-    (16 << 10) + checkpoint::COPIES * length + 400 * length.min(MAX_OPCODES as usize)
+    (16 << 10) + torch::COPIES * length + 400 * length.min(MAX_OPCODES as usize)
 }
 
 /// Lists of two references to the list before: 2^n leaves in 10 n bytes.

@@ -6,12 +6,12 @@
 use candle_core::Device;
 use proptest::prelude::*;
 use replicate::data::{Images, glyphs};
-use replicate::evaluate::{Evaluator, FeatureNetwork, Reference, TARGETS};
+use replicate::experiment::run::{CLASSIFIER, shipped};
 use replicate::experiment::{Recipe, Scale};
-use replicate::features::Classifier;
-use replicate::metrics::modes::{COLLAPSED_RECALL, Collapse, collapse};
+use replicate::measure::classifier::Classifier;
+use replicate::measure::evaluate::{Evaluator, FeatureNetwork, Reference, TARGETS};
+use replicate::measure::metrics::modes::{COLLAPSED_RECALL, Collapse, collapse};
 use replicate::rng::Stream;
-use replicate::run::{CLASSIFIER, shipped};
 use std::path::Path;
 use std::sync::OnceLock;
 

@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 
 use proptest::prelude::*;
+use replicate::data::grid;
 use replicate::data::{Images, glyphs};
-use replicate::grid;
 
 // ---- conversions -----------------------------------------------------------
 

@@ -2,10 +2,10 @@
 //! command goes on from the last checkpoint to the same result.
 
 use replicate::error::{EXIT_RUN, Error, Result};
-use replicate::params::Arrays;
+use replicate::network::params::Arrays;
 use replicate::store::{Array, Key, Lock, Store};
+use replicate::train::watch::{Mode, Watch};
 use replicate::train::{Budget, Look, Training, train};
-use replicate::watch::{Mode, Watch};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 

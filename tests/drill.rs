@@ -10,7 +10,7 @@ mod common;
 use assert_cmd::cargo::cargo_bin_cmd;
 use common::drill::{self, CIFAR10_PER_CLASS, CIFAR100_PER_CLASS, Set};
 use common::server::Server;
-use replicate::statistics::Statistics;
+use replicate::measure::statistics::Statistics;
 use replicate::store::sha256_hex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -12,14 +12,14 @@ use candle_core::Device;
 use common::drill::{self, CIFAR10_PER_CLASS, CIFAR100_PER_CLASS, Set};
 use common::server::Server;
 use common::{edm_value, inception_value, unit_of};
-use replicate::checkpoint::{self, Checkpoint, Dtype, Format};
+use replicate::app::selftest::parity::tiny;
 use replicate::data::cifar;
 use replicate::data::{Images, glyphs};
-use replicate::npz;
-use replicate::params::{Arrays, Params, Source};
-use replicate::selftest::parity::tiny;
+use replicate::network::params::{Arrays, Params, Source};
+use replicate::network::unet::Denoiser;
+use replicate::store::formats::npz;
+use replicate::store::formats::torch::{self, Checkpoint, Dtype, Format};
 use replicate::store::{Array, sha256_hex};
-use replicate::unet::Denoiser;
 
 /// The program's table of assets has these hashes.
 const EDM: &str = "2866c9f457dc1c79d71b1f7818ef652c3c51ae3d9ceff92d58038068bb28a0e1";
@@ -38,7 +38,7 @@ fn the_snapshot_holds_the_network() {
     let snapshot = drill::edm_snapshot(&drill::network());
     assert_pinned("edm", &snapshot, EDM);
 
-    let checkpoint = checkpoint::parse(Path::new("edm"), &snapshot).unwrap();
+    let checkpoint = torch::parse(Path::new("edm"), &snapshot).unwrap();
     assert_eq!(checkpoint.format, Format::Pickle(4));
     let filters = checkpoint.tensors.iter().filter(|(name, _)| name.ends_with(".resample_filter"));
     assert_eq!(filters.count(), 4, "two in the block down, two in the block up");
@@ -58,9 +58,9 @@ fn the_snapshot_holds_the_network() {
 /// PyTorch saved `edm-tiny.pkl`, with the same formula.
 #[test]
 fn a_snapshot_reads_as_the_one_that_pytorch_wrote() {
-    let ours = checkpoint::parse(Path::new("edm-tiny"), &drill::edm_snapshot(&tiny())).unwrap();
+    let ours = torch::parse(Path::new("edm-tiny"), &drill::edm_snapshot(&tiny())).unwrap();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/edm-tiny.pkl");
-    let expected = checkpoint::read(&path).unwrap();
+    let expected = torch::read(&path).unwrap();
     let names = |checkpoint: &Checkpoint| -> Vec<String> {
         checkpoint.tensors.iter().map(|(name, _)| name.clone()).collect()
     };
@@ -77,7 +77,7 @@ fn the_inception_file_is_read_in_logical_order() {
         assert!(file[..200_000].windows(strides.len()).any(|window| window == strides));
     }
 
-    let checkpoint = checkpoint::parse(Path::new("inception"), &file).unwrap();
+    let checkpoint = torch::parse(Path::new("inception"), &file).unwrap();
     drop(file);
     assert_eq!((checkpoint.format, checkpoint.tensors.len()), (Format::TorchLegacy, 566));
     let mut weights = 0;

@@ -6,9 +6,9 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Shape, Tensor, Var, WithDType};
 use proptest::prelude::*;
-use replicate::distill::Objective;
-use replicate::equations::{self, Divergence, Divergence::*};
 use replicate::experiment::{Method, cells};
+use replicate::method::distill::Objective;
+use replicate::method::equations::{self, Divergence, Divergence::*};
 use replicate::rng::Stream;
 use std::collections::BTreeSet;
 use std::f64::consts::{LN_2, TAU};
@@ -933,7 +933,7 @@ fn wrong_equations_are_rejected() {
             Equations {
                 dsm: |d, x, s| {
                     let weight: Vec<f32> = s.iter().map(|s| (s * s + 0.25) / (0.25 * s * s)).collect();
-                    replicate::kernels::scale_images(&(d - x)?, &weight)?.sqr()?.mean_all()
+                    replicate::network::scale_images(&(d - x)?, &weight)?.sqr()?.mean_all()
                 },
                 ..OURS
             },
@@ -963,7 +963,7 @@ fn wrong_equations_are_rejected() {
             Equations {
                 diffuse: |x, s, e| {
                     let keep: Vec<f32> = s.iter().map(|s| 1.0 / (1.0 + s * s).sqrt()).collect();
-                    replicate::kernels::scale_images(&equations::diffuse(x, s, e)?, &keep)
+                    replicate::network::scale_images(&equations::diffuse(x, s, e)?, &keep)
                 },
                 ..OURS
             },

@@ -1,11 +1,11 @@
 //! `explain` for every cell at every scale: what it prints is what would run, and
 //! every place is where it says.
 
-use replicate::evaluate::TARGETS;
 use replicate::experiment::{Cell, Recipe, Scale, cells};
-use replicate::explain::explain;
-use replicate::metrics::modes::{COLLAPSED_CLASSES, COLLAPSED_RECALL};
-use replicate::paper::{self, Setting};
+use replicate::judge::paper::{self, Setting};
+use replicate::measure::evaluate::TARGETS;
+use replicate::measure::metrics::modes::{COLLAPSED_CLASSES, COLLAPSED_RECALL};
+use replicate::report::explain::explain;
 use std::path::PathBuf;
 
 fn root() -> PathBuf {
@@ -155,7 +155,7 @@ fn a_page_shows_every_field_that_its_cell_uses() {
     ];
     const STAGE2: [Change; 11] = [
         ("sigma_init", |r| r.one_step.sigma_init *= 3.0),
-        ("levels", |r| r.one_step.levels = replicate::noise::Levels::Fixed(7.25)),
+        ("levels", |r| r.one_step.levels = replicate::method::noise::Levels::Fixed(7.25)),
         ("generator_lr", |r| r.one_step.generator_lr *= 3.0),
         ("critic_lr", |r| r.one_step.critic_lr *= 3.0),
         ("beta1", |r| r.one_step.adam.beta1 += 0.01),
@@ -202,7 +202,7 @@ fn a_page_shows_every_field_that_its_cell_uses() {
     }
     // The levels of a multi-level pre-training; a single-level one has sigma_init.
     let mut recipe = original.clone();
-    recipe.pretraining.levels = replicate::noise::Levels::LogNormal { mean: -3.0, sd: 1.5 };
+    recipe.pretraining.levels = replicate::method::noise::Levels::LogNormal { mean: -3.0, sd: 1.5 };
     assert!(explained("init-10", &recipe).contains("EDM loss, ln sigma ~ N(-3, 1.5^2)"));
     assert!(explained("init-single", &recipe).contains("EDM loss, sigma = 2.5 only"));
 }

@@ -4,7 +4,7 @@
 mod server;
 
 use replicate::error::{EXIT_INPUT, EXIT_RUN, EXIT_USAGE, Error, Result};
-use replicate::fetch::*;
+use replicate::store::fetch::*;
 use server::{Answer, Request, Server};
 use std::collections::BTreeSet;
 use std::fs;

@@ -2,10 +2,10 @@
 //! against the scores, for realistic sets and for any.
 
 use proptest::prelude::*;
-use replicate::claims::{ClaimResult, evaluate};
-use replicate::findings::{Finding, findings};
-use replicate::golden::{Sample, Score, TIME, values};
-use replicate::paper::{self, Claim};
+use replicate::judge::claims::{ClaimResult, evaluate};
+use replicate::judge::golden::{Sample, Score, TIME, values};
+use replicate::judge::paper::{self, Claim};
+use replicate::report::findings::{Finding, findings};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -513,7 +513,7 @@ fn the_checks_find_what_they_check() {
 
 #[test]
 fn a_collapsed_run_that_is_no_nearer_to_the_data_has_not_learned() {
-    use replicate::findings::{CollapsedRun, learned};
+    use replicate::report::findings::{CollapsedRun, learned};
     let run = |row: &str, seed, fd_start, fd_end| CollapsedRun { row: row.into(), seed, fd_start, fd_end };
     assert_eq!(learned(&[]), None);
     assert_eq!(learned(&[run("init-none", 0, f64::NAN, 1.0)]), None);

@@ -2,13 +2,13 @@
 //! snapshots lie in golden/ beside the values (`cargo insta review`).
 
 use proptest::prelude::*;
-use replicate::claims::{ClaimResult, ClaimVerdict, evaluate};
 use replicate::error::{EXIT_INPUT, EXIT_USAGE, Error};
-use replicate::golden::{self, Golden, Rule, Score, Status, accept, compare};
-use replicate::paper::{self, Claim, Fid, Kind, Operand, Row1, Row2, Statement};
-use replicate::report;
+use replicate::judge::claims::{ClaimResult, ClaimVerdict, evaluate};
+use replicate::judge::golden::{self, Golden, Rule, Score, Status, accept, compare};
+use replicate::judge::paper::{self, Claim, Fid, Kind, Operand, Row1, Row2, Statement};
+use replicate::judge::stats;
+use replicate::report::table;
 use replicate::rng::Stream;
-use replicate::student;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -353,8 +353,8 @@ proptest! {
     #[test]
     fn t_quantiles_have_their_closed_forms(p in 0.001..0.999f64) {
         let near = |found: f64, exact: f64| (found - exact).abs() < 1e-9 * (1.0 + exact.abs());
-        prop_assert!(near(student::t_quantile(p, 1.0), (std::f64::consts::PI * (p - 0.5)).tan()));
-        prop_assert!(near(student::t_quantile(p, 2.0), (2.0 * p - 1.0) / (2.0 * p * (1.0 - p)).sqrt()));
+        prop_assert!(near(stats::t_quantile(p, 1.0), (std::f64::consts::PI * (p - 0.5)).tan()));
+        prop_assert!(near(stats::t_quantile(p, 2.0), (2.0 * p - 1.0) / (2.0 * p * (1.0 - p)).sqrt()));
     }
 
     #[test]
@@ -366,10 +366,10 @@ proptest! {
         let (n, h) = (2000, t / 2000.0);
         let inner = |i: usize| density(i as f64 * h) * if i % 2 == 1 { 4.0 } else { 2.0 };
         let integral = h / 3.0 * (density(0.0) + (1..n).map(inner).sum::<f64>() + density(t));
-        prop_assert!((student::t_cdf(t, dof) - 0.5 - integral).abs() < 1e-9);
+        prop_assert!((stats::t_cdf(t, dof) - 0.5 - integral).abs() < 1e-9);
         // Further out, 1 - p keeps too few digits.
         if t.abs() < 4.0 {
-            prop_assert!((student::t_quantile(student::t_cdf(t, dof), dof) - t).abs() < 1e-9);
+            prop_assert!((stats::t_quantile(stats::t_cdf(t, dof), dof) - t).abs() < 1e-9);
         }
     }
 }
@@ -391,7 +391,7 @@ fn t_quantiles_agree_with_the_table() {
         (0.025, 2.0, -4.302653),
         (0.5, 7.0, 0.0),
     ] {
-        assert!((student::t_quantile(p, dof) - table).abs() < 1e-6, "t({p}, {dof})");
+        assert!((stats::t_quantile(p, dof) - table).abs() < 1e-6, "t({p}, {dof})");
     }
 }
 
@@ -606,7 +606,7 @@ fn welch_allows_for_unequal_spreads() {
     // Variances 1 and 16, three seeds each: dof = (17/3)^2 / ((1/9 + 256/9) / 2) = 2.249;
     // pooled, 4 degrees of freedom would call this difference significant.
     let at = |d: f64| less(&[-1.0, 0.0, 1.0], &[d - 4.0, d, d + 4.0], 1.0);
-    let t = student::t_quantile(0.95, 289.0 / 9.0 / (257.0 / 18.0));
+    let t = stats::t_quantile(0.95, 289.0 / 9.0 / (257.0 / 18.0));
     let critical = t * (17.0f64 / 3.0).sqrt();
     assert!(critical > 2.131847 * (17.0f64 / 3.0).sqrt() + 1.0);
     assert_eq!(at(critical + 1e-6).verdict, ClaimVerdict::Holds);
@@ -843,7 +843,7 @@ fn example() -> (Vec<Score>, Vec<Golden>) {
 #[test]
 fn table1_is_rendered_in_three_formats() {
     let (scores, goldens) = example();
-    let table = report::table1(&paper_rows().0, &scores, &goldens, "mini");
+    let table = table::table1(&paper_rows().0, &scores, &goldens, "mini");
     assert_golden!("report-table1-text", table.to_text(false));
     assert_golden!("report-table1-markdown", table.to_markdown());
     assert_golden!("report-table1-csv", table.to_csv());
@@ -852,7 +852,7 @@ fn table1_is_rendered_in_three_formats() {
 #[test]
 fn table2_is_rendered_in_three_formats() {
     let (scores, goldens) = example();
-    let table = report::table2(&paper_rows().1, &scores, &goldens, "mini");
+    let table = table::table2(&paper_rows().1, &scores, &goldens, "mini");
     assert_golden!("report-table2-text", table.to_text(false));
     assert_golden!("report-table2-markdown", table.to_markdown());
     assert_golden!("report-table2-csv", table.to_csv());
@@ -861,7 +861,7 @@ fn table2_is_rendered_in_three_formats() {
 #[test]
 fn fid_and_fd_keep_their_names() {
     let columns = |scale: &str| -> Vec<String> {
-        let (one, two) = (report::table1(&[], &[], &[], scale), report::table2(&[], &[], &[], scale));
+        let (one, two) = (table::table1(&[], &[], &[], scale), table::table2(&[], &[], &[], scale));
         one.columns
             .into_iter()
             .chain(two.columns)
@@ -883,7 +883,7 @@ fn fid_and_fd_keep_their_names() {
 #[test]
 fn a_cited_row_never_shows_a_number_of_ours() {
     // Even where a score bears its name.
-    let table = report::table1(&paper_rows().0, &[score("ddim", 0, "fd", 777.0)], &[], "mini");
+    let table = table::table1(&paper_rows().0, &[score("ddim", 0, "fd", 777.0)], &[], "mini");
     for text in [table.to_text(false), table.to_markdown(), table.to_csv()] {
         assert!(!text.contains("777"), "{text}");
         assert!(text.lines().any(|line| line.contains("DDIM") && line.contains("cited")), "{text}");
@@ -893,7 +893,7 @@ fn a_cited_row_never_shows_a_number_of_ours() {
 #[test]
 fn colour_is_all_that_colour_changes() {
     let (scores, goldens) = example();
-    let table = report::table1(&paper_rows().0, &scores, &goldens, "mini");
+    let table = table::table1(&paper_rows().0, &scores, &goldens, "mini");
     let coloured = table.to_text(true);
     assert!(coloured.contains("\x1b[31mOUTSIDE: fd\x1b[0m") && coloured.contains("\x1b[32msame\x1b[0m"));
     let stripped = ["\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"]
@@ -910,8 +910,8 @@ fn check_is_rendered_as_text_and_as_json() {
     let comparisons = golden::check(&goldens, &mini);
     let results: Vec<ClaimResult> =
         paper_rows().2.iter().map(|claim| evaluate(claim, &mini, "mini")).collect();
-    assert_golden!("report-check-text", report::check_text(&comparisons, &results, false));
-    let json = report::check_json(&comparisons, &results);
+    assert_golden!("report-check-text", table::check_text(&comparisons, &results, false));
+    let json = table::check_json(&comparisons, &results);
     assert_golden!("report-check-json", json);
     let value: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(value["golden"].as_array().unwrap().len(), comparisons.len());

@@ -8,13 +8,13 @@ mod common;
 use candle_core::Device;
 use common::{Fixture, directory, unit};
 use proptest::prelude::*;
-use replicate::checkpoint::{self, Checkpoint, Dtype, Format, Tensor};
 use replicate::data::Images;
 use replicate::error::{EXIT_INPUT, Error};
-use replicate::inception::{CLASSES, DEPTHS, FEATURES, Inception, SIDE, resize};
-use replicate::kernels::{Filter, Maps, Window, average_pool, max_pool};
-use replicate::metrics::Features;
+use replicate::measure::inception::{CLASSES, DEPTHS, FEATURES, Inception, SIDE, resize};
+use replicate::measure::metrics::Features;
+use replicate::network::cpu::{Filter, Maps, Window, average_pool, max_pool};
 use replicate::rng::Stream;
+use replicate::store::formats::torch::{self, Checkpoint, Dtype, Format, Tensor};
 use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Instant;
@@ -98,7 +98,7 @@ fn stream() -> Vec<u8> {
 
 fn checkpoint() -> Checkpoint {
     static STREAM: LazyLock<Vec<u8>> = LazyLock::new(stream);
-    let checkpoint = checkpoint::parse(Path::new(PATH), &STREAM).unwrap();
+    let checkpoint = torch::parse(Path::new(PATH), &STREAM).unwrap();
     assert_eq!((checkpoint.format, checkpoint.tensors.len()), (Format::TorchLegacy, 566));
     checkpoint
 }

@@ -3,11 +3,11 @@
 
 use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
-use replicate::composed::Composed;
-use replicate::kernels;
+use replicate::network;
+use replicate::network::cpu::tape;
+use replicate::network::reference::Composed;
 use replicate::network::{Norm, Ops, Param, Plus};
 use replicate::rng::Stream;
-use replicate::tape;
 
 fn random(name: &str, shape: &[usize]) -> Var {
     let n = shape.iter().product();
@@ -160,10 +160,10 @@ proptest! {
         let a: Vec<f32> = (0..b).map(|i| 0.5 + i as f32).collect();
         let inputs = [random("x", &[b, c, h, h]), random("y", &[b, c, h, h])];
         let factors = Tensor::from_slice(&a, (b, 1, 1, 1), &Device::Cpu).unwrap();
-        let ours = kernels::mix(&inputs[0], &a, &inputs[1], &[2.0]).unwrap();
+        let ours = network::mix(&inputs[0], &a, &inputs[1], &[2.0]).unwrap();
         let plain = (inputs[0].broadcast_mul(&factors).unwrap() + (inputs[1].as_tensor() * 2.0).unwrap()).unwrap();
         compare("mix", &evaluate(&inputs, &ours), &evaluate(&inputs, &plain));
-        let ours = kernels::scale_images(&inputs[0], &a).unwrap();
+        let ours = network::scale_images(&inputs[0], &a).unwrap();
         let plain = inputs[0].broadcast_mul(&factors).unwrap();
         compare("scale_images", &evaluate(&inputs[..1], &ours), &evaluate(&inputs[..1], &plain));
     }

@@ -7,12 +7,12 @@ mod common;
 
 use common::{Fixture, fd_from_samples, moments};
 use proptest::prelude::*;
-use replicate::metrics::Features;
-use replicate::metrics::frechet::{Moments, frechet_distance};
-use replicate::metrics::inception_score::inception_score;
-use replicate::metrics::kid::{kid, mmd2_poly3};
-use replicate::metrics::modes::{Collapse, collapse, modes};
-use replicate::metrics::precision_recall::precision_recall;
+use replicate::measure::metrics::Features;
+use replicate::measure::metrics::frechet::{Moments, frechet_distance};
+use replicate::measure::metrics::inception_score::inception_score;
+use replicate::measure::metrics::kid::{kid, mmd2_poly3};
+use replicate::measure::metrics::modes::{Collapse, collapse, modes};
+use replicate::measure::metrics::precision_recall::precision_recall;
 use replicate::rng::Stream;
 
 fn fd(a: &Features, b: &Features) -> f64 {

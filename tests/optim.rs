@@ -2,9 +2,9 @@
 
 use candle_core::Device;
 use candle_nn::{Init, VarBuilder};
-use replicate::optim::Ema;
-use replicate::params::{Arrays, Params, Source};
+use replicate::network::params::{Arrays, Params, Source};
 use replicate::store::Array;
+use replicate::train::adam::Ema;
 
 /// EDM's `--ema`: beta = 0.5^(batch / half-life), and no longer than 5 % of what was seen.
 #[test]

@@ -4,12 +4,12 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use quick_xml::events::{BytesStart, Event};
-use replicate::claims::{ClaimResult, ClaimVerdict};
-use replicate::findings::Finding;
-use replicate::golden::{Sample, Status};
-use replicate::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
-use replicate::paper::{Origin, Setting};
-use replicate::report::{Cell, Column, Content, Row, Table};
+use replicate::judge::claims::{ClaimResult, ClaimVerdict};
+use replicate::judge::golden::{Sample, Status};
+use replicate::judge::paper::{Origin, Setting};
+use replicate::report::findings::Finding;
+use replicate::report::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
+use replicate::report::table::{Cell, Column, Content, Row, Table};
 use std::collections::{BTreeMap, BTreeSet};
 
 const AWKWARD: &str = "a < b && \"c\" > 'd' ± σ²\u{1b} | `e` * _f_ <script>alert(1)</script> ]]> &amp; $x$";

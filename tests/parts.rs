@@ -2,17 +2,17 @@
 //! rounding.
 
 use candle_core::{Device, Tensor};
-use replicate::augment::{Augmentation, Draw};
-use replicate::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings, strip};
-use replicate::equations::Divergence;
+use replicate::app::selftest::fixture::relative_error;
+use replicate::experiment::plan;
 use replicate::experiment::{FULL_INITIALISATION, Recipe, Scale};
-use replicate::noise::Levels;
-use replicate::optim::AdamConfig;
-use replicate::params::{Arrays, Params, Source};
-use replicate::plan;
+use replicate::method::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings, strip};
+use replicate::method::equations::Divergence;
+use replicate::method::noise::Levels;
+use replicate::network::params::{Arrays, Params, Source};
+use replicate::network::unet::{Config, Denoiser};
 use replicate::rng::Stream;
-use replicate::selftest::fixture::relative_error;
-use replicate::unet::{Config, Denoiser};
+use replicate::train::adam::AdamConfig;
+use replicate::train::augment::{Augmentation, Draw};
 use std::process::Command;
 
 const BATCH: usize = 7;

@@ -4,10 +4,10 @@
 //! scale is there for that.)
 
 use candle_core::Device;
+use replicate::experiment::run::{Runner, Settings};
 use replicate::experiment::{Recipe, Scale, TABLE1};
-use replicate::golden::{Status, check, read_golden};
-use replicate::run::{Runner, Settings};
-use replicate::watch::{Mode, Watch};
+use replicate::judge::golden::{Status, check, read_golden};
+use replicate::train::watch::{Mode, Watch};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;

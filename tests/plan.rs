@@ -3,14 +3,14 @@
 
 use candle_core::{DType, Device, Tensor};
 use replicate::data::Images;
+use replicate::experiment::plan;
 use replicate::experiment::{Cell, Data, Recipe, Scale, Start, TABLE1, TABLE2};
-use replicate::features::Classifier;
-use replicate::params::{Params, Source, outline};
-use replicate::plan;
+use replicate::measure::classifier::Classifier;
+use replicate::method::sampler::edm::one_step;
+use replicate::network::params::{Params, Source, outline};
+use replicate::network::unet::{Config, Critic, Denoiser};
 use replicate::rng::Stream;
-use replicate::sampler::one_step;
 use replicate::train::GRID;
-use replicate::unet::{Config, Critic, Denoiser};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -204,7 +204,7 @@ fn a_grid_of_noise_is_within_the_bound() {
         let n = GRID.0 * GRID.0 * channels * size * size;
         let pixels = (0..n).map(|_| draws.below(256) as u8).collect();
         let noise = Images { channels, size, pixels, labels: Vec::new() };
-        let found = replicate::grid::png_grid(&noise, GRID.0, GRID.1).len() as u64;
+        let found = replicate::data::grid::png_grid(&noise, GRID.0, GRID.1).len() as u64;
         let bound = plan::cell(&recipe, &row("edm")).disk_bytes;
         assert!(found <= bound && bound <= 2 * found, "{scale}: {found} bytes, bound {bound}");
     }

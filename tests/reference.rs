@@ -4,12 +4,12 @@ mod common;
 
 use candle_core::{Device, Tensor, Var};
 use common::{Fixture, relative_error, unit};
-use replicate::distill::Objective;
-use replicate::equations::Divergence;
-use replicate::params::{Arrays, Params, Source};
-use replicate::sampler::heun;
-use replicate::selftest::parity::{self, tiny};
-use replicate::unet::{Config, Critic, Denoiser};
+use replicate::app::selftest::parity::{self, tiny};
+use replicate::method::distill::Objective;
+use replicate::method::equations::Divergence;
+use replicate::method::sampler::edm::heun;
+use replicate::network::params::{Arrays, Params, Source};
+use replicate::network::unet::{Config, Critic, Denoiser};
 
 const TOLERANCE: f32 = 1e-4;
 

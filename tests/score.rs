@@ -8,19 +8,19 @@ use common::drill::inception_pth;
 use common::{fd_from_samples, moments};
 use flate2::{Compression, Crc, write::DeflateEncoder};
 use proptest::prelude::*;
-use replicate::checkpoint;
+use replicate::app::score::source::{self, Input};
+use replicate::app::score::{RowStream, Seen, Wanted};
 use replicate::data::Images;
 use replicate::error::{EXIT_INPUT, EXIT_USAGE, Error};
-use replicate::inception::Inception;
-use replicate::metrics::Features;
-use replicate::metrics::frechet::{Factor, distance, frechet_distance};
-use replicate::metrics::inception_score::{Predictions, inception_score};
-use replicate::metrics::kid::kid;
-use replicate::metrics::precision_recall::precision_recall;
-use replicate::npz;
+use replicate::measure::inception::Inception;
+use replicate::measure::metrics::Features;
+use replicate::measure::metrics::frechet::{Factor, distance, frechet_distance};
+use replicate::measure::metrics::inception_score::{Predictions, inception_score};
+use replicate::measure::metrics::kid::kid;
+use replicate::measure::metrics::precision_recall::precision_recall;
 use replicate::rng::Stream;
-use replicate::score::source::{self, Input};
-use replicate::score::{RowStream, Seen, Wanted};
+use replicate::store::formats::npz;
+use replicate::store::formats::torch;
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -806,7 +806,7 @@ fn images_score_as_their_features_do() {
         assert!(warned(&report, warning), "{warning}: {report}");
     }
 
-    let network = Inception::load(&candle_core::Device::Cpu, checkpoint::read(&weights).unwrap()).unwrap();
+    let network = Inception::load(&candle_core::Device::Cpu, torch::read(&weights).unwrap()).unwrap();
     let (fa, la) = network.extract(&a, 0..12).unwrap();
     let (fb, _) = network.extract(&b, 0..12).unwrap();
     let arrays = npz::read(&saved).unwrap();

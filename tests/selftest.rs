@@ -87,7 +87,7 @@ fn a_value_that_is_not_golden_fails_and_exits_1() {
     let failed: Vec<String> =
         checks(&output).into_iter().filter(|check| !check.3).map(|(name, ..)| name).collect();
     // The class without AVX2 has an interval, which the wrong value may widen.
-    if replicate::run::determinism(&candle_core::Device::Cpu) == "cpu" {
+    if replicate::experiment::run::determinism(&candle_core::Device::Cpu) == "cpu" {
         assert_eq!(failed, ["dijs at smoke: fd"]);
         assert_eq!(output.status.code(), Some(1));
     }

@@ -3,9 +3,9 @@
 //! TensorBoard itself.
 
 use clap::ValueEnum;
-use replicate::evaluate::Quick;
-use replicate::tfevents;
-use replicate::watch::{Mode, Progress, Watch};
+use replicate::measure::evaluate::Quick;
+use replicate::train::tfevents;
+use replicate::train::watch::{Mode, Progress, Watch};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

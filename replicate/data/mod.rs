@@ -3,6 +3,7 @@
 
 pub mod cifar;
 pub mod glyphs;
+pub mod grid;
 
 use crate::store::hex;
 use sha2::{Digest, Sha256};

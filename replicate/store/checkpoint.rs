@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Key;
-use super::safetensors::{Array, content_digest, read_safetensors, write_safetensors};
+use super::formats::safetensors::{Array, content_digest, read_safetensors, write_safetensors};
 use crate::error::Error;
 
 const CHECKPOINT_FORMAT: &str = "replicate checkpoint 1";

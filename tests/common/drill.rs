@@ -15,7 +15,7 @@ pub use cifar::{Set, cifar_archive};
 pub use edm::edm_snapshot;
 pub use inception::inception_pth;
 pub use npz::fid_reference;
-use replicate::unet::Config;
+use replicate::network::unet::Config;
 
 /// Training images of each class in the archives that the program's table of
 /// assets lists.

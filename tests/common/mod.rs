@@ -9,12 +9,12 @@ pub mod server;
 
 use candle_core::{DType, Tensor};
 use faer::Mat;
-use replicate::metrics::Features;
-use replicate::metrics::frechet::Moments;
-use replicate::selftest::fixture;
+use replicate::app::selftest::fixture;
+use replicate::measure::metrics::Features;
+use replicate::measure::metrics::frechet::Moments;
 use std::path::PathBuf;
 
-pub use replicate::selftest::fixture::{edm_value, inception_value, unit as unit_of};
+pub use replicate::app::selftest::fixture::{edm_value, inception_value, unit as unit_of};
 
 pub fn directory() -> PathBuf {
     match std::env::var_os("PARITY_DIR") {

@@ -8,7 +8,7 @@ use std::io::Read;
 use serde::Deserialize;
 
 use super::{Fault, Gathered, png, shown};
-use crate::unzip::{self, Entry};
+use crate::store::formats::unzip::{self, Entry};
 
 const LABELS: &str = "dataset.json";
 /// 50,000 labels take 2 MB.

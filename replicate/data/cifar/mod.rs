@@ -43,7 +43,7 @@ use std::path::Path;
 use self::place::Container;
 use super::Images;
 use crate::error::{self, Error};
-use crate::fetch::{self, Asset};
+use crate::store::fetch::{self, Asset};
 
 const CHANNELS: usize = 3;
 const SIZE: usize = 32;

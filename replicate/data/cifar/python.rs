@@ -1,11 +1,11 @@
 //! The authors' python layout: a dictionary, pickled by Python 2, of `data`, a
 //! NumPy array of n x 3072 bytes, and `labels` (CIFAR-10) or `fine_labels`
 //! (CIFAR-100), a list of n numbers. The pickle is read as data, see
-//! [`crate::checkpoint`]: nothing in it is executed.
+//! [`crate::store::formats::torch`]: nothing in it is executed.
 
 use super::{Fault, Gathered, IMAGE_LEN, Set, listed, shown};
-use crate::checkpoint::pickle::{Constructor, Node, Pickle, Value};
-use crate::checkpoint::unpickle;
+use crate::store::formats::torch::pickle::{Constructor, Node, Pickle, Value};
+use crate::store::formats::torch::unpickle;
 
 /// Every image of a file.
 pub(super) fn read(bytes: &[u8], gathered: &mut Gathered) -> Result<(), Fault> {

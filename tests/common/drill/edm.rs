@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use replicate::unet::{Config, Denoiser};
+use replicate::network::unet::{Config, Denoiser};
 
 use super::pickle::{Object, int, named, pickle, text};
 use super::torch::{Storage, legacy_stream, ordered, row_major, tensor};

@@ -1,0 +1,241 @@
+//! The heavy parts of a run, one at a time, for timing beside other programs
+//! (`tests/peers/bench.py` has PyTorch do the same). Weights and inputs are drawn, which
+//! is not timed but where the work is to sample from latents.
+
+use crate::data::{Images, glyphs};
+use crate::error::Result;
+use crate::experiment::{Recipe, Scale};
+use crate::measure::inception::Inception;
+use crate::measure::metrics::Features;
+use crate::measure::metrics::frechet::{Moments, frechet_distance};
+use crate::method::distill::{Initial, Objective, OneStep};
+use crate::method::equations::Divergence;
+use crate::method::sampler::edm;
+use crate::network;
+use crate::network::device::peak_bytes;
+use crate::network::elsewhere;
+use crate::network::params::{Arrays, Params, Source};
+use crate::network::unet::{Config, Denoiser};
+use crate::rng::Stream;
+use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
+use crate::train::{Distilling, Teaching, Training, generate};
+use candle_core::{Device, Tensor};
+use serde::Serialize;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// What is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Case {
+    /// Critic step, generator step and average of DiJS at mini scale, batch 64
+    OneStep,
+    /// A step of denoising score matching at mini scale, batch 64
+    Dsm,
+    /// DDPM++ (55.7 M parameters) on 4 images of 32 x 32
+    Forward,
+    /// The same, and the gradient of a mean square for every parameter
+    Backward,
+    /// Inception-v3's features of 64 images of 32 x 32
+    Inception,
+    /// The Fréchet distance of two covariances of 2048 x 2048
+    Frechet,
+    /// One iteration of DiJS at paper scale: DDPM++, batch 64; for a GPU
+    PaperStep,
+    /// The teacher's solver at paper scale, 35 calls for 100 images; for a GPU
+    Heun,
+    /// 50,000 one-step samples at paper scale, their Inception features and FID; for a GPU
+    Fid,
+}
+
+/// Images that are made or seen in a case, where that is what counts.
+pub const IMAGES: [(Case, u64); 5] =
+    [(Case::OneStep, 64), (Case::Dsm, 64), (Case::PaperStep, 64), (Case::Heun, 100), (Case::Fid, 50_000)];
+
+/// The cases that `device` does in reasonable time.
+pub fn usual(device: &Device) -> Vec<Case> {
+    use clap::ValueEnum;
+    let heavy = [Case::PaperStep, Case::Heun, Case::Fid];
+    let all = Case::value_variants().iter().copied();
+    all.filter(|case| !device.is_cpu() || !heavy.contains(case)).collect()
+}
+
+/// What a case took.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measured {
+    /// Of each repetition, after one that does not count.
+    pub seconds: Vec<f64>,
+    /// The most memory so far in bytes, of tensors on a GPU, else of the process; 0
+    /// where it cannot be told.
+    pub peak_bytes: u64,
+    pub threads: usize,
+}
+
+/// Runs `case` once, and `repeats` times again.
+///
+/// # Errors
+/// What the networks fail with.
+pub fn run(case: Case, repeats: usize, device: &Device) -> Result<Measured> {
+    let seconds = match case {
+        Case::OneStep => one_step(Scale::Mini, repeats, device)?,
+        Case::Dsm => dsm(repeats, device)?,
+        Case::Forward => denoiser(repeats, device, false)?,
+        Case::Backward => denoiser(repeats, device, true)?,
+        Case::Inception => inception(repeats, device)?,
+        Case::Frechet => frechet(repeats)?,
+        Case::PaperStep => one_step(Scale::Paper, repeats, device)?,
+        Case::Heun => solver(repeats, device)?,
+        Case::Fid => fid(repeats, device)?,
+    };
+    let peak_bytes = if device.is_cpu() { process_peak_bytes() } else { peak_bytes(device).unwrap_or(0) };
+    Ok(Measured { seconds, peak_bytes, threads: rayon::current_num_threads() })
+}
+
+fn timed(repeats: usize, device: &Device, mut once: impl FnMut(u64) -> Result<()>) -> Result<Vec<f64>> {
+    once(0)?;
+    device.synchronize()?;
+    (1..=repeats as u64)
+        .map(|k| {
+            let started = Instant::now();
+            once(k)?;
+            device.synchronize()?;
+            Ok(started.elapsed().as_secs_f64())
+        })
+        .collect()
+}
+
+/// Training images: digits, or noise where the scale reads files.
+fn images(recipe: &Recipe) -> Images {
+    let size = recipe.network.size;
+    match recipe.scale.procedural() {
+        true => glyphs::images(size, glyphs::TARGET_CLASSES, 100, "train"),
+        false => noise(1000, size),
+    }
+}
+
+fn noise(n: usize, size: usize) -> Images {
+    let mut draws = Stream::new("bench", "pixels").at(0);
+    let pixels = (0..n * 3 * size * size).map(|_| draws.below(256) as u8).collect();
+    Images { channels: 3, size, pixels, labels: Vec::new() }
+}
+
+fn one_step(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let recipe = Recipe::of(scale);
+    let images = images(&recipe);
+    let objective = Objective::ClassRatio(Divergence::DiJs);
+    let initial = Initial { weights: None, cell: "bench" };
+    let run = OneStep::new(device, &recipe.network, objective, initial, recipe.one_step.clone())?;
+    let mut training = Distilling::new(device, &recipe, run, &images, 0, None)?;
+    let batch = recipe.batch as u64;
+    timed(repeats, device, |k| training.step(k, (k + 1) * batch).map(drop))
+}
+
+fn dsm(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let recipe = Recipe::of(Scale::Mini);
+    let images = images(&recipe);
+    let mut training = Teaching::new(device, &recipe, recipe.pretraining.levels, &images, "bench")?;
+    let batch = recipe.pretraining.batch as u64;
+    timed(repeats, device, |k| training.step(k, (k + 1) * batch).map(drop))
+}
+
+fn denoiser(repeats: usize, device: &Device, backward: bool) -> Result<Vec<f64>> {
+    let config = Config::cifar10();
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "bench" };
+    let (params, trained) = Params::build(device, &source, |vb| Denoiser::new(&config, vb))?;
+    let frozen = params.frozen(|vb| Denoiser::new(&config, vb))?;
+    let x = Tensor::from_vec(Stream::new("bench", "x").normals(0, 4 * 3072), (4, 3, 32, 32), device)?;
+    let sigma = [0.1, 0.5, 2.5, 20.0];
+    timed(repeats, device, |_| {
+        if backward {
+            elsewhere::gradients(&trained.forward(&x, &sigma, None)?.sqr()?.mean_all()?)?;
+        } else {
+            frozen.forward(&x, &sigma, None)?;
+        }
+        Ok(())
+    })
+}
+
+/// A paper-scale generator with drawn weights, without gradients.
+fn generator(device: &Device) -> Result<Denoiser> {
+    let config = Config::cifar10();
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "bench" };
+    let (params, _) = Params::build(device, &source, |vb| Denoiser::new(&config, vb))?;
+    Ok(params.frozen(|vb| Denoiser::new(&config, vb))?)
+}
+
+fn latents(k: u64, n: usize, device: &Device) -> candle_core::Result<Tensor> {
+    network::normals(&Stream::new("bench", "z"), k, (n, 3, 32, 32), device)
+}
+
+fn solver(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let denoiser = generator(device)?;
+    timed(repeats, device, |k| {
+        edm::heun(&denoiser, &latents(k, 100, device)?, edm::HEUN_STEPS)?;
+        Ok(())
+    })
+}
+
+fn fid(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    const N: usize = 50_000;
+    /// In the repetition that does not count, and behind the reference.
+    const FEW: usize = 2000;
+    let (generator, network) = (generator(device)?, drawn_inception(device)?);
+    let sigma_init = Recipe::of(Scale::Paper).one_step.sigma_init;
+    let measured = |k: u64, n: usize| -> Result<Moments> {
+        let sample = |range: Range<usize>| {
+            let part = k * N as u64 + range.start as u64;
+            edm::one_step(&generator, &latents(part, range.len(), device)?, sigma_init)
+        };
+        let (features, _) = network.extract(&generate(0..n, sample)?, 0..n)?;
+        let mut moments = Moments::new(features.dim);
+        moments.push(&features);
+        Ok(moments)
+    };
+    let reference = measured(u64::from(u32::MAX), FEW)?;
+    timed(repeats, device, |k| {
+        frechet_distance(&measured(k, if k == 0 { FEW } else { N })?, &reference).map(drop)
+    })
+}
+
+fn drawn_inception(device: &Device) -> Result<Inception> {
+    let tensors = Inception::entries().into_iter().filter(|(_, shape)| !shape.is_empty());
+    let tensors = tensors.map(|(name, shape)| {
+        let n = shape.iter().product();
+        let bound = (6.0 / shape[1..].iter().product::<usize>() as f32).sqrt();
+        let mut draws = Stream::new("bench", &name).at(0);
+        let value = |_| match shape.len() {
+            1 if name.ends_with(".weight") || name.ends_with(".running_var") => 1.0,
+            1 => 0.0,
+            _ => bound * (2.0 * draws.uniform() - 1.0),
+        };
+        let data = (0..n).map(value).flat_map(f32::to_le_bytes).collect();
+        (name, Stored { dtype: Dtype::F32, shape, data })
+    });
+    let path = PathBuf::from("drawn weights");
+    Inception::load(device, Checkpoint { path, format: Format::TorchLegacy, tensors: tensors.collect() })
+}
+
+fn inception(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+    let (network, images) = (drawn_inception(device)?, noise(64, 32));
+    timed(repeats, device, |_| network.extract(&images, 0..64).map(drop))
+}
+
+fn frechet(repeats: usize) -> Result<Vec<f64>> {
+    const N: usize = 3000;
+    const D: usize = 2048;
+    let moments = |name: &str| {
+        let mut moments = Moments::new(D);
+        moments.push(&Features::new(D, Stream::new("bench", name).normals(0, N * D)));
+        moments
+    };
+    let (a, b) = (moments("a"), moments("b"));
+    timed(repeats, &Device::Cpu, |_| frechet_distance(&a, &b).map(drop))
+}
+
+fn process_peak_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().map_or(0, |kibibytes| 1024 * kibibytes)
+}

@@ -1,0 +1,301 @@
+//! The command line: what can be typed, nothing of what it does.
+
+use crate::app::bench::Case;
+use crate::app::score::Metric;
+use crate::train::watch::Mode;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Re-runs "Towards Training One-Step Diffusion Models Without Distillation"
+/// (arXiv 2502.08005) and checks what it measures.
+///
+/// Exit codes: 0 good; 1 outside tolerance, or a claim that does not hold;
+/// 2 usage; 3 input missing or not what it should be; 4 a run failed, or something
+/// could not be written; 5 incomplete, nothing failed; 75 stopped after a checkpoint,
+/// run it again.
+#[derive(Parser, Debug)]
+#[command(name = "replicate", version = VERSION, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// As `--version` prints it.
+pub const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (commit ",
+    env!("GIT_COMMIT"),
+    ", candle ",
+    env!("CANDLE_VERSION"),
+    ", code ",
+    env!("CODE_DIGEST"),
+    ")"
+);
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Every cell: the paper's number, golden, what the store has, how to run it
+    List {
+        #[command(flatten)]
+        place: Place,
+        /// Ids only, one a line
+        #[arg(long)]
+        ids: bool,
+        #[arg(long, conflicts_with = "ids")]
+        json: bool,
+    },
+    /// Run cells, or go on with them, and print the tables that are named, or the cells' scores
+    Run {
+        /// Row ids, table1, table2 or all
+        #[arg(required = true)]
+        targets: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// Seeds, separated by commas
+        #[arg(long, value_delimiter = ',', default_value = "0", value_parser = seed, allow_negative_numbers = true)]
+        seed: Vec<u64>,
+        /// How progress is shown [default: bar on a terminal, lines in a pipe]
+        #[arg(long)]
+        watch: Option<Mode>,
+        /// Stop both training stages after so many images (2000, 50k, 1.5M)
+        #[arg(long, value_parser = images)]
+        until: Option<u64>,
+        /// Change a hyper-parameter: makes another experiment, never the paper's row
+        #[arg(long, value_name = "NAME=VALUE")]
+        set: Vec<String>,
+        /// Train the weights that ship with the repository again
+        #[arg(long)]
+        from_scratch: bool,
+        /// Print the equation, its place in the code and every hyper-parameter; run nothing
+        #[arg(long)]
+        explain: bool,
+        /// Print what would be run and fetched, what it costs and whether it can work; run nothing
+        #[arg(long, conflicts_with = "explain")]
+        dry_run: bool,
+        /// Fetch nothing: what the scale needs has to be there
+        #[arg(long)]
+        offline: bool,
+        /// Images of a batch in a GPU's memory at a time: the same result but for rounding
+        #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+        at_once: Option<u64>,
+        /// Where the table is written as CSV and Markdown
+        #[arg(short, long, default_value = "report")]
+        output: PathBuf,
+    },
+    /// Compare what the store has with golden values, the paper, or its claims
+    Check {
+        /// Row ids, table1, table2 or all; of the claims those that name one of them
+        #[arg(default_value = "table1")]
+        targets: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// Only these seeds, separated by commas [default: all in the store]
+        #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
+        seed: Vec<u64>,
+        #[arg(long, default_value = "golden")]
+        against: Against,
+        /// Changes of the run to check, as given to it
+        #[arg(long, value_name = "NAME=VALUE")]
+        set: Vec<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make what the store has the golden values, and print the diff; never in CI
+    Accept {
+        /// Row ids, table1, table2 or all
+        #[arg(required = true)]
+        targets: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// Seeds, separated by commas [default: all in the store]
+        #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
+        seed: Vec<u64>,
+        #[arg(long)]
+        reason: String,
+    },
+    /// Print one table from what the store has, or write the whole report as a page
+    ///
+    /// What has not been run is named with the command that runs it, and is no failure; where
+    /// nothing has, nothing is written, and the exit code is 5.
+    Report {
+        /// The table to print; without it index.html, report.md, results.csv, both tables and figures are written
+        #[arg(value_enum)]
+        table: Option<Which>,
+        #[command(flatten)]
+        place: Place,
+        #[arg(long, value_enum, default_value = "text", requires = "table")]
+        format: Format,
+        /// Where the report is written
+        #[arg(short, long, default_value = "report", conflicts_with_all = ["table", "format"])]
+        output: PathBuf,
+    },
+    /// Write the paper's figures and a strip of samples over training for each row
+    Figures {
+        #[command(flatten)]
+        place: Place,
+        /// Where the PNG files and their captions are written
+        #[arg(short, long, default_value = "report/figures")]
+        output: PathBuf,
+    },
+    /// Fetch what the paper scale needs: checkpoint, Inception weights, FID reference, data sets
+    Fetch {
+        /// Asset ids, the beginning of several (cifar100-parquet), paper, or all [default: list them]
+        what: Vec<String>,
+        /// Where results and fetched files are kept
+        #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
+        store: PathBuf,
+        /// Take the asset from this file or address; it is verified all the same
+        #[arg(long, value_name = "FILE|URL", requires = "what")]
+        from: Option<String>,
+        /// Touch no network
+        #[arg(long)]
+        offline: bool,
+    },
+    /// List the tensors of an EDM snapshot or of a PyTorch file; no code in it is run
+    Inspect {
+        file: PathBuf,
+        /// Write them as f32 safetensors
+        #[arg(long, value_name = "OUT.safetensors")]
+        convert: Option<PathBuf>,
+    },
+    /// Measure any images: FID, Inception Score, KID, precision and recall
+    ///
+    /// FID is EDM's: the Inception network of 2015, uint8 images resized as TensorFlow 1
+    /// does, float64 statistics over N - 1. EDM's protocol is --trials 3 with 150,000 images.
+    /// The weights are those of `replicate fetch inception`, or --inception FILE.
+    Score(Scoring),
+    /// Time the heavy parts of a run on this machine
+    ///
+    /// tests/peers/bench.py times PyTorch beside it.
+    Bench {
+        /// [default: all]
+        #[arg(value_enum)]
+        cases: Vec<Case>,
+        /// How often each is repeated, after once that does not count
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
+        repeats: u64,
+        /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
+        #[arg(long, default_value = "cpu")]
+        device: String,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check on a device that this program does what it should, then time it
+    ///
+    /// Agreement with the reference implementations, one cell against its golden values,
+    /// once more, and stopped and resumed; then speed and memory. Exit code 1 if a check fails.
+    Selftest {
+        /// cpu, or cuda:N in a build with --features cudnn
+        #[arg(long, default_value = "cpu")]
+        device: String,
+        /// Small networks and the smoke scale only, a minute on a CPU; a CPU never does more
+        #[arg(long)]
+        reduced: bool,
+        /// The repository, with paper/ and golden/ [default: here, or where it was built]
+        #[arg(long)]
+        root: Option<PathBuf>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Train the weights that ship with the repository again and compare the bytes
+    Weights {
+        /// classifier, or mini-multi-level-target and the like [default: all that ship]
+        names: Vec<String>,
+        #[command(flatten)]
+        place: Place,
+        /// Replace what ships with what was trained; never in CI
+        #[arg(long)]
+        write: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+pub struct Scoring {
+    /// A folder or zip of PNG files; an .npy or .npz of uint8 images (N, H, W, 3) or
+    /// (N, 3, H, W), or of float32 `features` (N, D) and `logits`; cifar10, cifar10-test,
+    /// cifar100, cifar100-test, or a file or folder with CIFAR; or a row of the tables that
+    /// was run, at --scale and with --seed
+    pub images: String,
+    /// As IMAGES; or an .npz with mu and sigma, for FID alone; or fid-reference, EDM's own of CIFAR-10
+    #[arg(long = "ref", value_name = "FILE|DATASET")]
+    pub reference: Option<String>,
+    /// [default: all that the reference allows]
+    #[arg(long, value_delimiter = ',')]
+    pub metrics: Vec<Metric>,
+    /// Images in a trial (10000, 50k) [default: 50000 or as many as there are; without --ref all]
+    #[arg(long, value_name = "N", value_parser = images)]
+    pub num: Option<u64>,
+    /// Score so many consecutive ranges of N images; EDM reports the least FID of 3
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
+    pub trials: u64,
+    /// Print every figure, warning and SHA-256 as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Write mean and covariance of the reference, or of IMAGES without --ref, in EDM's form
+    #[arg(long, value_name = "OUT.npz")]
+    pub save_ref: Option<PathBuf>,
+    /// Inception weights (pt_inception-2015-12-05-6726825d.pth) [default: those in the store]
+    #[arg(long, value_name = "FILE")]
+    pub inception: Option<PathBuf>,
+    /// Of the row
+    #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    pub seed: u64,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Place {
+    /// smoke, mini, drill, small or paper
+    #[arg(long, default_value = "mini")]
+    pub scale: String,
+    /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Where results are kept
+    #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
+    pub store: PathBuf,
+    /// CIFAR archives, directories, parquet or EDM zips (scales small and paper) [default: fetched]
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// The repository, with paper/ and golden/ [default: here, or where it was built]
+    #[arg(long)]
+    pub root: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Against {
+    Golden,
+    Paper,
+    Claims,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    Table1,
+    Table2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Text,
+    Md,
+    Csv,
+}
+
+/// A number of images, with k or M for thousands or millions.
+fn images(text: &str) -> Result<u64, String> {
+    let (number, unit) = match text.char_indices().last() {
+        Some((at, 'k')) => (&text[..at], 1e3),
+        Some((at, 'M')) => (&text[..at], 1e6),
+        _ => (text, 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n.is_finite() && n * unit >= 1.0 && n * unit <= 1e12 => Ok((n * unit).round() as u64),
+        _ => Err("expected a number of images such as 2000, 50k or 1.5M".into()),
+    }
+}
+
+fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
+}

@@ -1,0 +1,216 @@
+//! `check` and `accept`: what the store has against golden, paper and claims.
+
+use super::{all_goldens, golden_path, reader, recipe, root, select, stored, write_file};
+use crate::app::cli::{Against, Place, Which};
+use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
+use crate::experiment::run::humantime;
+use crate::experiment::{Cell, Scale, TABLE1, cells as all_cells};
+use crate::judge::claims::{ClaimVerdict, evaluate};
+use crate::judge::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
+use crate::judge::paper::{self, Claim, Fid};
+use crate::measure::metrics::modes::COLLAPSED;
+use crate::report::table::{check_json, check_text};
+use crate::train::watch::say;
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+pub fn check(
+    targets: &[String],
+    place: &Place,
+    seeds: &[u64],
+    against: Against,
+    set: &[String],
+    json: bool,
+    stop: &AtomicBool,
+) -> Result<i32> {
+    let cells = select(targets, place)?;
+    let rows: Vec<&str> = cells.iter().map(|cell| cell.row).collect();
+    let root = root(place.root.as_deref())?;
+    let mut runner = reader(place, recipe(place, set, None)?, stop)?;
+    let scale = runner.recipe().scale.name();
+    let colour = std::io::stdout().is_terminal();
+    let all: Vec<Cell> = all_cells().collect();
+    // A claim compares a row with others than those that were named.
+    let scores = stored(&mut runner, if against == Against::Claims { &all } else { &cells }, seeds)?;
+    match against {
+        Against::Golden => {
+            let goldens: Vec<Golden> = all_goldens(&root)?
+                .into_iter()
+                .filter(|golden| golden.scale == scale && rows.contains(&golden.row.as_str()))
+                .collect();
+            let comparisons = golden::check(&goldens, &scores);
+            print!(
+                "{}",
+                if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], colour) }
+            );
+            if comparisons.is_empty() && !json {
+                println!(
+                    "nothing to compare: neither golden values nor results of these rows at --scale {scale}"
+                );
+            }
+            let any = |status: Status| comparisons.iter().any(|c| c.verdict.status == status);
+            let changes = &runner.recipe().changes;
+            if !changes.is_empty() && !json {
+                println!(
+                    "--set {} makes another experiment: golden values are of the recipe without it, and accept \
+                     does not take it",
+                    changes.join(" --set ")
+                );
+            } else if any(Status::Outside) && !json {
+                println!(
+                    "if the change is meant, 'replicate accept ROW --reason WHY' makes the new numbers golden"
+                );
+            }
+            Ok(if any(Status::Outside) {
+                EXIT_OUTSIDE
+            } else if comparisons.is_empty() || any(Status::NotRun) || any(Status::NoGolden) {
+                EXIT_INCOMPLETE
+            } else {
+                EXIT_GOOD
+            })
+        }
+        Against::Claims => {
+            let named = |claim: &&Claim| {
+                cells.len() == all.len() || claim.statement.rows().iter().any(|row| rows.contains(row))
+            };
+            let results: Vec<_> = paper::claims(&root.join("paper"))?
+                .iter()
+                .filter(named)
+                .map(|claim| evaluate(claim, &scores, scale))
+                .collect();
+            print!("{}", if json { check_json(&[], &results) } else { check_text(&[], &results, colour) });
+            if !scores.iter().any(|score| rows.contains(&score.row.as_str())) {
+                return Ok(EXIT_INCOMPLETE);
+            }
+            let broken = results.iter().any(|result| result.verdict == ClaimVerdict::DoesNotHold);
+            Ok(if broken { EXIT_OUTSIDE } else { EXIT_GOOD })
+        }
+        Against::Paper => against_paper(&root, scale, &cells, &scores, json),
+    }
+}
+
+/// Share of the printed number within which a FID agrees with the paper: wide,
+/// because the paper gives neither training length nor noise of its numbers.
+const PAPER_TOLERANCE: f64 = 0.25;
+
+/// What was measured, and whether it agrees with what the paper prints: an FID near it, or
+/// a collapse on every seed.
+fn held(printed: Fid, values: &[f64]) -> (String, bool) {
+    match printed {
+        Fid::Value(fid) => {
+            let sample = golden::Sample::of(values.iter().copied());
+            (sample.text(2), (sample.mean - fid).abs() <= PAPER_TOLERANCE * fid)
+        }
+        Fid::Collapsed => {
+            let collapsed = values.iter().filter(|category| **category == COLLAPSED).count();
+            (format!("collapsed on {collapsed} of {}", values.len()), collapsed == values.len())
+        }
+    }
+}
+
+fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], json: bool) -> Result<i32> {
+    let mut outside = false;
+    let mut missing = false;
+    let mut lines = Vec::new();
+    let ours = paper::printed(&root.join("paper"))?;
+    for cell in cells.iter().filter(|cell| ours.iter().all(|(row, _)| row != cell.row)) {
+        missing = true;
+        say(&format!("{}: the paper prints no number", cell.row));
+    }
+    for (row, printed) in ours.into_iter().filter(|(row, _)| cells.iter().any(|cell| cell.row == row)) {
+        let metric = if printed == Fid::Collapsed { "collapse" } else { "fd" };
+        let values = golden::values(scores, &row, scale, metric);
+        if values.is_empty() {
+            missing = true;
+            lines.push((row, printed, "-".to_string(), "not run".to_string()));
+            continue;
+        }
+        let (found, agrees) = held(printed, &values.into_values().collect::<Vec<_>>());
+        let verdict = if scale != Scale::Paper.name() {
+            format!("not comparable: at --scale {scale} other images and other features are measured")
+        } else if agrees {
+            "agrees".to_string()
+        } else {
+            outside = true;
+            match printed {
+                Fid::Value(_) => format!("differs by more than {:.0} %", PAPER_TOLERANCE * 100.0),
+                Fid::Collapsed => "differs".to_string(),
+            }
+        };
+        lines.push((row, printed, found, verdict));
+    }
+    if json {
+        let objects: Vec<_> = lines
+            .iter()
+            .map(|(row, paper, ours, verdict)| {
+                let paper = match paper {
+                    Fid::Value(fid) => serde_json::json!(fid),
+                    Fid::Collapsed => serde_json::json!("collapsed"),
+                };
+                serde_json::json!({ "row": row, "paper_fid": paper, "ours": ours, "verdict": verdict })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
+    } else {
+        for (row, paper, ours, verdict) in lines {
+            println!("{row:14} paper {paper:9}  ours {ours:20}  {verdict}");
+        }
+    }
+    Ok(if outside {
+        EXIT_OUTSIDE
+    } else if missing {
+        EXIT_INCOMPLETE
+    } else {
+        EXIT_GOOD
+    })
+}
+
+pub fn accept(
+    targets: &[String],
+    place: &Place,
+    seeds: &[u64],
+    reason: &str,
+    stop: &AtomicBool,
+) -> Result<i32> {
+    refuse_in_ci(std::env::var("CI").ok().as_deref())?;
+    let cells = select(targets, place)?;
+    let root = root(place.root.as_deref())?;
+    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
+    let scores = stored(&mut runner, &cells, seeds)?;
+    if scores.is_empty() {
+        return Err(Error::Usage("there is nothing to accept: run these cells first".into()));
+    }
+    let date = humantime(std::time::SystemTime::now());
+    // Said when all is written: who closes the pipe must not keep a table from it.
+    let mut said = String::new();
+    for which in [Which::Table1, Which::Table2] {
+        let first = |row: &str| TABLE1.iter().any(|cell| cell.row == row);
+        let ours: Vec<Score> =
+            scores.iter().filter(|score| first(&score.row) == (which == Which::Table1)).cloned().collect();
+        if ours.is_empty() {
+            continue;
+        }
+        let path = golden_path(&root, which);
+        let (goldens, diff) = golden::accept(read_golden(&path)?, &ours, reason, &date[..10])?;
+        write_file(&path, write_golden(&goldens).as_bytes())?;
+        said += &format!("{}\n{diff}\n", path.display());
+    }
+    print!("{said}");
+    Ok(EXIT_GOOD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_agrees_within_a_quarter_and_a_collapse_on_every_seed() {
+        let fid = |values: &[f64]| held(Fid::Value(2.0), values).1;
+        assert!(fid(&[2.5]) && fid(&[1.5]) && fid(&[1.0, 3.0]));
+        assert!(!fid(&[2.51]) && !fid(&[1.49]) && !fid(&[2.0, 4.0]));
+        assert_eq!(held(Fid::Collapsed, &[2.0, 2.0]), ("collapsed on 2 of 2".to_string(), true));
+        assert_eq!(held(Fid::Collapsed, &[2.0, 1.0]), ("collapsed on 1 of 2".to_string(), false));
+        assert_eq!(held(Fid::Collapsed, &[0.0]), ("collapsed on 0 of 1".to_string(), false));
+    }
+}

@@ -1,0 +1,233 @@
+//! `fetch`: the files of the paper scale.
+
+use crate::app::machine::free_disk;
+use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
+use crate::measure::statistics::Statistics;
+use crate::store::Store;
+use crate::store::fetch::{
+    Asset, Given, Hash, Inputs, Options, Progress, Stand, assets, fetch as get, plan, select,
+};
+use crate::train::watch::say;
+use faer::{Mat, Side};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Lists what there is, or fetches `what`.
+pub fn fetch(
+    what: &[String],
+    store: &Path,
+    from: Option<&str>,
+    offline: bool,
+    stop: &AtomicBool,
+) -> Result<i32> {
+    // Refuses a directory that is something else.
+    Store::open(store)?;
+    let inputs = Inputs::of(store);
+    if what.is_empty() {
+        return list(&inputs);
+    }
+    let mut wanted: Vec<&Asset> = Vec::new();
+    for name in what {
+        for asset in select(name)? {
+            if !wanted.iter().any(|other| other.id == asset.id) {
+                wanted.push(asset);
+            }
+        }
+    }
+    if from.is_some() && wanted.len() != 1 {
+        return Err(Error::Usage("--from is the place of one asset: name only that one".into()));
+    }
+    let paths = download(&inputs, &wanted, from, offline, stop)?;
+    for (asset, path) in wanted.iter().zip(paths) {
+        println!("{}  {}", asset.id, path.display());
+    }
+    Ok(EXIT_GOOD)
+}
+
+/// Fetches `wanted` where the store does not have them, and gives where they are.
+pub fn download(
+    inputs: &Inputs,
+    wanted: &[&Asset],
+    from: Option<&str>,
+    offline: bool,
+    stop: &AtomicBool,
+) -> Result<Vec<PathBuf>> {
+    let mut options = Options::from_env(&check_content);
+    options.from = from.map(Given::parse);
+    options.offline = offline;
+    let planned = plan(inputs, wanted.iter().copied())?;
+    let known: u64 = planned.iter().filter_map(|line| line.to_come()).sum();
+    let unknown = planned.iter().filter(|line| line.to_come().is_none()).count();
+    let rest = if unknown > 0 { format!(", and {unknown} of unknown size") } else { String::new() };
+    say(&format!("to download: {}{rest}", megabytes(known)));
+    if let Some(free) = free_disk(inputs.dir()).filter(|free| *free < known) {
+        return Err(Error::Run(format!(
+            "{} are free at {}, which is not enough\n  free some, or name another place with --store",
+            megabytes(free),
+            inputs.dir().display()
+        )));
+    }
+    let mut paths = Vec::new();
+    for asset in wanted {
+        let mut shown = Shown::new(asset);
+        let path = get(inputs, asset, &options, &mut |progress| {
+            shown.show(progress);
+            match stop.load(Ordering::Relaxed) {
+                true => Err(Error::Stopped { cell: format!("fetching {}", asset.id) }),
+                false => Ok(()),
+            }
+        });
+        shown.end();
+        paths.push(path?);
+    }
+    Ok(paths)
+}
+
+fn list(inputs: &Inputs) -> Result<i32> {
+    let planned = plan(inputs, assets())?;
+    for line in &planned {
+        let size = line.asset.bytes.map_or("size unknown".into(), megabytes);
+        let hash = match line.asset.hash {
+            Hash::Several(_) => "SHA-256 from several sources",
+            Hash::OneSource(_) => "SHA-256 from one source only",
+            Hash::Unpublished => "no published SHA-256: trusted when first seen, content checked",
+        };
+        let state = match line.stand {
+            Stand::There { .. } => "there".to_string(),
+            Stand::Missing { have: 0 } => "missing".to_string(),
+            Stand::Missing { have } => format!("{} there", megabytes(have)),
+        };
+        println!("{:24} {size:>12}  {state:14} {}; {hash}", line.asset.id, line.asset.what);
+    }
+    println!("\nfetch one with: replicate fetch ID, several with: replicate fetch ID ID, paper, or all");
+    let all = planned.iter().all(|line| matches!(line.stand, Stand::There { .. }));
+    Ok(if all { EXIT_GOOD } else { EXIT_INCOMPLETE })
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}
+
+/// A bar on a terminal, sentences elsewhere.
+struct Shown {
+    bar: Option<ProgressBar>,
+}
+
+impl Shown {
+    fn new(asset: &Asset) -> Shown {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{prefix:24} {bar:24} {bytes}/{total_bytes}  {msg}");
+            ProgressBar::new(asset.bytes.unwrap_or(0))
+                .with_style(style.expect("a valid template"))
+                .with_prefix(asset.id)
+        });
+        Shown { bar }
+    }
+
+    fn show(&mut self, progress: Progress) {
+        match (progress, &self.bar) {
+            (Progress::Bytes { have, of }, Some(bar)) => {
+                if let Some(of) = of {
+                    bar.set_length(of);
+                }
+                bar.set_position(have);
+            }
+            (Progress::Bytes { .. } | Progress::Waiting { left: Some(_), .. }, None) => {}
+            (Progress::Waiting { why, .. }, Some(bar)) => bar.set_message(why.to_string()),
+            (Progress::Waiting { why, .. }, None) => self.say(why),
+            (Progress::Begin { from, .. }, _) => self.say(&format!("from {from}")),
+            (Progress::Note(text), _) => self.say(text),
+        }
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            None => _ = writeln!(std::io::stderr(), "{text}"),
+        }
+    }
+
+    fn end(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// What a file must hold whose bytes nobody has published: EDM's reference
+/// statistics are a mean and a covariance of Inception-v3's 2048 features.
+fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), String> {
+    match asset.id {
+        "fid-reference" | "drill-fid-reference" => check_statistics(path, 2048),
+        _ => Ok(()),
+    }
+}
+
+fn check_statistics(path: &Path, features: usize) -> std::result::Result<(), String> {
+    let Statistics { mean, covariance } = Statistics::parse(path)?;
+    if mean.len() != features {
+        return Err(format!("has mu of the shape [{}]", mean.len()));
+    }
+    let largest = covariance.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+    let values = Mat::from_fn(features, features, |i, j| covariance[i * features + j])
+        .self_adjoint_eigenvalues(Side::Lower)
+        .map_err(|error| format!("has a sigma without eigenvalues: {error:?}"))?;
+    match values.iter().find(|value| **value < -1e-6 * largest) {
+        Some(value) => {
+            Err(format!("has a sigma with the negative eigenvalue {value:e}: it is no covariance"))
+        }
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `numpy.savez` writes float64 arrays.
+    fn npz(arrays: &[(&str, &str, &[f64])]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut zip = zip::ZipWriter::new(file.reopen().unwrap());
+        let stored =
+            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        for (name, shape, data) in arrays {
+            zip.start_file(format!("{name}.npy"), stored).unwrap();
+            let header = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n");
+            let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+            bytes.extend((header.len() as u16).to_le_bytes());
+            bytes.extend(header.as_bytes());
+            bytes.extend(data.iter().flat_map(|x| x.to_le_bytes()));
+            zip.write_all(&bytes).unwrap();
+        }
+        zip.finish().unwrap();
+        file
+    }
+
+    #[test]
+    fn reference_statistics_are_a_mean_and_a_covariance() {
+        let mu: (&str, &str, &[f64]) = ("mu", "(2,)", &[1.0, 2.0]);
+        let verdict = |sigma: &[f64]| check_statistics(npz(&[mu, ("sigma", "(2, 2)", sigma)]).path(), 2);
+        assert_eq!(verdict(&[2.0, 1.0, 1.0, 2.0]), Ok(()));
+        for (sigma, wrong) in [
+            ([2.0, 1.0, 0.5, 2.0], "not symmetric"),
+            ([1.0, 2.0, 2.0, 1.0], "negative eigenvalue"),
+            ([1.0, f64::NAN, f64::NAN, 1.0], "NaN"),
+        ] {
+            let error = verdict(&sigma).unwrap_err();
+            assert!(error.contains(wrong), "{error}");
+        }
+        let error = check_statistics(npz(&[mu]).path(), 2).unwrap_err();
+        assert!(error.contains("no array sigma"), "{error}");
+        let sigma: (&str, &str, &[f64]) = ("sigma", "(2, 2)", &[1.0, 0.0, 0.0, 1.0]);
+        let error = check_statistics(npz(&[("mu", "(1, 2)", &[1.0, 2.0]), sigma]).path(), 2).unwrap_err();
+        assert!(error.contains("mu of the shape [1, 2]"), "{error}");
+        assert!(check_statistics(npz(&[mu, sigma]).path(), 3).unwrap_err().contains("mu of the shape [2]"));
+        let error = check_statistics(npz(&[("mu", "(3,)", &[1.0, 2.0])]).path(), 3).unwrap_err();
+        assert!(error.contains("16 bytes of data for 3 numbers"), "{error}");
+        let text = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(text.path(), "<html>not found</html>").unwrap();
+        assert!(check_statistics(text.path(), 2).unwrap_err().contains("not an .npz"));
+    }
+}

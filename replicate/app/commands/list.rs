@@ -1,0 +1,161 @@
+//! `list`: every cell, what is known of it and what it would cost.
+
+use super::{all_goldens, quiet, root};
+use crate::app::cli::Place;
+use crate::error::{EXIT_GOOD, Result};
+use crate::experiment::plan;
+use crate::experiment::run::{Runner, shipped};
+use crate::experiment::{Cell, Recipe, Start, cells};
+use crate::judge::golden::{self, Golden, TIME};
+use crate::judge::paper;
+use crate::report::explain;
+use crate::report::table::metric_names;
+use candle_core::Device;
+use serde::Serialize;
+use std::cell::OnceCell;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// One line.
+#[derive(Serialize)]
+struct Listed {
+    id: &'static str,
+    scale: &'static str,
+    /// As the paper prints it.
+    paper_fid: String,
+    golden_fd: Option<String>,
+    seeds_done: Vec<u64>,
+    /// Of one seed, on this machine.
+    estimated_seconds: f64,
+    /// Whether a finished run of this row gave the rate, or else a probe.
+    measured: bool,
+    peak_disk_bytes: u64,
+    command: String,
+}
+
+/// Prints every cell; with `ids` the ids alone, at once.
+pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i32> {
+    if ids {
+        cells().for_each(|cell| println!("{}", cell.row));
+        return Ok(EXIT_GOOD);
+    }
+    let root = root(place.root.as_deref())?;
+    let mut runner = quiet(place, stop)?;
+    let device = runner.device().clone();
+    let goldens = all_goldens(&root)?;
+    let printed = paper::printed(&root.join("paper"))?;
+    let probe = OnceCell::new();
+    let mut rows = Vec::new();
+    for cell in cells() {
+        rows.push(listed(&mut runner, &cell, &goldens, &printed, &device, &probe)?);
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&rows).expect("strings and numbers"));
+        return Ok(EXIT_GOOD);
+    }
+    let scale = runner.recipe().scale.name();
+    println!(
+        "{:14} {:>10}  {:20} {:10} {:>10}  {:>7}  command",
+        "row",
+        "paper FID",
+        format!("golden {} ({scale})", metric_names(scale).0),
+        "seeds done",
+        "one seed",
+        "disk"
+    );
+    for row in &rows {
+        let done: Vec<String> = row.seeds_done.iter().map(u64::to_string).collect();
+        let done = if done.is_empty() { "none".to_string() } else { done.join(",") };
+        let golden = row.golden_fd.as_deref().unwrap_or("none");
+        let time =
+            format!("{}{}", if row.measured { "" } else { "~" }, plan::duration(row.estimated_seconds));
+        let disk = plan::bytes(row.peak_disk_bytes);
+        println!(
+            "{:14} {:>10}  {golden:20} {done:10} {time:>10}  {disk:>7}  {}",
+            row.id, row.paper_fid, row.command
+        );
+    }
+    println!(
+        "\nTimes are for this machine: of finished runs, or (~) from a probe of a second. Disk is at most."
+    );
+    for (start, cost) in pretrainings(runner.recipe(), &root)? {
+        let rate = *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN));
+        println!(
+            "Before the first run from it, pre-training {start}: ~{}, {}.",
+            plan::duration(plan::seconds(&cost, rate)),
+            plan::bytes(cost.peak_disk_bytes)
+        );
+    }
+    Ok(EXIT_GOOD)
+}
+
+fn listed(
+    runner: &mut Runner,
+    cell: &Cell,
+    goldens: &[Golden],
+    printed: &[(String, paper::Fid)],
+    device: &Device,
+    probe: &OnceCell<f64>,
+) -> Result<Listed> {
+    let scale = runner.recipe().scale.name();
+    let cost = plan::cell(runner.recipe(), cell);
+    let (mut done, mut seconds) = (Vec::new(), None);
+    for seed in runner.seeds(cell)? {
+        if let Some(outcome) = runner.stored(cell, seed)? {
+            done.push(seed);
+            let scores = runner.scores(&outcome)?;
+            let step = scores.iter().find(|score| score.metric == TIME);
+            let whole = outcome.manifest.provenance.wall_seconds;
+            // What is only sampled has no steps to time.
+            seconds = Some(step.map_or(whole, |step| plan::seconds(&cost, cost.rate(step.value))));
+        }
+    }
+    let estimated_seconds = match (seconds, probe.get()) {
+        (Some(seconds), _) => seconds,
+        (None, Some(rate)) => plan::seconds(&cost, *rate),
+        (None, None) => {
+            let rate = plan::probe(device)?;
+            plan::seconds(&cost, *probe.get_or_init(|| rate))
+        }
+    };
+    let golden = goldens.iter().find(|g| g.row == cell.row && g.scale == scale && g.metric == "fd");
+    Ok(Listed {
+        id: cell.row,
+        scale,
+        paper_fid: printed
+            .iter()
+            .find(|(row, _)| row == cell.row)
+            .map_or("-".to_string(), |(_, fid)| fid.to_string()),
+        golden_fd: golden.map(|g| golden::Sample::of(g.values.values().copied()).text(2)),
+        seeds_done: done,
+        estimated_seconds,
+        measured: seconds.is_some(),
+        peak_disk_bytes: cost.peak_disk_bytes,
+        command: format!("replicate run {} --scale {scale}", cell.row),
+    })
+}
+
+/// The pre-trainings whose weights neither ship nor are published.
+fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Start, plan::Cost)>> {
+    let mut all: Vec<(Start, plan::Cost)> = Vec::new();
+    for cell in cells() {
+        let name = format!("{}-{}", recipe.scale, cell.start);
+        let published = recipe.has_checkpoint(cell.start);
+        if cell.start != Start::Random
+            && !published
+            && all.iter().all(|(start, _)| *start != cell.start)
+            && shipped(root, &name)?.is_none()
+        {
+            all.push((cell.start, plan::pretraining(recipe, cell.start)));
+        }
+    }
+    Ok(all)
+}
+
+/// Prints what decides each of `cells`.
+pub fn explain(cells: &[Cell], recipe: &Recipe, root: &Path) -> Result<i32> {
+    let settings = paper::setup(&root.join("paper"))?;
+    let texts: Vec<String> = cells.iter().map(|cell| explain::explain(cell, recipe, &settings)).collect();
+    print!("{}", texts.join("\n"));
+    Ok(EXIT_GOOD)
+}

@@ -1,0 +1,411 @@
+//! What each command does: finds the cells, runs or reads them, prints.
+
+mod bench;
+mod check;
+mod fetch;
+mod list;
+mod prepare;
+mod report;
+mod score;
+mod selftest;
+mod weights;
+
+use crate::app::cli::{Cli, Command, Format, Place, Which};
+use crate::app::machine;
+use crate::error::{EXIT_GOOD, Error, Result};
+use crate::experiment::plan;
+use crate::experiment::run::{Outcome, Runner, Settings};
+use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
+use crate::judge::golden::{self, Golden, Score, read_golden};
+use crate::judge::paper::{self, Kind};
+use crate::measure::metrics::modes::STATES;
+use crate::network::device;
+use crate::report::table::{Table, table1, table2};
+use crate::store::formats::torch;
+use crate::store::{write_atomically, write_safetensors};
+use crate::train::watch::{Mode, Watch, say};
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+/// Table 2's name for Table 1's DiJS.
+const FULL_ROW: &str = "init-full";
+
+/// Carries out a command; gives the exit code.
+pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
+    match cli.command {
+        Command::List { place, ids, json } => list::list(&place, ids, json, stop),
+        Command::Run {
+            targets,
+            place,
+            seed,
+            watch,
+            until,
+            set,
+            from_scratch,
+            explain,
+            dry_run,
+            offline,
+            at_once,
+            output,
+        } => {
+            let cells = select(&targets, &place)?;
+            let recipe = recipe(&place, &set, until)?;
+            if explain {
+                return list::explain(&cells, &recipe, &root(place.root.as_deref())?);
+            }
+            let seeds = unique(&seed);
+            let mut settings = settings(&place, from_scratch)?;
+            settings.at_once = at_once.map(|images| images as usize);
+            if at_once.is_some() && settings.device.is_cpu() {
+                return Err(Error::Usage(
+                    "--at-once is for GPUs: on a CPU the same seed promises the same bytes, of whole batches"
+                        .into(),
+                ));
+            }
+            let watch = Watch::new(watch.unwrap_or_else(Mode::fitting));
+            let mut runner = Runner::new(settings, recipe, watch, stop)?;
+            runner.read_given(&cells)?;
+            if dry_run {
+                return prepare::dry_run(&mut runner, &place, &cells, &seeds, offline);
+            }
+            let scale = runner.recipe().scale;
+            if matches!(scale, Scale::Small | Scale::Paper) && runner.device().is_cpu() && until.is_none() {
+                say(&format!(
+                    "--scale {scale} is for a GPU; with --dry-run it is said how long it takes here"
+                ));
+            }
+            prepare::prepare(&mut runner, &place, &cells, &seeds, offline, stop)?;
+            if writes_tables(&targets, &runner) {
+                // Tried first: it should not fail after the work.
+                std::fs::create_dir_all(&output).map_err(Error::io("create", &output))?;
+                write_file(&output.join(".writable"), b"")?;
+                _ = std::fs::remove_file(output.join(".writable"));
+            }
+            let (mut places, mut failed) = (Vec::new(), None);
+            for seed in seeds {
+                for cell in &cells {
+                    match runner.cell(cell, seed) {
+                        Ok(outcome) => places.push(outcome.entry.dir().to_path_buf()),
+                        // One row that diverges says nothing about the others.
+                        Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
+                            say(&format!("error: {} of seed {seed} failed: {error}", cell.row));
+                            if error.is_out_of_memory() {
+                                let tried = runner.recipe_in_memory().batch;
+                                say(&format!(
+                                    "  --at-once {} goes on with fewer images at a time",
+                                    smaller(&runner, cell, tried)
+                                ));
+                            }
+                            // Every later call would fail with the same error.
+                            if error.is_device_lost() {
+                                return Ok(error.exit_code());
+                            }
+                            failed.get_or_insert(error.exit_code());
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+                // After the cells: one of them may be what the others are compared with.
+                for cell in &cells {
+                    runner.mapping(cell, seed, true)?;
+                }
+            }
+            let ended = finish_run(&mut runner, &place, &targets, &places, &output)?;
+            Ok(failed.unwrap_or(ended))
+        }
+        Command::Check { targets, place, seed, against, set, json } => {
+            check::check(&targets, &place, &seed, against, &set, json, stop)
+        }
+        Command::Accept { targets, place, seed, reason } => {
+            check::accept(&targets, &place, &seed, &reason, stop)
+        }
+        Command::Report { table: Some(which), place, format, .. } => {
+            report::table(which, &place, format, stop)
+        }
+        Command::Report { table: None, place, output, .. } => report::report(&place, &output, stop),
+        Command::Figures { place, output } => report::figures_only(&place, &output, stop),
+        Command::Fetch { what, store, from, offline } => {
+            fetch::fetch(&what, &store, from.as_deref(), offline, stop)
+        }
+        Command::Inspect { file, convert } => inspect(&file, convert.as_deref()),
+        Command::Score(scoring) => score::score(&scoring, stop),
+        Command::Bench { cases, repeats, device: name, json } => {
+            bench::bench(&cases, repeats as usize, &device::open(&name)?, json)
+        }
+        Command::Selftest { device, reduced, root: given, json } => {
+            selftest::selftest(&device, reduced, &root(given.as_deref())?, json)
+        }
+        Command::Weights { names, place, write } => weights::weights(&names, &place, write, stop),
+    }
+}
+
+/// The images of a batch to take at once where `tried` were too many: as many as the
+/// whole memory has room for by the plan, but fewer than before.
+fn smaller(runner: &Runner, cell: &Cell, tried: usize) -> usize {
+    let fits = machine::total_memory(runner.device())
+        .and_then(|bytes| plan::fitting(runner.recipe(), cell, bytes))
+        .unwrap_or(1);
+    fits.min(tried.div_ceil(2))
+}
+
+/// The cells that `targets` name, each once.
+fn select(targets: &[String], place: &Place) -> Result<Vec<Cell>> {
+    let mut chosen: Vec<Cell> = Vec::new();
+    for target in targets {
+        let found: Vec<Cell> = match target.as_str() {
+            "table1" => TABLE1.to_vec(),
+            "table2" => TABLE2.to_vec(),
+            "all" => cells().collect(),
+            FULL_ROW => vec![FULL_INITIALISATION],
+            row => cells().filter(|cell| cell.row == row).collect(),
+        };
+        if found.is_empty() {
+            if is_cited(target, place) {
+                return Err(Error::Usage(format!(
+                    "{target} is cited from the paper and not run: the tables print it beside ours"
+                )));
+            }
+            let known = cells().map(|cell| cell.row).chain(["table1", "table2", "all", FULL_ROW]);
+            return Err(Error::Usage(unknown("row", target, known)));
+        }
+        for cell in found {
+            if !chosen.contains(&cell) {
+                chosen.push(cell);
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+fn is_cited(row: &str, place: &Place) -> bool {
+    let printed = root(place.root.as_deref()).and_then(|root| paper::table1(&root.join("paper")));
+    printed.is_ok_and(|rows| rows.iter().any(|other| other.id == row && other.kind == Kind::Cited))
+}
+
+/// "unknown row 'dijz': did you mean 'dijs'? (one of …)"
+fn unknown<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let nearest = known.iter().max_by(|a, b| strsim::jaro(given, a).total_cmp(&strsim::jaro(given, b)));
+    let hint = match nearest {
+        Some(&name) if strsim::jaro(given, name) > 0.7 => format!("did you mean '{name}'? "),
+        _ => String::new(),
+    };
+    format!("unknown {what} '{given}': {hint}it is one of {}", known.join(", "))
+}
+
+fn recipe(place: &Place, set: &[String], until: Option<u64>) -> Result<Recipe> {
+    let scale = Scale::ALL.into_iter().find(|scale| scale.name() == place.scale).ok_or_else(|| {
+        Error::Usage(unknown("scale", &place.scale, Scale::ALL.into_iter().map(Scale::name)))
+    })?;
+    if place.data.is_some() && scale.procedural() {
+        return Err(Error::Usage(format!("--data: --scale {scale} draws its images and reads no files")));
+    }
+    let mut recipe = Recipe::of(scale);
+    for change in set {
+        recipe.set(change)?;
+    }
+    if let Some(images) = until {
+        recipe.until(images);
+    }
+    Ok(recipe)
+}
+
+fn runner<'a>(
+    place: &Place,
+    recipe: Recipe,
+    mode: Mode,
+    from_scratch: bool,
+    stop: &'a AtomicBool,
+) -> Result<Runner<'a>> {
+    Runner::new(settings(place, from_scratch)?, recipe, Watch::new(mode), stop)
+}
+
+fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
+    Ok(Settings {
+        store: place.store.clone(),
+        root: root(place.root.as_deref())?,
+        data: place.data.clone(),
+        device: device::open(&place.device)?,
+        from_scratch,
+        at_once: None,
+    })
+}
+
+/// A runner for single samples and for looking around.
+fn quiet<'a>(place: &Place, stop: &'a AtomicBool) -> Result<Runner<'a>> {
+    runner(place, recipe(place, &[], None)?, Mode::Lines, false, stop)
+}
+
+/// A runner that only reads: the device need not be here.
+fn reader<'a>(place: &Place, recipe: Recipe, stop: &'a AtomicBool) -> Result<Runner<'a>> {
+    let here = Place { device: "cpu".into(), ..place.clone() };
+    runner(&here, recipe, Mode::Lines, false, stop)?.made_on(&place.device)
+}
+
+/// The directory that holds paper/ and golden/.
+fn root(given: Option<&Path>) -> Result<PathBuf> {
+    let known = |dir: &Path| dir.join("paper/table1.csv").is_file();
+    if let Some(root) = given {
+        return match known(root) {
+            true => Ok(root.to_path_buf()),
+            false => Err(Error::Missing {
+                path: root.join("paper/table1.csv"),
+                what: "--root must name a checkout of the repository".into(),
+                remedy: "give its directory, or leave --root out".into(),
+            }),
+        };
+    }
+    [PathBuf::from("."), PathBuf::from(env!("CARGO_MANIFEST_DIR"))]
+        .into_iter()
+        .find(|dir| known(dir))
+        .ok_or_else(|| Error::Missing {
+            path: "paper/table1.csv".into(),
+            what: "neither here nor where the program was built".into(),
+            remedy: "run it in a checkout of the repository, or name one with --root".into(),
+        })
+}
+
+fn unique(seeds: &[u64]) -> Vec<u64> {
+    let mut seeds = seeds.to_vec();
+    seeds.sort_unstable();
+    seeds.dedup();
+    seeds
+}
+
+/// The scores of `cells` that the store has; `seeds` empty means all.
+fn stored(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Score>> {
+    let mut scores = Vec::new();
+    for cell in cells {
+        let seeds = if seeds.is_empty() { runner.seeds(cell)? } else { unique(seeds) };
+        for seed in seeds {
+            if let Some(outcome) = runner.stored(cell, seed)? {
+                scores.extend(scores_of(runner, cell, seed, &outcome)?);
+            }
+        }
+    }
+    Ok(scores)
+}
+
+/// What a finished cell measured, and how far it is from the full initialisation
+/// where that was measured.
+fn scores_of(runner: &mut Runner, cell: &Cell, seed: u64, outcome: &Outcome) -> Result<Vec<Score>> {
+    let mut scores = runner.scores(outcome)?;
+    if let Some(mapping) = runner.mapping(cell, seed, false)? {
+        scores.extend(runner.scores(&mapping)?);
+    }
+    Ok(scores)
+}
+
+fn golden_path(root: &Path, which: Which) -> PathBuf {
+    root.join("golden").join(match which {
+        Which::Table1 => "table1.csv",
+        Which::Table2 => "table2.csv",
+    })
+}
+
+fn all_goldens(root: &Path) -> Result<Vec<Golden>> {
+    let mut all = read_golden(&golden_path(root, Which::Table1))?;
+    all.extend(read_golden(&golden_path(root, Which::Table2))?);
+    Ok(all)
+}
+
+fn build(which: Which, runner: &mut Runner, root: &Path) -> Result<Table> {
+    let scale = runner.recipe().scale.name();
+    let goldens = all_goldens(root)?;
+    let paper = root.join("paper");
+    Ok(match which {
+        Which::Table1 => {
+            let scores = stored(runner, &TABLE1, &[])?;
+            table1(&paper::table1(&paper)?, &scores, &goldens, scale)
+        }
+        Which::Table2 => {
+            let scores = stored(runner, &TABLE2, &[])?;
+            table2(&paper::table2(&paper)?, &scores, &goldens, scale)
+        }
+    })
+}
+
+fn render(table: &Table, format: Format) -> String {
+    match format {
+        Format::Text => table.to_text(std::io::stdout().is_terminal()),
+        Format::Md => table.to_markdown(),
+        Format::Csv => table.to_csv(),
+    }
+}
+
+fn tables(targets: &[String]) -> impl Iterator<Item = (Which, &'static str)> {
+    let named = [(Which::Table1, "table1"), (Which::Table2, "table2")];
+    named.into_iter().filter(|(_, name)| targets.iter().any(|target| target == name || target == "all"))
+}
+
+/// A changed experiment is no row of a table.
+fn writes_tables(targets: &[String], runner: &Runner) -> bool {
+    tables(targets).next().is_some() && runner.recipe().changes.is_empty()
+}
+
+/// All of the file or what it held before.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+    write_atomically(dir, &path.file_name().unwrap_or_default().to_string_lossy(), bytes)
+}
+
+/// A count as such, the category by its name.
+fn value_text(score: &Score) -> String {
+    let state = STATES.iter().find(|(_, category)| score.metric == "collapse" && *category == score.value);
+    match state {
+        Some((name, _)) => name.to_string(),
+        None if score.value.fract() == 0.0 => score.value.to_string(),
+        None => format!("{:.6}", score.value),
+    }
+}
+
+fn write_table(output: &Path, name: &str, table: &Table) -> Result<()> {
+    for (suffix, text) in [("csv", table.to_csv()), ("md", table.to_markdown())] {
+        write_file(&output.join(format!("{name}.{suffix}")), text.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Prints the tables that were asked for, and leaves them as files.
+fn finish_run(
+    runner: &mut Runner,
+    place: &Place,
+    targets: &[String],
+    places: &[PathBuf],
+    output: &Path,
+) -> Result<i32> {
+    let root = root(place.root.as_deref())?;
+    if !writes_tables(targets, runner) {
+        for place in places {
+            println!("{}", place.display());
+            if let Ok(scores) = golden::read_scores(&place.join(crate::experiment::run::SCORES)) {
+                for score in scores {
+                    println!("  {:20} {}", score.metric, value_text(&score));
+                }
+            }
+        }
+        return Ok(EXIT_GOOD);
+    }
+    for (which, name) in tables(targets) {
+        let table = build(which, runner, &root)?;
+        write_table(output, name, &table)?;
+        print!("{}", render(&table, Format::Text));
+        println!("\nwritten: {0}/{name}.csv and {0}/{name}.md", output.display());
+    }
+    Ok(EXIT_GOOD)
+}
+
+/// Lists the tensors of a checkpoint, and writes them as safetensors on demand.
+fn inspect(file: &Path, convert: Option<&Path>) -> Result<i32> {
+    let checkpoint = torch::read(file)?;
+    print!("{}", checkpoint.describe());
+    if let Some(out) = convert {
+        let format = checkpoint.format.to_string();
+        let text = BTreeMap::from([("source format".to_string(), format)]);
+        write_file(out, &write_safetensors(&checkpoint.arrays()?, &text))?;
+        println!("written: {}", out.display());
+    }
+    Ok(EXIT_GOOD)
+}

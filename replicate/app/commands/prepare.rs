@@ -1,0 +1,298 @@
+//! Before a run: what it needs, what it costs, and whether it can work at all.
+
+use super::fetch::download;
+use crate::app::cli::Place;
+use crate::app::machine::{free_disk, free_memory};
+use crate::error::{EXIT_GOOD, EXIT_INPUT, EXIT_RUN, Error, Result};
+use crate::experiment::plan::{self, Cost};
+use crate::experiment::run::{Input, Runner};
+use crate::experiment::{Cell, Start};
+use crate::store::fetch::{Asset, Inputs, Options};
+use crate::train::watch::say;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+/// Seconds after which nobody waits.
+const TOO_LONG: f64 = 90.0 * 86_400.0;
+
+/// Fetches what the store lacks, after it is known that the rest can work.
+///
+/// # Errors
+/// `Run` where disk or memory cannot suffice; as `fetch`.
+pub fn prepare(
+    runner: &mut Runner,
+    place: &Place,
+    cells: &[Cell],
+    seeds: &[u64],
+    offline: bool,
+    stop: &AtomicBool,
+) -> Result<()> {
+    if runner.recipe().scale.procedural() {
+        return Ok(());
+    }
+    let missing = missing(runner, place, cells)?;
+    let needs = Needs::of(&items(runner, cells, seeds)?, download_bytes(&missing));
+    let free = free_memory(runner.device());
+    if let Some(problem) =
+        needs.problem(&place.store, free_disk(&place.store), free, parts(runner, cells, free))
+    {
+        return Err(Error::Run(problem));
+    }
+    for Missing { input, assets } in &missing {
+        match first_of(assets, &place.store, offline, stop) {
+            // It confirms what is measured here, and nothing is measured with it.
+            Err(error @ (Error::Missing { .. } | Error::Malformed { .. })) if *input == Input::Statistics => {
+                say(&format!("{error}\n  our statistics of the real images are not compared with EDM's"));
+            }
+            ended => ended?,
+        }
+    }
+    Ok(())
+}
+
+/// How many images of a batch a GPU can hold for every one of `cells`.
+fn parts(runner: &Runner, cells: &[Cell], free: Option<u64>) -> Option<usize> {
+    let free = free.filter(|_| !runner.device().is_cpu())?;
+    let fitting = |cell: &Cell| plan::fitting(runner.recipe(), cell, free);
+    cells.iter().map(fitting).try_fold(usize::MAX, |least, batch| Some(least.min(batch?)))
+}
+
+/// Fetches the first of `assets` that can be had.
+fn first_of(assets: &[&Asset], store: &Path, offline: bool, stop: &AtomicBool) -> Result<()> {
+    let mut refused = None;
+    for asset in assets {
+        match download(&Inputs::of(store), &[*asset], None, offline, stop) {
+            Err(error @ (Error::Missing { .. } | Error::Malformed { .. })) => {
+                refused = refused.or(Some(error))
+            }
+            ended => return ended.map(drop),
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+/// A file that the store does not have, and what would do for it.
+struct Missing {
+    input: Input,
+    assets: Vec<&'static Asset>,
+}
+
+impl Missing {
+    fn has_address(&self) -> bool {
+        let mirror = Options::from_env(&|_, _| Ok(())).mirror;
+        mirror.is_some() || self.assets.iter().any(|asset| !asset.from.is_empty())
+    }
+}
+
+fn missing(runner: &Runner, place: &Place, cells: &[Cell]) -> Result<Vec<Missing>> {
+    let inputs = Inputs::of(&place.store);
+    let mut missing = Vec::new();
+    for input in runner.needed(cells) {
+        let assets = input.assets(runner.recipe().scale);
+        let mut there = false;
+        for asset in &assets {
+            there |= inputs.size_there(asset)?.is_some();
+        }
+        if !there {
+            missing.push(Missing { input, assets });
+        }
+    }
+    Ok(missing)
+}
+
+fn download_bytes(missing: &[Missing]) -> u64 {
+    missing.iter().filter_map(|missing| missing.assets[0].bytes).sum()
+}
+
+/// A result that is asked for, and what is left to do for it.
+struct Item {
+    name: String,
+    what: String,
+    cost: Cost,
+    memory: u64,
+}
+
+/// What `cells` need, in the order in which a run makes it.
+fn items(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Item>> {
+    let (recipe, in_memory) = (runner.recipe().clone(), runner.recipe_in_memory());
+    let mut starts: Vec<Start> = Vec::new();
+    let mut items = Vec::new();
+    for start in cells.iter().map(|cell| cell.start) {
+        let trained = start != Start::Random && !runner.published(start);
+        if trained && !starts.contains(&start) && !runner.has_pretrained(start)? {
+            starts.push(start);
+            items.push(Item {
+                name: format!("pre-training {start}"),
+                what: String::new(),
+                cost: plan::pretraining(&recipe, start),
+                memory: plan::pretraining_memory(&in_memory),
+            });
+        }
+    }
+    if !recipe.scale.procedural() {
+        items.push(Item {
+            name: "features of the real images".into(),
+            what: "once for all cells".into(),
+            cost: plan::reference(&recipe),
+            memory: 0,
+        });
+    }
+    for seed in seeds {
+        for cell in cells {
+            let name = format!("{}, seed {seed}", cell.row);
+            if runner.stored(cell, *seed)?.is_some() {
+                items.push(Item { name, what: "there".into(), cost: Cost::default(), memory: 0 });
+                continue;
+            }
+            let (cost, e) = (plan::cell(&recipe, cell), &recipe.evaluation);
+            let samples = format!("{} x {} samples", e.trials, e.samples);
+            let what = match cost.steps {
+                0 => samples,
+                steps => format!("{steps} iterations, {samples}"),
+            };
+            items.push(Item { name, what, cost, memory: plan::memory(&in_memory, cell) });
+        }
+    }
+    Ok(items)
+}
+
+/// What making them takes.
+struct Needs {
+    /// Bytes that stay, downloads included.
+    stay: u64,
+    /// The most bytes that there are at a moment.
+    disk: u64,
+    memory: u64,
+}
+
+impl Needs {
+    fn of(items: &[Item], download: u64) -> Needs {
+        let costs = || items.iter().map(|item| item.cost);
+        let stay = costs().map(|cost| cost.disk_bytes).sum::<u64>() + download;
+        let passing = costs().map(|cost| cost.peak_disk_bytes - cost.disk_bytes).max().unwrap_or(0);
+        let memory = items.iter().map(|item| item.memory).max().unwrap_or(0);
+        Needs { stay, disk: stay + passing, memory }
+    }
+
+    /// Why it cannot work; `parts` are the images of a batch that memory has room for.
+    fn problem(
+        &self,
+        store: &Path,
+        free_disk: Option<u64>,
+        free_memory: Option<u64>,
+        parts: Option<usize>,
+    ) -> Option<String> {
+        let short = |what: &str, needed: u64, free: Option<u64>, remedy: &str| {
+            let free = free.filter(|free| *free < needed)?;
+            let (needed, free) = (plan::bytes(needed), plan::bytes(free));
+            Some(format!("it needs about {needed} of {what}, and {free} are free\n  {remedy}"))
+        };
+        let place = format!("disk at {}", store.display());
+        let disk = short(&place, self.disk, free_disk, "free some, or name another place with --store");
+        disk.or_else(|| {
+            let smaller = "use a device with more, or a smaller batch (--set batch=N, another experiment)";
+            let remedy = parts.map_or(smaller.into(), |n| {
+                format!(
+                    "--at-once {n} fits, with the same result but for rounding; or use a device with more"
+                )
+            });
+            short("memory", self.memory, free_memory, &remedy)
+        })
+    }
+}
+
+/// Prints the plan. The exit code says whether it can work as it is.
+pub fn dry_run(
+    runner: &mut Runner,
+    place: &Place,
+    cells: &[Cell],
+    seeds: &[u64],
+    offline: bool,
+) -> Result<i32> {
+    let recipe = runner.recipe().clone();
+    let rate = plan::probe(runner.device())?;
+    let listed: Vec<String> = seeds.iter().map(u64::to_string).collect();
+    println!(
+        "Plan at scale {} on {}, seed {}. Nothing is run.\n",
+        recipe.scale,
+        place.device,
+        listed.join(", ")
+    );
+
+    let items = items(runner, cells, seeds)?;
+    println!("  {:37} {:44} {:>12}  {:>10}  {:>7}", "what", "", "operations", "time", "disk");
+    for Item { name, what, cost, .. } in &items {
+        let (flop, time) = (plan::operations(cost.flop), plan::duration(plan::seconds(cost, rate)));
+        println!("  {name:37} {what:44} {flop:>12}  ~{time:>9}  {:>7}", plan::bytes(cost.peak_disk_bytes));
+    }
+    let flop: f64 = items.iter().map(|item| item.cost.flop).sum();
+    let missing = missing(runner, place, cells)?;
+    println!();
+    for Missing { assets, .. } in &missing {
+        let size = assets[0].bytes.map_or("unknown size".into(), plan::bytes);
+        println!("  to fetch: {:24} {size:>12}  {}", assets[0].id, assets[0].what);
+    }
+    let download = download_bytes(&missing);
+    let needs = Needs::of(&items, download);
+    let (free_disk, free_memory) = (free_disk(&place.store), free_memory(runner.device()));
+    let told = |free: Option<u64>| free.map_or("an unknown amount".into(), plan::bytes);
+    println!("  download  {}", plan::bytes(download));
+    println!(
+        "  disk      {} stay, {} at the fullest; {} free",
+        plan::bytes(needs.stay),
+        plan::bytes(needs.disk),
+        told(free_disk)
+    );
+    println!("  memory    about {}; {} free", plan::bytes(needs.memory), told(free_memory));
+    println!(
+        "  time      ~{} for {} at {} a second, from a probe of a second (see `replicate list`)",
+        plan::duration(flop / rate),
+        plan::operations(flop),
+        plan::operations(rate)
+    );
+    let parts = parts(runner, cells, free_memory);
+    if let Some(problem) = needs.problem(&place.store, free_disk, free_memory, parts) {
+        println!("\nThis cannot work: {problem}");
+        return Ok(EXIT_RUN);
+    }
+    let required = missing.iter().filter(|missing| missing.input != Input::Statistics).count();
+    if offline && required > 0 {
+        println!("\nThis cannot work offline: {required} files are missing.");
+        return Ok(EXIT_INPUT);
+    }
+    let lost = missing.iter().find(|missing| missing.input != Input::Statistics && !missing.has_address());
+    if let Some(Missing { assets, .. }) = lost {
+        let id = assets[0].id;
+        println!(
+            "\nThis cannot work: {id} is not there and has no address\n  set REPLICATE_MIRROR, or give it with \
+             `replicate fetch {id} --from FILE`"
+        );
+        return Ok(EXIT_INPUT);
+    }
+    match flop / rate > TOO_LONG {
+        true => println!("\nIt can be run, but this device is too slow for it."),
+        false => println!("\nNothing speaks against it."),
+    }
+    Ok(EXIT_GOOD)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_work_is_said_with_its_remedy() {
+        let needs = Needs { stay: 4_000_000_000, disk: 5_000_000_000, memory: 17_000_000_000 };
+        let store = Path::new("store");
+        let problem = |disk, memory| needs.problem(store, disk, memory, None);
+        assert_eq!(problem(Some(5_000_000_000), Some(80_000_000_000)), None);
+        assert_eq!(problem(None, None), None, "what cannot be told is no obstacle");
+        let disk = problem(Some(4_000_000_000), Some(1)).unwrap();
+        assert!(disk.contains("5.0 GB of disk at store") && disk.contains("--store"), "{disk}");
+        let memory = problem(Some(6_000_000_000), Some(16_000_000_000)).unwrap();
+        assert!(memory.contains("17 GB of memory, and 16 GB are free"), "{memory}");
+        assert!(memory.contains("--set batch=N"), "{memory}");
+        let parts = needs.problem(store, None, Some(16_000_000_000), Some(32)).unwrap();
+        assert!(parts.contains("--at-once 32 fits"), "{parts}");
+    }
+}

@@ -1,0 +1,118 @@
+//! Whether this program does on a device what it should: agreement with the reference
+//! implementations, the same cell again, a stop, golden values; then how fast it is.
+
+mod cells;
+pub mod fixture;
+mod operations;
+pub mod parity;
+mod speed;
+
+use crate::error::{Error, Result};
+use crate::network;
+use crate::network::device;
+use candle_core::Device;
+use serde::Serialize;
+use std::path::Path;
+
+pub use self::speed::Rate;
+
+/// One thing that was measured and must not be more than its tolerance.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    pub name: String,
+    /// `null` in JSON where it is not finite.
+    pub measured: f64,
+    pub tolerance: f64,
+    pub passed: bool,
+    /// What the number is.
+    pub what: String,
+}
+
+impl Check {
+    fn new(name: String, what: String, measured: f64, tolerance: f64) -> Check {
+        Check { name, measured, tolerance, passed: measured <= tolerance, what }
+    }
+
+    /// What could not be carried out: the first line says why, the others are of runs.
+    fn failed(name: String, error: &Error) -> Check {
+        let why = error.to_string().lines().next().unwrap_or_default().to_string();
+        Check::new(name, why, f64::INFINITY, 0.0)
+    }
+
+    /// The largest difference, relative to the largest expected size.
+    fn error(name: String, measured: f64, tolerance: f64) -> Check {
+        Check::new(name, "relative error".into(), measured, tolerance)
+    }
+}
+
+/// What a self-test found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    pub device: String,
+    /// Whether only what a CPU can do in a minute was done.
+    pub reduced: bool,
+    pub checks: Vec<Check>,
+    pub rates: Vec<Rate>,
+}
+
+impl Report {
+    pub fn passed(&self) -> bool {
+        self.checks.iter().all(|check| check.passed)
+    }
+}
+
+/// The checks of a part, or one that says why it could not be carried out: what was
+/// measured before, and what comes after, is worth knowing all the more.
+fn part(name: &str, checks: Result<Vec<Check>>) -> Vec<Check> {
+    checks.unwrap_or_else(|error| vec![Check::failed(name.into(), &error)])
+}
+
+/// Runs `f` with activations in bfloat16.
+fn in_bfloat16<R>(f: impl FnOnce() -> R) -> R {
+    network::use_bfloat16(true);
+    let done = f();
+    network::use_bfloat16(false);
+    done
+}
+
+/// Runs everything on `device`; `tell` hears of each part before it begins. `root` is
+/// the repository, `scratch` an empty directory for what is trained. A part that cannot be
+/// carried out is a check that fails.
+pub fn run(
+    device: &Device,
+    reduced: bool,
+    root: &Path,
+    scratch: &Path,
+    mut tell: impl FnMut(&str),
+) -> Report {
+    network::use_bfloat16(false);
+    tell("agreement with the reference implementations");
+    let mut checks = part("operations", operations::checks(device));
+    checks.extend(part("updates", operations::updates(device)));
+    if !device.is_cpu() {
+        checks.extend(part("noise", operations::noise(device)));
+    }
+    checks.extend(parity::checks(device, reduced));
+    let bfloat16 = device::multiplies_bfloat16(device);
+    if bfloat16 {
+        checks.extend(in_bfloat16(|| {
+            let mut checks = part("operations, bf16", operations::checks(device));
+            checks.extend(part("rounding, bf16", operations::rounding(device)));
+            checks.extend(parity::bfloat16_checks(device, reduced));
+            checks
+        }));
+    }
+    tell("one cell: golden values, the same again, stopped and resumed");
+    checks.extend(part("one cell", cells::checks(device, reduced, root, scratch)));
+    tell("speed and memory");
+    let mut rates = Vec::new();
+    let mut timed = |name: &str, found: Result<Vec<Rate>>| match found {
+        Ok(found) => rates.extend(found),
+        Err(error) => checks.extend(part(name, Err(error))),
+    };
+    timed("speed", speed::rates(device, reduced));
+    if bfloat16 && !reduced {
+        timed("speed, bf16", in_bfloat16(|| speed::bfloat16_rates(device)));
+    }
+    Report { device: device::describe(device), reduced, checks, rates }
+}

@@ -1,0 +1,300 @@
+//! Each operation of a network and its gradients on a device beside candle's own
+//! composition of it on the CPU: what a network's disagreement comes from.
+
+use super::Check;
+use super::fixture::relative_error;
+use super::parity::Tolerance;
+use crate::error::Result;
+use crate::network;
+use crate::network::cpu::tape;
+use crate::network::elsewhere;
+use crate::network::params::{Arrays, Params, Source};
+use crate::network::reference;
+use crate::network::{Norm, Ops, Param, Plus};
+use crate::rng::Stream;
+use crate::train::adam::{Adam, AdamConfig, Ema};
+use candle_core::{DType, Device, Tensor, Var};
+
+/// What the operations are given.
+#[derive(Clone, Copy)]
+struct Batch {
+    /// Images, channels, rows and columns of pixels; channels are three times something.
+    shape: [usize; 4],
+    /// Of a group norm.
+    groups: usize,
+}
+
+/// A small one; one with more channels, and groups that do not come out even, than a block
+/// of a GPU's takes; one of which the last block has fewer; and one with more pixels than
+/// it has threads. On a CPU, none has more images than are taken at once, because
+/// [`Operation::walk`] gives every image its row.
+const BATCHES: [Batch; 4] = [
+    Batch { shape: [3, 12, 6, 6], groups: 3 },
+    Batch { shape: [2, 96, 4, 10], groups: 32 },
+    Batch { shape: [2, 84, 4, 6], groups: 7 },
+    Batch { shape: [1, 6, 12, 30], groups: 2 },
+];
+const SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
+
+#[derive(Clone, Copy)]
+enum Operation {
+    Conv3,
+    Conv1,
+    /// With a term for each image and a residual, as in a block.
+    Block,
+    Norm,
+    NormSilu,
+    /// Of a convolution's result, which is also its residual and one of what is joined.
+    Pair,
+    Attention,
+    /// Of a convolution's result.
+    Projected,
+    Silu,
+    Down2,
+    Up2,
+    Concat,
+    Mean,
+}
+
+const ALL: [(&str, Operation); 13] = [
+    ("3x3 convolution", Operation::Conv3),
+    ("1x1 convolution", Operation::Conv1),
+    ("convolution with term and residual", Operation::Block),
+    ("group norm", Operation::Norm),
+    ("group norm and SiLU", Operation::NormSilu),
+    ("convolution, norm, convolution", Operation::Pair),
+    ("attention", Operation::Attention),
+    ("convolution and attention", Operation::Projected),
+    ("SiLU", Operation::Silu),
+    ("halving", Operation::Down2),
+    ("doubling", Operation::Up2),
+    ("concatenation", Operation::Concat),
+    ("mean", Operation::Mean),
+];
+
+impl Operation {
+    /// Shapes of the parameters.
+    fn parameters(self, batch: Batch) -> Vec<Vec<usize>> {
+        let c = batch.shape[1];
+        let outputs = c / 2 + 2;
+        match self {
+            Operation::Conv3 => vec![vec![outputs, c, 3, 3], vec![outputs]],
+            Operation::Conv1 => vec![vec![outputs, c, 1, 1], vec![outputs]],
+            Operation::Block => vec![vec![c, c, 3, 3], vec![c], vec![c, 5], vec![c]],
+            Operation::Norm | Operation::NormSilu => vec![vec![c], vec![c]],
+            Operation::Pair => {
+                vec![
+                    vec![c],
+                    vec![c],
+                    vec![c, c, 3, 3],
+                    vec![c],
+                    vec![c, c, 1, 1],
+                    vec![c],
+                    vec![c, 5],
+                    vec![c],
+                ]
+            }
+            Operation::Projected => vec![vec![3 * c, c, 1, 1], vec![3 * c]],
+            _ => vec![],
+        }
+    }
+
+    fn walk<O: Ops>(self, batch: Batch, ops: &mut O, x: &O::Map) -> candle_core::Result<O::Map> {
+        let norm = |silu| Norm { gamma: Param(0), beta: Param(1), groups: batch.groups, eps: 1e-6, silu };
+        match self {
+            Operation::Conv3 | Operation::Conv1 => ops.conv(x, Param(0), Some(Param(1)), Plus::NOTHING),
+            Operation::Block => {
+                let term = term(ops, batch, Param(2), Param(3))?;
+                let plus = Plus { term: Some(&term), residual: Some((x, SCALE)) };
+                ops.conv(x, Param(0), Some(Param(1)), plus)
+            }
+            Operation::Pair => {
+                let term = term(ops, batch, Param(6), Param(7))?;
+                let plus = Plus { term: Some(&term), residual: None };
+                let y = ops.conv(x, Param(2), Some(Param(3)), plus)?;
+                let z = ops.norm(&y, &norm(true))?;
+                let z =
+                    ops.conv(&z, Param(4), Some(Param(5)), Plus { term: None, residual: Some((&y, SCALE)) })?;
+                ops.concat(&z, &y)
+            }
+            Operation::Projected => {
+                let qkv = ops.conv(x, Param(0), Some(Param(1)), Plus::NOTHING)?;
+                ops.attention(&qkv)
+            }
+            Operation::Norm => ops.norm(x, &norm(false)),
+            Operation::NormSilu => ops.norm(x, &norm(true)),
+            Operation::Attention => ops.attention(x),
+            Operation::Silu => ops.silu(x),
+            Operation::Down2 => ops.down2(x),
+            Operation::Up2 => ops.up2(x),
+            Operation::Concat => {
+                let y = ops.silu(x)?;
+                ops.concat(x, &y)
+            }
+            Operation::Mean => ops.mean(x),
+        }
+    }
+}
+
+/// A row of channels for each image.
+fn term<O: Ops>(ops: &mut O, batch: Batch, weight: Param, bias: Param) -> candle_core::Result<O::Map> {
+    let rows = ops.rows(normals("rows", &[batch.shape[0], 5]), 5)?;
+    ops.conv(&rows, weight, Some(bias), Plus::NOTHING)
+}
+
+fn normals(name: &str, shape: &[usize]) -> Vec<f32> {
+    Stream::new("self-test", name).normals(0, shape.iter().product())
+}
+
+/// The operation's output, and the gradients of its input and parameters, all as
+/// float32; `composed` as candle has them.
+fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool) -> Result<Vec<Vec<f32>>> {
+    let shapes = std::iter::once(batch.shape.to_vec()).chain(operation.parameters(batch));
+    let variable = |(i, shape): (usize, Vec<usize>)| {
+        // Of weights so that what they make is of the size of what they are given.
+        let inputs: usize = if i == 0 { 1 } else { shape[1..].iter().product() };
+        let size = 1.0 / (inputs as f32).sqrt();
+        let values = normals(&format!("input {i}"), &shape).into_iter().map(|v| size * v).collect();
+        Var::from_tensor(&Tensor::from_vec(values, shape, device)?)
+    };
+    let inputs: Vec<Var> = shapes.enumerate().map(variable).collect::<candle_core::Result<_>>()?;
+    let parameters: Vec<Tensor> = inputs[1..].iter().map(|var| var.as_tensor().clone()).collect();
+    let x = inputs[0].as_tensor();
+    let y = if composed {
+        reference::apply(&parameters, x, DType::F32, |ops, x| operation.walk(batch, ops, x))?
+    } else if device.is_cpu() {
+        tape::apply(&parameters, x, |ops, _, x| operation.walk(batch, ops, x))?
+    } else {
+        elsewhere::apply(&parameters, x, network::activations(device), |ops, x| {
+            operation.walk(batch, ops, x)
+        })?
+    };
+    let weights = Tensor::from_vec(normals("weights", y.dims()), y.shape(), device)?;
+    let gradients = elsewhere::gradients(&(&y * weights)?.sum_all()?)?;
+    let mut all = vec![y.flatten_all()?.to_vec1()?];
+    for input in &inputs {
+        let gradient = gradients.get(input).map(|gradient| gradient.flatten_all()?.to_vec1());
+        // A gradient that is missing is no gradient of zero.
+        all.push(gradient.transpose()?.unwrap_or_else(|| vec![f32::NAN]));
+    }
+    Ok(all)
+}
+
+/// # Errors
+/// What the device fails with; a difference is no error.
+pub fn checks(device: &Device) -> Result<Vec<Check>> {
+    let tolerance = Tolerance::of_operations(device);
+    let precision = if network::activations(device) == DType::BF16 { ", bf16" } else { "" };
+    let mut checks = Vec::new();
+    for (name, operation) in ALL {
+        let (mut output, mut gradients) = (0f64, 0f64);
+        let compared = BATCHES.iter().try_for_each(|batch| -> Result<()> {
+            let expected = evaluate(operation, *batch, &Device::Cpu, true)?;
+            let found = evaluate(operation, *batch, device, false)?;
+            let mut errors = found.iter().zip(&expected).map(|(a, b)| relative_error(a, b));
+            output = output.max(errors.next().expect("an output"));
+            gradients = errors.fold(gradients, f64::max);
+            Ok(())
+        });
+        // One operation that fails must not hide what the others give.
+        match compared {
+            Ok(()) => checks.extend([
+                Check::error(format!("{name}{precision}"), output, tolerance.outputs),
+                Check::error(format!("{name}{precision}: gradients"), gradients, tolerance.gradients),
+            ]),
+            Err(error) => {
+                checks.push(Check::failed(format!("{name}{precision}"), &error));
+            }
+        }
+    }
+    Ok(checks)
+}
+
+/// Five steps of Adam and of the moving average beside the same in float64.
+///
+/// # Errors
+/// As [`checks`].
+pub fn updates(device: &Device) -> Result<Vec<Check>> {
+    const SIZES: [(&str, usize); 3] = [("a", 5), ("b", 3000), ("c", 3)];
+    const CONFIG: AdamConfig = AdamConfig { beta1: 0.5, beta2: 0.999, eps: 1e-8 };
+    const LR: f64 = 0.1;
+    const HALF_LIFE: u64 = 40;
+    const BATCH: usize = 8;
+    let network = |vb: candle_nn::VarBuilder| {
+        let init = candle_nn::Init::Uniform { lo: -1.0, up: 1.0 };
+        SIZES.iter().try_for_each(|(name, n)| vb.get_with_hints(*n, name, init).map(drop))
+    };
+    let source = Source { given: &Arrays::new(), drawn: &[""], cell: "self-test" };
+    let (params, ()) = Params::build(device, &source, network)?;
+    let flat = |arrays: Arrays| arrays.into_values().flat_map(|array| array.data).collect::<Vec<f32>>();
+    let mut weights: Vec<f64> = flat(params.arrays()?).iter().map(|w| f64::from(*w)).collect();
+    let (mut first, mut second) = (vec![0f64; weights.len()], vec![0f64; weights.len()]);
+    let mut averages = weights.clone();
+    let (mut adam, mut ema) = (Adam::new(CONFIG, &params)?, Ema::new(HALF_LIFE, &params)?);
+    for step in 1..=5 {
+        let slopes = Stream::new("self-test", "slopes").normals(step, weights.len());
+        let (mut loss, mut at) = (Tensor::zeros((), DType::F32, device)?, 0);
+        for (_, var) in params.iter() {
+            let n = var.elem_count();
+            let slope = Tensor::from_slice(&slopes[at..at + n], var.shape(), device)?;
+            (loss, at) = ((loss + (var.as_tensor() * slope)?.sum_all()?)?, at + n);
+        }
+        adam.update(&params, &elsewhere::gradients(&loss)?, LR)?;
+        let images = 1000 * step;
+        ema.update(&params, images, BATCH)?;
+
+        let correction = |beta: f64| 1.0 - beta.powi(step as i32);
+        let kept = (-(BATCH as f64) / HALF_LIFE as f64).exp2();
+        for (i, slope) in slopes.iter().map(|slope| f64::from(*slope)).enumerate() {
+            first[i] += (1.0 - CONFIG.beta1) * (slope - first[i]);
+            second[i] += (1.0 - CONFIG.beta2) * (slope * slope - second[i]);
+            let size = (second[i] / correction(CONFIG.beta2)).sqrt() + CONFIG.eps;
+            weights[i] -= LR * first[i] / correction(CONFIG.beta1) / size;
+            averages[i] += (1.0 - kept) * (weights[i] - averages[i]);
+        }
+    }
+    let error = |found: Arrays, expected: Vec<f64>| {
+        let expected: Vec<f32> = expected.into_iter().map(|v| v as f32).collect();
+        relative_error(&flat(found), &expected)
+    };
+    Ok(vec![
+        Check::error("Adam: weights after five steps".into(), error(params.arrays()?, weights), 1e-5),
+        Check::error("moving average after five steps".into(), error(ema.arrays()?, averages), 1e-5),
+    ])
+}
+
+/// What is stored as bfloat16 goes to the nearest, and to the even one of two.
+///
+/// # Errors
+/// As [`checks`].
+pub fn rounding(device: &Device) -> Result<Vec<Check>> {
+    // A product of eight bits and nine: often half way between two numbers of eight.
+    const FACTOR: f32 = 1.0 + 1.0 / 256.0;
+    let mut values = normals("rounding", &[4096]);
+    values.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0]);
+    let n = values.len();
+    let x = Tensor::from_vec(values, n, &Device::Cpu)?.to_dtype(DType::BF16)?;
+    let read = |x: &Tensor| x.to_dtype(DType::F32)?.to_vec1::<f32>();
+    let expected = read(&(x.to_dtype(DType::F32)? * f64::from(FACTOR))?.to_dtype(DType::BF16)?)?;
+    let found = read(&network::scale_images(&x.to_device(device)?, &[FACTOR])?)?;
+    let other = |(a, b): &(&f32, &f32)| a.to_bits() != b.to_bits() && !(a.is_nan() && b.is_nan());
+    let others = found.iter().zip(&expected).filter(other).count();
+    let what = format!("of {n} values rounded otherwise");
+    Ok(vec![Check::new("rounding, bf16".into(), what, others as f64, 0.0)])
+}
+
+/// Noise that a device makes beside the host's.
+///
+/// # Errors
+/// As [`checks`].
+pub fn noise(device: &Device) -> Result<Vec<Check>> {
+    const N: usize = 1_000_001;
+    let stream = Stream::new("self-test", "noise");
+    // More than 32 bits count in fours.
+    const FIRST: usize = (1 << 34) + 4;
+    let found: Vec<f32> = network::normals_from(&stream, 7, FIRST, N, device)?.to_vec1()?;
+    let differences = found.iter().zip(stream.normals_from(7, FIRST, N)).map(|(a, b)| (a - b).abs());
+    let whole = found.len() == N && found.iter().all(|v| v.is_finite());
+    let difference = if whole { differences.fold(0f32, f32::max) } else { f32::INFINITY };
+    Ok(vec![Check::new("noise".into(), "largest difference from the host's".into(), difference as f64, 4e-6)])
+}

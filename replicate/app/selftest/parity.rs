@@ -1,0 +1,342 @@
+//! Agreement of the networks, the sampler, the augmentation and five training steps
+//! with the reference implementations, on formula-filled weights.
+
+use super::fixture::{Fixture, edm_value, inception_value, relative_error, unit};
+use super::{Check, part};
+use crate::data::Images;
+use crate::error::Result;
+use crate::measure::inception::{DEPTHS, Inception};
+use crate::method::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings, augmented};
+use crate::method::equations::Divergence;
+use crate::method::noise::Levels;
+use crate::method::sampler::edm::{HEUN_STEPS, heun};
+use crate::network::activations;
+use crate::network::elsewhere;
+use crate::network::params::{Arrays, Params, Source};
+use crate::network::unet::{Config, Critic, Denoiser};
+use crate::store::Array;
+use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
+use crate::train::adam::AdamConfig;
+use crate::train::augment::{Augmentation, Draw, Numbers};
+use candle_core::{DType, Device, Tensor};
+use std::path::PathBuf;
+
+const TINY: &[u8] = include_bytes!("../../../tests/parity/edm-tiny.npz");
+const CIFAR10: &[u8] = include_bytes!("../../../tests/parity/edm-cifar10.npz");
+const SAMPLER: &[u8] = include_bytes!("../../../tests/parity/edm-sampler.npz");
+const STEPS: &[u8] = include_bytes!("../../../tests/parity/train-steps.npz");
+const AUGMENT: &[u8] = include_bytes!("../../../tests/parity/edm-augment.npz");
+const INCEPTION: &[u8] = include_bytes!("../../../tests/parity/inception.npz");
+
+/// How near the references must be.
+pub struct Tolerance {
+    pub outputs: f64,
+    pub gradients: f64,
+    /// Of five steps of Adam at a hundred times the paper's rate: without a first moment
+    /// each goes by the signs of gradients, however small.
+    steps: f64,
+}
+
+impl Tolerance {
+    /// Float32 rounding alone stays below 1e-4 on a CPU; a GPU adds in another order.
+    /// With every activation and its gradient rounded to bfloat16 on a CPU, the errors
+    /// were at most 1.2e-2, 3.4e-2 and, for DiJS, 2.4e-1.
+    pub fn on(device: &Device) -> Tolerance {
+        match activations(device) {
+            DType::BF16 => Tolerance { outputs: 3e-2, gradients: 1e-1, steps: 5e-1 },
+            _ if device.is_cpu() => Tolerance { outputs: 1e-4, gradients: 1e-4, steps: 1e-3 },
+            _ => Tolerance { outputs: 1e-3, gradients: 1e-3, steps: 1e-3 },
+        }
+    }
+
+    /// Of one operation: a convolution whose float32 was rounded to TF32 is off by 3e-4.
+    pub fn of_operations(device: &Device) -> Tolerance {
+        match activations(device) {
+            DType::BF16 => Tolerance::on(device),
+            _ => Tolerance { outputs: 1e-5, gradients: 1e-5, steps: 0.0 },
+        }
+    }
+}
+
+/// Fixed values in [-1, 1) by a name, as [`unit`] gives them.
+pub type Unit<'a> = &'a dyn Fn(&str, usize) -> Vec<f32>;
+
+/// The network of the small fixtures.
+pub fn tiny() -> Config {
+    Config {
+        size: 16,
+        image_channels: 3,
+        model_channels: 16,
+        channel_mult: vec![1, 2],
+        blocks: 1,
+        attention_sizes: vec![8],
+        augment_labels: 9,
+    }
+}
+
+/// Every agreement; `reduced` leaves the 55.7 M parameter network out.
+pub fn checks(device: &Device, reduced: bool) -> Vec<Check> {
+    let mut checks = part("U-Net, tiny", unet("U-Net, tiny", TINY, &tiny(), device));
+    if !reduced {
+        checks.extend(part("U-Net, DDPM++", unet("U-Net, DDPM++", CIFAR10, &Config::cifar10(), device)));
+    }
+    checks.extend(part("sampler", sampler(device)));
+    checks.extend(part("Inception-v3", inception(device)));
+    checks.extend(part("augmentation", augmentation(device)));
+    let ratio = Objective::ClassRatio;
+    for (name, objective) in [
+        ("dikl", ratio(Divergence::DiKl)),
+        ("dijs", ratio(Divergence::DiJs)),
+        ("dirm", ratio(Divergence::DiRm)),
+        ("vsd", Objective::Vsd),
+    ] {
+        checks.extend(part(&format!("five steps of {name}"), training(name, objective, device)));
+    }
+    checks
+}
+
+/// What activations in bfloat16 come to: the U-Net and five steps of DiJS.
+pub fn bfloat16_checks(device: &Device, reduced: bool) -> Vec<Check> {
+    let unet = |name: &str, npz, config: Config| part(name, unet(name, npz, &config, device));
+    let mut checks = unet("U-Net, tiny, bf16", TINY, tiny());
+    if !reduced {
+        checks.extend(unet("U-Net, DDPM++, bf16", CIFAR10, Config::cifar10()));
+    }
+    let dijs = training("dijs", Objective::ClassRatio(Divergence::DiJs), device);
+    checks.extend(part("five steps of dijs, bf16", dijs));
+    checks
+}
+
+fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+/// Shapes come from the network itself, values from the formula.
+pub fn filled(params: &Params, unit: Unit) -> Arrays {
+    let fill = |(name, var): (&String, &candle_core::Var)| {
+        let (shape, n) = (var.dims().to_vec(), var.elem_count());
+        let data = unit(name, n).into_iter().map(edm_value(name, &shape)).collect();
+        (name.clone(), Array { shape, data })
+    };
+    params.iter().map(fill).collect()
+}
+
+/// # Errors
+/// What the device fails with.
+pub fn filled_denoiser(
+    config: &Config,
+    device: &Device,
+    unit: Unit,
+) -> candle_core::Result<(Params, Denoiser)> {
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "parity" };
+    let (params, model) = Params::build(device, &source, |vb| Denoiser::new(config, vb))?;
+    params.assign(&filled(&params, unit))?;
+    Ok((params, model))
+}
+
+/// The output, with and without an augmentation label, and the gradient of every
+/// parameter.
+fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<Check>> {
+    let fixture = Fixture::parse(npz)?;
+    let (params, model) = filled_denoiser(config, device, &unit)?;
+    let x = fixture.get("x")?.to_device(device)?;
+    let labels = fixture.f32("augment_labels")?;
+    let sigma = fixture.f32("sigma")?;
+    let plain = model.forward(&x, &sigma, None)?;
+    let with_labels = model.forward(&x, &sigma, Some(&labels))?;
+    let output = relative_error(&flat(&plain)?, &fixture.f32("denoised")?)
+        .max(relative_error(&flat(&with_labels)?, &fixture.f32("denoised_augmented")?));
+
+    let image: Vec<f32> = unit("input.image", x.elem_count()).into_iter().map(|u| 0.8 * u).collect();
+    let image = Tensor::from_vec(image, x.shape(), device)?;
+    let loss = (&with_labels - image)?.sqr()?.mean_all()?;
+    let grads = elsewhere::gradients(&loss)?;
+    let mut worst = 0f64;
+    for (parameter, var) in params.iter() {
+        let gradient = match grads.get(var) {
+            Some(gradient) => flat(gradient)?,
+            None => vec![f32::NAN],
+        };
+        let norm = gradient.iter().map(|v| *v as f64 * *v as f64).sum::<f64>().sqrt() as f32;
+        worst = worst.max(relative_error(&[norm], &fixture.f32(&format!("grad_norm/{parameter}"))?));
+        if let Ok(whole) = fixture.f32(&format!("grad/{parameter}")) {
+            worst = worst.max(relative_error(&gradient, &whole));
+        }
+    }
+    let tolerance = Tolerance::on(device);
+    let gradients = format!("{name}: norms of {} gradients", params.iter().count());
+    Ok(vec![
+        Check::error(format!("{name}: denoised images"), output, tolerance.outputs),
+        Check::error(gradients, worst, tolerance.gradients),
+    ])
+}
+
+fn sampler(device: &Device) -> Result<Vec<Check>> {
+    let fixture = Fixture::parse(SAMPLER)?;
+    let (_, model) = filled_denoiser(&tiny(), device, &unit)?;
+    let images = heun(&model, &fixture.get("latents")?.to_device(device)?, HEUN_STEPS)?;
+    let error = relative_error(&flat(&images)?, &fixture.f32("images")?);
+    Ok(vec![Check::error("sampler: images after 35 calls".into(), error, Tolerance::on(device).outputs)])
+}
+
+fn inception(device: &Device) -> Result<Vec<Check>> {
+    let fixture = Fixture::parse(INCEPTION)?;
+    let tensors = Inception::entries().into_iter().filter(|(_, shape)| !shape.is_empty());
+    let tensors = tensors.map(|(name, shape)| {
+        let values = unit(&name, shape.iter().product()).into_iter().map(inception_value(&name, &shape));
+        let data = values.flat_map(f32::to_le_bytes).collect();
+        (name, Stored { dtype: Dtype::F32, shape, data })
+    });
+    let checkpoint = Checkpoint {
+        path: PathBuf::from("filled weights"),
+        format: Format::TorchLegacy,
+        tensors: tensors.collect(),
+    };
+    let network = Inception::load(device, checkpoint)?;
+    let pixels = fixture.get("images_uint8")?.flatten_all()?.to_vec1()?;
+    let images = Images { channels: 3, size: 32, pixels, labels: Vec::new() };
+    let probe = network.probe(&images, 0..images.len())?;
+    let mut features = 0f64;
+    for (depth, found) in DEPTHS.iter().zip(&probe.features) {
+        features = features.max(relative_error(&found.rows, &fixture.f32(&format!("features/{depth}"))?));
+    }
+    let unbiased = relative_error(&probe.logits_unbiased.rows, &fixture.f32("features/logits_unbiased")?);
+    let logits = relative_error(&probe.logits.rows, &fixture.f32("features/logits")?);
+    let tolerance = Tolerance::on(device).outputs;
+    Ok(vec![
+        Check::error("Inception-v3: features at four depths".into(), features, tolerance),
+        Check::error("Inception-v3: logits".into(), unbiased.max(logits), tolerance),
+    ])
+}
+
+/// Images and labels after recorded draws, as a training step gets them.
+fn augmentation(device: &Device) -> Result<Vec<Check>> {
+    let fixture = Fixture::parse(AUGMENT)?;
+    let images = fixture.get("images")?.to_device(device)?;
+    let mut checks = Vec::new();
+    for (set, p) in [("p1.00", 1.0), ("p0.12", 0.12)] {
+        let numbers = recorded(&fixture, set, images.dim(0)?)?;
+        let draws: Vec<Draw> = numbers.iter().map(|numbers| Augmentation { p }.gate(numbers)).collect();
+        let (found, labels) = augmented(&images, Some(&draws))?;
+        let labels = labels.expect("where there are draws there are labels");
+        let error = relative_error(&flat(&found)?, &fixture.f32(&format!("{set}/output"))?)
+            .max(relative_error(&labels, &fixture.f32(&format!("{set}/labels"))?));
+        checks.push(Check::error(format!("augmentation: p {p}"), error, 1e-4));
+    }
+    Ok(checks)
+}
+
+/// The recorded random numbers of each of `n` images.
+///
+/// # Errors
+/// If the fixture does not have them.
+pub fn recorded(fixture: &Fixture, set: &str, n: usize) -> Result<Vec<Numbers>> {
+    let get = |name: &str| fixture.f32(&format!("{set}/draw.{name}"));
+    let (xflip, xflip_gate) = (get("xflip.bit")?, get("xflip.gate")?);
+    let (yflip, yflip_gate) = (get("yflip.bit")?, get("yflip.gate")?);
+    let (scale, scale_gate) = (get("scale.normal")?, get("scale.gate")?);
+    let (rotate, rotate_gate) = (get("rotate.uniform")?, get("rotate.gate")?);
+    let (aniso, aniso_angle) = (get("aniso.normal")?, get("aniso.angle")?);
+    let (aniso_gate, aniso_angle_gate) = (get("aniso.gate")?, get("aniso.angle_gate")?);
+    let (translate, translate_gate) = (get("translate.normal")?, get("translate.gate")?);
+    let image = |i: usize| Numbers {
+        xflip: xflip[i] == 1.0,
+        xflip_gate: xflip_gate[i],
+        yflip: yflip[i] == 1.0,
+        yflip_gate: yflip_gate[i],
+        scale: scale[i],
+        scale_gate: scale_gate[i],
+        rotate: rotate[i],
+        rotate_gate: rotate_gate[i],
+        aniso: aniso[i],
+        aniso_angle: aniso_angle[i],
+        aniso_gate: aniso_gate[i],
+        aniso_angle_gate: aniso_angle_gate[i],
+        translate: [translate[i], translate[n + i]],
+        translate_gate: translate_gate[i],
+    };
+    Ok((0..n).map(image).collect())
+}
+
+fn training(name: &str, objective: Objective, device: &Device) -> Result<Vec<Check>> {
+    let errors = five_steps(&Fixture::parse(STEPS)?, name, objective, device, &unit)?;
+    let worst = errors.into_iter().map(|(_, error)| error).fold(0f64, f64::max);
+    let rounded = if activations(device) == DType::BF16 { ", bf16" } else { "" };
+    let name = format!("five steps of {name}{rounded}: losses and samples");
+    Ok(vec![Check::error(name, worst, Tolerance::on(device).steps)])
+}
+
+/// How far the losses of five iterations at batch 4, and the samples after them, are
+/// from the reference.
+///
+/// # Errors
+/// What the device fails with.
+pub fn five_steps(
+    fixture: &Fixture,
+    name: &str,
+    objective: Objective,
+    device: &Device,
+    unit: Unit,
+) -> Result<[(&'static str, f64); 3]> {
+    const BATCH: usize = 4;
+    let settings = Settings {
+        sigma_init: 2.5,
+        levels: Levels::LogNormal { mean: -1.2, sd: 1.2 },
+        generator_lr: 1e-3,
+        critic_lr: 1e-3,
+        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
+        ema_half_life: 1000,
+    };
+    let (params, _) = filled_denoiser(&tiny(), device, unit)?;
+    let mut weights = filled(&params, unit);
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "parity" };
+    let (critic, _) = Params::build(device, &source, |vb| Critic::new(&tiny(), vb))?;
+    let head = filled(&critic, unit).into_iter().filter(|(name, _)| name.starts_with("critic."));
+    let head: Arrays = head.collect();
+    weights.extend(head.clone());
+    let initial = Initial { weights: Some(&weights), cell: "parity" };
+    let mut run = OneStep::new(device, &tiny(), objective, initial, settings)?;
+    let mut state = run.state()?;
+    // The run draws the critic's head; the fixture has it filled.
+    state.extend(head.into_iter().map(|(name, array)| (format!("critic.weights.{name}"), array)));
+    run.restore(0, &state)?;
+
+    let image = |name: &str, scale: f32| {
+        let values: Vec<f32> = unit(name, BATCH * 768).into_iter().map(|u| u * scale).collect();
+        Tensor::from_vec(values, (BATCH, 3, 16, 16), device)
+    };
+    let root3 = 3f32.sqrt();
+    let sigma = |name: &str| -> Vec<f32> {
+        unit(name, BATCH).into_iter().map(|u| (-1.2 + 1.2 * root3 * u).exp()).collect()
+    };
+    let (mut critic_losses, mut generator_losses) = (Vec::new(), Vec::new());
+    for k in 0..5 {
+        let at = |part: &str| format!("step{k}.{part}");
+        let critic = CriticBatch {
+            z: image(&at("critic.z"), root3)?,
+            real: image(&at("real"), 0.8)?,
+            sigma: sigma(&at("critic.sigma")),
+            noise_real: image(&at("critic.noise_real"), root3)?,
+            noise_fake: image(&at("critic.noise_fake"), root3)?,
+            augment: None,
+        };
+        critic_losses.push(run.critic_step(&critic)?.read()?.loss);
+        let generator = GeneratorBatch {
+            z: image(&at("generator.z"), root3)?,
+            sigma: sigma(&at("generator.sigma")),
+            noise: image(&at("generator.noise"), root3)?,
+        };
+        generator_losses.push(run.generator_step(&generator)?.read()?);
+    }
+    let samples = flat(&run.sample(&image("final.z", root3)?)?)?;
+    let error = |found: &[f32], expected: &str| -> Result<f64> {
+        Ok(relative_error(found, &fixture.f32(&format!("{name}/{expected}"))?))
+    };
+    Ok([
+        ("critic loss", error(&critic_losses, "critic_loss")?),
+        ("generator loss", error(&generator_losses, "generator_loss")?),
+        ("samples", error(&samples, "samples_after")?),
+    ])
+}

@@ -1,0 +1,642 @@
+//! What is run: the cells of both tables, and every hyper-parameter of every
+//! scale, as plain values with a canonical text. The SHA-256 of that text is
+//! the name under which the result is stored.
+
+pub mod plan;
+pub mod run;
+
+use crate::error::{Error, Result};
+use crate::method::distill::{Objective, Settings};
+use crate::method::equations::Divergence;
+use crate::method::noise::Levels;
+use crate::network::unet::Config;
+use crate::train::adam::AdamConfig;
+use crate::train::augment::Augmentation;
+use std::fmt::{Display, Formatter, Write};
+
+/// EDM's training distribution of noise levels.
+const EDM_LEVELS: Levels = Levels::LogNormal { mean: -1.2, sd: 1.2 };
+
+/// Sizes, data and budgets; never equations or code paths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scale {
+    /// Glyphs, a handful of steps: tests of the machinery.
+    Smoke,
+    /// Glyphs, minutes on two cores: tests of the claims at small size.
+    Mini,
+    /// The paper scale's code with small files from a local server: tests that
+    /// it would run, and measures nothing.
+    Drill,
+    /// CIFAR files, a reduced U-Net and a teacher of our own.
+    Small,
+    /// CIFAR-10 and the published EDM checkpoint.
+    Paper,
+}
+
+impl Scale {
+    pub const ALL: [Scale; 5] = [Scale::Smoke, Scale::Mini, Scale::Drill, Scale::Small, Scale::Paper];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Scale::Smoke => "smoke",
+            Scale::Mini => "mini",
+            Scale::Drill => "drill",
+            Scale::Small => "small",
+            Scale::Paper => "paper",
+        }
+    }
+
+    /// Whether the images are drawn rather than read from files.
+    pub fn procedural(self) -> bool {
+        matches!(self, Scale::Smoke | Scale::Mini)
+    }
+}
+
+impl Display for Scale {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Data {
+    /// The ten target classes: CIFAR-10, or the digits.
+    Target,
+    /// The first n source classes: CIFAR-100 without overlap, or invented
+    /// characters.
+    Sources(usize),
+}
+
+impl Display for Data {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        match self {
+            Data::Target => write!(f, "target"),
+            Data::Sources(n) => write!(f, "sources-{n}"),
+        }
+    }
+}
+
+/// What initialises generator and critic (Table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    Random,
+    /// Denoising score matching at sigma_init only, on the target data.
+    SingleLevel,
+    /// Denoising score matching at all levels.
+    MultiLevel(Data),
+}
+
+impl Display for Start {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        match self {
+            Start::Random => write!(f, "random"),
+            Start::SingleLevel => write!(f, "single-level"),
+            Start::MultiLevel(data) => write!(f, "multi-level-{data}"),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// The multi-step teacher itself.
+    Teacher,
+    OneStep(Objective),
+}
+
+/// One experiment of the paper's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cell {
+    /// The row's id in paper/table1.csv or paper/table2.csv.
+    pub row: &'static str,
+    pub method: Method,
+    pub start: Start,
+}
+
+const fn class_ratio(row: &'static str, divergence: Divergence, start: Start) -> Cell {
+    Cell { row, method: Method::OneStep(Objective::ClassRatio(divergence)), start }
+}
+
+const FULL: Start = Start::MultiLevel(Data::Target);
+
+/// The full multi-level initialisation, which the others are compared with.
+pub const FULL_INITIALISATION: Cell = class_ratio("dijs", Divergence::DiJs, FULL);
+
+/// Table 1. A new divergence is a variant of `Divergence` with its arm of `phi`, a line
+/// here and a line in paper/table1.csv.
+pub const TABLE1: &[Cell] = &[
+    Cell { row: "edm", method: Method::Teacher, start: FULL },
+    Cell { row: "diff-instruct", method: Method::OneStep(Objective::Vsd), start: FULL },
+    class_ratio("dirm", Divergence::DiRm, FULL),
+    class_ratio("dikl", Divergence::DiKl, FULL),
+    FULL_INITIALISATION,
+];
+
+/// Table 2; its last row is Table 1's DiJS.
+pub const TABLE2: &[Cell] = &[
+    class_ratio("init-none", Divergence::DiJs, Start::Random),
+    class_ratio("init-single", Divergence::DiJs, Start::SingleLevel),
+    class_ratio("init-10", Divergence::DiJs, Start::MultiLevel(Data::Sources(10))),
+    class_ratio("init-50", Divergence::DiJs, Start::MultiLevel(Data::Sources(50))),
+    class_ratio("init-90", Divergence::DiJs, Start::MultiLevel(Data::Sources(90))),
+    FULL_INITIALISATION,
+];
+
+/// Every cell once.
+pub fn cells() -> impl Iterator<Item = Cell> {
+    TABLE1.iter().chain(TABLE2.iter().filter(|cell| **cell != FULL_INITIALISATION)).copied()
+}
+
+const MOST_IMAGES: u64 = 1_000_000_000_000;
+const LARGEST_BATCH: u64 = 65_536;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pretraining {
+    pub images: u64,
+    pub batch: usize,
+    pub lr: f64,
+    /// Linear warm-up of the learning rate.
+    pub warmup_images: u64,
+    /// After the warm-up: half a cosine down to 0, or EDM's constant rate.
+    pub cosine: bool,
+    pub adam: AdamConfig,
+    pub ema_half_life: u64,
+    pub levels: Levels,
+}
+
+/// The small classifier whose features stand in for Inception-v3's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClassifierTraining {
+    pub size: usize,
+    pub images: u64,
+    pub batch: usize,
+    pub lr: f64,
+    pub adam: AdamConfig,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Generated images of one trial of the final score.
+    pub samples: usize,
+    /// Trials, each of images of its own: the scores are their means.
+    pub trials: usize,
+    /// Generated images of the scores along the run.
+    pub quick_samples: usize,
+    /// Real images compared with, at most: glyphs drawn apart from the training
+    /// images, or the training images of CIFAR-10.
+    pub reference: usize,
+    /// Of these, and of the samples, as many take part in KID, precision and recall.
+    pub neighbourhood: usize,
+    /// Neighbours of precision and recall.
+    pub neighbours: usize,
+    /// Splits of the Inception Score.
+    pub splits: usize,
+}
+
+/// What a scale fixes, for all rows alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
+    pub scale: Scale,
+    pub network: Config,
+    /// Procedural training images of each class.
+    pub images_per_class: usize,
+    pub pretraining: Pretraining,
+    pub one_step: Settings,
+    /// Images of the one-step training, and of one iteration.
+    pub images: u64,
+    pub batch: usize,
+    /// How often a run writes a line, a grid and a checkpoint.
+    pub ticks: u64,
+    /// Of pre-training and of the critic's images.
+    pub augmentation: Augmentation,
+    pub evaluation: Evaluation,
+    pub classifier: ClassifierTraining,
+    /// What was changed by hand, for the label; empty for the paper's rows.
+    pub changes: Vec<String>,
+}
+
+const CLASSIFIER: ClassifierTraining = ClassifierTraining {
+    size: 16,
+    images: 256_000,
+    batch: 128,
+    lr: 2e-3,
+    adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+};
+
+impl Recipe {
+    pub fn of(scale: Scale) -> Recipe {
+        match scale {
+            Scale::Mini => Recipe::mini(),
+            Scale::Smoke => Recipe::smoke(),
+            Scale::Drill => Recipe::drill(),
+            Scale::Small => Recipe::small(),
+            Scale::Paper => Recipe::paper(),
+        }
+    }
+
+    fn mini() -> Recipe {
+        Recipe {
+            scale: Scale::Mini,
+            network: Config {
+                size: 16,
+                image_channels: 3,
+                model_channels: 16,
+                channel_mult: vec![1, 2],
+                blocks: 1,
+                attention_sizes: vec![8],
+                augment_labels: 0,
+            },
+            images_per_class: 1000,
+            pretraining: Pretraining {
+                images: 256_000,
+                batch: 64,
+                lr: 2e-3,
+                warmup_images: 6_400,
+                cosine: true,
+                adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+                ema_half_life: 22_000,
+                levels: EDM_LEVELS,
+            },
+            one_step: Settings {
+                sigma_init: 2.5,
+                levels: EDM_LEVELS,
+                generator_lr: 5e-5,
+                critic_lr: 1e-3,
+                adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8 },
+                ema_half_life: 4_400,
+            },
+            images: 38_400,
+            batch: 64,
+            ticks: 10,
+            // A digit that is turned or mirrored is another digit or none.
+            augmentation: Augmentation { p: 0.0 },
+            evaluation: Evaluation {
+                samples: 2000,
+                trials: 1,
+                quick_samples: 500,
+                reference: 5000,
+                neighbourhood: 5000,
+                neighbours: 5,
+                splits: 10,
+            },
+            classifier: CLASSIFIER,
+            changes: Vec::new(),
+        }
+    }
+
+    fn smoke() -> Recipe {
+        let mini = Recipe::mini();
+        Recipe {
+            scale: Scale::Smoke,
+            network: Config { model_channels: 8, ..mini.network },
+            images_per_class: 20,
+            pretraining: Pretraining { images: 320, batch: 16, warmup_images: 64, ..mini.pretraining },
+            // Rates at which a dozen steps change something.
+            one_step: Settings { generator_lr: 2e-3, critic_lr: 2e-3, ..mini.one_step.clone() },
+            images: 192,
+            batch: 16,
+            ticks: 12,
+            evaluation: Evaluation {
+                samples: 100,
+                quick_samples: 100,
+                reference: 200,
+                neighbourhood: 200,
+                neighbours: 3,
+                splits: 2,
+                ..mini.evaluation
+            },
+            ..mini
+        }
+    }
+
+    fn drill() -> Recipe {
+        let paper = Recipe::paper();
+        Recipe {
+            scale: Scale::Drill,
+            network: Config { model_channels: 8, channel_mult: vec![1, 2], blocks: 1, ..paper.network },
+            pretraining: Pretraining { images: 64, batch: 16, warmup_images: 16, ..paper.pretraining },
+            images: 64,
+            batch: 16,
+            ticks: 1,
+            evaluation: Evaluation {
+                samples: 20,
+                quick_samples: 10,
+                reference: 200,
+                neighbourhood: 20,
+                neighbours: 3,
+                splits: 2,
+                ..paper.evaluation
+            },
+            ..paper
+        }
+    }
+
+    fn small() -> Recipe {
+        let paper = Recipe::paper();
+        Recipe {
+            scale: Scale::Small,
+            network: Config { model_channels: 64, channel_mult: vec![1, 2, 2], blocks: 2, ..paper.network },
+            pretraining: Pretraining {
+                images: 20_000_000,
+                warmup_images: 500_000,
+                batch: 256,
+                ..paper.pretraining
+            },
+            one_step: Settings { generator_lr: 5e-5, critic_lr: 5e-5, ..paper.one_step },
+            images: 10_000_000,
+            evaluation: Evaluation { samples: 10_000, trials: 1, ..paper.evaluation },
+            ..paper
+        }
+    }
+
+    fn paper() -> Recipe {
+        Recipe {
+            scale: Scale::Paper,
+            network: Config::cifar10(),
+            images_per_class: 0,
+            pretraining: Pretraining {
+                images: 200_000_000,
+                batch: 512,
+                lr: 1e-3,
+                warmup_images: 10_000_000,
+                cosine: false,
+                adam: AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+                ema_half_life: 500_000,
+                levels: EDM_LEVELS,
+            },
+            one_step: Settings {
+                sigma_init: 2.5,
+                levels: EDM_LEVELS,
+                generator_lr: 1e-5,
+                critic_lr: 1e-5,
+                adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
+                ema_half_life: 500_000,
+            },
+            images: 100_000_000,
+            batch: 64,
+            ticks: 200,
+            augmentation: Augmentation { p: 0.12 },
+            evaluation: Evaluation {
+                samples: 50_000,
+                trials: 3,
+                quick_samples: 5_000,
+                reference: 50_000,
+                neighbourhood: 10_000,
+                neighbours: 5,
+                splits: 10,
+            },
+            classifier: CLASSIFIER,
+            changes: Vec::new(),
+        }
+    }
+
+    /// Changes one value by name. The result is another experiment, with the
+    /// change in its label: it can never stand in for the paper's row.
+    pub fn set(&mut self, change: &str) -> Result<()> {
+        const NAMES: [&str; 8] = [
+            "sigma_init",
+            "generator_lr",
+            "critic_lr",
+            "ema_half_life",
+            "images",
+            "batch",
+            "teacher_images",
+            "teacher_batch",
+        ];
+        let unknown = || {
+            let known = NAMES.join(", ");
+            Error::Usage(format!("cannot set '{change}': expected NAME=VALUE with NAME one of {known}"))
+        };
+        let (name, text) = change.split_once('=').ok_or_else(unknown)?;
+        let range = |low: f64, high: f64| match text.parse::<f64>() {
+            Ok(value) if value >= low && value <= high => Ok(value),
+            _ => Err(Error::Usage(format!(
+                "cannot set '{change}': {name} is a number from {low:e} to {high:e}"
+            ))),
+        };
+        let count = |low: u64, high: u64| match text.parse::<u64>() {
+            Ok(value) if value >= low && value <= high => Ok(value),
+            _ => Err(Error::Usage(format!(
+                "cannot set '{change}': {name} is a whole number from {low} to {high}"
+            ))),
+        };
+        let before = self.clone();
+        match name {
+            "sigma_init" => self.one_step.sigma_init = range(1e-3, 1e3)?,
+            "generator_lr" => self.one_step.generator_lr = range(0.0, 1e30)?,
+            "critic_lr" => self.one_step.critic_lr = range(0.0, 1e30)?,
+            "ema_half_life" => self.one_step.ema_half_life = count(0, MOST_IMAGES)?,
+            "images" => self.images = count(1, MOST_IMAGES)?,
+            "batch" => self.batch = count(1, LARGEST_BATCH)? as usize,
+            "teacher_images" => self.pretraining.images = count(1, MOST_IMAGES)?,
+            "teacher_batch" => self.pretraining.batch = count(1, LARGEST_BATCH)? as usize,
+            _ => return Err(unknown()),
+        }
+        if *self != before {
+            self.changes.push(change.to_string());
+        }
+        Ok(())
+    }
+
+    /// Stops both stages early; where the features are Inception's, the scores are
+    /// taken of fewer images as well.
+    pub fn until(&mut self, images: u64) {
+        let before = self.clone();
+        if !self.scale.procedural() {
+            let e = &mut self.evaluation;
+            let few = (images as usize).max(20);
+            (e.samples, e.quick_samples) = (e.samples.min(few), e.quick_samples.min(few));
+            e.reference = e.reference.min(few.max(500));
+            e.neighbourhood = e.neighbourhood.min(few);
+        }
+        self.images = self.images.min(images);
+        self.pretraining.images = self.pretraining.images.min(images);
+        self.pretraining.warmup_images = self.pretraining.warmup_images.min(images / 4);
+        // A grid and a checkpoint at every step would be most of a short run.
+        self.ticks = self.ticks.min(10);
+        if *self != before {
+            self.changes.push(format!("until={images}"));
+        }
+    }
+
+    /// Whether `start` is pre-trained in the same way in both recipes.
+    pub fn pretrains_like(&self, other: &Recipe, start: Start) -> bool {
+        self.network == other.network
+            && self.images_per_class == other.images_per_class
+            && self.pretraining == other.pretraining
+            && self.augmentation == other.augmentation
+            && self.pretraining_levels(start) == other.pretraining_levels(start)
+    }
+
+    /// Whether `start` is a published checkpoint at this scale. A pre-training that
+    /// was changed by name is not what was published.
+    pub fn has_checkpoint(&self, start: Start) -> bool {
+        matches!(self.scale, Scale::Paper | Scale::Drill)
+            && start == FULL
+            && !self.changes.iter().any(|change| change.starts_with("teacher_"))
+    }
+
+    /// Whole iterations of the one-step training.
+    pub fn iterations(&self) -> u64 {
+        self.images.div_ceil(self.batch as u64)
+    }
+
+    pub fn data_text(&self, data: Data) -> String {
+        match self.scale.procedural() {
+            true => format!("glyphs {data}, {} a class, {} pixels", self.images_per_class, self.network.size),
+            false => format!("CIFAR {data}"),
+        }
+    }
+}
+
+/// Latents on which two generators are compared.
+pub const MAP_LATENTS: usize = 1000;
+
+/// Lines `name = value`; the order is part of the text.
+#[derive(Default)]
+pub struct Text(String);
+
+impl Text {
+    pub fn new(kind: &str, scale: Scale) -> Text {
+        let mut text = Text::default();
+        text.line("kind", kind);
+        text.line("scale", scale);
+        text.line("code", env!("CODE_DIGEST"));
+        text
+    }
+
+    pub fn line(&mut self, name: &str, value: impl Display) -> &mut Text {
+        writeln!(self.0, "{name} = {value}").expect("writing to a string");
+        self
+    }
+
+    fn adam(&mut self, adam: AdamConfig) -> &mut Text {
+        self.line("adam", format!("betas {} {}, eps {:e}", adam.beta1, adam.beta2, adam.eps))
+    }
+
+    pub fn finish(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl Recipe {
+    /// The canonical text of a pre-training; `data` is the digest of the images.
+    pub fn pretraining_text(&self, start: Start, images_digest: &str, determinism: &str) -> String {
+        let p = &self.pretraining;
+        let data = match start {
+            Start::MultiLevel(data) => data,
+            Start::SingleLevel | Start::Random => Data::Target,
+        };
+        Text::new("pretraining", self.scale)
+            .line("start", start)
+            .line("network", &self.network)
+            .line("data", self.data_text(data))
+            .line("data id", images_digest)
+            .line("augmentation", self.augmentation)
+            .line("levels", self.pretraining_levels(start))
+            .line("images", p.images)
+            .line("batch", p.batch)
+            .line("lr", p.lr)
+            .line("warm-up images", p.warmup_images)
+            .line("schedule", if p.cosine { "cosine" } else { "constant" })
+            .adam(p.adam)
+            .line("ema half-life images", p.ema_half_life)
+            .line("ticks", self.ticks)
+            .line("grids at sigma", self.one_step.sigma_init)
+            .line("determinism", determinism)
+            .finish()
+    }
+
+    pub fn pretraining_levels(&self, start: Start) -> Levels {
+        match start {
+            Start::SingleLevel => Levels::Fixed(self.one_step.sigma_init as f32),
+            Start::MultiLevel(_) | Start::Random => self.pretraining.levels,
+        }
+    }
+
+    /// The canonical text of the real images' statistics.
+    pub fn reference_text(&self, images_digest: &str, features_digest: &str, determinism: &str) -> String {
+        let e = &self.evaluation;
+        Text::new("reference", self.scale)
+            .line("data sha256", images_digest)
+            .line("reference", e.reference)
+            .line("neighbourhood", e.neighbourhood)
+            .line("features sha256", features_digest)
+            .line("determinism", determinism)
+            .finish()
+    }
+
+    pub fn classifier_text(&self, images_digest: &str, determinism: &str) -> String {
+        let c = &self.classifier;
+        Text::new("classifier", Scale::Mini)
+            .line("size", c.size)
+            .line("data sha256", images_digest)
+            .line("images", c.images)
+            .line("batch", c.batch)
+            .line("lr", c.lr)
+            .adam(c.adam)
+            .line("determinism", determinism)
+            .finish()
+    }
+
+    /// The canonical text of the comparison of a finished cell with the full
+    /// initialisation's, as maps; both are named by their keys.
+    pub fn mapping_text(&self, cell_key: &str, reference_key: &str, determinism: &str) -> String {
+        Text::new("map distance", self.scale)
+            .line("cell", cell_key)
+            .line("reference", reference_key)
+            .line("latents", MAP_LATENTS)
+            .line("determinism", determinism)
+            .finish()
+    }
+
+    /// The canonical text of a cell; the digests are those of the images, of
+    /// the initial weights and of the feature network.
+    pub fn cell_text(
+        &self,
+        cell: &Cell,
+        seed: u64,
+        images_digest: &str,
+        weights_digest: &str,
+        features_digest: &str,
+        determinism: &str,
+    ) -> String {
+        let mut text = Text::new("cell", self.scale);
+        text.line("row", cell.row)
+            .line("seed", seed)
+            .line("start", cell.start)
+            .line("network", &self.network)
+            .line("data", self.data_text(Data::Target))
+            .line("data sha256", images_digest)
+            .line("weights sha256", weights_digest);
+        match cell.method {
+            Method::Teacher => {
+                text.line("method", "18-step Heun sampling of the teacher");
+            }
+            Method::OneStep(objective) => {
+                let s = &self.one_step;
+                text.line("method", objective)
+                    .line("sigma_init", s.sigma_init)
+                    .line("levels", s.levels)
+                    .line("weight", "sigma^2")
+                    .line("generator lr", s.generator_lr)
+                    .line("critic lr", s.critic_lr)
+                    .adam(s.adam)
+                    .line("ema half-life images", s.ema_half_life)
+                    .line("augmentation of the critic's images", self.augmentation)
+                    .line("images", self.images)
+                    .line("batch", self.batch)
+                    .line("ticks", self.ticks);
+            }
+        }
+        let e = &self.evaluation;
+        text.line("samples", format!("{} x {}, and {} along the run", e.trials, e.samples, e.quick_samples))
+            .line("reference", e.reference)
+            .line("neighbourhood", e.neighbourhood)
+            .line("neighbours", e.neighbours)
+            .line("splits", e.splits)
+            .line("features sha256", features_digest)
+            .line("determinism", determinism)
+            .finish()
+    }
+}

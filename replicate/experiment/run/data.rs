@@ -1,0 +1,243 @@
+//! The images of a scale, and what is measured against them.
+
+use super::inputs::Input;
+use super::{Claim, Runner, provenance};
+use crate::data::cifar::{self, Set, Split};
+use crate::data::{Images, glyphs};
+use crate::error::{Error, Result};
+use crate::experiment::{Cell, Data, Scale, Start};
+use crate::judge::paper;
+use crate::measure::evaluate::{Evaluator, FeatureNetwork, Reference};
+use crate::measure::metrics::Features;
+use crate::measure::statistics::Statistics;
+use crate::network::params::Arrays;
+use crate::rng::Stream;
+use crate::store::{Array, Entry, Key, Lock, Manifest, read_safetensors, sha256_hex, write_safetensors};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Mean and covariance of the real images' features, in EDM's form.
+const STATISTICS: &str = "statistics.npz";
+/// Features of some of the real images, and the mean of each class.
+const NEIGHBOURHOOD: &str = "neighbourhood.safetensors";
+/// Our statistics of the real images against EDM's: more is another network,
+/// another resize or other images.
+const STATISTICS_AGREE: f64 = 1e-2;
+
+impl Runner<'_> {
+    /// Names the images. Where they are files that are not here, it is an error with
+    /// `make`, and `None` without.
+    pub(super) fn digest(&mut self, data: Data, make: bool) -> Result<Option<String>> {
+        if self.recipe.scale.procedural() {
+            // The drawing is code and its version is in every name of a stream:
+            // the text says which images, without making them.
+            let text = format!("{} {}", glyphs::VERSION, self.recipe.data_text(data));
+            return Ok(Some(sha256_hex(text.as_bytes())));
+        }
+        if !make && self.source(data)?.is_none() {
+            return Ok(None);
+        }
+        self.images(data)?;
+        Ok(Some(self.images[&data].1.clone()))
+    }
+
+    /// Reads the images that were given with `--data` for `cells`: what is wrong
+    /// with them should be said before anything is fetched.
+    pub fn read_given(&mut self, cells: &[Cell]) -> Result<()> {
+        if self.recipe.scale.procedural() || self.settings.data.is_none() {
+            return Ok(());
+        }
+        self.images(Data::Target)?;
+        for cell in cells {
+            if let Start::MultiLevel(data) = cell.start {
+                self.images(data)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The images of `data`, for whoever puts them back.
+    pub(super) fn take(&mut self, data: Data) -> Result<Images> {
+        self.images(data)?;
+        Ok(self.images.remove(&data).expect("just made").0)
+    }
+
+    /// Reads or draws the images of `data`, once.
+    pub(super) fn images(&mut self, data: Data) -> Result<()> {
+        if !self.images.contains_key(&data) {
+            let images = self.load(data)?;
+            let digest = if self.recipe.scale.procedural() { String::new() } else { images.digest() };
+            self.images.insert(data, (images, digest));
+        }
+        Ok(())
+    }
+
+    fn load(&mut self, data: Data) -> Result<Images> {
+        let (size, per_class) = (self.recipe.network.size, self.recipe.images_per_class);
+        if self.recipe.scale.procedural() {
+            return Ok(match data {
+                Data::Target => glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "train"),
+                Data::Sources(n) => {
+                    let first = glyphs::SOURCE_CLASSES.start;
+                    // As many images as the target has, whatever the number of classes.
+                    let each = per_class * crate::measure::evaluate::TARGETS / n;
+                    glyphs::images(size, first..first + n, each, "train")
+                }
+            });
+        }
+        let set = set(data);
+        let path = match self.source(data)? {
+            Some(path) => path,
+            None => self.require(Input::Cifar(set))?.0,
+        };
+        let all = cifar::train(set, &path)?;
+        if all.len() < Split::Train.full() && self.recipe.scale != Scale::Drill {
+            self.watch.note(&format!(
+                "{set}: {} of {} training images in {}",
+                all.len(),
+                Split::Train.full(),
+                path.display()
+            ));
+        }
+        match data {
+            Data::Target => Ok(all),
+            Data::Sources(n) => {
+                cifar::of_classes(all, &paper::source_classes(&self.settings.root.join("paper"), n)?, &path)
+            }
+        }
+    }
+
+    /// Where the images of `data` are read from; `None` where nothing was given and
+    /// nothing fetched.
+    fn source(&self, data: Data) -> Result<Option<PathBuf>> {
+        match &self.settings.data {
+            Some(path) => Ok(Some(path.clone())),
+            None => Ok(self.input(Input::Cifar(set(data)))?.map(|(path, _)| path)),
+        }
+    }
+
+    /// The evaluator of the scale; what it compares with is measured where it is missing.
+    pub(super) fn prepare_evaluator(&mut self) -> Result<()> {
+        if self.evaluator.get().is_some() {
+            return Ok(());
+        }
+        let evaluation = self.recipe.evaluation.clone();
+        let network = self.feature_network()?;
+        let reference = match self.recipe.scale.procedural() {
+            true => {
+                let per_class = evaluation.reference / crate::measure::evaluate::TARGETS;
+                let size = self.recipe.network.size;
+                let images = glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "reference");
+                Reference::measure(&network, &images, evaluation.neighbourhood, |_| Ok(()))?
+            }
+            false => self.reference(&network)?,
+        };
+        let evaluator = Evaluator::new(network, evaluation, reference)?;
+        if !self.recipe.scale.procedural() {
+            self.compare_statistics(&evaluator)?;
+        }
+        _ = self.evaluator.set(evaluator);
+        Ok(())
+    }
+
+    /// The statistics of the training images, stored under the key of what they
+    /// were made from.
+    fn reference(&mut self, network: &FeatureNetwork) -> Result<Reference> {
+        let images_digest = self.digest(Data::Target, true)?.expect("named where it is not missing");
+        let (_, features_digest) = self.require(Input::Inception)?;
+        let class = self.class;
+        let text = self.recipe.reference_text(&images_digest, &features_digest, class);
+        let entry = self.store.entry(&Key::of(&text), &self.label("reference"));
+        if let Claim::Ours(lock) = self.claim(&entry)? {
+            let started = Instant::now();
+            let reference = self.measure(network, &lock)?;
+            lock.write(STATISTICS, &reference.statistics.to_npz())?;
+            let rows = |f: Features| Array { shape: vec![f.len(), f.dim], data: f.rows };
+            let arrays = Arrays::from([
+                ("features".to_string(), rows(reference.neighbourhood)),
+                ("class_means".to_string(), rows(reference.class_means)),
+            ]);
+            lock.write(NEIGHBOURHOOD, &write_safetensors(&arrays, &BTreeMap::new()))?;
+            let manifest = Manifest {
+                experiment: text,
+                determinism: class.to_string(),
+                inputs: BTreeMap::from([
+                    ("images".into(), images_digest),
+                    ("features".into(), features_digest),
+                ]),
+                provenance: provenance(started.elapsed(), &self.settings.device),
+                ..Manifest::default()
+            };
+            lock.publish(manifest, &[STATISTICS, NEIGHBOURHOOD])?;
+        }
+        read_reference(&entry)
+    }
+
+    fn measure(&mut self, network: &FeatureNetwork, lock: &Lock) -> Result<Reference> {
+        let evaluation = &self.recipe.evaluation;
+        let images = &self.images[&Data::Target].0;
+        let n = images.len().min(evaluation.reference);
+        // The images come sorted by class.
+        let mixed = Stream::new("reference", "order").at(0).permutation(images.len());
+        let chosen = images.chosen(&mixed[..n]);
+        let (watch, stop) = (&mut self.watch, self.stop);
+        Reference::measure(network, &chosen, evaluation.neighbourhood, |done| {
+            watch.sampling(lock.label(), done, n);
+            match stop.load(Ordering::Relaxed) {
+                true => Err(Error::Stopped { cell: lock.label().into() }),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// EDM's published statistics, where they were fetched, must be those that we
+    /// measure of the full set.
+    fn compare_statistics(&mut self, ours: &Evaluator) -> Result<()> {
+        let Some((path, _)) = self.input(Input::Statistics)? else { return Ok(()) };
+        let images = &self.images[&Data::Target].0;
+        if images.len() < Split::Train.full() && self.recipe.scale != Scale::Drill {
+            return Ok(());
+        }
+        let apart = ours.distance_to(&Statistics::read(&path)?)?;
+        let told =
+            format!("FID between our statistics of the real images and EDM's published ones: {apart:.2e}");
+        if apart > STATISTICS_AGREE {
+            return Err(Error::Malformed {
+                path,
+                expected: format!("statistics within {STATISTICS_AGREE} of ours"),
+                found: told,
+                remedy: "one of them is wrong: the images, the Inception weights, or this file; \
+                         compare with `replicate score cifar10 --ref FILE`"
+                    .into(),
+            });
+        }
+        self.watch.note(&told);
+        Ok(())
+    }
+}
+
+fn set(data: Data) -> Set {
+    match data {
+        Data::Target => Set::Cifar10,
+        Data::Sources(_) => Set::Cifar100,
+    }
+}
+
+fn read_reference(entry: &Entry) -> Result<Reference> {
+    let statistics = Statistics::read(&entry.path(STATISTICS))?;
+    let path = entry.path(NEIGHBOURHOOD);
+    let (mut arrays, _) = read_safetensors(&path, &entry.read(NEIGHBOURHOOD)?)?;
+    let mut features = |name: &str| match arrays.remove(name) {
+        Some(array) => Ok(Features::new(statistics.mean.len(), array.data)),
+        None => Err(Error::Malformed {
+            path: path.clone(),
+            expected: format!("an array {name}"),
+            found: "none".into(),
+            remedy: "remove that directory: it is made again".into(),
+        }),
+    };
+    let (neighbourhood, class_means) = (features("features")?, features("class_means")?);
+    Ok(Reference { statistics, neighbourhood, class_means })
+}

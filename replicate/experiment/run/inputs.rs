@@ -1,0 +1,86 @@
+//! The files that a scale reads: which they are, and where they are found.
+
+use super::Runner;
+use crate::data::cifar::{self, Set, Split};
+use crate::error::{Error, Result};
+use crate::experiment::{Cell, Data, Scale, Start};
+use crate::store::fetch::{Asset, Inputs, find_any, named};
+use std::path::PathBuf;
+
+/// A file by what it is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// EDM's checkpoint: the teacher, and the multi-level initialisation.
+    Checkpoint,
+    /// The weights of the feature network.
+    Inception,
+    Cifar(Set),
+    /// EDM's statistics of the real images; ours are compared with them.
+    Statistics,
+}
+
+impl Input {
+    /// The assets that will do, the one to fetch first.
+    pub fn assets(self, scale: Scale) -> Vec<&'static Asset> {
+        let drill = scale == Scale::Drill;
+        let id = match self {
+            Input::Checkpoint => "edm",
+            Input::Inception => "inception",
+            Input::Statistics => "fid-reference",
+            Input::Cifar(set) if !drill => return cifar::assets(set, Split::Train),
+            Input::Cifar(Set::Cifar10) => "cifar10",
+            Input::Cifar(Set::Cifar100) => "cifar100",
+        };
+        let id = if drill { format!("drill-{id}") } else { id.to_string() };
+        vec![named(&id).expect("an id of the table")]
+    }
+}
+
+impl Runner<'_> {
+    /// What `cells` read beside the images that were given, in the order of use;
+    /// nothing where the images are drawn.
+    pub fn needed(&self, cells: &[Cell]) -> Vec<Input> {
+        if self.recipe.scale.procedural() {
+            return Vec::new();
+        }
+        let mut all = Vec::new();
+        if cells.iter().any(|cell| self.published(cell.start)) {
+            all.push(Input::Checkpoint);
+        }
+        all.push(Input::Inception);
+        if self.settings.data.is_none() {
+            all.push(Input::Cifar(Set::Cifar10));
+            if cells.iter().any(|cell| matches!(cell.start, Start::MultiLevel(Data::Sources(_)))) {
+                all.push(Input::Cifar(Set::Cifar100));
+            }
+        }
+        all.push(Input::Statistics);
+        all
+    }
+
+    /// The verified file of `input` and its SHA-256; `None` where it was never fetched.
+    pub(super) fn input(&self, input: Input) -> Result<Option<(PathBuf, String)>> {
+        let mut inputs = self.inputs.borrow_mut();
+        if let Some((_, found)) = inputs.iter().find(|(known, _)| *known == input) {
+            return Ok(Some(found.clone()));
+        }
+        let assets = input.assets(self.recipe.scale);
+        let found = find_any(&Inputs::of(&self.settings.store), &assets)?.map(|path| {
+            // That is its name in the store.
+            let sha256 = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (path, sha256)
+        });
+        inputs.extend(found.clone().map(|found| (input, found)));
+        Ok(found)
+    }
+
+    /// As `input`, where it has to be there.
+    pub(super) fn require(&self, input: Input) -> Result<(PathBuf, String)> {
+        let asset = input.assets(self.recipe.scale)[0];
+        self.input(input)?.ok_or_else(|| Error::Missing {
+            path: Inputs::of(&self.settings.store).place(asset),
+            what: format!("--scale {} needs {}", self.recipe.scale, asset.what),
+            remedy: format!("get it with `replicate fetch {}`", asset.id),
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! The small classifier whose features and logits stand in for Inception-v3's
+//! where the images are glyphs. What is measured with it is called FD, not FID.
+
+use crate::data::Images;
+use crate::measure::metrics::Features;
+use crate::network::cpu::tape;
+use crate::network::elsewhere;
+use crate::network::params::{Arrays, Params, Source};
+use crate::network::{Builder, Norm, Ops, Param, Plus};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+/// Digits and invented characters.
+pub const CLASSES: usize = 110;
+/// Length of a feature vector.
+pub const FEATURES: usize = 64;
+/// (input channels, output channels, halve first)
+const LAYERS: [(usize, usize, bool); 5] =
+    [(3, 32, false), (32, 48, false), (48, 64, true), (64, 64, false), (64, FEATURES, true)];
+
+struct Layer {
+    weight: Param,
+    bias: Param,
+    norm: Norm,
+    halve: bool,
+}
+
+pub struct Classifier {
+    pub(crate) parameters: Vec<Tensor>,
+    layers: Vec<Layer>,
+    /// The last layer is a network of its own, because the features before it are asked
+    /// for, too.
+    pub(crate) head: Head,
+}
+
+pub(crate) struct Head {
+    pub parameters: Vec<Tensor>,
+    weight: Param,
+    bias: Param,
+}
+
+impl Classifier {
+    pub fn new(vb: VarBuilder) -> Result<Classifier> {
+        let uniform = |fan_in: usize| {
+            let bound = (3.0 / fan_in as f64).sqrt();
+            Init::Uniform { lo: -bound, up: bound }
+        };
+        let b = Builder::new(vb.clone());
+        let mut layers = Vec::new();
+        for (i, (inputs, outputs, halve)) in LAYERS.into_iter().enumerate() {
+            let b = b.pp(format!("layer{i}"));
+            layers.push(Layer {
+                weight: b.get((outputs, inputs, 3, 3), "weight", uniform(inputs * 9))?,
+                bias: b.get(outputs, "bias", Init::Const(0.0))?,
+                norm: Norm {
+                    gamma: b.get(outputs, "gamma", Init::Const(1.0))?,
+                    beta: b.get(outputs, "beta", Init::Const(0.0))?,
+                    groups: 8,
+                    eps: 1e-5,
+                    silu: true,
+                },
+                halve,
+            });
+        }
+        let h = Builder::new(vb).pp("head");
+        let weight = h.get((CLASSES, FEATURES), "weight", uniform(FEATURES))?;
+        let bias = h.get(CLASSES, "bias", Init::Const(0.0))?;
+        let head = Head { parameters: h.parameters(), weight, bias };
+        Ok(Classifier { parameters: b.parameters(), layers, head })
+    }
+
+    /// A network that only evaluates, with the given weights.
+    pub fn load(device: &Device, weights: &Arrays) -> Result<Classifier> {
+        let source = Source { given: weights, drawn: &[], cell: "" };
+        Params::build(device, &source, Classifier::new)?.0.frozen(Classifier::new)
+    }
+
+    /// Features (B, 64) and logits (B, 110) of images (B, 3, H, W) in [-1, 1].
+    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (body, head) = (&self.parameters, &self.head.parameters);
+        if x.device().is_cpu() {
+            let features = tape::apply(body, x, |ops, _, x| self.features(ops, x))?;
+            let logits = tape::apply(head, &features, |ops, _, x| self.logits(ops, x))?;
+            return Ok((features, logits));
+        }
+        // What measures is never rounded.
+        let features = elsewhere::apply(body, x, DType::F32, |ops, x| self.features(ops, x))?;
+        let logits = elsewhere::apply(head, &features, DType::F32, |ops, x| self.logits(ops, x))?;
+        Ok((features, logits))
+    }
+
+    pub(crate) fn features<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let mut x = x.clone();
+        for layer in &self.layers {
+            if layer.halve {
+                x = ops.down2(&x)?;
+            }
+            x = ops.conv(&x, layer.weight, Some(layer.bias), Plus::NOTHING)?;
+            x = ops.norm(&x, &layer.norm)?;
+        }
+        ops.mean(&x)
+    }
+
+    pub(crate) fn logits<O: Ops>(&self, ops: &mut O, features: &O::Map) -> Result<O::Map> {
+        ops.conv(features, self.head.weight, Some(self.head.bias), Plus::NOTHING)
+    }
+
+    /// Features and logits of 8-bit images. On a CPU, the bits of an image's
+    /// features do not depend on the images around it.
+    pub fn extract(&self, images: &Images, device: &Device) -> Result<(Features, Features)> {
+        const BATCH: usize = 250;
+        let (mut features, mut logits) =
+            (Features::new(FEATURES, Vec::new()), Features::new(CLASSES, Vec::new()));
+        let all: Vec<usize> = (0..images.len()).collect();
+        for batch in all.chunks(BATCH) {
+            let shape = (batch.len(), images.channels, images.size, images.size);
+            let (f, l) = self.forward(&Tensor::from_vec(images.to_unit(batch), shape, device)?)?;
+            features.rows.extend(f.flatten_all()?.to_vec1::<f32>()?);
+            logits.rows.extend(l.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok((features, logits))
+    }
+}

@@ -1,0 +1,263 @@
+//! Images in, scores out: features once, every metric from them.
+
+use crate::data::Images;
+use crate::error::{Error, Result};
+use crate::experiment::Evaluation;
+use crate::measure::classifier::Classifier;
+use crate::measure::inception::{self, Inception};
+use crate::measure::metrics::Features;
+use crate::measure::metrics::frechet::{Factor, Moments, distance};
+use crate::measure::metrics::inception_score::inception_score;
+use crate::measure::metrics::kid::kid;
+use crate::measure::metrics::modes::{Collapse, collapse, modes};
+use crate::measure::metrics::precision_recall::precision_recall;
+use crate::measure::statistics::Statistics;
+use crate::rng::Stream;
+use candle_core::Device;
+
+/// Number of target classes.
+pub const TARGETS: usize = 10;
+/// What is measured of a set of images, in the order of the scores file.
+pub const METRICS: [&str; 9] =
+    ["fd", "is", "kid", "precision", "recall", "classes", "covered", "diversity", "collapse"];
+const KID_SUBSETS: usize = 20;
+/// Images in a KID subset, fewer where there are not that many.
+const KID_SUBSET_SIZE: usize = 500;
+
+/// Where a training stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Quick {
+    /// Fréchet distance in the features of the feature network.
+    pub fd: f64,
+    /// k-NN recall.
+    pub recall: f64,
+    /// Effective number of target classes.
+    pub classes: f64,
+}
+
+impl Quick {
+    pub fn collapse(&self) -> Collapse {
+        collapse(self.recall, self.classes, TARGETS)
+    }
+}
+
+/// What turns images into features.
+pub enum FeatureNetwork {
+    /// Knows the ten target classes itself.
+    Glyphs(Classifier, Device),
+    /// A target class is there the mean feature of its real images.
+    Inception(Inception),
+}
+
+impl FeatureNetwork {
+    fn dim(&self) -> usize {
+        match self {
+            FeatureNetwork::Glyphs(..) => crate::measure::classifier::FEATURES,
+            FeatureNetwork::Inception(_) => inception::FEATURES,
+        }
+    }
+
+    /// Features and logits of all `images`.
+    fn extract(&self, images: &Images) -> Result<(Features, Features)> {
+        match self {
+            FeatureNetwork::Glyphs(classifier, device) => Ok(classifier.extract(images, device)?),
+            FeatureNetwork::Inception(inception) => inception.extract(images, 0..images.len()),
+        }
+    }
+}
+
+/// What the real images look like to a feature network.
+pub struct Reference {
+    /// Of all of them.
+    pub statistics: Statistics,
+    /// Features of the first ones, for KID, precision and recall.
+    pub neighbourhood: Features,
+    /// The mean features of the target classes; empty where the feature network
+    /// knows them itself.
+    pub class_means: Features,
+}
+
+impl Reference {
+    /// Of labelled images, in an order that mixes the classes.
+    ///
+    /// # Errors
+    /// `Run` where a target class has no image; what `watch`, which is told how many
+    /// images are done, returns.
+    pub fn measure(
+        network: &FeatureNetwork,
+        images: &Images,
+        neighbourhood: usize,
+        mut watch: impl FnMut(usize) -> Result<()>,
+    ) -> Result<Reference> {
+        const AT_ONCE: usize = 250;
+        let dim = network.dim();
+        let mut moments = Moments::new(dim);
+        let mut near = Features::new(dim, Vec::new());
+        let (mut sums, mut counts) = (vec![0f64; TARGETS * dim], [0usize; TARGETS]);
+        for start in (0..images.len()).step_by(AT_ONCE) {
+            let range = start..images.len().min(start + AT_ONCE);
+            let (features, _) = network.extract(&images.part(range.clone()))?;
+            moments.push(&features);
+            let still = neighbourhood.saturating_sub(near.len()).min(features.len());
+            near.rows.extend_from_slice(&features.rows[..still * dim]);
+            for (i, label) in images.labels[range.clone()].iter().enumerate() {
+                let class = *label as usize;
+                counts[class] += 1;
+                let sum = &mut sums[class * dim..(class + 1) * dim];
+                sum.iter_mut().zip(features.row(i)).for_each(|(sum, value)| *sum += *value as f64);
+            }
+            watch(range.end)?;
+        }
+        let class_means = match network {
+            FeatureNetwork::Glyphs(..) => Features::new(dim, Vec::new()),
+            FeatureNetwork::Inception(_) => {
+                if let Some(class) = counts.iter().position(|count| *count == 0) {
+                    return Err(Error::Run(format!("no reference image is of class {class}")));
+                }
+                let mean = |(i, sum): (usize, f64)| (sum / counts[i / dim] as f64) as f32;
+                Features::new(dim, sums.into_iter().enumerate().map(mean).collect())
+            }
+        };
+        let statistics = Statistics { mean: moments.mean(), covariance: moments.covariance() };
+        Ok(Reference { statistics, neighbourhood: near, class_means })
+    }
+}
+
+/// The feature network and the real images' statistics.
+pub struct Evaluator {
+    network: FeatureNetwork,
+    evaluation: Evaluation,
+    reference: Reference,
+    factor: Factor,
+}
+
+impl Evaluator {
+    pub fn new(network: FeatureNetwork, evaluation: Evaluation, reference: Reference) -> Result<Evaluator> {
+        let factor = reference.statistics.factor()?;
+        Ok(Evaluator { network, evaluation, reference, factor })
+    }
+
+    /// The Fréchet distance of our real images from others that were measured with
+    /// the same features.
+    pub fn distance_to(&self, theirs: &Statistics) -> Result<f64> {
+        distance(&self.factor, &theirs.factor()?)
+    }
+
+    /// What is looked at along a run, from fewer images than the scores.
+    pub fn quick(&self, images: &Images) -> Result<Quick> {
+        let (features, logits) = self.network.extract(images)?;
+        let (_, recall) = self.precision_recall(&features);
+        let classes = modes(&self.target_logits(&features, &logits), &features, TARGETS).effective_classes;
+        Ok(Quick { fd: self.distance_of(&features)?, recall, classes })
+    }
+
+    /// Of the first images of the neighbourhood, as many on either side.
+    fn precision_recall(&self, features: &Features) -> (f64, f64) {
+        let reference = &self.reference.neighbourhood;
+        let n = features.len().min(reference.len());
+        precision_recall(&first(features, n), &first(reference, n), self.evaluation.neighbours)
+    }
+
+    fn distance_of(&self, features: &Features) -> Result<f64> {
+        let mut moments = Moments::new(features.dim);
+        moments.push(features);
+        distance(&moments.factor()?, &self.factor)
+    }
+
+    /// Every metric by name, in the order of the scores file, of one trial.
+    pub fn scores(&self, images: &Images) -> Result<Vec<(&'static str, f64)>> {
+        let (features, logits) = self.network.extract(images)?;
+        let (precision, recall) = self.precision_recall(&features);
+        let modes = modes(&self.target_logits(&features, &logits), &features, TARGETS);
+        let reference = &self.reference.neighbourhood;
+        let near = first(&features, features.len().min(self.evaluation.neighbourhood));
+        let subset = KID_SUBSET_SIZE.min(near.len().min(reference.len()) / 2);
+        let (kid, _) = kid(&near, reference, KID_SUBSETS, subset, &Stream::new("kid", "subsets"));
+        let values = [
+            self.distance_of(&features)?,
+            inception_score(&logits, self.evaluation.splits).0,
+            kid,
+            precision,
+            recall,
+            modes.effective_classes,
+            modes.covered as f64,
+            modes.diversity,
+            collapse(recall, modes.effective_classes, TARGETS).code(),
+        ];
+        Ok(METRICS.into_iter().zip(values).collect())
+    }
+
+    /// Logits of the ten target classes: which of them an image is most like,
+    /// and not whether it might be something else.
+    fn target_logits(&self, features: &Features, logits: &Features) -> Features {
+        match self.network {
+            FeatureNetwork::Glyphs(..) => {
+                let rows = (0..logits.len()).flat_map(|i| logits.row(i)[..TARGETS].iter().copied());
+                Features::new(TARGETS, rows.collect())
+            }
+            FeatureNetwork::Inception(_) => nearness(features, &self.reference.class_means),
+        }
+    }
+}
+
+/// Minus the squared distance of each row of `features` to each of `means`, which
+/// serves as logits: the argmax is the nearest mean.
+fn nearness(features: &Features, means: &Features) -> Features {
+    let near = |row: &[f32], mean: &[f32]| -> f32 {
+        -row.iter().zip(mean).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum::<f64>() as f32
+    };
+    let rows = (0..features.len())
+        .flat_map(|i| (0..means.len()).map(move |class| near(features.row(i), means.row(class))));
+    Features::new(means.len(), rows.collect())
+}
+
+/// The scores of several trials as those of one cell: means, and the smallest
+/// `fd`, which is what EDM prints. The state is that of the mean recall and classes.
+pub fn over_trials(trials: &[Vec<(&'static str, f64)>]) -> Vec<(&'static str, f64)> {
+    let values = |at: usize| trials.iter().map(move |scores| scores[at].1);
+    let mean = |at: usize| values(at).sum::<f64>() / trials.len() as f64;
+    let names = || trials[0].iter().map(|(name, _)| *name).enumerate();
+    let of = |wanted: &str| names().find(|(_, name)| *name == wanted).map_or(f64::NAN, |(at, _)| mean(at));
+    let mut scores: Vec<_> = names()
+        .map(|(at, name)| match name {
+            "collapse" => (name, collapse(of("recall"), of("classes"), TARGETS).code()),
+            _ => (name, mean(at)),
+        })
+        .collect();
+    if trials.len() > 1 {
+        scores.insert(1, ("fd_min", values(0).fold(f64::INFINITY, f64::min)));
+    }
+    scores
+}
+
+fn first(features: &Features, n: usize) -> Features {
+    Features::new(features.dim, features.rows[..n * features.dim].to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trial(fd: f64, recall: f64, classes: f64) -> Vec<(&'static str, f64)> {
+        METRICS.into_iter().zip([fd, 2.0, 0.5, 0.9, recall, classes, 10.0, 3.0, 0.0]).collect()
+    }
+
+    #[test]
+    fn the_nearest_mean_has_the_largest_logit() {
+        let means = Features::new(2, vec![0.0, 0.0, 3.0, 4.0, -1.0, 1.0]);
+        let found = nearness(&Features::new(2, vec![3.0, 3.0, 0.0, 0.0]), &means);
+        assert_eq!((found.dim, found.rows), (3, vec![-18.0, -1.0, -20.0, 0.0, -25.0, -2.0]));
+    }
+
+    #[test]
+    fn trials_give_means_and_the_least_distance() {
+        let one = trial(4.0, 0.6, 9.0);
+        assert_eq!(over_trials(std::slice::from_ref(&one)), one);
+        let three = over_trials(&[trial(4.0, 0.02, 4.0), trial(1.0, 0.06, 4.4), trial(7.0, 0.07, 4.2)]);
+        let value = |name: &str| three.iter().find(|(known, _)| *known == name).unwrap().1;
+        assert_eq!((value("fd"), value("fd_min")), (4.0, 1.0));
+        assert!((value("recall") - 0.05).abs() < 1e-12 && (value("classes") - 4.2).abs() < 1e-12);
+        // Of the means: each trial alone said "healthy" here.
+        assert_eq!(value("collapse"), 2.0);
+    }
+}

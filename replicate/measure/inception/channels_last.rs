@@ -1,0 +1,47 @@
+//! The network's layers of this project's kernels, channels last: for the CPU.
+
+use super::topology::Layer;
+use crate::network::cpu::{Filter, Maps, average_pool, max_pool};
+
+/// Height, width and channels behind layers in a row.
+pub fn shape(layers: &[Layer<Filter>], from: [usize; 3]) -> [usize; 3] {
+    layers.iter().fold(from, |from, layer| match layer {
+        Layer::Conv(filter) => filter.output_shape(from),
+        Layer::MaxPool(window) | Layer::AveragePool(window) => {
+            let [height, width] = window.output(from[0], from[1]);
+            [height, width, from[2]]
+        }
+        Layer::Fork(branches) => {
+            let shapes = branches.iter().map(|branch| shape(branch, from));
+            shapes.reduce(|all, one| [one[0], one[1], all[2] + one[2]]).unwrap_or(from)
+        }
+    })
+}
+
+/// `x` through layers in a row, into the channels of `y` from `channel` on.
+pub fn forward(layers: &[Layer<Filter>], x: &Maps, y: &mut Maps, channel: usize) {
+    let Some((last, before)) = layers.split_last() else { return };
+    let mut between: Option<Maps> = None;
+    for layer in before {
+        let x = between.as_ref().unwrap_or(x);
+        let mut y = Maps::stale(x.images, shape(std::slice::from_ref(layer), x.shape()));
+        apply(layer, x, &mut y, 0);
+        between = Some(y);
+    }
+    apply(last, between.as_ref().unwrap_or(x), y, channel);
+}
+
+fn apply(layer: &Layer<Filter>, x: &Maps, y: &mut Maps, channel: usize) {
+    match layer {
+        Layer::Conv(filter) => filter.apply(x, y, channel),
+        Layer::MaxPool(window) => max_pool(x, *window, y, channel),
+        Layer::AveragePool(window) => average_pool(x, *window, y, channel),
+        Layer::Fork(branches) => {
+            let mut channel = channel;
+            for branch in branches {
+                forward(branch, x, y, channel);
+                channel += shape(branch, x.shape())[2];
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What is measured of images: features, distances, scores, collapse.
+
+pub mod classifier;
+pub mod evaluate;
+pub mod inception;
+pub mod metrics;
+pub mod statistics;

@@ -1,0 +1,3 @@
+//! From a denoiser to images in several steps.
+
+pub mod edm;

@@ -1,0 +1,240 @@
+//! Convolution, stride 1, same size, 1x1 or 3x3, and its gradients. A 3x3 kernel
+//! reads a copy of the image with a border of zeros, so that every tap is one
+//! offset for all pixels; with many channels it is Winograd's. The input gradient is
+//! the same convolution with the kernel turned round; the weight gradient is a sum of
+//! outer products over pixels.
+
+use super::maps::Maps;
+use super::memory::Buffer;
+use super::simd::lanes::{Kernel, LANES, Lanes, run};
+use super::simd::product::{Dense, Ends, Panels, Shifted, column_sums, outer, product};
+use super::simd::winograd;
+
+/// Sizes of a weight (outputs, inputs, side, side), side = 1 or 3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    pub outputs: usize,
+    pub inputs: usize,
+    pub side: usize,
+}
+
+/// A weight as the convolution reads it.
+pub enum Packed {
+    Direct(Panels),
+    Winograd(Vec<Panels>),
+}
+
+impl Weight {
+    fn taps(&self) -> usize {
+        self.side * self.side
+    }
+
+    /// With few channels the transforms cost more than they save.
+    fn winograd(&self) -> bool {
+        self.side == 3 && self.inputs.min(self.outputs) >= LANES && self.inputs * self.outputs >= 512
+    }
+
+    /// For the convolution itself, from the values (outputs, inputs, side, side).
+    pub fn packed(&self, w: &[f32]) -> Packed {
+        let (taps, inputs) = (self.taps(), self.inputs);
+        self.pack(inputs, self.outputs, |i, o, tap| w[(o * inputs + i) * taps + tap])
+    }
+
+    /// For the input gradient: the transposed kernel, turned by 180 degrees.
+    pub fn turned(&self, w: &[f32]) -> Packed {
+        let (taps, inputs) = (self.taps(), self.inputs);
+        self.pack(self.outputs, inputs, |o, i, tap| w[(o * inputs + i) * taps + taps - 1 - tap])
+    }
+
+    fn pack(&self, from: usize, to: usize, value: impl Fn(usize, usize, usize) -> f32) -> Packed {
+        if self.winograd() {
+            return Packed::Winograd(winograd::panels(from, to, value));
+        }
+        let mut panels = Panels::zeros(self.taps() * from, to);
+        for t in 0..to {
+            for f in 0..from {
+                for tap in 0..self.taps() {
+                    panels.set(tap * from + f, t, value(f, t, tap));
+                }
+            }
+        }
+        Packed::Direct(panels)
+    }
+
+    /// Length of the sums that [`Weight::add_gradient`] adds to.
+    pub fn sums_len(&self) -> usize {
+        if self.winograd() {
+            winograd::sums_len(self.inputs, self.outputs)
+        } else {
+            self.taps() * self.inputs * self.outputs
+        }
+    }
+
+    /// Adds the gradient of the weight, in an order of its own, to `sums`.
+    pub fn add_gradient(&self, x: &Maps, dy: &Maps, sums: &mut [f32]) {
+        if self.winograd() {
+            return winograd::add_gradient(x, dy, sums);
+        }
+        if self.side == 1 {
+            let rows = Dense { values: x.values(), length: x.channels };
+            return outer(rows, dy.values(), dy.channels, sums);
+        }
+        outer(Surroundings::new(x, self.side).rows(), dy.values(), dy.channels, sums);
+    }
+
+    /// The gradient (outputs, inputs, side, side) from its sums.
+    pub fn gradient(&self, sums: &[f32]) -> Vec<f32> {
+        let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
+        let mut w = vec![0f32; taps * inputs * outputs];
+        for i in 0..inputs {
+            for o in 0..outputs {
+                let to = &mut w[(o * inputs + i) * taps..][..taps];
+                if self.winograd() {
+                    to.copy_from_slice(&winograd::taps(sums, i * outputs + o, inputs * outputs));
+                } else {
+                    for (tap, w) in to.iter_mut().enumerate() {
+                        *w = sums[(tap * inputs + i) * outputs + o];
+                    }
+                }
+            }
+        }
+        w
+    }
+}
+
+/// A copy of the pixels with a border of zeros, and where each of them and its
+/// neighbours are.
+struct Surroundings {
+    bordered: Buffer,
+    starts: Vec<usize>,
+    /// The taps of a row lie side by side: its offset, and the length of all.
+    rows: Vec<usize>,
+    length: usize,
+}
+
+impl Surroundings {
+    fn new(x: &Maps, side: usize) -> Surroundings {
+        let [height, width, channels] = x.shape();
+        let (border, row, pitch) = (side / 2, width * channels, (width + side - 1) * channels);
+        let image = (height + side - 1) * pitch;
+        let mut bordered = Buffer::stale(x.images * image);
+        let edge = border * channels;
+        for (from, to) in x.values().chunks_exact(height * row).zip(bordered.chunks_exact_mut(image)) {
+            to[..border * pitch].fill(0.0);
+            to[image - border * pitch..].fill(0.0);
+            for (from, to) in from.chunks_exact(row).zip(to[border * pitch..].chunks_exact_mut(pitch)) {
+                to[..edge].fill(0.0);
+                to[edge..edge + row].copy_from_slice(from);
+                to[edge + row..].fill(0.0);
+            }
+        }
+        let mut starts = Vec::with_capacity(x.pixels());
+        for i in 0..x.images {
+            for y in 0..height {
+                starts.extend((0..width).map(|x| i * image + y * pitch + x * channels));
+            }
+        }
+        let rows = (0..side).map(|row| row * pitch).collect();
+        Surroundings { bordered, starts, rows, length: side * channels }
+    }
+
+    fn rows(&self) -> Shifted<'_> {
+        Shifted::new(&self.bordered, &self.starts, &self.rows, self.length)
+    }
+}
+
+/// y = x * w + bias, as `ends` say: the weight as [`Weight::packed`] for a kernel of
+/// `side`; as [`Weight::turned`] it gives the gradient with respect to x.
+pub fn convolve(x: &Maps, weight: &Packed, side: usize, ends: Ends) -> Maps {
+    let panels = match weight {
+        Packed::Winograd(panels) => return winograd::convolve(x, panels, ends),
+        Packed::Direct(panels) => panels,
+    };
+    let mut y = Maps::stale(x.images, [x.height, x.width, panels.columns]);
+    if side == 1 {
+        let rows = Dense { values: x.values(), length: x.channels };
+        product(rows, panels, ends, y.values_mut(), panels.columns);
+    } else {
+        product(Surroundings::new(x, side).rows(), panels, ends, y.values_mut(), panels.columns);
+    }
+    y
+}
+
+/// Adds the sums over the pixels of each image to `sums`: (images, channels), or
+/// (channels) where all images have one bias.
+pub fn add_bias_gradient(dy: &Maps, sums: &mut [f32]) {
+    let (pixels, channels) = (dy.height * dy.width, dy.channels);
+    let each = sums.len() / channels > 1;
+    for (i, dy) in dy.values().chunks_exact(pixels * channels).enumerate() {
+        let at = if each { i * channels } else { 0 };
+        run(ColumnSums { values: dy, sums: &mut sums[at..at + channels] });
+    }
+}
+
+/// sums[c] += sum over rows of values[row][c].
+struct ColumnSums<'a> {
+    values: &'a [f32],
+    sums: &'a mut [f32],
+}
+
+impl Kernel for ColumnSums<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let columns = self.sums.len();
+        for at in (0..columns).step_by(LANES) {
+            let mut out = [0f32; LANES];
+            // SAFETY: `at` is a column.
+            unsafe { column_sums::<L>(self.values, columns, at).store(out.as_mut_ptr()) };
+            for (s, v) in self.sums[at..].iter_mut().zip(out) {
+                *s += v;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+    use std::time::Instant;
+
+    #[test]
+    #[ignore = "a measurement"]
+    fn speed() {
+        for (size, inputs, outputs) in
+            [(16, 16, 16), (16, 32, 32), (16, 48, 16), (16, 32, 16), (8, 32, 32), (8, 64, 32), (32, 256, 256)]
+        {
+            let weight = Weight { inputs, outputs, side: 3 };
+            let images = if size == 32 { 1 } else { 4 };
+            let x = Stream::new("conv", "x").normals(0, images * size * size * inputs);
+            let x = Maps::new(images, [size, size, inputs], x);
+            let dy = Stream::new("conv", "dy").normals(0, images * size * size * outputs);
+            let dy = Maps::new(images, [size, size, outputs], dy);
+            let w = Stream::new("conv", "w").normals(0, 9 * inputs * outputs);
+            let direct = Packed::Direct(Panels::new(9 * inputs, outputs, |k, o| w[k * outputs + o]));
+            let winograd = weight.packed(&w);
+            let flop = 2.0 * (x.pixels() * 9 * inputs * outputs) as f64;
+            let n = (2e8 / flop) as usize + 1;
+            let time = |f: &mut dyn FnMut()| {
+                f();
+                let best = (0..5).map(|_| {
+                    let t = Instant::now();
+                    (0..n).for_each(|_| f());
+                    n as f64 * flop / t.elapsed().as_secs_f64() / 1e9
+                });
+                best.fold(0.0, f64::max)
+            };
+            let ends = Ends::default();
+            let a = time(&mut || drop(convolve(&x, &direct, 3, ends)));
+            let b = time(&mut || drop(convolve(&x, &winograd, 3, ends)));
+            let mut sums = vec![0f32; 16 * inputs * outputs];
+            let c = time(&mut || outer(Surroundings::new(&x, 3).rows(), dy.values(), outputs, &mut sums));
+            let d = time(&mut || winograd::add_gradient(&x, &dy, &mut sums));
+            println!(
+                "{size}: {inputs} to {outputs}: direct {a:.0} GFLOP/s, Winograd {b:.0}; gradient {c:.0}, {d:.0}"
+            );
+        }
+    }
+}

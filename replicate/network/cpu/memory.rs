@@ -1,0 +1,130 @@
+//! Memory for values: in whole cache lines, and left by one step of a network to
+//! the next, because fresh pages for every layer would cost a tenth of the time.
+
+use super::simd::lanes::LANES;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+
+/// Values of a whole number of cache lines, from the start of a line on: no vector
+/// of sixteen lies across two.
+pub struct Aligned {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; LANES]);
+
+impl Aligned {
+    pub fn zeros(len: usize) -> Aligned {
+        Aligned { lines: vec![Line([0.0; LANES]); len.div_ceil(LANES)], len }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [f32];
+    #[inline(always)]
+    fn deref(&self) -> &[f32] {
+        // SAFETY: lines are sixteen values each without gaps, and there are enough for `len`.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Aligned {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        // SAFETY: as in `deref`.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Most bytes that a thread keeps for later.
+const KEPT: usize = 1 << 26;
+
+#[derive(Default)]
+struct Free {
+    /// By their number of lines.
+    buffers: BTreeMap<usize, Vec<Vec<Line>>>,
+    lines: usize,
+}
+
+thread_local! {
+    static FREE: RefCell<Free> = RefCell::default();
+}
+
+/// Values that go back to the thread's pool when they are dropped.
+pub struct Buffer(Aligned);
+
+impl Buffer {
+    /// `len` values: whatever was there before.
+    pub fn stale(len: usize) -> Buffer {
+        let lines = len.div_ceil(LANES);
+        let kept = FREE.with_borrow_mut(|free| {
+            // The smallest that is enough and not a waste.
+            let found = *free.buffers.range(lines..=2 * lines).next()?.0;
+            let buffers = free.buffers.get_mut(&found)?;
+            let buffer = buffers.pop();
+            if buffers.is_empty() {
+                free.buffers.remove(&found);
+            }
+            free.lines -= found;
+            buffer
+        });
+        Buffer(kept.map_or_else(|| Aligned::zeros(len), |lines| Aligned { lines, len }))
+    }
+
+    pub fn zeros(len: usize) -> Buffer {
+        let mut buffer = Buffer::stale(len);
+        buffer.fill(0.0);
+        buffer
+    }
+}
+
+impl From<Vec<f32>> for Buffer {
+    fn from(values: Vec<f32>) -> Buffer {
+        let mut buffer = Buffer::stale(values.len());
+        buffer.copy_from_slice(&values);
+        buffer
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.0.lines);
+        // At the end of a thread its pool may be gone already.
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if lines.is_empty() {
+                return;
+            }
+            free.lines += lines.len();
+            free.buffers.entry(lines.len()).or_default().push(lines);
+            // The largest are the fewest, and make room for what is used most.
+            while size_of::<Line>() * free.lines > KEPT {
+                let Some(mut largest) = free.buffers.last_entry() else { return };
+                let gone = largest.get_mut().pop();
+                if largest.get().is_empty() {
+                    largest.remove();
+                }
+                free.lines -= gone.map_or(0, |lines| lines.len());
+            }
+        });
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+    #[inline(always)]
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl DerefMut for Buffer {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.0
+    }
+}

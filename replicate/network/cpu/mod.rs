@@ -1,0 +1,42 @@
+//! The inner loops of the CPU: convolution, group norm, attention and their
+//! gradients over [`Maps`], which the tape strings together to networks, and
+//! [`Filter`] and pooling for Inception-v3. Every result is the same bits for any
+//! number of threads, any batch, and any of the CPU's vectors.
+
+mod attention;
+mod conv;
+mod maps;
+mod memory;
+mod norm;
+mod pointwise;
+mod simd;
+pub mod tape;
+
+pub(crate) use attention::{attention, attention_backward};
+pub(crate) use conv::{Packed, Weight, add_bias_gradient, convolve};
+pub use maps::{Maps, Window, average_pool, max_pool};
+pub(crate) use memory::Aligned;
+pub(crate) use norm::{GroupNorm, Statistics};
+pub(crate) use pointwise::{add, concat, down2, mean, mean_backward, silu, silu_backward, split, up2};
+pub use simd::filter::Filter;
+pub(crate) use simd::product::Ends;
+
+use candle_core::{CpuStorage, Layout, Result, bail};
+
+/// The float32 values of a contiguous CPU operand.
+pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let CpuStorage::F32(all) = storage else { bail!("a float32 tensor is needed") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&all[start..end]),
+        None => bail!("a contiguous tensor is needed, not {layout:?}"),
+    }
+}
+
+/// The same of an operand that is changed.
+pub fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    let CpuStorage::F32(all) = storage else { bail!("a float32 tensor is needed") };
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&mut all[start..end]),
+        None => bail!("a contiguous tensor is needed, not {layout:?}"),
+    }
+}

@@ -1,0 +1,291 @@
+//! Group normalisation, with SiLU in the same pass where asked, and its gradients.
+
+use super::maps::Maps;
+use super::simd::lanes::{Kernel, LANES, Lanes, run};
+use super::simd::product::column_sums;
+use std::ops::Range;
+
+/// y = f((x - mean) / sqrt(var + eps) * gamma + beta), mean and (biased)
+/// variance over each of `groups` channel groups of each image, f = SiLU or
+/// the identity.
+#[derive(Clone, Copy)]
+pub struct GroupNorm<'a> {
+    pub gamma: &'a [f32],
+    pub beta: &'a [f32],
+    pub groups: usize,
+    pub eps: f32,
+    pub silu: bool,
+}
+
+/// Mean and 1 / standard deviation of each group of each image.
+pub type Statistics = Vec<(f32, f32)>;
+
+impl GroupNorm<'_> {
+    /// # Panics
+    /// If gamma and beta are not one value a channel of `x`, or the groups do not
+    /// divide the channels.
+    pub fn forward(&self, x: &Maps) -> (Maps, Statistics) {
+        self.check(x);
+        let mut y = x.like();
+        let statistics =
+            run(Forward { norm: *self, pixels: x.height * x.width, x: x.values(), y: y.values_mut() });
+        (y, statistics)
+    }
+
+    /// The gradient with respect to x; those of gamma and beta are added to theirs.
+    ///
+    /// # Panics
+    /// As [`GroupNorm::forward`], and if the gradient is of another size than `x`.
+    pub fn backward(
+        &self,
+        x: &Maps,
+        statistics: &Statistics,
+        dy: &Maps,
+        dgamma: &mut [f32],
+        dbeta: &mut [f32],
+    ) -> Maps {
+        self.check(x);
+        assert!(dy.images == x.images && dy.shape() == x.shape(), "a gradient of another size");
+        assert!(statistics.len() == x.images * self.groups);
+        assert!(dgamma.len() == x.channels && dbeta.len() == x.channels);
+        let mut dx = x.like();
+        run(Backward {
+            norm: *self,
+            pixels: x.height * x.width,
+            x: x.values(),
+            statistics,
+            dy: dy.values(),
+            dx: dx.values_mut(),
+            dgamma,
+            dbeta,
+        });
+        dx
+    }
+
+    fn check(&self, x: &Maps) {
+        assert!(self.gamma.len() == x.channels && self.beta.len() == x.channels, "gamma and beta");
+        assert!(self.groups > 0 && x.channels.is_multiple_of(self.groups), "groups of {}", x.channels);
+    }
+
+    fn channels(&self) -> usize {
+        self.gamma.len()
+    }
+
+    /// Channels of each group, one group after the other.
+    fn members(&self) -> impl Iterator<Item = Range<usize>> {
+        let per = self.channels() / self.groups;
+        (0..self.groups).map(move |g| g * per..(g + 1) * per)
+    }
+}
+
+struct Forward<'a> {
+    norm: GroupNorm<'a>,
+    pixels: usize,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Forward<'_> {
+    type Out = Statistics;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) -> Statistics {
+        let Forward { norm, pixels, x, y } = self;
+        let channels = norm.channels();
+        let n = (pixels * channels / norm.groups) as f32;
+        let mut statistics = Statistics::with_capacity(x.len() / (pixels * channels) * norm.groups);
+        let (mut sums, mut mean) = (vec![0f32; channels], vec![0f32; channels]);
+        let (mut a, mut b) = (vec![0f32; channels], vec![0f32; channels]);
+        let images = x.chunks_exact(pixels * channels).zip(y.chunks_exact_mut(pixels * channels));
+        for (x, y) in images {
+            // SAFETY of each block: `width` channels of each pixel from `at` on.
+            for at in (0..channels).step_by(LANES) {
+                unsafe {
+                    let sum: L = column_sums(x, channels, at);
+                    sum.store_first(sums.as_mut_ptr().add(at), channels - at);
+                }
+            }
+            for group in norm.members() {
+                let m = sums[group.clone()].iter().sum::<f32>() / n;
+                mean[group].fill(m);
+            }
+            for at in (0..channels).step_by(LANES) {
+                let width = channels - at;
+                unsafe {
+                    let mean: L = L::load_first(mean.as_ptr().add(at), width);
+                    let mut acc = [L::splat(0.0); 4];
+                    for pixel in 0..pixels {
+                        let d = L::load_first(x.as_ptr().add(pixel * channels + at), width).sub(mean);
+                        acc[pixel % 4] = acc[pixel % 4].fma(d, d);
+                    }
+                    let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
+                    sum.store_first(sums.as_mut_ptr().add(at), width);
+                }
+            }
+            for group in norm.members() {
+                let variance = sums[group.clone()].iter().sum::<f32>() / n;
+                let rstd = 1.0 / (variance + norm.eps).sqrt();
+                statistics.push((mean[group.start], rstd));
+                for c in group {
+                    a[c] = rstd * norm.gamma[c];
+                    b[c] = norm.beta[c] - mean[c] * a[c];
+                }
+            }
+            for at in (0..channels).step_by(LANES) {
+                let width = channels - at;
+                unsafe {
+                    let (a, b): (L, L) =
+                        (L::load_first(a.as_ptr().add(at), width), L::load_first(b.as_ptr().add(at), width));
+                    for pixel in 0..pixels {
+                        let place = pixel * channels + at;
+                        let u = b.fma(a, L::load_first(x.as_ptr().add(place), width));
+                        let v = if norm.silu { u.mul(u.sigmoid()) } else { u };
+                        v.store_first(y.as_mut_ptr().add(place), width);
+                    }
+                }
+            }
+        }
+        statistics
+    }
+}
+
+struct Backward<'a> {
+    norm: GroupNorm<'a>,
+    pixels: usize,
+    x: &'a [f32],
+    statistics: &'a [(f32, f32)],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+    dgamma: &'a mut [f32],
+    dbeta: &'a mut [f32],
+}
+
+impl Kernel for Backward<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Backward { norm, pixels, x, statistics, dy, dx, dgamma, dbeta } = self;
+        let channels = norm.channels();
+        let n = (pixels * channels / norm.groups) as f32;
+        let each = pixels * channels;
+        let (mut mean, mut rstd) = (vec![0f32; channels], vec![0f32; channels]);
+        // Sums of du and of du xhat over the pixels, where y = f(u), u = gamma xhat + beta.
+        let (mut s1, mut s2) = (vec![0f32; channels], vec![0f32; channels]);
+        // dx = scale du + slope x + offset
+        let mut scale = vec![0f32; channels];
+        let (mut slope, mut offset) = (vec![0f32; channels], vec![0f32; channels]);
+        let images = x.chunks_exact(each).zip(dy.chunks_exact(each)).zip(dx.chunks_exact_mut(each));
+        for (((x, dy), dx), statistics) in images.zip(statistics.chunks_exact(norm.groups)) {
+            for (group, (m, r)) in norm.members().zip(statistics) {
+                mean[group.clone()].fill(*m);
+                rstd[group].fill(*r);
+            }
+            // SAFETY of each block: `width` channels of each pixel from `at` on.
+            for at in (0..channels).step_by(LANES) {
+                let width = channels - at;
+                unsafe {
+                    let m: L = L::load_first(mean.as_ptr().add(at), width);
+                    let r: L = L::load_first(rstd.as_ptr().add(at), width);
+                    let gamma: L = L::load_first(norm.gamma.as_ptr().add(at), width);
+                    let beta: L = L::load_first(norm.beta.as_ptr().add(at), width);
+                    let one = L::splat(1.0);
+                    let (mut sum, mut sum_xhat) = (L::splat(0.0), L::splat(0.0));
+                    for pixel in 0..pixels {
+                        let place = pixel * channels + at;
+                        let xhat = L::load_first(x.as_ptr().add(place), width).sub(m).mul(r);
+                        let mut d: L = L::load_first(dy.as_ptr().add(place), width);
+                        if norm.silu {
+                            let u = beta.fma(gamma, xhat);
+                            let s = u.sigmoid();
+                            d = d.mul(s.mul(one.fma(u, one.sub(s))));
+                        }
+                        d.store_first(dx.as_mut_ptr().add(place), width);
+                        sum = sum.add(d);
+                        sum_xhat = sum_xhat.fma(d, xhat);
+                    }
+                    sum.store_first(s1.as_mut_ptr().add(at), width);
+                    sum_xhat.store_first(s2.as_mut_ptr().add(at), width);
+                }
+            }
+            // dx = rstd (gamma du - mean(gamma du) - xhat mean(gamma du xhat))
+            for (group, (mean, rstd)) in norm.members().zip(statistics) {
+                let (mut m1, mut m2) = (0f32, 0f32);
+                for c in group.clone() {
+                    dbeta[c] += s1[c];
+                    dgamma[c] += s2[c];
+                    m1 += s1[c] * norm.gamma[c];
+                    m2 += s2[c] * norm.gamma[c];
+                }
+                let along = -rstd * rstd * m2 / n;
+                for c in group {
+                    scale[c] = rstd * norm.gamma[c];
+                    slope[c] = along;
+                    offset[c] = -rstd * m1 / n - along * mean;
+                }
+            }
+            for at in (0..channels).step_by(LANES) {
+                let width = channels - at;
+                unsafe {
+                    let slope: L = L::load_first(slope.as_ptr().add(at), width);
+                    let offset: L = L::load_first(offset.as_ptr().add(at), width);
+                    let scale: L = L::load_first(scale.as_ptr().add(at), width);
+                    for pixel in 0..pixels {
+                        let place = pixel * channels + at;
+                        let rest = offset.fma(slope, L::load_first(x.as_ptr().add(place), width));
+                        let d = rest.fma(scale, L::load_first(dx.as_ptr().add(place), width));
+                        d.store_first(dx.as_mut_ptr().add(place), width);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::simd::lanes::run_each;
+    use super::*;
+    use crate::rng::Stream;
+
+    /// The bits do not depend on the instruction set.
+    #[test]
+    fn all_lanes_give_the_same_bits() {
+        for (channels, groups, pixels) in [(8, 2, 9), (48, 12, 16), (20, 5, 7)] {
+            let values = |name: &str, n| Stream::new("norm", name).normals(0, n);
+            let (gamma, beta) = (values("gamma", channels), values("beta", channels));
+            let (x, dy) = (values("x", channels * pixels), values("dy", channels * pixels));
+            let norm = GroupNorm { gamma: &gamma, beta: &beta, groups, eps: 1e-6, silu: true };
+            struct Both<'a>(GroupNorm<'a>, &'a [f32], &'a [f32]);
+            impl Kernel for Both<'_> {
+                type Out = Vec<u32>;
+
+                #[inline(always)]
+                fn run<L: Lanes>(self) -> Vec<u32> {
+                    let Both(norm, x, dy) = self;
+                    let (mut y, mut dx) = (vec![0f32; x.len()], vec![0f32; x.len()]);
+                    let (mut dgamma, mut dbeta) = (vec![0f32; norm.channels()], vec![0f32; norm.channels()]);
+                    let pixels = x.len() / norm.channels();
+                    let statistics = Forward { norm, pixels, x, y: &mut y }.run::<L>();
+                    let (dgamma_, dbeta_) = (&mut dgamma, &mut dbeta);
+                    Backward {
+                        norm,
+                        pixels,
+                        x,
+                        statistics: &statistics,
+                        dy,
+                        dx: &mut dx,
+                        dgamma: dgamma_,
+                        dbeta: dbeta_,
+                    }
+                    .run::<L>();
+                    [y, dx, dgamma, dbeta].concat().iter().map(|v| v.to_bits()).collect()
+                }
+            }
+            let all = run_each(|| Both(norm, &x, &dy));
+            for (lanes, bits) in &all {
+                assert!(*bits == all[0].1, "{lanes}: {channels} channels");
+            }
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Operations on one value, on 2x2 pixels, or on the channels of two maps, and
+//! their gradients.
+
+use super::maps::Maps;
+use super::simd::lanes::{Kernel, LANES, Lanes, run};
+
+/// x sigmoid(x)
+pub fn silu(x: &Maps) -> Maps {
+    let mut y = x.like();
+    run(Silu { x: x.values(), dy: None, y: y.values_mut() });
+    y
+}
+
+pub fn silu_backward(x: &Maps, dy: &Maps) -> Maps {
+    let mut dx = x.like();
+    run(Silu { x: x.values(), dy: Some(dy.values()), y: dx.values_mut() });
+    dx
+}
+
+/// y = x s(x), or with `dy` its gradient dy s (1 + x (1 - s)).
+struct Silu<'a> {
+    x: &'a [f32],
+    dy: Option<&'a [f32]>,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Silu<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        for (i, y) in self.y.chunks_mut(LANES).enumerate() {
+            let at = i * LANES..i * LANES + y.len();
+            let (mut x, mut dy) = ([0f32; LANES], [1f32; LANES]);
+            x[..y.len()].copy_from_slice(&self.x[at.clone()]);
+            // SAFETY: sixteen values on the stack.
+            unsafe {
+                let v = L::load(x.as_ptr());
+                let s = v.sigmoid();
+                let mut out = v.mul(s);
+                if let Some(from) = self.dy {
+                    dy[..y.len()].copy_from_slice(&from[at]);
+                    let one = L::splat(1.0);
+                    out = L::load(dy.as_ptr()).mul(s.mul(one.fma(v, one.sub(s))));
+                }
+                out.store(x.as_mut_ptr());
+            }
+            y.copy_from_slice(&x[..y.len()]);
+        }
+    }
+}
+
+/// `weight` times the sum of each 2x2 block, sides halved: 1/4 is EDM's [1, 1]
+/// resample filter with stride 2, 1 the gradient of [`up2`] with 1.
+///
+/// # Panics
+/// If a side is odd.
+pub fn down2(x: &Maps, weight: f32) -> Maps {
+    let [height, width, c] = x.shape();
+    assert!(height % 2 == 0 && width % 2 == 0, "{height} x {width} pixels are not even");
+    let mut y = Maps::stale(x.images, [height / 2, width / 2, c]);
+    let row = width * c;
+    for (y, rows) in y.values_mut().chunks_exact_mut(row / 2).zip(x.values().chunks_exact(2 * row)) {
+        let (above, below) = rows.split_at(row);
+        let pairs = above.chunks_exact(2 * c).zip(below.chunks_exact(2 * c));
+        for (y, (above, below)) in y.chunks_exact_mut(c).zip(pairs) {
+            for (i, y) in y.iter_mut().enumerate() {
+                *y = weight * ((above[i] + above[i + c]) + (below[i] + below[i + c]));
+            }
+        }
+    }
+    y
+}
+
+/// Each pixel four times, times `weight`, sides doubled: 1 is EDM's transposed
+/// [1, 1] filter, 1/4 the gradient of [`down2`] with 1/4.
+pub fn up2(x: &Maps, weight: f32) -> Maps {
+    let [height, width, c] = x.shape();
+    let mut y = Maps::stale(x.images, [2 * height, 2 * width, c]);
+    let row = width * c;
+    for (x, rows) in x.values().chunks_exact(row).zip(y.values_mut().chunks_exact_mut(4 * row)) {
+        let (above, below) = rows.split_at_mut(2 * row);
+        for (x, above) in x.chunks_exact(c).zip(above.chunks_exact_mut(2 * c)) {
+            let (left, right) = above.split_at_mut(c);
+            for ((x, left), right) in x.iter().zip(left).zip(right) {
+                (*left, *right) = (weight * x, weight * x);
+            }
+        }
+        below.copy_from_slice(above);
+    }
+    y
+}
+
+/// The channels of `a`, then those of `b`.
+///
+/// # Panics
+/// If the maps are of other sizes.
+pub fn concat(a: &Maps, b: &Maps) -> Maps {
+    assert!([a.images, a.height, a.width] == [b.images, b.height, b.width], "maps of other sizes");
+    let mut y = Maps::stale(a.images, [a.height, a.width, a.channels + b.channels]);
+    let channels = y.channels;
+    let pairs = a.values().chunks_exact(a.channels).zip(b.values().chunks_exact(b.channels));
+    for (y, (x, z)) in y.values_mut().chunks_exact_mut(channels).zip(pairs) {
+        y[..x.len()].copy_from_slice(x);
+        y[x.len()..].copy_from_slice(z);
+    }
+    y
+}
+
+/// The first `channels` channels, and the others.
+pub fn split(y: &Maps, channels: usize) -> (Maps, Maps) {
+    let mut a = Maps::stale(y.images, [y.height, y.width, channels]);
+    let mut b = Maps::stale(y.images, [y.height, y.width, y.channels - channels]);
+    let rest = y.channels - channels;
+    let pairs = a.values_mut().chunks_exact_mut(channels).zip(b.values_mut().chunks_exact_mut(rest));
+    for (y, (x, z)) in y.values().chunks_exact(y.channels).zip(pairs) {
+        x.copy_from_slice(&y[..channels]);
+        z.copy_from_slice(&y[channels..]);
+    }
+    (a, b)
+}
+
+/// The mean over the pixels: one row of channels an image.
+pub fn mean(x: &Maps) -> Maps {
+    let mut y = Maps::stale(x.images, [1, 1, x.channels]);
+    let pixels = x.height * x.width;
+    let images = x.values().chunks_exact(pixels * x.channels);
+    for (means, image) in y.values_mut().chunks_exact_mut(x.channels).zip(images) {
+        means.copy_from_slice(&x.mean_of(image));
+    }
+    y
+}
+
+/// The gradient of [`mean`] for maps of height x width.
+pub fn mean_backward(dy: &Maps, [height, width]: [usize; 2]) -> Maps {
+    let mut dx = Maps::stale(dy.images, [height, width, dy.channels]);
+    let (pixels, share) = (height * width, 1.0 / (height * width) as f32);
+    let images = dx.values_mut().chunks_exact_mut(pixels * dy.channels);
+    for (dx, dy) in images.zip(dy.values().chunks_exact(dy.channels)) {
+        for dx in dx.chunks_exact_mut(dy.len()) {
+            for (dx, dy) in dx.iter_mut().zip(dy) {
+                *dx = dy * share;
+            }
+        }
+    }
+    dx
+}
+
+/// a += b
+///
+/// # Panics
+/// If the maps are of other sizes.
+pub fn add(a: &mut Maps, b: &Maps) {
+    assert!(a.images == b.images && a.shape() == b.shape(), "maps of other sizes");
+    for (a, b) in a.values_mut().iter_mut().zip(b.values()) {
+        *a += b;
+    }
+}

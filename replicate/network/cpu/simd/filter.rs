@@ -1,0 +1,186 @@
+//! Convolution for inference on the CPU, channels innermost: any kernel, stride
+//! and padding, bias and ReLU included.
+//!
+//! Under one tap of the kernel the channels of an input pixel lie side by side,
+//! so a register block only needs to know where its input pixels are: there is
+//! no copy of the image, and kernels, strides and padding differ in a table of
+//! offsets alone.
+//!
+//! Each output value is one fused chain (the bias, then the taps row by row, then
+//! the input channels), so its bits depend neither on the images around
+//! it nor on the number of threads.
+
+use super::product::{Ends, Panels, Rows, product};
+use crate::network::cpu::maps::{Maps, Window};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Most output pixels in a task: their inputs, a part of the chain of each, stay
+/// in the L2 cache from one panel of output channels to the next.
+const TASK: usize = 96;
+/// In a table of offsets: a pixel of the padding.
+const OUTSIDE: usize = usize::MAX;
+
+/// Weights of one convolution.
+pub struct Filter {
+    window: Window,
+    inputs: usize,
+    outputs: usize,
+    /// Of (tap, input), outputs.
+    panels: Panels,
+    bias: Vec<f32>,
+    relu: bool,
+}
+
+impl Filter {
+    /// `weight` (outputs, inputs, vertical, horizontal), `bias` (outputs);
+    /// `relu`: the output is max(0, y) instead of y.
+    ///
+    /// # Panics
+    /// If the weights are not of these sizes.
+    pub fn new(window: Window, weight: &[f32], bias: &[f32], relu: bool) -> Filter {
+        let taps = window.kernel[0] * window.kernel[1];
+        let outputs = bias.len();
+        let inputs = weight.len() / (outputs * taps);
+        assert!(inputs > 0 && weight.len() == outputs * inputs * taps, "weights of {outputs} outputs");
+        let panels = Panels::new(taps * inputs, outputs, |k, output| {
+            weight[(output * inputs + k % inputs) * taps + k / inputs]
+        });
+        Filter { window, inputs, outputs, panels, bias: bias.to_vec(), relu }
+    }
+
+    /// Height, width and channels of the output for those of the input.
+    pub fn output_shape(&self, [height, width, _]: [usize; 3]) -> [usize; 3] {
+        let [height, width] = self.window.output(height, width);
+        [height, width, self.outputs]
+    }
+
+    /// Convolves `x` into the channels of `y` from `channel` on.
+    ///
+    /// # Panics
+    /// If the sizes do not fit.
+    pub fn apply(&self, x: &Maps, y: &mut Maps, channel: usize) {
+        let [height, width] = self.window.output(x.height, x.width);
+        assert_eq!(x.channels, self.inputs, "input channels");
+        assert!([y.images, y.height, y.width] == [x.images, height, width], "maps of another size");
+        assert!(channel + self.outputs <= y.channels, "output channels");
+        let steps = Steps::new(self.window, self.inputs);
+        let zeros = vec![0f32; steps.length];
+        let (pixels, stride) = (x.images * height * width, y.channels);
+        let task = pixels_in_a_task(pixels, rayon::current_num_threads());
+        y.values_mut().par_chunks_mut(task * stride).enumerate().for_each_init(
+            Vec::new,
+            |offsets, (i, y)| {
+                let pixels = i * task..i * task + y.len() / stride;
+                self.offsets(&steps, x, [height, width], pixels.clone(), offsets);
+                let rows = Table::new(x.values(), &zeros, offsets, steps.count());
+                let ends = Ends { bias: Some(&self.bias), relu: self.relu, ..Ends::default() };
+                product(rows, &self.panels, ends, &mut y[channel..], stride);
+            },
+        );
+    }
+
+    /// Where each step finds the input of each output pixel: [pixel][step].
+    fn offsets(
+        &self,
+        steps: &Steps,
+        x: &Maps,
+        [height, width]: [usize; 2],
+        pixels: Range<usize>,
+        offsets: &mut Vec<usize>,
+    ) {
+        offsets.clear();
+        offsets.resize(pixels.len() * steps.count(), OUTSIDE);
+        for (pixel, offsets) in pixels.zip(offsets.chunks_exact_mut(steps.count())) {
+            let (image, oy, ox) = (pixel / (height * width), pixel / width % height, pixel % width);
+            let (top, left) = (oy * self.window.stride, ox * self.window.stride);
+            for (ky, row) in offsets.chunks_exact_mut(steps.columns).enumerate() {
+                // Wrapped round, a pixel above or to the left is too far, too.
+                let iy = (top + ky).wrapping_sub(self.window.padding[0]);
+                if iy >= x.height {
+                    continue;
+                }
+                let row_start = (image * x.height + iy) * x.width;
+                for (kx, offset) in row.iter_mut().enumerate() {
+                    let ix = (left + kx).wrapping_sub(self.window.padding[1]);
+                    if ix < x.width {
+                        *offset = (row_start + ix) * self.inputs;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Rows of a whole number of register blocks of every kind.
+const BLOCK: usize = 24;
+
+/// Whole register blocks, and as many tasks for each thread.
+fn pixels_in_a_task(pixels: usize, threads: usize) -> usize {
+    let tasks = threads * pixels.div_ceil(threads * TASK);
+    pixels.div_ceil(tasks).next_multiple_of(BLOCK)
+}
+
+/// A kernel as steps, each over values that lie side by side: the channels of one
+/// tap, or of a whole row of taps where no pixel can be outside.
+struct Steps {
+    rows: usize,
+    columns: usize,
+    length: usize,
+}
+
+impl Steps {
+    fn new(window: Window, inputs: usize) -> Steps {
+        let [rows, columns] = window.kernel;
+        if window.padding[1] == 0 {
+            Steps { rows, columns: 1, length: columns * inputs }
+        } else {
+            Steps { rows, columns, length: inputs }
+        }
+    }
+
+    fn count(&self) -> usize {
+        self.rows * self.columns
+    }
+}
+
+/// Rows at offsets of their own, or in the padding.
+#[derive(Clone, Copy)]
+struct Table<'a> {
+    x: &'a [f32],
+    /// What the padding holds, as long as a step.
+    zeros: &'a [f32],
+    /// [row][step]
+    offsets: &'a [usize],
+    steps: usize,
+}
+
+impl<'a> Table<'a> {
+    fn new(x: &'a [f32], zeros: &'a [f32], offsets: &'a [usize], steps: usize) -> Table<'a> {
+        assert!(offsets.len().is_multiple_of(steps));
+        assert!(offsets.iter().all(|o| *o == OUTSIDE || *o + zeros.len() <= x.len()), "rows outside of x");
+        Table { x, zeros, offsets, steps }
+    }
+}
+
+impl Rows for Table<'_> {
+    fn count(&self) -> usize {
+        self.offsets.len() / self.steps
+    }
+    fn steps(&self) -> usize {
+        self.steps
+    }
+    fn length(&self) -> usize {
+        self.zeros.len()
+    }
+    #[inline(always)]
+    unsafe fn at(&self, step: usize, row: usize) -> *const f32 {
+        // SAFETY: the caller's contract, and `new` checked the offset.
+        unsafe {
+            match *self.offsets.get_unchecked(row * self.steps + step) {
+                OUTSIDE => self.zeros.as_ptr(),
+                offset => self.x.as_ptr().add(offset),
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The way back through a network: from the gradient of its output to those of its input
+//! and its parameters.
+
+use super::tape::{Shift, Step, add, group_norm};
+use crate::network::Param;
+use crate::network::gpu;
+use candle_core::{Result, Tensor};
+
+/// `scale` times a map: what a linear operation passes on without a pass over it.
+#[derive(Clone)]
+pub(super) struct Gradient {
+    pub map: Tensor,
+    pub scale: f32,
+}
+
+impl Gradient {
+    fn of(map: Tensor) -> Gradient {
+        Gradient { map, scale: 1.0 }
+    }
+
+    /// Multiplied out; for rows, and float32.
+    pub fn exact(self) -> Result<Tensor> {
+        if self.scale == 1.0 { Ok(self.map) } else { self.map * f64::from(self.scale) }
+    }
+}
+
+/// On the way back through a network.
+struct Backward {
+    /// Of every node, as far as they have arrived.
+    nodes: Vec<Option<Gradient>>,
+    /// Of the parameters that the pass reaches, if they are trained.
+    parameters: Option<Vec<Option<Tensor>>>,
+}
+
+impl Backward {
+    fn give(&mut self, id: Option<usize>, more: Gradient) -> Result<()> {
+        let Some(sum) = id.map(|id| &mut self.nodes[id]) else { return Ok(()) };
+        *sum = Some(match sum.take() {
+            Some(sum) => {
+                let scales = [sum.scale, more.scale];
+                Gradient::of(cuda::weighted_sum(scales, &sum.map, &more.map)?)
+            }
+            None => more,
+        });
+        Ok(())
+    }
+
+    fn give_parameter(&mut self, param: Param, more: Tensor) -> Result<()> {
+        self.parameters.as_mut().map_or(Ok(()), |sums| add(&mut sums[param.0], more))
+    }
+
+    /// From its gradient of every image, (B, C).
+    fn give_shift(&mut self, shift: &Shift, each: Tensor) -> Result<()> {
+        if !shift.biases.is_empty() {
+            let sum = cuda::column_sums(&each.unsqueeze(0)?)?.squeeze(0)?;
+            for bias in &shift.biases {
+                self.give_parameter(*bias, sum.clone())?;
+            }
+        }
+        let rows = each.unsqueeze(1)?.unsqueeze(1)?;
+        shift.terms.iter().try_for_each(|term| self.give(Some(*term), Gradient::of(rows.clone())))
+    }
+
+    /// The same from the maps that it was added to.
+    fn give_shift_of(&mut self, shift: Option<&Shift>, d: &Tensor, scale: f32) -> Result<()> {
+        match shift.filter(|shift| shift.tracked()) {
+            Some(shift) => self.give_shift(shift, cuda::pixel_sums(d, scale)?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is left of a forward pass.
+pub(super) struct Taken {
+    pub steps: Vec<(Step, usize)>,
+    pub nodes: usize,
+    pub input: Option<usize>,
+    pub output: Option<usize>,
+}
+
+impl Taken {
+    /// From the gradient of the output to those of the input and of the parameters, if they
+    /// are `trained`.
+    pub fn backward(
+        self,
+        parameters: &[Tensor],
+        dy: Tensor,
+        trained: bool,
+    ) -> Result<(Option<Gradient>, Vec<Option<Tensor>>)> {
+        let sums = trained.then(|| vec![None; parameters.len()]);
+        let mut back = Backward { nodes: vec![None; self.nodes], parameters: sums };
+        back.give(self.output, Gradient::of(dy))?;
+        // Each step is dropped when it is done with, and its values with it.
+        for (step, id) in self.steps.into_iter().rev() {
+            let Some(dy) = back.nodes[id].take() else { continue };
+            let passed = |map: Tensor| Gradient { map, scale: dy.scale };
+            match step {
+                Step::Conv { x, input, weight, filters, scale } => {
+                    if let Some(x) = x {
+                        let shape = parameters[weight.0].shape();
+                        let dw = cuda::filter_gradient(&x, shape, &dy.map, scale * dy.scale)?;
+                        back.give_parameter(weight, dw)?;
+                    }
+                    if input.is_some() {
+                        back.give(input, passed(cuda::data_gradient(&filters, &dy.map)?))?;
+                    }
+                }
+                Step::Finish { y, shift, residual, scale } => {
+                    let scaled = Gradient { map: dy.map.clone(), scale: scale * dy.scale };
+                    back.give_shift_of(shift.as_ref(), &scaled.map, scaled.scale)?;
+                    back.give(residual, scaled)?;
+                    back.give(y, dy)?;
+                }
+                Step::Linear { x, input, weight, bias, residual } => {
+                    let mut dy = dy.exact()?;
+                    if let Some((residual, scale)) = residual {
+                        dy = Gradient { map: dy, scale }.exact()?;
+                        back.give(residual, Gradient::of(dy.clone()))?;
+                    }
+                    let (w, rows) = (&parameters[weight.0], dy.flatten_from(1)?);
+                    if let Some(x) = x {
+                        let dw = rows.t()?.matmul(&x.flatten_from(1)?)?.reshape(w.shape())?;
+                        back.give_parameter(weight, dw)?;
+                        if let Some(bias) = bias {
+                            let sum = cuda::column_sums(&rows.unsqueeze(0)?)?;
+                            back.give_parameter(bias, sum.squeeze(0)?)?;
+                        }
+                    }
+                    if input.is_some() {
+                        let dx = rows.matmul(&w.flatten_from(1)?)?.unsqueeze(1)?.unsqueeze(1)?;
+                        back.give(input, Gradient::of(dx))?;
+                    }
+                }
+                Step::Norm { x, norm, kept } => {
+                    let affine = [norm.gamma, norm.beta].map(|param| &parameters[param.0]);
+                    // What else has arrived for x is added on the way.
+                    let plus = x.id.and_then(|id| back.nodes[id].take());
+                    let arriving = cuda::Arriving {
+                        dy: (&dy.map, dy.scale),
+                        plus: plus.as_ref().map(|plus| (&plus.map, plus.scale)),
+                    };
+                    let (dx, each) =
+                        group_norm(&norm).backward(&x.map, x.shift_rows(), affine, &kept, arriving)?;
+                    if trained {
+                        let both = cuda::column_sums(&each.narrow(0, 0, 2)?)?;
+                        back.give_parameter(norm.beta, both.get(0)?)?;
+                        back.give_parameter(norm.gamma, both.get(1)?)?;
+                    }
+                    if let Some(shift) = &x.shift {
+                        back.give_shift(shift, each.get(2)?)?;
+                    }
+                    back.give(x.id, Gradient::of(dx))?;
+                }
+                Step::Attention { qkv } => {
+                    let (b, h, w, c3) = qkv.map.dims4()?;
+                    let da = dy.map.reshape((b, h * w, c3 / 3))?;
+                    let rows = qkv.map.reshape((b, h * w, c3))?;
+                    let d = cuda::attention_backward(&rows, qkv.shift_rows(), &da)?;
+                    let d = passed(d.reshape((b, h, w, c3))?);
+                    back.give_shift_of(qkv.shift.as_ref(), &d.map, d.scale)?;
+                    back.give(qkv.id, d)?;
+                }
+                Step::Silu { x } => back.give(x.id, passed(cuda::silu_backward(&x.map, &dy.map)?))?,
+                Step::Down2 { x } => back.give(x, passed(cuda::up2(&dy.map, 0.25)?))?,
+                Step::Up2 { x } => back.give(x, passed(cuda::down2(&dy.map, 1.0)?))?,
+                Step::Concat { a, channels, b } => {
+                    for (id, range) in [(a, 0..channels), (b, channels..dy.map.dim(3)?)] {
+                        if id.is_some() {
+                            back.give(id, passed(cuda::channels(&dy.map, range)?))?;
+                        }
+                    }
+                }
+                Step::Mean { x, shape, dtype } => {
+                    let (_, h, w, _) = shape.dims4()?;
+                    let map = dy.map.to_dtype(dtype)?.broadcast_as(&shape)?.contiguous()?;
+                    back.give(x, Gradient { map, scale: dy.scale / (h * w) as f32 })?;
+                }
+            }
+        }
+        let dx = self.input.and_then(|id| back.nodes[id].take());
+        Ok((dx, back.parameters.unwrap_or_default()))
+    }
+}

@@ -1,0 +1,413 @@
+//! A network on a GPU: cuDNN's convolutions, cuBLAS and kernels of our own, forward over a
+//! batch and backward over what was taken down on the way. Candle sees one operation of
+//! the images; what it would do with the gradient of every step, adding it to zeros, costs
+//! more memory traffic than most steps.
+//!
+//! Maps have the channels last, (B, H, W, C), and are float32 or bfloat16. Rows of channels,
+//! (B, 1, 1, C), are float32.
+
+use self::backward::{Gradient, Taken};
+use crate::network::gpu::{self as cuda};
+use crate::network::mix;
+use crate::network::{Norm, Ops, Param, Plus};
+use candle_core::backend::BackendStorage;
+use candle_core::backprop::GradStore;
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, Var, bail,
+};
+use std::cell::RefCell;
+use std::sync::Mutex;
+
+/// A value, and where its gradient is summed, if it has one.
+#[derive(Clone)]
+pub struct Node {
+    map: Tensor,
+    id: Option<usize>,
+    /// Still to be added to the map: who reads it next does so on the way.
+    shift: Option<Shift>,
+}
+
+impl Node {
+    fn shift_rows(&self) -> Option<&Tensor> {
+        self.shift.as_ref().map(|shift| &shift.rows)
+    }
+
+    /// Whether a gradient goes to what the shift is made of.
+    fn shift_tracked(&self) -> bool {
+        self.shift.as_ref().is_some_and(Shift::tracked)
+    }
+}
+
+/// What is added to every pixel, (C), or (B, C) for one row an image, and where its gradient
+/// goes.
+#[derive(Clone)]
+struct Shift {
+    rows: Tensor,
+    biases: Vec<Param>,
+    terms: Vec<usize>,
+}
+
+impl Shift {
+    /// The sum of two of them.
+    fn and(self, other: Option<&Shift>) -> Result<Shift> {
+        let Some(other) = other else { return Ok(self) };
+        // The one with fewer dimensions is broadcast.
+        let rows = match self.rows.rank() {
+            1 => other.rows.broadcast_add(&self.rows)?,
+            _ => self.rows.broadcast_add(&other.rows)?,
+        };
+        let Shift { mut biases, mut terms, .. } = self;
+        biases.extend(&other.biases);
+        terms.extend(&other.terms);
+        Ok(Shift { rows, biases, terms })
+    }
+
+    fn tracked(&self) -> bool {
+        !self.biases.is_empty() || !self.terms.is_empty()
+    }
+}
+
+/// One operation, with what its gradient needs: of its operands the ids, and the maps only
+/// where they are read again.
+enum Step {
+    Conv {
+        /// Where the weight is trained.
+        x: Option<Tensor>,
+        input: Option<usize>,
+        weight: Param,
+        /// `scale` times the weight, as cuDNN takes it.
+        filters: Tensor,
+        scale: f32,
+    },
+    /// y + scale (shift + residual)
+    Finish {
+        y: Option<usize>,
+        shift: Option<Shift>,
+        residual: Option<usize>,
+        scale: f32,
+    },
+    /// Of rows.
+    Linear {
+        x: Option<Tensor>,
+        input: Option<usize>,
+        weight: Param,
+        bias: Option<Param>,
+        residual: Option<(Option<usize>, f32)>,
+    },
+    Norm {
+        x: Node,
+        norm: Norm,
+        kept: Tensor,
+    },
+    Attention {
+        qkv: Node,
+    },
+    Silu {
+        x: Node,
+    },
+    Down2 {
+        x: Option<usize>,
+    },
+    Up2 {
+        x: Option<usize>,
+    },
+    Concat {
+        a: Option<usize>,
+        channels: usize,
+        b: Option<usize>,
+    },
+    Mean {
+        x: Option<usize>,
+        shape: Shape,
+        dtype: DType,
+    },
+}
+
+/// Runs the operations of a network, and takes down those that a gradient goes through.
+pub struct Fused<'a> {
+    /// Without a history.
+    parameters: &'a [Tensor],
+    device: &'a Device,
+    trained: bool,
+    /// The operation, and the id of its result.
+    steps: Vec<(Step, usize)>,
+    nodes: usize,
+}
+
+impl Fused<'_> {
+    fn input(&mut self, map: Tensor, tracked: bool) -> Node {
+        let id = tracked.then(|| self.id());
+        Node { map, id, shift: None }
+    }
+
+    fn id(&mut self) -> usize {
+        self.nodes += 1;
+        self.nodes - 1
+    }
+
+    /// Takes the step down if a gradient goes through it.
+    fn push(&mut self, map: Tensor, tracked: bool, step: impl FnOnce() -> Step) -> Node {
+        let id = tracked.then(|| self.id());
+        if let Some(id) = id {
+            self.steps.push((step(), id));
+        }
+        Node { map, id, shift: None }
+    }
+
+    /// y + scale (shift + residual), of which `y` has no shift of its own and that of the
+    /// residual is in `shift`.
+    fn finish(&mut self, y: &Node, shift: Option<Shift>, residual: Option<(&Node, f32)>) -> Result<Node> {
+        let (residual, scale) = residual.unzip();
+        let scale = scale.unwrap_or(1.0);
+        let rows = shift.as_ref().map(|shift| &shift.rows);
+        let z = cuda::finish(&y.map, rows, residual.map(|node| &node.map), scale)?;
+        let residual = residual.and_then(|node| node.id);
+        let tracked = y.id.is_some() || residual.is_some() || shift.as_ref().is_some_and(Shift::tracked);
+        Ok(self.push(z, tracked, || Step::Finish { y: y.id, shift, residual, scale }))
+    }
+
+    /// For operations that do not add the shift themselves.
+    fn settled(&mut self, x: &Node) -> Result<Node> {
+        match &x.shift {
+            Some(shift) => self.finish(x, Some(shift.clone()), None),
+            None => Ok(x.clone()),
+        }
+    }
+
+    /// Of rows (B, 1, 1, C).
+    fn linear(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
+        let (w, m) = (&self.parameters[weight.0], &x.map);
+        let (images, outputs) = (m.dim(0)?, w.dim(0)?);
+        let mut y = m.flatten_from(1)?.matmul(&w.flatten_from(1)?.t()?)?;
+        if let Some(bias) = bias {
+            y = y.broadcast_add(&self.parameters[bias.0])?;
+        }
+        y = y.reshape((images, 1, 1, outputs))?;
+        if let Some((residual, scale)) = plus.residual {
+            y = mix(&y, &[scale], &residual.map, &[scale])?;
+        }
+        let residual = plus.residual.map(|(node, scale)| (node.id, scale));
+        let trained = self.trained;
+        let tracked = trained || x.id.is_some() || residual.is_some_and(|(id, _)| id.is_some());
+        let x_read = trained.then(|| m.clone());
+        Ok(self.push(y, tracked, || Step::Linear { x: x_read, input: x.id, weight, bias, residual }))
+    }
+}
+
+/// From (B, C, H, W) in float32, or rows (B, C).
+fn to_map(x: &Tensor, maps: DType) -> Result<Tensor> {
+    match *x.dims() {
+        [b, c] => x.reshape((b, 1, 1, c)),
+        [..] => x.to_dtype(maps)?.permute((0, 2, 3, 1))?.contiguous(),
+    }
+}
+
+/// To (B, C, H, W) in float32.
+fn from_map(map: &Tensor) -> Result<Tensor> {
+    map.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()
+}
+
+fn group_norm(norm: &Norm) -> cuda::GroupNorm {
+    cuda::GroupNorm { groups: norm.groups, eps: norm.eps, silu: norm.silu }
+}
+
+impl Ops for Fused<'_> {
+    type Map = Node;
+
+    fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Node> {
+        let images = values.len() / channels;
+        let rows = Tensor::from_vec(values, (images, 1, 1, channels), self.device)?;
+        Ok(self.input(rows, false))
+    }
+
+    fn conv(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
+        let x = self.settled(x)?;
+        let w = &self.parameters[weight.0];
+        if let [_, _] = w.dims() {
+            return self.linear(&x, weight, bias, plus);
+        }
+        let (scale, trained) = (plus.residual.map_or(1.0, |(_, scale)| scale), self.trained);
+        let filters = cuda::filters(w, &x.map, scale)?;
+        let y = cuda::conv2d(&x.map, &filters)?;
+        let mut shift = None;
+        if let Some(bias) = bias {
+            let biases = if trained { vec![bias] } else { vec![] };
+            shift = Some(Shift { rows: self.parameters[bias.0].clone(), biases, terms: vec![] });
+        }
+        if let Some(term) = plus.term {
+            let rows = term.map.flatten_from(1)?;
+            let term = Shift { rows, biases: vec![], terms: term.id.into_iter().collect() };
+            shift = Some(term.and(shift.as_ref())?);
+        }
+        let y = self.push(y, trained || x.id.is_some(), || Step::Conv {
+            x: trained.then(|| x.map.clone()),
+            input: x.id,
+            weight,
+            filters,
+            scale,
+        });
+        let Some((residual, scale)) = plus.residual else { return Ok(Node { shift, ..y }) };
+        let shift = match (shift, &residual.shift) {
+            (Some(shift), other) => Some(shift.and(other.as_ref())?),
+            (None, other) => other.clone(),
+        };
+        self.finish(&y, shift, Some((residual, scale)))
+    }
+
+    fn norm(&mut self, x: &Node, norm: &Norm) -> Result<Node> {
+        let affine = [norm.gamma, norm.beta].map(|param| &self.parameters[param.0]);
+        let (y, kept) = group_norm(norm).forward(&x.map, x.shift_rows(), affine)?;
+        let tracked = self.trained || x.id.is_some() || x.shift_tracked();
+        Ok(self.push(y, tracked, || Step::Norm { x: x.clone(), norm: *norm, kept }))
+    }
+
+    fn attention(&mut self, qkv: &Node) -> Result<Node> {
+        let (b, h, w, c3) = qkv.map.dims4()?;
+        let rows = qkv.map.reshape((b, h * w, c3))?;
+        let a = cuda::attention(&rows, qkv.shift_rows())?.reshape((b, h, w, c3 / 3))?;
+        Ok(self.push(a, qkv.id.is_some() || qkv.shift_tracked(), || Step::Attention { qkv: qkv.clone() }))
+    }
+
+    fn silu(&mut self, x: &Node) -> Result<Node> {
+        let x = self.settled(x)?;
+        Ok(self.push(cuda::silu(&x.map)?, x.id.is_some(), || Step::Silu { x }))
+    }
+
+    fn down2(&mut self, x: &Node) -> Result<Node> {
+        let Node { map, id, .. } = self.settled(x)?;
+        Ok(self.push(cuda::down2(&map, 0.25)?, id.is_some(), || Step::Down2 { x: id }))
+    }
+
+    fn up2(&mut self, x: &Node) -> Result<Node> {
+        let Node { map, id, .. } = self.settled(x)?;
+        Ok(self.push(cuda::up2(&map, 1.0)?, id.is_some(), || Step::Up2 { x: id }))
+    }
+
+    fn concat(&mut self, a: &Node, b: &Node) -> Result<Node> {
+        let (a, b) = (self.settled(a)?, self.settled(b)?);
+        let (y, channels) = (Tensor::cat(&[&a.map, &b.map], 3)?, a.map.dim(3)?);
+        let tracked = a.id.is_some() || b.id.is_some();
+        Ok(self.push(y, tracked, || Step::Concat { a: a.id, channels, b: b.id }))
+    }
+
+    fn mean(&mut self, x: &Node) -> Result<Node> {
+        let Node { map, id, .. } = self.settled(x)?;
+        let y = map.to_dtype(DType::F32)?.mean_keepdim((1, 2))?;
+        let (shape, dtype) = (map.shape().clone(), map.dtype());
+        Ok(self.push(y, id.is_some(), || Step::Mean { x: id, shape, dtype }))
+    }
+}
+
+fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
+    *sum = Some(match sum.take() {
+        Some(sum) => (sum + more)?,
+        None => more,
+    });
+    Ok(())
+}
+
+thread_local! {
+    /// Parameters and their gradients, between a backward pass and [`gradients`].
+    static DELIVERED: RefCell<Vec<(Tensor, Tensor)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The gradients of `loss`: candle's, and those of the parameters of networks, which go
+/// past it.
+pub fn gradients(loss: &Tensor) -> Result<GradStore> {
+    DELIVERED.with_borrow_mut(Vec::clear);
+    let mut gradients = loss.backward()?;
+    for (parameter, more) in DELIVERED.take() {
+        let mut sum = gradients.remove(&parameter);
+        add(&mut sum, more)?;
+        gradients.insert(&parameter, sum.expect("it was just added to"));
+    }
+    Ok(gradients)
+}
+
+/// `walk` over the images `x` (B, C, H, W), or rows (B, C), in float32 on a GPU; what the
+/// operations leave to each other is of the type `maps`. Gradients
+/// reach `x` through candle, `parameters` through [`gradients`], where candle tracks them.
+/// Gives (B, C, H, W), or (B, C) where H = W = 1, in float32.
+///
+/// # Errors
+/// What `walk` fails with.
+pub fn apply(
+    parameters: &[Tensor],
+    x: &Tensor,
+    maps: DType,
+    walk: impl FnOnce(&mut Fused, &Node) -> Result<Node>,
+) -> Result<Tensor> {
+    let (trained, tracked) = (parameters.iter().any(Tensor::track_op), x.track_op());
+    let detached: Vec<Tensor> = parameters.iter().map(Tensor::detach).collect();
+    let mut ops = Fused { parameters: &detached, device: x.device(), trained, steps: Vec::new(), nodes: 0 };
+    let input = ops.input(to_map(&x.detach(), maps)?, tracked);
+    let output = walk(&mut ops, &input)?;
+    let output = ops.settled(&output)?;
+    let y = match from_map(&output.map)? {
+        y if y.dims()[2..] == [1, 1] => y.flatten_from(1)?,
+        y => y,
+    };
+    if !trained && !tracked {
+        return Ok(y);
+    }
+    let taken = Taken { steps: ops.steps, nodes: ops.nodes, input: input.id, output: output.id };
+    let parameters = if trained { parameters.to_vec() } else { Vec::new() };
+    let dtype = output.map.dtype();
+    let done = Done { parameters, detached, y, dtype, taken: Mutex::new(Some(taken)) };
+    // Candle asks for gradients where an argument has one: this one stands for all parameters.
+    let all = Var::zeros(1, DType::F32, x.device())?;
+    x.contiguous()?.apply_op2(&all, done)
+}
+
+/// A forward pass that was made, as candle's operation of the images.
+struct Done {
+    /// Those that candle tracks, if any.
+    parameters: Vec<Tensor>,
+    detached: Vec<Tensor>,
+    y: Tensor,
+    /// Of the gradient that the pass begins with.
+    dtype: DType,
+    taken: Mutex<Option<Taken>>,
+}
+
+impl CustomOp2 for Done {
+    fn name(&self) -> &'static str {
+        "network"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        bail!("a network of CUDA on a CPU")
+    }
+
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (storage, layout) = self.y.storage_and_layout();
+        let Storage::Cuda(storage) = &*storage else { bail!("a tensor on a GPU is needed") };
+        Ok((storage.try_clone(layout)?, self.y.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(taken) = self.taken.lock().expect("nobody panicked").take() else {
+            bail!("a network's gradient is computed once")
+        };
+        let (dy, trained) = (to_map(dy, self.dtype)?, !self.parameters.is_empty());
+        let (dx, sums) = taken.backward(&self.detached, dy, trained)?;
+        let reached = self.parameters.iter().cloned().zip(sums);
+        DELIVERED.with_borrow_mut(|all| all.extend(reached.filter_map(|(p, sum)| Some((p, sum?)))));
+        let Some(Gradient { map, scale }) = dx else { return Ok((None, None)) };
+        let map = if x.rank() == 2 { map.flatten_from(1)? } else { from_map(&map)? };
+        let dx = Some(Gradient { map, scale }.exact()?);
+        Ok((dx, None))
+    }
+}

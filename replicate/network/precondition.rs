@@ -1,0 +1,26 @@
+//! EDM's preconditioning (Karras et al. 2022, Table 1), host-side float32.
+
+/// Standard deviation of the data that EDM's preconditioning assumes.
+pub const SIGMA_DATA: f32 = 0.5;
+
+/// Coefficients of D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), one per
+/// image.
+pub struct Precondition {
+    pub skip: Vec<f32>,
+    pub out: Vec<f32>,
+    pub input: Vec<f32>,
+    pub noise: Vec<f32>,
+}
+
+impl Precondition {
+    pub fn at(sigma: &[f32]) -> Precondition {
+        let d2 = SIGMA_DATA * SIGMA_DATA;
+        let each = |f: &dyn Fn(f32) -> f32| sigma.iter().map(|s| f(*s)).collect();
+        Precondition {
+            skip: each(&|s| d2 / (s * s + d2)),
+            out: each(&|s| s * SIGMA_DATA / (s * s + d2).sqrt()),
+            input: each(&|s| 1.0 / (s * s + d2).sqrt()),
+            noise: each(&|s| libm::logf(s) / 4.0),
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! Checkpoints that Python wrote, read without Python: EDM snapshots, torch
+//! zips and legacy torch streams, into named tensors.
+//!
+//! ```text
+//! bytes -> pickle    the stack machine: an inert graph, allow-listed names only
+//!       -> torch     zip, legacy stream, storages; a tensor as a view of a storage
+//!       -> names     the graph's tensors, each by its path
+//!       -> edm       the averaged network, under the names of unet.rs
+//! ```
+//!
+//! Nothing in a file is ever executed, and what a file may cost is bounded: at
+//! most [`MAX_OPCODES`] opcodes in all its pickles together, and at most
+//! [`COPIES`] times its own length in tensors and names.
+
+mod edm;
+mod names;
+pub(crate) mod pickle;
+mod stream;
+mod tensor;
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::path::{Path, PathBuf};
+
+pub use self::tensor::{Dtype, Tensor};
+use crate::error::{Error, Result};
+use crate::store::Array;
+
+/// Opcodes in all pickles of a file. A snapshot with the tensors of EDM's CIFAR-10
+/// network takes 66,000.
+pub const MAX_OPCODES: u32 = 1 << 18;
+
+/// Bytes of tensors and names, per byte of the file. torch writes a storage once,
+/// also where tied weights have two names; more would be a trick.
+pub const COPIES: usize = 4;
+
+/// How a file wraps its pickle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A plain pickle of this protocol, as EDM's snapshots are.
+    Pickle(u8),
+    TorchZip,
+    TorchLegacy,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Format::Pickle(protocol) => write!(f, "pickle of protocol {protocol}"),
+            Format::TorchZip => write!(f, "torch zip"),
+            Format::TorchLegacy => write!(f, "legacy torch stream"),
+        }
+    }
+}
+
+/// Every tensor of a file.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Where it was read from, for messages.
+    pub path: PathBuf,
+    pub format: Format,
+    /// By full name, in the file's order.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+/// Every tensor of a file, whose format is recognised by content.
+///
+/// # Errors
+/// `Missing` where there is no such file; `Malformed` for everything that is
+/// not a whole checkpoint of tensors.
+pub fn read(path: &Path) -> Result<Checkpoint> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(_) => {
+            let remedy = "name a .pkl or .pth file";
+            return Err(malformed(
+                path,
+                "a checkpoint".into(),
+                "something that is not a file".into(),
+                remedy,
+            ));
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(Error::Missing {
+                path: path.to_path_buf(),
+                what: "a checkpoint to read".into(),
+                remedy: "check the path".into(),
+            });
+        }
+        Err(error) => return Err(Error::io("read", path)(error)),
+    }
+    parse(path, &std::fs::read(path).map_err(Error::io("read", path))?)
+}
+
+/// [`read`], of bytes that are in memory; `path` is for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
+    if is_safetensors(bytes) {
+        return Err(malformed(
+            path,
+            "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
+            "safetensors".into(),
+            "name the published file; this one holds nothing but tensors and needs no conversion",
+        ));
+    }
+    match parse_bytes(bytes) {
+        Ok((format, tensors)) => Ok(Checkpoint { path: path.to_path_buf(), format, tensors }),
+        Err(Fault::Broken(found)) => Err(malformed(
+            path,
+            "a whole EDM snapshot (.pkl), torch zip or legacy torch stream (.pth)".into(),
+            found,
+            "fetch or save it again",
+        )),
+        Err(Fault::Refused(found)) => Err(malformed(
+            path,
+            "tensors in dictionaries, lists and EDM's modules, and nothing else".into(),
+            format!("{found}, which is not allowed"),
+            "nothing in it was executed; have whoever made it save the state dict alone",
+        )),
+    }
+}
+
+/// A plain pickle that is no checkpoint. The error says what is wrong with it.
+pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, String> {
+    let read = pickle::Pickle::read(bytes, 0, &mut Budget::of(bytes));
+    read.and_then(|pickle| whole(pickle, bytes)).map_err(|fault| match fault {
+        Fault::Broken(found) => found,
+        Fault::Refused(found) => format!("{found}, which is not allowed and was not executed"),
+    })
+}
+
+/// The length of a header in 8 bytes, then JSON: to a reader of pickles it looks like one.
+fn is_safetensors(bytes: &[u8]) -> bool {
+    bytes.get(5..9) == Some(b"\0\0\0{")
+}
+
+fn parse_bytes(bytes: &[u8]) -> std::result::Result<(Format, Vec<(String, Tensor)>), Fault> {
+    let mut budget = Budget::of(bytes);
+    let (format, pickle, storages) = if bytes.starts_with(stream::ZIP_MAGIC) {
+        let (data, storages) = stream::zip(bytes)?;
+        (Format::TorchZip, whole(pickle::Pickle::read(data, 0, &mut budget)?, data)?, storages)
+    } else {
+        let first = pickle::Pickle::read(bytes, 0, &mut budget)?;
+        if stream::is_legacy_magic(&first) {
+            let (pickle, storages) = stream::legacy(bytes, first.end, &mut budget)?;
+            (Format::TorchLegacy, pickle, storages)
+        } else {
+            (Format::Pickle(first.protocol), whole(first, bytes)?, stream::Storages::new())
+        }
+    };
+    Ok((format, names::named_tensors(&pickle, &storages, &mut budget)?))
+}
+
+/// A pickle with nothing behind it.
+fn whole<'a>(pickle: pickle::Pickle<'a>, bytes: &[u8]) -> std::result::Result<pickle::Pickle<'a>, Fault> {
+    match bytes.len() - pickle.end {
+        0 => Ok(pickle),
+        rest => Err(Fault::broken(format!("{rest} bytes behind the pickle"))),
+    }
+}
+
+impl Checkpoint {
+    /// Every tensor as f32, by name: f64 is rounded, the rest is exact.
+    ///
+    /// # Errors
+    /// `Malformed` for an integer that f32 cannot hold, and for the one name
+    /// that a safetensors file cannot have.
+    pub fn arrays(self) -> Result<BTreeMap<String, Array>> {
+        let path = self.path;
+        let array = |(name, tensor): (String, Tensor)| match tensor.to_array() {
+            Ok(_) if name == "__metadata__" => Err(malformed(
+                &path,
+                "names that safetensors allows".into(),
+                name,
+                "rename that tensor where the file is made",
+            )),
+            Ok(array) => Ok((name, array)),
+            Err(large) => Err(malformed(
+                &path,
+                "integers of at most 24 bits".into(),
+                format!("{large} in {name} ({})", tensor.dtype),
+                "save that tensor as a floating-point one",
+            )),
+        };
+        self.tensors.into_iter().map(array).collect()
+    }
+
+    /// Format, names, types, shapes and statistics, a line for each tensor.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        let bytes: usize = self.tensors.iter().map(|(_, tensor)| tensor.data.len()).sum();
+        let values: usize =
+            self.tensors.iter().map(|(_, tensor)| tensor.data.len() / tensor.dtype.size()).sum();
+        let count = self.tensors.len();
+        let path = self.path.display();
+        _ = writeln!(text, "{path}: {}, {count} tensors, {values} values, {bytes} bytes", self.format);
+        let name_width = self.tensors.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(4);
+        _ = writeln!(
+            text,
+            "{:name_width$}  {:4}  {:18} {:>13} {:>13} {:>13}",
+            "name", "type", "shape", "min", "max", "mean"
+        );
+        for (name, tensor) in &self.tensors {
+            let shape = format!("{:?}", tensor.shape);
+            _ = write!(
+                text,
+                "{:name_width$}  {:4}  {shape:18}",
+                name.escape_debug().to_string(),
+                tensor.dtype
+            );
+            let (mut n, mut sum, mut min, mut max) = (0u64, 0.0, f64::INFINITY, f64::NEG_INFINITY);
+            for value in tensor.values() {
+                (n, sum, min, max) = (n + 1, sum + value, min.min(value), max.max(value));
+            }
+            _ = match n {
+                0 => writeln!(text, " {:>13} {:>13} {:>13}", "-", "-", "-"),
+                _ => writeln!(text, " {min:>13.6e} {max:>13.6e} {:>13.6e}", sum / n as f64),
+            };
+        }
+        text
+    }
+}
+
+/// How many names of a kind an error lists before it only counts them.
+const LISTED: usize = 20;
+
+/// Strict loading: `arrays` has every name in `shapes` with that shape, and no
+/// other.
+///
+/// # Errors
+/// `Malformed`, naming `path`, with all that is missing, extra or mis-shaped.
+pub fn require(
+    path: &Path,
+    arrays: &BTreeMap<String, Array>,
+    shapes: &BTreeMap<String, Vec<usize>>,
+) -> Result<()> {
+    let missing = shapes.keys().filter(|name| !arrays.contains_key(*name)).cloned();
+    let extra = arrays.keys().filter(|name| !shapes.contains_key(*name)).cloned();
+    let misshaped = arrays.iter().filter_map(|(name, array)| {
+        let shape = shapes.get(name).filter(|shape| **shape != array.shape)?;
+        Some(format!("{name} {:?} instead of {shape:?}", array.shape))
+    });
+    let parts: Vec<String> = [
+        ("missing", missing.collect::<Vec<_>>()),
+        ("extra", extra.collect()),
+        ("mis-shaped", misshaped.collect()),
+    ]
+    .into_iter()
+    .filter(|(_, names)| !names.is_empty())
+    .map(|(kind, names)| {
+        let more = names.len().saturating_sub(LISTED);
+        let listed = names[..names.len() - more].join(", ");
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        format!("{} {kind}: {listed}{more}", names.len())
+    })
+    .collect();
+    if parts.is_empty() {
+        return Ok(());
+    }
+    Err(malformed(
+        path,
+        format!("exactly the {} tensors of the network", shapes.len()),
+        parts.join("; "),
+        "use the checkpoint of that network (`replicate inspect` lists what a file has)",
+    ))
+}
+
+fn malformed(path: &Path, expected: String, found: String, remedy: &str) -> Error {
+    Error::Malformed { path: path.to_path_buf(), expected, found, remedy: remedy.into() }
+}
+
+/// What is wrong with a file.
+#[derive(Debug)]
+enum Fault {
+    /// It is no checkpoint, or is damaged.
+    Broken(String),
+    /// It asks for what this reader does not do on purpose.
+    Refused(String),
+}
+
+impl Fault {
+    fn broken(found: impl Into<String>) -> Fault {
+        Fault::Broken(found.into())
+    }
+
+    fn refused(found: impl Into<String>) -> Fault {
+        Fault::Refused(found.into())
+    }
+
+    fn map(self, text: impl FnOnce(String) -> String) -> Fault {
+        match self {
+            Fault::Broken(found) => Fault::Broken(text(found)),
+            Fault::Refused(found) => Fault::Refused(text(found)),
+        }
+    }
+
+    fn at_byte(self, position: usize) -> Fault {
+        self.map(|found| format!("{found} (opcode at byte {position})"))
+    }
+
+    fn within(self, place: &str) -> Fault {
+        self.map(|found| format!("{found}, in {place}"))
+    }
+}
+
+/// What the rest of a file may still cost.
+struct Budget {
+    opcodes: u32,
+    bytes: usize,
+}
+
+impl Budget {
+    /// For one file.
+    fn of(bytes: &[u8]) -> Budget {
+        Budget { opcodes: MAX_OPCODES, bytes: bytes.len().saturating_mul(COPIES) }
+    }
+
+    fn opcode(&mut self) -> std::result::Result<(), Fault> {
+        match self.opcodes.checked_sub(1) {
+            Some(left) => self.opcodes = left,
+            None => return Err(Fault::refused(format!("more than {MAX_OPCODES} opcodes"))),
+        }
+        Ok(())
+    }
+
+    fn bytes(&mut self, wanted: usize) -> std::result::Result<(), Fault> {
+        match self.bytes.checked_sub(wanted) {
+            Some(left) => self.bytes = left,
+            None => {
+                return Err(Fault::refused(format!("tensors of more than {COPIES} times the file's length")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A text of the file's for a message: escaped and cut.
+fn quote(text: &str) -> String {
+    const SHOWN: usize = 60;
+    let shown: String = text.chars().take(SHOWN).collect();
+    format!("{shown:?}{}", if shown.len() < text.len() { "…" } else { "" })
+}

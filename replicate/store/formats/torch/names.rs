@@ -1,0 +1,152 @@
+//! Names for the tensors of an object graph: the path of dictionary keys, list
+//! indices and modules that leads to each, joined by dots.
+
+use std::collections::{HashMap, HashSet};
+
+use super::pickle::{Constructor, Node, NodeId, Pickle, Value};
+use super::stream::{Storages, call, is_tensor, tensor};
+use super::{Budget, Fault, Tensor, quote};
+
+/// A snapshot nests a module in a module a few times.
+const MAX_DEPTH: usize = 64;
+const MAX_NAME: usize = 1024;
+
+/// Every tensor that is reached from the root of a pickle, in the file's order.
+///
+/// A module (an object whose state has `_parameters`) gives what PyTorch's
+/// `state_dict` gives: its parameters, its buffers, then its modules. Of any
+/// other object of EDM's, every attribute counts.
+pub(super) fn named_tensors(
+    pickle: &Pickle,
+    storages: &Storages,
+    budget: &mut Budget,
+) -> Result<Vec<(String, Tensor)>, Fault> {
+    let mut walk =
+        Walk { pickle, storages, budget, visits: HashMap::new(), names: HashSet::new(), found: vec![] };
+    walk.value("", pickle.root, 0)?;
+    Ok(walk.found)
+}
+
+/// How far the walk is with a container.
+enum Visit {
+    Within,
+    /// Number of tensors below it.
+    Done(usize),
+}
+
+struct Walk<'w, 'a> {
+    pickle: &'w Pickle<'a>,
+    storages: &'w Storages<'a>,
+    budget: &'w mut Budget,
+    visits: HashMap<NodeId, Visit>,
+    names: HashSet<String>,
+    found: Vec<(String, Tensor)>,
+}
+
+impl<'a> Walk<'_, 'a> {
+    fn value(&mut self, name: &str, value: Value<'a>, depth: usize) -> Result<(), Fault> {
+        if is_tensor(self.pickle, value) {
+            return self.tensor(name, value);
+        }
+        let Value::Node(id) = value else { return Ok(()) };
+        // A container is entered once, which bounds the time, whatever the file shares.
+        match self.visits.get(&id) {
+            Some(Visit::Within) => {
+                return Err(Fault::refused(format!("{} within itself", quote(name))));
+            }
+            Some(Visit::Done(0)) => return Ok(()),
+            Some(Visit::Done(_)) => {
+                return Err(Fault::refused(format!("tensors under two names, at {}", quote(name))));
+            }
+            None => {}
+        }
+        if depth == MAX_DEPTH {
+            return Err(Fault::refused(format!(
+                "more than {MAX_DEPTH} levels of objects, at {}",
+                quote(name)
+            )));
+        }
+        self.visits.insert(id, Visit::Within);
+        let before = self.found.len();
+        self.container(name, value, depth + 1)?;
+        self.visits.insert(id, Visit::Done(self.found.len() - before));
+        Ok(())
+    }
+
+    fn container(&mut self, name: &str, value: Value<'a>, depth: usize) -> Result<(), Fault> {
+        let pickle = self.pickle;
+        if let Some(entries) = pickle.entries(value) {
+            for (key, value) in entries {
+                match key {
+                    Value::Str(key) => self.value(&join(name, key)?, *value, depth)?,
+                    Value::Int(key) => self.value(&join(name, &key.to_string())?, *value, depth)?,
+                    _ => {
+                        let what = format!("a key in {} that is neither text nor a number", quote(name));
+                        return Err(Fault::broken(what));
+                    }
+                }
+            }
+            return Ok(());
+        }
+        let Value::Node(id) = value else { return Ok(()) };
+        match pickle.node(id) {
+            Node::List(items) | Node::Tuple(items) => {
+                for (index, item) in items.iter().enumerate() {
+                    self.value(&join(name, &index.to_string())?, *item, depth)?;
+                }
+                Ok(())
+            }
+            Node::Object { constructor: Constructor::ModuleDict, state, .. } => {
+                self.object(name, *state, depth)
+            }
+            Node::Object { constructor: Constructor::Persistent, .. } => {
+                let state = match call(pickle, value) {
+                    Some((_, [meta])) => pickle.get(*meta, "state"),
+                    _ => None,
+                };
+                match state {
+                    Some(state) => self.object(name, state, depth),
+                    None => Err(Fault::broken(format!("no state in the object {}", quote(name)))),
+                }
+            }
+            Node::Object { constructor: Constructor::NumpyArray, .. } => {
+                Err(Fault::refused(format!("an array of NumPy's, at {}", quote(name))))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A `__dict__`.
+    fn object(&mut self, name: &str, state: Value<'a>, depth: usize) -> Result<(), Fault> {
+        let Some(parameters) = self.pickle.get(state, "_parameters") else {
+            return self.value(name, state, depth);
+        };
+        let (buffers, modules) = (self.pickle.get(state, "_buffers"), self.pickle.get(state, "_modules"));
+        for part in [Some(parameters), buffers, modules] {
+            match part {
+                Some(part) if self.pickle.entries(part).is_some() => self.value(name, part, depth)?,
+                _ => return Err(Fault::broken(format!("the module {} without its parts", quote(name)))),
+            }
+        }
+        Ok(())
+    }
+
+    fn tensor(&mut self, name: &str, value: Value<'a>) -> Result<(), Fault> {
+        self.budget.bytes(name.len())?;
+        let tensor = tensor(self.pickle, self.storages, value, self.budget)
+            .map_err(|fault| fault.within(&format!("the tensor {}", quote(name))))?;
+        if !self.names.insert(name.into()) {
+            return Err(Fault::broken(format!("two tensors of the name {}", quote(name))));
+        }
+        self.found.push((name.into(), tensor));
+        Ok(())
+    }
+}
+
+fn join(name: &str, key: &str) -> Result<String, Fault> {
+    let joined = if name.is_empty() { key.to_string() } else { format!("{name}.{key}") };
+    if joined.len() > MAX_NAME {
+        return Err(Fault::refused(format!("a name of {} bytes, {}", joined.len(), quote(&joined))));
+    }
+    Ok(joined)
+}

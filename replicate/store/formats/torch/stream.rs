@@ -1,0 +1,346 @@
+//! What `torch.save` wraps around a pickle: the storages, in a zip or behind
+//! one another in a legacy stream; and tensors, which are views of storages.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Cursor;
+
+use super::pickle::{Constructor, Node, Pickle, Value};
+use super::{Budget, Dtype, Fault, Tensor, quote};
+use crate::store::formats::unzip::{self, Entry};
+
+/// The storages that lie outside a pickle, by key.
+pub(super) type Storages<'a> = HashMap<Cow<'a, str>, &'a [u8]>;
+
+/// Whether a value is a tensor or a parameter.
+pub(super) fn is_tensor(pickle: &Pickle, value: Value) -> bool {
+    call(pickle, value).is_some_and(|(constructor, _)| {
+        matches!(constructor, Constructor::RebuildTensor | Constructor::RebuildParameter)
+    })
+}
+
+/// Constructor and arguments of an object.
+pub(super) fn call<'p, 'a>(
+    pickle: &'p Pickle<'a>,
+    value: Value<'a>,
+) -> Option<(Constructor, &'p [Value<'a>])> {
+    let Value::Node(id) = value else { return None };
+    match pickle.node(id) {
+        Node::Object { constructor, arguments, .. } => Some((*constructor, pickle.tuple(*arguments)?)),
+        _ => None,
+    }
+}
+
+/// The tensor that a call of `_rebuild_tensor_v2`, or of `_rebuild_parameter`
+/// around one, describes.
+pub(super) fn tensor(
+    pickle: &Pickle,
+    storages: &Storages,
+    value: Value,
+    budget: &mut Budget,
+) -> Result<Tensor, Fault> {
+    let inner = match call(pickle, value) {
+        Some((Constructor::RebuildParameter, [data, ..])) => *data,
+        _ => value,
+    };
+    let Some((Constructor::RebuildTensor, [storage, offset, size, stride, ..])) = call(pickle, inner) else {
+        return Err(Fault::broken("a tensor without storage, offset, size and stride"));
+    };
+    let view =
+        View { offset: number(*offset)?, shape: numbers(pickle, *size)?, strides: numbers(pickle, *stride)? };
+    match call(pickle, *storage) {
+        Some((Constructor::LoadFromBytes, [payload])) => {
+            let payload = payload_bytes(pickle, *payload, budget)?;
+            let stream = legacy_storage(&payload, budget)?;
+            view.gather(stream.0, stream.1, budget)
+        }
+        _ => {
+            let Reference { dtype, key, count } = reference(pickle, *storage)?;
+            let Some(bytes) = storages.get(key) else {
+                return Err(Fault::broken(format!("no storage {}, which a tensor needs", quote(key))));
+            };
+            if count.checked_mul(dtype.size()) != Some(bytes.len()) {
+                return Err(Fault::broken(format!(
+                    "{} bytes in the storage {}, which is to have {count} of {}",
+                    bytes.len(),
+                    quote(key),
+                    dtype.size()
+                )));
+            }
+            view.gather(dtype, bytes, budget)
+        }
+    }
+}
+
+/// A tensor's view of its storage, in elements.
+struct View {
+    offset: usize,
+    shape: Vec<usize>,
+    strides: Vec<usize>,
+}
+
+impl View {
+    /// The elements in row-major order. Views that show an element more than
+    /// once (expanded tensors) may have many more elements than the storage,
+    /// and are refused.
+    fn gather(&self, dtype: Dtype, storage: &[u8], budget: &mut Budget) -> Result<Tensor, Fault> {
+        let size = dtype.size();
+        let available = storage.len() / size;
+        let count = self.count().filter(|count| *count <= available && self.fits(*count, available));
+        let Some(count) = count else {
+            return Err(Fault::broken(format!(
+                "a tensor of shape {:?}, strides {:?} and offset {} in a storage of {available} elements",
+                self.shape, self.strides, self.offset
+            )));
+        };
+        budget.bytes(count * size)?;
+        let data = if self.is_contiguous() {
+            storage[self.offset * size..][..count * size].to_vec()
+        } else {
+            self.gather_strided(size, count, storage)
+        };
+        Ok(Tensor { dtype, shape: self.shape.clone(), data })
+    }
+
+    fn count(&self) -> Option<usize> {
+        if self.strides.len() != self.shape.len() {
+            return None;
+        }
+        self.shape.iter().try_fold(1usize, |count, n| count.checked_mul(*n))
+    }
+
+    /// Whether the last element lies within the storage.
+    fn fits(&self, count: usize, available: usize) -> bool {
+        if count == 0 {
+            return self.offset <= available;
+        }
+        let last = self
+            .shape
+            .iter()
+            .zip(&self.strides)
+            .try_fold(self.offset, |at, (n, stride)| at.checked_add((n - 1).checked_mul(*stride)?));
+        last.is_some_and(|last| last < available)
+    }
+
+    fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        self.shape.iter().zip(&self.strides).rev().all(|(n, stride)| {
+            let as_expected = *n == 1 || *stride == expected;
+            expected *= n;
+            as_expected
+        }) || self.shape.contains(&0)
+    }
+
+    fn gather_strided(&self, size: usize, count: usize, storage: &[u8]) -> Vec<u8> {
+        let mut data = Vec::with_capacity(count * size);
+        let mut index = vec![0; self.shape.len()];
+        let mut at = self.offset;
+        for _ in 0..count {
+            data.extend_from_slice(&storage[at * size..][..size]);
+            for dimension in (0..index.len()).rev() {
+                index[dimension] += 1;
+                at += self.strides[dimension];
+                if index[dimension] < self.shape[dimension] {
+                    break;
+                }
+                at -= self.strides[dimension] * self.shape[dimension];
+                index[dimension] = 0;
+            }
+        }
+        data
+    }
+}
+
+/// torch's own limit is 64; no network here goes beyond 4.
+const MAX_DIMENSIONS: usize = 16;
+
+fn number(value: Value) -> Result<usize, Fault> {
+    let Value::Int(n) = value else {
+        return Err(Fault::broken("no number for a size, stride or offset"));
+    };
+    usize::try_from(n).map_err(|_| Fault::broken(format!("{n} for a size, stride or offset")))
+}
+
+fn numbers(pickle: &Pickle, value: Value) -> Result<Vec<usize>, Fault> {
+    match pickle.tuple(value) {
+        Some(items) if items.len() <= MAX_DIMENSIONS => items.iter().map(|item| number(*item)).collect(),
+        Some(items) => Err(Fault::broken(format!("a tensor of {} dimensions", items.len()))),
+        None => Err(Fault::broken("a shape that is not a tuple")),
+    }
+}
+
+/// What a persistent id says of a storage: ('storage', type, key, location,
+/// number of elements), and None for the view of older streams.
+struct Reference<'a> {
+    dtype: Dtype,
+    key: &'a str,
+    count: usize,
+}
+
+fn reference<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Result<Reference<'a>, Fault> {
+    let id = match value {
+        Value::Node(id) => match pickle.node(id) {
+            Node::Outside(id) => pickle.tuple(*id),
+            _ => None,
+        },
+        _ => None,
+    };
+    match id {
+        Some(
+            [
+                Value::Str("storage"),
+                Value::Constructor(Constructor::Storage(dtype)),
+                Value::Str(key),
+                _,
+                count,
+            ]
+            | [
+                Value::Str("storage"),
+                Value::Constructor(Constructor::Storage(dtype)),
+                Value::Str(key),
+                _,
+                count,
+                Value::None,
+            ],
+        ) => Ok(Reference { dtype: *dtype, key, count: number(*count)? }),
+        _ => Err(Fault::broken("a storage in a form that torch.save does not write")),
+    }
+}
+
+/// Bytes, or text that stands for bytes as protocol 2 writes them.
+fn payload_bytes<'a>(
+    pickle: &Pickle<'a>,
+    value: Value<'a>,
+    budget: &mut Budget,
+) -> Result<Cow<'a, [u8]>, Fault> {
+    if let Value::Bytes(bytes) = value {
+        return Ok(Cow::Borrowed(bytes));
+    }
+    let Some((Constructor::Encode, [Value::Str(text), Value::Str("latin1")])) = call(pickle, value) else {
+        return Err(Fault::broken("a storage that is not bytes"));
+    };
+    budget.bytes(text.len())?;
+    let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
+    Ok(Cow::Owned(bytes.ok_or_else(|| Fault::broken("text for bytes that is not Latin-1"))?))
+}
+
+/// 0x1950a86a20f9469cfc6c, the first pickle of a legacy stream.
+const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
+const LEGACY_PROTOCOL: i64 = 1001;
+
+/// Whether a pickle is the first one of a legacy stream.
+pub(super) fn is_legacy_magic(pickle: &Pickle) -> bool {
+    matches!(pickle.root, Value::Long(bytes) if bytes == MAGIC)
+}
+
+/// A legacy stream from behind its magic number at byte `at`: protocol version,
+/// system, object, keys of the storages, then each storage's number of elements
+/// and little-endian bytes.
+pub(super) fn legacy<'a>(
+    bytes: &'a [u8],
+    at: usize,
+    budget: &mut Budget,
+) -> Result<(Pickle<'a>, Storages<'a>), Fault> {
+    let version = Pickle::read(bytes, at, budget)?;
+    if !matches!(version.root, Value::Int(LEGACY_PROTOCOL)) {
+        return Err(Fault::broken(format!(
+            "a legacy torch stream of a version other than {LEGACY_PROTOCOL}"
+        )));
+    }
+    let system = Pickle::read(bytes, version.end, budget)?;
+    if !matches!(system.get(system.root, "little_endian"), Some(Value::Bool(true))) {
+        return Err(Fault::broken("a legacy torch stream that is not little-endian"));
+    }
+    let object = Pickle::read(bytes, system.end, budget)?;
+    let mut references = HashMap::new();
+    for id in 0..object.nodes().len() {
+        if let Node::Outside(_) = object.nodes()[id] {
+            let Reference { dtype, key, count } = reference(&object, Value::Node(id as u32))?;
+            let known = references.insert(key, (dtype, count));
+            if known.is_some_and(|known| known != (dtype, count)) {
+                return Err(Fault::broken(format!("two descriptions of the storage {}", quote(key))));
+            }
+        }
+    }
+
+    let keys = Pickle::read(bytes, object.end, budget)?;
+    let Value::Node(list) = keys.root else { return Err(Fault::broken("no list of storages")) };
+    let Node::List(list) = keys.node(list) else { return Err(Fault::broken("no list of storages")) };
+    let mut rest = &bytes[keys.end..];
+    let mut storages = Storages::new();
+    for key in list {
+        let Value::Str(key) = *key else {
+            return Err(Fault::broken("a storage's key that is not text"));
+        };
+        let Some((dtype, count)) = references.remove(key) else {
+            return Err(Fault::broken(format!("the storage {}, which no tensor has", quote(key))));
+        };
+        let (stored, data) = rest.split_first_chunk().ok_or_else(|| truncated(key))?;
+        if u64::from_le_bytes(*stored) != count as u64 {
+            return Err(Fault::broken(format!(
+                "{} elements in the storage {}, which is to have {count}",
+                u64::from_le_bytes(*stored),
+                quote(key)
+            )));
+        }
+        let split = count.checked_mul(dtype.size()).and_then(|length| data.split_at_checked(length));
+        let (storage, behind) = split.ok_or_else(|| truncated(key))?;
+        storages.insert(Cow::Borrowed(key), storage);
+        rest = behind;
+    }
+    if !rest.is_empty() {
+        return Err(Fault::broken(format!("{} bytes behind the last storage", rest.len())));
+    }
+    Ok((object, storages))
+}
+
+fn truncated(key: &str) -> Fault {
+    Fault::broken(format!("the end of the file within the storage {}", quote(key)))
+}
+
+/// The one storage of a legacy stream whose object is a storage.
+fn legacy_storage<'a>(bytes: &'a [u8], budget: &mut Budget) -> Result<(Dtype, &'a [u8]), Fault> {
+    let magic = Pickle::read(bytes, 0, budget)?;
+    if !is_legacy_magic(&magic) {
+        return Err(Fault::broken("a storage that is not a legacy torch stream"));
+    }
+    let (object, storages) = legacy(bytes, magic.end, budget)?;
+    let Reference { dtype, key, .. } = reference(&object, object.root)?;
+    match storages.get(key) {
+        Some(storage) => Ok((dtype, storage)),
+        None => Err(Fault::broken(format!("no storage {} in its own stream", quote(key)))),
+    }
+}
+
+pub(super) const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
+
+/// `data.pkl` and the storages of a torch zip. torch stores without
+/// compression, so everything is borrowed from the file; checksums are verified.
+pub(super) fn zip<'a>(bytes: &'a [u8]) -> Result<(&'a [u8], Storages<'a>), Fault> {
+    let entries = zip_entries(bytes)?;
+    let Some(prefix) = entries.keys().find_map(|name| name.strip_suffix("data.pkl")) else {
+        return Err(Fault::broken("a zip archive without data.pkl, which torch.save writes"));
+    };
+    let pickle = entries[&format!("{prefix}data.pkl")];
+    if entries.get(&format!("{prefix}byteorder")).is_some_and(|order| *order != b"little") {
+        return Err(Fault::broken("a torch zip that is not little-endian"));
+    }
+    let key = |name: &str| name.strip_prefix(prefix)?.strip_prefix("data/").map(|key| Cow::Owned(key.into()));
+    Ok((pickle, entries.iter().filter_map(|(name, data)| Some((key(name)?, *data))).collect()))
+}
+
+/// Every file of an archive, in the order of the names.
+fn zip_entries(bytes: &[u8]) -> Result<BTreeMap<String, &[u8]>, Fault> {
+    let entries = unzip::entries(Cursor::new(bytes));
+    let entries = entries.map_err(|what| Fault::broken(format!("a file that {what}")))?;
+    let stored = |entry: Entry| match entry.stored(bytes) {
+        Ok(Some(content)) => Ok((entry.name, content)),
+        Ok(None) => {
+            Err(Fault::broken(format!("{} compressed, which torch.save does not do", quote(&entry.name))))
+        }
+        Err(error) => {
+            Err(Fault::broken(format!("a damaged zip archive ({error}), at {}", quote(&entry.name))))
+        }
+    };
+    entries.into_iter().map(stored).collect()
+}
