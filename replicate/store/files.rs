@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,18 @@ impl Content {
     pub fn of(path: &Path) -> io::Result<Content> {
         let mut file = File::open(path)?;
         let mut hash = Sha256::new();
-        let bytes = io::copy(&mut file, &mut hash)?;
-        Ok(Content { bytes, sha256: hex(hash.finalize()) })
+        let (mut buffer, mut bytes) = (vec![0; 1 << 16], 0);
+        loop {
+            match file.read(&mut buffer) {
+                Ok(0) => return Ok(Content { bytes, sha256: hex(hash.finalize()) }),
+                Ok(read) => {
+                    hash.update(&buffer[..read]);
+                    bytes += read as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
