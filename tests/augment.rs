@@ -297,7 +297,7 @@ fn one_step_run(objective: Objective) -> OneStep {
         levels: Levels::Fixed(0.5),
         generator_lr: 1e-3,
         critic_lr: 1e-3,
-        adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8 },
+        adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8, rectified: false },
         ema_half_life: 100,
     };
     let weights = teacher.arrays().unwrap();

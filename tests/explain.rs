@@ -142,7 +142,7 @@ fn a_page_shows_every_field_that_its_cell_uses() {
         ("attention_sizes", |r| r.network.attention_sizes.push(7)),
         ("augment_labels", |r| r.network.augment_labels += 1),
     ];
-    const STAGE1: [Change; 9] = [
+    const STAGE1: [Change; 10] = [
         ("pretraining.images", |r| r.pretraining.images += 1),
         ("pretraining.batch", |r| r.pretraining.batch += 1),
         ("pretraining.lr", |r| r.pretraining.lr *= 3.0),
@@ -151,9 +151,10 @@ fn a_page_shows_every_field_that_its_cell_uses() {
         ("pretraining.beta1", |r| r.pretraining.adam.beta1 += 0.01),
         ("pretraining.beta2", |r| r.pretraining.adam.beta2 += 0.001),
         ("pretraining.eps", |r| r.pretraining.adam.eps *= 3.0),
+        ("pretraining.rectified", |r| r.pretraining.adam.rectified ^= true),
         ("pretraining.ema_half_life", |r| r.pretraining.ema_half_life += 1),
     ];
-    const STAGE2: [Change; 11] = [
+    const STAGE2: [Change; 12] = [
         ("sigma_init", |r| r.one_step.sigma_init *= 3.0),
         ("levels", |r| r.one_step.levels = replicate::method::noise::Levels::Fixed(7.25)),
         ("generator_lr", |r| r.one_step.generator_lr *= 3.0),
@@ -161,6 +162,7 @@ fn a_page_shows_every_field_that_its_cell_uses() {
         ("beta1", |r| r.one_step.adam.beta1 += 0.01),
         ("beta2", |r| r.one_step.adam.beta2 += 0.001),
         ("eps", |r| r.one_step.adam.eps *= 3.0),
+        ("rectified", |r| r.one_step.adam.rectified ^= true),
         ("ema_half_life", |r| r.one_step.ema_half_life += 1),
         ("images", |r| r.images += 1),
         ("batch", |r| r.batch += 1),

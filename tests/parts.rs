@@ -35,7 +35,7 @@ fn run(objective: Objective, at_once: Option<usize>) -> OneStep {
         generator_lr: 1e-3,
         critic_lr: 1e-3,
         // The first moments of one step are its gradients.
-        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
+        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8, rectified: false },
         ema_half_life: 1000,
     };
     let run = OneStep::new(&Device::Cpu, &config(), objective, initial, settings).unwrap();

@@ -220,7 +220,7 @@ const CLASSIFIER: ClassifierTraining = ClassifierTraining {
     images: 256_000,
     batch: 128,
     lr: 2e-3,
-    adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+    adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, rectified: false },
 };
 
 impl Recipe {
@@ -253,7 +253,7 @@ impl Recipe {
                 lr: 2e-3,
                 warmup_images: 6_400,
                 cosine: true,
-                adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 },
+                adam: AdamConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8, rectified: false },
                 ema_half_life: 22_000,
                 levels: EDM_LEVELS,
             },
@@ -262,7 +262,7 @@ impl Recipe {
                 levels: EDM_LEVELS,
                 generator_lr: 5e-5,
                 critic_lr: 1e-3,
-                adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8 },
+                adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8, rectified: false },
                 ema_half_life: 4_400,
             },
             images: 38_400,
@@ -360,7 +360,7 @@ impl Recipe {
                 lr: 1e-3,
                 warmup_images: 10_000_000,
                 cosine: false,
-                adam: AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+                adam: AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, rectified: false },
                 ema_half_life: 500_000,
                 levels: EDM_LEVELS,
             },
@@ -369,7 +369,7 @@ impl Recipe {
                 levels: EDM_LEVELS,
                 generator_lr: 1e-5,
                 critic_lr: 1e-5,
-                adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
+                adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8, rectified: false },
                 ema_half_life: 500_000,
             },
             images: 100_000_000,
@@ -511,7 +511,8 @@ impl Text {
     }
 
     fn adam(&mut self, adam: AdamConfig) -> &mut Text {
-        self.line("adam", format!("betas {} {}, eps {:e}", adam.beta1, adam.beta2, adam.eps))
+        let rectified = if adam.rectified { ", rectified" } else { "" };
+        self.line("adam", format!("betas {} {}, eps {:e}{rectified}", adam.beta1, adam.beta2, adam.eps))
     }
 
     pub fn finish(&self) -> String {

@@ -177,9 +177,9 @@ impl<M> Network<M> {
         Ok(())
     }
 
-    fn restore(&mut self, prefix: &str, step: u64, from: &Arrays) -> Result<()> {
+    fn restore(&mut self, prefix: &str, from: &Arrays) -> Result<()> {
         self.params.assign(&strip(from, &format!("{prefix}.weights.")))?;
-        self.adam.restore(step, &strip(from, &format!("{prefix}.adam.")))
+        self.adam.restore(&strip(from, &format!("{prefix}.adam.")))
     }
 }
 
@@ -389,12 +389,12 @@ impl OneStep {
         Ok(all)
     }
 
-    /// Takes up a run after `steps` iterations.
-    pub fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()> {
-        self.generator.restore("generator", steps, state)?;
+    /// Takes up a run where [`OneStep::state`] left it.
+    pub fn restore(&mut self, state: &Arrays) -> Result<()> {
+        self.generator.restore("generator", state)?;
         match &mut self.judge {
-            Judge::Critic { network, .. } => network.restore("critic", steps, state)?,
-            Judge::Scores { fake, .. } => fake.restore("fake", steps, state)?,
+            Judge::Critic { network, .. } => network.restore("critic", state)?,
+            Judge::Scores { fake, .. } => fake.restore("fake", state)?,
         }
         self.ema.restore(&strip(state, "ema."))
     }

@@ -572,9 +572,10 @@ fn scores(cell: &Cell, drawn: bool, evaluation: &Evaluation, classifier: &Classi
 }
 
 fn adam_entries(of: &str, adam: &AdamConfig, betas: &[&'static str], epsilon: &[&'static str]) -> [Entry; 2] {
-    let AdamConfig { beta1, beta2, eps } = adam;
+    let AdamConfig { beta1, beta2, eps, rectified } = adam;
+    let rectified = if *rectified { ", rectified" } else { "" };
     [
-        value(&format!("{of} betas"), format!("({beta1}, {beta2})"), betas),
+        value(&format!("{of} betas"), format!("({beta1}, {beta2}){rectified}"), betas),
         value(&format!("{of} epsilon"), format!("{eps:e}"), epsilon),
     ]
 }

@@ -1,12 +1,13 @@
-//! Adam with readable state, and the exponential moving average of the
+//! Adam and RAdam with readable state, and the exponential moving average of the
 //! generator.
 
 use crate::network::cpu::{values, values_mut};
 #[cfg(feature = "cudnn")]
 use crate::network::gpu as cuda;
 use crate::network::params::{Arrays, Params, from_array, to_array};
+use crate::store::Array;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+use candle_core::{CpuStorage, Device, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,6 +15,28 @@ pub struct AdamConfig {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
+    /// RAdam (Liu et al. 2020): no second moment while its variance is unknown, a
+    /// smaller step while it is large.
+    pub rectified: bool,
+}
+
+impl AdamConfig {
+    /// Step `t`, counted from 1: x -= size m / (scale sqrt(v) + eps), as PyTorch computes it.
+    fn step(self, t: u64, lr: f64) -> Step {
+        let AdamConfig { beta1, beta2, eps, rectified } = self;
+        let (size, correction) = (lr / (1.0 - beta1.powi(t as i32)), 1.0 - beta2.powi(t as i32));
+        if !rectified {
+            return Step { size, scale: 1.0 / correction.sqrt(), eps };
+        }
+        let most = 2.0 / (1.0 - beta2) - 1.0;
+        // Length of the average that the second moment is so far.
+        let length = most - 2.0 * t as f64 * (1.0 - correction) / correction;
+        if length <= 5.0 {
+            return Step { size, scale: 0.0, eps: 1.0 };
+        }
+        let of = |length: f64| (length - 4.0) * (length - 2.0) / length;
+        Step { size: size * (of(length) / of(most) * correction).sqrt(), scale: 1.0, eps }
+    }
 }
 
 /// a = beta a + (1 - beta) x, or x^2, in one pass on the CPU.
@@ -36,11 +59,11 @@ impl InplaceOp2 for Toward {
     }
 }
 
-/// x -= lr m / (scale sqrt(v) + eps), in one pass on the CPU.
+/// x -= size m / (scale sqrt(v) + eps), in one pass on the CPU.
 struct Step {
-    lr: f32,
-    scale: f32,
-    eps: f32,
+    size: f64,
+    scale: f64,
+    eps: f64,
 }
 
 impl InplaceOp3 for Step {
@@ -57,15 +80,21 @@ impl InplaceOp3 for Step {
         v: &CpuStorage,
         lv: &Layout,
     ) -> Result<()> {
+        let [size, scale, eps] = [self.size, self.scale, self.eps].map(|v| v as f32);
         let moments = values(m, lm)?.iter().zip(values(v, lv)?);
         for (x, (m, v)) in values_mut(x, lx)?.iter_mut().zip(moments) {
-            *x -= self.lr * (m / (self.scale * v.sqrt() + self.eps));
+            *x -= size * (m / (scale * v.sqrt() + eps));
         }
         Ok(())
     }
 }
 
-/// Kingma and Ba 2015, as PyTorch computes it.
+/// Name of the number of steps among the state's arrays.
+const STEPS: &str = "steps";
+/// As many steps are one of the higher of two float32 numbers that hold the count exactly.
+const HIGHER: u64 = 1 << 24;
+
+/// Kingma and Ba 2015, or its rectified form, as PyTorch computes it.
 pub struct Adam {
     config: AdamConfig,
     step: u64,
@@ -84,9 +113,8 @@ impl Adam {
     /// One update; a parameter without a gradient stays as it is.
     pub fn update(&mut self, params: &Params, grads: &GradStore, lr: f64) -> Result<()> {
         self.step += 1;
-        let AdamConfig { beta1, beta2, eps } = self.config;
-        let correction1 = 1.0 - beta1.powi(self.step as i32);
-        let correction2 = 1.0 - beta2.powi(self.step as i32);
+        let AdamConfig { beta1, beta2, .. } = self.config;
+        let step = self.config.step(self.step, lr);
         #[cfg(feature = "cudnn")]
         if self.moments.values().next().is_some_and(|(m, _)| m.device().is_cuda()) {
             let moments = &self.moments;
@@ -96,9 +124,9 @@ impl Adam {
                     Some(cuda::Moments { weights: var, first, second, gradient: grads.get(var)? })
                 }),
                 [beta1, beta2],
-                eps,
-                lr / correction1,
-                1.0 / correction2.sqrt(),
+                step.eps,
+                step.size,
+                step.scale,
             );
         }
         for (name, var) in params.iter() {
@@ -108,25 +136,21 @@ impl Adam {
                 let g = g.contiguous()?;
                 m.inplace_op2(&g, &Toward { beta: beta1 as f32, square: false })?;
                 v.inplace_op2(&g, &Toward { beta: beta2 as f32, square: true })?;
-                let step = Step {
-                    lr: (lr / correction1) as f32,
-                    scale: (1.0 / correction2.sqrt()) as f32,
-                    eps: eps as f32,
-                };
                 var.as_detached_tensor().inplace_op3(m, v, &step)?;
                 continue;
             }
             *m = ((&*m * beta1)? + (g * (1.0 - beta1))?)?.detach();
             *v = ((&*v * beta2)? + (g.sqr()? * (1.0 - beta2))?)?.detach();
-            let size = ((v.sqrt()? * (1.0 / correction2.sqrt()))? + eps)?;
-            var.set(&(var.as_detached_tensor() - ((&*m / size)? * (lr / correction1))?)?)?;
+            let divisor = ((v.sqrt()? * step.scale)? + step.eps)?;
+            var.set(&(var.as_detached_tensor() - ((&*m / divisor)? * step.size)?)?)?;
         }
         Ok(())
     }
 
-    /// Moments as `m.NAME`, `v.NAME`.
+    /// Moments as `m.NAME`, `v.NAME`, and the number of steps as `steps`.
     pub fn arrays(&self) -> Result<Arrays> {
-        let mut all = Arrays::new();
+        let steps = [self.step / HIGHER, self.step % HIGHER].map(|part| part as f32);
+        let mut all = Arrays::from([(STEPS.into(), Array { shape: vec![2], data: steps.to_vec() })]);
         for (name, (m, v)) in &self.moments {
             all.insert(format!("m.{name}"), to_array(m)?);
             all.insert(format!("v.{name}"), to_array(v)?);
@@ -134,8 +158,9 @@ impl Adam {
         Ok(all)
     }
 
-    pub fn restore(&mut self, step: u64, arrays: &Arrays) -> Result<()> {
-        self.step = step;
+    pub fn restore(&mut self, arrays: &Arrays) -> Result<()> {
+        let steps = from_array(STEPS, arrays, &2.into(), &Device::Cpu)?.to_vec1::<f32>()?;
+        self.step = steps[0] as u64 * HIGHER + steps[1] as u64;
         for (name, (m, v)) in &mut self.moments {
             *m = from_array(&format!("m.{name}"), arrays, m.shape(), m.device())?;
             *v = from_array(&format!("v.{name}"), arrays, v.shape(), v.device())?;

@@ -501,9 +501,9 @@ impl Training for Teaching<'_> {
         Ok(all)
     }
 
-    fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()> {
+    fn restore(&mut self, _: u64, state: &Arrays) -> Result<()> {
         self.params.assign(&strip(state, "weights."))?;
-        self.adam.restore(steps, &strip(state, "adam."))?;
+        self.adam.restore(&strip(state, "adam."))?;
         Ok(self.ema.restore(&strip(state, "ema."))?)
     }
 
@@ -603,8 +603,8 @@ impl Training for Distilling<'_> {
         Ok(self.run.state()?)
     }
 
-    fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()> {
-        Ok(self.run.restore(steps, state)?)
+    fn restore(&mut self, _: u64, state: &Arrays) -> Result<()> {
+        Ok(self.run.restore(state)?)
     }
 
     fn weights(&self) -> Result<Arrays> {
@@ -680,9 +680,9 @@ impl Training for Classifying<'_> {
         Ok(all)
     }
 
-    fn restore(&mut self, steps: u64, state: &Arrays) -> Result<()> {
+    fn restore(&mut self, _: u64, state: &Arrays) -> Result<()> {
         self.params.assign(&strip(state, "weights."))?;
-        Ok(self.adam.restore(steps, &strip(state, "adam."))?)
+        Ok(self.adam.restore(&strip(state, "adam."))?)
     }
 
     fn weights(&self) -> Result<Arrays> {

@@ -216,7 +216,7 @@ pub fn checks(device: &Device) -> Result<Vec<Check>> {
 /// As [`checks`].
 pub fn updates(device: &Device) -> Result<Vec<Check>> {
     const SIZES: [(&str, usize); 3] = [("a", 5), ("b", 3000), ("c", 3)];
-    const CONFIG: AdamConfig = AdamConfig { beta1: 0.5, beta2: 0.999, eps: 1e-8 };
+    const CONFIG: AdamConfig = AdamConfig { beta1: 0.5, beta2: 0.999, eps: 1e-8, rectified: false };
     const LR: f64 = 0.1;
     const HALF_LIFE: u64 = 40;
     const BATCH: usize = 8;

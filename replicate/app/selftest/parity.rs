@@ -285,7 +285,7 @@ pub fn five_steps(
         levels: Levels::LogNormal { mean: -1.2, sd: 1.2 },
         generator_lr: 1e-3,
         critic_lr: 1e-3,
-        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8 },
+        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8, rectified: false },
         ema_half_life: 1000,
     };
     let (params, _) = filled_denoiser(&tiny(), device, unit)?;
@@ -301,7 +301,7 @@ pub fn five_steps(
     let mut state = run.state()?;
     // The run draws the critic's head; the fixture has it filled.
     state.extend(head.into_iter().map(|(name, array)| (format!("critic.weights.{name}"), array)));
-    run.restore(0, &state)?;
+    run.restore(&state)?;
 
     let image = |name: &str, scale: f32| {
         let values: Vec<f32> = unit(name, BATCH * 768).into_iter().map(|u| u * scale).collect();
