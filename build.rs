@@ -10,6 +10,7 @@ const NO_RESULT: &[&str] = &[
     "main.rs",
     "lib.rs",
     "error.rs",
+    "text.rs",
     "app/",
     "report/",
     "judge/",

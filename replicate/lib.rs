@@ -32,4 +32,5 @@ pub mod network;
 pub mod report;
 pub mod rng;
 pub mod store;
+pub mod text;
 pub mod train;

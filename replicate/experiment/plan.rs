@@ -26,6 +26,7 @@ use crate::method::sampler::edm::HEUN_STEPS;
 use crate::network::params::outline;
 use crate::network::unet::{Config, Critic, Denoiser, Told};
 use crate::network::{Norm, Ops, Param, Plus};
+pub use crate::text::{bytes, duration};
 use crate::train::{AT_ONCE, GRID, Teaching, Training};
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -412,26 +413,6 @@ pub fn probe(device: &Device) -> error::Result<f64> {
     }
 }
 
-/// An estimated time with as many digits as it deserves: "45s", "1m30s",
-/// "8 min", "2.5 h", "43 h", "31 days", "17 years"; "unknown" where it is not a
-/// number.
-pub fn duration(seconds: f64) -> String {
-    if !seconds.is_finite() {
-        return "unknown".into();
-    }
-    let (minutes, hours, days) = (seconds / 60.0, seconds / 3600.0, seconds / 86_400.0);
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 => format!("{whole}s"),
-        60..300 => format!("{}m{:02}s", whole / 60, whole % 60),
-        _ if minutes < 90.0 => format!("{minutes:.0} min"),
-        _ if hours < 9.95 => format!("{hours:.1} h"),
-        _ if hours < 72.0 => format!("{hours:.0} h"),
-        _ if days < 730.0 => format!("{days:.0} days"),
-        _ => format!("{:.0} years", days / 365.25),
-    }
-}
-
 /// A number of operations with two digits or three: "17.9 TFLOP".
 pub fn operations(flop: f64) -> String {
     let units = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"];
@@ -440,16 +421,4 @@ pub fn operations(flop: f64) -> String {
         (value, unit) = (value / 1000.0, unit + 1);
     }
     if value < 9.95 { format!("{value:.1} {}", units[unit]) } else { format!("{value:.0} {}", units[unit]) }
-}
-
-/// A size in powers of 1000 with two digits or three: "512 B", "3.1 MB".
-pub fn bytes(n: u64) -> String {
-    let (mut value, mut unit) = (n as f64, "B");
-    for larger in ["kB", "MB", "GB", "TB", "PB"] {
-        if value < 999.5 {
-            break;
-        }
-        (value, unit) = (value / 1000.0, larger);
-    }
-    if unit != "B" && value < 9.95 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }

@@ -12,6 +12,7 @@
 //! `--samples_per_plugin images=100`.
 
 use crate::measure::evaluate::Quick;
+use crate::text::duration;
 use crate::train::tfevents;
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -309,13 +310,4 @@ fn line(label: &str, images: u64, total: u64, details: &str) -> String {
 /// To standard error. A full disk behind it must not end a run.
 pub fn say(line: &str) {
     _ = writeln!(std::io::stderr(), "{line}");
-}
-
-fn duration(seconds: f64) -> String {
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m{:02}s", s / 60, s % 60),
-        _ => format!("{}h{:02}m", s / 3600, s % 3600 / 60),
-    }
 }

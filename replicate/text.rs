@@ -1,0 +1,61 @@
+//! Numbers and lists as people read them, the same in every command.
+
+/// A time with as many digits as it deserves: "45s", "1m30s", "8 min", "2.5 h", "43 h",
+/// "31 days", "17 years"; "unknown" where it is not a number.
+pub fn duration(seconds: f64) -> String {
+    if !seconds.is_finite() {
+        return "unknown".into();
+    }
+    let (minutes, hours, days) = (seconds / 60.0, seconds / 3600.0, seconds / 86_400.0);
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{whole}s"),
+        60..300 => format!("{}m{:02}s", whole / 60, whole % 60),
+        _ if minutes < 90.0 => format!("{minutes:.0} min"),
+        _ if hours < 9.95 => format!("{hours:.1} h"),
+        _ if hours < 72.0 => format!("{hours:.0} h"),
+        _ if days < 730.0 => format!("{days:.0} days"),
+        _ => format!("{:.0} years", days / 365.25),
+    }
+}
+
+/// A size in powers of 1000 with two digits or three: "512 B", "3.1 MB".
+pub fn bytes(n: u64) -> String {
+    let (mut value, mut unit) = (n as f64, "B");
+    for larger in ["kB", "MB", "GB", "TB", "PB"] {
+        if value < 999.5 {
+            break;
+        }
+        (value, unit) = (value / 1000.0, larger);
+    }
+    if unit != "B" && value < 9.95 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
+}
+
+/// "19,200"
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).expect("digits")).collect();
+    groups.join(",")
+}
+
+/// With its first letter in upper case.
+pub fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+}
+
+/// "a, b and c"
+pub fn and<T: AsRef<str>>(items: &[T]) -> String {
+    let items: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
+    match items.split_last() {
+        Some((last, [])) => last.to_string(),
+        Some((last, rest)) => format!("{} and {last}", rest.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// "1 seed", "3 seeds"
+pub fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
