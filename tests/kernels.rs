@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use replicate::network;
 use replicate::network::cpu::tape;
 use replicate::network::reference::Composed;
-use replicate::network::{Norm, Ops, Param, Plus};
+use replicate::network::{Norm, Ops, Param, Plus, Resample};
 use replicate::rng::Stream;
 
 fn random(name: &str, shape: &[usize]) -> Var {
@@ -116,8 +116,68 @@ impl Network for Pointwise {
     }
 }
 
+/// Leaky ReLU, and its derivative along a constant; factors of images and of rows themselves.
+struct Modulation;
+
+impl Network for Modulation {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let rows = ops.mean(x)?;
+        let rows = ops.scale(&rows, &rows)?;
+        let rows = ops.rsqrt(&rows, 0.1)?;
+        let y = ops.scale(x, &rows)?;
+        let y = ops.leaky(&y, &y, 1.5)?;
+        let along = ops.leaky(x, &y, 0.7)?;
+        ops.concat(&y, &along)
+    }
+}
+
+struct Resampling(Resample);
+
+impl Network for Resampling {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let y = ops.resample(x, &self.0)?;
+        ops.concat(&y, &y)
+    }
+}
+
+/// Constants of the whole batch.
+struct Constants(Tensor, Tensor);
+
+impl Network for Constants {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let rows = ops.constant(&self.1)?;
+        let maps = ops.constant(&self.0)?;
+        let y = ops.scale(x, &rows)?;
+        ops.conv(&maps, Param(0), None, Plus { term: None, residual: Some((&y, 0.5)) })
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn modulation(b in 1usize..11, c in 1usize..40, h in 2usize..6, w in 1usize..18) {
+        agree("modulation", &[random("x", &[b, c, h, w])], &Modulation);
+    }
+
+    #[test]
+    fn resampling(
+        b in 1usize..6, c in 1usize..9, h in 2usize..8, w in 2usize..8,
+        up in 1usize..4, down in 1usize..4, before in -1isize..4, after in -1isize..4, filter in 0usize..3,
+    ) {
+        let taps: &[f32] = [&[1.0][..], &[0.5, -2.0, 0.5], &[0.125, 0.375, 0.375, 0.125]][filter];
+        let resample = Resample { up, pad: [before, after], taps, down };
+        if resample.output(h).min(resample.output(w)) > 0 {
+            agree("resampling", &[random("x", &[b, c, h, w])], &Resampling(resample));
+        }
+    }
+
+    #[test]
+    fn constants(b in 1usize..11, c in 1usize..9, h in 2usize..8) {
+        let (maps, rows) = (random("maps", &[b, 2, h, h]), random("rows", &[b, c]));
+        let inputs = [random("x", &[b, c, h, h]), random("w", &[c, 2, 1, 1])];
+        agree("constants", &inputs, &Constants(maps.detach(), rows.detach()));
+    }
 
     #[test]
     fn conv(

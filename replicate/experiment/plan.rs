@@ -25,7 +25,7 @@ use crate::method::distill::Objective;
 use crate::method::sampler::edm::HEUN_STEPS;
 use crate::network::params::outline;
 use crate::network::unet::{Config, Critic, Denoiser, Told};
-use crate::network::{Norm, Ops, Param, Plus};
+use crate::network::{Norm, Ops, Param, Plus, Resample};
 pub use crate::text::{bytes, duration};
 use crate::train::{AT_ONCE, GRID, Teaching, Training};
 use candle_core::{Device, Result, Tensor};
@@ -296,6 +296,10 @@ impl Ops for Counter<'_> {
         self.output([channels, 1, 1])
     }
 
+    fn constant(&mut self, x: &Tensor) -> Result<Size> {
+        self.output([1, 2, 3].map(|axis| x.dims().get(axis).copied().unwrap_or(1)))
+    }
+
     fn conv(&mut self, &[_, h, w]: &Size, weight: Param, _: Option<Param>, plus: Plus<Size>) -> Result<Size> {
         let weight = &self.parameters[weight.0];
         self.count.multiply_adds += (weight.elem_count() * h * w) as u64;
@@ -336,6 +340,22 @@ impl Ops for Counter<'_> {
 
     fn mean(&mut self, &[c, ..]: &Size) -> Result<Size> {
         self.output([c, 1, 1])
+    }
+
+    fn leaky(&mut self, x: &Size, _: &Size, _: f32) -> Result<Size> {
+        self.output(*x)
+    }
+
+    fn scale(&mut self, x: &Size, _: &Size) -> Result<Size> {
+        self.output(*x)
+    }
+
+    fn rsqrt(&mut self, x: &Size, _: f32) -> Result<Size> {
+        self.output(*x)
+    }
+
+    fn resample(&mut self, &[c, h, w]: &Size, resample: &Resample) -> Result<Size> {
+        self.output([c, resample.output(h), resample.output(w)])
     }
 }
 

@@ -13,10 +13,12 @@ mod normals;
 pub mod params;
 pub mod precondition;
 pub mod reference;
+mod resample;
 pub mod unet;
 
 pub use mix::{mix, scale_images};
 pub use normals::{normals, normals_from};
+pub use resample::Resample;
 
 /// Networks on other devices than the CPU.
 #[cfg(feature = "cudnn")]
@@ -82,6 +84,8 @@ pub trait Ops {
     type Map: Clone;
     /// Constants: one row of `channels` values an image.
     fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Self::Map>;
+    /// Constants for the whole batch: (B, C, H, W), or (B, C) for rows.
+    fn constant(&mut self, x: &Tensor) -> Result<Self::Map>;
     /// Stride 1, same size, the weight (O, C, k, k) with k = 1 or 3, or (O, C);
     /// the bias (O).
     fn conv(
@@ -104,7 +108,18 @@ pub trait Ops {
     fn concat(&mut self, a: &Self::Map, b: &Self::Map) -> Result<Self::Map>;
     /// Over the pixels, to (B, C, 1, 1).
     fn mean(&mut self, x: &Self::Map) -> Result<Self::Map>;
+    /// `gain` x where `by` > 0, a fifth of that elsewhere: leaky ReLU where `by` is x itself,
+    /// and along a tangent x its derivative. The gradient reaches x alone.
+    fn leaky(&mut self, x: &Self::Map, by: &Self::Map, gain: f32) -> Result<Self::Map>;
+    /// Every pixel times its image's row of factors (B, C, 1, 1).
+    fn scale(&mut self, x: &Self::Map, rows: &Self::Map) -> Result<Self::Map>;
+    /// 1 / sqrt(x + eps)
+    fn rsqrt(&mut self, x: &Self::Map, eps: f32) -> Result<Self::Map>;
+    fn resample(&mut self, x: &Self::Map, resample: &Resample) -> Result<Self::Map>;
 }
+
+/// Leaky ReLU's slope where its argument is not positive.
+const LEAK: f32 = 0.2;
 
 /// Parameters and settings of a group normalisation.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! The operations of a network as compositions of candle's own: what the kernels are
 //! tested against, and GPUs without cuDNN use.
 
-use crate::network::{Norm, Ops, Param, Plus};
+use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Result, Tensor};
 
@@ -46,6 +46,11 @@ impl Ops for Composed<'_> {
     fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Tensor> {
         let images = values.len() / channels;
         Tensor::from_vec(values, (images, channels, 1, 1), self.device)
+    }
+
+    fn constant(&mut self, x: &Tensor) -> Result<Tensor> {
+        let x = x.detach();
+        if let [b, c] = *x.dims() { x.reshape((b, c, 1, 1)) } else { Ok(x) }
     }
 
     fn conv(&mut self, x: &Tensor, weight: Param, bias: Option<Param>, plus: Plus<Tensor>) -> Result<Tensor> {
@@ -114,5 +119,23 @@ impl Ops for Composed<'_> {
 
     fn mean(&mut self, x: &Tensor) -> Result<Tensor> {
         x.mean_keepdim((2, 3))
+    }
+
+    fn leaky(&mut self, x: &Tensor, by: &Tensor, gain: f32) -> Result<Tensor> {
+        let slope =
+            by.gt(0f32)?.to_dtype(x.dtype())?.affine((gain * (1.0 - LEAK)).into(), (gain * LEAK).into());
+        x * slope?.detach()
+    }
+
+    fn scale(&mut self, x: &Tensor, rows: &Tensor) -> Result<Tensor> {
+        x.broadcast_mul(rows)
+    }
+
+    fn rsqrt(&mut self, x: &Tensor, eps: f32) -> Result<Tensor> {
+        (x + f64::from(eps))?.sqrt()?.recip()
+    }
+
+    fn resample(&mut self, x: &Tensor, resample: &Resample) -> Result<Tensor> {
+        resample.along(&resample.along(x, 3)?, 2)
     }
 }

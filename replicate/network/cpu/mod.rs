@@ -9,6 +9,7 @@ mod maps;
 mod memory;
 mod norm;
 mod pointwise;
+mod resample;
 mod simd;
 pub mod tape;
 
@@ -17,7 +18,11 @@ pub(crate) use conv::{Packed, Weight, add_bias_gradient, convolve};
 pub use maps::{Maps, Window, average_pool, max_pool};
 pub(crate) use memory::Aligned;
 pub(crate) use norm::{GroupNorm, Statistics};
-pub(crate) use pointwise::{add, concat, down2, mean, mean_backward, silu, silu_backward, split, up2};
+pub(crate) use pointwise::{
+    add, concat, down2, leaky, mean, mean_backward, rsqrt, rsqrt_backward, scale, scale_backward, silu,
+    silu_backward, split, up2,
+};
+pub(crate) use resample::resample;
 pub use simd::filter::Filter;
 pub(crate) use simd::product::Ends;
 

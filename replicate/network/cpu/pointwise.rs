@@ -3,6 +3,7 @@
 
 use super::maps::Maps;
 use super::simd::lanes::{Kernel, LANES, Lanes, run};
+use crate::network::LEAK;
 
 /// x sigmoid(x)
 pub fn silu(x: &Maps) -> Maps {
@@ -155,4 +156,70 @@ pub fn add(a: &mut Maps, b: &Maps) {
     for (a, b) in a.values_mut().iter_mut().zip(b.values()) {
         *a += b;
     }
+}
+
+/// `gain` x where `by` > 0, a fifth of that elsewhere; also its gradient, of the gradient.
+///
+/// # Panics
+/// If the maps are of other sizes.
+pub fn leaky(x: &Maps, by: &Maps, gain: f32) -> Maps {
+    assert!(x.images == by.images && x.shape() == by.shape(), "maps of other sizes");
+    let mut y = x.like();
+    let leak = gain * LEAK;
+    for ((y, x), by) in y.values_mut().iter_mut().zip(x.values()).zip(by.values()) {
+        *y = x * if *by > 0.0 { gain } else { leak };
+    }
+    y
+}
+
+/// Every pixel times its image's row of `rows`.
+///
+/// # Panics
+/// If there is not one row of as many channels for each image.
+pub fn scale(x: &Maps, rows: &Maps) -> Maps {
+    assert!(x.images == rows.images && rows.shape() == [1, 1, x.channels], "one row an image");
+    let mut y = x.like();
+    let (c, each) = (x.channels, x.height * x.width * x.channels);
+    let images = y.values_mut().chunks_exact_mut(each).zip(x.values().chunks_exact(each));
+    for ((y, x), row) in images.zip(rows.values().chunks_exact(c)) {
+        for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+            for ((y, x), factor) in y.iter_mut().zip(x).zip(row) {
+                *y = x * factor;
+            }
+        }
+    }
+    y
+}
+
+/// The gradient of the rows of [`scale`].
+pub fn scale_backward(x: &Maps, dy: &Maps) -> Maps {
+    let mut rows = Maps::stale(x.images, [1, 1, x.channels]);
+    rows.values_mut().fill(0.0);
+    let (c, each) = (x.channels, x.height * x.width * x.channels);
+    let images = x.values().chunks_exact(each).zip(dy.values().chunks_exact(each));
+    for ((x, dy), row) in images.zip(rows.values_mut().chunks_exact_mut(c)) {
+        for (x, dy) in x.chunks_exact(c).zip(dy.chunks_exact(c)) {
+            for ((sum, x), dy) in row.iter_mut().zip(x).zip(dy) {
+                *sum += x * dy;
+            }
+        }
+    }
+    rows
+}
+
+/// 1 / sqrt(x + eps)
+pub fn rsqrt(x: &Maps, eps: f32) -> Maps {
+    let mut y = x.like();
+    for (y, x) in y.values_mut().iter_mut().zip(x.values()) {
+        *y = 1.0 / (x + eps).sqrt();
+    }
+    y
+}
+
+pub fn rsqrt_backward(x: &Maps, eps: f32, dy: &Maps) -> Maps {
+    let mut dx = rsqrt(x, eps);
+    for (y, dy) in dx.values_mut().iter_mut().zip(dy.values()) {
+        *y *= -0.5 * *y * *y * dy;
+    }
+    dx
 }

@@ -7,7 +7,7 @@
 //! fixed order, so no bit depends on the number of threads.
 
 use crate::network::cpu::{self, Aligned, Ends, GroupNorm, Maps, Packed, Statistics, Weight};
-use crate::network::{Norm, Ops, Param, Plus};
+use crate::network::{Norm, Ops, Param, Plus, Resample};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -30,12 +30,18 @@ enum Step {
     Up2 { x: Node },
     Concat { a: Node, b: Node },
     Mean { x: Node },
+    Leaky { x: Node, by: Node, gain: f32 },
+    Scale { x: Node, rows: Node },
+    Rsqrt { x: Node, eps: f32 },
+    Resample { x: Node, resample: Resample },
 }
 
 /// Runs the operations of a network on some images, and takes down those that a
 /// gradient goes through.
 pub struct Tape<'a> {
     parameters: &'a [Parameter<'a>],
+    /// Those of the batch.
+    images: Range<usize>,
     trained: bool,
     /// The operation, and the id of its result.
     steps: Vec<(Step, usize)>,
@@ -81,6 +87,15 @@ impl Ops for Tape<'_> {
     fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Node> {
         let images = values.len() / channels;
         Ok(self.input(Maps::new(images, [1, 1, channels], values), false))
+    }
+
+    fn constant(&mut self, x: &Tensor) -> Result<Node> {
+        let sizes = Sizes::of(x.dims())?;
+        if sizes.images < self.images.end {
+            bail!("constants of {} images for more", sizes.images);
+        }
+        let maps = with_values(&x.contiguous()?, |values| Ok(to_maps(sizes, values, self.images.clone())))?;
+        Ok(self.input(maps, false))
     }
 
     fn conv(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
@@ -181,6 +196,37 @@ impl Ops for Tape<'_> {
         let y = cpu::mean(&x.maps);
         Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.clone() }))
     }
+
+    fn leaky(&mut self, x: &Node, by: &Node, gain: f32) -> Result<Node> {
+        if (x.maps.images, x.maps.shape()) != (by.maps.images, by.maps.shape()) {
+            bail!("leaky: maps of {:?} by {:?}", x.maps.shape(), by.maps.shape());
+        }
+        let y = cpu::leaky(&x.maps, &by.maps, gain);
+        Ok(self.push(y, x.id.is_some(), || Step::Leaky { x: x.clone(), by: by.clone(), gain }))
+    }
+
+    fn scale(&mut self, x: &Node, rows: &Node) -> Result<Node> {
+        if rows.maps.images != x.maps.images || rows.maps.shape() != [1, 1, x.maps.channels] {
+            bail!("scale: rows of {:?} for maps of {:?}", rows.maps.shape(), x.maps.shape());
+        }
+        let y = cpu::scale(&x.maps, &rows.maps);
+        let tracked = x.id.is_some() || rows.id.is_some();
+        Ok(self.push(y, tracked, || Step::Scale { x: x.clone(), rows: rows.clone() }))
+    }
+
+    fn rsqrt(&mut self, x: &Node, eps: f32) -> Result<Node> {
+        let y = cpu::rsqrt(&x.maps, eps);
+        Ok(self.push(y, x.id.is_some(), || Step::Rsqrt { x: x.clone(), eps }))
+    }
+
+    fn resample(&mut self, x: &Node, resample: &Resample) -> Result<Node> {
+        let [h, w, _] = x.maps.shape();
+        if resample.output(h).min(resample.output(w)) == 0 {
+            bail!("{resample:?}: nothing is left of {h} x {w} pixels");
+        }
+        let y = cpu::resample(&x.maps, [resample; 2]);
+        Ok(self.push(y, x.id.is_some(), || Step::Resample { x: x.clone(), resample: *resample }))
+    }
 }
 
 fn group_norm<'a>(parameters: &'a [Parameter], norm: &Norm) -> GroupNorm<'a> {
@@ -279,6 +325,18 @@ impl Taken {
                 Step::Mean { x } => {
                     add(&x, cpu::mean_backward(&dy, [x.maps.height, x.maps.width]));
                 }
+                Step::Leaky { x, by, gain } => add(&x, cpu::leaky(&dy, &by.maps, gain)),
+                Step::Scale { x, rows } => {
+                    if rows.id.is_some() {
+                        add(&rows, cpu::scale_backward(&x.maps, &dy));
+                    }
+                    add(&x, cpu::scale(&dy, &rows.maps));
+                }
+                Step::Rsqrt { x, eps } => add(&x, cpu::rsqrt_backward(&x.maps, eps, &dy)),
+                Step::Resample { x, resample } => {
+                    let back = [x.maps.height, x.maps.width].map(|n| resample.transposed(n));
+                    add(&x, cpu::resample(&dy, back.each_ref()));
+                }
             }
         }
         self.input.and_then(|id| gradients[id].take())
@@ -347,7 +405,8 @@ pub fn apply(
         with_values(&x, |values| {
             let forward = |first: usize| {
                 let range = first..sizes.images.min(first + group);
-                let mut tape = Tape { parameters: loaded, trained, steps: Vec::new(), nodes: 0 };
+                let images = range.clone();
+                let mut tape = Tape { parameters: loaded, images, trained, steps: Vec::new(), nodes: 0 };
                 let input = tape.input(to_maps(sizes, values, range.clone()), tracked);
                 let output = walk(&mut tape, range.clone(), &input)?;
                 Ok(Taken { images: range, steps: tape.steps, nodes: tape.nodes, input: input.id, output })

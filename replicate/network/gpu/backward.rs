@@ -1,10 +1,10 @@
 //! The way back through a network: from the gradient of its output to those of its input
 //! and its parameters.
 
-use super::tape::{Shift, Step, add, group_norm};
+use super::tape::{Shift, Step, add, group_norm, resampled};
 use crate::network::Param;
 use crate::network::gpu;
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 /// `scale` times a map: what a linear operation passes on without a pass over it.
 #[derive(Clone)]
@@ -174,6 +174,24 @@ impl Taken {
                     let (_, h, w, _) = shape.dims4()?;
                     let map = dy.map.to_dtype(dtype)?.broadcast_as(&shape)?.contiguous()?;
                     back.give(x, Gradient { map, scale: dy.scale / (h * w) as f32 })?;
+                }
+                Step::Leaky { x, slope } => back.give(x, passed((&dy.map * slope)?))?,
+                Step::Scale { x, rows } => {
+                    if rows.id.is_some() {
+                        let products = (&x.map * &dy.map)?.to_dtype(DType::F32)?;
+                        back.give(rows.id, passed(products.sum_keepdim((1, 2))?))?;
+                    }
+                    if x.id.is_some() {
+                        let factors = rows.map.to_dtype(dy.map.dtype())?;
+                        back.give(x.id, passed(dy.map.broadcast_mul(&factors)?))?;
+                    }
+                }
+                Step::Rsqrt { x, y } => {
+                    let slope = ((y.sqr()? * y)? * -0.5)?;
+                    back.give(x, passed((&dy.map * slope)?))?;
+                }
+                Step::Resample { x, back: [vertical, horizontal] } => {
+                    back.give(x, passed(resampled(&dy.map, [&vertical, &horizontal])?))?;
                 }
             }
         }

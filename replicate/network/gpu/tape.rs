@@ -9,7 +9,7 @@
 use self::backward::{Gradient, Taken};
 use crate::network::gpu::{self as cuda};
 use crate::network::mix;
-use crate::network::{Norm, Ops, Param, Plus};
+use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample};
 use candle_core::backend::BackendStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{
@@ -121,6 +121,23 @@ enum Step {
         shape: Shape,
         dtype: DType,
     },
+    Leaky {
+        x: Option<usize>,
+        slope: Tensor,
+    },
+    Scale {
+        x: Node,
+        rows: Node,
+    },
+    Rsqrt {
+        x: Option<usize>,
+        y: Tensor,
+    },
+    Resample {
+        x: Option<usize>,
+        /// The way back, vertically and horizontally.
+        back: [Resample; 2],
+    },
 }
 
 /// Runs the operations of a network, and takes down those that a gradient goes through.
@@ -128,6 +145,8 @@ pub struct Fused<'a> {
     /// Without a history.
     parameters: &'a [Tensor],
     device: &'a Device,
+    /// The type of the maps.
+    maps: DType,
     trained: bool,
     /// The operation, and the id of its result.
     steps: Vec<(Step, usize)>,
@@ -220,6 +239,11 @@ impl Ops for Fused<'_> {
         Ok(self.input(rows, false))
     }
 
+    fn constant(&mut self, x: &Tensor) -> Result<Node> {
+        let map = to_map(&x.detach(), self.maps)?;
+        Ok(self.input(map, false))
+    }
+
     fn conv(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
         let x = self.settled(x)?;
         let w = &self.parameters[weight.0];
@@ -296,6 +320,39 @@ impl Ops for Fused<'_> {
         let (shape, dtype) = (map.shape().clone(), map.dtype());
         Ok(self.push(y, id.is_some(), || Step::Mean { x: id, shape, dtype }))
     }
+
+    // No kernels of our own yet: these are candle's.
+    fn leaky(&mut self, x: &Node, by: &Node, gain: f32) -> Result<Node> {
+        let (x, by) = (self.settled(x)?, self.settled(by)?);
+        let positive = by.map.gt(0f32)?.to_dtype(x.map.dtype())?;
+        let slope = positive.affine((gain * (1.0 - LEAK)).into(), (gain * LEAK).into())?;
+        Ok(self.push((&x.map * &slope)?, x.id.is_some(), || Step::Leaky { x: x.id, slope }))
+    }
+
+    fn scale(&mut self, x: &Node, rows: &Node) -> Result<Node> {
+        let (x, rows) = (self.settled(x)?, rows.clone());
+        let y = x.map.broadcast_mul(&rows.map.to_dtype(x.map.dtype())?)?;
+        Ok(self.push(y, x.id.is_some() || rows.id.is_some(), || Step::Scale { x, rows }))
+    }
+
+    fn rsqrt(&mut self, x: &Node, eps: f32) -> Result<Node> {
+        let x = self.settled(x)?;
+        let y = (&x.map + f64::from(eps))?.sqrt()?.recip()?;
+        Ok(self.push(y.clone(), x.id.is_some(), || Step::Rsqrt { x: x.id, y }))
+    }
+
+    fn resample(&mut self, x: &Node, resample: &Resample) -> Result<Node> {
+        let x = self.settled(x)?;
+        let (_, h, w, _) = x.map.dims4()?;
+        let back = [h, w].map(|n| resample.transposed(n));
+        let y = resampled(&x.map, [resample; 2])?;
+        Ok(self.push(y, x.id.is_some(), || Step::Resample { x: x.id, back }))
+    }
+}
+
+/// Of a map (B, H, W, C).
+fn resampled(x: &Tensor, [vertical, horizontal]: [&Resample; 2]) -> Result<Tensor> {
+    vertical.along(&horizontal.along(x, 2)?, 1)
 }
 
 fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
@@ -312,14 +369,20 @@ thread_local! {
 }
 
 /// The gradients of `loss`: candle's, and those of the parameters of networks, which go
-/// past it.
+/// past it; where a parameter is made of others, those of the others.
 pub fn gradients(loss: &Tensor) -> Result<GradStore> {
     DELIVERED.with_borrow_mut(Vec::clear);
     let mut gradients = loss.backward()?;
-    for (parameter, more) in DELIVERED.take() {
+    let (given, made): (Vec<_>, Vec<_>) = DELIVERED.take().into_iter().partition(|(p, _)| p.is_variable());
+    for (parameter, more) in given {
         let mut sum = gradients.remove(&parameter);
         add(&mut sum, more)?;
         gradients.insert(&parameter, sum.expect("it was just added to"));
+    }
+    // The sum of their products with what arrived has the gradients of what they are made of.
+    let products = made.iter().map(|(made, more)| (made * more)?.sum_all()).collect::<Result<Vec<_>>>()?;
+    if !products.is_empty() {
+        gradients.extend(Tensor::stack(&products, 0)?.sum_all()?.backward()?)?;
     }
     Ok(gradients)
 }
@@ -339,7 +402,8 @@ pub fn apply(
 ) -> Result<Tensor> {
     let (trained, tracked) = (parameters.iter().any(Tensor::track_op), x.track_op());
     let detached: Vec<Tensor> = parameters.iter().map(Tensor::detach).collect();
-    let mut ops = Fused { parameters: &detached, device: x.device(), trained, steps: Vec::new(), nodes: 0 };
+    let (device, steps) = (x.device(), Vec::new());
+    let mut ops = Fused { parameters: &detached, device, maps, trained, steps, nodes: 0 };
     let input = ops.input(to_map(&x.detach(), maps)?, tracked);
     let output = walk(&mut ops, &input)?;
     let output = ops.settled(&output)?;
