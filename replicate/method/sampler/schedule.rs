@@ -1,0 +1,39 @@
+//! Noise levels of the multi-step samplers: n + 1 of them make n steps from 80 down to
+//! 0.002, where all of them stop.
+
+pub const SIGMA_MIN: f64 = 0.002;
+pub const SIGMA_MAX: f64 = 80.0;
+const RHO: f64 = 7.0;
+
+/// `levels` noise levels, uniform in sigma^(1/7) (Karras et al. 2022, Eq. 5), without the
+/// 0 that EDM's own solver appends.
+pub fn polynomial(levels: usize) -> Vec<f64> {
+    let (max, min) = (SIGMA_MAX.powf(1.0 / RHO), SIGMA_MIN.powf(1.0 / RHO));
+    places(levels).map(|u| (max + u * (min - max)).powf(RHO)).collect()
+}
+
+/// `levels` noise levels, uniform in lambda = -ln sigma, half the log signal-to-noise
+/// ratio (Lu et al. 2022, arXiv 2206.00927).
+pub fn log_snr(levels: usize) -> Vec<f64> {
+    let ratio = libm::log(SIGMA_MIN / SIGMA_MAX);
+    places(levels).map(|u| SIGMA_MAX * libm::exp(u * ratio)).collect()
+}
+
+/// `levels` noise levels, uniform in t^(1/rho), t the time of the variance-preserving
+/// process (Song et al. 2021) that is at 80 for t = 1 and at 0.002 for t = 0.001: rho 1
+/// is DDPM's spacing, 2 the quadratic one of DDIM.
+pub fn time_uniform(levels: usize, rho: f64) -> Vec<f64> {
+    const LAST: f64 = 1e-3;
+    let log_variance = |sigma: f64| libm::log1p(sigma * sigma);
+    let slope = 2.0 * (log_variance(SIGMA_MIN) / LAST - log_variance(SIGMA_MAX)) / (LAST - 1.0);
+    let start = log_variance(SIGMA_MAX) - slope / 2.0;
+    let time = |u: f64| (1.0 + u * (LAST.powf(1.0 / rho) - 1.0)).powf(rho);
+    // exp(...) - 1 of the last level would lose half of its digits.
+    let sigma = |t: f64| libm::expm1(slope * t * t / 2.0 + start * t).sqrt();
+    places(levels).map(|u| sigma(time(u))).collect()
+}
+
+/// From 0 to 1 at equal distances.
+fn places(n: usize) -> impl Iterator<Item = f64> {
+    (0..n).map(move |i| i as f64 / (n - 1) as f64)
+}
