@@ -4,7 +4,9 @@
 //! and d(x, sigma) = (x - D(x; sigma)) / sigma the slope of the probability flow
 //! dx / dsigma = d. State and levels are float64, as in EDM's own solver.
 
+pub mod dpm_solver;
 pub mod edm;
+pub mod ipndm;
 pub mod schedule;
 
 use crate::network::unet::Denoiser;
