@@ -172,6 +172,7 @@ fn draw(cell: &str, name: &str, shape: &Shape, init: Init, device: &Device) -> R
     let values: Vec<f32> = match init {
         Init::Const(value) => vec![value as f32; n],
         Init::Uniform { lo, up } => (0..n).map(|_| lo as f32 + (up - lo) as f32 * draws.uniform()).collect(),
+        Init::Randn { mean, stdev } => (0..n).map(|_| mean as f32 + stdev as f32 * draws.normal()).collect(),
         other => bail!("the initialisation {other:?} of {name} is not used here"),
     };
     Tensor::from_vec(values, shape, device)

@@ -4,6 +4,7 @@
 //! and d(x, sigma) = (x - D(x; sigma)) / sigma the slope of the probability flow
 //! dx / dsigma = d. State and levels are float64, as in EDM's own solver.
 
+pub mod amed;
 pub mod dpm_solver;
 pub mod edm;
 pub mod ipndm;
