@@ -8,8 +8,9 @@
 //! | Eq 5: variational score distillation | [`method::equations::vsd`] | equations, reference |
 //! | Eq 6, 7: class ratio | [`method::equations::class_ratio`] | equations, reference |
 //! | Eq 8, 9, 10: DiKL, DiJS, DiRM | [`method::equations::Divergence::phi`] | equations, reference |
-//! | Algorithms 1 and 2, stage 1 | [`train::Teaching`] | determinism |
-//! | Algorithms 1 and 2, stage 2 | [`method::distill::OneStep`] | reference: five steps of each |
+//! | Algorithms 1 and 2, stage 1 | [`method::score_matching`] | determinism |
+//! | Algorithm 1, stage 2 | [`method::score_based::diff_instruct`] | reference: five steps |
+//! | Algorithm 2, stage 2 | [`method::ratio_based::class_ratio`] | reference: five steps of each divergence |
 //! | EDM's network, preconditioning, sampler | [`network::unet`], [`method::noise`], [`method::sampler`] | reference |
 //! | EDM's augmentation | [`train::augment`] | augment |
 //! | FID's Inception-v3 | [`measure::inception`] | inception |

@@ -9,16 +9,20 @@ use proptest::prelude::*;
 use replicate::app::selftest::parity;
 use replicate::data::glyphs;
 use replicate::experiment::{Recipe, Scale};
-use replicate::method::distill::{CriticBatch, Initial, Objective, OneStep, Settings, augmented};
-use replicate::method::equations::{Divergence, diffuse, dsm};
+use replicate::method::equations::{diffuse, dsm};
 use replicate::method::noise::Levels;
+use replicate::method::one_step::Settings;
+use replicate::method::score_matching::{MICROBATCH, ScoreMatching};
+use replicate::method::{Row, Setup, TABLE1};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Denoiser};
 use replicate::rng::Stream;
 use replicate::store::sha256_hex;
 use replicate::train::adam::AdamConfig;
 use replicate::train::augment::{Augmentation, Draw, LABELS, Numbers, apply};
-use replicate::train::{AT_ONCE, Teaching, Training};
+use replicate::train::batch::{Batches, Given};
+use replicate::train::{Method, state};
+use std::collections::BTreeMap;
 use std::f32::consts::PI;
 
 const TOLERANCE: f32 = 1e-4;
@@ -35,8 +39,15 @@ fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
 fn apply_batch(images: &[f32], channels: usize, size: usize, draws: &[Draw]) -> (Vec<f32>, Vec<f32>) {
     let shape = (draws.len(), channels, size, size);
     let images = Tensor::from_slice(images, shape, &Device::Cpu).unwrap();
-    let (images, labels) = augmented(&images, Some(draws)).unwrap();
+    let (images, labels) = augmented(&images, draws);
     (images.flatten_all().unwrap().to_vec1().unwrap(), labels.unwrap())
+}
+
+/// Images after `draws` and their labels, as a method gets them.
+fn augmented(images: &Tensor, draws: &[Draw]) -> (Tensor, Option<Vec<f32>>) {
+    let augment = BTreeMap::from([("draws".to_string(), draws.to_vec())]);
+    let given = Given { augment, ..Given::default() };
+    given.batch(0, draws.len()).augment("draws", images).unwrap()
 }
 
 /// The recorded random numbers of every image.
@@ -286,8 +297,19 @@ fn small_network() -> Config {
     }
 }
 
-/// A one-step run of a small network, drawn from one stream each time.
-fn one_step_run(objective: Objective) -> OneStep {
+/// The layer of the critic, or of the fake score, that sees the labels.
+fn labels_layer(method: &mut dyn Method) -> Vec<f32> {
+    let state = state(method).unwrap();
+    let name = state
+        .keys()
+        .find(|name| !name.starts_with("generator.") && name.ends_with("weights.model.map_augment.weight"));
+    state[name.unwrap()].data.clone()
+}
+
+/// The loss of a row's critic (or fake score) step and whether it moved the layer that
+/// sees the labels.
+fn critic_step(row: &Row, augment: Option<[Vec<Draw>; 2]>) -> (f32, bool) {
+    const B: usize = 4;
     let config = small_network();
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "teacher" };
@@ -301,57 +323,62 @@ fn one_step_run(objective: Objective) -> OneStep {
         ema_half_life: 100,
     };
     let weights = teacher.arrays().unwrap();
-    let initial = Initial { weights: Some(&weights), cell: "augmented steps" };
-    OneStep::new(&Device::Cpu, &config, objective, initial, settings).unwrap()
-}
-
-/// The loss of a critic step and whether it moved the layer that sees the labels.
-fn critic_step(objective: Objective, augment: Option<[Vec<Draw>; 2]>) -> (f32, bool) {
-    const B: usize = 4;
+    let setup = Setup {
+        device: &Device::Cpu,
+        network: &config,
+        settings: &settings,
+        start: Some(&weights),
+        cell: "augmented steps",
+    };
+    let mut method = (row.method.training.as_ref().unwrap().build)(&setup).unwrap();
     let image = |name: &str| {
         let values = Stream::new("augmented steps", name).normals(0, B * 3 * 8 * 8);
         Tensor::from_vec(values, (B, 3, 8, 8), &Device::Cpu).unwrap()
     };
-    let mut run = one_step_run(objective);
-    let labels_layer = |run: &OneStep| {
-        let state = run.state().unwrap();
-        let judge = |name: &&String| !name.starts_with("generator.") && !name.starts_with("ema.");
-        let name =
-            state.keys().filter(judge).find(|n| n.ends_with("weights.model.map_augment.weight")).unwrap();
-        state[name].data.clone()
-    };
-    let before = labels_layer(&run);
-    let batch = CriticBatch {
-        z: image("z"),
-        real: image("real"),
-        sigma: vec![0.3, 0.6, 1.2, 2.4],
-        noise_real: image("noise real"),
-        noise_fake: image("noise fake"),
-        augment,
-    };
-    let loss = run.critic_step(&batch).unwrap().read().unwrap().loss;
-    (loss, before != labels_layer(&run))
+    let mut given = Given::default();
+    for name in [
+        "critic.z",
+        "critic.index",
+        "critic.noise_real",
+        "critic.noise_fake",
+        "generator.z",
+        "generator.noise",
+    ] {
+        given.tensors.insert(name.into(), image(name));
+    }
+    for name in ["critic.sigma", "generator.sigma"] {
+        let sigma = Tensor::new(&[0.3f32, 0.6, 1.2, 2.4], &Device::Cpu).unwrap();
+        given.tensors.insert(name.into(), sigma);
+    }
+    for (name, draws) in
+        ["critic.augment_real", "critic.augment_fake"].into_iter().zip(augment.into_iter().flatten())
+    {
+        given.augment.insert(name.into(), draws);
+    }
+    let before = labels_layer(&mut *method);
+    let values = method.step(&given.batch(0, B)).unwrap();
+    (values[0].to_scalar().unwrap(), before != labels_layer(&mut *method))
 }
 
 /// Appendix B's augmentation is "non-leaky" because the critic is told what was done.
 #[test]
 fn the_critic_sees_augmented_images_and_their_labels() {
     let all = |draw: Draw| Some([vec![draw; 4], vec![draw; 4]]);
-    for objective in [Objective::ClassRatio(Divergence::DiJs), Objective::Vsd] {
-        let (plain, told) = critic_step(objective, None);
-        assert!(!told, "{objective}: without augmentation there is no label");
-        let (same, told) = critic_step(objective, all(Draw::default()));
-        assert!(same == plain && !told, "{objective}: nothing was done to the images, {plain} and {same}");
+    for row in TABLE1.iter().filter(|row| ["dijs", "diff-instruct"].contains(&row.id)) {
+        let (plain, told) = critic_step(row, None);
+        assert!(!told, "{}: without augmentation there is no label", row.id);
+        let (same, told) = critic_step(row, all(Draw::default()));
+        assert!(same == plain && !told, "{}: nothing was done to the images, {plain} and {same}", row.id);
         let mirror = Draw { xflip: true, ..Draw::default() };
-        let (mirrored, told) = critic_step(objective, all(mirror));
-        assert!(mirrored != plain && told, "{objective}: {plain} and {mirrored}");
+        let (mirrored, told) = critic_step(row, all(mirror));
+        assert!(mirrored != plain && told, "{}: {plain} and {mirrored}", row.id);
         // The generated images on their own, and the real ones, which only a critic sees.
-        let part = |real, fake| critic_step(objective, Some([vec![real; 4], vec![fake; 4]]));
+        let part = |real, fake| critic_step(row, Some([vec![real; 4], vec![fake; 4]]));
         let (fake, told) = part(Draw::default(), mirror);
-        assert!(fake != plain && told, "{objective}: {plain} and {fake}");
+        assert!(fake != plain && told, "{}: {plain} and {fake}", row.id);
         let (real, told) = part(mirror, Draw::default());
-        let critic = objective != Objective::Vsd;
-        assert!((real != plain) == critic && told == critic, "{objective}: {plain} and {real}");
+        let critic = row.id == "dijs";
+        assert!((real != plain) == critic && told == critic, "{}: {plain} and {real}", row.id);
     }
 }
 
@@ -397,11 +424,20 @@ fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
     let mut recipe = Recipe::of(Scale::Smoke);
     recipe.network = small_network();
     recipe.augmentation = Augmentation { p: 0.5 };
-    recipe.pretraining.batch = 2 * AT_ONCE + 22;
+    recipe.pretraining.batch = 2 * MICROBATCH + 22;
     let (b, levels) = (recipe.pretraining.batch, recipe.pretraining.levels);
     let images = glyphs::images(8, glyphs::TARGET_CLASSES, 3, "train");
-    let mut teaching = Teaching::new(&Device::Cpu, &recipe, levels, &images, "steps").unwrap();
-    let found = teaching.step(0, b as u64).unwrap()[0];
+    let (network, settings) = (&recipe.network, &recipe.pretraining);
+    let mut method = ScoreMatching::new(&Device::Cpu, network, settings, levels, "steps").unwrap();
+    let batches = Batches {
+        images: &images,
+        device: Device::Cpu,
+        size: b,
+        microbatch: MICROBATCH,
+        augmentation: recipe.augmentation,
+        cell: "steps".into(),
+    };
+    let found = method.step(&batches.at(0)).unwrap()[0].to_scalar::<f32>().unwrap() as f64;
 
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "steps" };
@@ -412,8 +448,8 @@ fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
     let tensor = |values: Vec<f32>| Tensor::from_vec(values, (b, 3, 8, 8), &Device::Cpu).unwrap();
     let mut draws = stream("augment").at(0);
     let augment: Vec<Draw> = (0..b).map(|_| recipe.augmentation.draw(&mut draws)).collect();
-    let (x0, labels) = augmented(&tensor(images.to_unit(&indices)), Some(&augment)).unwrap();
-    let sigma = levels.draw(&mut stream("sigma").at(0), b);
+    let (x0, labels) = augmented(&tensor(images.to_unit(&indices)), &augment);
+    let sigma = levels.draw(&batches.at(0), "sigma").unwrap();
     let xt = diffuse(&x0, &sigma, &tensor(stream("noise").normals(0, b * 192))).unwrap();
     let denoised = model.forward(&xt, &sigma, labels.as_deref()).unwrap();
     let expected = dsm(&denoised, &x0, &sigma).unwrap().to_scalar::<f32>().unwrap() as f64;

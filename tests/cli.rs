@@ -64,7 +64,7 @@ fn usage_errors_suggest_and_exit_2() {
         let shown: Vec<&str> = arguments.iter().copied().filter(|a| *a != store && *a != "--store").collect();
         all += &format!("$ replicate {}\n{}\n", shown.join(" "), failure(arguments, dir.path(), 2));
     }
-    let rows: Vec<&str> = replicate::experiment::cells().map(|cell| cell.row).collect();
+    let rows: Vec<&str> = replicate::experiment::all_rows().map(|cell| cell.id).collect();
     snapshot("errors-usage", &all.replace(&rows.join(", "), "[rows]"));
     assert!(!Path::new(store).exists(), "a usage error makes no store");
 }

@@ -1,49 +1,55 @@
 //! A GPU that fails in the middle of a run: the run ends with exit code 4, and the same
 //! command goes on from the last checkpoint to the same result.
 
+use candle_core::{Device, Tensor};
+use candle_nn::{Init, VarBuilder};
+use replicate::data::Images;
 use replicate::error::{EXIT_RUN, Error, Result};
-use replicate::network::params::Arrays;
+use replicate::network::params::{Arrays, Source};
 use replicate::store::{Array, Key, Lock, Store};
+use replicate::train::adam::AdamConfig;
+use replicate::train::augment::Augmentation;
+use replicate::train::batch::{Batch, Batches};
+use replicate::train::net::{Learned, Net};
 use replicate::train::watch::{Mode, Watch};
-use replicate::train::{Budget, Look, Training, train};
+use replicate::train::{Budget, Method, Snapshot, train};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// Adds the number of every step to its state; fails like a GPU at one of them.
+/// Adds the number of every step to its one parameter; fails like a GPU at one of them.
 struct Counting {
-    sum: f32,
+    net: Net<Tensor>,
     fails_at: Option<u64>,
     code: &'static str,
 }
 
-impl Training for Counting {
+impl Counting {
+    fn new(fails_at: Option<u64>, code: &'static str) -> Counting {
+        let none = Arrays::new();
+        let source = Source { given: &none, drawn: &[""], cell: "counting" };
+        let adam = AdamConfig { beta1: 0.0, beta2: 0.9, eps: 1e-8, rectified: false };
+        let build = |vb: VarBuilder| vb.get_with_hints(1, "sum", Init::Const(1.0));
+        Counting { net: Net::new(&Device::Cpu, &source, adam, build).unwrap(), fails_at, code }
+    }
+}
+
+impl Method for Counting {
     fn columns(&self) -> &'static [&'static str] {
         &["sum"]
     }
 
-    fn step(&mut self, k: u64, _images: u64) -> Result<Vec<f64>> {
-        if self.fails_at == Some(k) {
-            return Err(candle_core::Error::Cuda(format!("DriverError({})", self.code).into()).into());
+    fn step(&mut self, batch: &Batch) -> candle_core::Result<Vec<Tensor>> {
+        if self.fails_at == Some(batch.step) {
+            return Err(candle_core::Error::Cuda(format!("DriverError({})", self.code).into()));
         }
-        self.sum = 2.0 * self.sum + k as f32;
-        Ok(vec![self.sum as f64])
+        let params = &self.net.learned.params;
+        let sum = 2.0 * params.arrays()?["sum"].data[0] + batch.step as f32;
+        params.assign(&[("sum".into(), Array { shape: vec![1], data: vec![sum] })].into())?;
+        Ok(vec![Tensor::new(sum, &Device::Cpu)?])
     }
 
-    fn look(&self) -> Result<Look> {
-        Ok(Look::default())
-    }
-
-    fn state(&self) -> Result<Arrays> {
-        Ok([("sum".into(), Array { shape: vec![1], data: vec![self.sum] })].into())
-    }
-
-    fn restore(&mut self, _steps: u64, state: &Arrays) -> Result<()> {
-        self.sum = state["sum"].data[0];
-        Ok(())
-    }
-
-    fn weights(&self) -> Result<Arrays> {
-        self.state()
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("net", &mut self.net.learned)]
     }
 }
 
@@ -52,10 +58,20 @@ fn lock(root: &Path) -> Lock {
 }
 
 fn run(lock: &Lock, fails_at: Option<u64>, code: &'static str) -> Result<f32> {
-    let budget = Budget { images: 80, batch: 8, ticks: 5 };
-    let mut training = Counting { sum: 1.0, fails_at, code };
-    let stop = AtomicBool::new(false);
-    let trained = train(lock, budget, &mut training, &mut Watch::new(Mode::None), &stop)?;
+    let images = Images { channels: 3, size: 1, pixels: vec![0; 3], labels: vec![0] };
+    let batches = Batches {
+        images: &images,
+        device: Device::Cpu,
+        size: 8,
+        microbatch: usize::MAX,
+        augmentation: Augmentation { p: 0.0 },
+        cell: "counting".into(),
+    };
+    let budget = Budget { images: 80, ticks: 5 };
+    let (mut method, stop) = (Counting::new(fails_at, code), AtomicBool::new(false));
+    let mut nothing = |_: &Arrays| Ok(Snapshot::default());
+    let mut watch = Watch::new(Mode::None);
+    let trained = train(lock, budget, &batches, &mut method, &mut nothing, &mut watch, &stop)?;
     Ok(trained.weights["sum"].data[0])
 }
 

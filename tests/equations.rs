@@ -6,11 +6,8 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Shape, Tensor, Var, WithDType};
 use proptest::prelude::*;
-use replicate::experiment::{Method, cells};
-use replicate::method::distill::Objective;
 use replicate::method::equations::{self, Divergence, Divergence::*};
 use replicate::rng::Stream;
-use std::collections::BTreeSet;
 use std::f64::consts::{LN_2, TAU};
 
 type Made = candle_core::Result<Tensor>;
@@ -35,15 +32,6 @@ const OURS: Equations = Equations {
     loss: Divergence::loss,
     softplus: equations::softplus,
 };
-
-/// Those of the tables' rows: a new one is held to what holds for all.
-fn divergences() -> BTreeSet<Divergence> {
-    let objectives = cells().filter_map(|cell| match cell.method {
-        Method::OneStep(Objective::ClassRatio(divergence)) => Some(divergence),
-        _ => None,
-    });
-    objectives.collect()
-}
 
 // Tools.
 
@@ -130,7 +118,7 @@ fn finite_at(eq: &Equations, dtype: DType, logits: &[f64]) -> Result<()> {
         }
         Ok(())
     };
-    for d in divergences() {
+    for d in Divergence::ALL {
         check(format!("{d:?}"), &|l| (eq.phi)(d, l))?;
         check(format!("{d:?} loss"), &|l| (eq.loss)(d, l, &weight))?;
     }
@@ -168,7 +156,7 @@ fn dikl_is_dijs_plus_dirm(eq: &Equations, logits: &[f64]) -> Result<()> {
 /// Samples that look more like data cost less, under every divergence. Beyond
 /// 30 the slope of DiJS or DiRM is below float64's roundoff and may be zero.
 fn data_like_is_better(eq: &Equations, logits: &[f64]) -> Result<()> {
-    for d in divergences() {
+    for d in Divergence::ALL {
         for (l, slope) in logits.iter().zip(gradient(|l| (eq.phi)(d, l), &line(logits))?) {
             ensure!(slope < 0.0 || slope == 0.0 && l.abs() > 30.0, "{d:?} has slope {slope} at {l}");
         }
@@ -178,7 +166,7 @@ fn data_like_is_better(eq: &Equations, logits: &[f64]) -> Result<()> {
 
 /// loss is the mean over images of w phi.
 fn loss_is_the_weighted_mean(eq: &Equations, logits: &[f64], weight: &[f32]) -> Result<()> {
-    for d in divergences() {
+    for d in Divergence::ALL {
         let phi = flat(&(eq.phi)(d, &line(logits))?)?;
         let mean = phi.iter().zip(weight).map(|(p, w)| p * *w as f64).sum::<f64>() / phi.len() as f64;
         let loss = number(&(eq.loss)(d, &line(logits), weight)?)?;
@@ -225,7 +213,7 @@ fn slopes_are_those_of_the_values(eq: &Equations, seed: u64, n: usize) -> Result
     let check = |what: String, f: &dyn Fn(&Tensor) -> Made| {
         close(&what, &gradient(f, &l)?, &differences(f, &l, 1e-5)?, 1e-8)
     };
-    for d in divergences() {
+    for d in Divergence::ALL {
         check(format!("{d:?}"), &|l| (eq.phi)(d, l)?.sum_all())?;
         check(format!("{d:?} loss"), &|l| (eq.loss)(d, l, &weight))?;
     }

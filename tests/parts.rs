@@ -4,45 +4,25 @@
 use candle_core::{Device, Tensor};
 use replicate::app::selftest::fixture::relative_error;
 use replicate::experiment::plan;
-use replicate::experiment::{FULL_INITIALISATION, Recipe, Scale};
-use replicate::method::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings, strip};
-use replicate::method::equations::Divergence;
+use replicate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
 use replicate::method::noise::Levels;
+use replicate::method::one_step::Settings;
+use replicate::method::{Row, Setup, TABLE1};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Denoiser};
 use replicate::rng::Stream;
 use replicate::train::adam::AdamConfig;
 use replicate::train::augment::{Augmentation, Draw};
+use replicate::train::batch::Given;
+use replicate::train::state;
 use std::process::Command;
 
 const BATCH: usize = 7;
-/// As `OneStep::at_once` promises.
+/// Of the largest element, in float32.
 const TOLERANCE: f64 = 1e-5;
 
 fn config() -> Config {
     Config { augment_labels: 9, ..Recipe::of(Scale::Smoke).network }
-}
-
-fn run(objective: Objective, at_once: Option<usize>) -> OneStep {
-    let none = Arrays::new();
-    let source = Source { given: &none, drawn: &[""], cell: "parts" };
-    let (params, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config(), vb)).unwrap();
-    let weights = params.arrays().unwrap();
-    let initial = Initial { weights: Some(&weights), cell: "parts" };
-    let settings = Settings {
-        sigma_init: 2.5,
-        levels: Levels::Fixed(1.0),
-        generator_lr: 1e-3,
-        critic_lr: 1e-3,
-        // The first moments of one step are its gradients.
-        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8, rectified: false },
-        ema_half_life: 1000,
-    };
-    let run = OneStep::new(&Device::Cpu, &config(), objective, initial, settings).unwrap();
-    match at_once {
-        Some(images) => run.at_once(images),
-        None => run,
-    }
 }
 
 fn normal(name: &str) -> Tensor {
@@ -50,61 +30,73 @@ fn normal(name: &str) -> Tensor {
     Tensor::from_vec(values, (BATCH, 3, 16, 16), &Device::Cpu).unwrap()
 }
 
-fn sigma() -> Vec<f32> {
-    (0..BATCH).map(|i| 0.2 + 0.3 * i as f32).collect()
-}
-
 fn draws(name: &str) -> Vec<Draw> {
     let mut draws = Stream::new("parts", name).at(0);
     (0..BATCH).map(|_| Augmentation { p: 0.5 }.draw(&mut draws)).collect()
 }
 
-/// The losses of a critic and of a generator step, each the first of its run, and the
-/// gradients of both.
-fn steps(objective: Objective, at_once: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32>)>) {
-    let mut first = run(objective, at_once);
-    let report = first
-        .critic_step(&CriticBatch {
-            z: normal("z"),
-            real: normal("real"),
-            sigma: sigma(),
-            noise_real: normal("noise real"),
-            noise_fake: normal("noise fake"),
-            augment: Some([draws("real"), draws("fake")]),
-        })
-        .and_then(|losses| losses.read())
-        .unwrap();
-    let mut second = run(objective, at_once);
-    let generator = GeneratorBatch { z: normal("z2"), sigma: sigma(), noise: normal("noise") };
-    let loss = second.generator_step(&generator).unwrap().read().unwrap();
-    let mut gradients = Vec::new();
-    for (run, part) in [(&first, "critic."), (&first, "fake."), (&second, "generator.")] {
-        let moments = strip(&run.state().unwrap(), &format!("{part}adam.m."));
-        gradients.extend(moments.into_iter().map(|(name, array)| (format!("{part}{name}"), array.data)));
+/// The values of a row's first iteration, and the gradients of its networks.
+fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32>)>) {
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "parts" };
+    let (params, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config(), vb)).unwrap();
+    let weights = params.arrays().unwrap();
+    let settings = Settings {
+        sigma_init: 2.5,
+        levels: Levels::Fixed(1.0),
+        // No step changes what the next one's gradients are of.
+        generator_lr: 0.0,
+        critic_lr: 0.0,
+        // The first moments of one step are its gradients.
+        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8, rectified: false },
+        ema_half_life: 1000,
+    };
+    let network = config();
+    let setup = Setup {
+        device: &Device::Cpu,
+        network: &network,
+        settings: &settings,
+        start: Some(&weights),
+        cell: "parts",
+    };
+    let mut given = Given { microbatch, ..Given::default() };
+    for name in [
+        "critic.z",
+        "critic.index",
+        "critic.noise_real",
+        "critic.noise_fake",
+        "generator.z",
+        "generator.noise",
+    ] {
+        given.tensors.insert(name.into(), normal(name));
     }
-    let mut numbers = vec![report.loss, loss];
-    if matches!(objective, Objective::ClassRatio(_)) {
-        numbers.extend([report.c_real, report.c_fake]);
+    for name in ["critic.augment_real", "critic.augment_fake"] {
+        given.augment.insert(name.into(), draws(name));
     }
-    (numbers, gradients)
+    let mut method = (row.method.training.as_ref().unwrap().build)(&setup).unwrap();
+    let values = method.step(&given.batch(0, BATCH)).unwrap();
+    let state = state(&mut *method).unwrap();
+    let gradients = state.into_iter().filter(|(name, _)| name.contains(".adam.m."));
+    let gradients = gradients.map(|(name, array)| (name, array.data)).collect();
+    (values.iter().map(|value| value.to_scalar().unwrap()).collect(), gradients)
 }
 
 #[test]
 fn parts_of_a_batch_give_its_losses_and_gradients() {
-    for objective in [Objective::ClassRatio(Divergence::DiJs), Objective::Vsd] {
-        let (losses, gradients) = steps(objective, None);
-        for at_once in [1, 3, BATCH] {
-            let (in_parts, gradients_in_parts) = steps(objective, Some(at_once));
+    for row in TABLE1.iter().filter(|row| row.method.training.is_some()) {
+        let (losses, gradients) = step(row, None);
+        for microbatch in [1, 3, BATCH] {
+            let (in_parts, gradients_in_parts) = step(row, Some(microbatch));
             assert!(relative_error(&in_parts, &losses) < TOLERANCE, "{losses:?} and {in_parts:?}");
             assert_eq!(gradients.len(), gradients_in_parts.len());
             let mut different = 0;
             for ((name, whole), (_, parts)) in gradients.iter().zip(&gradients_in_parts) {
                 let error = relative_error(parts, whole);
-                assert!(error < TOLERANCE, "{objective}, {at_once} at once, {name}: {error}");
+                assert!(error < TOLERANCE, "{}, {microbatch} at a time, {name}: {error}", row.id);
                 different += usize::from(parts != whole);
             }
             // One part is the whole batch to the bit; more of them round elsewhere.
-            assert_eq!(different == 0, at_once == BATCH, "{at_once} at once: {different} tensors differ");
+            assert_eq!(different == 0, microbatch == BATCH, "{microbatch}: {different} tensors differ");
         }
     }
 }
@@ -112,7 +104,7 @@ fn parts_of_a_batch_give_its_losses_and_gradients() {
 #[test]
 fn the_largest_part_that_fits_is_found() {
     let recipe = Recipe::of(Scale::Paper);
-    let cell = &FULL_INITIALISATION;
+    let cell = &FULL_INITIALIZATION;
     let whole = plan::memory(&recipe, cell);
     assert_eq!(plan::fitting(&recipe, cell, whole), Some(64));
     assert_eq!(plan::fitting(&recipe, cell, whole - 1), Some(32));
@@ -124,9 +116,9 @@ fn the_largest_part_that_fits_is_found() {
 
 #[test]
 fn a_cpu_takes_whole_batches() {
-    let arguments = ["run", "dijs", "--scale", "smoke", "--at-once", "4", "--store", "/nonexistent"];
+    let arguments = ["run", "dijs", "--scale", "smoke", "--microbatch", "4", "--store", "/nonexistent"];
     let output = Command::new(env!("CARGO_BIN_EXE_replicate")).args(arguments).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8_lossy(&output.stderr);
-    assert!(error.contains("--at-once is for GPUs"), "{error}");
+    assert!(error.contains("--microbatch is for GPUs"), "{error}");
 }

@@ -24,12 +24,12 @@ fn verdict(change: impl Fn(&mut Recipe)) -> (Status, String) {
         data: None,
         device: Device::Cpu,
         from_scratch: false,
-        at_once: None,
+        microbatch: None,
     };
     let stop = AtomicBool::new(false);
     let mut runner = Runner::new(settings, recipe, Watch::new(Mode::None), &stop).unwrap();
-    let dijs = TABLE1.iter().find(|cell| cell.row == "dijs").unwrap();
-    let outcome = runner.cell(dijs, 0).unwrap();
+    let dijs = TABLE1.iter().find(|cell| cell.id == "dijs").unwrap();
+    let outcome = runner.row(dijs, 0).unwrap();
     let mut scores = runner.scores(&outcome).unwrap();
     scores.retain(|score| score.metric == "fd");
     let goldens: Vec<_> = read_golden(&root.join("golden/table1.csv"))

@@ -3,24 +3,24 @@
 
 use candle_core::{DType, Device, Tensor};
 use replicate::data::Images;
+use replicate::data::grid::GRID;
 use replicate::experiment::plan;
-use replicate::experiment::{Cell, Data, Recipe, Scale, Start, TABLE1, TABLE2};
+use replicate::experiment::{Data, Initialization, Recipe, Row, Scale, TABLE1, TABLE2};
 use replicate::measure::classifier::Classifier;
-use replicate::method::sampler::edm::one_step;
+use replicate::method::one_step::one_step;
 use replicate::network::params::{Params, Source, outline};
 use replicate::network::unet::{Config, Critic, Denoiser};
 use replicate::rng::Stream;
-use replicate::train::GRID;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-fn row(name: &str) -> Cell {
-    *TABLE1.iter().chain(TABLE2).find(|cell| cell.row == name).unwrap()
+fn row(name: &str) -> Row {
+    *TABLE1.iter().chain(TABLE2).find(|cell| cell.id == name).unwrap()
 }
 
-const TEACHER: Start = Start::MultiLevel(Data::Target);
+const TEACHER: Initialization = Initialization::MultiLevel(Data::Target);
 
 /// One block of 4 channels in each half, 4 x 4 grey pixels, no attention but
 /// the decoder's first block's.
@@ -51,11 +51,11 @@ fn a_tiny_network_by_hand() {
     // Scalars: U-Net 2801, critic 785.
     let recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Smoke) };
     assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, 2801);
-    let dijs = plan::cell(&recipe, &row("dijs"));
+    let dijs = plan::row(&recipe, &row("dijs"));
     assert_eq!(dijs.step_flop, recipe.batch as f64 * dijs_flop(generator, critic));
     assert_eq!(dijs.parameters, 2801 + 785);
-    assert_eq!(plan::cell(&recipe, &row("diff-instruct")).parameters, 2 * 2801);
-    assert_eq!(plan::cell(&recipe, &row("edm")).parameters, 0);
+    assert_eq!(plan::row(&recipe, &row("diff-instruct")).parameters, 2 * 2801);
+    assert_eq!(plan::row(&recipe, &row("edm")).parameters, 0);
 }
 
 /// Of a step on one image, by those of the two networks' forward passes: fakes, and the
@@ -105,7 +105,7 @@ fn every_scale_by_the_shapes_of_its_parameters() {
         assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, generator, "{scale}");
         let (_, shapes) = outline(|vb| Critic::new(config, vb)).unwrap();
         let (critic, critic_flop) = walk(&shapes, pixels_in_name);
-        let dijs = plan::cell(&recipe, &row("dijs"));
+        let dijs = plan::row(&recipe, &row("dijs"));
         assert_eq!(dijs.step_flop, recipe.batch as f64 * dijs_flop(flop, critic_flop), "{scale}");
         assert_eq!(dijs.parameters, generator + critic, "{scale}");
     }
@@ -130,7 +130,7 @@ fn the_published_network() {
     let recipe = Recipe::of(Scale::Paper);
     let giga = plan::forward(&recipe.network) / 1e9;
     assert!((giga - 42.4).abs() < 0.05, "{giga} GFLOP");
-    let dijs = plan::cell(&recipe, &row("dijs"));
+    let dijs = plan::row(&recipe, &row("dijs"));
     assert_eq!(recipe.batch, 64);
     assert!((dijs.step_flop / 1e12 - 17.9).abs() < 0.05, "{} TFLOP", dijs.step_flop / 1e12);
     assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, 55_733_891);
@@ -141,22 +141,22 @@ fn a_step_is_the_networks_that_it_runs() {
     let mut recipe = Recipe::of(Scale::Smoke);
     let (g, batch) = (plan::forward(&recipe.network), recipe.batch as f64);
     // Fakes g; fake score 3g; generator 3g; both scores 2g.
-    assert_eq!(plan::cell(&recipe, &row("diff-instruct")).step_flop, batch * 9.0 * g);
+    assert_eq!(plan::row(&recipe, &row("diff-instruct")).step_flop, batch * 9.0 * g);
     // Of one step, with one look before it and one after.
     recipe.until(recipe.batch as u64);
     recipe.pretraining.batch = recipe.batch;
     let features = plan::classifier_forward(16);
     let e = recipe.evaluation.clone();
     let (grid, quick, samples) = (100.0, e.quick_samples as f64, e.samples as f64);
-    let dijs = plan::cell(&recipe, &row("dijs"));
+    let dijs = plan::row(&recipe, &row("dijs"));
     let scores = (e.reference as f64 + samples) * features;
     let looks = 2.0 * ((grid + quick) * g + quick * features);
     assert_eq!(dijs.steps, 1);
     assert_eq!(dijs.flop, dijs.step_flop + looks + (grid + samples) * g + scores);
-    assert_eq!(plan::cell(&recipe, &row("edm")).flop, 35.0 * (grid + samples) * g + scores);
+    assert_eq!(plan::row(&recipe, &row("edm")).flop, 35.0 * (grid + samples) * g + scores);
     let teacher = plan::pretraining(&recipe, TEACHER);
     assert_eq!(teacher.flop, batch * 3.0 * g + 2.0 * grid * g);
-    assert_eq!(plan::pretraining(&recipe, Start::Random), plan::Cost::default());
+    assert_eq!(plan::pretraining(&recipe, Initialization::Random), plan::Cost::default());
 }
 
 /// A network of one block in each half, whose outputs can be counted by hand.
@@ -186,7 +186,7 @@ fn memory_is_weights_and_the_outputs_of_operations() {
 
 #[test]
 fn a_time_is_operations_over_a_rate() {
-    let dijs = plan::cell(&Recipe::of(Scale::Mini), &row("dijs"));
+    let dijs = plan::row(&Recipe::of(Scale::Mini), &row("dijs"));
     let rate = dijs.rate(0.5);
     let (steps, all) = (dijs.steps as f64 * 0.5, plan::seconds(&dijs, rate));
     // Samples, scores and looks are a fraction of the 300 steps.
@@ -205,7 +205,7 @@ fn a_grid_of_noise_is_within_the_bound() {
         let pixels = (0..n).map(|_| draws.below(256) as u8).collect();
         let noise = Images { channels, size, pixels, labels: Vec::new() };
         let found = replicate::data::grid::png_grid(&noise, GRID.0, GRID.1).len() as u64;
-        let bound = plan::cell(&recipe, &row("edm")).disk_bytes;
+        let bound = plan::row(&recipe, &row("edm")).disk_bytes;
         assert!(found <= bound && bound <= 2 * found, "{scale}: {found} bytes, bound {bound}");
     }
 }
@@ -237,9 +237,9 @@ fn a_smoke_run_stays_within_the_estimated_disk() {
     let recipe = Recipe::of(Scale::Smoke);
     let expected = [
         ("smoke-pretrain-multi-level-target", plan::pretraining(&recipe, TEACHER)),
-        ("smoke-dijs-s0", plan::cell(&recipe, &row("dijs"))),
-        ("smoke-diff-instruct-s0", plan::cell(&recipe, &row("diff-instruct"))),
-        ("smoke-edm-s0", plan::cell(&recipe, &row("edm"))),
+        ("smoke-dijs-s0", plan::row(&recipe, &row("dijs"))),
+        ("smoke-diff-instruct-s0", plan::row(&recipe, &row("diff-instruct"))),
+        ("smoke-edm-s0", plan::row(&recipe, &row("edm"))),
     ];
     let mut run = Command::new(env!("CARGO_BIN_EXE_replicate"))
         .args(["run", "dijs", "diff-instruct", "edm", "--scale", "smoke", "--watch", "none", "--store"])

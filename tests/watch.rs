@@ -3,7 +3,7 @@
 //! TensorBoard itself.
 
 use clap::ValueEnum;
-use replicate::measure::evaluate::Quick;
+use replicate::train::InterimScores;
 use replicate::train::tfevents;
 use replicate::train::watch::{Mode, Progress, Watch};
 use std::fs;
@@ -20,8 +20,8 @@ fn grid(images: u64, bytes: usize) -> Vec<u8> {
     header.iter().copied().chain((0..bytes).map(|i| (i as u64 + images) as u8)).collect()
 }
 
-fn quick(images: u64) -> Quick {
-    Quick { fd: 12.3 - images as f64 / 100.0, recall: 0.81, classes: 9.7 }
+fn quick(images: u64) -> InterimScores {
+    InterimScores { fd: 12.3 - images as f64 / 100.0, recall: 0.81, classes: 9.7, collapsed: false }
 }
 
 /// A training with a tick every 64 images, as the loop of a training calls it.
@@ -33,9 +33,9 @@ fn training(watch: &mut Watch, dir: &Path, ticks: std::ops::RangeInclusive<u64>,
         let values: &[f64] = if images == 0 { &[] } else { &values };
         if images > 0 {
             std::thread::sleep(Duration::from_millis(2));
-            watch.progress(&Progress { images, columns, values, quick: None });
+            watch.progress(&Progress { images, columns, values, scores: None });
         }
-        let at = Progress { images, columns, values, quick: Some(quick(images)) };
+        let at = Progress { images, columns, values, scores: Some(quick(images)) };
         watch.tick(&at, Some(&grid(images, grid_bytes)));
     }
     watch.end();
@@ -354,7 +354,7 @@ fn child() {
         "reading along" => {
             watch.begin("mini-dijs-s0", dir, TOTAL, 0);
             for images in [64, 128] {
-                watch.tick(&Progress { images, columns: &["loss"], values: &[0.5], quick: None }, None);
+                watch.tick(&Progress { images, columns: &["loss"], values: &[0.5], scores: None }, None);
                 assert_eq!(events(&files(dir)[0]).last().unwrap().step, images);
             }
         }
@@ -365,7 +365,7 @@ fn child() {
         }
         "whole batches" => {
             watch.begin("mini-dijs-s0", dir, 5, 0);
-            watch.tick(&Progress { images: 16, columns: &[], values: &[], quick: None }, None);
+            watch.tick(&Progress { images: 16, columns: &[], values: &[], scores: None }, None);
         }
         "sampling" => {
             (1..=100).for_each(|done| watch.sampling("mini-edm-s0", done, 2000));

@@ -8,9 +8,11 @@ use crate::experiment::{Recipe, Scale};
 use crate::measure::inception::Inception;
 use crate::measure::metrics::Features;
 use crate::measure::metrics::frechet::{Moments, frechet_distance};
-use crate::method::distill::{Initial, Objective, OneStep};
-use crate::method::equations::Divergence;
+use crate::measure::sample::generate;
+use crate::method::one_step::one_step;
 use crate::method::sampler::edm;
+use crate::method::score_matching::{MICROBATCH, ScoreMatching};
+use crate::method::{FULL_INITIALIZATION, Setup};
 use crate::network;
 use crate::network::device::peak_bytes;
 use crate::network::elsewhere;
@@ -18,7 +20,8 @@ use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Denoiser};
 use crate::rng::Stream;
 use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
-use crate::train::{Distilling, Teaching, Training, generate};
+use crate::train::Method;
+use crate::train::batch::Batches;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 use std::ops::Range;
@@ -77,13 +80,13 @@ pub struct Measured {
 /// What the networks fail with.
 pub fn run(case: Case, repeats: usize, device: &Device) -> Result<Measured> {
     let seconds = match case {
-        Case::OneStep => one_step(Scale::Mini, repeats, device)?,
+        Case::OneStep => iterations(Scale::Mini, repeats, device)?,
         Case::Dsm => dsm(repeats, device)?,
         Case::Forward => denoiser(repeats, device, false)?,
         Case::Backward => denoiser(repeats, device, true)?,
         Case::Inception => inception(repeats, device)?,
         Case::Frechet => frechet(repeats)?,
-        Case::PaperStep => one_step(Scale::Paper, repeats, device)?,
+        Case::PaperStep => iterations(Scale::Paper, repeats, device)?,
         Case::Heun => solver(repeats, device)?,
         Case::Fid => fid(repeats, device)?,
     };
@@ -119,23 +122,43 @@ fn noise(n: usize, size: usize) -> Images {
     Images { channels: 3, size, pixels, labels: Vec::new() }
 }
 
-fn one_step(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>> {
+/// Iterations of DiJS from drawn weights.
+fn iterations(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let recipe = Recipe::of(scale);
-    let images = images(&recipe);
-    let objective = Objective::ClassRatio(Divergence::DiJs);
-    let initial = Initial { weights: None, cell: "bench" };
-    let run = OneStep::new(device, &recipe.network, objective, initial, recipe.one_step.clone())?;
-    let mut training = Distilling::new(device, &recipe, run, &images, 0, None)?;
-    let batch = recipe.batch as u64;
-    timed(repeats, device, |k| training.step(k, (k + 1) * batch).map(drop))
+    let setup =
+        Setup { device, network: &recipe.network, settings: &recipe.one_step, start: None, cell: "bench" };
+    let training = FULL_INITIALIZATION.method.training.as_ref().expect("DiJS is trained");
+    let mut method = (training.build)(&setup)?;
+    steps(&mut *method, &recipe, recipe.batch, repeats, device)
 }
 
 fn dsm(repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let recipe = Recipe::of(Scale::Mini);
-    let images = images(&recipe);
-    let mut training = Teaching::new(device, &recipe, recipe.pretraining.levels, &images, "bench")?;
-    let batch = recipe.pretraining.batch as u64;
-    timed(repeats, device, |k| training.step(k, (k + 1) * batch).map(drop))
+    let p = &recipe.pretraining;
+    let mut method = ScoreMatching::new(device, &recipe.network, p, p.levels, "bench")?;
+    steps(&mut method, &recipe, p.batch.min(MICROBATCH), repeats, device)
+}
+
+fn steps(
+    method: &mut dyn Method,
+    recipe: &Recipe,
+    size: usize,
+    repeats: usize,
+    device: &Device,
+) -> Result<Vec<f64>> {
+    let batches = Batches {
+        images: &images(recipe),
+        device: device.clone(),
+        size,
+        microbatch: usize::MAX,
+        augmentation: recipe.augmentation,
+        cell: "bench".into(),
+    };
+    timed(repeats, device, |k| {
+        let values = method.step(&batches.at(k))?;
+        values.iter().try_for_each(|value| value.to_scalar::<f32>().map(drop))?;
+        Ok(())
+    })
 }
 
 fn denoiser(repeats: usize, device: &Device, backward: bool) -> Result<Vec<f64>> {
@@ -186,7 +209,7 @@ fn fid(repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let measured = |k: u64, n: usize| -> Result<Moments> {
         let sample = |range: Range<usize>| {
             let part = k * N as u64 + range.start as u64;
-            edm::one_step(&generator, &latents(part, range.len(), device)?, sigma_init)
+            one_step(&generator, &latents(part, range.len(), device)?, sigma_init)
         };
         let (features, _) = network.extract(&generate(0..n, sample)?, 0..n)?;
         let mut moments = Moments::new(features.dim);

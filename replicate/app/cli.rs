@@ -77,7 +77,7 @@ pub enum Command {
         offline: bool,
         /// Images of a batch in a GPU's memory at a time: the same result but for rounding
         #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u64).range(1..=65_536))]
-        at_once: Option<u64>,
+        microbatch: Option<u64>,
         /// Where the table is written as CSV and Markdown
         #[arg(short, long, default_value = "report")]
         output: PathBuf,

@@ -2,6 +2,9 @@
 
 use crate::data::Images;
 
+/// Columns and zoom of the grids of samples.
+pub const GRID: (usize, usize) = (10, 3);
+
 /// Grey level of the lines between the images.
 const SEPARATOR: u8 = 128;
 

@@ -6,12 +6,18 @@ pub mod plan;
 pub mod run;
 
 use crate::error::{Error, Result};
-use crate::method::distill::{Objective, Settings};
-use crate::method::equations::Divergence;
+use crate::measure::classifier::ClassifierTraining;
+use crate::measure::evaluate::Evaluation;
+use crate::method::Setup;
 use crate::method::noise::Levels;
+use crate::method::one_step::Settings;
+use crate::method::score_matching::Pretraining;
+pub use crate::method::{Data, FULL_INITIALIZATION, Initialization, Row, TABLE1, TABLE2, all_rows};
+use crate::network::params::Arrays;
 use crate::network::unet::Config;
 use crate::train::adam::AdamConfig;
 use crate::train::augment::Augmentation;
+use candle_core::Device;
 use std::fmt::{Display, Formatter, Write};
 
 /// EDM's training distribution of noise levels.
@@ -58,140 +64,8 @@ impl Display for Scale {
     }
 }
 
-/// Training images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Data {
-    /// The ten target classes: CIFAR-10, or the digits.
-    Target,
-    /// The first n source classes: CIFAR-100 without overlap, or invented
-    /// characters.
-    Sources(usize),
-}
-
-impl Display for Data {
-    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
-        match self {
-            Data::Target => write!(f, "target"),
-            Data::Sources(n) => write!(f, "sources-{n}"),
-        }
-    }
-}
-
-/// What initialises generator and critic (Table 2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    Random,
-    /// Denoising score matching at sigma_init only, on the target data.
-    SingleLevel,
-    /// Denoising score matching at all levels.
-    MultiLevel(Data),
-}
-
-impl Display for Start {
-    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
-        match self {
-            Start::Random => write!(f, "random"),
-            Start::SingleLevel => write!(f, "single-level"),
-            Start::MultiLevel(data) => write!(f, "multi-level-{data}"),
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// The multi-step teacher itself.
-    Teacher,
-    OneStep(Objective),
-}
-
-/// One experiment of the paper's tables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cell {
-    /// The row's id in paper/table1.csv or paper/table2.csv.
-    pub row: &'static str,
-    pub method: Method,
-    pub start: Start,
-}
-
-const fn class_ratio(row: &'static str, divergence: Divergence, start: Start) -> Cell {
-    Cell { row, method: Method::OneStep(Objective::ClassRatio(divergence)), start }
-}
-
-const FULL: Start = Start::MultiLevel(Data::Target);
-
-/// The full multi-level initialisation, which the others are compared with.
-pub const FULL_INITIALISATION: Cell = class_ratio("dijs", Divergence::DiJs, FULL);
-
-/// Table 1. A new divergence is a variant of `Divergence` with its arm of `phi`, a line
-/// here and a line in paper/table1.csv.
-pub const TABLE1: &[Cell] = &[
-    Cell { row: "edm", method: Method::Teacher, start: FULL },
-    Cell { row: "diff-instruct", method: Method::OneStep(Objective::Vsd), start: FULL },
-    class_ratio("dirm", Divergence::DiRm, FULL),
-    class_ratio("dikl", Divergence::DiKl, FULL),
-    FULL_INITIALISATION,
-];
-
-/// Table 2; its last row is Table 1's DiJS.
-pub const TABLE2: &[Cell] = &[
-    class_ratio("init-none", Divergence::DiJs, Start::Random),
-    class_ratio("init-single", Divergence::DiJs, Start::SingleLevel),
-    class_ratio("init-10", Divergence::DiJs, Start::MultiLevel(Data::Sources(10))),
-    class_ratio("init-50", Divergence::DiJs, Start::MultiLevel(Data::Sources(50))),
-    class_ratio("init-90", Divergence::DiJs, Start::MultiLevel(Data::Sources(90))),
-    FULL_INITIALISATION,
-];
-
-/// Every cell once.
-pub fn cells() -> impl Iterator<Item = Cell> {
-    TABLE1.iter().chain(TABLE2.iter().filter(|cell| **cell != FULL_INITIALISATION)).copied()
-}
-
 const MOST_IMAGES: u64 = 1_000_000_000_000;
 const LARGEST_BATCH: u64 = 65_536;
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pretraining {
-    pub images: u64,
-    pub batch: usize,
-    pub lr: f64,
-    /// Linear warm-up of the learning rate.
-    pub warmup_images: u64,
-    /// After the warm-up: half a cosine down to 0, or EDM's constant rate.
-    pub cosine: bool,
-    pub adam: AdamConfig,
-    pub ema_half_life: u64,
-    pub levels: Levels,
-}
-
-/// The small classifier whose features stand in for Inception-v3's.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClassifierTraining {
-    pub size: usize,
-    pub images: u64,
-    pub batch: usize,
-    pub lr: f64,
-    pub adam: AdamConfig,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evaluation {
-    /// Generated images of one trial of the final score.
-    pub samples: usize,
-    /// Trials, each of images of its own: the scores are their means.
-    pub trials: usize,
-    /// Generated images of the scores along the run.
-    pub quick_samples: usize,
-    /// Real images compared with, at most: glyphs drawn apart from the training
-    /// images, or the training images of CIFAR-10.
-    pub reference: usize,
-    /// Of these, and of the samples, as many take part in KID, precision and recall.
-    pub neighbourhood: usize,
-    /// Neighbours of precision and recall.
-    pub neighbours: usize,
-    /// Splits of the Inception Score.
-    pub splits: usize,
-}
 
 /// What a scale fixes, for all rows alike.
 #[derive(Clone, Debug, PartialEq)]
@@ -460,7 +334,7 @@ impl Recipe {
     }
 
     /// Whether `start` is pre-trained in the same way in both recipes.
-    pub fn pretrains_like(&self, other: &Recipe, start: Start) -> bool {
+    pub fn pretrains_like(&self, other: &Recipe, start: Initialization) -> bool {
         self.network == other.network
             && self.images_per_class == other.images_per_class
             && self.pretraining == other.pretraining
@@ -470,10 +344,15 @@ impl Recipe {
 
     /// Whether `start` is a published checkpoint at this scale. A pre-training that
     /// was changed by name is not what was published.
-    pub fn has_checkpoint(&self, start: Start) -> bool {
+    pub fn has_checkpoint(&self, start: Initialization) -> bool {
         matches!(self.scale, Scale::Paper | Scale::Drill)
-            && start == FULL
+            && start == FULL_INITIALIZATION.start
             && !self.changes.iter().any(|change| change.starts_with("teacher_"))
+    }
+
+    /// What a method is built from; `cell` names the streams of what is drawn.
+    pub fn setup<'a>(&'a self, device: &'a Device, start: Option<&'a Arrays>, cell: &'a str) -> Setup<'a> {
+        Setup { device, network: &self.network, settings: &self.one_step, start, cell }
     }
 
     /// Whole iterations of the one-step training.
@@ -522,11 +401,11 @@ impl Text {
 
 impl Recipe {
     /// The canonical text of a pre-training; `data` is the digest of the images.
-    pub fn pretraining_text(&self, start: Start, images_digest: &str, determinism: &str) -> String {
+    pub fn pretraining_text(&self, start: Initialization, images_digest: &str, determinism: &str) -> String {
         let p = &self.pretraining;
         let data = match start {
-            Start::MultiLevel(data) => data,
-            Start::SingleLevel | Start::Random => Data::Target,
+            Initialization::MultiLevel(data) => data,
+            Initialization::SingleLevel | Initialization::Random => Data::Target,
         };
         Text::new("pretraining", self.scale)
             .line("start", start)
@@ -548,10 +427,10 @@ impl Recipe {
             .finish()
     }
 
-    pub fn pretraining_levels(&self, start: Start) -> Levels {
+    pub fn pretraining_levels(&self, start: Initialization) -> Levels {
         match start {
-            Start::SingleLevel => Levels::Fixed(self.one_step.sigma_init as f32),
-            Start::MultiLevel(_) | Start::Random => self.pretraining.levels,
+            Initialization::SingleLevel => Levels::Fixed(self.one_step.sigma_init as f32),
+            Initialization::MultiLevel(_) | Initialization::Random => self.pretraining.levels,
         }
     }
 
@@ -595,7 +474,7 @@ impl Recipe {
     /// the initial weights and of the feature network.
     pub fn cell_text(
         &self,
-        cell: &Cell,
+        row: &Row,
         seed: u64,
         images_digest: &str,
         weights_digest: &str,
@@ -603,32 +482,27 @@ impl Recipe {
         determinism: &str,
     ) -> String {
         let mut text = Text::new("cell", self.scale);
-        text.line("row", cell.row)
+        text.line("row", row.id)
             .line("seed", seed)
-            .line("start", cell.start)
+            .line("start", row.start)
             .line("network", &self.network)
             .line("data", self.data_text(Data::Target))
             .line("data sha256", images_digest)
             .line("weights sha256", weights_digest);
-        match cell.method {
-            Method::Teacher => {
-                text.line("method", "18-step Heun sampling of the teacher");
-            }
-            Method::OneStep(objective) => {
-                let s = &self.one_step;
-                text.line("method", objective)
-                    .line("sigma_init", s.sigma_init)
-                    .line("levels", s.levels)
-                    .line("weight", "sigma^2")
-                    .line("generator lr", s.generator_lr)
-                    .line("critic lr", s.critic_lr)
-                    .adam(s.adam)
-                    .line("ema half-life images", s.ema_half_life)
-                    .line("augmentation of the critic's images", self.augmentation)
-                    .line("images", self.images)
-                    .line("batch", self.batch)
-                    .line("ticks", self.ticks);
-            }
+        text.line("method", row.method.name);
+        if row.method.training.is_some() {
+            let s = &self.one_step;
+            text.line("sigma_init", s.sigma_init)
+                .line("levels", s.levels)
+                .line("weight", "sigma^2")
+                .line("generator lr", s.generator_lr)
+                .line("critic lr", s.critic_lr)
+                .adam(s.adam)
+                .line("ema half-life images", s.ema_half_life)
+                .line("augmentation of the critic's images", self.augmentation)
+                .line("images", self.images)
+                .line("batch", self.batch)
+                .line("ticks", self.ticks);
         }
         let e = &self.evaluation;
         text.line("samples", format!("{} x {}, and {} along the run", e.trials, e.samples, e.quick_samples))

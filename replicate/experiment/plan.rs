@@ -18,18 +18,19 @@
 //! compared with anything: take its estimate for larger networks as an upper bound.
 
 use crate::data::Images;
+use crate::data::grid::GRID;
 use crate::error;
-use crate::experiment::{Cell, Method, Recipe, Scale, Start};
+use crate::experiment::{Recipe, Scale};
 use crate::measure::classifier::{Classifier, FEATURES};
-use crate::method::distill::Objective;
-use crate::method::sampler::edm::HEUN_STEPS;
-use crate::network::params::outline;
-use crate::network::unet::{Config, Critic, Denoiser, Told};
-use crate::network::{Norm, Ops, Param, Plus, Resample};
+use crate::method::cost::{Network, Pass, Role};
+use crate::method::score_matching::{MICROBATCH, ScoreMatching};
+use crate::method::{Initialization, Row, Trained};
+use crate::network::count::{Count, outlined};
+use crate::network::unet::Config;
 pub use crate::text::{bytes, duration};
-use crate::train::{AT_ONCE, GRID, Teaching, Training};
-use candle_core::{Device, Result, Tensor};
-use candle_nn::VarBuilder;
+use crate::train::Method;
+use crate::train::batch::Batches;
+use candle_core::Device;
 use std::time::Instant;
 
 /// What one entry of the store costs, its parents (pre-training, feature
@@ -53,86 +54,79 @@ pub struct Cost {
     pub peak_disk_bytes: u64,
 }
 
-/// One-step training, or 35-call sampling of the teacher, then the samples and
-/// their scores.
-pub fn cell(recipe: &Recipe, cell: &Cell) -> Cost {
-    let generator = denoiser(&recipe.network);
-    let e = &recipe.evaluation;
+/// The training of a row where it has one, then the samples and their scores.
+pub fn row(recipe: &Recipe, row: &Row) -> Cost {
+    let (config, e) = (&recipe.network, &recipe.evaluation);
+    let sample = row.method.nfe as f64 * Count::denoiser(config).flop();
     let scored = e.trials * e.samples;
     let features = |images: usize| images as f64 * features_forward(recipe);
-    // The real images of the larger scales are measured once for all cells.
+    // The real images of the larger scales are measured once for all rows.
     let real = if recipe.scale.procedural() { e.reference } else { 0 };
-    let scores = features(real + scored);
-    let samples = (GRID_IMAGES + scored) as f64 * generator.flop();
-    let Method::OneStep(objective) = cell.method else {
-        let disk_bytes = TEXT + grid_bytes(&recipe.network);
-        return Cost {
-            flop: (2 * HEUN_STEPS - 1) as f64 * samples + scores,
-            disk_bytes,
-            peak_disk_bytes: disk_bytes,
-            ..Cost::default()
-        };
-    };
-    let (judge, per_image) = match objective {
-        // Critic step: fakes; forward and backward on data and on fakes.
-        // Generator step: forward and backward, through the critic's inputs.
-        Objective::ClassRatio(_) => {
-            let critic = critic(&recipe.network);
-            let critic_step = generator.flop() + 2.0 * TRAINED * critic.flop();
-            (critic, critic_step + TRAINED * generator.flop() + THROUGH * critic.flop())
-        }
-        // Fake score's step: fakes; forward and backward. Generator step:
-        // forward and backward, with both scores held constant.
-        Objective::Vsd => {
-            let fake_step = generator.flop() + TRAINED * generator.flop();
-            (generator, fake_step + TRAINED * generator.flop() + 2.0 * generator.flop())
-        }
+    let scores = features(real + scored) + (GRID_IMAGES + scored) as f64 * sample;
+    let Some(training) = &row.method.training else {
+        let disk_bytes = TEXT + grid_bytes(config);
+        return Cost { flop: scores, disk_bytes, peak_disk_bytes: disk_bytes, ..Cost::default() };
     };
     let steps = recipe.iterations();
     let looks = looks(steps, recipe.ticks);
     let quick = e.quick_samples;
-    let look = (GRID_IMAGES + quick) as f64 * generator.flop() + features(quick);
-    let step_flop = recipe.batch as f64 * per_image;
+    let look = (GRID_IMAGES + quick) as f64 * sample + features(quick);
+    let step_flop = recipe.batch as f64 * step(training, config);
+    let learned: Vec<(Role, Count)> = learned(training, config).collect();
     Cost {
-        flop: steps as f64 * step_flop + looks as f64 * look + samples + scores,
+        flop: steps as f64 * step_flop + looks as f64 * look + scores,
         steps,
         step_flop,
-        parameters: generator.parameters + judge.parameters,
-        ..disk(&recipe.network, looks, generator, &[generator, judge])
+        parameters: learned.iter().map(|(_, count)| count.parameters).sum(),
+        ..disk(config, looks, &learned)
     }
 }
 
-/// Bytes of memory that one step of the cell's training takes at its peak, an
-/// estimate: weights, gradients, Adam's moments and the average, and the outputs of
-/// every operation of the larger of the two steps. For a cell that only samples, a
-/// batch of samples. On a CPU, with the mini network and a batch of 512, processes
-/// took 1.19 (DiJS) and 1.25 (Diff-Instruct) times what is counted: half as much is
-/// added.
-pub fn memory(recipe: &Recipe, cell: &Cell) -> u64 {
-    let generator = denoiser(&recipe.network);
-    let Method::OneStep(objective) = cell.method else {
-        return bytes_of(generator.parameters + SAMPLED_AT_ONCE * generator.activations);
-    };
-    let batch = recipe.batch as u64;
-    let (judge, critic_step, held) = match objective {
-        Objective::ClassRatio(_) => {
-            let critic = critic(&recipe.network);
-            (critic, 2 * batch * critic.activations, batch * critic.activations)
-        }
-        // The teacher's and the fake score's outputs are held constant.
-        Objective::Vsd => (generator, batch * generator.activations, 0),
-    };
-    let teacher = if objective == Objective::Vsd { generator.parameters } else { 0 };
-    let kept = 5 * generator.parameters + 4 * judge.parameters + teacher;
-    bytes_of(kept + critic_step.max(batch * generator.activations + held))
+/// Operations of one iteration, an image.
+fn step(training: &Trained, config: &Config) -> f64 {
+    let flop = |name: &str| network(training, name).size.count(config).flop();
+    training.calls.iter().map(|call| call.times * call.pass.forwards() * flop(call.network)).sum()
 }
 
-/// The largest part of the batch, halved again and again, with which the cell's step
+fn network<'a>(training: &'a Trained, name: &str) -> &'a Network {
+    let named = training.networks.iter().find(|network| network.name == name);
+    named.unwrap_or_else(|| panic!("a call of {name}, which is none of the method's networks"))
+}
+
+fn learned(training: &Trained, config: &Config) -> impl Iterator<Item = (Role, Count)> {
+    let learned = training.networks.iter().filter(|network| network.role != Role::Frozen);
+    learned.map(|network| (network.role, network.size.count(config)))
+}
+
+/// Bytes of memory that one step of the row's training takes at its peak, an
+/// estimate: weights, gradients, Adam's moments and averages, and the outputs of
+/// every operation of the largest of an iteration's steps. For a row that only samples,
+/// a batch of samples. On a CPU, with the mini network and a batch of 512, processes
+/// took 1.19 (DiJS) and 1.25 (Diff-Instruct) times what is counted: half as much is
+/// added.
+pub fn memory(recipe: &Recipe, row: &Row) -> u64 {
+    let config = &recipe.network;
+    let Some(training) = &row.method.training else {
+        let denoiser = Count::denoiser(config);
+        return bytes_of(denoiser.parameters + SAMPLED_AT_ONCE * denoiser.activations);
+    };
+    let kept =
+        training.networks.iter().map(|n| n.role.copies() * n.size.count(config).parameters).sum::<u64>();
+    let mut steps = std::collections::BTreeMap::new();
+    // What a forward pass without gradients computes is not kept.
+    for call in training.calls.iter().filter(|call| call.pass != Pass::Forward) {
+        let activations = network(training, call.network).size.count(config).activations as f64;
+        *steps.entry(call.step).or_insert(0.0) += recipe.batch as f64 * call.times * activations;
+    }
+    bytes_of(kept + steps.into_values().fold(0.0, f64::max) as u64)
+}
+
+/// The largest part of the batch, halved again and again, with which the row's step
 /// fits into `bytes` of memory by [`memory`]; `None` if not even one image does.
-pub fn fitting(recipe: &Recipe, cell: &Cell, bytes: u64) -> Option<usize> {
+pub fn fitting(recipe: &Recipe, row: &Row, bytes: u64) -> Option<usize> {
     let halves = std::iter::successors(Some(recipe.batch), |batch| (*batch > 1).then(|| batch.div_ceil(2)));
     let in_parts = |batch: usize| Recipe { batch, ..recipe.clone() };
-    halves.into_iter().find(|batch| memory(&in_parts(*batch), cell) <= bytes)
+    halves.into_iter().find(|batch| memory(&in_parts(*batch), row) <= bytes)
 }
 
 /// Of float32 values, and half as much again.
@@ -142,37 +136,33 @@ fn bytes_of(values: u64) -> u64 {
 
 /// [`memory`] of a step of pre-training.
 pub fn pretraining_memory(recipe: &Recipe) -> u64 {
-    let network = denoiser(&recipe.network);
-    let at_once = recipe.pretraining.batch.min(AT_ONCE) as u64;
+    let network = Count::denoiser(&recipe.network);
+    let at_once = recipe.pretraining.batch.min(MICROBATCH) as u64;
     bytes_of(5 * network.parameters + at_once * network.activations)
 }
 
-/// Denoising score matching; nothing for `Start::Random`.
-pub fn pretraining(recipe: &Recipe, start: Start) -> Cost {
-    if start == Start::Random {
+/// Denoising score matching; nothing for `Initialization::Random`.
+pub fn pretraining(recipe: &Recipe, start: Initialization) -> Cost {
+    if start == Initialization::Random {
         return Cost::default();
     }
-    let network = denoiser(&recipe.network);
+    let network = Count::denoiser(&recipe.network);
     let p = &recipe.pretraining;
     let steps = p.images.div_ceil(p.batch as u64);
     let looks = looks(steps, recipe.ticks);
-    let step_flop = p.batch as f64 * TRAINED * network.flop();
+    let step_flop = p.batch as f64 * Pass::Trained.forwards() * network.flop();
     let look = GRID_IMAGES as f64 * network.flop();
     Cost {
         flop: steps as f64 * step_flop + looks as f64 * look,
         steps,
         step_flop,
         parameters: network.parameters,
-        ..disk(&recipe.network, looks, network, &[network])
+        ..disk(&recipe.network, looks, &[(Role::Averaged, network)])
     }
 }
 
-/// Forward and backward of a network that is trained, in forward passes.
-const TRAINED: f64 = 3.0;
-/// Forward, and backward to the inputs only.
-const THROUGH: f64 = 2.0;
 const GRID_IMAGES: usize = GRID.0 * GRID.0;
-/// The batch of `train::generate`.
+/// The batch of `measure::sample::generate`.
 const SAMPLED_AT_ONCE: u64 = 100;
 
 /// How often a training writes a grid: at the beginning, and at each tick.
@@ -189,13 +179,14 @@ const TENSOR_TEXT: u64 = 160;
 
 /// The fields of `Cost` about disk. Each trained network is saved with Adam's
 /// two moments; `averaged` also has the average that is published.
-fn disk(config: &Config, looks: u64, averaged: Count, trained: &[Count]) -> Cost {
+fn disk(config: &Config, looks: u64, learned: &[(Role, Count)]) -> Cost {
     let tensors = |c: &Count, copies: u64| copies * (4 * c.parameters + TENSOR_TEXT * c.tensors);
-    let weights = tensors(&averaged, 1);
+    let weights: u64 =
+        learned.iter().filter(|(role, _)| *role == Role::Averaged).map(|(_, c)| tensors(c, 1)).sum();
     let text = TEXT + looks * LOOK_TEXT;
     // The grids of the looks and that of the finished network.
     let files = text + (looks + 1) * grid_bytes(config);
-    let checkpoint = weights + trained.iter().map(|c| tensors(c, 3)).sum::<u64>() + text;
+    let checkpoint = weights + learned.iter().map(|(_, c)| tensors(c, 3)).sum::<u64>() + text;
     Cost { disk_bytes: files + weights, peak_disk_bytes: files + 3 * checkpoint, ..Cost::default() }
 }
 
@@ -210,7 +201,7 @@ fn grid_bytes(config: &Config) -> u64 {
 /// Operations of the U-Net's forward pass on one image, without an
 /// augmentation label.
 pub fn forward(config: &Config) -> f64 {
-    denoiser(config).flop()
+    Count::denoiser(config).flop()
 }
 
 /// Operations of the feature network's forward pass on one image.
@@ -248,139 +239,6 @@ pub fn reference(recipe: &Recipe) -> Cost {
     }
 }
 
-/// What a network has, and does with one image.
-#[derive(Clone, Copy, Default)]
-struct Count {
-    multiply_adds: u64,
-    /// Values that a pass backwards needs: the output of every operation.
-    activations: u64,
-    parameters: u64,
-    tensors: u64,
-}
-
-impl Count {
-    /// Of a network with these parameters, through which `walk` goes.
-    fn of(parameters: &[Tensor], walk: impl FnOnce(&mut Counter) -> Result<Size>) -> Count {
-        let scalars = parameters.iter().map(Tensor::elem_count).sum::<usize>() as u64;
-        let count = Count { parameters: scalars, tensors: parameters.len() as u64, ..Count::default() };
-        let mut counter = Counter { parameters, count };
-        walk(&mut counter).expect("shapes are all that a count needs");
-        counter.count
-    }
-
-    fn flop(&self) -> f64 {
-        2.0 * self.multiply_adds as f64
-    }
-}
-
-/// Channels, rows and columns of pixels.
-type Size = [usize; 3];
-
-/// Counts the operations of a network, of which it carries none out.
-struct Counter<'a> {
-    parameters: &'a [Tensor],
-    count: Count,
-}
-
-impl Counter<'_> {
-    fn output(&mut self, size: Size) -> Result<Size> {
-        self.count.activations += size.iter().product::<usize>() as u64;
-        Ok(size)
-    }
-}
-
-impl Ops for Counter<'_> {
-    type Map = Size;
-
-    fn rows(&mut self, _: Vec<f32>, channels: usize) -> Result<Size> {
-        self.output([channels, 1, 1])
-    }
-
-    fn constant(&mut self, x: &Tensor) -> Result<Size> {
-        self.output([1, 2, 3].map(|axis| x.dims().get(axis).copied().unwrap_or(1)))
-    }
-
-    fn conv(&mut self, &[_, h, w]: &Size, weight: Param, _: Option<Param>, plus: Plus<Size>) -> Result<Size> {
-        let weight = &self.parameters[weight.0];
-        self.count.multiply_adds += (weight.elem_count() * h * w) as u64;
-        let y = [weight.dim(0)?, h, w];
-        // Where operations are composed, the sum is kept beside what was added.
-        if plus.residual.is_some() {
-            self.output(y)?;
-        }
-        self.output(y)
-    }
-
-    fn norm(&mut self, x: &Size, _: &Norm) -> Result<Size> {
-        self.output(*x)
-    }
-
-    fn attention(&mut self, &[c3, h, w]: &Size) -> Result<Size> {
-        let (channels, pixels) = (c3 / 3, h * w);
-        // q^T k, and the weighted sum of v.
-        self.count.multiply_adds += (2 * channels * pixels * pixels) as u64;
-        self.output([channels, h, w])
-    }
-
-    fn silu(&mut self, x: &Size) -> Result<Size> {
-        self.output(*x)
-    }
-
-    fn down2(&mut self, &[c, h, w]: &Size) -> Result<Size> {
-        self.output([c, h / 2, w / 2])
-    }
-
-    fn up2(&mut self, &[c, h, w]: &Size) -> Result<Size> {
-        self.output([c, 2 * h, 2 * w])
-    }
-
-    fn concat(&mut self, &[a, h, w]: &Size, &[b, ..]: &Size) -> Result<Size> {
-        self.output([a + b, h, w])
-    }
-
-    fn mean(&mut self, &[c, ..]: &Size) -> Result<Size> {
-        self.output([c, 1, 1])
-    }
-
-    fn leaky(&mut self, x: &Size, _: &Size, _: f32) -> Result<Size> {
-        self.output(*x)
-    }
-
-    fn scale(&mut self, x: &Size, _: &Size) -> Result<Size> {
-        self.output(*x)
-    }
-
-    fn rsqrt(&mut self, x: &Size, _: f32) -> Result<Size> {
-        self.output(*x)
-    }
-
-    fn resample(&mut self, &[c, h, w]: &Size, resample: &Resample) -> Result<Size> {
-        self.output([c, resample.output(h), resample.output(w)])
-    }
-}
-
-/// A network to be counted: its parameters have no values.
-fn outlined<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> M {
-    outline(network).expect("zeros have any shape").0
-}
-
-/// One image that is not augmented.
-const UNTOLD: Told = Told { noise: &[0.0], augment: None };
-
-fn image(config: &Config) -> Size {
-    [config.image_channels, config.size, config.size]
-}
-
-fn denoiser(config: &Config) -> Count {
-    let network = outlined(|vb| Denoiser::new(config, vb));
-    Count::of(&network.parameters, |ops| network.walk(ops, &image(config), &UNTOLD))
-}
-
-fn critic(config: &Config) -> Count {
-    let network = outlined(|vb| Critic::new(config, vb));
-    Count::of(&network.parameters, |ops| network.walk(ops, &image(config), &UNTOLD))
-}
-
 /// Estimated seconds of `cost` at so many operations a second: of [`probe`], or
 /// of a finished run ([`Cost::rate`]).
 pub fn seconds(cost: &Cost, flops_per_second: f64) -> f64 {
@@ -411,10 +269,19 @@ pub fn probe(device: &Device) -> error::Result<f64> {
     let mut batch = 16;
     loop {
         recipe.pretraining.batch = batch;
-        let mut training = Teaching::new(device, &recipe, recipe.pretraining.levels, &images, "probe")?;
+        let settings = &recipe.pretraining;
+        let mut training = ScoreMatching::new(device, &recipe.network, settings, settings.levels, "probe")?;
+        let batches = Batches {
+            images: &images,
+            device: device.clone(),
+            size: batch,
+            microbatch: MICROBATCH,
+            augmentation: recipe.augmentation,
+            cell: "probe".into(),
+        };
         let mut step = |k: u64| -> error::Result<f64> {
             let started = Instant::now();
-            training.step(k, (k + 1) * batch as u64)?;
+            training.step(&batches.at(k))?;
             device.synchronize()?;
             Ok(started.elapsed().as_secs_f64())
         };
@@ -427,7 +294,9 @@ pub fn probe(device: &Device) -> error::Result<f64> {
                 seconds += step(1 + steps)?;
                 steps += 1;
             }
-            return Ok((steps * batch as u64) as f64 * TRAINED * forward(&recipe.network) / seconds);
+            return Ok(
+                (steps * batch as u64) as f64 * Pass::Trained.forwards() * forward(&recipe.network) / seconds
+            );
         }
         batch *= 4;
     }

@@ -7,6 +7,10 @@ use crate::network::cpu::tape;
 use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::{Builder, Norm, Ops, Param, Plus};
+use crate::train::Method;
+use crate::train::adam::{AdamConfig, cosine, warmed_up};
+use crate::train::batch::Batch;
+use crate::train::net::{Learned, Net};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
@@ -119,5 +123,56 @@ impl Classifier {
             logits.rows.extend(l.flatten_all()?.to_vec1::<f32>()?);
         }
         Ok((features, logits))
+    }
+}
+
+/// The small classifier whose features stand in for Inception-v3's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClassifierTraining {
+    pub size: usize,
+    pub images: u64,
+    pub batch: usize,
+    pub lr: f64,
+    pub adam: AdamConfig,
+}
+
+/// Its training: 110-way classification of digits and characters, by cross-entropy.
+pub struct ClassifierMethod {
+    settings: ClassifierTraining,
+    net: Net<Classifier>,
+}
+
+impl ClassifierMethod {
+    pub fn new(device: &Device, settings: &ClassifierTraining) -> Result<ClassifierMethod> {
+        let none = Arrays::new();
+        let source = Source { given: &none, drawn: &[""], cell: "classifier" };
+        let net = Net::new(device, &source, settings.adam, Classifier::new)?;
+        Ok(ClassifierMethod { settings: settings.clone(), net })
+    }
+}
+
+impl Method for ClassifierMethod {
+    fn columns(&self) -> &'static [&'static str] {
+        &["cross_entropy", "accuracy"]
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let ClassifierTraining { lr, images, .. } = self.settings;
+        let lr = warmed_up(lr, images / 20, batch) * cosine(images / 20, images, batch);
+        self.net.descend(batch, lr, |classifier, b| {
+            let (labels, n) = (b.labels("index")?, b.len());
+            let (_, logits) = classifier.forward(&b.images("index")?)?;
+            let max = logits.max_keepdim(1)?.detach();
+            let shifted = logits.broadcast_sub(&max)?;
+            let log_p = shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(1)?.log()?)?;
+            let targets = Tensor::from_vec(labels, (n, 1), logits.device())?;
+            let loss = log_p.gather(&targets, 1)?.mean_all()?.neg()?;
+            let hits = logits.argmax_keepdim(1)?.eq(&targets)?;
+            Ok(vec![loss, hits.to_dtype(DType::F32)?.mean_all()?])
+        })
+    }
+
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("classifier", &mut self.net.learned)]
     }
 }

@@ -2,7 +2,6 @@
 
 use crate::data::Images;
 use crate::error::{Error, Result};
-use crate::experiment::Evaluation;
 use crate::measure::classifier::Classifier;
 use crate::measure::inception::{self, Inception};
 use crate::measure::metrics::Features;
@@ -13,6 +12,7 @@ use crate::measure::metrics::modes::{Collapse, collapse, modes};
 use crate::measure::metrics::precision_recall::precision_recall;
 use crate::measure::statistics::Statistics;
 use crate::rng::Stream;
+use crate::train::InterimScores;
 use candle_core::Device;
 
 /// Number of target classes.
@@ -24,21 +24,23 @@ const KID_SUBSETS: usize = 20;
 /// Images in a KID subset, fewer where there are not that many.
 const KID_SUBSET_SIZE: usize = 500;
 
-/// Where a training stands.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Quick {
-    /// Fréchet distance in the features of the feature network.
-    pub fd: f64,
-    /// k-NN recall.
-    pub recall: f64,
-    /// Effective number of target classes.
-    pub classes: f64,
-}
-
-impl Quick {
-    pub fn collapse(&self) -> Collapse {
-        collapse(self.recall, self.classes, TARGETS)
-    }
+#[derive(Clone, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Generated images of one trial of the final score.
+    pub samples: usize,
+    /// Trials, each of images of its own: the scores are their means.
+    pub trials: usize,
+    /// Generated images of the scores along the run.
+    pub quick_samples: usize,
+    /// Real images compared with, at most: glyphs drawn apart from the training
+    /// images, or the training images of CIFAR-10.
+    pub reference: usize,
+    /// Of these, and of the samples, as many take part in KID, precision and recall.
+    pub neighbourhood: usize,
+    /// Neighbours of precision and recall.
+    pub neighbours: usize,
+    /// Splits of the Inception Score.
+    pub splits: usize,
 }
 
 /// What turns images into features.
@@ -144,11 +146,12 @@ impl Evaluator {
     }
 
     /// What is looked at along a run, from fewer images than the scores.
-    pub fn quick(&self, images: &Images) -> Result<Quick> {
+    pub fn interim(&self, images: &Images) -> Result<InterimScores> {
         let (features, logits) = self.network.extract(images)?;
         let (_, recall) = self.precision_recall(&features);
         let classes = modes(&self.target_logits(&features, &logits), &features, TARGETS).effective_classes;
-        Ok(Quick { fd: self.distance_of(&features)?, recall, classes })
+        let collapsed = collapse(recall, classes, TARGETS) == Collapse::Collapsed;
+        Ok(InterimScores { fd: self.distance_of(&features)?, recall, classes, collapsed })
     }
 
     /// Of the first images of the neighbourhood, as many on either side.

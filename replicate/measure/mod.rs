@@ -4,4 +4,5 @@ pub mod classifier;
 pub mod evaluate;
 pub mod inception;
 pub mod metrics;
+pub mod sample;
 pub mod statistics;

@@ -55,6 +55,8 @@ pub enum Divergence {
 }
 
 impl Divergence {
+    pub const ALL: [Divergence; 3] = [Divergence::DiKl, Divergence::DiJs, Divergence::DiRm];
+
     pub fn phi(self, l: &Tensor) -> Result<Tensor> {
         match self {
             Divergence::DiKl => l.neg(),             // Eq 8: logit(1 - c)

@@ -1,6 +1,161 @@
-//! The paper, and the other rows of Table 1.
+//! The paper, and the other rows of Table 1: one file, one method. This page has the
+//! traits and the registry, which is the only place that knows all methods.
 
-pub mod distill;
+pub mod cost;
 pub mod equations;
 pub mod noise;
+pub mod one_step;
+pub mod ratio_based;
 pub mod sampler;
+pub mod score_based;
+pub mod score_matching;
+
+use crate::method::cost::{Call, Network};
+use crate::method::equations::Divergence;
+use crate::method::one_step::Settings;
+use crate::method::ratio_based::class_ratio::{build, spec as ratio};
+use crate::method::sampler::edm;
+use crate::method::score_based::diff_instruct;
+use crate::network::params::Arrays;
+use crate::network::unet::Config;
+use crate::train::Method;
+use candle_core::{Device, Result, Tensor};
+use std::fmt::{Display, Formatter};
+
+/// From latents to images, by networks that are not trained any more.
+pub trait Sampler {
+    /// Network calls an image.
+    fn nfe(&self) -> usize;
+
+    /// Images (B, C, H, W) in [-1, 1] of latents z ~ N(0, I) of that shape.
+    fn sample(&self, z: &Tensor) -> Result<Tensor>;
+}
+
+/// What a method is built from.
+#[derive(Clone, Copy)]
+pub struct Setup<'a> {
+    pub device: &'a Device,
+    pub network: &'a Config,
+    pub settings: &'a Settings,
+    /// Weights of the initialisation; `None` draws everything.
+    pub start: Option<&'a Arrays>,
+    /// Names the streams of what is drawn.
+    pub cell: &'a str,
+}
+
+pub type Build = fn(&Setup) -> Result<Box<dyn Method>>;
+
+/// What the rest of the program knows of a method.
+#[derive(Clone, Copy)]
+pub struct Spec {
+    /// Its line in the key of a result.
+    pub name: &'static str,
+    /// Where it is written down.
+    pub cite: &'static str,
+    /// Its source: part of the key of its results.
+    pub file: &'static str,
+    /// `None` where the weights of the initialisation are sampled as they are.
+    pub training: Option<Trained>,
+    /// Network calls an image.
+    pub nfe: usize,
+    /// The sampler of the published weights.
+    pub sampler: fn(&Setup, &Arrays) -> Result<Box<dyn Sampler>>,
+}
+
+#[derive(Clone, Copy)]
+pub struct Trained {
+    pub build: Build,
+    pub networks: &'static [Network],
+    pub calls: &'static [Call],
+}
+
+/// Training images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Data {
+    /// The ten target classes: CIFAR-10, or the digits.
+    Target,
+    /// The first n source classes: CIFAR-100 without overlap, or invented characters.
+    Sources(usize),
+}
+
+impl Display for Data {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        match self {
+            Data::Target => write!(f, "target"),
+            Data::Sources(n) => write!(f, "sources-{n}"),
+        }
+    }
+}
+
+/// What a row starts from (Table 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initialization {
+    Random,
+    /// Denoising score matching at sigma_init only, on the target data.
+    SingleLevel,
+    /// Denoising score matching at all levels.
+    MultiLevel(Data),
+}
+
+impl Display for Initialization {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        match self {
+            Initialization::Random => write!(f, "random"),
+            Initialization::SingleLevel => write!(f, "single-level"),
+            Initialization::MultiLevel(data) => write!(f, "multi-level-{data}"),
+        }
+    }
+}
+
+/// One experiment of the paper's tables.
+#[derive(Clone, Copy)]
+pub struct Row {
+    /// Its id in paper/table1.csv or paper/table2.csv.
+    pub id: &'static str,
+    pub method: Spec,
+    pub start: Initialization,
+}
+
+impl PartialEq for Row {
+    fn eq(&self, other: &Row) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Row {}
+
+const FULL: Initialization = Initialization::MultiLevel(Data::Target);
+
+const fn row(id: &'static str, method: Spec, start: Initialization) -> Row {
+    Row { id, method, start }
+}
+
+const DIJS: Spec = ratio("class-ratio DiJs", "Algorithm 2, Eq 9", |s| build(s, Divergence::DiJs));
+
+/// The full multi-level initialisation, which the others are compared with.
+pub const FULL_INITIALIZATION: Row = row("dijs", DIJS, FULL);
+
+/// Table 1, the paper's own rows first. A new method is its file, a line here, and a line
+/// in paper/table1.csv.
+pub const TABLE1: &[Row] = &[
+    row("edm", edm::SPEC, FULL),
+    row("diff-instruct", diff_instruct::SPEC, FULL),
+    row("dirm", ratio("class-ratio DiRm", "Algorithm 2, Eq 10", |s| build(s, Divergence::DiRm)), FULL),
+    row("dikl", ratio("class-ratio DiKl", "Algorithm 2, Eq 8", |s| build(s, Divergence::DiKl)), FULL),
+    FULL_INITIALIZATION,
+];
+
+/// Table 2; its last row is Table 1's DiJS.
+pub const TABLE2: &[Row] = &[
+    row("init-none", DIJS, Initialization::Random),
+    row("init-single", DIJS, Initialization::SingleLevel),
+    row("init-10", DIJS, Initialization::MultiLevel(Data::Sources(10))),
+    row("init-50", DIJS, Initialization::MultiLevel(Data::Sources(50))),
+    row("init-90", DIJS, Initialization::MultiLevel(Data::Sources(90))),
+    FULL_INITIALIZATION,
+];
+
+/// Every row once.
+pub fn all_rows() -> impl Iterator<Item = Row> {
+    TABLE1.iter().chain(TABLE2.iter().filter(|row| **row != FULL_INITIALIZATION)).copied()
+}

@@ -1,7 +1,8 @@
 //! Noise levels and their weights (Karras et al. 2022, Table 1), host-side float32.
 
 use crate::network::precondition::SIGMA_DATA;
-use crate::rng::Draws;
+use crate::train::batch::Batch;
+use candle_core::Result;
 
 /// Where noise levels come from while a network trains.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -14,12 +15,13 @@ pub enum Levels {
 }
 
 impl Levels {
-    pub fn draw(&self, draws: &mut Draws, n: usize) -> Vec<f32> {
+    /// One level for each image of the batch, from the stream of that name.
+    pub fn draw(&self, batch: &Batch, name: &str) -> Result<Vec<f32>> {
         match *self {
             Levels::LogNormal { mean, sd } => {
-                (0..n).map(|_| libm::expf(mean + sd * draws.normal())).collect()
+                batch.each(name, |draws| libm::expf(mean + sd * draws.normal()))
             }
-            Levels::Fixed(sigma) => vec![sigma; n],
+            Levels::Fixed(sigma) => Ok(vec![sigma; batch.len()]),
         }
     }
 }
@@ -37,4 +39,9 @@ impl std::fmt::Display for Levels {
 pub fn edm_weight(sigma: f32) -> f32 {
     let d2 = SIGMA_DATA * SIGMA_DATA;
     (sigma * sigma + d2) / (sigma * sigma * d2)
+}
+
+/// The paper's weight of the generator's loss, sigma^2 (appendix B).
+pub fn squared(sigma: &[f32]) -> Vec<f32> {
+    sigma.iter().map(|s| s * s).collect()
 }

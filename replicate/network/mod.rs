@@ -4,6 +4,7 @@
 //! ([`Composed`](crate::network::reference)) where those are not built; a plan
 //! counts them.
 
+pub mod count;
 pub mod cpu;
 pub mod device;
 #[cfg(feature = "cudnn")]

@@ -5,9 +5,10 @@
 
 use crate::network::cpu::tape;
 use crate::network::elsewhere;
+use crate::network::params::{Arrays, Params, Source};
 use crate::network::precondition::Precondition;
 use crate::network::{Builder, Norm, Ops, Param, Plus, activations, mix, scale_images};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use std::ops::Range;
 
@@ -406,6 +407,13 @@ impl Denoiser {
         Ok(Denoiser { parameters: b.parameters(), encoder, decoder })
     }
 
+    /// The network with these weights, without gradients.
+    pub fn load(config: &Config, weights: &Arrays, device: &Device) -> Result<Denoiser> {
+        let source = Source { given: weights, drawn: &[], cell: "" };
+        let build = |vb: VarBuilder| Denoiser::new(config, vb);
+        Params::build(device, &source, build)?.0.frozen(build)
+    }
+
     /// `x` (B, C, H, W) at noise levels `sigma` (B); the denoised images.
     /// `augment` (B, labels) only where the images were augmented.
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
@@ -469,6 +477,22 @@ impl Critic {
             })?
         };
         logits.flatten_all()
+    }
+
+    /// Logits (B) of real and of generated images (B, C, H, W) at the same noise levels,
+    /// from one pass; `labels` of both where they were augmented.
+    pub fn both(
+        &self,
+        real: &Tensor,
+        fake: &Tensor,
+        sigma: &[f32],
+        labels: Option<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<[Tensor; 2]> {
+        let n = sigma.len();
+        let labels = labels.map(|(real, fake)| [real, fake].concat());
+        let images = Tensor::cat(&[real, fake], 0)?;
+        let logits = self.forward(&images, &[sigma, sigma].concat(), labels.as_deref())?;
+        Ok([logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?])
     }
 
     pub(crate) fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map, told: &Told) -> Result<O::Map> {

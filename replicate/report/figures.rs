@@ -2,11 +2,11 @@
 //! shows the images of the same latents.
 
 use crate::data::Images;
+use crate::data::grid::GRID;
 use crate::data::grid::{png_grid, png_strip};
-use crate::experiment::{FULL_INITIALISATION, TABLE2, cells};
+use crate::experiment::{FULL_INITIALIZATION, TABLE2, all_rows};
 use crate::report::page::Figure;
 use crate::report::table::{metric_names, stand_in};
-use crate::train::GRID;
 use std::io::Cursor;
 
 /// What one finished cell offers for the figures.
@@ -35,13 +35,13 @@ const FOLLOWED: usize = 20;
 /// Every id that a figure or a strip can have.
 pub fn figure_ids() -> impl Iterator<Item = String> {
     let numbers = ["1a", "1b", "1c", "2", "3", "4", "5"].into_iter();
-    numbers.map(|number| format!("figure{number}")).chain(cells().map(|cell| format!("strip-{}", cell.row)))
+    numbers.map(|number| format!("figure{number}")).chain(all_rows().map(|cell| format!("strip-{}", cell.id)))
 }
 
 /// Figures 1a to 1c and 2 to 5 of the paper, as far as their rows are there.
 pub fn figures(panels: &[Panel], scale: &str) -> Vec<Figure> {
     let find = |row: &str| panels.iter().find(|panel| panel.row == row);
-    let (full, single, worst) = (find(FULL_INITIALISATION.row), find(SINGLE_LEVEL), most_collapsed(panels));
+    let (full, single, worst) = (find(FULL_INITIALIZATION.id), find(SINGLE_LEVEL), most_collapsed(panels));
     let initial = |panel: &Panel| Some(panel.grids.first()?.1.clone());
     let last = |panel: &Panel| Some(panel.samples.clone());
     let full_start = "One-step samples of the multi-level DSM initialisation, before the second stage.";
@@ -106,7 +106,7 @@ fn setting(scale: &str) -> String {
 
 /// Those of Table 2, in its order.
 fn rows_there(panels: &[Panel]) -> impl Iterator<Item = &Panel> {
-    TABLE2.iter().filter_map(|cell| panels.iter().find(|panel| panel.row == cell.row))
+    TABLE2.iter().filter_map(|cell| panels.iter().find(|panel| panel.row == cell.id))
 }
 
 /// The first collapsed row of Table 2, else the one with the least recall.

@@ -6,6 +6,7 @@ use crate::network::cpu::{values, values_mut};
 use crate::network::gpu as cuda;
 use crate::network::params::{Arrays, Params, from_array, to_array};
 use crate::store::Array;
+use crate::train::batch::Batch;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, Device, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
 use std::collections::BTreeMap;
@@ -37,6 +38,18 @@ impl AdamConfig {
         let of = |length: f64| (length - 4.0) * (length - 2.0) / length;
         Step { size: size * (of(length) / of(most) * correction).sqrt(), scale: 1.0, eps }
     }
+}
+
+/// `lr` after a linear warm-up over the first `images`.
+pub fn warmed_up(lr: f64, images: u64, batch: &Batch) -> f64 {
+    lr * (batch.images_seen() as f64 / images.max(1) as f64).min(1.0)
+}
+
+/// Half a cosine from 1 after `warmup` images down to 0 after `total`.
+pub fn cosine(warmup: u64, total: u64, batch: &Batch) -> f64 {
+    let seen = batch.images_seen().saturating_sub(warmup) as f64;
+    let along = seen / total.saturating_sub(warmup).max(1) as f64;
+    0.5 * (1.0 + libm::cos(std::f64::consts::PI * along.min(1.0)))
 }
 
 /// a = beta a + (1 - beta) x, or x^2, in one pass on the CPU.

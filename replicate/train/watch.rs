@@ -11,9 +11,8 @@
 //! TensorBoard shows ten grids of a run, or more with the option
 //! `--samples_per_plugin images=100`.
 
-use crate::measure::evaluate::Quick;
 use crate::text::duration;
-use crate::train::tfevents;
+use crate::train::{InterimScores, tfevents};
 use clap::ValueEnum;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::BTreeSet;
@@ -53,16 +52,16 @@ pub struct Progress<'a> {
     pub columns: &'a [&'a str],
     /// One for each column, or none before the first step.
     pub values: &'a [f64],
-    pub quick: Option<Quick>,
+    pub scores: Option<InterimScores>,
 }
 
 impl Progress<'_> {
-    /// The columns once they have values, then the quick scores. NaN is what
+    /// The columns once they have values, then the interim scores. NaN is what
     /// does not exist: VSD has no classifier's probabilities.
     fn values(&self) -> impl Iterator<Item = (&str, f64)> {
         let columns = self.columns.iter().zip(self.values).map(|(name, value)| (*name, *value));
-        let quick = self.quick.map(|q| [("fd", q.fd), ("recall", q.recall), ("classes", q.classes)]);
-        columns.chain(quick.into_iter().flatten())
+        let scores = self.scores.map(|q| [("fd", q.fd), ("recall", q.recall), ("classes", q.classes)]);
+        columns.chain(scores.into_iter().flatten())
     }
 }
 

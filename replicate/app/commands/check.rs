@@ -4,7 +4,7 @@ use super::{all_goldens, golden_path, reader, recipe, root, select, stored, writ
 use crate::app::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::humantime;
-use crate::experiment::{Cell, Scale, TABLE1, cells as all_cells};
+use crate::experiment::{Row, Scale, TABLE1, all_rows};
 use crate::judge::claims::{ClaimVerdict, evaluate};
 use crate::judge::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
 use crate::judge::paper::{self, Claim, Fid};
@@ -25,12 +25,12 @@ pub fn check(
     stop: &AtomicBool,
 ) -> Result<i32> {
     let cells = select(targets, place)?;
-    let rows: Vec<&str> = cells.iter().map(|cell| cell.row).collect();
+    let rows: Vec<&str> = cells.iter().map(|cell| cell.id).collect();
     let root = root(place.root.as_deref())?;
     let mut runner = reader(place, recipe(place, set, None)?, stop)?;
     let scale = runner.recipe().scale.name();
     let colour = std::io::stdout().is_terminal();
-    let all: Vec<Cell> = all_cells().collect();
+    let all: Vec<Row> = all_rows().collect();
     // A claim compares a row with others than those that were named.
     let scores = stored(&mut runner, if against == Against::Claims { &all } else { &cells }, seeds)?;
     match against {
@@ -109,16 +109,16 @@ fn held(printed: Fid, values: &[f64]) -> (String, bool) {
     }
 }
 
-fn against_paper(root: &Path, scale: &str, cells: &[Cell], scores: &[Score], json: bool) -> Result<i32> {
+fn against_paper(root: &Path, scale: &str, cells: &[Row], scores: &[Score], json: bool) -> Result<i32> {
     let mut outside = false;
     let mut missing = false;
     let mut lines = Vec::new();
     let ours = paper::printed(&root.join("paper"))?;
-    for cell in cells.iter().filter(|cell| ours.iter().all(|(row, _)| row != cell.row)) {
+    for cell in cells.iter().filter(|cell| ours.iter().all(|(row, _)| row != cell.id)) {
         missing = true;
-        say(&format!("{}: the paper prints no number", cell.row));
+        say(&format!("{}: the paper prints no number", cell.id));
     }
-    for (row, printed) in ours.into_iter().filter(|(row, _)| cells.iter().any(|cell| cell.row == row)) {
+    for (row, printed) in ours.into_iter().filter(|(row, _)| cells.iter().any(|cell| cell.id == row)) {
         let metric = if printed == Fid::Collapsed { "collapse" } else { "fd" };
         let values = golden::values(scores, &row, scale, metric);
         if values.is_empty() {
@@ -185,7 +185,7 @@ pub fn accept(
     // Said when all is written: who closes the pipe must not keep a table from it.
     let mut said = String::new();
     for which in [Which::Table1, Which::Table2] {
-        let first = |row: &str| TABLE1.iter().any(|cell| cell.row == row);
+        let first = |row: &str| TABLE1.iter().any(|cell| cell.id == row);
         let ours: Vec<Score> =
             scores.iter().filter(|score| first(&score.row) == (which == Which::Table1)).cloned().collect();
         if ours.is_empty() {

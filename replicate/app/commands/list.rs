@@ -5,7 +5,7 @@ use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, Result};
 use crate::experiment::plan;
 use crate::experiment::run::{Runner, shipped};
-use crate::experiment::{Cell, Recipe, Start, cells};
+use crate::experiment::{Initialization, Recipe, Row, all_rows};
 use crate::judge::golden::{self, Golden, TIME};
 use crate::judge::paper;
 use crate::report::explain;
@@ -36,7 +36,7 @@ struct Listed {
 /// Prints every cell; with `ids` the ids alone, at once.
 pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i32> {
     if ids {
-        cells().for_each(|cell| println!("{}", cell.row));
+        all_rows().for_each(|cell| println!("{}", cell.id));
         return Ok(EXIT_GOOD);
     }
     let root = root(place.root.as_deref())?;
@@ -46,7 +46,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     let printed = paper::printed(&root.join("paper"))?;
     let probe = OnceCell::new();
     let mut rows = Vec::new();
-    for cell in cells() {
+    for cell in all_rows() {
         rows.push(listed(&mut runner, &cell, &goldens, &printed, &device, &probe)?);
     }
     if json {
@@ -91,14 +91,14 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
 
 fn listed(
     runner: &mut Runner,
-    cell: &Cell,
+    cell: &Row,
     goldens: &[Golden],
     printed: &[(String, paper::Fid)],
     device: &Device,
     probe: &OnceCell<f64>,
 ) -> Result<Listed> {
     let scale = runner.recipe().scale.name();
-    let cost = plan::cell(runner.recipe(), cell);
+    let cost = plan::row(runner.recipe(), cell);
     let (mut done, mut seconds) = (Vec::new(), None);
     for seed in runner.seeds(cell)? {
         if let Some(outcome) = runner.stored(cell, seed)? {
@@ -118,30 +118,30 @@ fn listed(
             plan::seconds(&cost, *probe.get_or_init(|| rate))
         }
     };
-    let golden = goldens.iter().find(|g| g.row == cell.row && g.scale == scale && g.metric == "fd");
+    let golden = goldens.iter().find(|g| g.row == cell.id && g.scale == scale && g.metric == "fd");
     Ok(Listed {
-        id: cell.row,
+        id: cell.id,
         scale,
         paper_fid: printed
             .iter()
-            .find(|(row, _)| row == cell.row)
+            .find(|(row, _)| row == cell.id)
             .map_or("-".to_string(), |(_, fid)| fid.to_string()),
         golden_fd: golden.map(|g| golden::Sample::of(g.values.values().copied()).text(2)),
         seeds_done: done,
         estimated_seconds,
         measured: seconds.is_some(),
         peak_disk_bytes: cost.peak_disk_bytes,
-        command: format!("replicate run {} --scale {scale}", cell.row),
+        command: format!("replicate run {} --scale {scale}", cell.id),
     })
 }
 
 /// The pre-trainings whose weights neither ship nor are published.
-fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Start, plan::Cost)>> {
-    let mut all: Vec<(Start, plan::Cost)> = Vec::new();
-    for cell in cells() {
+fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Initialization, plan::Cost)>> {
+    let mut all: Vec<(Initialization, plan::Cost)> = Vec::new();
+    for cell in all_rows() {
         let name = format!("{}-{}", recipe.scale, cell.start);
         let published = recipe.has_checkpoint(cell.start);
-        if cell.start != Start::Random
+        if cell.start != Initialization::Random
             && !published
             && all.iter().all(|(start, _)| *start != cell.start)
             && shipped(root, &name)?.is_none()
@@ -153,7 +153,7 @@ fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Start, plan::Cost)>
 }
 
 /// Prints what decides each of `cells`.
-pub fn explain(cells: &[Cell], recipe: &Recipe, root: &Path) -> Result<i32> {
+pub fn explain(cells: &[Row], recipe: &Recipe, root: &Path) -> Result<i32> {
     let settings = paper::setup(&root.join("paper"))?;
     let texts: Vec<String> = cells.iter().map(|cell| explain::explain(cell, recipe, &settings)).collect();
     print!("{}", texts.join("\n"));

@@ -15,7 +15,7 @@ use crate::app::machine;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::plan;
 use crate::experiment::run::{Outcome, Runner, Settings};
-use crate::experiment::{Cell, FULL_INITIALISATION, Recipe, Scale, TABLE1, TABLE2, cells};
+use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
 use crate::judge::golden::{self, Golden, Score, read_golden};
 use crate::judge::paper::{self, Kind};
 use crate::measure::metrics::modes::STATES;
@@ -47,7 +47,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             explain,
             dry_run,
             offline,
-            at_once,
+            microbatch,
             output,
         } => {
             let cells = select(&targets, &place)?;
@@ -57,10 +57,10 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             }
             let seeds = unique(&seed);
             let mut settings = settings(&place, from_scratch)?;
-            settings.at_once = at_once.map(|images| images as usize);
-            if at_once.is_some() && settings.device.is_cpu() {
+            settings.microbatch = microbatch.map(|images| images as usize);
+            if microbatch.is_some() && settings.device.is_cpu() {
                 return Err(Error::Usage(
-                    "--at-once is for GPUs: on a CPU the same seed promises the same bytes, of whole batches"
+                    "--microbatch is for GPUs: on a CPU the same seed promises the same bytes, of whole batches"
                         .into(),
                 ));
             }
@@ -86,15 +86,15 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             let (mut places, mut failed) = (Vec::new(), None);
             for seed in seeds {
                 for cell in &cells {
-                    match runner.cell(cell, seed) {
+                    match runner.row(cell, seed) {
                         Ok(outcome) => places.push(outcome.entry.dir().to_path_buf()),
                         // One row that diverges says nothing about the others.
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
-                            say(&format!("error: {} of seed {seed} failed: {error}", cell.row));
+                            say(&format!("error: {} of seed {seed} failed: {error}", cell.id));
                             if error.is_out_of_memory() {
                                 let tried = runner.recipe_in_memory().batch;
                                 say(&format!(
-                                    "  --at-once {} goes on with fewer images at a time",
+                                    "  --microbatch {} goes on with fewer images at a time",
                                     smaller(&runner, cell, tried)
                                 ));
                             }
@@ -143,7 +143,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
 
 /// The images of a batch to take at once where `tried` were too many: as many as the
 /// whole memory has room for by the plan, but fewer than before.
-fn smaller(runner: &Runner, cell: &Cell, tried: usize) -> usize {
+fn smaller(runner: &Runner, cell: &Row, tried: usize) -> usize {
     let fits = machine::total_memory(runner.device())
         .and_then(|bytes| plan::fitting(runner.recipe(), cell, bytes))
         .unwrap_or(1);
@@ -151,15 +151,15 @@ fn smaller(runner: &Runner, cell: &Cell, tried: usize) -> usize {
 }
 
 /// The cells that `targets` name, each once.
-fn select(targets: &[String], place: &Place) -> Result<Vec<Cell>> {
-    let mut chosen: Vec<Cell> = Vec::new();
+fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
+    let mut chosen: Vec<Row> = Vec::new();
     for target in targets {
-        let found: Vec<Cell> = match target.as_str() {
+        let found: Vec<Row> = match target.as_str() {
             "table1" => TABLE1.to_vec(),
             "table2" => TABLE2.to_vec(),
-            "all" => cells().collect(),
-            FULL_ROW => vec![FULL_INITIALISATION],
-            row => cells().filter(|cell| cell.row == row).collect(),
+            "all" => all_rows().collect(),
+            FULL_ROW => vec![FULL_INITIALIZATION],
+            row => all_rows().filter(|cell| cell.id == row).collect(),
         };
         if found.is_empty() {
             if is_cited(target, place) {
@@ -167,7 +167,7 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Cell>> {
                     "{target} is cited from the paper and not run: the tables print it beside ours"
                 )));
             }
-            let known = cells().map(|cell| cell.row).chain(["table1", "table2", "all", FULL_ROW]);
+            let known = all_rows().map(|cell| cell.id).chain(["table1", "table2", "all", FULL_ROW]);
             return Err(Error::Usage(unknown("row", target, known)));
         }
         for cell in found {
@@ -229,7 +229,7 @@ fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
         data: place.data.clone(),
         device: device::open(&place.device)?,
         from_scratch,
-        at_once: None,
+        microbatch: None,
     })
 }
 
@@ -275,7 +275,7 @@ fn unique(seeds: &[u64]) -> Vec<u64> {
 }
 
 /// The scores of `cells` that the store has; `seeds` empty means all.
-fn stored(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Score>> {
+fn stored(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Score>> {
     let mut scores = Vec::new();
     for cell in cells {
         let seeds = if seeds.is_empty() { runner.seeds(cell)? } else { unique(seeds) };
@@ -290,7 +290,7 @@ fn stored(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Scor
 
 /// What a finished cell measured, and how far it is from the full initialisation
 /// where that was measured.
-fn scores_of(runner: &mut Runner, cell: &Cell, seed: u64, outcome: &Outcome) -> Result<Vec<Score>> {
+fn scores_of(runner: &mut Runner, cell: &Row, seed: u64, outcome: &Outcome) -> Result<Vec<Score>> {
     let mut scores = runner.scores(outcome)?;
     if let Some(mapping) = runner.mapping(cell, seed, false)? {
         scores.extend(runner.scores(&mapping)?);

@@ -6,7 +6,7 @@ use crate::app::machine::{free_disk, free_memory};
 use crate::error::{EXIT_GOOD, EXIT_INPUT, EXIT_RUN, Error, Result};
 use crate::experiment::plan::{self, Cost};
 use crate::experiment::run::{Input, Runner};
-use crate::experiment::{Cell, Start};
+use crate::experiment::{Initialization, Row};
 use crate::store::fetch::{Asset, Inputs, Options};
 use crate::train::watch::say;
 use std::path::Path;
@@ -22,7 +22,7 @@ const TOO_LONG: f64 = 90.0 * 86_400.0;
 pub fn prepare(
     runner: &mut Runner,
     place: &Place,
-    cells: &[Cell],
+    cells: &[Row],
     seeds: &[u64],
     offline: bool,
     stop: &AtomicBool,
@@ -51,9 +51,9 @@ pub fn prepare(
 }
 
 /// How many images of a batch a GPU can hold for every one of `cells`.
-fn parts(runner: &Runner, cells: &[Cell], free: Option<u64>) -> Option<usize> {
+fn parts(runner: &Runner, cells: &[Row], free: Option<u64>) -> Option<usize> {
     let free = free.filter(|_| !runner.device().is_cpu())?;
-    let fitting = |cell: &Cell| plan::fitting(runner.recipe(), cell, free);
+    let fitting = |cell: &Row| plan::fitting(runner.recipe(), cell, free);
     cells.iter().map(fitting).try_fold(usize::MAX, |least, batch| Some(least.min(batch?)))
 }
 
@@ -84,7 +84,7 @@ impl Missing {
     }
 }
 
-fn missing(runner: &Runner, place: &Place, cells: &[Cell]) -> Result<Vec<Missing>> {
+fn missing(runner: &Runner, place: &Place, cells: &[Row]) -> Result<Vec<Missing>> {
     let inputs = Inputs::of(&place.store);
     let mut missing = Vec::new();
     for input in runner.needed(cells) {
@@ -113,12 +113,12 @@ struct Item {
 }
 
 /// What `cells` need, in the order in which a run makes it.
-fn items(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Item>> {
+fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>> {
     let (recipe, in_memory) = (runner.recipe().clone(), runner.recipe_in_memory());
-    let mut starts: Vec<Start> = Vec::new();
+    let mut starts: Vec<Initialization> = Vec::new();
     let mut items = Vec::new();
     for start in cells.iter().map(|cell| cell.start) {
-        let trained = start != Start::Random && !runner.published(start);
+        let trained = start != Initialization::Random && !runner.published(start);
         if trained && !starts.contains(&start) && !runner.has_pretrained(start)? {
             starts.push(start);
             items.push(Item {
@@ -139,12 +139,12 @@ fn items(runner: &mut Runner, cells: &[Cell], seeds: &[u64]) -> Result<Vec<Item>
     }
     for seed in seeds {
         for cell in cells {
-            let name = format!("{}, seed {seed}", cell.row);
+            let name = format!("{}, seed {seed}", cell.id);
             if runner.stored(cell, *seed)?.is_some() {
                 items.push(Item { name, what: "there".into(), cost: Cost::default(), memory: 0 });
                 continue;
             }
-            let (cost, e) = (plan::cell(&recipe, cell), &recipe.evaluation);
+            let (cost, e) = (plan::row(&recipe, cell), &recipe.evaluation);
             let samples = format!("{} x {} samples", e.trials, e.samples);
             let what = match cost.steps {
                 0 => samples,
@@ -193,7 +193,7 @@ impl Needs {
             let smaller = "use a device with more, or a smaller batch (--set batch=N, another experiment)";
             let remedy = parts.map_or(smaller.into(), |n| {
                 format!(
-                    "--at-once {n} fits, with the same result but for rounding; or use a device with more"
+                    "--microbatch {n} fits, with the same result but for rounding; or use a device with more"
                 )
             });
             short("memory", self.memory, free_memory, &remedy)
@@ -205,7 +205,7 @@ impl Needs {
 pub fn dry_run(
     runner: &mut Runner,
     place: &Place,
-    cells: &[Cell],
+    cells: &[Row],
     seeds: &[u64],
     offline: bool,
 ) -> Result<i32> {
@@ -293,6 +293,6 @@ mod tests {
         assert!(memory.contains("17 GB of memory, and 16 GB are free"), "{memory}");
         assert!(memory.contains("--set batch=N"), "{memory}");
         let parts = needs.problem(store, None, Some(16_000_000_000), Some(32)).unwrap();
-        assert!(parts.contains("--at-once 32 fits"), "{parts}");
+        assert!(parts.contains("--microbatch 32 fits"), "{parts}");
     }
 }

@@ -4,7 +4,7 @@ use super::{FULL_ROW, all_goldens, build, reader, recipe, render, root, scores_o
 use crate::app::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
 use crate::experiment::run::{Outcome, Runner, SAMPLES};
-use crate::experiment::{Cell, FULL_INITIALISATION, Scale, TABLE1, TABLE2, cells};
+use crate::experiment::{FULL_INITIALIZATION, Row, Scale, TABLE1, TABLE2, all_rows};
 use crate::judge::claims::evaluate;
 use crate::judge::golden::{Score, write_scores};
 use crate::judge::paper;
@@ -13,7 +13,7 @@ use crate::report::figures::{Panel, figure_ids, figures, strips};
 use crate::report::findings::{CollapsedRun, findings, learned};
 use crate::report::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
 use crate::report::table::{table1, table2};
-use crate::train::METRICS;
+use crate::train::METRICS_FILE;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -109,7 +109,7 @@ fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -
 
 /// What the store has of one scale.
 struct Gathered {
-    outcomes: Vec<(Cell, u64, Outcome)>,
+    outcomes: Vec<(Row, u64, Outcome)>,
     scores: Vec<Score>,
     panels: Vec<Panel>,
 }
@@ -118,11 +118,11 @@ impl Gathered {
     fn of(runner: &mut Runner, root: &Path) -> Result<Gathered> {
         let labels = labels(root)?;
         let mut gathered = Gathered { outcomes: Vec::new(), scores: Vec::new(), panels: Vec::new() };
-        for cell in cells() {
+        for cell in all_rows() {
             for seed in runner.seeds(&cell)? {
                 let Some(outcome) = runner.stored(&cell, seed)? else { continue };
                 let scores = scores_of(runner, &cell, seed, &outcome)?;
-                if !gathered.panels.iter().any(|panel| panel.row == cell.row) {
+                if !gathered.panels.iter().any(|panel| panel.row == cell.id) {
                     gathered.panels.push(panel(&cell, seed, &labels, &outcome, &scores)?);
                 }
                 gathered.scores.extend(scores);
@@ -141,11 +141,11 @@ impl Gathered {
         let labels = labels(root)?;
         let mut curves = Vec::new();
         for (cell, seed, outcome) in &self.outcomes {
-            if outcome.manifest.outputs.contains_key(METRICS) {
-                let text = outcome.entry.read(METRICS)?;
+            if outcome.manifest.outputs.contains_key(METRICS_FILE) {
+                let text = outcome.entry.read(METRICS_FILE)?;
                 let text = String::from_utf8_lossy(&text);
                 // A cell that two tables show has a row in each.
-                let rows = [Some(cell.row), (*cell == FULL_INITIALISATION).then_some(FULL_ROW)];
+                let rows = [Some(cell.id), (*cell == FULL_INITIALIZATION).then_some(FULL_ROW)];
                 for row in rows.into_iter().flatten().map(str::to_string) {
                     let label = labels.get(&row).cloned().unwrap_or_default();
                     curves.push(Curve { row, label, seed: *seed, points: points(&text) });
@@ -190,12 +190,12 @@ impl Gathered {
 
     /// The rows that nobody has run.
     fn missing(&self, scale: &str) -> Vec<Missing> {
-        let lacks = |cell: &&Cell| !self.outcomes.iter().any(|(there, ..)| there == *cell);
+        let lacks = |cell: &&Row| !self.outcomes.iter().any(|(there, ..)| there == *cell);
         let mut missing = Vec::new();
         for (name, table) in [("Table 1", &TABLE1[..]), ("Table 2", &TABLE2[..TABLE2.len() - 1])] {
             missing.extend(table.iter().filter(lacks).map(|cell| Missing {
-                what: format!("{name}, row {}", cell.row),
-                command: command(cell.row, 0, scale),
+                what: format!("{name}, row {}", cell.id),
+                command: command(cell.id, 0, scale),
             }));
         }
         missing
@@ -206,10 +206,10 @@ fn command(row: &str, seed: u64, scale: &str) -> String {
     format!("replicate run {row} --scale {scale} --seed {seed}")
 }
 
-fn run(cell: &Cell, seed: u64, outcome: &Outcome, scale: &str) -> Run {
+fn run(cell: &Row, seed: u64, outcome: &Outcome, scale: &str) -> Run {
     let manifest = &outcome.manifest;
     Run {
-        row: cell.row.to_string(),
+        row: cell.id.to_string(),
         seed,
         key: manifest.key.clone(),
         result_digest: manifest.result_digest(),
@@ -221,7 +221,7 @@ fn run(cell: &Cell, seed: u64, outcome: &Outcome, scale: &str) -> Run {
         wall_seconds: manifest.provenance.wall_seconds,
         images: manifest.images,
         experiment: manifest.experiment.clone(),
-        command: command(cell.row, seed, scale),
+        command: command(cell.id, seed, scale),
     }
 }
 
@@ -237,7 +237,7 @@ fn labels(root: &Path) -> Result<BTreeMap<String, String>> {
 }
 
 fn panel(
-    cell: &Cell,
+    cell: &Row,
     seed: u64,
     labels: &BTreeMap<String, String>,
     outcome: &Outcome,
@@ -252,8 +252,8 @@ fn panel(
         }
     }
     Ok(Panel {
-        row: cell.row.to_string(),
-        label: labels.get(cell.row).cloned().unwrap_or_else(|| cell.row.to_string()),
+        row: cell.id.to_string(),
+        label: labels.get(cell.id).cloned().unwrap_or_else(|| cell.id.to_string()),
         seed,
         grids,
         samples: outcome.entry.read(SAMPLES)?,

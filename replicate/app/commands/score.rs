@@ -13,7 +13,7 @@ use crate::app::score::{
 };
 use crate::data::cifar;
 use crate::error::{EXIT_GOOD, Error, Result};
-use crate::experiment::cells;
+use crate::experiment::all_rows;
 use crate::measure::inception::{FEATURES, Inception};
 use crate::measure::metrics::frechet::{Factor, Moments};
 use crate::measure::statistics::Statistics;
@@ -137,7 +137,7 @@ impl Side {
     /// IMAGES: a row of the tables, or what `open` opens.
     fn images(options: &Scoring, remarks: &mut Remarks, stop: &AtomicBool) -> Result<Side> {
         let name = &options.images;
-        let Some(cell) = cells().find(|cell| cell.row == name) else {
+        let Some(cell) = all_rows().find(|cell| cell.id == name) else {
             if options.place.data.is_some() {
                 return Err(Error::Usage(format!(
                     "--data is for a row of the tables, and {name} is none: name the file itself in its place"

@@ -4,7 +4,7 @@ use super::{recipe, root, runner, unknown, write_file};
 use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::{CLASSIFIER, SHIPPED, WEIGHTS};
-use crate::experiment::{Data, Start};
+use crate::experiment::{Data, Initialization};
 use crate::judge::golden::refuse_in_ci;
 use crate::store::{sha256_hex, write_safetensors};
 use crate::train::watch::Mode;
@@ -19,15 +19,15 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
     let root = root(place.root.as_deref())?;
     let mut runner = runner(place, recipe(place, &[], None)?, Mode::fitting(), true, stop)?;
     let starts = [
-        Start::MultiLevel(Data::Target),
-        Start::SingleLevel,
-        Start::MultiLevel(Data::Sources(10)),
-        Start::MultiLevel(Data::Sources(50)),
-        Start::MultiLevel(Data::Sources(90)),
+        Initialization::MultiLevel(Data::Target),
+        Initialization::SingleLevel,
+        Initialization::MultiLevel(Data::Sources(10)),
+        Initialization::MultiLevel(Data::Sources(50)),
+        Initialization::MultiLevel(Data::Sources(90)),
     ];
     let list = root.join(SHIPPED).join("SHA256SUMS");
     let sums = read_sums(&list);
-    let known: BTreeMap<String, Option<Start>> = starts
+    let known: BTreeMap<String, Option<Initialization>> = starts
         .into_iter()
         .map(|start| (format!("{}-{start}", runner.recipe().scale), Some(start)))
         .chain([(CLASSIFIER.to_string(), None)])

@@ -3,7 +3,7 @@
 use super::Check;
 use crate::error::{Error, Result};
 use crate::experiment::run::{Outcome, Runner, Settings, WEIGHTS};
-use crate::experiment::{FULL_INITIALISATION, Recipe, Scale};
+use crate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
 use crate::judge::golden::{self, Comparison, Golden, Status, read_golden};
 use crate::store::read_safetensors;
 use crate::train::watch::{Mode, Watch};
@@ -38,16 +38,16 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
             data: None,
             device: device.clone(),
             from_scratch: false,
-            at_once: None,
+            microbatch: None,
         };
         let mut runner = Runner::new(settings, Recipe::of(scale), Watch::new(Mode::None), &flag)?;
-        let outcome = runner.cell(&FULL_INITIALISATION, SEED)?;
+        let outcome = runner.row(&FULL_INITIALIZATION, SEED)?;
         let scores = runner.scores(&outcome)?;
         Ok::<_, Error>((outcome, scores))
     };
     let run = |name: &str, stop: bool| run_at(scale, name, stop);
     let (first, scores) = run("first", false)?;
-    let row = FULL_INITIALISATION.row;
+    let row = FULL_INITIALIZATION.id;
     let all = read_golden(&root.join("golden/table1.csv"))?;
     let of = |scale: Scale| all.iter().filter(move |g| g.row == row && g.scale == scale.name());
     let mut checks = Vec::new();

@@ -6,10 +6,10 @@ use super::{Check, part};
 use crate::data::Images;
 use crate::error::Result;
 use crate::measure::inception::{DEPTHS, Inception};
-use crate::method::distill::{CriticBatch, GeneratorBatch, Initial, Objective, OneStep, Settings, augmented};
-use crate::method::equations::Divergence;
 use crate::method::noise::Levels;
+use crate::method::one_step::Settings;
 use crate::method::sampler::edm::{HEUN_STEPS, heun};
+use crate::method::{FULL_INITIALIZATION, Row, Setup, TABLE1};
 use crate::network::activations;
 use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
@@ -18,7 +18,11 @@ use crate::store::Array;
 use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
 use crate::train::adam::AdamConfig;
 use crate::train::augment::{Augmentation, Draw, Numbers};
+use crate::train::batch::Given;
+use crate::train::net::strip;
+use crate::train::{restore, state};
 use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 const TINY: &[u8] = include_bytes!("../../../tests/parity/edm-tiny.npz");
@@ -83,14 +87,10 @@ pub fn checks(device: &Device, reduced: bool) -> Vec<Check> {
     checks.extend(part("sampler", sampler(device)));
     checks.extend(part("Inception-v3", inception(device)));
     checks.extend(part("augmentation", augmentation(device)));
-    let ratio = Objective::ClassRatio;
-    for (name, objective) in [
-        ("dikl", ratio(Divergence::DiKl)),
-        ("dijs", ratio(Divergence::DiJs)),
-        ("dirm", ratio(Divergence::DiRm)),
-        ("vsd", Objective::Vsd),
-    ] {
-        checks.extend(part(&format!("five steps of {name}"), training(name, objective, device)));
+    for row in TABLE1 {
+        if let Some(found) = training(row, device) {
+            checks.extend(part(&format!("five steps of {}", row.id), found));
+        }
     }
     checks
 }
@@ -102,7 +102,7 @@ pub fn bfloat16_checks(device: &Device, reduced: bool) -> Vec<Check> {
     if !reduced {
         checks.extend(unet("U-Net, DDPM++, bf16", CIFAR10, Config::cifar10()));
     }
-    let dijs = training("dijs", Objective::ClassRatio(Divergence::DiJs), device);
+    let dijs = training(&FULL_INITIALIZATION, device).expect("its fixture is here");
     checks.extend(part("five steps of dijs, bf16", dijs));
     checks
 }
@@ -218,7 +218,9 @@ fn augmentation(device: &Device) -> Result<Vec<Check>> {
     for (set, p) in [("p1.00", 1.0), ("p0.12", 0.12)] {
         let numbers = recorded(&fixture, set, images.dim(0)?)?;
         let draws: Vec<Draw> = numbers.iter().map(|numbers| Augmentation { p }.gate(numbers)).collect();
-        let (found, labels) = augmented(&images, Some(&draws))?;
+        let augment = BTreeMap::from([("draws".to_string(), draws)]);
+        let given = Given { augment, ..Given::default() };
+        let (found, labels) = given.batch(0, numbers.len()).augment("draws", &images)?;
         let labels = labels.expect("where there are draws there are labels");
         let error = relative_error(&flat(&found)?, &fixture.f32(&format!("{set}/output"))?)
             .max(relative_error(&labels, &fixture.f32(&format!("{set}/labels"))?));
@@ -259,12 +261,17 @@ pub fn recorded(fixture: &Fixture, set: &str, n: usize) -> Result<Vec<Numbers>> 
     Ok((0..n).map(image).collect())
 }
 
-fn training(name: &str, objective: Objective, device: &Device) -> Result<Vec<Check>> {
-    let errors = five_steps(&Fixture::parse(STEPS)?, name, objective, device, &unit)?;
-    let worst = errors.into_iter().map(|(_, error)| error).fold(0f64, f64::max);
-    let rounded = if activations(device) == DType::BF16 { ", bf16" } else { "" };
-    let name = format!("five steps of {name}{rounded}: losses and samples");
-    Ok(vec![Check::error(name, worst, Tolerance::on(device).steps)])
+/// `None` where no reference of the row's five steps is here.
+fn training(row: &Row, device: &Device) -> Option<Result<Vec<Check>>> {
+    let fixture = Fixture::parse(STEPS).ok()?;
+    let name =
+        [row.id, row.method.name].into_iter().find(|n| fixture.f32(&format!("{n}/critic_loss")).is_ok())?;
+    Some(five_steps(&fixture, name, row, device, &unit).map(|errors| {
+        let worst = errors.into_iter().map(|(_, error)| error).fold(0f64, f64::max);
+        let rounded = if activations(device) == DType::BF16 { ", bf16" } else { "" };
+        let name = format!("five steps of {}{rounded}: losses and samples", row.id);
+        vec![Check::error(name, worst, Tolerance::on(device).steps)]
+    }))
 }
 
 /// How far the losses of five iterations at batch 4, and the samples after them, are
@@ -275,7 +282,7 @@ fn training(name: &str, objective: Objective, device: &Device) -> Result<Vec<Che
 pub fn five_steps(
     fixture: &Fixture,
     name: &str,
-    objective: Objective,
+    row: &Row,
     device: &Device,
     unit: Unit,
 ) -> Result<[(&'static str, f64); 3]> {
@@ -296,41 +303,42 @@ pub fn five_steps(
     let head = filled(&critic, unit).into_iter().filter(|(name, _)| name.starts_with("critic."));
     let head: Arrays = head.collect();
     weights.extend(head.clone());
-    let initial = Initial { weights: Some(&weights), cell: "parity" };
-    let mut run = OneStep::new(device, &tiny(), objective, initial, settings)?;
-    let mut state = run.state()?;
-    // The run draws the critic's head; the fixture has it filled.
-    state.extend(head.into_iter().map(|(name, array)| (format!("critic.weights.{name}"), array)));
-    run.restore(&state)?;
+    let network = tiny();
+    let setup =
+        Setup { device, network: &network, settings: &settings, start: Some(&weights), cell: "parity" };
+    let training = row.method.training.as_ref().expect("a row with five steps is trained");
+    let mut method = (training.build)(&setup)?;
+    let mut first = state(&mut *method)?;
+    // The critic's head is drawn; the fixture has it filled.
+    first.extend(head.into_iter().map(|(name, array)| (format!("critic.weights.{name}"), array)));
+    restore(&mut *method, &first)?;
 
     let image = |name: &str, scale: f32| {
         let values: Vec<f32> = unit(name, BATCH * 768).into_iter().map(|u| u * scale).collect();
         Tensor::from_vec(values, (BATCH, 3, 16, 16), device)
     };
     let root3 = 3f32.sqrt();
-    let sigma = |name: &str| -> Vec<f32> {
-        unit(name, BATCH).into_iter().map(|u| (-1.2 + 1.2 * root3 * u).exp()).collect()
+    let sigma = |name: &str| {
+        let sigma = unit(name, BATCH).into_iter().map(|u| (-1.2 + 1.2 * root3 * u).exp()).collect();
+        Tensor::from_vec(sigma, BATCH, &Device::Cpu)
     };
     let (mut critic_losses, mut generator_losses) = (Vec::new(), Vec::new());
     for k in 0..5 {
         let at = |part: &str| format!("step{k}.{part}");
-        let critic = CriticBatch {
-            z: image(&at("critic.z"), root3)?,
-            real: image(&at("real"), 0.8)?,
-            sigma: sigma(&at("critic.sigma")),
-            noise_real: image(&at("critic.noise_real"), root3)?,
-            noise_fake: image(&at("critic.noise_fake"), root3)?,
-            augment: None,
-        };
-        critic_losses.push(run.critic_step(&critic)?.read()?.loss);
-        let generator = GeneratorBatch {
-            z: image(&at("generator.z"), root3)?,
-            sigma: sigma(&at("generator.sigma")),
-            noise: image(&at("generator.noise"), root3)?,
-        };
-        generator_losses.push(run.generator_step(&generator)?.read()?);
+        let mut given = Given::default();
+        for part in ["critic.z", "critic.noise_real", "critic.noise_fake", "generator.z", "generator.noise"] {
+            given.tensors.insert(part.into(), image(&at(part), root3)?);
+        }
+        given.tensors.insert("critic.index".into(), image(&at("real"), 0.8)?);
+        for part in ["critic.sigma", "generator.sigma"] {
+            given.tensors.insert(part.into(), sigma(&at(part))?);
+        }
+        let values = method.step(&given.batch(k, BATCH))?;
+        critic_losses.push(values[0].to_scalar::<f32>()?);
+        generator_losses.push(values[1].to_scalar::<f32>()?);
     }
-    let samples = flat(&run.sample(&image("final.z", root3)?)?)?;
+    let trained = strip(&state(&mut *method)?, "generator.weights.");
+    let samples = flat(&(row.method.sampler)(&setup, &trained)?.sample(&image("final.z", root3)?)?)?;
     let error = |found: &[f32], expected: &str| -> Result<f64> {
         Ok(relative_error(found, &fixture.f32(&format!("{name}/{expected}"))?))
     };

@@ -5,7 +5,7 @@ use super::{Claim, Runner, provenance};
 use crate::data::cifar::{self, Set, Split};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::experiment::{Cell, Data, Scale, Start};
+use crate::experiment::{Data, Initialization, Row, Scale};
 use crate::judge::paper;
 use crate::measure::evaluate::{Evaluator, FeatureNetwork, Reference};
 use crate::measure::metrics::Features;
@@ -45,13 +45,13 @@ impl Runner<'_> {
 
     /// Reads the images that were given with `--data` for `cells`: what is wrong
     /// with them should be said before anything is fetched.
-    pub fn read_given(&mut self, cells: &[Cell]) -> Result<()> {
+    pub fn read_given(&mut self, cells: &[Row]) -> Result<()> {
         if self.recipe.scale.procedural() || self.settings.data.is_none() {
             return Ok(());
         }
         self.images(Data::Target)?;
         for cell in cells {
-            if let Start::MultiLevel(data) = cell.start {
+            if let Initialization::MultiLevel(data) = cell.start {
                 self.images(data)?;
             }
         }

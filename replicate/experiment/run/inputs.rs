@@ -3,7 +3,7 @@
 use super::Runner;
 use crate::data::cifar::{self, Set, Split};
 use crate::error::{Error, Result};
-use crate::experiment::{Cell, Data, Scale, Start};
+use crate::experiment::{Data, Initialization, Row, Scale};
 use crate::store::fetch::{Asset, Inputs, find_any, named};
 use std::path::PathBuf;
 
@@ -39,7 +39,7 @@ impl Input {
 impl Runner<'_> {
     /// What `cells` read beside the images that were given, in the order of use;
     /// nothing where the images are drawn.
-    pub fn needed(&self, cells: &[Cell]) -> Vec<Input> {
+    pub fn needed(&self, cells: &[Row]) -> Vec<Input> {
         if self.recipe.scale.procedural() {
             return Vec::new();
         }
@@ -50,7 +50,7 @@ impl Runner<'_> {
         all.push(Input::Inception);
         if self.settings.data.is_none() {
             all.push(Input::Cifar(Set::Cifar10));
-            if cells.iter().any(|cell| matches!(cell.start, Start::MultiLevel(Data::Sources(_)))) {
+            if cells.iter().any(|cell| matches!(cell.start, Initialization::MultiLevel(Data::Sources(_)))) {
                 all.push(Input::Cifar(Set::Cifar100));
             }
         }

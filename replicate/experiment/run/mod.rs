@@ -13,20 +13,20 @@ use self::provenance::provenance;
 use self::weights::read_weights;
 pub use self::weights::{CLASSIFIER, shipped};
 use crate::data::Images;
+use crate::data::grid::{GRID, png_grid};
 use crate::error::{Error, Result};
-use crate::experiment::{Cell, Data, Method, Recipe, Start};
+use crate::experiment::{Data, Initialization, Recipe, Row};
 use crate::judge::golden::{Score, read_scores, write_scores};
 use crate::measure::evaluate::{Evaluator, METRICS, over_trials};
-use crate::method::distill::{Initial, Objective, OneStep};
-use crate::method::sampler::edm::{HEUN_STEPS, heun, one_step};
+use crate::measure::sample::{ScoreLatents, generate, generate_grid};
+use crate::method::Setup;
 use crate::network::activations;
 use crate::network::device::Named;
 use crate::network::params::Arrays;
 use crate::store::{Entry, Finished, Key, Lock, Manifest, Store, write_safetensors};
+use crate::train::batch::Batches;
 use crate::train::watch::Watch;
-use crate::train::{
-    Budget, Distilling, GRID, ScoreLatents, Trained, evaluating, generate, generate_grid, train,
-};
+use crate::train::{Budget, Snapshot, Trained, train};
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ pub struct Settings {
     pub from_scratch: bool,
     /// Images of a batch in memory at a time, where a GPU cannot hold all. A CPU's
     /// results promise their bytes, and take whole batches.
-    pub at_once: Option<usize>,
+    pub microbatch: Option<usize>,
 }
 
 pub struct Runner<'a> {
@@ -152,23 +152,21 @@ impl<'a> Runner<'a> {
     /// The recipe as far as memory is concerned: with batches of what is taken at once.
     pub fn recipe_in_memory(&self) -> Recipe {
         let mut recipe = self.recipe.clone();
-        let at_once = self.settings.at_once.unwrap_or(usize::MAX);
-        recipe.batch = recipe.batch.min(at_once);
-        recipe.pretraining.batch = recipe.pretraining.batch.min(at_once);
+        let microbatch = self.settings.microbatch.unwrap_or(usize::MAX);
+        recipe.batch = recipe.batch.min(microbatch);
+        recipe.pretraining.batch = recipe.pretraining.batch.min(microbatch);
         recipe
     }
 
-    /// Runs one cell of one seed, or answers from the store.
-    pub fn cell(&mut self, cell: &Cell, seed: u64) -> Result<Outcome> {
-        let identity = self.identify(cell, seed, true)?;
+    /// Runs one row of one seed, or answers from the store.
+    pub fn row(&mut self, row: &Row, seed: u64) -> Result<Outcome> {
+        let identity = self.identify(row, seed, true)?;
         let Identity { entry, text, weights_digest, features_digest, images_digest } =
             identity.expect("what is missing was made");
         let lock = match self.claim(&entry)? {
             Claim::Finished(manifest) => return Ok(Outcome { entry, manifest }),
             Claim::Ours(lock) => lock,
         };
-        let label = entry.label().to_string();
-        let class = self.class;
         let made_from = [
             ("features", Some(features_digest)),
             ("images", Some(images_digest)),
@@ -177,55 +175,106 @@ impl<'a> Runner<'a> {
         let inputs = made_from.into_iter().filter_map(|(name, digest)| Some((name.to_string(), digest?)));
         let inputs = inputs.collect();
         let started = Instant::now();
-        let config = self.recipe.network.clone();
-        let device = self.settings.device.clone();
-        let weights = self.starting_weights(cell)?;
+        let start = self.starting_weights(row)?;
         self.images(Data::Target)?;
         self.prepare_evaluator()?;
-        let target = &self.images[&Data::Target].0;
-        let evaluator = self.evaluator.get().expect("just prepared");
-        let mut outputs = Vec::new();
-        let mut costs = Vec::new();
-        let mut images_seen = 0;
-
-        let samples = match cell.method {
-            Method::Teacher => {
-                sampling(cell, &self.recipe, weights.as_ref().expect("the teacher is pre-trained"), &device)?
-            }
-            Method::OneStep(objective) => {
-                let run = self.initial(objective, seed, weights.as_ref())?;
-                let (generator, critic) = run.parameter_counts();
-                costs.push(("generator_parameters", generator as f64));
-                costs.push(("critic_parameters", critic as f64));
-                let budget =
-                    Budget { images: self.recipe.images, batch: self.recipe.batch, ticks: self.recipe.ticks };
-                let mut training =
-                    Distilling::new(&device, &self.recipe, run, target, seed, Some(evaluator))?;
-                let trained = train(&lock, budget, &mut training, &mut self.watch, self.stop)?;
+        let (mut outputs, mut costs, mut images_seen) = (Vec::new(), Vec::new(), 0);
+        let weights = match row.method.training {
+            None => start.clone().expect("what is only sampled was pre-trained"),
+            Some(_) => {
+                let trained = self.train(&lock, row, seed, start.as_ref(), &mut costs)?;
                 images_seen = trained.images;
-                outputs.extend(trained.outputs.clone());
                 write_timing(&lock, &trained)?;
                 lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
+                outputs = trained.outputs;
                 outputs.push(WEIGHTS.to_string());
-                sampling(cell, &self.recipe, &trained.weights, &device)?
+                trained.weights
             }
         };
+        let values = self.score(&lock, row, seed, start.as_ref(), &weights)?;
+        outputs.push(SAMPLES.to_string());
+        write_measured(&lock, row, &self.recipe, seed, self.class, values.into_iter().chain(costs))?;
+        outputs.push(SCORES.to_string());
+        let manifest = Manifest {
+            experiment: text,
+            seed,
+            images: images_seen,
+            determinism: self.class.to_string(),
+            inputs,
+            provenance: provenance(started.elapsed(), &self.settings.device),
+            ..Manifest::default()
+        };
+        let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        let manifest = lock.publish(manifest, &names)?;
+        Ok(Outcome { entry, manifest })
+    }
+
+    /// Trains the row's method; adds the sizes of its networks to `costs`.
+    fn train(
+        &mut self,
+        lock: &Lock,
+        row: &Row,
+        seed: u64,
+        start: Option<&Arrays>,
+        costs: &mut Vec<(&'static str, f64)>,
+    ) -> Result<Trained> {
+        let (recipe, device) = (&self.recipe, &self.settings.device);
+        let cell = self.streams(seed);
+        let setup = recipe.setup(device, start, &cell);
+        let training = row.method.training.as_ref().expect("the row has a training");
+        let mut method = (training.build)(&setup)?;
+        let sizes = ["generator_parameters", "critic_parameters"];
+        costs.extend(sizes.into_iter().zip(method.nets().iter().map(|(_, net)| net.params.count() as f64)));
+        let evaluator = self.evaluator.get().expect("just prepared");
+        let batches = Batches {
+            images: &self.images[&Data::Target].0,
+            device: device.clone(),
+            size: recipe.batch,
+            microbatch: self.settings.microbatch.unwrap_or(usize::MAX),
+            augmentation: recipe.augmentation,
+            cell: cell.clone(),
+        };
+        let latents = ScoreLatents { config: &recipe.network, seed, device };
+        let mut snapshot = |weights: &Arrays| {
+            let sampler = (row.method.sampler)(&setup, weights)?;
+            let images =
+                generate(0..recipe.evaluation.quick_samples, |range| sampler.sample(&latents.at(range)?))?;
+            let grid = generate_grid(&recipe.network, device, |z| sampler.sample(z))?;
+            Ok(Snapshot { scores: Some(evaluator.interim(&images)?), grid: Some(grid) })
+        };
+        let budget = Budget { images: recipe.images, ticks: recipe.ticks };
+        train(lock, budget, &batches, &mut *method, &mut snapshot, &mut self.watch, self.stop)
+    }
+
+    /// Samples the row's weights and scores them, trial by trial.
+    fn score(
+        &mut self,
+        lock: &Lock,
+        row: &Row,
+        seed: u64,
+        start: Option<&Arrays>,
+        weights: &Arrays,
+    ) -> Result<Vec<(&'static str, f64)>> {
+        let cell = self.streams(seed);
+        let sampler = (row.method.sampler)(&self.setup(start, &cell), weights)?;
+        let label = lock.label().to_string();
+        let (recipe, device) = (&self.recipe, &self.settings.device);
         let (stop, watch) = (self.stop, &mut self.watch);
         let sample = |z: &Tensor| {
             if stop.load(Ordering::Relaxed) {
                 candle_core::bail!("stopped by a signal");
             }
-            samples(z)
+            sampler.sample(z)
         };
         let stopped = |error| match stop.load(Ordering::Relaxed) {
             true => Error::Stopped { cell: label.clone() },
             false => error,
         };
-        let grid = generate_grid(&config, &device, sample).map_err(stopped)?;
-        lock.write(SAMPLES, &crate::data::grid::png_grid(&grid, GRID.0, GRID.1))?;
-        outputs.push(SAMPLES.to_string());
-        let e = &self.recipe.evaluation;
-        let latents = ScoreLatents { config: &config, seed, device: &device };
+        let grid = generate_grid(&recipe.network, device, sample).map_err(stopped)?;
+        lock.write(SAMPLES, &png_grid(&grid, GRID.0, GRID.1))?;
+        let e = &recipe.evaluation;
+        let evaluator = self.evaluator.get().expect("just prepared");
+        let latents = ScoreLatents { config: &recipe.network, seed, device };
         let mut trials = Vec::new();
         for trial in 0..e.trials {
             // A trial that was finished before a stop is not made again.
@@ -245,45 +294,30 @@ impl<'a> Runner<'a> {
             }
             trials.push(scores);
         }
-        let values = over_trials(&trials).into_iter().chain(costs);
-        write_measured(&lock, cell, &self.recipe, seed, class, values)?;
-        outputs.push(SCORES.to_string());
-        let manifest = Manifest {
-            experiment: text,
-            seed,
-            images: images_seen,
-            determinism: class.to_string(),
-            inputs,
-            provenance: provenance(started.elapsed(), &device),
-            ..Manifest::default()
-        };
-        let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
-        let manifest = lock.publish(manifest, &names)?;
-        Ok(Outcome { entry, manifest })
+        Ok(over_trials(&trials))
     }
 
-    /// The weights that the cell starts from, made where they are missing; `None`
+    /// The weights that the row starts from, made where they are missing; `None`
     /// where everything is drawn.
-    fn starting_weights(&mut self, cell: &Cell) -> Result<Option<Arrays>> {
-        match cell.start {
-            Start::Random => Ok(None),
+    fn starting_weights(&mut self, row: &Row) -> Result<Option<Arrays>> {
+        match row.start {
+            Initialization::Random => Ok(None),
             start => Ok(self.pretrained(start, true)?.map(|(arrays, _)| arrays)),
         }
     }
 
-    /// A one-step run before its first step. The head and random weights are
-    /// drawn alike in every row of a seed.
-    fn initial(&self, objective: Objective, seed: u64, weights: Option<&Arrays>) -> Result<OneStep> {
-        let draws = format!("{} one-step seed {seed}", self.recipe.scale);
-        let initial = Initial { weights, cell: &draws };
-        let (config, settings) = (&self.recipe.network, self.recipe.one_step.clone());
-        let run = OneStep::new(&self.settings.device, config, objective, initial, settings)?;
-        Ok(run.at_once(self.settings.at_once.unwrap_or(usize::MAX)))
+    /// Names the random streams: what is drawn is alike in every row of a seed.
+    fn streams(&self, seed: u64) -> String {
+        format!("{} one-step seed {seed}", self.recipe.scale)
+    }
+
+    fn setup<'s>(&'s self, start: Option<&'s Arrays>, cell: &'s str) -> Setup<'s> {
+        self.recipe.setup(&self.settings.device, start, cell)
     }
 
     /// The finished result of one cell of one seed; nothing is run.
-    pub fn stored(&mut self, cell: &Cell, seed: u64) -> Result<Option<Outcome>> {
-        let Some(Identity { entry, .. }) = self.identify(cell, seed, false)? else { return Ok(None) };
+    pub fn stored(&mut self, row: &Row, seed: u64) -> Result<Option<Outcome>> {
+        let Some(Identity { entry, .. }) = self.identify(row, seed, false)? else { return Ok(None) };
         match entry.finished()? {
             Finished::Yes(manifest) => Ok(Some(Outcome { entry, manifest })),
             Finished::No => Ok(None),
@@ -301,36 +335,36 @@ impl<'a> Runner<'a> {
     /// `Missing` where the cell has not been run.
     pub fn samples(
         &mut self,
-        cell: &Cell,
+        row: &Row,
         seed: u64,
     ) -> Result<impl FnMut(Range<usize>) -> Result<Images> + 'static> {
-        let Some(outcome) = self.stored(cell, seed)? else {
+        let Some(outcome) = self.stored(row, seed)? else {
             return Err(Error::Missing {
                 path: self.settings.store.clone(),
-                what: format!("{} of seed {seed} is not in this store", cell.row),
+                what: format!("{} of seed {seed} is not in this store", row.id),
                 remedy: format!(
                     "replicate run {} --scale {} --seed {seed}; results of a GPU are found with its --device",
-                    cell.row, self.recipe.scale
+                    row.id, self.recipe.scale
                 ),
             });
         };
-        let weights = match cell.method {
-            Method::Teacher => self.pretrained(cell.start, true)?.expect("made where it was missing").0,
-            Method::OneStep(_) => read_weights(&outcome.entry)?.0,
+        let (start, cell) = (self.starting_weights(row)?, self.streams(seed));
+        let weights = match (&row.method.training, &start) {
+            (None, Some(start)) => start.clone(),
+            _ => read_weights(&outcome.entry)?.0,
         };
-        let device = self.settings.device.clone();
-        let samples = sampling(cell, &self.recipe, &weights, &device)?;
-        let config = self.recipe.network.clone();
+        let sampler = (row.method.sampler)(&self.setup(start.as_ref(), &cell), &weights)?;
+        let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
         Ok(move |range| {
             let latents = ScoreLatents { config: &config, seed, device: &device };
-            generate(range, |part| samples(&latents.at(part)?))
+            generate(range, |part| sampler.sample(&latents.at(part)?))
         })
     }
 
-    /// Every seed of `cell` that has a directory in the store, in order; which
+    /// Every seed of `row` that has a directory in the store, in order; which
     /// of them are of this very experiment `stored` tells by their keys.
-    pub fn seeds(&self, cell: &Cell) -> Result<Vec<u64>> {
-        let label = format!("{}-{}-s", self.recipe.scale, cell.row);
+    pub fn seeds(&self, row: &Row) -> Result<Vec<u64>> {
+        let label = format!("{}-{}-s", self.recipe.scale, row.id);
         let store = &self.settings.store;
         let listing = match std::fs::read_dir(store) {
             // One that is not there is empty.
@@ -363,9 +397,9 @@ impl<'a> Runner<'a> {
 
     /// The name of a cell's result. With `make`, the weights that it starts
     /// from are trained where they are missing; without, it is `None` then.
-    fn identify(&mut self, cell: &Cell, seed: u64, make: bool) -> Result<Option<Identity>> {
-        let weights_digest = match cell.start {
-            Start::Random => None,
+    fn identify(&mut self, row: &Row, seed: u64, make: bool) -> Result<Option<Identity>> {
+        let weights_digest = match row.start {
+            Initialization::Random => None,
             start => match self.pretrained_digest(start, make)? {
                 Some(digest) => Some(digest),
                 None => return Ok(None),
@@ -375,8 +409,8 @@ impl<'a> Runner<'a> {
         let Some(images_digest) = self.digest(Data::Target, make)? else { return Ok(None) };
         let class = self.class;
         let weights = weights_digest.as_deref().unwrap_or("none");
-        let text = self.recipe.cell_text(cell, seed, &images_digest, weights, &features_digest, class);
-        let label = self.label(&format!("{}-s{seed}", cell.row));
+        let text = self.recipe.cell_text(row, seed, &images_digest, weights, &features_digest, class);
+        let label = self.label(&format!("{}-s{seed}", row.id));
         let entry = self.store.entry(&Key::of(&text), &label);
         Ok(Some(Identity { entry, text, weights_digest, features_digest, images_digest }))
     }
@@ -411,18 +445,6 @@ impl<'a> Runner<'a> {
         }
         Ok(Claim::Ours(lock))
     }
-}
-
-type Sampling = Box<dyn Fn(&Tensor) -> candle_core::Result<Tensor>>;
-
-/// From latents to images, by a cell's network with `weights`.
-fn sampling(cell: &Cell, recipe: &Recipe, weights: &Arrays, device: &Device) -> Result<Sampling> {
-    let network = evaluating(&recipe.network, weights, device)?;
-    let sigma_init = recipe.one_step.sigma_init;
-    Ok(match cell.method {
-        Method::Teacher => Box::new(move |z| heun(&network, z, HEUN_STEPS)),
-        Method::OneStep(_) => Box::new(move |z| one_step(&network, z, sigma_init)),
-    })
 }
 
 struct Identity {
@@ -466,14 +488,14 @@ fn read_trial(path: &Path) -> Option<Vec<(&'static str, f64)>> {
 /// Leaves what was measured of a cell as the entry's scores.
 fn write_measured(
     lock: &Lock,
-    cell: &Cell,
+    row: &Row,
     recipe: &Recipe,
     seed: u64,
     class: &str,
     values: impl Iterator<Item = (&'static str, f64)>,
 ) -> Result<()> {
     let score = |(metric, value): (&str, f64)| Score {
-        row: cell.row.to_string(),
+        row: row.id.to_string(),
         scale: recipe.scale.to_string(),
         seed,
         metric: metric.to_string(),

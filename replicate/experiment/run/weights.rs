@@ -4,15 +4,21 @@ use super::inputs::Input;
 use super::{Claim, Runner, SHIPPED, WEIGHTS, provenance, write_timing};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::experiment::{Data, Recipe, Start};
-use crate::measure::classifier::Classifier;
+use crate::experiment::{Data, Initialization, Recipe};
+use crate::measure::classifier::{Classifier, ClassifierMethod};
 use crate::measure::evaluate::FeatureNetwork;
 use crate::measure::inception::Inception;
+use crate::measure::sample::generate_grid;
+use crate::method::one_step::one_step;
+use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::network::params::{Arrays, outline};
 use crate::network::unet::Denoiser;
 use crate::store::formats::torch;
 use crate::store::{Entry, Finished, Key, Lock, Manifest, read_safetensors, sha256_hex, write_safetensors};
-use crate::train::{Budget, Classifying, Teaching, Training, train};
+use crate::train::augment::Augmentation;
+use crate::train::batch::Batches;
+use crate::train::{Budget, Method, Snapshot, train};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
@@ -23,7 +29,7 @@ pub const CLASSIFIER: &str = "classifier";
 impl Runner<'_> {
     /// The weights that `start` names, with their SHA-256: shipped ones where
     /// they are, else stored ones, else, with `make`, trained now.
-    pub fn pretrained(&mut self, start: Start, make: bool) -> Result<Option<(Arrays, String)>> {
+    pub fn pretrained(&mut self, start: Initialization, make: bool) -> Result<Option<(Arrays, String)>> {
         let name = format!("{}-{start}", self.recipe.scale);
         let original = self.recipe.pretrains_like(&Recipe::of(self.recipe.scale), start);
         if original
@@ -39,8 +45,8 @@ impl Runner<'_> {
             };
         }
         let data = match start {
-            Start::MultiLevel(data) => data,
-            Start::SingleLevel | Start::Random => Data::Target,
+            Initialization::MultiLevel(data) => data,
+            Initialization::SingleLevel | Initialization::Random => Data::Target,
         };
         let Some(digest) = self.digest(data, make)? else { return Ok(None) };
         let class = self.class;
@@ -53,19 +59,26 @@ impl Runner<'_> {
         if let Claim::Ours(lock) = self.claim(&entry)? {
             let images = self.take(data)?;
             let cell = format!("{} pre-training {start}", self.recipe.scale);
-            let levels = self.recipe.pretraining_levels(start);
-            let device = self.settings.device.clone();
-            let teaching = Teaching::new(&device, &self.recipe, levels, &images, &cell)?;
-            let mut teaching = teaching.at_once(self.settings.at_once.unwrap_or(usize::MAX));
-            let p = &self.recipe.pretraining;
-            let budget = Budget { images: p.images, batch: p.batch, ticks: self.recipe.ticks };
-            self.publish_training(
-                lock,
-                budget,
-                &mut teaching,
-                text,
-                BTreeMap::from([("images".into(), digest.clone())]),
-            )?;
+            let (recipe, device) = (self.recipe.clone(), self.settings.device.clone());
+            let (p, levels) = (&recipe.pretraining, recipe.pretraining_levels(start));
+            let mut method = ScoreMatching::new(&device, &recipe.network, p, levels, &cell)?;
+            let batches = Batches {
+                images: &images,
+                device: device.clone(),
+                size: p.batch,
+                microbatch: self.settings.microbatch.unwrap_or(MICROBATCH).min(MICROBATCH),
+                augmentation: recipe.augmentation,
+                cell,
+            };
+            // One-step samples: what a generator will start from.
+            let mut snapshot = |weights: &Arrays| {
+                let denoiser = Denoiser::load(&recipe.network, weights, &device)?;
+                let sample = |z: &Tensor| one_step(&denoiser, z, recipe.one_step.sigma_init);
+                Ok(Snapshot { scores: None, grid: Some(generate_grid(&recipe.network, &device, sample)?) })
+            };
+            let budget = Budget { images: p.images, ticks: recipe.ticks };
+            let inputs = BTreeMap::from([("images".into(), digest.clone())]);
+            self.publish_training(lock, budget, &batches, &mut method, &mut snapshot, text, inputs)?;
             self.images.insert(data, (images, digest));
         }
         Ok(Some(read_weights(&entry)?))
@@ -73,7 +86,7 @@ impl Runner<'_> {
 
     /// The SHA-256 of the weights that `start` names, as `pretrained`, which reads
     /// no checkpoint for it.
-    pub(super) fn pretrained_digest(&mut self, start: Start, make: bool) -> Result<Option<String>> {
+    pub(super) fn pretrained_digest(&mut self, start: Initialization, make: bool) -> Result<Option<String>> {
         if self.published(start) && (!make || self.input(Input::Checkpoint)?.is_some()) {
             return Ok(self.input(Input::Checkpoint)?.map(|(_, sha256)| sha256));
         }
@@ -81,12 +94,12 @@ impl Runner<'_> {
     }
 
     /// Whether what `start` names is there: nothing is trained for it.
-    pub fn has_pretrained(&mut self, start: Start) -> Result<bool> {
+    pub fn has_pretrained(&mut self, start: Initialization) -> Result<bool> {
         Ok(self.pretrained_digest(start, false)?.is_some())
     }
 
     /// Whether `start` is a checkpoint that somebody published.
-    pub fn published(&self, start: Start) -> bool {
+    pub fn published(&self, start: Initialization) -> bool {
         !self.settings.from_scratch && self.recipe.has_checkpoint(start)
     }
 
@@ -148,15 +161,19 @@ impl Runner<'_> {
         }
         if let Claim::Ours(lock) = self.claim(&entry)? {
             let device = self.settings.device.clone();
-            let mut training = Classifying::new(&device, &settings, &images)?;
-            let budget = Budget { images: settings.images, batch: settings.batch, ticks: 10 };
-            self.publish_training(
-                lock,
-                budget,
-                &mut training,
-                text,
-                BTreeMap::from([("images".into(), digest)]),
-            )?;
+            let mut method = ClassifierMethod::new(&device, &settings)?;
+            let batches = Batches {
+                images: &images,
+                device,
+                size: settings.batch,
+                microbatch: usize::MAX,
+                augmentation: Augmentation { p: 0.0 },
+                cell: CLASSIFIER.into(),
+            };
+            let budget = Budget { images: settings.images, ticks: 10 };
+            let inputs = BTreeMap::from([("images".into(), digest)]);
+            let mut nothing = |_: &Arrays| Ok(Snapshot::default());
+            self.publish_training(lock, budget, &batches, &mut method, &mut nothing, text, inputs)?;
         }
         Ok(Some(read_weights(&entry)?))
     }
@@ -188,12 +205,14 @@ impl Runner<'_> {
         &mut self,
         lock: Lock,
         budget: Budget,
-        training: &mut dyn Training,
+        batches: &Batches,
+        method: &mut dyn Method,
+        snapshot: &mut dyn FnMut(&Arrays) -> Result<Snapshot>,
         text: String,
         inputs: BTreeMap<String, String>,
     ) -> Result<()> {
         let started = Instant::now();
-        let trained = train(&lock, budget, training, &mut self.watch, self.stop)?;
+        let trained = train(&lock, budget, batches, method, snapshot, &mut self.watch, self.stop)?;
         write_timing(&lock, &trained)?;
         lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
         let manifest = Manifest {

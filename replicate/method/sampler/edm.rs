@@ -1,8 +1,8 @@
-//! Sampling: EDM's deterministic Heun solver for the teacher, one network call
-//! for a one-step generator.
+//! EDM's deterministic Heun solver, with which the teacher is sampled.
 
 use super::schedule::polynomial;
 use super::{in_float64, slope, start};
+use crate::method::{Sampler, Spec};
 use crate::network::unet::Denoiser;
 use candle_core::{Result, Tensor};
 
@@ -34,7 +34,27 @@ pub fn heun(denoiser: &Denoiser, z: &Tensor, steps: usize) -> Result<Tensor> {
     Ok(x)
 }
 
-/// g(z) = D(sigma_init z; sigma_init).
-pub fn one_step(generator: &Denoiser, z: &Tensor, sigma_init: f64) -> Result<Tensor> {
-    generator.forward(&(z * sigma_init)?, &vec![sigma_init as f32; z.dim(0)?], None)
+pub const SPEC: Spec = Spec {
+    name: "18-step Heun sampling of the teacher",
+    cite: "Karras et al. 2022, Algorithm 1",
+    file: file!(),
+    training: None,
+    nfe: 2 * HEUN_STEPS - 1,
+    sampler: |setup, weights| {
+        Ok(Box::new(Heun { denoiser: Denoiser::load(setup.network, weights, setup.device)? }))
+    },
+};
+
+struct Heun {
+    denoiser: Denoiser,
+}
+
+impl Sampler for Heun {
+    fn nfe(&self) -> usize {
+        2 * HEUN_STEPS - 1
+    }
+
+    fn sample(&self, z: &Tensor) -> Result<Tensor> {
+        heun(&self.denoiser, z, HEUN_STEPS)
+    }
 }

@@ -155,7 +155,7 @@ const THREADS: u32 = 256;
 /// A count as the kernels take it.
 fn count(n: usize) -> Result<u32> {
     if n >= 1 << 31 {
-        bail!("{n} values are more than a kernel takes at once: a smaller batch, or --at-once");
+        bail!("{n} values are more than a kernel takes at once: a smaller batch, or --microbatch");
     }
     Ok(n as u32)
 }

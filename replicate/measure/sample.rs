@@ -1,0 +1,67 @@
+//! From latents to images: those of the grids and those that are scored.
+
+use crate::data::Images;
+use crate::data::grid::GRID;
+use crate::error::{Error, Result};
+use crate::network;
+use crate::network::unet::Config;
+use crate::rng::Stream;
+use candle_core::{Device, Tensor};
+use std::ops::Range;
+
+/// Images of the latents of every grid: the same in every panel of every row.
+pub fn generate_grid(
+    config: &Config,
+    device: &Device,
+    sample: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
+) -> Result<Images> {
+    let n = GRID.0 * GRID.0;
+    let shape = (n, config.image_channels, config.size, config.size);
+    let values = Stream::new("grid", "z").normals(0, n * config.image_channels * config.size * config.size);
+    let latents = Tensor::from_vec(values, shape, device)?;
+    generate(0..n, |range| sample(&latents.narrow(0, range.start, range.len())?))
+}
+
+/// The images of `range` in batches, which `sample` makes (B, C, H, W); on a CPU
+/// the batch never changes an image.
+///
+/// # Errors
+/// `Run` when a value is not finite: as bytes it would pass for black.
+pub fn generate(
+    range: Range<usize>,
+    mut sample: impl FnMut(Range<usize>) -> candle_core::Result<Tensor>,
+) -> Result<Images> {
+    const BATCH: usize = 100;
+    let mut all = Images { channels: 0, size: 0, pixels: Vec::new(), labels: Vec::new() };
+    for start in range.clone().step_by(BATCH) {
+        let x = sample(start..range.end.min(start + BATCH))?;
+        let (_, channels, size, _) = x.dims4()?;
+        let values = x.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+            let image = start + at / (channels * size * size);
+            return Err(Error::Run(format!("sample {image} is not finite: the network has diverged")));
+        }
+        (all.channels, all.size) = (channels, size);
+        all.pixels.extend(Images::from_unit(channels, size, &values).pixels);
+    }
+    Ok(all)
+}
+
+/// The latents that a cell is scored on: the same for every row of a seed.
+#[derive(Clone, Copy)]
+pub struct ScoreLatents<'a> {
+    pub config: &'a Config,
+    pub seed: u64,
+    pub device: &'a Device,
+}
+
+impl ScoreLatents<'_> {
+    /// Those of the images of `range`, (B, C, H, W), whatever was asked for before.
+    pub fn at(&self, range: Range<usize>) -> candle_core::Result<Tensor> {
+        let (c, size) = (self.config.image_channels, self.config.size);
+        let each = c * size * size;
+        let stream = Stream::new(&format!("score seed {}", self.seed), "z");
+        let shape = (range.len(), c, size, size);
+        network::normals_from(&stream, 0, range.start * each, shape, self.device)
+    }
+}

@@ -1,0 +1,99 @@
+//! Algorithm 2: a one-step generator from class-ratio estimation, without a teacher's
+//! scores (section 3.2, Eq 6-10). Rows DiKL, DiJS and DiRM of Table 1; all of Table 2.
+
+use crate::method::cost::{Call, Network, Pass, Size};
+use crate::method::equations::{Divergence, class_ratio, diffuse};
+use crate::method::noise::{Levels, squared};
+use crate::method::one_step::{self, Generator};
+use crate::method::{Build, Setup, Spec, Trained};
+use crate::network::params::{Arrays, Source};
+use crate::network::unet::{CRITIC_HEAD, Critic};
+use crate::train::Method;
+use crate::train::batch::Batch;
+use crate::train::net::{Learned, Net};
+use candle_core::{Result, Tensor};
+
+const NETWORKS: &[Network] =
+    &[Network::averaged("generator", Size::Denoiser), Network::trained("critic", Size::Critic)];
+
+/// The rows differ in their divergence alone, which `build` names.
+pub const fn spec(name: &'static str, cite: &'static str, build: Build) -> Spec {
+    let calls = &[
+        Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
+        // Data and generated images.
+        Call { step: 0, network: "critic", pass: Pass::Trained, times: 2.0 },
+        Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
+        Call { step: 1, network: "critic", pass: Pass::Through, times: 1.0 },
+    ];
+    let training = Some(Trained { build, networks: NETWORKS, calls });
+    Spec { name, cite, file: file!(), training, nfe: 1, sampler: one_step::sampler }
+}
+
+pub fn build(setup: &Setup, divergence: Divergence) -> Result<Box<dyn Method>> {
+    Ok(Box::new(ClassRatio::new(setup, divergence)?))
+}
+
+pub struct ClassRatio {
+    generator: Generator,
+    critic: Net<Critic>,
+    divergence: Divergence,
+    levels: Levels,
+    critic_lr: f64,
+}
+
+impl ClassRatio {
+    /// Line 2: the critic's encoder starts as the generator's does; its head is drawn.
+    pub fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
+        let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
+        let drawn: &[&str] = if setup.start.is_some() { &[CRITIC_HEAD] } else { &[""] };
+        let source = Source { given: setup.start.unwrap_or(&none), drawn, cell: &cell };
+        let s = setup.settings;
+        let critic = Net::new(setup.device, &source, s.adam, |vb| Critic::new(setup.network, vb))?;
+        let generator = Generator::new(setup)?;
+        Ok(ClassRatio { generator, critic, divergence, levels: s.levels, critic_lr: s.critic_lr })
+    }
+}
+
+impl Method for ClassRatio {
+    fn columns(&self) -> &'static [&'static str] {
+        &["critic_loss", "generator_loss", "c_real", "c_fake"]
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let (levels, divergence, generator) = (self.levels, self.divergence, &self.generator);
+
+        // Line 4: the critic learns log p_d(x_t) / q_theta(x_t) (Eq 6, 7).
+        let critic = self.critic.descend(batch, self.critic_lr, |critic, b| {
+            let sigma = levels.draw(b, "critic.sigma")?;
+            let (fake, fake_labels) =
+                b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
+            let (real, real_labels) = b.augment("critic.augment_real", &b.images("critic.index")?)?;
+            let fake = diffuse(&fake, &sigma, &b.normal("critic.noise_fake")?)?;
+            let real = diffuse(&real, &sigma, &b.normal("critic.noise_real")?)?;
+            let [l_real, l_fake] = critic.both(&real, &fake, &sigma, real_labels.zip(fake_labels))?;
+            let [c_real, c_fake] = [probability(&l_real)?, probability(&l_fake)?];
+            Ok(vec![class_ratio(&l_real, &l_fake)?, c_real, c_fake])
+        })?;
+
+        // Lines 5 and 6: down the estimated divergence, w(t) = sigma^2 (Eq 8-10, appendix B).
+        let critic_net = &self.critic.frozen;
+        let generator = self.generator.descend(batch, |x0, b| {
+            let sigma = levels.draw(b, "generator.sigma")?;
+            let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
+            divergence.loss(&critic_net.forward(&xt, &sigma, None)?, &squared(&sigma))
+        })?;
+
+        let [loss, c_real, c_fake] = critic.try_into().expect("three values");
+        Ok(vec![loss, generator, c_real, c_fake])
+    }
+
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("generator", &mut self.generator.net.learned), ("critic", &mut self.critic.learned)]
+    }
+}
+
+/// The mean of c = sigmoid(l), without a gradient.
+fn probability(logits: &Tensor) -> Result<Tensor> {
+    let e = (logits.detach().neg()?.exp()? + 1.0)?;
+    e.recip()?.mean_all()
+}

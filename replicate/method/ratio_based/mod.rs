@@ -1,0 +1,3 @@
+//! Methods that estimate a ratio of densities with a critic.
+
+pub mod class_ratio;

@@ -1,0 +1,99 @@
+//! Algorithm 1: variational score distillation (Diff-Instruct, Luo et al. 2023; Eq 4, 5).
+//! The generator follows the difference of a fake score, trained online on its
+//! images, and the teacher's score.
+
+use crate::method::cost::{Call, Network, Pass, Size};
+use crate::method::equations::{diffuse, dsm, vsd};
+use crate::method::noise::{Levels, squared};
+use crate::method::one_step::{self, Generator, denoiser};
+use crate::method::{Setup, Spec, Trained};
+use crate::network::unet::Denoiser;
+use crate::train::Method;
+use crate::train::batch::Batch;
+use crate::train::net::{Learned, Net};
+use candle_core::{Result, Tensor, bail};
+
+pub const SPEC: Spec = Spec {
+    name: "vsd",
+    cite: "Algorithm 1, Eq 5",
+    file: file!(),
+    training: Some(Trained {
+        build: |setup| Ok(Box::new(DiffInstruct::new(setup)?)),
+        networks: &[
+            Network::averaged("generator", Size::Denoiser),
+            Network::trained("fake", Size::Denoiser),
+            Network::frozen("teacher", Size::Denoiser),
+        ],
+        calls: &[
+            Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
+            Call { step: 0, network: "fake", pass: Pass::Trained, times: 1.0 },
+            Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
+            // Both scores are held constant.
+            Call { step: 1, network: "fake", pass: Pass::Forward, times: 1.0 },
+            Call { step: 1, network: "teacher", pass: Pass::Forward, times: 1.0 },
+        ],
+    }),
+    nfe: 1,
+    sampler: one_step::sampler,
+};
+
+pub struct DiffInstruct {
+    generator: Generator,
+    fake: Net<Denoiser>,
+    teacher: Denoiser,
+    levels: Levels,
+    fake_lr: f64,
+}
+
+impl DiffInstruct {
+    /// Line 2: generator and fake score start from the teacher's weights.
+    ///
+    /// # Errors
+    /// Without weights: there is no teacher then.
+    pub fn new(setup: &Setup) -> Result<DiffInstruct> {
+        let Some(weights) = setup.start else {
+            bail!("VSD needs a teacher: it cannot start from random weights")
+        };
+        let generator = Generator::new(setup)?;
+        let fake = denoiser(setup, "fake score")?;
+        let teacher = Denoiser::load(setup.network, weights, setup.device)?;
+        let s = setup.settings;
+        Ok(DiffInstruct { generator, fake, teacher, levels: s.levels, fake_lr: s.critic_lr })
+    }
+}
+
+impl Method for DiffInstruct {
+    fn columns(&self) -> &'static [&'static str] {
+        &["critic_loss", "generator_loss"]
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let (levels, teacher, generator) = (self.levels, &self.teacher, &self.generator);
+
+        // Line 4: the fake score learns to denoise generated images (Eq 4).
+        let fake = self.fake.descend(batch, self.fake_lr, |fake, b| {
+            let sigma = levels.draw(b, "critic.sigma")?;
+            let (x0, labels) =
+                b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
+            let xt = diffuse(&x0, &sigma, &b.normal("critic.noise_fake")?)?;
+            Ok(vec![dsm(&fake.forward(&xt, &sigma, labels.as_deref())?, &x0, &sigma)?])
+        })?;
+
+        // Lines 5 and 6: along the difference of the scores, w(t) = sigma^2 (Eq 5, appendix B).
+        let fake_net = &self.fake.frozen;
+        let generator = self.generator.descend(batch, |x0, b| {
+            let sigma = levels.draw(b, "generator.sigma")?;
+            let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
+            let at = xt.detach();
+            let (q, p) = (fake_net.forward(&at, &sigma, None)?, teacher.forward(&at, &sigma, None)?);
+            vsd(&xt, &q, &p, &sigma, &squared(&sigma))
+        })?;
+
+        let [fake] = fake.try_into().expect("one value");
+        Ok(vec![fake, generator])
+    }
+
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("generator", &mut self.generator.net.learned), ("fake", &mut self.fake.learned)]
+    }
+}

@@ -1,0 +1,3 @@
+//! Methods that follow a teacher's score.
+
+pub mod diff_instruct;

@@ -1,0 +1,142 @@
+//! Counts what a network has and does, on shapes alone.
+
+use crate::network::params::outline;
+use crate::network::unet::{Config, Critic, Denoiser, Told};
+use crate::network::{Norm, Ops, Param, Plus, Resample};
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// What a network has, and does with one image.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Count {
+    pub multiply_adds: u64,
+    /// Values that a pass backwards needs: the output of every operation.
+    pub activations: u64,
+    pub parameters: u64,
+    pub tensors: u64,
+}
+
+impl Count {
+    /// Of a network with these parameters, through which `walk` goes.
+    pub fn of(parameters: &[Tensor], walk: impl FnOnce(&mut Counter) -> Result<Size>) -> Count {
+        let scalars = parameters.iter().map(Tensor::elem_count).sum::<usize>() as u64;
+        let count = Count { parameters: scalars, tensors: parameters.len() as u64, ..Count::default() };
+        let mut counter = Counter { parameters, count };
+        walk(&mut counter).expect("shapes are all that a count needs");
+        counter.count
+    }
+
+    pub fn flop(&self) -> f64 {
+        2.0 * self.multiply_adds as f64
+    }
+
+    /// The U-Net, on one image that is not augmented.
+    pub fn denoiser(config: &Config) -> Count {
+        let network = outlined(|vb| Denoiser::new(config, vb));
+        Count::of(&network.parameters, |ops| network.walk(ops, &image(config), &UNTOLD))
+    }
+
+    /// Its encoder with the critic's head.
+    pub fn critic(config: &Config) -> Count {
+        let network = outlined(|vb| Critic::new(config, vb));
+        Count::of(&network.parameters, |ops| network.walk(ops, &image(config), &UNTOLD))
+    }
+}
+
+/// Channels, rows and columns of pixels.
+pub type Size = [usize; 3];
+
+/// Counts the operations of a network, of which it carries none out.
+pub struct Counter<'a> {
+    parameters: &'a [Tensor],
+    count: Count,
+}
+
+impl Counter<'_> {
+    fn output(&mut self, size: Size) -> Result<Size> {
+        self.count.activations += size.iter().product::<usize>() as u64;
+        Ok(size)
+    }
+}
+
+impl Ops for Counter<'_> {
+    type Map = Size;
+
+    fn rows(&mut self, _: Vec<f32>, channels: usize) -> Result<Size> {
+        self.output([channels, 1, 1])
+    }
+
+    fn constant(&mut self, x: &Tensor) -> Result<Size> {
+        self.output([1, 2, 3].map(|axis| x.dims().get(axis).copied().unwrap_or(1)))
+    }
+
+    fn conv(&mut self, &[_, h, w]: &Size, weight: Param, _: Option<Param>, plus: Plus<Size>) -> Result<Size> {
+        let weight = &self.parameters[weight.0];
+        self.count.multiply_adds += (weight.elem_count() * h * w) as u64;
+        let y = [weight.dim(0)?, h, w];
+        // Where operations are composed, the sum is kept beside what was added.
+        if plus.residual.is_some() {
+            self.output(y)?;
+        }
+        self.output(y)
+    }
+
+    fn norm(&mut self, x: &Size, _: &Norm) -> Result<Size> {
+        self.output(*x)
+    }
+
+    fn attention(&mut self, &[c3, h, w]: &Size) -> Result<Size> {
+        let (channels, pixels) = (c3 / 3, h * w);
+        // q^T k, and the weighted sum of v.
+        self.count.multiply_adds += (2 * channels * pixels * pixels) as u64;
+        self.output([channels, h, w])
+    }
+
+    fn silu(&mut self, x: &Size) -> Result<Size> {
+        self.output(*x)
+    }
+
+    fn down2(&mut self, &[c, h, w]: &Size) -> Result<Size> {
+        self.output([c, h / 2, w / 2])
+    }
+
+    fn up2(&mut self, &[c, h, w]: &Size) -> Result<Size> {
+        self.output([c, 2 * h, 2 * w])
+    }
+
+    fn concat(&mut self, &[a, h, w]: &Size, &[b, ..]: &Size) -> Result<Size> {
+        self.output([a + b, h, w])
+    }
+
+    fn mean(&mut self, &[c, ..]: &Size) -> Result<Size> {
+        self.output([c, 1, 1])
+    }
+
+    fn leaky(&mut self, x: &Size, _: &Size, _: f32) -> Result<Size> {
+        self.output(*x)
+    }
+
+    fn scale(&mut self, x: &Size, _: &Size) -> Result<Size> {
+        self.output(*x)
+    }
+
+    fn rsqrt(&mut self, x: &Size, _: f32) -> Result<Size> {
+        self.output(*x)
+    }
+
+    fn resample(&mut self, &[c, h, w]: &Size, resample: &Resample) -> Result<Size> {
+        self.output([c, resample.output(h), resample.output(w)])
+    }
+}
+
+/// A network to be counted: its parameters have no values.
+pub fn outlined<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> M {
+    outline(network).expect("zeros have any shape").0
+}
+
+/// One image that is not augmented.
+const UNTOLD: Told = Told { noise: &[0.0], augment: None };
+
+fn image(config: &Config) -> Size {
+    [config.image_channels, config.size, config.size]
+}

@@ -1,0 +1,195 @@
+//! What one iteration consumes: images and random numbers, each by its name. All of
+//! it is a pure function of (cell, name, step), so nothing about a generator of random
+//! numbers is saved, and every row of a seed sees the same images and noise.
+
+use crate::data::Images;
+use crate::network;
+use crate::rng::{Draws, Stream};
+use crate::train::augment::{self, Augmentation, Draw};
+use candle_core::{Device, Result, Tensor, bail};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Where the batches of a training come from.
+pub struct Batches<'a> {
+    pub images: &'a Images,
+    pub device: Device,
+    /// Images of one iteration.
+    pub size: usize,
+    /// At most so many of them in memory at a time.
+    pub microbatch: usize,
+    pub augmentation: Augmentation,
+    /// Names the random streams.
+    pub cell: String,
+}
+
+impl Batches<'_> {
+    /// The batch of iteration `step`, counted from 0.
+    pub fn at(&self, step: u64) -> Batch<'_> {
+        Batch { source: Source::Drawn(self), step, size: self.size, rows: 0..self.size }
+    }
+}
+
+/// Values that are given instead of drawn, for a comparison with another program.
+#[derive(Default)]
+pub struct Given {
+    /// (B, C, H, W), or (B) for one value an image.
+    pub tensors: BTreeMap<String, Tensor>,
+    pub augment: BTreeMap<String, Vec<Draw>>,
+    pub microbatch: Option<usize>,
+}
+
+impl Given {
+    /// The batch of these values, of `size` images.
+    pub fn batch(&self, step: u64, size: usize) -> Batch<'_> {
+        Batch { source: Source::Given(self), step, size, rows: 0..size }
+    }
+
+    fn get(&self, name: &str) -> Result<&Tensor> {
+        match self.tensors.get(name) {
+            Some(tensor) => Ok(tensor),
+            None => bail!("no values are given for {name}"),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Source<'a> {
+    Drawn(&'a Batches<'a>),
+    Given(&'a Given),
+}
+
+/// The images and random numbers of one iteration, or of some of its images.
+#[derive(Clone)]
+pub struct Batch<'a> {
+    source: Source<'a>,
+    /// The iteration, counted from 0.
+    pub step: u64,
+    /// Images of the whole batch.
+    pub size: usize,
+    rows: Range<usize>,
+}
+
+impl<'a> Batch<'a> {
+    /// Images here.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// Images that the training has seen after this iteration.
+    pub fn images_seen(&self) -> u64 {
+        (self.step + 1) * self.size as u64
+    }
+
+    /// As much of the whole batch as is here.
+    pub fn share(&self) -> f64 {
+        self.len() as f64 / self.size as f64
+    }
+
+    /// Microbatches, none of which cuts a group of `group` images.
+    pub fn parts(&self, group: usize) -> Vec<Batch<'a>> {
+        let microbatch = match self.source {
+            Source::Drawn(batches) => batches.microbatch,
+            Source::Given(given) => given.microbatch.unwrap_or(usize::MAX),
+        };
+        let each = (microbatch.min(self.len()) / group.max(1)).max(1) * group.max(1);
+        let part = |first: usize| Batch { rows: first..self.rows.end.min(first + each), ..self.clone() };
+        self.rows.clone().step_by(each).map(part).collect()
+    }
+
+    /// Standard normal numbers of the images' shape (B, C, H, W).
+    pub fn normal(&self, name: &str) -> Result<Tensor> {
+        match self.source {
+            Source::Drawn(b) => self.normal_of(name, (b.images.channels, b.images.size, b.images.size)),
+            Source::Given(given) => self.rows_of(given.get(name)?),
+        }
+    }
+
+    /// Standard normal numbers (B, C, H, W) of another shape than the images'.
+    pub fn normal_of(&self, name: &str, (c, h, w): (usize, usize, usize)) -> Result<Tensor> {
+        match self.source {
+            Source::Drawn(b) => {
+                let (stream, first) = (Stream::new(&b.cell, name), self.rows.start * c * h * w);
+                network::normals_from(&stream, self.step, first, (self.len(), c, h, w), &b.device)
+            }
+            Source::Given(given) => self.rows_of(given.get(name)?),
+        }
+    }
+
+    /// One value an image, which `draw` takes from the stream of that name.
+    pub fn each(&self, name: &str, mut draw: impl FnMut(&mut Draws) -> f32) -> Result<Vec<f32>> {
+        match self.source {
+            Source::Drawn(b) => {
+                let mut draws = Stream::new(&b.cell, name).at(self.step);
+                let all: Vec<f32> = (0..self.rows.end).map(|_| draw(&mut draws)).collect();
+                Ok(all[self.rows.clone()].to_vec())
+            }
+            Source::Given(given) => self.rows_of(given.get(name)?)?.to_vec1(),
+        }
+    }
+
+    /// The stream of that name, for what is drawn once for the whole batch.
+    ///
+    /// # Errors
+    /// Where values are given instead of drawn.
+    pub fn draws(&self, name: &str) -> Result<Draws> {
+        match self.source {
+            Source::Drawn(b) => Ok(Stream::new(&b.cell, name).at(self.step)),
+            Source::Given(_) => bail!("{name} is drawn once for a batch and cannot be given"),
+        }
+    }
+
+    /// Training images (B, C, H, W) in [-1, 1].
+    pub fn images(&self, name: &str) -> Result<Tensor> {
+        match self.source {
+            Source::Drawn(b) => {
+                let shape = (self.len(), b.images.channels, b.images.size, b.images.size);
+                Tensor::from_vec(b.images.to_unit(&self.indices(name, b)), shape, &b.device)
+            }
+            Source::Given(given) => self.rows_of(given.get(name)?),
+        }
+    }
+
+    /// Classes of the images of that name.
+    ///
+    /// # Errors
+    /// Where values are given instead of drawn.
+    pub fn labels(&self, name: &str) -> Result<Vec<u32>> {
+        match self.source {
+            Source::Drawn(b) => Ok(self.indices(name, b).into_iter().map(|i| b.images.labels[i]).collect()),
+            Source::Given(_) => bail!("{name} has no labels where values are given"),
+        }
+    }
+
+    /// `x` (B, C, H, W) after EDM's augmentation, and its labels (B x 9) one after the
+    /// other; where nothing is augmented, `x` as it is. No gradient passes.
+    pub fn augment(&self, name: &str, x: &Tensor) -> Result<(Tensor, Option<Vec<f32>>)> {
+        let draws = match self.source {
+            Source::Drawn(b) if b.augmentation.p > 0.0 => {
+                let mut draws = Stream::new(&b.cell, name).at(self.step);
+                let all: Vec<Draw> = (0..self.rows.end).map(|_| b.augmentation.draw(&mut draws)).collect();
+                all[self.rows.clone()].to_vec()
+            }
+            Source::Given(given) if given.augment.contains_key(name) => {
+                given.augment[name][self.rows.clone()].to_vec()
+            }
+            _ => return Ok((x.clone(), None)),
+        };
+        let labels = draws.iter().flat_map(Draw::labels).collect();
+        Ok((augment::apply_where_it_is(x, &draws)?, Some(labels)))
+    }
+
+    fn indices(&self, name: &str, b: &Batches) -> Vec<usize> {
+        let mut draws = Stream::new(&b.cell, name).at(self.step);
+        let all: Vec<usize> = (0..self.rows.end).map(|_| draws.below(b.images.len())).collect();
+        all[self.rows.clone()].to_vec()
+    }
+
+    fn rows_of(&self, all: &Tensor) -> Result<Tensor> {
+        all.narrow(0, self.rows.start, self.len())
+    }
+}
