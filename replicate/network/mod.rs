@@ -15,6 +15,7 @@ pub mod params;
 pub mod precondition;
 pub mod reference;
 mod resample;
+pub mod stylegan2;
 pub mod unet;
 
 pub use mix::{mix, scale_images};
@@ -117,6 +118,24 @@ pub trait Ops {
     /// 1 / sqrt(x + eps)
     fn rsqrt(&mut self, x: &Self::Map, eps: f32) -> Result<Self::Map>;
     fn resample(&mut self, x: &Self::Map, resample: &Resample) -> Result<Self::Map>;
+}
+
+/// A network as its operations.
+pub trait Walk: Sync {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map>;
+
+    /// The walk over `x`, (B, C, H, W) or (B, C), in float32. Gradients reach `x` and
+    /// `parameters` where candle tracks them. Gives (B, C, H, W), or (B, C) where H = W = 1.
+    ///
+    /// # Errors
+    /// What the operations fail with.
+    fn apply(&self, parameters: &[Tensor], x: &Tensor) -> Result<Tensor> {
+        if x.device().is_cpu() {
+            cpu::tape::apply(parameters, x, |ops, _, x| self.walk(ops, x))
+        } else {
+            elsewhere::apply(parameters, x, activations(x.device()), |ops, x| self.walk(ops, x))
+        }
+    }
 }
 
 /// Leaky ReLU's slope where its argument is not positive.

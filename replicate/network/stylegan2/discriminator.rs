@@ -1,0 +1,148 @@
+//! The discriminator: convolutions down to 4 x 4 pixels, the images' standard deviation as a
+//! channel of its own, and a logit that is the product of what is seen with what is told.
+
+use super::{BLUR, Config, EPS, Layer, Maker, Sequence, mapping};
+use crate::network::Resample;
+use candle_core::{Result, Tensor, bail};
+use candle_nn::VarBuilder;
+
+const MAPPING_LAYERS: usize = 8;
+
+const SMOOTH: Resample = Resample { up: 1, pad: [2, 2], taps: BLUR, down: 1 };
+/// Every second pixel from the second to the last but one: a 3x3 convolution of stride 2 without
+/// padding.
+const HALVE: Resample = Resample { up: 1, pad: [-1, -1], taps: &[1.0], down: 2 };
+
+pub struct Discriminator {
+    /// Down to 4 x 4 pixels.
+    body: Sequence,
+    /// Of these and of the standard deviation.
+    conv: Sequence,
+    /// Of all values of an image.
+    top: Sequence,
+    /// Of the time.
+    mapping: Sequence,
+    group: usize,
+}
+
+fn sequence(vb: &VarBuilder, make: impl FnOnce(&Maker) -> Result<Vec<Layer>>) -> Result<Sequence> {
+    let maker = Maker::new(vb.clone());
+    let layers = make(&maker)?;
+    Ok(Sequence { readings: maker.readings(), layers })
+}
+
+impl Discriminator {
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Discriminator> {
+        let Some((_, lowest)) = config.levels().next() else { bail!("a discriminator has channels") };
+        let body = sequence(&vb, |maker| {
+            let mut layers = Vec::new();
+            let mut inputs = config.image_channels;
+            // Each resolution's last convolution has the channels of the next.
+            let next = config.levels().rev().skip(1);
+            for ((size, channels), (_, outputs)) in config.levels().rev().zip(next) {
+                let b = maker.pp(format!("b{size}"));
+                if layers.is_empty() {
+                    layers
+                        .extend([Layer::weighted(b.pp("fromrgb").conv(inputs, channels, 1)?), Layer::Leaky]);
+                }
+                inputs = channels;
+                layers.extend([Layer::weighted(b.pp("conv0").conv(inputs, channels, 3)?), Layer::Leaky]);
+                let conv1 = Layer::weighted(b.pp("conv1").conv(channels, outputs, 3)?);
+                layers.extend([Layer::Resampled(SMOOTH), conv1, Layer::Resampled(HALVE), Layer::Leaky]);
+            }
+            Ok(layers)
+        })?;
+        let b4 = vb.pp("b4");
+        let conv = sequence(&b4, |maker| {
+            Ok(vec![Layer::weighted(maker.pp("conv").conv(lowest + 1, lowest, 3)?), Layer::Leaky])
+        })?;
+        let top = sequence(&b4, |maker| {
+            let fc = maker.pp("fc").linear(16 * lowest, lowest, 1.0, 0.0, 1.0)?;
+            let out = maker.pp("out").linear(lowest, lowest, 1.0, 0.0, 1.0)?;
+            Ok(vec![Layer::weighted(fc), Layer::Leaky, Layer::weighted(out)])
+        })?;
+        let mapping = sequence(&vb.pp("mapping"), |maker| {
+            let mut layers = vec![Layer::weighted(maker.pp("embed").linear(1, lowest, 1.0, 0.0, 1.0)?)];
+            layers.extend(mapping(maker, MAPPING_LAYERS, lowest)?);
+            Ok(layers)
+        })?;
+        Ok(Discriminator { body, conv, top, mapping, group: config.group })
+    }
+
+    /// Logits (B) of `x` (B, C, H, W) that were diffused for `t` steps (B), positive for data.
+    ///
+    /// # Errors
+    /// If the groups do not divide the batch, beside what the operations fail with.
+    pub fn forward(&self, x: &Tensor, t: &[f32]) -> Result<Tensor> {
+        let h = self.body.forward(x)?;
+        let deviation = Centred::new(&h, self.group)?.deviation()?;
+        let h = self.conv.forward(&Tensor::cat(&[h, deviation], 1)?)?;
+        let h = self.top.forward(&h.flatten_from(1)?)?;
+        self.logits(&h, t)
+    }
+
+    /// The derivatives (B) of the logits at `x` along `dx`. Gradients reach the parameters and
+    /// `dx`: what of them goes through x meets a slope that is constant but for the standard
+    /// deviation's, and the gradient of x itself is not asked for.
+    ///
+    /// # Errors
+    /// As [`Discriminator::forward`].
+    pub fn along(&self, x: &Tensor, dx: &Tensor, t: &[f32]) -> Result<Tensor> {
+        let [h, dh] = self.body.along(x, dx)?;
+        let (values, tangents) = (Centred::new(&h, self.group)?, Centred::new(&dh, self.group)?);
+        let h = Tensor::cat(&[&h, &values.deviation()?], 1)?;
+        let dh = Tensor::cat(&[&dh, &values.deviation_along(&tangents)?], 1)?;
+        // Behind the standard deviation all is linear in pieces.
+        let [h, dh] = self.conv.along(&h.detach(), &dh)?;
+        let [_, dh] = self.top.along(&h.detach().flatten_from(1)?, &dh.flatten_from(1)?)?;
+        self.logits(&dh, t)
+    }
+
+    fn logits(&self, h: &Tensor, t: &[f32]) -> Result<Tensor> {
+        let told = Tensor::from_slice(t, (t.len(), 1), h.device())?;
+        let map = self.mapping.forward(&told)?;
+        (h * map)?.sum(1)? * (1.0 / (h.dim(1)? as f64).sqrt())
+    }
+}
+
+/// The values of a map (B, C, H, W) minus their means over groups of m images, each of every
+/// (B / m)th: (m, B / m, C H W).
+struct Centred {
+    values: Tensor,
+    pixels: [usize; 2],
+}
+
+impl Centred {
+    fn new(x: &Tensor, group: usize) -> Result<Centred> {
+        let (images, channels, height, width) = x.dims4()?;
+        let m = group.min(images);
+        if !images.is_multiple_of(m) {
+            bail!("{images} images are no groups of {m}");
+        }
+        let x = x.reshape((m, images / m, channels * height * width))?;
+        Ok(Centred { values: x.broadcast_sub(&x.mean_keepdim(0)?)?, pixels: [height, width] })
+    }
+
+    /// Of every value over its group: (1, B / m, C H W).
+    fn deviations(&self) -> Result<Tensor> {
+        (self.values.sqr()?.mean_keepdim(0)? + f64::from(EPS))?.sqrt()
+    }
+
+    /// The mean of a group's, at every pixel of its images: (B, 1, H, W).
+    fn deviation(&self) -> Result<Tensor> {
+        self.spread(&self.deviations()?)
+    }
+
+    /// The derivative of [`Centred::deviation`].
+    fn deviation_along(&self, tangent: &Centred) -> Result<Tensor> {
+        let products = (&self.values * &tangent.values)?.mean_keepdim(0)?;
+        self.spread(&(products / self.deviations()?)?)
+    }
+
+    fn spread(&self, deviations: &Tensor) -> Result<Tensor> {
+        let (m, n, _) = self.values.dims3()?;
+        let [height, width] = self.pixels;
+        let means = deviations.mean_keepdim(2)?.broadcast_as((m, n, height * width))?;
+        means.reshape((m * n, 1, height, width))
+    }
+}

@@ -1,0 +1,189 @@
+//! The generator: a mapping from z to w, and convolutions whose input channels w scales.
+
+use super::{Config, EPS, Layer, Maker, NORMAL, Reading, Readings, SPREAD, ZERO, mapping};
+use crate::network::{Ops, Param, Plus, Resample, Walk};
+use candle_core::{DType, Result, Tensor, bail};
+use candle_nn::VarBuilder;
+use std::f32::consts::SQRT_2;
+
+const MAPPING_LAYERS: usize = 2;
+
+/// With a zero before each pixel and behind the last: where a transposed 3x3 convolution of
+/// stride 2 has values.
+const INSERT: Resample = Resample { up: 2, pad: [1, 0], taps: &[1.0], down: 1 };
+const SMOOTH: Resample = Resample { up: 1, pad: [1, 1], taps: SPREAD, down: 1 };
+/// Images to twice their size.
+const DOUBLE: Resample = Resample { up: 2, pad: [2, 1], taps: SPREAD, down: 1 };
+
+pub struct Generator {
+    readings: Readings,
+    latent: usize,
+    mapping: Vec<Layer>,
+    /// Of 4 x 4 pixels.
+    start: Param,
+    blocks: Vec<Block>,
+}
+
+/// Of one resolution.
+struct Block {
+    up: Option<Modulated>,
+    conv: Modulated,
+    rgb: ToRgb,
+}
+
+impl Generator {
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Generator> {
+        let maker = Maker::new(vb);
+        let mapping = mapping(&maker.pp("mapping"), MAPPING_LAYERS, config.latent)?;
+        let synthesis = maker.pp("synthesis");
+        let (mut start, mut blocks, mut inputs) = (None, Vec::new(), 0);
+        for (size, channels) in config.levels() {
+            let b = synthesis.pp(format!("b{size}"));
+            let conv = |name: &str, inputs: usize, up: bool| {
+                Modulated::new(config.latent, [inputs, channels], size, up, b.pp(name))
+            };
+            let up = match start {
+                Some(_) => Some(conv("conv0", inputs, true)?),
+                None => {
+                    start = Some(b.read(Reading::Pixels(b.stored((channels, 4, 4), "const", NORMAL)?)));
+                    None
+                }
+            };
+            let rgb = ToRgb::new(config, channels, b.pp("torgb"))?;
+            blocks.push(Block { up, conv: conv("conv1", channels, false)?, rgb });
+            inputs = channels;
+        }
+        let Some(start) = start else { bail!("a generator has channels") };
+        Ok(Generator { readings: maker.readings(), latent: config.latent, mapping, start, blocks })
+    }
+
+    /// Pixels on a side of each map of noise.
+    pub fn noise_sizes(&self) -> Vec<usize> {
+        self.convolutions().map(|conv| conv.size).collect()
+    }
+
+    fn convolutions(&self) -> impl Iterator<Item = &Modulated> {
+        self.blocks.iter().flat_map(|block| block.up.iter().chain([&block.conv]))
+    }
+
+    /// Images (B, C, H, W) of `z` (B, latent); `noise` of each of [`Generator::noise_sizes`] in
+    /// their order, (B, 1, size, size).
+    pub fn forward(&self, z: &Tensor, noise: &[Tensor]) -> Result<Tensor> {
+        let (images, latent) = z.dims2()?;
+        if latent != self.latent || noise.len() != self.convolutions().count() {
+            bail!("latents of {latent} values, {} maps of noise", noise.len());
+        }
+        let pixels = Tensor::eye(16, DType::F32, z.device())?.reshape((1, 16, 4, 4))?;
+        let pixels = pixels.broadcast_as((images, 16, 4, 4))?.contiguous()?;
+        Drawn { generator: self, pixels, noise }.apply(&self.readings.tensors()?, z)
+    }
+}
+
+/// The walk from z with the constants that it takes.
+struct Drawn<'a> {
+    generator: &'a Generator,
+    /// For each pixel of 4 x 4 a channel that is 1 there and 0 elsewhere.
+    pixels: Tensor,
+    noise: &'a [Tensor],
+}
+
+impl Walk for Drawn<'_> {
+    fn walk<O: Ops>(&self, ops: &mut O, z: &O::Map) -> Result<O::Map> {
+        let Generator { mapping, start, blocks, .. } = self.generator;
+        let w = mapping.iter().try_fold(z.clone(), |w, layer| layer.forward(ops, &w))?;
+        let pixels = ops.constant(&self.pixels)?;
+        let mut x = ops.conv(&pixels, *start, None, Plus::NOTHING)?;
+        let mut noise = self.noise.iter();
+        let mut image = None;
+        for Block { up, conv, rgb } in blocks {
+            for conv in up.iter().chain([conv]) {
+                let noise = ops.constant(noise.next().expect("as many as convolutions"))?;
+                x = conv.forward(ops, &x, &w, &noise)?;
+            }
+            image = Some(rgb.forward(ops, &x, &w, image.as_ref())?);
+        }
+        Ok(image.expect("a generator has blocks"))
+    }
+}
+
+/// A 3x3 convolution of channels that w scales, its outputs scaled to unit variance as they
+/// would have of inputs with unit variance; then noise, bias and leaky ReLU.
+struct Modulated {
+    affine: [Param; 2],
+    weight: Param,
+    squares: Param,
+    strength: Param,
+    bias: Param,
+    up: bool,
+    /// Pixels on a side of the output.
+    size: usize,
+}
+
+impl Modulated {
+    fn new(
+        latent: usize,
+        [inputs, outputs]: [usize; 2],
+        size: usize,
+        up: bool,
+        m: Maker,
+    ) -> Result<Modulated> {
+        let weight = m.stored((outputs, inputs, 3, 3), "weight", NORMAL)?;
+        let strength = m.stored((), "noise_strength", ZERO)?;
+        Ok(Modulated {
+            affine: m.pp("affine").linear(latent, inputs, 1.0, 1.0, 1.0)?,
+            weight: m.read(if up { Reading::Turned(weight) } else { Reading::Times(weight, 1.0) }),
+            squares: m.read(Reading::Squares(weight)),
+            strength: m.read(Reading::Column(strength, outputs)),
+            bias: m.times(outputs, "bias", ZERO, 1.0)?,
+            up,
+            size,
+        })
+    }
+
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, w: &O::Map, noise: &O::Map) -> Result<O::Map> {
+        let [weight, bias] = self.affine;
+        let style = ops.conv(w, weight, Some(bias), Plus::NOTHING)?;
+        let mut y = ops.scale(x, &style)?;
+        if self.up {
+            y = ops.resample(&y, &INSERT)?;
+        }
+        y = ops.conv(&y, self.weight, None, Plus::NOTHING)?;
+        if self.up {
+            y = ops.resample(&y, &SMOOTH)?;
+        }
+        let squares = ops.scale(&style, &style)?;
+        let variance = ops.conv(&squares, self.squares, None, Plus::NOTHING)?;
+        let factors = ops.rsqrt(&variance, EPS)?;
+        y = ops.scale(&y, &factors)?;
+        let plus = Plus { term: None, residual: Some((&y, 1.0)) };
+        y = ops.conv(noise, self.strength, Some(self.bias), plus)?;
+        ops.leaky(&y, &y, SQRT_2)
+    }
+}
+
+/// What a resolution adds to the image.
+struct ToRgb {
+    affine: [Param; 2],
+    weight: Param,
+    bias: Param,
+}
+
+impl ToRgb {
+    fn new(config: &Config, channels: usize, m: Maker) -> Result<ToRgb> {
+        let gain = 1.0 / (channels as f64).sqrt();
+        Ok(ToRgb {
+            affine: m.pp("affine").linear(config.latent, channels, 1.0, 1.0, gain)?,
+            weight: m.times((config.image_channels, channels, 1, 1), "weight", NORMAL, 1.0)?,
+            bias: m.times(config.image_channels, "bias", ZERO, 1.0)?,
+        })
+    }
+
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, w: &O::Map, image: Option<&O::Map>) -> Result<O::Map> {
+        let [weight, bias] = self.affine;
+        let style = ops.conv(w, weight, Some(bias), Plus::NOTHING)?;
+        let x = ops.scale(x, &style)?;
+        let image = image.map(|image| ops.resample(image, &DOUBLE)).transpose()?;
+        let plus = Plus { term: None, residual: image.as_ref().map(|image| (image, 1.0)) };
+        ops.conv(&x, self.weight, Some(self.bias), plus)
+    }
+}

@@ -1,0 +1,232 @@
+//! StyleGAN2 (Karras et al. 2020) as Diffusion-GAN (Wang et al. 2023) runs it on CIFAR-10:
+//! a generator with skip outputs and a discriminator without residuals that is told how far
+//! its images are diffused. Tensor names are those of the published checkpoints.
+//!
+//! Parameters are stored of unit variance and scaled when they are read, so that one learning
+//! rate suits all of them.
+
+mod discriminator;
+mod generator;
+
+pub use discriminator::Discriminator;
+pub use generator::Generator;
+
+use crate::network::{Builder, Ops, Param, Plus, Resample, Walk};
+use candle_core::{Result, Shape, Tensor};
+use candle_nn::{Init, VarBuilder};
+use std::cell::RefCell;
+use std::f32::consts::SQRT_2;
+use std::rc::Rc;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub image_channels: usize,
+    /// Length of z and of w.
+    pub latent: usize,
+    /// Of the maps of 4, 8, 16, … pixels on a side; the last have the images' size.
+    pub channels: Vec<usize>,
+    /// Images over which the discriminator sees a standard deviation.
+    pub group: usize,
+}
+
+impl Config {
+    /// Each number of pixels on a side, from 4 up, and its channels.
+    fn levels(&self) -> impl DoubleEndedIterator<Item = (usize, usize)> + '_ {
+        self.channels.iter().enumerate().map(|(level, channels)| (4 << level, *channels))
+    }
+}
+
+/// [1, 3, 3, 1] along each axis: of sum 1, and of sum 2 where half of the pixels are zeros.
+const BLUR: &[f32] = &[0.125, 0.375, 0.375, 0.125];
+const SPREAD: &[f32] = &[0.25, 0.75, 0.75, 0.25];
+/// Variances are kept from 0 by this.
+const EPS: f32 = 1e-8;
+
+const NORMAL: Init = Init::Randn { mean: 0.0, stdev: 1.0 };
+const ZERO: Init = Init::Const(0.0);
+
+/// What the operations read, made of the stored parameters.
+enum Reading {
+    Times(Param, f64),
+    /// By 180 degrees: a transposed convolution's weight as that of an ordinary one.
+    Turned(Param),
+    /// (O, I, k, k) to sums of squares over the kernel, (O, I).
+    Squares(Param),
+    /// (C, 4, 4) to (C, 16, 1, 1)
+    Pixels(Param),
+    /// A scalar for each of so many channels, (C, 1, 1, 1).
+    Column(Param, usize),
+    /// (C, C), a constant that makes each channel the mean of all.
+    Mean(usize),
+}
+
+/// The parameters of a walk.
+struct Readings {
+    stored: Vec<Tensor>,
+    list: Vec<Reading>,
+}
+
+impl Readings {
+    fn tensors(&self) -> Result<Vec<Tensor>> {
+        let stored = |param: &Param| &self.stored[param.0];
+        let read = |reading: &Reading| match reading {
+            Reading::Times(param, gain) => stored(param) * *gain,
+            Reading::Turned(param) => stored(param).flip(&[2, 3]),
+            Reading::Squares(param) => stored(param).sqr()?.sum((2, 3)),
+            Reading::Pixels(param) => stored(param).reshape(((), 16, 1, 1)),
+            Reading::Column(param, channels) => {
+                stored(param).broadcast_as((*channels, 1, 1, 1))?.contiguous()
+            }
+            Reading::Mean(n) => Tensor::full(1.0 / *n as f32, (*n, *n), self.stored[0].device()),
+        };
+        self.list.iter().map(read).collect()
+    }
+}
+
+/// Collects the parameters of a walk while it is built, and how they are read.
+#[derive(Clone)]
+struct Maker<'a> {
+    builder: Builder<'a>,
+    list: Rc<RefCell<Vec<Reading>>>,
+}
+
+impl<'a> Maker<'a> {
+    fn new(vb: VarBuilder<'a>) -> Maker<'a> {
+        Maker { builder: Builder::new(vb), list: Rc::default() }
+    }
+
+    fn pp(&self, name: impl ToString) -> Maker<'a> {
+        Maker { builder: self.builder.pp(name), list: self.list.clone() }
+    }
+
+    fn read(&self, reading: Reading) -> Param {
+        let mut list = self.list.borrow_mut();
+        list.push(reading);
+        Param(list.len() - 1)
+    }
+
+    fn stored(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
+        self.builder.get(shape, name, init)
+    }
+
+    fn times(&self, shape: impl Into<Shape>, name: &str, init: Init, gain: f64) -> Result<Param> {
+        Ok(self.read(Reading::Times(self.stored(shape, name, init)?, gain)))
+    }
+
+    /// Weight and bias of a linear layer times `gain`, whose learning rate is `rate` times that
+    /// of the others.
+    fn linear(&self, inputs: usize, outputs: usize, rate: f64, bias: f64, gain: f64) -> Result<[Param; 2]> {
+        let init = Init::Randn { mean: 0.0, stdev: 1.0 / rate };
+        let weight = self.times((outputs, inputs), "weight", init, gain * rate / (inputs as f64).sqrt())?;
+        Ok([weight, self.times(outputs, "bias", Init::Const(bias), gain * rate)?])
+    }
+
+    /// Of a convolution with a kernel of `k` x `k`.
+    fn conv(&self, inputs: usize, outputs: usize, k: usize) -> Result<[Param; 2]> {
+        let gain = 1.0 / ((inputs * k * k) as f64).sqrt();
+        let weight = self.times((outputs, inputs, k, k), "weight", NORMAL, gain)?;
+        Ok([weight, self.times(outputs, "bias", ZERO, 1.0)?])
+    }
+
+    fn readings(self) -> Readings {
+        Readings { stored: self.builder.parameters(), list: self.list.take() }
+    }
+}
+
+enum Layer {
+    /// A convolution or linear layer.
+    Weighted {
+        weight: Param,
+        bias: Param,
+    },
+    Leaky,
+    Resampled(Resample),
+    /// To a mean square of 1 over the channels.
+    Normalised {
+        mean: Param,
+    },
+}
+
+impl Layer {
+    fn weighted([weight, bias]: [Param; 2]) -> Layer {
+        Layer::Weighted { weight, bias }
+    }
+
+    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        match self {
+            Layer::Weighted { weight, bias } => ops.conv(x, *weight, Some(*bias), Plus::NOTHING),
+            Layer::Leaky => ops.leaky(x, x, SQRT_2),
+            Layer::Resampled(resample) => ops.resample(x, resample),
+            Layer::Normalised { mean } => {
+                let squares = ops.scale(x, x)?;
+                let mean = ops.conv(&squares, *mean, None, Plus::NOTHING)?;
+                let size = ops.rsqrt(&mean, EPS)?;
+                ops.scale(x, &size)
+            }
+        }
+    }
+
+    /// The derivative at `x` along `dx`.
+    fn along<O: Ops>(&self, ops: &mut O, x: &O::Map, dx: &O::Map) -> Result<O::Map> {
+        match self {
+            Layer::Weighted { weight, .. } => ops.conv(dx, *weight, None, Plus::NOTHING),
+            Layer::Leaky => ops.leaky(dx, x, SQRT_2),
+            Layer::Resampled(resample) => ops.resample(dx, resample),
+            Layer::Normalised { .. } => candle_core::bail!("no derivative goes through a normalisation"),
+        }
+    }
+}
+
+/// The layers of a mapping network, from `features`: linear with a hundredth of the learning
+/// rate, and leaky ReLU.
+fn mapping(maker: &Maker, layers: usize, features: usize) -> Result<Vec<Layer>> {
+    let mut all = vec![Layer::Normalised { mean: maker.read(Reading::Mean(features)) }];
+    for i in 0..layers {
+        let linear = maker.pp(format!("fc{i}")).linear(features, features, 0.01, 0.0, 1.0)?;
+        all.extend([Layer::weighted(linear), Layer::Leaky]);
+    }
+    Ok(all)
+}
+
+/// Layers one after the other.
+struct Sequence {
+    readings: Readings,
+    layers: Vec<Layer>,
+}
+
+impl Sequence {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.apply(&self.readings.tensors()?, x)
+    }
+
+    /// What becomes of `x`, whose gradient is not asked for, and the derivative along `dx`.
+    fn along(&self, x: &Tensor, dx: &Tensor) -> Result<[Tensor; 2]> {
+        let both = Along { layers: &self.layers, x }.apply(&self.readings.tensors()?, dx)?;
+        let channels = both.dim(1)? / 2;
+        Ok([both.narrow(1, 0, channels)?, both.narrow(1, channels, channels)?])
+    }
+}
+
+impl Walk for Sequence {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        self.layers.iter().try_fold(x.clone(), |x, layer| layer.forward(ops, &x))
+    }
+}
+
+/// The walk of a tangent: of the channels, the first half are the values, the second half
+/// the tangent's.
+struct Along<'a> {
+    layers: &'a [Layer],
+    x: &'a Tensor,
+}
+
+impl Walk for Along<'_> {
+    fn walk<O: Ops>(&self, ops: &mut O, dx: &O::Map) -> Result<O::Map> {
+        let (mut x, mut dx) = (ops.constant(self.x)?, dx.clone());
+        for layer in self.layers {
+            dx = layer.along(ops, &x, &dx)?;
+            x = layer.forward(ops, &x)?;
+        }
+        ops.concat(&x, &dx)
+    }
+}
