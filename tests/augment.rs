@@ -327,6 +327,7 @@ fn critic_step(row: &Row, augment: Option<[Vec<Draw>; 2]>) -> (f32, bool) {
         device: &Device::Cpu,
         network: &config,
         settings: &settings,
+        images: 64,
         start: Some(&weights),
         cell: "augmented steps",
     };

@@ -56,6 +56,7 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
         device: &Device::Cpu,
         network: &network,
         settings: &settings,
+        images: 64,
         start: Some(&weights),
         cell: "parts",
     };

@@ -9,10 +9,10 @@ use crate::measure::inception::Inception;
 use crate::measure::metrics::Features;
 use crate::measure::metrics::frechet::{Moments, frechet_distance};
 use crate::measure::sample::generate;
+use crate::method::FULL_INITIALIZATION;
 use crate::method::one_step::one_step;
 use crate::method::sampler::edm;
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
-use crate::method::{FULL_INITIALIZATION, Setup};
 use crate::network;
 use crate::network::device::peak_bytes;
 use crate::network::elsewhere;
@@ -125,8 +125,7 @@ fn noise(n: usize, size: usize) -> Images {
 /// Iterations of DiJS from drawn weights.
 fn iterations(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let recipe = Recipe::of(scale);
-    let setup =
-        Setup { device, network: &recipe.network, settings: &recipe.one_step, start: None, cell: "bench" };
+    let setup = recipe.setup(device, &FULL_INITIALIZATION, None, "bench");
     let training = FULL_INITIALIZATION.method.training.as_ref().expect("DiJS is trained");
     let mut method = (training.build)(&setup)?;
     steps(&mut *method, &recipe, recipe.batch, repeats, device)

@@ -350,14 +350,30 @@ impl Recipe {
             && !self.changes.iter().any(|change| change.starts_with("teacher_"))
     }
 
-    /// What a method is built from; `cell` names the streams of what is drawn.
-    pub fn setup<'a>(&'a self, device: &'a Device, start: Option<&'a Arrays>, cell: &'a str) -> Setup<'a> {
-        Setup { device, network: &self.network, settings: &self.one_step, start, cell }
+    /// What the method of `row` is built from; `cell` names the streams of what is drawn.
+    pub fn setup<'a>(
+        &'a self,
+        device: &'a Device,
+        row: &Row,
+        start: Option<&'a Arrays>,
+        cell: &'a str,
+    ) -> Setup<'a> {
+        let (network, settings, images) = (&self.network, &self.one_step, self.images_of(row));
+        Setup { device, network, settings, images, start, cell }
     }
 
-    /// Whole iterations of the one-step training.
-    pub fn iterations(&self) -> u64 {
-        self.images.div_ceil(self.batch as u64)
+    /// Images of the row's training: what knows no pre-training sees those of the others'
+    /// pre-training, too.
+    pub fn images_of(&self, row: &Row) -> u64 {
+        match row.method.training.as_ref().and_then(|training| training.from_scratch) {
+            Some(published) => published.min(self.pretraining.images + self.images),
+            None => self.images,
+        }
+    }
+
+    /// Whole iterations of the row's training.
+    pub fn iterations(&self, row: &Row) -> u64 {
+        self.images_of(row).div_ceil(self.batch as u64)
     }
 
     pub fn data_text(&self, data: Data) -> String {
@@ -500,7 +516,7 @@ impl Recipe {
                 .adam(s.adam)
                 .line("ema half-life images", s.ema_half_life)
                 .line("augmentation of the critic's images", self.augmentation)
-                .line("images", self.images)
+                .line("images", self.images_of(row))
                 .line("batch", self.batch)
                 .line("ticks", self.ticks);
         }

@@ -22,7 +22,7 @@ use crate::data::grid::GRID;
 use crate::error;
 use crate::experiment::{Recipe, Scale};
 use crate::measure::classifier::{Classifier, FEATURES};
-use crate::method::cost::{Network, Pass, Role};
+use crate::method::cost::{Network, Pass, Role, Size};
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::method::{Initialization, Row, Trained};
 use crate::network::count::{Count, outlined};
@@ -57,7 +57,7 @@ pub struct Cost {
 /// The training of a row where it has one, then the samples and their scores.
 pub fn row(recipe: &Recipe, row: &Row) -> Cost {
     let (config, e) = (&recipe.network, &recipe.evaluation);
-    let sample = row.method.nfe as f64 * Count::denoiser(config).flop();
+    let sample = row.method.nfe as f64 * sampled(row).count(config).flop();
     let scored = e.trials * e.samples;
     let features = |images: usize| images as f64 * features_forward(recipe);
     // The real images of the larger scales are measured once for all rows.
@@ -67,7 +67,7 @@ pub fn row(recipe: &Recipe, row: &Row) -> Cost {
         let disk_bytes = TEXT + grid_bytes(config);
         return Cost { flop: scores, disk_bytes, peak_disk_bytes: disk_bytes, ..Cost::default() };
     };
-    let steps = recipe.iterations();
+    let steps = recipe.iterations(row);
     let looks = looks(steps, recipe.ticks);
     let quick = e.quick_samples;
     let look = (GRID_IMAGES + quick) as f64 * sample + features(quick);
@@ -80,6 +80,13 @@ pub fn row(recipe: &Recipe, row: &Row) -> Cost {
         parameters: learned.iter().map(|(_, count)| count.parameters).sum(),
         ..disk(config, looks, &learned)
     }
+}
+
+/// The network that makes the row's samples.
+fn sampled(row: &Row) -> Size {
+    let trained = row.method.training.iter().flat_map(|training| training.networks);
+    let averaged = trained.filter(|network| network.role == Role::Averaged).map(|network| network.size);
+    averaged.into_iter().next().unwrap_or(Size::Denoiser)
 }
 
 /// Operations of one iteration, an image.

@@ -37,6 +37,8 @@ pub struct Setup<'a> {
     pub device: &'a Device,
     pub network: &'a Config,
     pub settings: &'a Settings,
+    /// Images that the training sees.
+    pub images: u64,
     /// Weights of the initialisation; `None` draws everything.
     pub start: Option<&'a Arrays>,
     /// Names the streams of what is drawn.
@@ -67,6 +69,9 @@ pub struct Trained {
     pub build: Build,
     pub networks: &'static [Network],
     pub calls: &'static [Call],
+    /// Images of the published training, where the method knows no pre-training. It sees no
+    /// more than the others' pre-training and one-step training together.
+    pub from_scratch: Option<u64>,
 }
 
 /// Training images.

@@ -304,8 +304,14 @@ pub fn five_steps(
     let head: Arrays = head.collect();
     weights.extend(head.clone());
     let network = tiny();
-    let setup =
-        Setup { device, network: &network, settings: &settings, start: Some(&weights), cell: "parity" };
+    let setup = Setup {
+        device,
+        network: &network,
+        settings: &settings,
+        images: 20,
+        start: Some(&weights),
+        cell: "parity",
+    };
     let training = row.method.training.as_ref().expect("a row with five steps is trained");
     let mut method = (training.build)(&setup)?;
     let mut first = state(&mut *method)?;

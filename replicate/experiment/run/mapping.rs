@@ -15,11 +15,13 @@ impl Runner<'_> {
     /// How far `row` is, as a map from latents to images, from the full
     /// multi-level initialisation of the same seed, before the second stage and
     /// after it: the scores `map_distance_start` and `map_distance_end`. `None`
-    /// where one of the two cells is not finished, and for the full
-    /// initialisation itself; without `make`, also where nobody has measured it.
+    /// where one of the two cells is not finished, for the full initialisation itself and
+    /// for methods that know none; without `make`, also where nobody has measured it.
     pub fn mapping(&mut self, row: &Row, seed: u64, make: bool) -> Result<Option<Outcome>> {
         let reference = FULL_INITIALIZATION;
-        if *row == reference || row.method.training.is_none() || row.start == reference.start {
+        let initialised =
+            row.method.training.as_ref().is_some_and(|training| training.from_scratch.is_none());
+        if *row == reference || !initialised || row.start == reference.start {
             return Ok(None);
         }
         let (Some(ours), Some(theirs)) = (self.stored(row, seed)?, self.stored(&reference, seed)?) else {
@@ -46,7 +48,7 @@ impl Runner<'_> {
         let mut maps = Vec::new();
         for (row, outcome) in [(row, &ours), (&reference, &theirs)] {
             let (start, cell) = (self.starting_weights(row)?, self.streams(seed));
-            let setup = self.setup(start.as_ref(), &cell);
+            let setup = self.setup(row, start.as_ref(), &cell);
             let training = row.method.training.as_ref().expect("only trained rows are compared");
             let first = published(&mut *(training.build)(&setup)?)?;
             let images = |weights: &Arrays| {

@@ -220,7 +220,7 @@ impl<'a> Runner<'a> {
     ) -> Result<Trained> {
         let (recipe, device) = (&self.recipe, &self.settings.device);
         let cell = self.streams(seed);
-        let setup = recipe.setup(device, start, &cell);
+        let setup = recipe.setup(device, row, start, &cell);
         let training = row.method.training.as_ref().expect("the row has a training");
         let mut method = (training.build)(&setup)?;
         let sizes = ["generator_parameters", "critic_parameters"];
@@ -242,7 +242,7 @@ impl<'a> Runner<'a> {
             let grid = generate_grid(&recipe.network, device, |z| sampler.sample(z))?;
             Ok(Snapshot { scores: Some(evaluator.interim(&images)?), grid: Some(grid) })
         };
-        let budget = Budget { images: recipe.images, ticks: recipe.ticks };
+        let budget = Budget { images: recipe.images_of(row), ticks: recipe.ticks };
         train(lock, budget, &batches, &mut *method, &mut snapshot, &mut self.watch, self.stop)
     }
 
@@ -256,7 +256,7 @@ impl<'a> Runner<'a> {
         weights: &Arrays,
     ) -> Result<Vec<(&'static str, f64)>> {
         let cell = self.streams(seed);
-        let sampler = (row.method.sampler)(&self.setup(start, &cell), weights)?;
+        let sampler = (row.method.sampler)(&self.setup(row, start, &cell), weights)?;
         let label = lock.label().to_string();
         let (recipe, device) = (&self.recipe, &self.settings.device);
         let (stop, watch) = (self.stop, &mut self.watch);
@@ -311,8 +311,8 @@ impl<'a> Runner<'a> {
         format!("{} one-step seed {seed}", self.recipe.scale)
     }
 
-    fn setup<'s>(&'s self, start: Option<&'s Arrays>, cell: &'s str) -> Setup<'s> {
-        self.recipe.setup(&self.settings.device, start, cell)
+    fn setup<'s>(&'s self, row: &Row, start: Option<&'s Arrays>, cell: &'s str) -> Setup<'s> {
+        self.recipe.setup(&self.settings.device, row, start, cell)
     }
 
     /// The finished result of one cell of one seed; nothing is run.
@@ -353,7 +353,7 @@ impl<'a> Runner<'a> {
             (None, Some(start)) => start.clone(),
             _ => read_weights(&outcome.entry)?.0,
         };
-        let sampler = (row.method.sampler)(&self.setup(start.as_ref(), &cell), &weights)?;
+        let sampler = (row.method.sampler)(&self.setup(row, start.as_ref(), &cell), &weights)?;
         let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
         Ok(move |range| {
             let latents = ScoreLatents { config: &config, seed, device: &device };

@@ -25,7 +25,7 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build) -> Spec 
         Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
         Call { step: 1, network: "critic", pass: Pass::Through, times: 1.0 },
     ];
-    let training = Some(Trained { build, networks: NETWORKS, calls });
+    let training = Some(Trained { build, networks: NETWORKS, calls, from_scratch: None });
     Spec { name, cite, file: file!(), training, nfe: 1, sampler: one_step::sampler }
 }
 

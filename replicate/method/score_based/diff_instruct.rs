@@ -32,6 +32,7 @@ pub const SPEC: Spec = Spec {
             Call { step: 1, network: "fake", pass: Pass::Forward, times: 1.0 },
             Call { step: 1, network: "teacher", pass: Pass::Forward, times: 1.0 },
         ],
+        from_scratch: None,
     }),
     nfe: 1,
     sampler: one_step::sampler,
