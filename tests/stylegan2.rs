@@ -5,11 +5,18 @@ mod common;
 use candle_core::{Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use common::{Fixture, relative_error, unit};
+use replicate::experiment::{Recipe, Scale};
+use replicate::method::Setup;
 use replicate::method::equations::softplus;
-use replicate::method::ratio_based::diffusion_gan::{Adaptive, Chain, approximate_r1, r1};
+use replicate::method::ratio_based::chain::{Adaptive, Chain};
+use replicate::method::ratio_based::diffusion_gan::{
+    DiffusionGan, Penalty, Settings, approximate_r1, networks, r1,
+};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::stylegan2::{Config, Discriminator, Generator};
 use replicate::store::Array;
+use replicate::train::batch::Given;
+use replicate::train::{Method, restore, state};
 
 const BATCH: usize = 4;
 const SIZE: usize = 16;
@@ -199,7 +206,9 @@ fn approximate_r1_is_a_difference() {
         let noise = normal("style.approximate_r1", &[BATCH, 3, SIZE, SIZE]);
         let beside = (images("style.x") + (noise * sigma).unwrap()).unwrap();
         let logits = |x: &Tensor| discriminator.forward(x, &TIMES).unwrap();
-        approximate_r1(&logits(&images("style.x")), &logits(&beside)).unwrap()
+        let penalty = approximate_r1(&logits(&images("style.x")), &logits(&beside), sigma).unwrap();
+        // The fixture has the differences themselves.
+        (penalty.loss * (sigma * sigma)).unwrap()
     };
     // A difference of two rounded logits.
     for (sigma, tolerance) in [(0.1, 4e-4), (0.01, 4e-4)] {
@@ -246,4 +255,107 @@ fn adaptive_length() {
         adaptive.update(1.0, 64);
         assert_eq!(adaptive.steps(), steps as usize);
     }
+}
+
+/// What one iteration of the fixture is given.
+fn given(k: usize) -> Given {
+    let mut given = Given::default();
+    let mut give = |name: String, tensor: Tensor| given.tensors.insert(name, tensor);
+    let uniform = |name: &str, n: usize| {
+        let values: Vec<f32> = unit(name, n).into_iter().map(|u| (u + 1.0) / 2.0).collect();
+        Tensor::from_vec(values, n, &Device::Cpu).unwrap()
+    };
+    give("times".into(), uniform("diffusion.T10.t_epl", 32));
+    give("critic.index".into(), images(&format!("style_step{k}.real")));
+    for (ours, theirs) in [("generator", "Gmain"), ("critic", "Dmain"), ("penalty", "Dreg")] {
+        let at = format!("style_step{k}.{theirs}");
+        give(format!("{ours}.z"), normal(&format!("{at}.z"), &[BATCH, 16]));
+        for (i, map) in noise(&at).into_iter().enumerate() {
+            give(format!("{ours}.map{i}"), map);
+        }
+        for of in ["real", "fake"] {
+            let eps = normal(&format!("{at}.diffusion_{of}"), &[BATCH, 3, SIZE, SIZE]);
+            give(format!("{ours}.noise_{of}"), eps);
+            give(format!("{ours}.t_{of}"), uniform(&format!("{at}.t_{of}"), BATCH));
+        }
+    }
+    given
+}
+
+#[test]
+fn five_iterations() {
+    let fixture = Fixture::open("diffusion-gan.npz");
+    let recipe = Recipe::of(Scale::Mini);
+    let setup = Setup {
+        device: &Device::Cpu,
+        network: &recipe.network,
+        settings: &recipe.one_step,
+        images: 20,
+        start: None,
+        cell: "parity",
+    };
+    let settings = Settings { lr: 0.0025, beta2: 0.99, gamma: Some(1.0), every: 2, penalty: Penalty::Exact };
+    let mut method = DiffusionGan::of(&setup, &settings, &config()).unwrap();
+    let mut start = state(&mut method).unwrap();
+    for (ours, theirs) in [("generator", "generator"), ("critic", "discriminator")] {
+        let prefix = format!("{ours}.weights.");
+        for (name, array) in &mut start {
+            if let Some(name) = name.strip_prefix(&prefix) {
+                array.data = value(theirs, name, &array.shape);
+            }
+        }
+    }
+    restore(&mut method, &start).unwrap();
+
+    let (mut generator, mut critic, mut penalty) = (Vec::new(), Vec::new(), Vec::new());
+    for k in 0..5 {
+        let values = method.step(&given(k).batch(k as u64, BATCH)).unwrap();
+        let values: Vec<f32> = values.iter().map(|v| v.to_scalar().unwrap()).collect();
+        critic.push(values[0]);
+        generator.push(values[1]);
+        // gamma / 2 times the interval is 1 here.
+        if k % 2 == 0 {
+            penalty.push(values[2]);
+        } else {
+            assert_eq!(values[2], 0.0);
+        }
+        assert_eq!(values[4], 10.0);
+    }
+    for (what, ours, tolerance) in [
+        ("generator_loss", generator, 1e-3),
+        ("discriminator_loss", critic, 1e-3),
+        ("r1_penalty", penalty, 1e-3),
+    ] {
+        let error = relative_error(&ours, &fixture.f32(&format!("style_steps/{what}")));
+        println!("{what}: {error:.1e}");
+        assert!(error < tolerance, "{what}: off by {error}");
+    }
+
+    let after = state(&mut method).unwrap();
+    let weights = |part: &str| -> Arrays {
+        let prefix = format!("{part}.weights.");
+        let named = after.iter().filter_map(|(name, array)| Some((name.strip_prefix(&prefix)?, array)));
+        named.map(|(name, array)| (name.to_string(), array.clone())).collect()
+    };
+    let generator = Generator::load(&config(), &weights("generator"), &Device::Cpu).unwrap();
+    let samples = generator.forward(&normal("final.style.z", &[BATCH, 16]), &constant_noise()).unwrap();
+    close("samples", &samples, &fixture.f32("style_steps/samples_after"));
+    let (params, discriminator) = discriminator();
+    params.assign(&weights("critic")).unwrap();
+    let logits = discriminator.forward(&images("style.x"), &TIMES).unwrap();
+    close("logits", &logits, &fixture.f32("style_steps/logits_after"));
+}
+
+/// As large as the authors' networks at 32 x 32 pixels.
+#[test]
+fn sizes() {
+    let of = |scale| networks(&Recipe::of(scale).network);
+    let config = of(Scale::Paper);
+    assert_eq!(Generator::count(&config).parameters, 19_947_539);
+    assert_eq!(Discriminator::count(&config).parameters, 23_085_056);
+    assert_eq!(config.size(), 32);
+    let config = of(Scale::Mini);
+    assert_eq!(Generator::count(&config).parameters, 72_014);
+    assert_eq!(Discriminator::count(&config).parameters, 72_640);
+    println!("{:?} {:?}", Generator::count(&config), Discriminator::count(&config));
 }

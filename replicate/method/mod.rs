@@ -14,6 +14,7 @@ use crate::method::cost::{Call, Network};
 use crate::method::equations::Divergence;
 use crate::method::one_step::Settings;
 use crate::method::ratio_based::class_ratio::{build, spec as ratio};
+use crate::method::ratio_based::diffusion_gan;
 use crate::method::sampler::edm;
 use crate::method::score_based::diff_instruct;
 use crate::network::params::Arrays;
@@ -145,6 +146,7 @@ pub const FULL_INITIALIZATION: Row = row("dijs", DIJS, FULL);
 pub const TABLE1: &[Row] = &[
     row("edm", edm::SPEC, FULL),
     row("diff-instruct", diff_instruct::SPEC, FULL),
+    row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
     row("dirm", ratio("class-ratio DiRm", "Algorithm 2, Eq 10", |s| build(s, Divergence::DiRm)), FULL),
     row("dikl", ratio("class-ratio DiKl", "Algorithm 2, Eq 8", |s| build(s, Divergence::DiKl)), FULL),
     FULL_INITIALIZATION,

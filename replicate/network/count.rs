@@ -2,7 +2,7 @@
 
 use crate::network::params::outline;
 use crate::network::unet::{Config, Critic, Denoiser, Told};
-use crate::network::{Norm, Ops, Param, Plus, Resample};
+use crate::network::{Norm, Ops, Param, Plus, Resample, Walk};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -24,6 +24,21 @@ impl Count {
         let mut counter = Counter { parameters, count };
         walk(&mut counter).expect("shapes are all that a count needs");
         counter.count
+    }
+
+    /// Of a walk from an input of `size` that reads `read`, made of the `stored` parameters.
+    pub fn walked(stored: &[Tensor], read: &[Tensor], walk: &impl Walk, size: Size) -> Count {
+        let Count { parameters, tensors, .. } = Count::of(stored, |_| Ok(size));
+        Count { parameters, tensors, ..Count::of(read, |ops| walk.walk(ops, &size)) }
+    }
+
+    pub fn and(self, other: Count) -> Count {
+        Count {
+            multiply_adds: self.multiply_adds + other.multiply_adds,
+            activations: self.activations + other.activations,
+            parameters: self.parameters + other.parameters,
+            tensors: self.tensors + other.tensors,
+        }
     }
 
     pub fn flop(&self) -> f64 {

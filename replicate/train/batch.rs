@@ -132,6 +132,35 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// `n` values for the whole batch, the same for `every` iterations.
+    pub fn common(
+        &self,
+        name: &str,
+        every: u64,
+        n: usize,
+        mut draw: impl FnMut(&mut Draws) -> f32,
+    ) -> Result<Vec<f32>> {
+        match self.source {
+            Source::Drawn(b) => {
+                let mut draws = Stream::new(&b.cell, name).at(self.step / every);
+                Ok((0..n).map(|_| draw(&mut draws)).collect())
+            }
+            Source::Given(given) => given.get(name)?.to_vec1(),
+        }
+    }
+
+    /// `x` (B, C, H, W), half of the images mirrored, where images are augmented at all.
+    pub fn mirror(&self, name: &str, x: &Tensor) -> Result<Tensor> {
+        match self.source {
+            Source::Drawn(b) if b.augmentation.p > 0.0 => {
+                let keep = self.each(name, |draws| draws.below(2) as f32)?;
+                let turn: Vec<f32> = keep.iter().map(|keep| 1.0 - keep).collect();
+                network::mix(x, &keep, &x.flip(&[3])?, &turn)
+            }
+            _ => Ok(x.clone()),
+        }
+    }
+
     /// The stream of that name, for what is drawn once for the whole batch.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 
 use super::{BLUR, Config, EPS, Layer, Maker, Sequence, mapping};
 use crate::network::Resample;
+use crate::network::count::{Count, outlined};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
@@ -67,6 +68,20 @@ impl Discriminator {
             Ok(layers)
         })?;
         Ok(Discriminator { body, conv, top, mapping, group: config.group })
+    }
+
+    /// What it has, and does with one image.
+    pub fn count(config: &Config) -> Count {
+        let d = outlined(|vb| Discriminator::new(config, vb));
+        let (channels, lowest) = (config.image_channels, config.channels[0]);
+        let parts = [
+            d.body.count([channels, config.size(), config.size()]),
+            d.conv.count([lowest + 1, 4, 4]),
+            d.top.count([16 * lowest, 1, 1]),
+            d.mapping.count([1, 1, 1]),
+        ];
+        let parts = parts.into_iter().map(|part| part.expect("shapes are all that a count needs"));
+        parts.reduce(Count::and).expect("there are parts")
     }
 
     /// Logits (B) of `x` (B, C, H, W) that were diffused for `t` steps (B), positive for data.

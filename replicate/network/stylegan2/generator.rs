@@ -1,8 +1,10 @@
 //! The generator: a mapping from z to w, and convolutions whose input channels w scales.
 
 use super::{Config, EPS, Layer, Maker, NORMAL, Reading, Readings, SPREAD, ZERO, mapping};
+use crate::network::count::{Count, outlined};
+use crate::network::params::{Arrays, Params, Source};
 use crate::network::{Ops, Param, Plus, Resample, Walk};
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::f32::consts::SQRT_2;
 
@@ -55,6 +57,26 @@ impl Generator {
         }
         let Some(start) = start else { bail!("a generator has channels") };
         Ok(Generator { readings: maker.readings(), latent: config.latent, mapping, start, blocks })
+    }
+
+    /// The generator with these weights.
+    pub fn load(config: &Config, weights: &Arrays, device: &Device) -> Result<Generator> {
+        let source = Source { given: weights, drawn: &[], cell: "" };
+        let build = |vb: VarBuilder| Generator::new(config, vb);
+        Params::build(device, &source, build)?.0.frozen(build)
+    }
+
+    /// What it has, and does for one image.
+    pub fn count(config: &Config) -> Count {
+        let g = outlined(|vb| Generator::new(config, vb));
+        let constant = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu);
+        let noise = g.noise_sizes().into_iter().map(|size| constant((1, 1, size, size)));
+        let count = || -> Result<Count> {
+            let noise = noise.collect::<Result<Vec<_>>>()?;
+            let walk = Drawn { generator: &g, pixels: constant((1, 16, 4, 4))?, noise: &noise };
+            Ok(Count::walked(&g.readings.stored, &g.readings.shapes()?, &walk, [config.latent, 1, 1]))
+        };
+        count().expect("shapes are all that a count needs")
     }
 
     /// Pixels on a side of each map of noise.

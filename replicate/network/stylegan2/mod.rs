@@ -11,6 +11,7 @@ mod generator;
 pub use discriminator::Discriminator;
 pub use generator::Generator;
 
+use crate::network::count::{Count, Size};
 use crate::network::{Builder, Ops, Param, Plus, Resample, Walk};
 use candle_core::{Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -30,6 +31,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// Pixels on a side of the images.
+    pub fn size(&self) -> usize {
+        2 << self.channels.len()
+    }
+
     /// Each number of pixels on a side, from 4 up, and its channels.
     fn levels(&self) -> impl DoubleEndedIterator<Item = (usize, usize)> + '_ {
         self.channels.iter().enumerate().map(|(level, channels)| (4 << level, *channels))
@@ -80,6 +86,19 @@ impl Readings {
             Reading::Mean(n) => Tensor::full(1.0 / *n as f32, (*n, *n), self.stored[0].device()),
         };
         self.list.iter().map(read).collect()
+    }
+
+    /// Tensors of the same shapes, for a count: nothing is computed.
+    fn shapes(&self) -> Result<Vec<Tensor>> {
+        let stored = |param: &Param| &self.stored[param.0];
+        let shape = |reading: &Reading| match reading {
+            Reading::Times(param, _) | Reading::Turned(param) => Ok(stored(param).clone()),
+            Reading::Squares(param) => stored(param).get_on_dim(3, 0)?.get_on_dim(2, 0),
+            Reading::Pixels(param) => stored(param).reshape(((), 16, 1, 1)),
+            Reading::Column(param, channels) => stored(param).broadcast_as((*channels, 1, 1, 1)),
+            Reading::Mean(n) => self.stored[0].flatten_all()?.get(0)?.broadcast_as((*n, *n)),
+        };
+        self.list.iter().map(shape).collect()
     }
 }
 
@@ -195,6 +214,10 @@ struct Sequence {
 }
 
 impl Sequence {
+    fn count(&self, size: Size) -> Result<Count> {
+        Ok(Count::walked(&self.readings.stored, &self.readings.shapes()?, self, size))
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.apply(&self.readings.tensors()?, x)
     }
