@@ -150,6 +150,7 @@ pub const TABLE1: &[Row] = &[
     row("dirm", ratio("class-ratio DiRm", "Algorithm 2, Eq 10", |s| build(s, Divergence::DiRm)), FULL),
     row("dikl", ratio("class-ratio DiKl", "Algorithm 2, Eq 8", |s| build(s, Divergence::DiKl)), FULL),
     FULL_INITIALIZATION,
+    row("ddim", sampler::ddim::SPEC, FULL),
 ];
 
 /// Table 2; its last row is Table 1's DiJS.

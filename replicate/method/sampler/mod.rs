@@ -5,6 +5,7 @@
 //! dx / dsigma = d. State and levels are float64, as in EDM's own solver.
 
 pub mod amed;
+pub mod ddim;
 pub mod dpm_solver;
 pub mod edm;
 pub mod ipndm;
