@@ -9,6 +9,8 @@ use common::{Fixture, relative_error, unit};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::store::Array;
 use replicate::train::adam::{Adam, AdamConfig, Ema};
+use replicate::train::batch::Given;
+use replicate::train::net::Net;
 
 /// A network of the parameter `w` alone, which begins as `values`.
 fn parameter(values: &[f32]) -> Params {
@@ -105,5 +107,35 @@ fn the_average_has_its_half_life() {
         for (found, expected) in found.iter().zip([3.0 - 2.0 * left, -1.0 + 2.0 * left]) {
             assert!((*found as f64 - expected).abs() < 1e-6, "{half_life}: {found}, {expected}");
         }
+    }
+}
+
+/// A network of averaged weights sees every update, and a restored state.
+#[test]
+fn a_following_network_follows() {
+    let build = |vb: VarBuilder| vb.get_with_hints(2, "w", Init::Const(0.0));
+    let given = Arrays::from([("w".into(), Array { shape: vec![2], data: vec![1.0, 1.0] })]);
+    let source = Source { given: &given, drawn: &[], cell: "" };
+    let config = AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8, rectified: false };
+    for decay in [0.75f32, 0.0] {
+        let made = || Net::new(&Device::Cpu, &source, config, build).unwrap().followed(decay.into(), build);
+        let (mut net, follower) = made().unwrap();
+        let read = |w: &Tensor| w.to_vec1::<f32>().unwrap();
+        let one = Given::default();
+        let mut expected = vec![1.0f32; 2];
+        for step in 0..3 {
+            net.descend(&one.batch(step, 1), 0.5, |w, _| Ok(vec![w.sum_all()?])).unwrap();
+            let now = read(&net.frozen);
+            expected.iter_mut().zip(now).for_each(|(e, now)| *e = decay * *e + (1.0 - decay) * now);
+            assert_eq!(read(&follower), expected);
+        }
+        assert_ne!(read(&follower), [1.0, 1.0]);
+        let mut state = Arrays::new();
+        net.learned.state("net", &mut state).unwrap();
+        let (mut other, resumed) = made().unwrap();
+        other.learned.restore("net", &state).unwrap();
+        assert_eq!(read(&resumed), expected);
+        state.remove("net.target.w");
+        assert!(other.learned.restore("net", &state).unwrap_err().to_string().contains('w'));
     }
 }

@@ -1,5 +1,4 @@
-//! Adam and RAdam with readable state, and the exponential moving average of the
-//! generator.
+//! Adam and RAdam with readable state, and exponential moving averages of parameters.
 
 use crate::network::cpu::{values, values_mut};
 #[cfg(feature = "cudnn")]
@@ -8,7 +7,8 @@ use crate::network::params::{Arrays, Params, from_array, to_array};
 use crate::store::Array;
 use crate::train::batch::Batch;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, Device, InplaceOp2, InplaceOp3, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var};
+use candle_nn::VarBuilder;
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -182,11 +182,18 @@ impl Adam {
     }
 }
 
-/// Moving average with a half-life in images (EDM's `--ema`), no longer than
-/// `RAMP` of the images seen so far.
+/// A moving average of parameters.
 pub struct Ema {
-    half_life: f64,
-    average: BTreeMap<String, Tensor>,
+    decay: Decay,
+    average: BTreeMap<String, Var>,
+}
+
+#[derive(Clone, Copy)]
+enum Decay {
+    /// In images (EDM's `--ema`), no longer than `RAMP` of those seen so far.
+    HalfLife(f64),
+    /// Of one step.
+    Step(f64),
 }
 
 const RAMP: f64 = 0.05;
@@ -194,31 +201,52 @@ const RAMP: f64 = 0.05;
 impl Ema {
     /// Starts at the present values.
     pub fn new(half_life_images: u64, params: &Params) -> Result<Ema> {
+        Ema::from(Decay::HalfLife(half_life_images as f64), params)
+    }
+
+    /// Each step leaves `decay` of the average.
+    pub fn of_steps(decay: f64, params: &Params) -> Result<Ema> {
+        Ema::from(Decay::Step(decay), params)
+    }
+
+    fn from(decay: Decay, params: &Params) -> Result<Ema> {
         let average = params
             .iter()
-            .map(|(name, var)| Ok((name.clone(), var.as_detached_tensor().copy()?)))
+            .map(|(name, var)| Ok((name.clone(), Var::from_tensor(&var.as_detached_tensor().copy()?)?)))
             .collect::<Result<_>>()?;
-        Ok(Ema { half_life: half_life_images as f64, average })
+        Ok(Ema { decay, average })
+    }
+
+    /// A network of the averaged parameters, without gradients: it follows every update.
+    pub fn network<M>(&self, build: impl FnOnce(VarBuilder) -> Result<M>) -> Result<M> {
+        let tensors = self.average.iter().map(|(name, e)| (name.clone(), e.as_detached_tensor())).collect();
+        let device = self.average.values().next().map_or(Device::Cpu, |e| e.device().clone());
+        build(VarBuilder::from_tensors(tensors, DType::F32, &device))
     }
 
     /// After a step that brought the images seen to `images`.
     pub fn update(&mut self, params: &Params, images: u64, batch: usize) -> Result<()> {
-        let half_life = self.half_life.min(images as f64 * RAMP).max(1e-8);
+        let decay = match self.decay {
+            Decay::HalfLife(images_left) => {
+                libm::exp2(-(batch as f64) / images_left.min(images as f64 * RAMP).max(1e-8))
+            }
+            Decay::Step(decay) => decay,
+        };
         // Of a float32, so that what is left is one too and the two make 1.
-        let beta = libm::exp2(-(batch as f64) / half_life) as f32 as f64;
+        let beta = decay as f32 as f64;
         #[cfg(feature = "cudnn")]
         if self.average.values().next().is_some_and(|e| e.device().is_cuda()) {
             let average = &self.average;
-            let pairs = params.iter().map(|(name, var)| (&average[name], var.as_tensor()));
+            let pairs = params.iter().map(|(name, var)| (average[name].as_tensor(), var.as_tensor()));
             return cuda::average(pairs, beta);
         }
         for (name, var) in params.iter() {
-            let e = self.average.get_mut(name).expect("made from the same parameters");
-            if var.device().is_cpu() {
-                e.inplace_op2(&var.as_detached_tensor(), &Toward { beta: beta as f32, square: false })?;
-                continue;
+            let e = &self.average[name];
+            let (old, new) = (e.as_detached_tensor(), var.as_detached_tensor());
+            match var.device().is_cpu() {
+                true => old.inplace_op2(&new, &Toward { beta: beta as f32, square: false })?,
+                false => e.set(&((old * beta)? + (new * (1.0 - beta))?)?)?,
             }
-            *e = ((&*e * beta)? + (var.as_detached_tensor() * (1.0 - beta))?)?;
         }
         Ok(())
     }
@@ -228,8 +256,8 @@ impl Ema {
     }
 
     pub fn restore(&mut self, arrays: &Arrays) -> Result<()> {
-        for (name, e) in &mut self.average {
-            *e = from_array(name, arrays, e.shape(), e.device())?;
+        for (name, e) in &self.average {
+            e.set(&from_array(name, arrays, e.shape(), e.device())?)?;
         }
         Ok(())
     }

@@ -80,6 +80,11 @@ impl<'a> Batch<'a> {
         self.rows.is_empty()
     }
 
+    /// The images' places in the whole batch.
+    pub fn places(&self) -> Range<usize> {
+        self.rows.clone()
+    }
+
     /// Images that the training has seen after this iteration.
     pub fn images_seen(&self) -> u64 {
         (self.step + 1) * self.size as u64

@@ -25,7 +25,10 @@ pub struct Net<M> {
 pub struct Learned {
     pub params: Params,
     optimiser: Adam,
+    /// Published.
     average: Option<Ema>,
+    /// Of a network that the loss asks.
+    target: Option<Ema>,
 }
 
 impl<M> Net<M> {
@@ -38,7 +41,13 @@ impl<M> Net<M> {
         let (params, model) = Params::build(device, source, &build)?;
         let frozen = params.frozen(&build)?;
         let optimiser = Adam::new(optimiser, &params)?;
-        Ok(Net { learned: Learned { params, optimiser, average: None }, model, frozen, group: 1, clip: None })
+        Ok(Net {
+            learned: Learned { params, optimiser, average: None, target: None },
+            model,
+            frozen,
+            group: 1,
+            clip: None,
+        })
     }
 
     /// Keeps a moving average of the parameters, with a half-life in images; it is
@@ -46,6 +55,15 @@ impl<M> Net<M> {
     pub fn averaged(mut self, half_life: u64) -> Result<Net<M>> {
         self.learned.average = Some(Ema::new(half_life, &self.learned.params)?);
         Ok(self)
+    }
+
+    /// A network of the same kind whose weights follow these, each step of the optimiser
+    /// leaving `decay` of the difference.
+    pub fn followed(mut self, decay: f64, build: impl Fn(VarBuilder) -> Result<M>) -> Result<(Net<M>, M)> {
+        let target = Ema::of_steps(decay, &self.learned.params)?;
+        let network = target.network(build)?;
+        self.learned.target = Some(target);
+        Ok((self, network))
     }
 
     /// Never cuts `images` consecutive images of a batch apart.
@@ -95,9 +113,9 @@ impl<M> Net<M> {
         Ok((sum.expect("a batch is not empty"), totals))
     }
 
-    /// The optimiser's step, then that of the average.
+    /// The optimiser's step, then those of the averages.
     pub fn update(&mut self, batch: &Batch, mut gradients: GradStore, lr: f64) -> Result<()> {
-        let Learned { params, optimiser, average } = &mut self.learned;
+        let Learned { params, optimiser, average, target } = &mut self.learned;
         if let Some(bound) = self.clip {
             for (_, var) in params.iter() {
                 if let Some(gradient) = gradients.remove(var) {
@@ -106,10 +124,10 @@ impl<M> Net<M> {
             }
         }
         optimiser.update(params, &gradients, lr)?;
-        match average {
-            Some(average) => average.update(params, batch.images_seen(), batch.size),
-            None => Ok(()),
+        for average in average.iter_mut().chain(target) {
+            average.update(params, batch.images_seen(), batch.size)?;
         }
+        Ok(())
     }
 }
 
@@ -129,8 +147,10 @@ impl Learned {
         };
         add("weights", self.params.arrays()?);
         add("adam", self.optimiser.arrays()?);
-        if let Some(average) = &self.average {
-            add("ema", average.arrays()?);
+        for (kind, average) in [("ema", &self.average), ("target", &self.target)] {
+            if let Some(average) = average {
+                add(kind, average.arrays()?);
+            }
         }
         Ok(())
     }
@@ -139,10 +159,12 @@ impl Learned {
         let of = |kind: &str| strip(from, &format!("{prefix}.{kind}."));
         self.params.assign(&of("weights"))?;
         self.optimiser.restore(&of("adam"))?;
-        match &mut self.average {
-            Some(average) => average.restore(&of("ema")),
-            None => Ok(()),
+        for (kind, average) in [("ema", &mut self.average), ("target", &mut self.target)] {
+            if let Some(average) = average {
+                average.restore(&of(kind))?;
+            }
         }
+        Ok(())
     }
 }
 
