@@ -1,32 +1,16 @@
-//! Gives the program what it records about itself: the digest of the sources
-//! that can change a result, the candle version, the git commit.
+//! Gives the program what it records about itself: a digest of every source, the
+//! versions of the crates whose arithmetic is part of a result, the git commit.
+
+#[path = "build/tokens.rs"]
+mod tokens;
 
 use sha2::{Digest, Sha256};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Sources and directories that only read, write or show results.
-const NO_RESULT: &[&str] = &[
-    "main.rs",
-    "lib.rs",
-    "error.rs",
-    "text.rs",
-    "app/",
-    "report/",
-    "judge/",
-    "experiment/plan.rs",
-    "network/device.rs",
-    "store/mod.rs",
-    "store/files.rs",
-    "store/manifest.rs",
-    "store/checkpoint.rs",
-    "store/fetch/",
-    "train/watch.rs",
-    "train/tfevents.rs",
-];
 /// Crates whose arithmetic or bytes are part of a result.
 const ARITHMETIC: [&str; 6] = ["candle", "faer", "gemm", "libm", "png", "private-gemm"];
-
 fn main() {
     println!("cargo::rerun-if-changed=replicate");
     println!("cargo::rerun-if-changed=Cargo.lock");
@@ -38,29 +22,27 @@ fn main() {
     let mut files = Vec::new();
     walk(Path::new("replicate"), &mut files);
     files.sort();
-    let mut hash = Sha256::new();
+    let mut sources = String::from("&[\n");
     for path in files {
-        let name = path.strip_prefix("replicate").unwrap().to_string_lossy().replace('\\', "/");
-        let shows = |known: &str| name == known || known.ends_with('/') && name.starts_with(known);
-        if NO_RESULT.iter().any(|known| shows(known)) {
-            continue;
-        }
-        let text = std::fs::read(&path).unwrap();
-        hash.update((name.len() as u64).to_le_bytes());
-        hash.update(name.as_bytes());
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
+        let name = path.to_string_lossy().replace('\\', "/");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let code = if name.ends_with(".rs") { tokens::rust(&name, &text) } else { tokens::cuda(&text) };
+        writeln!(sources, "    ({name:?}, {:?}),", digest(&code)).unwrap();
     }
+    sources.push_str("]\n");
+    println!("cargo::rustc-env=CODE_DIGEST={}", digest(&sources));
+    let out = PathBuf::from(std::env::var_os("OUT_DIR").unwrap()).join("sources.rs");
+    std::fs::write(out, sources).unwrap();
+
     let lock = std::fs::read_to_string("Cargo.lock").unwrap_or_default();
+    let mut arithmetic = String::new();
     for package in lock.split("[[package]]") {
         let name = package.split('"').nth(1).unwrap_or("");
         if ARITHMETIC.iter().any(|prefix| name.starts_with(prefix)) {
-            hash.update(package.lines().take(4).collect::<String>());
+            arithmetic.extend(package.lines().take(4));
         }
     }
-    let digest: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    println!("cargo::rustc-env=CODE_DIGEST={}", &digest[..16]);
-
+    println!("cargo::rustc-env=ARITHMETIC_DIGEST={}", digest(&arithmetic));
     let candle = lock.split("name = \"candle-core\"\nversion = \"").nth(1).and_then(|t| t.split('"').next());
     println!("cargo::rustc-env=CANDLE_VERSION={}", candle.unwrap_or("unknown"));
 
@@ -85,4 +67,8 @@ fn walk(dir: &Path, files: &mut Vec<PathBuf>) {
             files.push(path);
         }
     }
+}
+
+fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().take(8).map(|b| format!("{b:02x}")).collect()
 }

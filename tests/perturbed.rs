@@ -25,6 +25,7 @@ fn verdict(change: impl Fn(&mut Recipe)) -> (Status, String) {
         device: Device::Cpu,
         from_scratch: false,
         microbatch: None,
+        keep: false,
     };
     let stop = AtomicBool::new(false);
     let mut runner = Runner::new(settings, recipe, Watch::new(Mode::None), &stop).unwrap();

@@ -66,6 +66,9 @@ pub enum Command {
         /// Train the weights that ship with the repository again
         #[arg(long)]
         from_scratch: bool,
+        /// Take results that other code made instead of making them again
+        #[arg(long)]
+        keep: bool,
         /// Print the equation, its place in the code and every hyper-parameter; run nothing
         #[arg(long)]
         explain: bool,

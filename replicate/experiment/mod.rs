@@ -18,7 +18,7 @@ use crate::network::unet::Config;
 use crate::train::adam::AdamConfig;
 use crate::train::augment::Augmentation;
 use candle_core::Device;
-use std::fmt::{Display, Formatter, Write};
+use std::fmt::{Display, Formatter};
 
 /// EDM's training distribution of noise levels.
 const EDM_LEVELS: Levels = Levels::LogNormal { mean: -1.2, sd: 1.2 };
@@ -376,158 +376,11 @@ impl Recipe {
         self.images_of(row).div_ceil(self.batch as u64)
     }
 
-    pub fn data_text(&self, data: Data) -> String {
-        match self.scale.procedural() {
-            true => format!("glyphs {data}, {} a class, {} pixels", self.images_per_class, self.network.size),
-            false => format!("CIFAR {data}"),
-        }
-    }
-}
-
-/// Latents on which two generators are compared.
-pub const MAP_LATENTS: usize = 1000;
-
-/// Lines `name = value`; the order is part of the text.
-#[derive(Default)]
-pub struct Text(String);
-
-impl Text {
-    pub fn new(kind: &str, scale: Scale) -> Text {
-        let mut text = Text::default();
-        text.line("kind", kind);
-        text.line("scale", scale);
-        text.line("code", env!("CODE_DIGEST"));
-        text
-    }
-
-    pub fn line(&mut self, name: &str, value: impl Display) -> &mut Text {
-        writeln!(self.0, "{name} = {value}").expect("writing to a string");
-        self
-    }
-
-    fn adam(&mut self, adam: AdamConfig) -> &mut Text {
-        let rectified = if adam.rectified { ", rectified" } else { "" };
-        self.line("adam", format!("betas {} {}, eps {:e}{rectified}", adam.beta1, adam.beta2, adam.eps))
-    }
-
-    pub fn finish(&self) -> String {
-        self.0.clone()
-    }
-}
-
-impl Recipe {
-    /// The canonical text of a pre-training; `data` is the digest of the images.
-    pub fn pretraining_text(&self, start: Initialization, images_digest: &str, determinism: &str) -> String {
-        let p = &self.pretraining;
-        let data = match start {
-            Initialization::MultiLevel(data) => data,
-            Initialization::SingleLevel | Initialization::Random => Data::Target,
-        };
-        Text::new("pretraining", self.scale)
-            .line("start", start)
-            .line("network", &self.network)
-            .line("data", self.data_text(data))
-            .line("data id", images_digest)
-            .line("augmentation", self.augmentation)
-            .line("levels", self.pretraining_levels(start))
-            .line("images", p.images)
-            .line("batch", p.batch)
-            .line("lr", p.lr)
-            .line("warm-up images", p.warmup_images)
-            .line("schedule", if p.cosine { "cosine" } else { "constant" })
-            .adam(p.adam)
-            .line("ema half-life images", p.ema_half_life)
-            .line("ticks", self.ticks)
-            .line("grids at sigma", self.one_step.sigma_init)
-            .line("determinism", determinism)
-            .finish()
-    }
-
+    /// Noise levels of the pre-training that `start` names.
     pub fn pretraining_levels(&self, start: Initialization) -> Levels {
         match start {
             Initialization::SingleLevel => Levels::Fixed(self.one_step.sigma_init as f32),
             Initialization::MultiLevel(_) | Initialization::Random => self.pretraining.levels,
         }
-    }
-
-    /// The canonical text of the real images' statistics.
-    pub fn reference_text(&self, images_digest: &str, features_digest: &str, determinism: &str) -> String {
-        let e = &self.evaluation;
-        Text::new("reference", self.scale)
-            .line("data sha256", images_digest)
-            .line("reference", e.reference)
-            .line("neighbourhood", e.neighbourhood)
-            .line("features sha256", features_digest)
-            .line("determinism", determinism)
-            .finish()
-    }
-
-    pub fn classifier_text(&self, images_digest: &str, determinism: &str) -> String {
-        let c = &self.classifier;
-        Text::new("classifier", Scale::Mini)
-            .line("size", c.size)
-            .line("data sha256", images_digest)
-            .line("images", c.images)
-            .line("batch", c.batch)
-            .line("lr", c.lr)
-            .adam(c.adam)
-            .line("determinism", determinism)
-            .finish()
-    }
-
-    /// The canonical text of the comparison of a finished cell with the full
-    /// initialisation's, as maps; both are named by their keys.
-    pub fn mapping_text(&self, cell_key: &str, reference_key: &str, determinism: &str) -> String {
-        Text::new("map distance", self.scale)
-            .line("cell", cell_key)
-            .line("reference", reference_key)
-            .line("latents", MAP_LATENTS)
-            .line("determinism", determinism)
-            .finish()
-    }
-
-    /// The canonical text of a cell; the digests are those of the images, of
-    /// the initial weights and of the feature network.
-    pub fn cell_text(
-        &self,
-        row: &Row,
-        seed: u64,
-        images_digest: &str,
-        weights_digest: &str,
-        features_digest: &str,
-        determinism: &str,
-    ) -> String {
-        let mut text = Text::new("cell", self.scale);
-        text.line("row", row.id)
-            .line("seed", seed)
-            .line("start", row.start)
-            .line("network", &self.network)
-            .line("data", self.data_text(Data::Target))
-            .line("data sha256", images_digest)
-            .line("weights sha256", weights_digest);
-        text.line("method", row.method.name);
-        if row.method.training.is_some() {
-            let s = &self.one_step;
-            text.line("sigma_init", s.sigma_init)
-                .line("levels", s.levels)
-                .line("weight", "sigma^2")
-                .line("generator lr", s.generator_lr)
-                .line("critic lr", s.critic_lr)
-                .adam(s.adam)
-                .line("ema half-life images", s.ema_half_life)
-                .line("augmentation of the critic's images", self.augmentation)
-                .line("images", self.images_of(row))
-                .line("batch", self.batch)
-                .line("ticks", self.ticks);
-        }
-        let e = &self.evaluation;
-        text.line("samples", format!("{} x {}, and {} along the run", e.trials, e.samples, e.quick_samples))
-            .line("reference", e.reference)
-            .line("neighbourhood", e.neighbourhood)
-            .line("neighbours", e.neighbours)
-            .line("splits", e.splits)
-            .line("features sha256", features_digest)
-            .line("determinism", determinism)
-            .finish()
     }
 }

@@ -13,7 +13,7 @@ pub mod score_matching;
 use crate::method::cost::{Call, Network};
 use crate::method::equations::Divergence;
 use crate::method::one_step::Settings;
-use crate::method::ratio_based::class_ratio::{build, spec as ratio};
+use crate::method::ratio_based::class_ratio::ratio;
 use crate::method::ratio_based::diffusion_gan;
 use crate::method::sampler::edm;
 use crate::method::score_based::diff_instruct;
@@ -57,6 +57,8 @@ pub struct Spec {
     pub cite: &'static str,
     /// Its source: part of the key of its results.
     pub file: &'static str,
+    /// What its keys say of the code that they name by its values, not its source.
+    pub fingerprint: Option<fn() -> String>,
     /// `None` where the weights of the initialisation are sampled as they are.
     pub training: Option<Trained>,
     /// Network calls an image.
@@ -103,6 +105,16 @@ pub enum Initialization {
     MultiLevel(Data),
 }
 
+impl Initialization {
+    /// The images of its pre-training.
+    pub fn data(self) -> Data {
+        match self {
+            Initialization::MultiLevel(data) => data,
+            Initialization::SingleLevel | Initialization::Random => Data::Target,
+        }
+    }
+}
+
 impl Display for Initialization {
     fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
         match self {
@@ -136,7 +148,7 @@ const fn row(id: &'static str, method: Spec, start: Initialization) -> Row {
     Row { id, method, start }
 }
 
-const DIJS: Spec = ratio("class-ratio DiJs", "Algorithm 2, Eq 9", |s| build(s, Divergence::DiJs));
+const DIJS: Spec = ratio!(DiJs, "Eq 9");
 
 /// The full multi-level initialisation, which the others are compared with.
 pub const FULL_INITIALIZATION: Row = row("dijs", DIJS, FULL);
@@ -147,8 +159,8 @@ pub const TABLE1: &[Row] = &[
     row("edm", edm::SPEC, FULL),
     row("diff-instruct", diff_instruct::SPEC, FULL),
     row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
-    row("dirm", ratio("class-ratio DiRm", "Algorithm 2, Eq 10", |s| build(s, Divergence::DiRm)), FULL),
-    row("dikl", ratio("class-ratio DiKl", "Algorithm 2, Eq 8", |s| build(s, Divergence::DiKl)), FULL),
+    row("dirm", ratio!(DiRm, "Eq 10"), FULL),
+    row("dikl", ratio!(DiKl, "Eq 8"), FULL),
     FULL_INITIALIZATION,
     row("ddim", sampler::ddim::SPEC, FULL),
 ];

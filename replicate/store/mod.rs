@@ -144,6 +144,27 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Every published entry with its manifest, by name; a manifest that cannot be read
+    /// counts for none. Outputs are not read: [`Entry::finished`] verifies them.
+    pub fn finished_entries(&self) -> Result<Vec<(Entry, Manifest)>> {
+        let mut found = Vec::new();
+        if !self.root.exists() {
+            return Ok(found);
+        }
+        for name in children(&self.root)? {
+            let dir = self.root.join(name);
+            let Ok(Some(bytes)) = read_if_present(&dir.join(MANIFEST)) else { continue };
+            let Ok(manifest) = Manifest::parse(&bytes) else { continue };
+            let entry = self.entry(&Key(manifest.key.clone()), &manifest.label);
+            if manifest.key.len() == 64 && entry.dir == dir {
+                found.push((entry, manifest));
+            }
+        }
+        Ok(found)
+    }
+}
+
 /// Makes a store at `root` where there is none, before anything else is written there.
 pub(crate) fn begin(root: &Path) -> Result<()> {
     fs::create_dir_all(root).map_err(Error::io("create", root))?;
@@ -474,7 +495,8 @@ impl Lock {
 }
 
 /// `text` as part of a file name.
-fn slug(text: &str) -> String {
+/// A label as it stands in the name of a directory.
+pub fn slug(text: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
     let slug: String = text.chars().map(plain).take(100).collect();
     match slug.trim_matches('-') {

@@ -105,7 +105,7 @@ fn listed(
             done.push(seed);
             let scores = runner.scores(&outcome)?;
             let step = scores.iter().find(|score| score.metric == TIME);
-            let whole = outcome.manifest.provenance.wall_seconds;
+            let whole = outcome.wall_seconds();
             // What is only sampled has no steps to time.
             seconds = Some(step.map_or(whole, |step| plan::seconds(&cost, cost.rate(step.value))));
         }

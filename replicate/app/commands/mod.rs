@@ -44,6 +44,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             until,
             set,
             from_scratch,
+            keep,
             explain,
             dry_run,
             offline,
@@ -57,6 +58,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             }
             let seeds = unique(&seed);
             let mut settings = settings(&place, from_scratch)?;
+            settings.keep = keep;
             settings.microbatch = microbatch.map(|images| images as usize);
             if microbatch.is_some() && settings.device.is_cpu() {
                 return Err(Error::Usage(
@@ -87,7 +89,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             for seed in seeds {
                 for cell in &cells {
                     match runner.row(cell, seed) {
-                        Ok(outcome) => places.push(outcome.entry.dir().to_path_buf()),
+                        Ok(outcome) => places.push(outcome.scores.entry.dir().to_path_buf()),
                         // One row that diverges says nothing about the others.
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                             say(&format!("error: {} of seed {seed} failed: {error}", cell.id));
@@ -109,7 +111,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                 }
                 // After the cells: one of them may be what the others are compared with.
                 for cell in &cells {
-                    runner.mapping(cell, seed, true)?;
+                    runner.mapping(cell, seed)?;
                 }
             }
             let ended = finish_run(&mut runner, &place, &targets, &places, &output)?;
@@ -230,6 +232,7 @@ fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
         device: device::open(&place.device)?,
         from_scratch,
         microbatch: None,
+        keep: false,
     })
 }
 
@@ -292,8 +295,8 @@ fn stored(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Score
 /// where that was measured.
 fn scores_of(runner: &mut Runner, cell: &Row, seed: u64, outcome: &Outcome) -> Result<Vec<Score>> {
     let mut scores = runner.scores(outcome)?;
-    if let Some(mapping) = runner.mapping(cell, seed, false)? {
-        scores.extend(runner.scores(&mapping)?);
+    if let Some(mapping) = runner.stored_mapping(cell, seed)? {
+        scores.extend(mapping);
     }
     Ok(scores)
 }

@@ -141,8 +141,8 @@ impl Gathered {
         let labels = labels(root)?;
         let mut curves = Vec::new();
         for (cell, seed, outcome) in &self.outcomes {
-            if outcome.manifest.outputs.contains_key(METRICS_FILE) {
-                let text = outcome.entry.read(METRICS_FILE)?;
+            if outcome.training().manifest.outputs.contains_key(METRICS_FILE) {
+                let text = outcome.training().entry.read(METRICS_FILE)?;
                 let text = String::from_utf8_lossy(&text);
                 // A cell that two tables show has a row in each.
                 let rows = [Some(cell.id), (*cell == FULL_INITIALIZATION).then_some(FULL_ROW)];
@@ -207,7 +207,7 @@ fn command(row: &str, seed: u64, scale: &str) -> String {
 }
 
 fn run(cell: &Row, seed: u64, outcome: &Outcome, scale: &str) -> Run {
-    let manifest = &outcome.manifest;
+    let manifest = &outcome.training().manifest;
     Run {
         row: cell.id.to_string(),
         seed,
@@ -245,10 +245,10 @@ fn panel(
 ) -> Result<Panel> {
     let metric = |name: &str| scores.iter().find(|score| score.metric == name).map(|score| score.value);
     let mut grids = Vec::new();
-    for name in outcome.manifest.outputs.keys() {
+    for name in outcome.training().manifest.outputs.keys() {
         let images = name.strip_prefix("grid-").and_then(|rest| rest.strip_suffix(".png"));
         if let Some(images) = images.and_then(|digits| digits.parse().ok()) {
-            grids.push((images, outcome.entry.read(name)?));
+            grids.push((images, outcome.training().entry.read(name)?));
         }
     }
     Ok(Panel {
@@ -256,7 +256,7 @@ fn panel(
         label: labels.get(cell.id).cloned().unwrap_or_else(|| cell.id.to_string()),
         seed,
         grids,
-        samples: outcome.entry.read(SAMPLES)?,
+        samples: outcome.scores.entry.read(SAMPLES)?,
         fd: metric("fd"),
         recall: metric("recall"),
         collapsed: metric("collapse") == Some(COLLAPSED),

@@ -47,8 +47,8 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
     for name in names {
         let start = &known[&name];
         let (arrays, digest) = match start {
-            Some(start) => runner.pretrained(*start, true)?.expect("made where it was missing"),
-            None => runner.features(true)?.expect("made where it was missing").clone(),
+            Some(start) => runner.pretrained(*start)?,
+            None => runner.features()?.clone(),
         };
         let ships = sums.get(&name).cloned();
         same &= write || ships.as_ref() == Some(&digest);

@@ -39,6 +39,7 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
             device: device.clone(),
             from_scratch: false,
             microbatch: None,
+            keep: false,
         };
         let mut runner = Runner::new(settings, Recipe::of(scale), Watch::new(Mode::None), &flag)?;
         let outcome = runner.row(&FULL_INITIALIZATION, SEED)?;
@@ -86,7 +87,7 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
         match run("stopped", true) {
             Err(Error::Interrupted { cell, images }) => {
                 stops += 1;
-                if cell != first.entry.label() {
+                if cell != first.training().entry.label() {
                     continue;
                 }
                 let Some(before) = reached.replace(images) else { continue };
@@ -110,21 +111,22 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
 /// little, which is said.
 fn compared(name: String, a: &Outcome, b: &Outcome, device: &Device) -> Result<Check> {
     let mut differ = Vec::new();
-    for file in a.manifest.outputs.keys() {
-        if b.manifest.outputs.get(file) != a.manifest.outputs.get(file) {
+    let files = a.outputs();
+    for (file, content) in &files {
+        if b.outputs().get(file) != Some(content) {
             differ.push(file.as_str());
         }
     }
-    let same = differ.is_empty() && a.manifest.outputs.len() == b.manifest.outputs.len();
+    let same = differ.is_empty() && files.len() == b.outputs().len();
     if same || device.is_cpu() {
-        let files = a.manifest.outputs.len();
+        let files = files.len();
         let what = format!("of {files} files with other bytes: {}", differ.join(", "));
         let what = if same { format!("of {files} files with other bytes") } else { what };
         return Ok(Check::new(name, what, differ.len().max(usize::from(!same)) as f64, 0.0));
     }
     let weights = |outcome: &Outcome| -> Result<Vec<f32>> {
-        let bytes = outcome.entry.read(WEIGHTS)?;
-        let (arrays, _) = read_safetensors(&outcome.entry.path(WEIGHTS), &bytes)?;
+        let bytes = outcome.training().entry.read(WEIGHTS)?;
+        let (arrays, _) = read_safetensors(&outcome.training().entry.path(WEIGHTS), &bytes)?;
         Ok(arrays.into_values().flat_map(|array| array.data).collect())
     };
     let measured = super::fixture::relative_error(&weights(b)?, &weights(a)?);

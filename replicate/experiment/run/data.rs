@@ -1,7 +1,8 @@
 //! The images of a scale, and what is measured against them.
 
+use super::artifact::{Artifact, Outputs};
 use super::inputs::Input;
-use super::{Claim, Runner, provenance};
+use super::{Runner, keys};
 use crate::data::cifar::{self, Set, Split};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
@@ -12,11 +13,10 @@ use crate::measure::metrics::Features;
 use crate::measure::statistics::Statistics;
 use crate::network::params::Arrays;
 use crate::rng::Stream;
-use crate::store::{Array, Entry, Key, Lock, Manifest, read_safetensors, sha256_hex, write_safetensors};
+use crate::store::{Array, Entry, Lock, read_safetensors, sha256_hex, write_safetensors};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 /// Mean and covariance of the real images' features, in EDM's form.
 const STATISTICS: &str = "statistics.npz";
@@ -27,20 +27,24 @@ const NEIGHBOURHOOD: &str = "neighbourhood.safetensors";
 const STATISTICS_AGREE: f64 = 1e-2;
 
 impl Runner<'_> {
-    /// Names the images. Where they are files that are not here, it is an error with
-    /// `make`, and `None` without.
-    pub(super) fn digest(&mut self, data: Data, make: bool) -> Result<Option<String>> {
+    /// Names the images; files that are not here are an error.
+    pub(super) fn images_digest(&mut self, data: Data) -> Result<String> {
         if self.recipe.scale.procedural() {
             // The drawing is code and its version is in every name of a stream:
             // the text says which images, without making them.
-            let text = format!("{} {}", glyphs::VERSION, self.recipe.data_text(data));
-            return Ok(Some(sha256_hex(text.as_bytes())));
-        }
-        if !make && self.source(data)?.is_none() {
-            return Ok(None);
+            let text = format!("{} {}", glyphs::VERSION, keys::data_text(&self.recipe, data));
+            return Ok(sha256_hex(text.as_bytes()));
         }
         self.images(data)?;
-        Ok(Some(self.images[&data].1.clone()))
+        Ok(self.images[&data].1.clone())
+    }
+
+    /// The same; `None` where they are files that are not here.
+    pub(super) fn find_images_digest(&mut self, data: Data) -> Result<Option<String>> {
+        match self.recipe.scale.procedural() || self.source(data)?.is_some() {
+            true => Ok(Some(self.images_digest(data)?)),
+            false => Ok(None),
+        }
     }
 
     /// Reads the images that were given with `--data` for `cells`: what is wrong
@@ -145,14 +149,16 @@ impl Runner<'_> {
     /// The statistics of the training images, stored under the key of what they
     /// were made from.
     fn reference(&mut self, network: &FeatureNetwork) -> Result<Reference> {
-        let images_digest = self.digest(Data::Target, true)?.expect("named where it is not missing");
-        let (_, features_digest) = self.require(Input::Inception)?;
-        let class = self.class;
-        let text = self.recipe.reference_text(&images_digest, &features_digest, class);
-        let entry = self.store.entry(&Key::of(&text), &self.label("reference"));
-        if let Claim::Ours(lock) = self.claim(&entry)? {
-            let started = Instant::now();
-            let reference = self.measure(network, &lock)?;
+        let images = self.images_digest(Data::Target)?;
+        let (_, features) = self.require(Input::Inception)?;
+        let artifact = Artifact {
+            text: keys::reference(&self.recipe, &images, &features, self.class),
+            label: self.label("reference"),
+            inputs: BTreeMap::from([("images".into(), images), ("features".into(), features)]),
+            ..Artifact::default()
+        };
+        let made = self.make(artifact, |runner, lock| {
+            let reference = runner.measure(network, lock)?;
             lock.write(STATISTICS, &reference.statistics.to_npz())?;
             let rows = |f: Features| Array { shape: vec![f.len(), f.dim], data: f.rows };
             let arrays = Arrays::from([
@@ -160,19 +166,9 @@ impl Runner<'_> {
                 ("class_means".to_string(), rows(reference.class_means)),
             ]);
             lock.write(NEIGHBOURHOOD, &write_safetensors(&arrays, &BTreeMap::new()))?;
-            let manifest = Manifest {
-                experiment: text,
-                determinism: class.to_string(),
-                inputs: BTreeMap::from([
-                    ("images".into(), images_digest),
-                    ("features".into(), features_digest),
-                ]),
-                provenance: provenance(started.elapsed(), &self.settings.device),
-                ..Manifest::default()
-            };
-            lock.publish(manifest, &[STATISTICS, NEIGHBOURHOOD])?;
-        }
-        read_reference(&entry)
+            Ok(Outputs { names: vec![STATISTICS.into(), NEIGHBOURHOOD.into()], images: 0 })
+        })?;
+        read_reference(&made.entry)
     }
 
     fn measure(&mut self, network: &FeatureNetwork, lock: &Lock) -> Result<Reference> {

@@ -1,52 +1,65 @@
 //! The comparison of one-step generators as maps.
 
-use super::{Claim, Outcome, Runner, SCORES, provenance, weights::read_weights, write_measured};
+use super::artifact::{Artifact, Outputs};
+use super::{Outcome, Runner, SCORES, keys, values_text, weights::read_weights};
 use crate::error::Result;
-use crate::experiment::{FULL_INITIALIZATION, MAP_LATENTS, Row};
+use crate::experiment::{FULL_INITIALIZATION, Row};
+use crate::judge::golden::Score;
 use crate::measure::metrics::mapping::map_distance;
 use crate::measure::sample::{ScoreLatents, generate};
 use crate::network::params::Arrays;
-use crate::store::{Finished, Key, Manifest};
+use crate::store::Lock;
 use crate::train::published;
+use keys::MAP_LATENTS;
 use std::collections::BTreeMap;
-use std::time::Instant;
 
 impl Runner<'_> {
-    /// How far `row` is, as a map from latents to images, from the full
-    /// multi-level initialisation of the same seed, before the second stage and
-    /// after it: the scores `map_distance_start` and `map_distance_end`. `None`
-    /// where one of the two cells is not finished, for the full initialisation itself and
-    /// for methods that know none; without `make`, also where nobody has measured it.
-    pub fn mapping(&mut self, row: &Row, seed: u64, make: bool) -> Result<Option<Outcome>> {
+    /// How far `row` is, as a map from latents to images, from the full multi-level
+    /// initialisation of the same seed, before the second stage and after it: the scores
+    /// `map_distance_start` and `map_distance_end`. `None` where one of the two is not
+    /// finished, for rows with the full initialisation, and for methods that know none.
+    pub fn mapping(&mut self, row: &Row, seed: u64) -> Result<Option<Vec<Score>>> {
+        let Some((ours, theirs, artifact)) = self.compared(row, seed)? else { return Ok(None) };
+        let made = self.make(artifact, |runner, lock| runner.compare(lock, &ours, &theirs))?;
+        Ok(Some(self.scores(&Outcome { scores: made, weights: None, ..ours })?))
+    }
+
+    /// The same where it was measured; nothing is run.
+    pub fn stored_mapping(&mut self, row: &Row, seed: u64) -> Result<Option<Vec<Score>>> {
+        let Some((ours, _, artifact)) = self.compared(row, seed)? else { return Ok(None) };
+        let Some(made) = self.find(&artifact)? else { return Ok(None) };
+        Ok(Some(self.scores(&Outcome { scores: made, weights: None, ..ours })?))
+    }
+
+    fn compared(&mut self, row: &Row, seed: u64) -> Result<Option<(Outcome, Outcome, Artifact)>> {
         let reference = FULL_INITIALIZATION;
         let initialised =
             row.method.training.as_ref().is_some_and(|training| training.from_scratch.is_none());
-        if *row == reference || !initialised || row.start == reference.start {
+        if !initialised || row.start == reference.start {
             return Ok(None);
         }
         let (Some(ours), Some(theirs)) = (self.stored(row, seed)?, self.stored(&reference, seed)?) else {
             return Ok(None);
         };
-        let class = self.class;
-        let (our_key, their_key) = (ours.entry.key().to_string(), theirs.entry.key().to_string());
-        let text = self.recipe.mapping_text(&our_key, &their_key, class);
-        let label = self.label(&format!("map-{}-s{seed}", row.id));
-        let entry = self.store.entry(&Key::of(&text), &label);
-        if !make {
-            return match entry.finished()? {
-                Finished::Yes(manifest) => Ok(Some(Outcome { entry, manifest })),
-                _ => Ok(None),
-            };
-        }
-        let lock = match self.claim(&entry)? {
-            Claim::Finished(manifest) => return Ok(Some(Outcome { entry, manifest })),
-            Claim::Ours(lock) => lock,
+        let key = |outcome: &Outcome| outcome.weights.as_ref().map(|made| made.entry.key().to_string());
+        let (Some(our_key), Some(their_key)) = (key(&ours), key(&theirs)) else { return Ok(None) };
+        let artifact = Artifact {
+            text: keys::mapping(&self.recipe, &our_key, &their_key, self.class),
+            label: self.label(&format!("map-{}-s{seed}", row.id)),
+            seed,
+            parents: BTreeMap::from([("row".to_string(), our_key), ("reference".to_string(), their_key)]),
+            ..Artifact::default()
         };
-        let started = Instant::now();
+        Ok(Some((ours, theirs, artifact)))
+    }
+
+    fn compare(&mut self, lock: &Lock, ours: &Outcome, theirs: &Outcome) -> Result<Outputs> {
+        let seed = ours.seed;
         let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
         let latents = ScoreLatents { config: &config, seed, device: &device };
         let mut maps = Vec::new();
-        for (row, outcome) in [(row, &ours), (&reference, &theirs)] {
+        for outcome in [ours, theirs] {
+            let row = &outcome.row;
             let (start, cell) = (self.starting_weights(row)?, self.streams(seed));
             let setup = self.setup(row, start.as_ref(), &cell);
             let training = row.method.training.as_ref().expect("only trained rows are compared");
@@ -55,23 +68,15 @@ impl Runner<'_> {
                 let sampler = (row.method.sampler)(&setup, weights)?;
                 generate(0..MAP_LATENTS, |range| sampler.sample(&latents.at(range)?))
             };
-            maps.push((images(&first)?, images(&read_weights(&outcome.entry)?.0)?));
+            let trained = outcome.weights.as_ref().expect("only trained rows are compared");
+            maps.push((images(&first)?, images(&read_weights(&trained.entry)?.0)?));
         }
         let len = config.image_channels * config.size * config.size;
         let distances = [
             ("map_distance_start", map_distance(&maps[0].0.pixels, &maps[1].0.pixels, len)),
             ("map_distance_end", map_distance(&maps[0].1.pixels, &maps[1].1.pixels, len)),
         ];
-        write_measured(&lock, row, &self.recipe, seed, class, distances.into_iter())?;
-        let manifest = Manifest {
-            experiment: text,
-            seed,
-            determinism: class.to_string(),
-            parents: BTreeMap::from([("cell".to_string(), our_key), ("reference".to_string(), their_key)]),
-            provenance: provenance(started.elapsed(), &device),
-            ..Manifest::default()
-        };
-        let manifest = lock.publish(manifest, &[SCORES])?;
-        Ok(Some(Outcome { entry, manifest }))
+        lock.write(SCORES, values_text(distances.into_iter()).as_bytes())?;
+        Ok(Outputs { names: vec![SCORES.to_string()], images: 0 })
     }
 }

@@ -1,13 +1,18 @@
 //! From a cell to its scores: what is missing is made, once, and stored under
 //! the key of its experiment.
 
+mod artifact;
 mod data;
 mod inputs;
+mod keys;
 mod mapping;
 mod provenance;
 mod weights;
 
+pub use self::artifact::Made;
+use self::artifact::{Artifact, Outputs};
 pub use self::inputs::Input;
+pub use self::keys::MAP_LATENTS;
 pub use self::provenance::humantime;
 use self::provenance::provenance;
 use self::weights::read_weights;
@@ -16,26 +21,24 @@ use crate::data::Images;
 use crate::data::grid::{GRID, png_grid};
 use crate::error::{Error, Result};
 use crate::experiment::{Data, Initialization, Recipe, Row};
-use crate::judge::golden::{Score, read_scores, write_scores};
+use crate::judge::golden::{Score, TIME};
 use crate::measure::evaluate::{Evaluator, METRICS, over_trials};
 use crate::measure::sample::{ScoreLatents, generate, generate_grid};
-use crate::method::Setup;
+use crate::method::{Sampler, Setup};
 use crate::network::activations;
 use crate::network::device::Named;
 use crate::network::params::Arrays;
-use crate::store::{Entry, Finished, Key, Lock, Manifest, Store, write_safetensors};
+use crate::store::{Content, Entry, Finished, Lock, Store, write_safetensors};
 use crate::train::batch::Batches;
 use crate::train::watch::Watch;
 use crate::train::{Budget, Snapshot, Trained, train};
 use candle_core::{DType, Device, Tensor};
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 pub const WEIGHTS: &str = "weights.safetensors";
 pub const SCORES: &str = "scores.csv";
@@ -57,6 +60,8 @@ pub struct Settings {
     /// Images of a batch in memory at a time, where a GPU cannot hold all. A CPU's
     /// results promise their bytes, and take whole batches.
     pub microbatch: Option<usize>,
+    /// Takes results of other code instead of making them again.
+    pub keep: bool,
 }
 
 pub struct Runner<'a> {
@@ -75,11 +80,48 @@ pub struct Runner<'a> {
     features: OnceLock<(Arrays, String)>,
 }
 
-/// A finished cell.
-#[derive(Clone, Debug)]
+/// A finished row of one seed.
+#[derive(Clone)]
 pub struct Outcome {
-    pub entry: Entry,
-    pub manifest: Manifest,
+    pub row: Row,
+    pub seed: u64,
+    pub scores: Made,
+    /// `None` where the row trains nothing.
+    pub weights: Option<Made>,
+    /// The code that made it, where it is not this one.
+    pub other_code: Option<String>,
+}
+
+impl Outcome {
+    /// Where the training's files are, and otherwise those of the scores.
+    pub fn training(&self) -> &Made {
+        self.weights.as_ref().unwrap_or(&self.scores)
+    }
+
+    /// Every file of the training and of the scores.
+    pub fn outputs(&self) -> BTreeMap<String, Content> {
+        let of = |made: &Made, kind: &str| {
+            let outputs = made.manifest.outputs.clone().into_iter();
+            outputs.map(|(name, content)| (format!("{kind}/{name}"), content)).collect::<Vec<_>>()
+        };
+        let trained = self.weights.iter().flat_map(|made| of(made, "training"));
+        of(&self.scores, "scores").into_iter().chain(trained).collect()
+    }
+
+    /// Seconds that all of it took.
+    pub fn wall_seconds(&self) -> f64 {
+        let seconds = |made: &Made| made.manifest.provenance.wall_seconds;
+        seconds(&self.scores) + self.weights.as_ref().map_or(0.0, seconds)
+    }
+}
+
+/// Digests of what a row is made from.
+#[derive(Default)]
+struct Parents {
+    /// `None` where everything is drawn.
+    start: Option<String>,
+    images: String,
+    features: String,
 }
 
 /// Within which machines the same bytes are promised. `cpu` is x86-64 Linux
@@ -160,71 +202,160 @@ impl<'a> Runner<'a> {
 
     /// Runs one row of one seed, or answers from the store.
     pub fn row(&mut self, row: &Row, seed: u64) -> Result<Outcome> {
-        let identity = self.identify(row, seed, true)?;
-        let Identity { entry, text, weights_digest, features_digest, images_digest } =
-            identity.expect("what is missing was made");
-        let lock = match self.claim(&entry)? {
-            Claim::Finished(manifest) => return Ok(Outcome { entry, manifest }),
-            Claim::Ours(lock) => lock,
-        };
-        let made_from = [
-            ("features", Some(features_digest)),
-            ("images", Some(images_digest)),
-            ("weights", weights_digest),
-        ];
-        let inputs = made_from.into_iter().filter_map(|(name, digest)| Some((name.to_string(), digest?)));
-        let inputs = inputs.collect();
-        let started = Instant::now();
-        let start = self.starting_weights(row)?;
-        self.images(Data::Target)?;
-        self.prepare_evaluator()?;
-        let (mut outputs, mut costs, mut images_seen) = (Vec::new(), Vec::new(), 0);
+        if self.settings.keep
+            && let Some(outcome) = self.stored(row, seed)?
+        {
+            return Ok(outcome);
+        }
+        let parents = self.make_parents(row)?;
         let weights = match row.method.training {
-            None => start.clone().expect("what is only sampled was pre-trained"),
+            None => None,
             Some(_) => {
-                let trained = self.train(&lock, row, seed, start.as_ref(), &mut costs)?;
-                images_seen = trained.images;
-                write_timing(&lock, &trained)?;
-                lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
-                outputs = trained.outputs;
-                outputs.push(WEIGHTS.to_string());
-                trained.weights
+                let artifact = self.weights_artifact(row, seed, &parents);
+                self.explain_remake(&artifact)?;
+                Some(self.make(artifact, |runner, lock| runner.train(lock, row, seed))?)
             }
         };
-        let values = self.score(&lock, row, seed, start.as_ref(), &weights)?;
-        outputs.push(SAMPLES.to_string());
-        write_measured(&lock, row, &self.recipe, seed, self.class, values.into_iter().chain(costs))?;
-        outputs.push(SCORES.to_string());
-        let manifest = Manifest {
-            experiment: text,
-            seed,
-            images: images_seen,
-            determinism: self.class.to_string(),
-            inputs,
-            provenance: provenance(started.elapsed(), &self.settings.device),
-            ..Manifest::default()
-        };
-        let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
-        let manifest = lock.publish(manifest, &names)?;
-        Ok(Outcome { entry, manifest })
+        let artifact = self.scores_artifact(row, seed, &parents, weights.as_ref());
+        self.explain_remake(&artifact)?;
+        let scores = self.make(artifact, |runner, lock| runner.score(lock, row, seed, weights.as_ref()))?;
+        Ok(Outcome { row: *row, seed, scores, weights, other_code: None })
     }
 
-    /// Trains the row's method; adds the sizes of its networks to `costs`.
-    fn train(
-        &mut self,
-        lock: &Lock,
-        row: &Row,
-        seed: u64,
-        start: Option<&Arrays>,
-        costs: &mut Vec<(&'static str, f64)>,
-    ) -> Result<Trained> {
+    /// The result of one row of one seed that this code made, or else the newest one that
+    /// other code made in the same experiment; nothing is run.
+    pub fn stored(&mut self, row: &Row, seed: u64) -> Result<Option<Outcome>> {
+        if let Some(parents) = self.find_parents(row)? {
+            let weights = match row.method.training {
+                None => None,
+                Some(_) => {
+                    let artifact = self.weights_artifact(row, seed, &parents);
+                    self.find(&artifact)?
+                }
+            };
+            if weights.is_some() || row.method.training.is_none() {
+                let artifact = self.scores_artifact(row, seed, &parents, weights.as_ref());
+                if let Some(scores) = self.find(&artifact)? {
+                    return Ok(Some(Outcome { row: *row, seed, scores, weights, other_code: None }));
+                }
+            }
+        }
+        self.of_other_code(row, seed)
+    }
+
+    fn of_other_code(&mut self, row: &Row, seed: u64) -> Result<Option<Outcome>> {
+        let parents = Parents::default();
+        let wanted = self.scores_artifact(row, seed, &parents, None);
+        let mut found: Option<Made> = None;
+        for made in self.made(&wanted.label)? {
+            let newer = |before: &Made| made.manifest.provenance.date > before.manifest.provenance.date;
+            if keys::same_experiment(&made.manifest.experiment, &wanted.text)
+                && found.as_ref().is_none_or(newer)
+                && matches!(made.entry.finished()?, Finished::Yes(_))
+            {
+                found = Some(made);
+            }
+        }
+        let Some(scores) = found else { return Ok(None) };
+        let (mut weights, wanted) = (None, scores.manifest.inputs.get("weights").cloned());
+        if row.method.training.is_some() {
+            let label = self.weights_artifact(row, seed, &parents).label;
+            let theirs = self.made(&label)?;
+            weights = theirs.into_iter().find(|made| made.digest(WEIGHTS) == wanted.as_deref());
+        }
+        let other_code = Some(keys::code_of(&scores.manifest.experiment));
+        Ok(Some(Outcome { row: *row, seed, scores, weights, other_code }))
+    }
+
+    /// Finished entries of that label.
+    fn made(&self, label: &str) -> Result<Vec<Made>> {
+        let all = self.store.finished_entries()?.into_iter();
+        let named = all.filter(|(entry, _)| entry.label() == crate::store::slug(label));
+        Ok(named.map(|(entry, manifest)| Made { entry, manifest }).collect())
+    }
+
+    /// Says why what is there already is made once more.
+    fn explain_remake(&mut self, artifact: &Artifact) -> Result<()> {
+        if self.find(artifact)?.is_some() {
+            return Ok(());
+        }
+        let label = &artifact.label;
+        for made in self.made(label)? {
+            let old = &made.manifest.experiment;
+            if keys::same_experiment(old, &artifact.text) {
+                let changed = keys::changed_code(old, &artifact.text).join(", ");
+                self.watch.note(&format!(
+                    "{label}: made again, because this changed: {changed} (--keep takes the stored result)"
+                ));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Digests of what a row is made from, where all of it is here.
+    fn find_parents(&mut self, row: &Row) -> Result<Option<Parents>> {
+        let start = match row.start {
+            Initialization::Random => None,
+            start => match self.find_pretrained_digest(start)? {
+                Some(digest) => Some(digest),
+                None => return Ok(None),
+            },
+        };
+        let Some(features) = self.find_features_digest()? else { return Ok(None) };
+        let Some(images) = self.find_images_digest(Data::Target)? else { return Ok(None) };
+        Ok(Some(Parents { start, images, features }))
+    }
+
+    /// The same; what is missing is made.
+    fn make_parents(&mut self, row: &Row) -> Result<Parents> {
+        let start = match row.start {
+            Initialization::Random => None,
+            start => Some(self.pretrained_digest(start)?),
+        };
+        Ok(Parents { start, features: self.features_digest()?, images: self.images_digest(Data::Target)? })
+    }
+
+    fn weights_artifact(&self, row: &Row, seed: u64, parents: &Parents) -> Artifact {
+        let streams = self.streams(seed);
+        let origin =
+            keys::Origin { images: &parents.images, start: parents.start.as_deref(), streams: &streams };
+        let start = parents.start.clone().map(|digest| ("start".to_string(), digest));
+        Artifact {
+            text: keys::weights(&self.recipe, row, seed, &origin, self.class),
+            label: self.label(&format!("{}-s{seed}-weights", row.id)),
+            seed,
+            inputs: [("images".to_string(), parents.images.clone())].into_iter().chain(start).collect(),
+            parents: BTreeMap::new(),
+        }
+    }
+
+    fn scores_artifact(&self, row: &Row, seed: u64, parents: &Parents, weights: Option<&Made>) -> Artifact {
+        let start = parents.start.as_deref().unwrap_or("none");
+        let digest = weights.map_or(start, |made| made.digest(WEIGHTS).unwrap_or("none"));
+        let inputs = [("features", parents.features.clone()), ("weights", digest.to_string())];
+        let parent = weights.map(|made| ("weights".to_string(), made.entry.key().to_string()));
+        Artifact {
+            text: keys::scores(&self.recipe, row, seed, digest, &parents.features, self.class),
+            label: self.label(&format!("{}-s{seed}", row.id)),
+            seed,
+            inputs: inputs.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect(),
+            parents: parent.into_iter().collect(),
+        }
+    }
+
+    /// Trains the row's method and leaves its weights.
+    fn train(&mut self, lock: &Lock, row: &Row, seed: u64) -> Result<Outputs> {
+        let start = self.starting_weights(row)?;
+        let start = start.as_ref();
+        self.images(Data::Target)?;
+        self.prepare_evaluator()?;
         let (recipe, device) = (&self.recipe, &self.settings.device);
         let cell = self.streams(seed);
         let setup = recipe.setup(device, row, start, &cell);
         let training = row.method.training.as_ref().expect("the row has a training");
         let mut method = (training.build)(&setup)?;
-        let sizes = ["generator_parameters", "critic_parameters"];
-        costs.extend(sizes.into_iter().zip(method.nets().iter().map(|(_, net)| net.params.count() as f64)));
+        let sizes: Vec<f64> = method.nets().iter().map(|(_, net)| net.params.count() as f64).collect();
         let evaluator = self.evaluator.get().expect("just prepared");
         let batches = Batches {
             images: &self.images[&Data::Target].0,
@@ -242,21 +373,23 @@ impl<'a> Runner<'a> {
             let grid = generate_grid(&recipe.network, device, |z| sampler.sample(z))?;
             Ok(Snapshot { scores: Some(evaluator.interim(&images)?), grid: Some(grid) })
         };
-        let budget = Budget { images: recipe.images_of(row), ticks: recipe.ticks };
-        train(lock, budget, &batches, &mut *method, &mut snapshot, &mut self.watch, self.stop)
+        let budget = Budget { images: recipe.images, ticks: recipe.ticks };
+        let trained = train(lock, budget, &batches, &mut *method, &mut snapshot, &mut self.watch, self.stop)?;
+        write_timing(lock, &trained)?;
+        lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
+        let sizes = ["generator_parameters", "critic_parameters"].into_iter().zip(sizes);
+        lock.write(SCORES, values_text(sizes).as_bytes())?;
+        let mut names = trained.outputs;
+        names.extend([WEIGHTS.to_string(), SCORES.to_string()]);
+        Ok(Outputs { names, images: trained.images })
     }
 
     /// Samples the row's weights and scores them, trial by trial.
-    fn score(
-        &mut self,
-        lock: &Lock,
-        row: &Row,
-        seed: u64,
-        start: Option<&Arrays>,
-        weights: &Arrays,
-    ) -> Result<Vec<(&'static str, f64)>> {
-        let cell = self.streams(seed);
-        let sampler = (row.method.sampler)(&self.setup(row, start, &cell), weights)?;
+    fn score(&mut self, lock: &Lock, row: &Row, seed: u64, weights: Option<&Made>) -> Result<Outputs> {
+        let start = self.starting_weights(row)?;
+        self.images(Data::Target)?;
+        self.prepare_evaluator()?;
+        let sampler = self.sampler(row, seed, start.as_ref(), weights)?;
         let label = lock.label().to_string();
         let (recipe, device) = (&self.recipe, &self.settings.device);
         let (stop, watch) = (self.stop, &mut self.watch);
@@ -294,7 +427,25 @@ impl<'a> Runner<'a> {
             }
             trials.push(scores);
         }
-        Ok(over_trials(&trials))
+        lock.write(SCORES, values_text(over_trials(&trials).into_iter()).as_bytes())?;
+        Ok(Outputs { names: vec![SAMPLES.to_string(), SCORES.to_string()], images: 0 })
+    }
+
+    /// The sampler of a row's weights; without them, of those that it starts from.
+    fn sampler(
+        &self,
+        row: &Row,
+        seed: u64,
+        start: Option<&Arrays>,
+        weights: Option<&Made>,
+    ) -> Result<Box<dyn Sampler>> {
+        let cell = self.streams(seed);
+        let setup = self.setup(row, start, &cell);
+        Ok(match (weights, start) {
+            (Some(made), _) => (row.method.sampler)(&setup, &read_weights(&made.entry)?.0)?,
+            (None, Some(start)) => (row.method.sampler)(&setup, start)?,
+            (None, None) => unreachable!("what is only sampled was pre-trained"),
+        })
     }
 
     /// The weights that the row starts from, made where they are missing; `None`
@@ -302,7 +453,7 @@ impl<'a> Runner<'a> {
     fn starting_weights(&mut self, row: &Row) -> Result<Option<Arrays>> {
         match row.start {
             Initialization::Random => Ok(None),
-            start => Ok(self.pretrained(start, true)?.map(|(arrays, _)| arrays)),
+            start => Ok(Some(self.pretrained(start)?.0)),
         }
     }
 
@@ -313,19 +464,6 @@ impl<'a> Runner<'a> {
 
     fn setup<'s>(&'s self, row: &Row, start: Option<&'s Arrays>, cell: &'s str) -> Setup<'s> {
         self.recipe.setup(&self.settings.device, row, start, cell)
-    }
-
-    /// The finished result of one cell of one seed; nothing is run.
-    pub fn stored(&mut self, row: &Row, seed: u64) -> Result<Option<Outcome>> {
-        let Some(Identity { entry, .. }) = self.identify(row, seed, false)? else { return Ok(None) };
-        match entry.finished()? {
-            Finished::Yes(manifest) => Ok(Some(Outcome { entry, manifest })),
-            Finished::No => Ok(None),
-            Finished::Damaged(reason) => {
-                self.watch.note(&format!("{reason}: it does not count, the next run makes it again"));
-                Ok(None)
-            }
-        }
     }
 
     /// Images of a finished cell, by their numbers: the first ones are those that it
@@ -348,12 +486,8 @@ impl<'a> Runner<'a> {
                 ),
             });
         };
-        let (start, cell) = (self.starting_weights(row)?, self.streams(seed));
-        let weights = match (&row.method.training, &start) {
-            (None, Some(start)) => start.clone(),
-            _ => read_weights(&outcome.entry)?.0,
-        };
-        let sampler = (row.method.sampler)(&self.setup(row, start.as_ref(), &cell), &weights)?;
+        let start = self.starting_weights(row)?;
+        let sampler = self.sampler(row, seed, start.as_ref(), outcome.weights.as_ref())?;
         let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
         Ok(move |range| {
             let latents = ScoreLatents { config: &config, seed, device: &device };
@@ -361,104 +495,44 @@ impl<'a> Runner<'a> {
         })
     }
 
-    /// Every seed of `row` that has a directory in the store, in order; which
-    /// of them are of this very experiment `stored` tells by their keys.
+    /// Every seed of `row` with a finished result in the store, in order; which of them are
+    /// of this very experiment `stored` tells.
     pub fn seeds(&self, row: &Row) -> Result<Vec<u64>> {
         let label = format!("{}-{}-s", self.recipe.scale, row.id);
-        let store = &self.settings.store;
-        let listing = match std::fs::read_dir(store) {
-            // One that is not there is empty.
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            listing => listing.map_err(Error::io("read", store))?,
-        };
-        let mut seeds: Vec<u64> = listing
-            .filter_map(|file| file.ok()?.file_name().into_string().ok())
-            .filter_map(|name| {
-                let rest = name.get(13..)?.strip_prefix(&label)?.to_string();
-                rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-            })
-            .collect();
-        seeds.sort_unstable();
-        seeds.dedup();
-        Ok(seeds)
+        let all = self.store.finished_entries()?.into_iter();
+        let named = all.filter(|(entry, _)| entry.label().starts_with(&label));
+        let seeds: BTreeSet<u64> = named.map(|(_, manifest)| manifest.seed).collect();
+        Ok(seeds.into_iter().collect())
     }
 
-    /// What a cell measured, times included.
+    /// What was measured of a row, the sizes of its networks and its time an iteration
+    /// included. Scores of other code are of a determinism class of their own.
     pub fn scores(&self, outcome: &Outcome) -> Result<Vec<Score>> {
-        if !outcome.manifest.outputs.contains_key(SCORES) {
-            return Ok(Vec::new());
+        let mut values = read_values(&outcome.scores)?;
+        if let Some(weights) = &outcome.weights {
+            values.extend(read_values(weights)?);
+            values.extend(seconds_per_step(&weights.entry).map(|seconds| (TIME.to_string(), seconds)));
         }
-        let mut scores = read_scores(&outcome.entry.path(SCORES))?;
-        if let (Some(seconds), Some(first)) = (seconds_per_step(&outcome.entry), scores.first().cloned()) {
-            scores.push(Score { metric: crate::judge::golden::TIME.into(), value: seconds, ..first });
-        }
-        Ok(scores)
-    }
-
-    /// The name of a cell's result. With `make`, the weights that it starts
-    /// from are trained where they are missing; without, it is `None` then.
-    fn identify(&mut self, row: &Row, seed: u64, make: bool) -> Result<Option<Identity>> {
-        let weights_digest = match row.start {
-            Initialization::Random => None,
-            start => match self.pretrained_digest(start, make)? {
-                Some(digest) => Some(digest),
-                None => return Ok(None),
-            },
+        let class = match &outcome.other_code {
+            None => outcome.scores.manifest.determinism.clone(),
+            Some(code) => format!("{}, code {code}", outcome.scores.manifest.determinism),
         };
-        let Some(features_digest) = self.features_digest(make)? else { return Ok(None) };
-        let Some(images_digest) = self.digest(Data::Target, make)? else { return Ok(None) };
-        let class = self.class;
-        let weights = weights_digest.as_deref().unwrap_or("none");
-        let text = self.recipe.cell_text(row, seed, &images_digest, weights, &features_digest, class);
-        let label = self.label(&format!("{}-s{seed}", row.id));
-        let entry = self.store.entry(&Key::of(&text), &label);
-        Ok(Some(Identity { entry, text, weights_digest, features_digest, images_digest }))
+        let score = |(metric, value)| Score {
+            row: outcome.row.id.to_string(),
+            scale: self.recipe.scale.to_string(),
+            seed: outcome.seed,
+            metric,
+            value,
+            class: class.clone(),
+            manifest: outcome.scores.entry.key().to_string(),
+        };
+        Ok(values.into_iter().map(score).collect())
     }
 
     fn label(&self, name: &str) -> String {
         let changes: String = self.recipe.changes.iter().map(|c| format!("+{c}")).collect();
         format!("{}-{name}{changes}", self.recipe.scale)
     }
-
-    fn claim(&mut self, entry: &Entry) -> Result<Claim> {
-        assert_eq!(self.class, determinism(&self.settings.device), "a reader makes nothing");
-        if let Finished::Yes(manifest) = entry.finished()? {
-            return Ok(Claim::Finished(manifest));
-        }
-        let (watch, stop) = (&mut self.watch, self.stop);
-        let lock = entry.lock(&mut |waited| {
-            if waited.is_zero() {
-                watch.note(&format!("{}: another process is at it, waiting", entry.label()));
-            }
-            if stop.load(Ordering::Relaxed) {
-                return Err(Error::Stopped { cell: entry.label().into() });
-            }
-            Ok(())
-        })?;
-        match entry.finished()? {
-            Finished::Yes(manifest) => return Ok(Claim::Finished(manifest)),
-            Finished::No => {}
-            Finished::Damaged(reason) => {
-                let aside = lock.discard(&reason)?;
-                self.watch.note(&format!("{reason}: moved to {} and made again", aside.display()));
-            }
-        }
-        Ok(Claim::Ours(lock))
-    }
-}
-
-struct Identity {
-    entry: Entry,
-    text: String,
-    /// `None` where everything is drawn.
-    weights_digest: Option<String>,
-    features_digest: String,
-    images_digest: String,
-}
-
-enum Claim {
-    Finished(Manifest),
-    Ours(Lock),
 }
 
 /// Seconds of one iteration, from the file of times.
@@ -485,26 +559,26 @@ fn read_trial(path: &Path) -> Option<Vec<(&'static str, f64)>> {
     (scores.len() == METRICS.len()).then_some(scores)
 }
 
-/// Leaves what was measured of a cell as the entry's scores.
-fn write_measured(
-    lock: &Lock,
-    row: &Row,
-    recipe: &Recipe,
-    seed: u64,
-    class: &str,
-    values: impl Iterator<Item = (&'static str, f64)>,
-) -> Result<()> {
-    let score = |(metric, value): (&str, f64)| Score {
-        row: row.id.to_string(),
-        scale: recipe.scale.to_string(),
-        seed,
-        metric: metric.to_string(),
-        value,
-        class: class.to_string(),
-        manifest: lock.key().to_string(),
+/// Values by name, as scores.csv has them.
+fn values_text(values: impl Iterator<Item = (&'static str, f64)>) -> String {
+    let lines = values.map(|(name, value)| format!("{name},{value}\n"));
+    std::iter::once("metric,value\n".to_string()).chain(lines).collect()
+}
+
+fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
+    let bytes = made.entry.read(SCORES)?;
+    let wrong = |found: &str| Error::Malformed {
+        path: made.entry.path(SCORES),
+        expected: "lines NAME,VALUE".into(),
+        found: found.to_string(),
+        remedy: "remove that directory: it is made again".into(),
     };
-    let scores: Vec<Score> = values.map(score).collect();
-    lock.write(SCORES, write_scores(&scores).as_bytes())
+    let text = std::str::from_utf8(&bytes).map_err(|_| wrong("bytes that are no text"))?;
+    let value = |line: &str| {
+        let (name, value) = line.split_once(',')?;
+        Some((name.to_string(), value.parse().ok()?))
+    };
+    text.lines().skip(1).map(|line| value(line).ok_or_else(|| wrong(line))).collect()
 }
 
 /// Times go into a file of their own: they differ between identical runs.

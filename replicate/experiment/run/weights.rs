@@ -1,10 +1,11 @@
 //! Pre-trained networks and the feature network: shipped, stored, or trained now.
 
+use super::artifact::{Artifact, Outputs};
 use super::inputs::Input;
-use super::{Claim, Runner, SHIPPED, WEIGHTS, provenance, write_timing};
+use super::{Runner, SHIPPED, WEIGHTS, keys, write_timing};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::experiment::{Data, Initialization, Recipe};
+use crate::experiment::{Initialization, Recipe};
 use crate::measure::classifier::{Classifier, ClassifierMethod};
 use crate::measure::evaluate::FeatureNetwork;
 use crate::measure::inception::Inception;
@@ -14,88 +15,104 @@ use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::network::params::{Arrays, outline};
 use crate::network::unet::Denoiser;
 use crate::store::formats::torch;
-use crate::store::{Entry, Finished, Key, Lock, Manifest, read_safetensors, sha256_hex, write_safetensors};
+use crate::store::{Entry, Lock, read_safetensors, sha256_hex, write_safetensors};
 use crate::train::augment::Augmentation;
 use crate::train::batch::Batches;
 use crate::train::{Budget, Method, Snapshot, train};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Instant;
 
 /// The feature network's name among the shipped weights and in the store.
 pub const CLASSIFIER: &str = "classifier";
 
 impl Runner<'_> {
-    /// The weights that `start` names, with their SHA-256: shipped ones where
-    /// they are, else stored ones, else, with `make`, trained now.
-    pub fn pretrained(&mut self, start: Initialization, make: bool) -> Result<Option<(Arrays, String)>> {
-        let name = format!("{}-{start}", self.recipe.scale);
-        let original = self.recipe.pretrains_like(&Recipe::of(self.recipe.scale), start);
-        if original
-            && !self.settings.from_scratch
-            && let Some(shipped) = shipped(&self.settings.root, &name)?
-        {
-            return Ok(Some(shipped));
+    /// The weights that `start` names, with their SHA-256: shipped ones where they are,
+    /// else stored ones, else trained now.
+    pub fn pretrained(&mut self, start: Initialization) -> Result<(Arrays, String)> {
+        if let Some(shipped) = self.shipped(start)? {
+            return Ok(shipped);
         }
         if self.published(start) {
-            return match self.input(Input::Checkpoint)? {
-                None if !make => Ok(None),
-                _ => Ok(Some(self.checkpoint()?)),
-            };
+            return self.checkpoint();
         }
-        let data = match start {
-            Initialization::MultiLevel(data) => data,
-            Initialization::SingleLevel | Initialization::Random => Data::Target,
-        };
-        let Some(digest) = self.digest(data, make)? else { return Ok(None) };
-        let class = self.class;
-        let text = self.recipe.pretraining_text(start, &digest, class);
-        let label = format!("{}-pretrain-{start}", self.recipe.scale);
-        let entry = self.store.entry(&Key::of(&text), &label);
-        if !make {
-            return if_finished(&entry);
-        }
-        if let Claim::Ours(lock) = self.claim(&entry)? {
-            let images = self.take(data)?;
-            let cell = format!("{} pre-training {start}", self.recipe.scale);
-            let (recipe, device) = (self.recipe.clone(), self.settings.device.clone());
-            let (p, levels) = (&recipe.pretraining, recipe.pretraining_levels(start));
-            let mut method = ScoreMatching::new(&device, &recipe.network, p, levels, &cell)?;
-            let batches = Batches {
-                images: &images,
-                device: device.clone(),
-                size: p.batch,
-                microbatch: self.settings.microbatch.unwrap_or(MICROBATCH).min(MICROBATCH),
-                augmentation: recipe.augmentation,
-                cell,
-            };
-            // One-step samples: what a generator will start from.
-            let mut snapshot = |weights: &Arrays| {
-                let denoiser = Denoiser::load(&recipe.network, weights, &device)?;
-                let sample = |z: &Tensor| one_step(&denoiser, z, recipe.one_step.sigma_init);
-                Ok(Snapshot { scores: None, grid: Some(generate_grid(&recipe.network, &device, sample)?) })
-            };
-            let budget = Budget { images: p.images, ticks: recipe.ticks };
-            let inputs = BTreeMap::from([("images".into(), digest.clone())]);
-            self.publish_training(lock, budget, &batches, &mut method, &mut snapshot, text, inputs)?;
-            self.images.insert(data, (images, digest));
-        }
-        Ok(Some(read_weights(&entry)?))
+        let data = start.data();
+        let images = self.images_digest(data)?;
+        let artifact = self.pretraining_artifact(start, images);
+        let made = self.make(artifact, |runner, lock| runner.pretrain(lock, start))?;
+        read_weights(&made.entry)
     }
 
-    /// The SHA-256 of the weights that `start` names, as `pretrained`, which reads
-    /// no checkpoint for it.
-    pub(super) fn pretrained_digest(&mut self, start: Initialization, make: bool) -> Result<Option<String>> {
-        if self.published(start) && (!make || self.input(Input::Checkpoint)?.is_some()) {
+    /// The SHA-256 of [`pretrained`](Self::pretrained), for which no checkpoint is read.
+    pub(super) fn pretrained_digest(&mut self, start: Initialization) -> Result<String> {
+        match self.find_pretrained_digest(start)? {
+            Some(digest) => Ok(digest),
+            None => Ok(self.pretrained(start)?.1),
+        }
+    }
+
+    /// The same, where the weights are here; nothing is trained.
+    pub(super) fn find_pretrained_digest(&mut self, start: Initialization) -> Result<Option<String>> {
+        if let Some((_, digest)) = self.shipped(start)? {
+            return Ok(Some(digest));
+        }
+        if self.published(start) {
             return Ok(self.input(Input::Checkpoint)?.map(|(_, sha256)| sha256));
         }
-        Ok(self.pretrained(start, make)?.map(|(_, digest)| digest))
+        let Some(images) = self.find_images_digest(start.data())? else { return Ok(None) };
+        let artifact = self.pretraining_artifact(start, images);
+        Ok(self.find(&artifact)?.and_then(|made| made.digest(WEIGHTS).map(str::to_string)))
     }
 
     /// Whether what `start` names is there: nothing is trained for it.
     pub fn has_pretrained(&mut self, start: Initialization) -> Result<bool> {
-        Ok(self.pretrained_digest(start, false)?.is_some())
+        Ok(self.find_pretrained_digest(start)?.is_some())
+    }
+
+    /// The weights that ship with the repository, where they are of this recipe.
+    fn shipped(&self, start: Initialization) -> Result<Option<(Arrays, String)>> {
+        let original = self.recipe.pretrains_like(&Recipe::of(self.recipe.scale), start);
+        match original && !self.settings.from_scratch {
+            true => shipped(&self.settings.root, &format!("{}-{start}", self.recipe.scale)),
+            false => Ok(None),
+        }
+    }
+
+    fn pretraining_artifact(&self, start: Initialization, images: String) -> Artifact {
+        Artifact {
+            text: keys::pretraining(&self.recipe, start, &images, self.class),
+            label: format!("{}-pretrain-{start}", self.recipe.scale),
+            inputs: BTreeMap::from([("images".into(), images)]),
+            ..Artifact::default()
+        }
+    }
+
+    fn pretrain(&mut self, lock: &Lock, start: Initialization) -> Result<Outputs> {
+        let data = start.data();
+        let images = self.take(data)?;
+        let cell = format!("{} pre-training {start}", self.recipe.scale);
+        let (recipe, device) = (self.recipe.clone(), self.settings.device.clone());
+        let (p, levels) = (&recipe.pretraining, recipe.pretraining_levels(start));
+        let mut method = ScoreMatching::new(&device, &recipe.network, p, levels, &cell)?;
+        let batches = Batches {
+            images: &images,
+            device: device.clone(),
+            size: p.batch,
+            microbatch: self.settings.microbatch.unwrap_or(MICROBATCH).min(MICROBATCH),
+            augmentation: recipe.augmentation,
+            cell,
+        };
+        // One-step samples: what a generator will start from.
+        let mut snapshot = |weights: &Arrays| {
+            let denoiser = Denoiser::load(&recipe.network, weights, &device)?;
+            let sample = |z: &Tensor| one_step(&denoiser, z, recipe.one_step.sigma_init);
+            Ok(Snapshot { scores: None, grid: Some(generate_grid(&recipe.network, &device, sample)?) })
+        };
+        let budget = Budget { images: p.images, ticks: recipe.ticks };
+        let outputs = self.train_weights(lock, budget, &batches, &mut method, &mut snapshot)?;
+        let digest = if recipe.scale.procedural() { String::new() } else { images.digest() };
+        self.images.insert(data, (images, digest));
+        Ok(outputs)
     }
 
     /// Whether `start` is a checkpoint that somebody published.
@@ -113,16 +130,27 @@ impl Runner<'_> {
         Ok((arrays, sha256))
     }
 
-    /// The SHA-256 of the feature network's weights; without `make`, `None` where
-    /// they are missing.
-    pub(super) fn features_digest(&mut self, make: bool) -> Result<Option<String>> {
-        if self.recipe.scale.procedural() {
-            return Ok(self.features(make)?.map(|(_, digest)| digest.clone()));
+    /// The SHA-256 of the feature network's weights, which are made or required.
+    pub(super) fn features_digest(&mut self) -> Result<String> {
+        match self.recipe.scale.procedural() {
+            true => Ok(self.features()?.1.clone()),
+            false => Ok(self.require(Input::Inception)?.1),
         }
-        match make {
-            true => Ok(Some(self.require(Input::Inception)?.1)),
-            false => Ok(self.input(Input::Inception)?.map(|(_, sha256)| sha256)),
+    }
+
+    /// The same, where they are here.
+    pub(super) fn find_features_digest(&mut self) -> Result<Option<String>> {
+        if !self.recipe.scale.procedural() {
+            return Ok(self.input(Input::Inception)?.map(|(_, sha256)| sha256));
         }
+        if let Some((_, digest)) = self.features.get() {
+            return Ok(Some(digest.clone()));
+        }
+        if let Some((_, digest)) = self.shipped_classifier()? {
+            return Ok(Some(digest));
+        }
+        let artifact = self.classifier_artifact();
+        Ok(self.find(&artifact)?.and_then(|made| made.digest(WEIGHTS).map(str::to_string)))
     }
 
     pub(super) fn feature_network(&mut self) -> Result<FeatureNetwork> {
@@ -134,48 +162,53 @@ impl Runner<'_> {
         Ok(FeatureNetwork::Inception(Inception::load(&device, torch::read(&path)?)?))
     }
 
-    /// The feature network's weights and their SHA-256, as `pretrained`.
-    pub fn features(&mut self, make: bool) -> Result<Option<&(Arrays, String)>> {
+    /// The feature network's weights and their SHA-256: shipped, stored, or trained now.
+    pub fn features(&mut self) -> Result<&(Arrays, String)> {
         if self.features.get().is_none() {
-            match self.load_features(make)? {
-                Some(loaded) => _ = self.features.set(loaded),
-                None => return Ok(None),
-            }
+            let loaded = match self.shipped_classifier()? {
+                Some(shipped) => shipped,
+                None => {
+                    let artifact = self.classifier_artifact();
+                    let made = self.make(artifact, |runner, lock| runner.train_classifier(lock))?;
+                    read_weights(&made.entry)?
+                }
+            };
+            _ = self.features.set(loaded);
         }
-        Ok(self.features.get())
+        Ok(self.features.get().expect("just set"))
     }
 
-    fn load_features(&mut self, make: bool) -> Result<Option<(Arrays, String)>> {
-        if !self.settings.from_scratch {
-            if let Some(shipped) = shipped(&self.settings.root, CLASSIFIER)? {
-                return Ok(Some(shipped));
-            }
+    fn shipped_classifier(&self) -> Result<Option<(Arrays, String)>> {
+        match self.settings.from_scratch {
+            true => Ok(None),
+            false => shipped(&self.settings.root, CLASSIFIER),
         }
-        let settings = self.recipe.classifier.clone();
+    }
+
+    fn classifier_artifact(&self) -> Artifact {
+        let images = classifier_images(self.recipe.classifier.size).digest();
+        Artifact {
+            text: keys::classifier(&self.recipe, &images, self.class),
+            label: CLASSIFIER.into(),
+            inputs: BTreeMap::from([("images".into(), images)]),
+            ..Artifact::default()
+        }
+    }
+
+    fn train_classifier(&mut self, lock: &Lock) -> Result<Outputs> {
+        let (settings, device) = (self.recipe.classifier.clone(), self.settings.device.clone());
         let images = classifier_images(settings.size);
-        let digest = images.digest();
-        let text = self.recipe.classifier_text(&digest, self.class);
-        let entry = self.store.entry(&Key::of(&text), CLASSIFIER);
-        if !make {
-            return if_finished(&entry);
-        }
-        if let Claim::Ours(lock) = self.claim(&entry)? {
-            let device = self.settings.device.clone();
-            let mut method = ClassifierMethod::new(&device, &settings)?;
-            let batches = Batches {
-                images: &images,
-                device,
-                size: settings.batch,
-                microbatch: usize::MAX,
-                augmentation: Augmentation { p: 0.0 },
-                cell: CLASSIFIER.into(),
-            };
-            let budget = Budget { images: settings.images, ticks: 10 };
-            let inputs = BTreeMap::from([("images".into(), digest)]);
-            let mut nothing = |_: &Arrays| Ok(Snapshot::default());
-            self.publish_training(lock, budget, &batches, &mut method, &mut nothing, text, inputs)?;
-        }
-        Ok(Some(read_weights(&entry)?))
+        let mut method = ClassifierMethod::new(&device, &settings)?;
+        let batches = Batches {
+            images: &images,
+            device,
+            size: settings.batch,
+            microbatch: usize::MAX,
+            augmentation: Augmentation { p: 0.0 },
+            cell: CLASSIFIER.into(),
+        };
+        let budget = Budget { images: settings.images, ticks: 10 };
+        self.train_weights(lock, budget, &batches, &mut method, &mut |_| Ok(Snapshot::default()))
     }
 
     /// Shares of held-out digits and of held-out characters that the feature
@@ -197,36 +230,23 @@ impl Runner<'_> {
 
     fn classifier(&mut self) -> Result<Classifier> {
         let device = self.settings.device.clone();
-        let (weights, _) = self.features(true)?.expect("made where it was missing");
+        let (weights, _) = self.features()?;
         Ok(Classifier::load(&device, weights)?)
     }
 
-    fn publish_training(
+    fn train_weights(
         &mut self,
-        lock: Lock,
+        lock: &Lock,
         budget: Budget,
         batches: &Batches,
         method: &mut dyn Method,
         snapshot: &mut dyn FnMut(&Arrays) -> Result<Snapshot>,
-        text: String,
-        inputs: BTreeMap<String, String>,
-    ) -> Result<()> {
-        let started = Instant::now();
-        let trained = train(&lock, budget, batches, method, snapshot, &mut self.watch, self.stop)?;
-        write_timing(&lock, &trained)?;
+    ) -> Result<Outputs> {
+        let trained = train(lock, budget, batches, method, snapshot, &mut self.watch, self.stop)?;
+        write_timing(lock, &trained)?;
         lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
-        let manifest = Manifest {
-            experiment: text,
-            images: trained.images,
-            determinism: self.class.to_string(),
-            inputs,
-            provenance: provenance(started.elapsed(), &self.settings.device),
-            ..Manifest::default()
-        };
-        let mut names: Vec<&str> = trained.outputs.iter().map(String::as_str).collect();
-        names.push(WEIGHTS);
-        lock.publish(manifest, &names)?;
-        Ok(())
+        let names = trained.outputs.into_iter().chain([WEIGHTS.to_string()]).collect();
+        Ok(Outputs { names, images: trained.images })
     }
 }
 
@@ -241,13 +261,6 @@ fn classifier_images(size: usize) -> Images {
     images.pixels.extend(others.pixels);
     images.labels.extend(others.labels);
     images
-}
-
-fn if_finished(entry: &Entry) -> Result<Option<(Arrays, String)>> {
-    match entry.finished()? {
-        Finished::Yes(_) => Ok(Some(read_weights(entry)?)),
-        _ => Ok(None),
-    }
 }
 
 pub(super) fn read_weights(entry: &Entry) -> Result<(Arrays, String)> {

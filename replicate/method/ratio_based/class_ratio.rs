@@ -8,16 +8,29 @@ use crate::method::one_step::{self, Generator};
 use crate::method::{Build, Setup, Spec, Trained};
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::{CRITIC_HEAD, Critic};
+use crate::store::sha256_hex;
 use crate::train::Method;
 use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor, Var};
 
 const NETWORKS: &[Network] =
     &[Network::averaged("generator", Size::Denoiser), Network::trained("critic", Size::Critic)];
 
-/// The rows differ in their divergence alone, which `build` names.
-pub const fn spec(name: &'static str, cite: &'static str, build: Build) -> Spec {
+/// The rows differ in their divergence alone: `ratio!(DiJs, "Eq 9")`.
+macro_rules! ratio {
+    ($divergence:ident, $equation:literal) => {
+        $crate::method::ratio_based::class_ratio::spec(
+            concat!("class-ratio ", stringify!($divergence)),
+            concat!("Algorithm 2, ", $equation),
+            |setup| $crate::method::ratio_based::class_ratio::build(setup, Divergence::$divergence),
+            || $crate::method::ratio_based::class_ratio::fingerprint(Divergence::$divergence),
+        )
+    };
+}
+pub(crate) use ratio;
+
+pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerprint: fn() -> String) -> Spec {
     let calls = &[
         Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
         // Data and generated images.
@@ -26,7 +39,24 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build) -> Spec 
         Call { step: 1, network: "critic", pass: Pass::Through, times: 1.0 },
     ];
     let training = Some(Trained { build, networks: NETWORKS, calls, from_scratch: None });
-    Spec { name, cite, file: file!(), training, nfe: 1, sampler: one_step::sampler }
+    let fingerprint = Some(fingerprint);
+    Spec { name, cite, file: file!(), fingerprint, training, nfe: 1, sampler: one_step::sampler }
+}
+
+/// Names a divergence by the values and slopes of its phi, so that another divergence in
+/// the same source changes no key. Rounded: the last bits are the machine's.
+pub fn fingerprint(divergence: Divergence) -> String {
+    let logits: Vec<f64> = (-32..=32).map(|i| 0.25 * f64::from(i)).collect();
+    let values = || {
+        let l = Var::new(logits.as_slice(), &Device::Cpu)?;
+        let phi = divergence.phi(&l)?;
+        let slopes =
+            phi.sum_all()?.backward()?.get(&l).expect("phi depends on its logit").to_vec1::<f64>()?;
+        Ok::<_, candle_core::Error>([phi.to_vec1::<f64>()?, slopes].concat())
+    };
+    let text: Vec<String> =
+        values().expect("sixty-five numbers").iter().map(|v| format!("{v:.6e}")).collect();
+    sha256_hex(text.join(" ").as_bytes())[..16].to_string()
 }
 
 pub fn build(setup: &Setup, divergence: Divergence) -> Result<Box<dyn Method>> {

@@ -20,6 +20,7 @@ pub const SPEC: Spec = Spec {
     name: "diffusion-gan",
     cite: "Wang et al. 2023, arXiv 2206.02262",
     file: file!(),
+    fingerprint: None,
     training: Some(Trained {
         build: |setup| Ok(Box::new(DiffusionGan::new(setup, &Settings::PUBLISHED)?)),
         networks: &[

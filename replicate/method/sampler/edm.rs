@@ -38,6 +38,7 @@ pub const SPEC: Spec = Spec {
     name: "18-step Heun sampling of the teacher",
     cite: "Karras et al. 2022, Algorithm 1",
     file: file!(),
+    fingerprint: None,
     training: None,
     nfe: 2 * HEUN_STEPS - 1,
     sampler: |setup, weights| {

@@ -17,6 +17,7 @@ pub const SPEC: Spec = Spec {
     name: "vsd",
     cite: "Algorithm 1, Eq 5",
     file: file!(),
+    fingerprint: None,
     training: Some(Trained {
         build: |setup| Ok(Box::new(DiffInstruct::new(setup)?)),
         networks: &[

@@ -1,0 +1,358 @@
+//! The canonical texts that name artefacts: what is made, from what, by which code.
+//! The SHA-256 of a text is the key of its artefact.
+//!
+//! The code that a key names is a digest over tokens: comments and layout do not count.
+//! Weights depend on the rooms network, train, data and rng, on what methods share, and
+//! on their method's own file; scores on the weights, on how they are sampled, and on the
+//! room measure. So a change of a metric trains nothing, and a new method's file is in
+//! no other row's key.
+
+use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
+use crate::method::all_rows;
+use crate::store::hex;
+use crate::train::adam::AdamConfig;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::fmt::{Display, Write};
+
+/// Latents on which two generators are compared.
+pub const MAP_LATENTS: usize = 1000;
+
+/// Every source of the program with the digest of its tokens.
+const SOURCES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sources.rs"));
+/// Sources in rooms that make results which change none.
+const NO_RESULT: [&str; 4] = ["network/device.rs", "network/count.rs", "train/watch.rs", "train/tfevents.rs"];
+
+/// Lines `name = value`; their order is part of the text.
+pub struct Text(String);
+
+impl Text {
+    fn new(kind: &str, scale: Scale) -> Text {
+        let mut text = Text(String::new());
+        text.line("kind", kind).line("scale", scale);
+        text
+    }
+
+    pub fn line(&mut self, name: &str, value: impl Display) -> &mut Text {
+        writeln!(self.0, "{name} = {value}").expect("writing to a string");
+        self
+    }
+
+    fn adam(&mut self, adam: AdamConfig) -> &mut Text {
+        let rectified = if adam.rectified { ", rectified" } else { "" };
+        self.line("adam", format!("betas {} {}, eps {:e}{rectified}", adam.beta1, adam.beta2, adam.eps))
+    }
+
+    /// One line for each room of the code, so that a change can be named.
+    fn code(&mut self, code: &[(&str, String)]) -> &mut Text {
+        code.iter().for_each(|(room, digest)| _ = self.line(&format!("code {room}"), digest));
+        self.line("code crates", env!("ARITHMETIC_DIGEST"))
+    }
+
+    fn finish(&self) -> String {
+        self.0.clone()
+    }
+}
+
+/// Whether a line of a text names code, or something that code made.
+fn names_code(line: &str) -> bool {
+    let name = line.split(" = ").next().unwrap_or(line);
+    name.starts_with("code ") || name.ends_with("sha256")
+}
+
+/// Whether two texts name the same experiment, made by whatever code.
+pub fn same_experiment(a: &str, b: &str) -> bool {
+    let rest =
+        |text: &str| text.lines().filter(|line| !names_code(line)).map(str::to_string).collect::<Vec<_>>();
+    rest(a) == rest(b)
+}
+
+/// The names of the lines about code, and about what it made, that differ.
+pub fn changed_code(old: &str, new: &str) -> Vec<String> {
+    let old: BTreeSet<&str> = old.lines().collect();
+    let changed = new.lines().filter(|line| names_code(line) && !old.contains(line));
+    changed
+        .map(|line| line.split(" = ").next().unwrap_or(line).replace("code ", "").replace(" sha256", ""))
+        .collect()
+}
+
+/// A short name of the code in a text.
+pub fn code_of(text: &str) -> String {
+    let mut hash = Sha256::new();
+    text.lines().filter(|line| line.starts_with("code ")).for_each(|line| hash.update(line));
+    hex(hash.finalize())[..12].to_string()
+}
+
+/// The sources of a program, and which of them are methods.
+struct Code<'a> {
+    sources: &'a [(&'a str, &'a str)],
+    methods: Vec<&'a str>,
+}
+
+type Digests = Vec<(&'static str, String)>;
+
+impl Code<'_> {
+    fn here() -> Code<'static> {
+        Code { sources: SOURCES, methods: all_rows().map(|row| inside(row.method.file)).collect() }
+    }
+
+    fn digest(&self, which: impl Fn(&str) -> bool) -> String {
+        let mut hash = Sha256::new();
+        for (path, digest) in self.sources {
+            let path = inside(path);
+            if which(path) && !NO_RESULT.contains(&path) {
+                hash.update(path);
+                hash.update(digest);
+            }
+        }
+        hex(hash.finalize())[..16].to_string()
+    }
+
+    fn room(&self, name: &'static str) -> (&'static str, String) {
+        let part = |path: &str| path.split(['/', '.']).next() == Some(name);
+        (name, self.digest(part))
+    }
+
+    /// What the methods of a folder share, and `file` itself. The registry, the estimate
+    /// of costs and the files of other methods are not part of it.
+    fn method(&self, file: &str) -> (&'static str, String) {
+        let folder = |path: &str| path.rsplit_once('/').map_or("", |(folder, _)| folder).to_string();
+        let own = inside(file);
+        let shared = |path: &str| {
+            let here = folder(path);
+            (here == "method" || here == folder(own)) && !self.methods.contains(&path)
+        };
+        let no_part = ["method/mod.rs", "method/cost.rs"];
+        ("method", self.digest(|path| path == own || shared(path) && !no_part.contains(&path)))
+    }
+
+    fn training(&self, file: &str) -> Digests {
+        vec![self.room("network"), self.room("train"), self.room("data"), self.room("rng"), self.method(file)]
+    }
+
+    fn sampling(&self, file: &str) -> Digests {
+        vec![self.room("network"), self.room("data"), self.room("rng"), self.method(file)]
+    }
+
+    fn rooms(&self, names: &[&'static str]) -> Digests {
+        names.iter().map(|name| self.room(name)).collect()
+    }
+}
+
+/// A source's path in replicate/.
+fn inside(path: &str) -> &str {
+    path.strip_prefix("replicate/").unwrap_or(path)
+}
+
+/// The images of a training, as its text names them.
+pub fn data_text(recipe: &Recipe, data: Data) -> String {
+    match recipe.scale.procedural() {
+        true => format!("glyphs {data}, {} a class, {} pixels", recipe.images_per_class, recipe.network.size),
+        false => format!("CIFAR {data}"),
+    }
+}
+
+/// A pre-training; `images` is the digest of what it sees.
+pub fn pretraining(recipe: &Recipe, start: Initialization, images: &str, determinism: &str) -> String {
+    let p = &recipe.pretraining;
+    Text::new("pre-training", recipe.scale)
+        .line("start", start)
+        .line("network", &recipe.network)
+        .line("data", data_text(recipe, start.data()))
+        .line("data id", images)
+        .line("augmentation", recipe.augmentation)
+        .line("levels", recipe.pretraining_levels(start))
+        .line("images", p.images)
+        .line("batch", p.batch)
+        .line("lr", p.lr)
+        .line("warm-up images", p.warmup_images)
+        .line("schedule", if p.cosine { "cosine" } else { "constant" })
+        .adam(p.adam)
+        .line("ema half-life images", p.ema_half_life)
+        .line("ticks", recipe.ticks)
+        .line("grids at sigma", recipe.one_step.sigma_init)
+        .line("determinism", determinism)
+        .code(&Code::here().training("replicate/method/score_matching.rs"))
+        .finish()
+}
+
+/// The statistics of the real images.
+pub fn reference(recipe: &Recipe, images: &str, features: &str, determinism: &str) -> String {
+    let e = &recipe.evaluation;
+    Text::new("reference", recipe.scale)
+        .line("data id", images)
+        .line("reference", e.reference)
+        .line("neighbourhood", e.neighbourhood)
+        .line("features sha256", features)
+        .line("determinism", determinism)
+        .code(&Code::here().rooms(&["data", "rng", "measure"]))
+        .finish()
+}
+
+/// The feature network of the glyphs; `images` is the digest of what it sees.
+pub fn classifier(recipe: &Recipe, images: &str, determinism: &str) -> String {
+    let c = &recipe.classifier;
+    Text::new("classifier", Scale::Mini)
+        .line("size", c.size)
+        .line("data id", images)
+        .line("images", c.images)
+        .line("batch", c.batch)
+        .line("lr", c.lr)
+        .adam(c.adam)
+        .line("determinism", determinism)
+        .code(&Code::here().rooms(&["network", "train", "data", "rng", "measure"]))
+        .finish()
+}
+
+/// What the weights of a row are made from.
+pub struct Origin<'a> {
+    /// Digest of the training images.
+    pub images: &'a str,
+    /// Digest of the initial weights; `None` where everything is drawn.
+    pub start: Option<&'a str>,
+    /// Names the random streams.
+    pub streams: &'a str,
+}
+
+/// The weights of a row that is trained.
+pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determinism: &str) -> String {
+    let s = &recipe.one_step;
+    let mut text = Text::new("weights", recipe.scale);
+    text.line("row", row.id)
+        .line("seed", seed)
+        .line("start", row.start)
+        .line("network", &recipe.network)
+        .line("data", data_text(recipe, Data::Target))
+        .line("data id", origin.images)
+        .line("start sha256", origin.start.unwrap_or("none"))
+        .line("streams", origin.streams)
+        .line("method", row.method.name)
+        .line("sigma_init", s.sigma_init)
+        .line("levels", s.levels)
+        .line("weight", "sigma^2")
+        .line("generator lr", s.generator_lr)
+        .line("critic lr", s.critic_lr)
+        .adam(s.adam)
+        .line("ema half-life images", s.ema_half_life)
+        .line("augmentation of the critic's images", recipe.augmentation)
+        .line("images", recipe.images_of(row))
+        .line("batch", recipe.batch)
+        .line("ticks", recipe.ticks);
+    if let Some(fingerprint) = row.method.fingerprint {
+        text.line("values", fingerprint());
+    }
+    text.line("determinism", determinism).code(&Code::here().training(row.method.file)).finish()
+}
+
+/// The scores of a row; `weights` is the digest of what is sampled.
+pub fn scores(
+    recipe: &Recipe,
+    row: &Row,
+    seed: u64,
+    weights: &str,
+    features: &str,
+    determinism: &str,
+) -> String {
+    let e = &recipe.evaluation;
+    Text::new("scores", recipe.scale)
+        .line("row", row.id)
+        .line("seed", seed)
+        .line("network", &recipe.network)
+        .line("weights sha256", weights)
+        .line("method", row.method.name)
+        .line("sigma_init", recipe.one_step.sigma_init)
+        .line("samples", format!("{} x {}", e.trials, e.samples))
+        .line("reference", e.reference)
+        .line("neighbourhood", e.neighbourhood)
+        .line("neighbours", e.neighbours)
+        .line("splits", e.splits)
+        .line("features sha256", features)
+        .line("determinism", determinism)
+        .code(&Code::here().sampling(row.method.file))
+        .code(&Code::here().rooms(&["measure"]))
+        .finish()
+}
+
+/// The comparison of a finished row with the full initialisation's, as maps; both are
+/// named by their keys.
+pub fn mapping(recipe: &Recipe, row_key: &str, reference_key: &str, determinism: &str) -> String {
+    Text::new("map distance", recipe.scale)
+        .line("row sha256", row_key)
+        .line("reference sha256", reference_key)
+        .line("latents", MAP_LATENTS)
+        .line("determinism", determinism)
+        .code(&Code::here().rooms(&["network", "rng", "measure"]))
+        .finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::TABLE1;
+
+    /// What the keys of a row's weights and scores say of the code.
+    fn digests(code: &Code, file: &str) -> (Digests, Digests) {
+        let scores = [code.sampling(file), code.rooms(&["measure"])].concat();
+        (code.training(file), scores)
+    }
+
+    fn edited(path: &'static str) -> Vec<(&'static str, &'static str)> {
+        let known = SOURCES.iter().any(|(name, _)| *name == path);
+        let mut sources = SOURCES.to_vec();
+        sources.iter_mut().filter(|(name, _)| *name == path).for_each(|(_, digest)| *digest = "edited");
+        sources.extend((!known).then_some((path, "new")));
+        sources
+    }
+
+    #[test]
+    fn a_new_method_changes_no_other_key() {
+        let (here, new) = (Code::here(), "replicate/method/score_based/throw_away.rs");
+        let sources = edited(new);
+        let mut there = Code { sources: &sources, ..Code::here() };
+        there.methods.push(inside(new));
+        for row in all_rows() {
+            assert_eq!(digests(&here, row.method.file), digests(&there, row.method.file), "{}", row.id);
+        }
+        // Its line in the registry changes none, either.
+        let sources = edited("replicate/method/mod.rs");
+        let there = Code { sources: &sources, ..Code::here() };
+        let file = TABLE1[0].method.file;
+        assert_eq!(digests(&here, file), digests(&there, file));
+    }
+
+    #[test]
+    fn an_edit_changes_the_keys_that_depend_on_it() {
+        let here = Code::here();
+        let file = "replicate/method/ratio_based/class_ratio.rs";
+        let (weights, scores) = digests(&here, file);
+        for (path, trains, measures) in [
+            ("replicate/measure/metrics/kid.rs", false, true),
+            ("replicate/train/adam.rs", true, false),
+            ("replicate/network/unet.rs", true, true),
+            ("replicate/method/noise.rs", true, true),
+            (file, true, true),
+            ("replicate/method/score_based/diff_instruct.rs", false, false),
+            ("replicate/report/table.rs", false, false),
+            ("replicate/store/mod.rs", false, false),
+            ("replicate/train/watch.rs", false, false),
+        ] {
+            assert!(SOURCES.iter().any(|(name, _)| *name == path), "{path} has moved");
+            let sources = edited(path);
+            let there = digests(&Code { sources: &sources, ..Code::here() }, file);
+            assert_eq!((there.0 != weights, there.1 != scores), (trains, measures), "{path}");
+        }
+    }
+
+    #[test]
+    fn texts_of_other_code_name_the_same_experiment() {
+        let recipe = Recipe::of(Scale::Smoke);
+        let text = scores(&recipe, &TABLE1[0], 0, "ab", "cd", "cpu");
+        let other = text
+            .replace("code measure = ", "code measure = 0")
+            .replace("weights sha256 = ab", "weights sha256 = ef");
+        assert!(same_experiment(&text, &other) && text != other);
+        assert_eq!(changed_code(&other, &text), ["weights", "measure"]);
+        assert!(!same_experiment(&text, &scores(&recipe, &TABLE1[0], 1, "ab", "cd", "cpu")));
+        assert_ne!(code_of(&text), code_of(&other));
+    }
+}
