@@ -26,6 +26,7 @@ pub const SPEC: Spec = Spec {
     name: "10-step DDIM sampling of the teacher, EDM's levels",
     cite: "Song et al. 2021, Eq 13 with eta = 0",
     file: file!(),
+    fingerprint: None,
     training: None,
     nfe: STEPS,
     sampler: |setup, weights| {
