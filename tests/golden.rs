@@ -451,7 +451,8 @@ fn the_papers_tables_hold_what_it_prints() {
     assert_eq!((row("ddim").fid, row("ddim").is, row("ddim").nfe), (Some(8.23), None, 10));
     // What is run is registered, with the calls that the paper prints.
     let run = rows.iter().filter(|row| row.kind != Kind::Cited);
-    let registered: BTreeMap<&str, u32> = TABLE1.iter().map(|row| (row.id, row.method.nfe as u32)).collect();
+    let registered: BTreeMap<&str, u32> =
+        method::TABLE1.iter().map(|row| (row.id, row.method.nfe as u32)).collect();
     assert_eq!(run.map(|row| (row.id.as_str(), row.nfe)).collect::<BTreeMap<_, _>>(), registered);
 
     let rows = paper::table2(&directory).unwrap();
