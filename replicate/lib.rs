@@ -14,7 +14,8 @@
 //! | EDM's network, preconditioning, sampler | [`network::unet`], [`method::noise`], [`method::sampler`] | reference |
 //! | EDM's augmentation | [`train::augment`] | augment |
 //! | FID's Inception-v3 | [`measure::inception`] | inception |
-//! | the tables' rows, every hyper-parameter | [`experiment`] | cli, perturbed |
+//! | the tables' rows | [`experiment`] | cli, perturbed |
+//! | every hyper-parameter | [`settings`] | settings, explain |
 //! | FID's formula, IS, KID, precision, recall, collapse | [`measure::metrics`] | metrics |
 //!
 //! Arrows point down (`tests/rooms.rs` holds it):
@@ -32,6 +33,7 @@ pub mod method;
 pub mod network;
 pub mod report;
 pub mod rng;
+pub mod settings;
 pub mod store;
 pub mod text;
 pub mod train;

@@ -59,3 +59,14 @@ pub fn and<T: AsRef<str>>(items: &[T]) -> String {
 pub fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
+
+/// "unknown row 'dijz': did you mean 'dijs'? it is one of edm, …"
+pub fn unknown<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let known: Vec<&str> = known.collect();
+    let nearest = known.iter().max_by(|a, b| strsim::jaro(given, a).total_cmp(&strsim::jaro(given, b)));
+    let hint = match nearest {
+        Some(&name) if strsim::jaro(given, name) > 0.7 => format!("did you mean '{name}'? "),
+        _ => String::new(),
+    };
+    format!("unknown {what} '{given}': {hint}it is one of {}", known.join(", "))
+}

@@ -10,15 +10,13 @@ use replicate::app::selftest::parity;
 use replicate::data::glyphs;
 use replicate::experiment::{Recipe, Scale};
 use replicate::method::equations::{diffuse, dsm};
-use replicate::method::noise::Levels;
-use replicate::method::one_step::Settings;
+use replicate::method::one_step::OneStep;
 use replicate::method::score_matching::{MICROBATCH, ScoreMatching};
-use replicate::method::{Row, Setup, TABLE1};
+use replicate::method::{Row, TABLE1};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Denoiser};
 use replicate::rng::Stream;
 use replicate::store::sha256_hex;
-use replicate::train::adam::AdamConfig;
 use replicate::train::augment::{Augmentation, Draw, LABELS, Numbers, apply};
 use replicate::train::batch::{Batches, Given};
 use replicate::train::{Method, state};
@@ -314,23 +312,11 @@ fn critic_step(row: &Row, augment: Option<[Vec<Draw>; 2]>) -> (f32, bool) {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "teacher" };
     let (teacher, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
-    let settings = Settings {
-        sigma_init: 2.5,
-        levels: Levels::Fixed(0.5),
-        generator_lr: 1e-3,
-        critic_lr: 1e-3,
-        adam: AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8, rectified: false },
-        ema_half_life: 100,
-    };
     let weights = teacher.arrays().unwrap();
-    let setup = Setup {
-        device: &Device::Cpu,
-        network: &config,
-        settings: &settings,
-        images: 64,
-        start: Some(&weights),
-        cell: "augmented steps",
-    };
+    let mini = Recipe::of(Scale::Mini);
+    let one_step = OneStep { generator_lr: 1e-3, ..mini.one_step.clone() };
+    let recipe = Recipe { network: config, one_step, ..mini };
+    let setup = recipe.setup(&Device::Cpu, row, Some(&weights), "augmented steps");
     let mut method = (row.method.training.as_ref().unwrap().build)(&setup).unwrap();
     let image = |name: &str| {
         let values = Stream::new("augmented steps", name).normals(0, B * 3 * 8 * 8);
@@ -424,9 +410,10 @@ fn the_gradients_of_parts_add_up() {
 fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
     let mut recipe = Recipe::of(Scale::Smoke);
     recipe.network = small_network();
-    recipe.augmentation = Augmentation { p: 0.5 };
+    recipe.pretraining.augment_p = 0.5;
+    let augmentation = recipe.pretraining.augmentation();
     recipe.pretraining.batch = 2 * MICROBATCH + 22;
-    let (b, levels) = (recipe.pretraining.batch, recipe.pretraining.levels);
+    let (b, levels) = (recipe.pretraining.batch, recipe.pretraining.levels());
     let images = glyphs::images(8, glyphs::TARGET_CLASSES, 3, "train");
     let (network, settings) = (&recipe.network, &recipe.pretraining);
     let mut method = ScoreMatching::new(&Device::Cpu, network, settings, levels, "steps").unwrap();
@@ -435,7 +422,7 @@ fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
         device: Device::Cpu,
         size: b,
         microbatch: MICROBATCH,
-        augmentation: recipe.augmentation,
+        augmentation,
         cell: "steps".into(),
     };
     let found = method.step(&batches.at(0)).unwrap()[0].to_scalar::<f32>().unwrap() as f64;
@@ -448,7 +435,7 @@ fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
     let indices: Vec<usize> = (0..b).map(|_| draws.below(images.len())).collect();
     let tensor = |values: Vec<f32>| Tensor::from_vec(values, (b, 3, 8, 8), &Device::Cpu).unwrap();
     let mut draws = stream("augment").at(0);
-    let augment: Vec<Draw> = (0..b).map(|_| recipe.augmentation.draw(&mut draws)).collect();
+    let augment: Vec<Draw> = (0..b).map(|_| augmentation.draw(&mut draws)).collect();
     let (x0, labels) = augmented(&tensor(images.to_unit(&indices)), &augment);
     let sigma = levels.draw(&batches.at(0), "sigma").unwrap();
     let xt = diffuse(&x0, &sigma, &tensor(stream("noise").normals(0, b * 192))).unwrap();

@@ -1,17 +1,16 @@
 //! A step that takes its batch in parts is the step that takes it whole, but for
 //! rounding.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use replicate::app::selftest::fixture::relative_error;
 use replicate::experiment::plan;
+use replicate::experiment::recipe::Budget;
 use replicate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
-use replicate::method::noise::Levels;
-use replicate::method::one_step::Settings;
-use replicate::method::{Row, Setup, TABLE1};
+use replicate::method::one_step::OneStep;
+use replicate::method::{Row, TABLE1};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Denoiser};
 use replicate::rng::Stream;
-use replicate::train::adam::AdamConfig;
 use replicate::train::augment::{Augmentation, Draw};
 use replicate::train::batch::Given;
 use replicate::train::state;
@@ -41,25 +40,12 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
     let source = Source { given: &none, drawn: &[""], cell: "parts" };
     let (params, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config(), vb)).unwrap();
     let weights = params.arrays().unwrap();
-    let settings = Settings {
-        sigma_init: 2.5,
-        levels: Levels::Fixed(1.0),
-        // No step changes what the next one's gradients are of.
-        generator_lr: 0.0,
-        critic_lr: 0.0,
-        // The first moments of one step are its gradients.
-        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8, rectified: false },
-        ema_half_life: 1000,
-    };
-    let network = config();
-    let setup = Setup {
-        device: &Device::Cpu,
-        network: &network,
-        settings: &settings,
-        images: 64,
-        start: Some(&weights),
-        cell: "parts",
-    };
+    let paper = Recipe::of(Scale::Paper);
+    // No step changes what the next one's gradients are of. With beta1 = 0 the first
+    // moments of one step are its gradients.
+    let one_step = OneStep { generator_lr: 0.0, critic_lr: 0.0, ..paper.one_step.clone() };
+    let recipe = Recipe { network: config(), one_step, ..paper };
+    let setup = recipe.setup(&Device::Cpu, row, Some(&weights), "parts");
     let mut given = Given { microbatch, ..Given::default() };
     for name in [
         "critic.z",
@@ -70,6 +56,9 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
         "generator.noise",
     ] {
         given.tensors.insert(name.into(), normal(name));
+    }
+    for name in ["critic.sigma", "generator.sigma"] {
+        given.tensors.insert(name.into(), Tensor::ones(BATCH, DType::F32, &Device::Cpu).unwrap());
     }
     for name in ["critic.augment_real", "critic.augment_fake"] {
         given.augment.insert(name.into(), draws(name));
@@ -109,7 +98,8 @@ fn the_largest_part_that_fits_is_found() {
     let whole = plan::memory(&recipe, cell);
     assert_eq!(plan::fitting(&recipe, cell, whole), Some(64));
     assert_eq!(plan::fitting(&recipe, cell, whole - 1), Some(32));
-    let half = plan::memory(&Recipe { batch: 32, ..recipe.clone() }, cell);
+    let budget = Budget { batch: 32, ..recipe.budget.clone() };
+    let half = plan::memory(&Recipe { budget, ..recipe.clone() }, cell);
     assert!(half < whole);
     assert_eq!(plan::fitting(&recipe, cell, half - 1), Some(16));
     assert_eq!(plan::fitting(&recipe, cell, 1_000_000), None);

@@ -52,7 +52,7 @@ fn a_tiny_network_by_hand() {
     let recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Smoke) };
     assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, 2801);
     let dijs = plan::row(&recipe, &row("dijs"));
-    assert_eq!(dijs.step_flop, recipe.batch as f64 * dijs_flop(generator, critic));
+    assert_eq!(dijs.step_flop, recipe.budget.batch as f64 * dijs_flop(generator, critic));
     assert_eq!(dijs.parameters, 2801 + 785);
     assert_eq!(plan::row(&recipe, &row("diff-instruct")).parameters, 2 * 2801);
     assert_eq!(plan::row(&recipe, &row("edm")).parameters, 0);
@@ -106,7 +106,7 @@ fn every_scale_by_the_shapes_of_its_parameters() {
         let (_, shapes) = outline(|vb| Critic::new(config, vb)).unwrap();
         let (critic, critic_flop) = walk(&shapes, pixels_in_name);
         let dijs = plan::row(&recipe, &row("dijs"));
-        assert_eq!(dijs.step_flop, recipe.batch as f64 * dijs_flop(flop, critic_flop), "{scale}");
+        assert_eq!(dijs.step_flop, recipe.budget.batch as f64 * dijs_flop(flop, critic_flop), "{scale}");
         assert_eq!(dijs.parameters, generator + critic, "{scale}");
     }
 }
@@ -131,7 +131,7 @@ fn the_published_network() {
     let giga = plan::forward(&recipe.network) / 1e9;
     assert!((giga - 42.4).abs() < 0.05, "{giga} GFLOP");
     let dijs = plan::row(&recipe, &row("dijs"));
-    assert_eq!(recipe.batch, 64);
+    assert_eq!(recipe.budget.batch, 64);
     assert!((dijs.step_flop / 1e12 - 17.9).abs() < 0.05, "{} TFLOP", dijs.step_flop / 1e12);
     assert_eq!(plan::pretraining(&recipe, TEACHER).parameters, 55_733_891);
 }
@@ -139,12 +139,12 @@ fn the_published_network() {
 #[test]
 fn a_step_is_the_networks_that_it_runs() {
     let mut recipe = Recipe::of(Scale::Smoke);
-    let (g, batch) = (plan::forward(&recipe.network), recipe.batch as f64);
+    let (g, batch) = (plan::forward(&recipe.network), recipe.budget.batch as f64);
     // Fakes g; fake score 3g; generator 3g; both scores 2g.
     assert_eq!(plan::row(&recipe, &row("diff-instruct")).step_flop, batch * 9.0 * g);
     // Of one step, with one look before it and one after.
-    recipe.until(recipe.batch as u64);
-    recipe.pretraining.batch = recipe.batch;
+    recipe.until(recipe.budget.batch as u64);
+    recipe.pretraining.batch = recipe.budget.batch;
     let features = plan::classifier_forward(16);
     let e = recipe.evaluation.clone();
     let (grid, quick, samples) = (100.0, e.quick_samples as f64, e.samples as f64);
@@ -163,7 +163,7 @@ fn a_step_is_the_networks_that_it_runs() {
 #[test]
 fn memory_is_weights_and_the_outputs_of_operations() {
     let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Smoke) };
-    recipe.batch = 1000;
+    recipe.budget.batch = 1000;
     let maps = 4 * 16;
     // The noise's row, two linear layers of 16 and SiLU after each.
     let embedding = 4 + 4 * 16;
@@ -364,7 +364,7 @@ fn memory_is_what_a_process_takes() {
             std::thread::sleep(Duration::from_millis(50));
         }
         let mut recipe = Recipe::of(Scale::Mini);
-        recipe.batch = 512;
+        recipe.budget.batch = 512;
         let estimate = plan::memory(&recipe, &row(name));
         println!(
             "{name}: {peak} bytes taken, {estimate} estimated, {:.2} of it",

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Rooms from the ground up; those of one floor do not know each other.
 const FLOORS: [&[&str]; 9] = [
-    &["error", "rng", "text"],
+    &["error", "rng", "settings", "text"],
     &["store"],
     &["network", "data"],
     &["train"],

@@ -5,7 +5,7 @@ mod common;
 use candle_core::{Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use common::{Fixture, relative_error, unit};
-use replicate::experiment::{Recipe, Scale};
+use replicate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
 use replicate::method::Setup;
 use replicate::method::equations::softplus;
 use replicate::method::ratio_based::chain::{Adaptive, Chain};
@@ -286,14 +286,7 @@ fn given(k: usize) -> Given {
 fn five_iterations() {
     let fixture = Fixture::open("diffusion-gan.npz");
     let recipe = Recipe::of(Scale::Mini);
-    let setup = Setup {
-        device: &Device::Cpu,
-        network: &recipe.network,
-        settings: &recipe.one_step,
-        images: 20,
-        start: None,
-        cell: "parity",
-    };
+    let setup = Setup { images: 20, ..recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, None, "parity") };
     let settings = Settings { lr: 0.0025, beta2: 0.99, gamma: Some(1.0), every: 2, penalty: Penalty::Exact };
     let mut method = DiffusionGan::of(&setup, &settings, &config()).unwrap();
     let mut start = state(&mut method).unwrap();

@@ -19,6 +19,7 @@ use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Denoiser};
 use crate::rng::Stream;
+use crate::settings::Settings;
 use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
 use crate::train::Method;
 use crate::train::batch::Batches;
@@ -128,13 +129,13 @@ fn iterations(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>>
     let setup = recipe.setup(device, &FULL_INITIALIZATION, None, "bench");
     let training = FULL_INITIALIZATION.method.training.as_ref().expect("DiJS is trained");
     let mut method = (training.build)(&setup)?;
-    steps(&mut *method, &recipe, recipe.batch, repeats, device)
+    steps(&mut *method, &recipe, recipe.budget.batch, repeats, device)
 }
 
 fn dsm(repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let recipe = Recipe::of(Scale::Mini);
     let p = &recipe.pretraining;
-    let mut method = ScoreMatching::new(device, &recipe.network, p, p.levels, "bench")?;
+    let mut method = ScoreMatching::new(device, &recipe.network, p, p.levels(), "bench")?;
     steps(&mut method, &recipe, p.batch.min(MICROBATCH), repeats, device)
 }
 
@@ -150,7 +151,7 @@ fn steps(
         device: device.clone(),
         size,
         microbatch: usize::MAX,
-        augmentation: recipe.augmentation,
+        augmentation: recipe.one_step.augmentation(),
         cell: "bench".into(),
     };
     timed(repeats, device, |k| {
@@ -194,7 +195,7 @@ fn latents(k: u64, n: usize, device: &Device) -> candle_core::Result<Tensor> {
 fn solver(repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let denoiser = generator(device)?;
     timed(repeats, device, |k| {
-        edm::heun(&denoiser, &latents(k, 100, device)?, edm::HEUN_STEPS)?;
+        edm::heun(&denoiser, &latents(k, 100, device)?, edm::HeunSettings::at(Scale::Paper).steps)?;
         Ok(())
     })
 }

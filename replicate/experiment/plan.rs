@@ -20,7 +20,8 @@
 use crate::data::Images;
 use crate::data::grid::GRID;
 use crate::error;
-use crate::experiment::{Recipe, Scale};
+use crate::experiment::Scale;
+use crate::experiment::recipe::{Budget, Recipe};
 use crate::measure::classifier::{Classifier, FEATURES};
 use crate::method::cost::{Network, Pass, Role, Size};
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
@@ -57,7 +58,7 @@ pub struct Cost {
 /// The training of a row where it has one, then the samples and their scores.
 pub fn row(recipe: &Recipe, row: &Row) -> Cost {
     let (config, e) = (&recipe.network, &recipe.evaluation);
-    let sample = row.method.nfe as f64 * sampled(row).count(config).flop();
+    let sample = (row.method.nfe)(&recipe.overrides) as f64 * sampled(row).count(config).flop();
     let scored = e.trials * e.samples;
     let features = |images: usize| images as f64 * features_forward(recipe);
     // The real images of the larger scales are measured once for all rows.
@@ -68,10 +69,10 @@ pub fn row(recipe: &Recipe, row: &Row) -> Cost {
         return Cost { flop: scores, disk_bytes, peak_disk_bytes: disk_bytes, ..Cost::default() };
     };
     let steps = recipe.iterations(row);
-    let looks = looks(steps, recipe.ticks);
+    let looks = looks(steps, recipe.budget.ticks);
     let quick = e.quick_samples;
     let look = (GRID_IMAGES + quick) as f64 * sample + features(quick);
-    let step_flop = recipe.batch as f64 * step(training, config);
+    let step_flop = recipe.budget.batch as f64 * step(training, config);
     let learned: Vec<(Role, Count)> = learned(training, config).collect();
     Cost {
         flop: steps as f64 * step_flop + looks as f64 * look + scores,
@@ -123,7 +124,7 @@ pub fn memory(recipe: &Recipe, row: &Row) -> u64 {
     // What a forward pass without gradients computes is not kept.
     for call in training.calls.iter().filter(|call| call.pass != Pass::Forward) {
         let activations = network(training, call.network).size.count(config).activations as f64;
-        *steps.entry(call.step).or_insert(0.0) += recipe.batch as f64 * call.times * activations;
+        *steps.entry(call.step).or_insert(0.0) += recipe.budget.batch as f64 * call.times * activations;
     }
     bytes_of(kept + steps.into_values().fold(0.0, f64::max) as u64)
 }
@@ -131,8 +132,10 @@ pub fn memory(recipe: &Recipe, row: &Row) -> u64 {
 /// The largest part of the batch, halved again and again, with which the row's step
 /// fits into `bytes` of memory by [`memory`]; `None` if not even one image does.
 pub fn fitting(recipe: &Recipe, row: &Row, bytes: u64) -> Option<usize> {
-    let halves = std::iter::successors(Some(recipe.batch), |batch| (*batch > 1).then(|| batch.div_ceil(2)));
-    let in_parts = |batch: usize| Recipe { batch, ..recipe.clone() };
+    let halves =
+        std::iter::successors(Some(recipe.budget.batch), |batch| (*batch > 1).then(|| batch.div_ceil(2)));
+    let in_parts =
+        |batch: usize| Recipe { budget: Budget { batch, ..recipe.budget.clone() }, ..recipe.clone() };
     halves.into_iter().find(|batch| memory(&in_parts(*batch), row) <= bytes)
 }
 
@@ -156,7 +159,7 @@ pub fn pretraining(recipe: &Recipe, start: Initialization) -> Cost {
     let network = Count::denoiser(&recipe.network);
     let p = &recipe.pretraining;
     let steps = p.images.div_ceil(p.batch as u64);
-    let looks = looks(steps, recipe.ticks);
+    let looks = looks(steps, recipe.budget.ticks);
     let step_flop = p.batch as f64 * Pass::Trained.forwards() * network.flop();
     let look = GRID_IMAGES as f64 * network.flop();
     Cost {
@@ -277,13 +280,13 @@ pub fn probe(device: &Device) -> error::Result<f64> {
     loop {
         recipe.pretraining.batch = batch;
         let settings = &recipe.pretraining;
-        let mut training = ScoreMatching::new(device, &recipe.network, settings, settings.levels, "probe")?;
+        let mut training = ScoreMatching::new(device, &recipe.network, settings, settings.levels(), "probe")?;
         let batches = Batches {
             images: &images,
             device: device.clone(),
             size: batch,
             microbatch: MICROBATCH,
-            augmentation: recipe.augmentation,
+            augmentation: recipe.pretraining.augmentation(),
             cell: "probe".into(),
         };
         let mut step = |k: u64| -> error::Result<f64> {

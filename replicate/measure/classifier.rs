@@ -7,6 +7,7 @@ use crate::network::cpu::tape;
 use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::{Builder, Norm, Ops, Param, Plus};
+use crate::settings::{FIXED, LARGEST_BATCH, MOST_IMAGES, settings};
 use crate::train::Method;
 use crate::train::adam::{AdamConfig, cosine, warmed_up};
 use crate::train::batch::Batch;
@@ -126,14 +127,30 @@ impl Classifier {
     }
 }
 
-/// The small classifier whose features stand in for Inception-v3's.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ClassifierTraining {
-    pub size: usize,
-    pub images: u64,
-    pub batch: usize,
-    pub lr: f64,
-    pub adam: AdamConfig,
+settings! {
+    /// The small classifier whose features stand in for Inception-v3's.
+    pub struct ClassifierTraining: "classifier", "classifier_" {
+        /// Pixels on a side.
+        size: usize = [16], FIXED, "pixels", Ours("the size of the drawn images");
+        /// Length of its training.
+        images: u64 = [256_000], 1..=MOST_IMAGES, "images", Ours("held-out digits are then told apart");
+        /// Images of one iteration.
+        batch: usize = [128], 1..=LARGEST_BATCH, "images", Ours("the usual size");
+        /// Learning rate after a warm-up of a twentieth of the training, before a cosine to 0.
+        lr: f64 = [2e-3], 0.0..=1.0, "", Ours("as the pre-training at scale mini");
+        /// Adam's decay of the first moment.
+        beta1: f64 = [0.9], 0.0..=0.9999, "", Ours("Adam's default");
+        /// Adam's decay of the second moment.
+        beta2: f64 = [0.99], 0.0..=0.999999, "", Ours("as the pre-training at scale mini");
+        /// What Adam adds to the root of the second moment.
+        eps: f64 = [1e-8], 0.0..=1.0, "", Ours("Adam's default");
+    }
+}
+
+impl ClassifierTraining {
+    pub fn adam(&self) -> AdamConfig {
+        AdamConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps, rectified: false }
+    }
 }
 
 /// Its training: 110-way classification of digits and characters, by cross-entropy.
@@ -146,7 +163,7 @@ impl ClassifierMethod {
     pub fn new(device: &Device, settings: &ClassifierTraining) -> Result<ClassifierMethod> {
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell: "classifier" };
-        let net = Net::new(device, &source, settings.adam, Classifier::new)?;
+        let net = Net::new(device, &source, settings.adam(), Classifier::new)?;
         Ok(ClassifierMethod { settings: settings.clone(), net })
     }
 }

@@ -12,6 +12,7 @@ use crate::measure::metrics::modes::{Collapse, collapse, modes};
 use crate::measure::metrics::precision_recall::precision_recall;
 use crate::measure::statistics::Statistics;
 use crate::rng::Stream;
+use crate::settings::settings;
 use crate::train::InterimScores;
 use candle_core::Device;
 
@@ -24,23 +25,27 @@ const KID_SUBSETS: usize = 20;
 /// Images in a KID subset, fewer where there are not that many.
 const KID_SUBSET_SIZE: usize = 500;
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Evaluation {
-    /// Generated images of one trial of the final score.
-    pub samples: usize,
-    /// Trials, each of images of its own: the scores are their means.
-    pub trials: usize,
-    /// Generated images of the scores along the run.
-    pub quick_samples: usize,
-    /// Real images compared with, at most: glyphs drawn apart from the training
-    /// images, or the training images of CIFAR-10.
-    pub reference: usize,
-    /// Of these, and of the samples, as many take part in KID, precision and recall.
-    pub neighbourhood: usize,
-    /// Neighbours of precision and recall.
-    pub neighbours: usize,
-    /// Splits of the Inception Score.
-    pub splits: usize,
+settings! {
+    /// How samples are scored.
+    pub struct Evaluation: "evaluation", "" {
+        /// Generated images of one trial of the final score.
+        samples: usize = [100, 2_000, 5_000, 10_000, 50_000], 20..=1_000_000, "images";
+        /// Trials, each of images of its own: the scores are their means.
+        trials: usize = [1, 1, 1, 1, 3], 1..=100, "";
+        /// Generated images of the scores along the run.
+        quick_samples: usize = [100, 500, 500, 5_000, 5_000], 20..=1_000_000, "images",
+            Ours("the final scores do not depend on them");
+        /// Real images compared with, at most: glyphs drawn apart from the training images, or
+        /// the training images of CIFAR-10.
+        reference: usize = [200, 5_000, 5_000, 50_000, 50_000], 20..=1_000_000, "images";
+        /// Of these, and of the samples, as many take part in KID, precision and recall.
+        neighbourhood: usize = [200, 5_000, 5_000, 10_000, 10_000], 20..=1_000_000, "images",
+            Ours("more take long and say little more");
+        /// Neighbours of precision and recall.
+        neighbours: usize = [3, 5, 5, 5, 5], 1..=1000, "", Ours("the criterion of collapse was set with 5");
+        /// Splits of the Inception Score.
+        splits: usize = [2, 10, 10, 10, 10], 1..=1000, "";
+    }
 }
 
 /// What turns images into features.

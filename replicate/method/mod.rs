@@ -12,13 +12,14 @@ pub mod score_matching;
 
 use crate::method::cost::{Call, Network};
 use crate::method::equations::Divergence;
-use crate::method::one_step::Settings;
+use crate::method::one_step::OneStep;
 use crate::method::ratio_based::class_ratio::ratio;
 use crate::method::ratio_based::diffusion_gan;
 use crate::method::sampler::edm;
 use crate::method::score_based::diff_instruct;
 use crate::network::params::Arrays;
 use crate::network::unet::Config;
+use crate::settings::{Overrides, Setting, Settings};
 use crate::train::Method;
 use candle_core::{Device, Result, Tensor};
 use std::fmt::{Display, Formatter};
@@ -37,13 +38,21 @@ pub trait Sampler {
 pub struct Setup<'a> {
     pub device: &'a Device,
     pub network: &'a Config,
-    pub settings: &'a Settings,
+    pub settings: &'a OneStep,
+    pub overrides: &'a Overrides,
     /// Images that the training sees.
     pub images: u64,
     /// Weights of the initialisation; `None` draws everything.
     pub start: Option<&'a Arrays>,
     /// Names the streams of what is drawn.
     pub cell: &'a str,
+}
+
+impl Setup<'_> {
+    /// A method's own settings.
+    pub fn own<S: Settings>(&self) -> S {
+        S::with(self.overrides)
+    }
 }
 
 pub type Build = fn(&Setup) -> Result<Box<dyn Method>>;
@@ -62,7 +71,9 @@ pub struct Spec {
     /// `None` where the weights of the initialisation are sampled as they are.
     pub training: Option<Trained>,
     /// Network calls an image.
-    pub nfe: usize,
+    pub nfe: fn(&Overrides) -> usize,
+    /// The method's own settings, beside those of every one-step training: `&[Sid::listed]`.
+    pub settings: &'static [fn(&Overrides) -> Vec<Setting>],
     /// The sampler of the published weights.
     pub sampler: fn(&Setup, &Arrays) -> Result<Box<dyn Sampler>>,
 }

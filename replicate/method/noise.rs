@@ -15,6 +15,10 @@ pub enum Levels {
 }
 
 impl Levels {
+    pub fn log_normal(mean: f64, sd: f64) -> Levels {
+        Levels::LogNormal { mean: mean as f32, sd: sd as f32 }
+    }
+
     /// One level for each image of the batch, from the stream of that name.
     pub fn draw(&self, batch: &Batch, name: &str) -> Result<Vec<f32>> {
         match *self {

@@ -5,24 +5,52 @@ use crate::method::noise::Levels;
 use crate::method::{Sampler, Setup};
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::Denoiser;
+use crate::settings::{MOST_IMAGES, settings};
 use crate::train::adam::AdamConfig;
+use crate::train::augment::Augmentation;
 use crate::train::batch::Batch;
 use crate::train::net::Net;
 use candle_core::{Result, Tensor};
 
-/// Settings of a one-step training, the same for every row.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settings {
-    /// Noise level at which the generator is asked.
-    pub sigma_init: f64,
-    /// Noise levels of both steps.
-    pub levels: Levels,
-    pub generator_lr: f64,
-    /// Of the critic, or of the fake score.
-    pub critic_lr: f64,
-    pub adam: AdamConfig,
-    /// Of the generator's average, in images.
-    pub ema_half_life: u64,
+settings! {
+    /// Settings of a one-step training, the same for every row.
+    pub struct OneStep: "one-step training", "" {
+        /// Noise level at which the generator is asked: g(z) = D(sigma_init z; sigma_init).
+        sigma_init: f64 = [2.5], 1e-3..=1e3, "";
+        /// Mean of ln sigma in both steps.
+        p_mean: f64 = [-1.2], -10.0..=10.0, "";
+        /// Standard deviation of ln sigma in both steps.
+        p_std: f64 = [1.2], 0.0..=10.0, "";
+        /// Learning rate of the generator.
+        generator_lr: f64 = [2e-3, 5e-5, 5e-5, 5e-5, 1e-5], 0.0..=1e30, "";
+        /// Learning rate of the critic, or of the fake score.
+        critic_lr: f64 = [2e-3, 1e-3, 1e-3, 5e-5, 1e-5], 0.0..=1e30, "";
+        /// Adam's decay of the first moment, for all networks.
+        beta1: f64 = [0.0], 0.0..=0.9999, "";
+        /// Adam's decay of the second moment, for all networks.
+        beta2: f64 = [0.99, 0.99, 0.99, 0.999, 0.999], 0.0..=0.999999, "";
+        /// What Adam adds to the root of the second moment.
+        eps: f64 = [1e-8], 0.0..=1.0, "";
+        /// Half-life of the generator's average.
+        ema_half_life: u64 = [4_400, 4_400, 22_000, 500_000, 500_000], 0..=MOST_IMAGES, "images";
+        /// Probability of each augmentation of the images that the critic sees.
+        augment_p: f64 = [0.0, 0.0, 0.0, 0.12, 0.12], 0.0..=1.0, "";
+    }
+}
+
+impl OneStep {
+    pub fn levels(&self) -> Levels {
+        Levels::log_normal(self.p_mean, self.p_std)
+    }
+
+    pub fn adam(&self) -> AdamConfig {
+        AdamConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps, rectified: false }
+    }
+
+    /// Of the images that the critic sees.
+    pub fn augmentation(&self) -> Augmentation {
+        Augmentation { p: self.augment_p }
+    }
 }
 
 /// g(z) = D(sigma_init z; sigma_init), images (B, C, H, W) of latents of that shape.
@@ -70,16 +98,16 @@ pub fn denoiser(setup: &Setup, part: &str) -> Result<Net<Denoiser>> {
     let (none, cell) = (Arrays::new(), format!("{} {part}", setup.cell));
     let drawn: &[&str] = if setup.start.is_some() { &[] } else { &[""] };
     let source = Source { given: setup.start.unwrap_or(&none), drawn, cell: &cell };
-    Net::new(setup.device, &source, setup.settings.adam, |vb| Denoiser::new(setup.network, vb))
+    Net::new(setup.device, &source, setup.settings.adam(), |vb| Denoiser::new(setup.network, vb))
 }
 
 /// A trained one-step generator.
-struct OneStep {
+struct OneCall {
     denoiser: Denoiser,
     sigma_init: f64,
 }
 
-impl Sampler for OneStep {
+impl Sampler for OneCall {
     fn nfe(&self) -> usize {
         1
     }
@@ -92,5 +120,5 @@ impl Sampler for OneStep {
 /// The generator with these weights.
 pub fn sampler(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
     let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
-    Ok(Box::new(OneStep { denoiser, sigma_init: setup.settings.sigma_init }))
+    Ok(Box::new(OneCall { denoiser, sigma_init: setup.settings.sigma_init }))
 }

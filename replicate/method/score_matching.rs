@@ -4,24 +4,58 @@ use crate::method::equations::{diffuse, dsm};
 use crate::method::noise::Levels;
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::{Config, Denoiser};
+use crate::settings::{LARGEST_BATCH, MOST_IMAGES, settings};
 use crate::train::Method;
+use crate::train::adam::Schedule::{self, Constant, Cosine};
 use crate::train::adam::{AdamConfig, cosine, warmed_up};
+use crate::train::augment::Augmentation;
 use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
 use candle_core::{Device, Result, Tensor};
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Pretraining {
-    pub images: u64,
-    pub batch: usize,
-    pub lr: f64,
-    /// Linear warm-up of the learning rate.
-    pub warmup_images: u64,
-    /// After the warm-up: half a cosine down to 0, or EDM's constant rate.
-    pub cosine: bool,
-    pub adam: AdamConfig,
-    pub ema_half_life: u64,
-    pub levels: Levels,
+settings! {
+    /// Settings of a pre-training.
+    pub struct Pretraining: "pre-training", "teacher_" {
+        /// Length of the pre-training.
+        images: u64 = [320, 256_000, 1_000_000, 20_000_000, 200_000_000], 1..=MOST_IMAGES, "images";
+        /// Images of one iteration.
+        batch: usize = [16, 64, 64, 256, 512], 1..=LARGEST_BATCH, "images";
+        /// Learning rate after the warm-up.
+        lr: f64 = [2e-3, 2e-3, 2e-3, 1e-3, 1e-3], 0.0..=1e30, "";
+        /// Linear warm-up of the learning rate.
+        warmup_images: u64 = [64, 6_400, 6_400, 500_000, 10_000_000], 0..=MOST_IMAGES, "images";
+        /// The learning rate after the warm-up.
+        schedule: Schedule = [Cosine, Cosine, Cosine, Constant, Constant], .., "";
+        /// Adam's decay of the first moment.
+        beta1: f64 = [0.9], 0.0..=0.9999, "";
+        /// Adam's decay of the second moment.
+        beta2: f64 = [0.99, 0.99, 0.99, 0.999, 0.999], 0.0..=0.999999, "";
+        /// What Adam adds to the root of the second moment.
+        eps: f64 = [1e-8], 0.0..=1.0, "";
+        /// Half-life of the average, which is handed on.
+        ema_half_life: u64 = [22_000, 22_000, 22_000, 500_000, 500_000], 0..=MOST_IMAGES, "images";
+        /// Mean of ln sigma.
+        p_mean: f64 = [-1.2], -10.0..=10.0, "";
+        /// Standard deviation of ln sigma.
+        p_std: f64 = [1.2], 0.0..=10.0, "";
+        /// Probability of each augmentation.
+        augment_p: f64 = [0.0, 0.0, 0.0, 0.12, 0.12], 0.0..=1.0, "";
+    }
+}
+
+impl Pretraining {
+    /// Of a multi-level pre-training.
+    pub fn levels(&self) -> Levels {
+        Levels::log_normal(self.p_mean, self.p_std)
+    }
+
+    pub fn adam(&self) -> AdamConfig {
+        AdamConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps, rectified: false }
+    }
+
+    pub fn augmentation(&self) -> Augmentation {
+        Augmentation { p: self.augment_p }
+    }
 }
 
 /// Denoising score matching (Eq 3) at `levels`.
@@ -45,7 +79,7 @@ impl ScoreMatching {
     ) -> Result<ScoreMatching> {
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell };
-        let net = Net::new(device, &source, settings.adam, |vb| Denoiser::new(network, vb))?
+        let net = Net::new(device, &source, settings.adam(), |vb| Denoiser::new(network, vb))?
             .averaged(settings.ema_half_life)?;
         Ok(ScoreMatching { settings: settings.clone(), levels, net })
     }
@@ -58,7 +92,10 @@ impl Method for ScoreMatching {
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let (s, levels) = (&self.settings, self.levels);
-        let decay = if s.cosine { cosine(s.warmup_images, s.images, batch) } else { 1.0 };
+        let decay = match s.schedule {
+            Constant => 1.0,
+            Cosine => cosine(s.warmup_images, s.images, batch),
+        };
         let lr = warmed_up(s.lr, s.warmup_images, batch) * decay;
         self.net.descend(batch, lr, |denoiser, b| {
             let (x0, labels) = b.augment("augment", &b.images("index")?)?;

@@ -8,6 +8,7 @@ use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::precondition::Precondition;
 use crate::network::{Builder, Norm, Ops, Param, Plus, activations, mix, scale_images};
+use crate::settings::{FIXED, Scale, Settings, settings};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use std::ops::Range;
@@ -15,32 +16,31 @@ use std::ops::Range;
 /// Residual sums are scaled to keep their variance.
 const SKIP_SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct Config {
-    /// Pixels on a side.
-    pub size: usize,
-    pub image_channels: usize,
-    pub model_channels: usize,
-    /// Channels of each resolution, times `model_channels`.
-    pub channel_mult: Vec<usize>,
-    pub blocks: usize,
-    pub attention_sizes: Vec<usize>,
-    /// Length of the augmentation label; 0 for none.
-    pub augment_labels: usize,
+settings! {
+    /// The U-Net of every denoiser, and of the critic's encoder.
+    pub struct Config: "network", "" {
+        /// Pixels on a side.
+        size: usize = [16, 16, 16, 32, 32], FIXED, "pixels";
+        /// Colours of a pixel.
+        image_channels: usize = [3], FIXED, "";
+        /// Channels that the resolutions have multiples of.
+        model_channels: usize = [8, 16, 16, 64, 128], 1..=4096, "";
+        /// Channels of each resolution, times `model_channels`.
+        channel_mult: Vec<usize> =
+            [vec![1, 2], vec![1, 2], vec![1, 2], vec![1, 2, 2], vec![2, 2, 2]], 1..=16, "";
+        /// Residual blocks of a resolution.
+        blocks: usize = [1, 1, 1, 2, 4], 1..=16, "";
+        /// Resolutions with self-attention.
+        attention_sizes: Vec<usize> = [vec![8], vec![8], vec![8], vec![16], vec![16]], 1..=64, "pixels";
+        /// Length of the augmentation label; 0 for none.
+        augment_labels: usize = [0, 0, 0, 9, 9], FIXED, "";
+    }
 }
 
 impl Config {
     /// `edm-cifar10-32x32-uncond-vp`: 55,733,891 parameters.
     pub fn cifar10() -> Config {
-        Config {
-            size: 32,
-            image_channels: 3,
-            model_channels: 128,
-            channel_mult: vec![2, 2, 2],
-            blocks: 4,
-            attention_sizes: vec![16],
-            augment_labels: 9,
-        }
+        Config::at(Scale::Paper)
     }
 
     fn embedding(&self) -> usize {

@@ -4,12 +4,26 @@ use crate::network::cpu::{values, values_mut};
 #[cfg(feature = "cudnn")]
 use crate::network::gpu as cuda;
 use crate::network::params::{Arrays, Params, from_array, to_array};
+use crate::settings::Choice;
 use crate::store::Array;
 use crate::train::batch::Batch;
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 use std::collections::BTreeMap;
+
+/// What becomes of a learning rate after its warm-up.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Schedule {
+    Constant,
+    /// Half a cosine down to 0.
+    Cosine,
+}
+
+impl Choice for Schedule {
+    const ALL: &'static [(&'static str, Schedule)] =
+        &[("constant", Schedule::Constant), ("cosine", Schedule::Cosine)];
+}
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamConfig {

@@ -50,7 +50,7 @@ pub fn check(
                 );
             }
             let any = |status: Status| comparisons.iter().any(|c| c.verdict.status == status);
-            let changes = &runner.recipe().changes;
+            let changes = &runner.recipe().changes();
             if !changes.is_empty() && !json {
                 println!(
                     "--set {} makes another experiment: golden values are of the recipe without it, and accept \

@@ -23,6 +23,7 @@ use crate::network::device;
 use crate::report::table::{Table, table1, table2};
 use crate::store::formats::torch;
 use crate::store::{write_atomically, write_safetensors};
+use crate::text::unknown;
 use crate::train::watch::{Mode, Watch, say};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -94,7 +95,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                             say(&format!("error: {} of seed {seed} failed: {error}", cell.id));
                             if error.is_out_of_memory() {
-                                let tried = runner.recipe_in_memory().batch;
+                                let tried = runner.recipe_in_memory().budget.batch;
                                 say(&format!(
                                     "  --microbatch {} goes on with fewer images at a time",
                                     smaller(&runner, cell, tried)
@@ -184,17 +185,6 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
 fn is_cited(row: &str, place: &Place) -> bool {
     let printed = root(place.root.as_deref()).and_then(|root| paper::table1(&root.join("paper")));
     printed.is_ok_and(|rows| rows.iter().any(|other| other.id == row && other.kind == Kind::Cited))
-}
-
-/// "unknown row 'dijz': did you mean 'dijs'? (one of …)"
-fn unknown<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let known: Vec<&str> = known.collect();
-    let nearest = known.iter().max_by(|a, b| strsim::jaro(given, a).total_cmp(&strsim::jaro(given, b)));
-    let hint = match nearest {
-        Some(&name) if strsim::jaro(given, name) > 0.7 => format!("did you mean '{name}'? "),
-        _ => String::new(),
-    };
-    format!("unknown {what} '{given}': {hint}it is one of {}", known.join(", "))
 }
 
 fn recipe(place: &Place, set: &[String], until: Option<u64>) -> Result<Recipe> {
@@ -345,7 +335,7 @@ fn tables(targets: &[String]) -> impl Iterator<Item = (Which, &'static str)> {
 
 /// A changed experiment is no row of a table.
 fn writes_tables(targets: &[String], runner: &Runner) -> bool {
-    tables(targets).next().is_some() && runner.recipe().changes.is_empty()
+    tables(targets).next().is_some() && runner.recipe().overrides.changes.is_empty()
 }
 
 /// All of the file or what it held before.

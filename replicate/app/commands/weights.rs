@@ -1,12 +1,13 @@
 //! `weights`: the networks that ship with the repository, trained again.
 
-use super::{recipe, root, runner, unknown, write_file};
+use super::{recipe, root, runner, write_file};
 use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::{CLASSIFIER, SHIPPED, WEIGHTS};
 use crate::experiment::{Data, Initialization};
 use crate::judge::golden::refuse_in_ci;
 use crate::store::{sha256_hex, write_safetensors};
+use crate::text::unknown;
 use crate::train::watch::Mode;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -5,18 +5,18 @@ use super::fixture::{Fixture, edm_value, inception_value, relative_error, unit};
 use super::{Check, part};
 use crate::data::Images;
 use crate::error::Result;
+use crate::experiment::{Recipe, Scale};
 use crate::measure::inception::{DEPTHS, Inception};
-use crate::method::noise::Levels;
-use crate::method::one_step::Settings;
-use crate::method::sampler::edm::{HEUN_STEPS, heun};
-use crate::method::{FULL_INITIALIZATION, Row, Setup, TABLE1};
+use crate::method::one_step::OneStep;
+use crate::method::sampler::edm::{HeunSettings, heun};
+use crate::method::{FULL_INITIALIZATION, Row, TABLE1};
 use crate::network::activations;
 use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Critic, Denoiser};
+use crate::settings::Settings;
 use crate::store::Array;
 use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
-use crate::train::adam::AdamConfig;
 use crate::train::augment::{Augmentation, Draw, Numbers};
 use crate::train::batch::Given;
 use crate::train::net::strip;
@@ -175,7 +175,8 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
 fn sampler(device: &Device) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(SAMPLER)?;
     let (_, model) = filled_denoiser(&tiny(), device, &unit)?;
-    let images = heun(&model, &fixture.get("latents")?.to_device(device)?, HEUN_STEPS)?;
+    let images =
+        heun(&model, &fixture.get("latents")?.to_device(device)?, HeunSettings::at(Scale::Paper).steps)?;
     let error = relative_error(&flat(&images)?, &fixture.f32("images")?);
     Ok(vec![Check::error("sampler: images after 35 calls".into(), error, Tolerance::on(device).outputs)])
 }
@@ -287,14 +288,10 @@ pub fn five_steps(
     unit: Unit,
 ) -> Result<[(&'static str, f64); 3]> {
     const BATCH: usize = 4;
-    let settings = Settings {
-        sigma_init: 2.5,
-        levels: Levels::LogNormal { mean: -1.2, sd: 1.2 },
-        generator_lr: 1e-3,
-        critic_lr: 1e-3,
-        adam: AdamConfig { beta1: 0.0, beta2: 0.999, eps: 1e-8, rectified: false },
-        ema_half_life: 1000,
-    };
+    let paper = Recipe::of(Scale::Paper);
+    let one_step =
+        OneStep { generator_lr: 1e-3, critic_lr: 1e-3, ema_half_life: 1000, ..paper.one_step.clone() };
+    let recipe = Recipe { network: tiny(), one_step, ..paper };
     let (params, _) = filled_denoiser(&tiny(), device, unit)?;
     let mut weights = filled(&params, unit);
     let none = Arrays::new();
@@ -303,15 +300,7 @@ pub fn five_steps(
     let head = filled(&critic, unit).into_iter().filter(|(name, _)| name.starts_with("critic."));
     let head: Arrays = head.collect();
     weights.extend(head.clone());
-    let network = tiny();
-    let setup = Setup {
-        device,
-        network: &network,
-        settings: &settings,
-        images: 20,
-        start: Some(&weights),
-        cell: "parity",
-    };
+    let setup = recipe.setup(device, row, Some(&weights), "parity");
     let training = row.method.training.as_ref().expect("a row with five steps is trained");
     let mut method = (training.build)(&setup)?;
     let mut first = state(&mut *method)?;

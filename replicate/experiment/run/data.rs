@@ -79,7 +79,7 @@ impl Runner<'_> {
     }
 
     fn load(&mut self, data: Data) -> Result<Images> {
-        let (size, per_class) = (self.recipe.network.size, self.recipe.images_per_class);
+        let (size, per_class) = (self.recipe.network.size, self.recipe.budget.images_per_class);
         if self.recipe.scale.procedural() {
             return Ok(match data {
                 Data::Target => glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "train"),

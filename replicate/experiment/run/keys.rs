@@ -7,10 +7,10 @@
 //! room measure. So a change of a metric trains nothing, and a new method's file is in
 //! no other row's key.
 
-use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
+use crate::experiment::{Data, Initialization, Recipe, Row, Scale, own};
 use crate::method::all_rows;
+use crate::settings::{Setting, Settings};
 use crate::store::hex;
-use crate::train::adam::AdamConfig;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
@@ -38,9 +38,9 @@ impl Text {
         self
     }
 
-    fn adam(&mut self, adam: AdamConfig) -> &mut Text {
-        let rectified = if adam.rectified { ", rectified" } else { "" };
-        self.line("adam", format!("betas {} {}, eps {:e}{rectified}", adam.beta1, adam.beta2, adam.eps))
+    fn settings(&mut self, settings: Vec<Setting>) -> &mut Text {
+        settings.iter().for_each(|setting| _ = self.line(setting.field.name, &setting.value));
+        self
     }
 
     /// One line for each room of the code, so that a change can be named.
@@ -147,29 +147,24 @@ fn inside(path: &str) -> &str {
 /// The images of a training, as its text names them.
 pub fn data_text(recipe: &Recipe, data: Data) -> String {
     match recipe.scale.procedural() {
-        true => format!("glyphs {data}, {} a class, {} pixels", recipe.images_per_class, recipe.network.size),
+        true => format!(
+            "glyphs {data}, {} a class, {} pixels",
+            recipe.budget.images_per_class, recipe.network.size
+        ),
         false => format!("CIFAR {data}"),
     }
 }
 
 /// A pre-training; `images` is the digest of what it sees.
 pub fn pretraining(recipe: &Recipe, start: Initialization, images: &str, determinism: &str) -> String {
-    let p = &recipe.pretraining;
     Text::new("pre-training", recipe.scale)
         .line("start", start)
-        .line("network", &recipe.network)
         .line("data", data_text(recipe, start.data()))
         .line("data id", images)
-        .line("augmentation", recipe.augmentation)
+        .settings(recipe.network.list())
+        .settings(recipe.pretraining.list())
         .line("levels", recipe.pretraining_levels(start))
-        .line("images", p.images)
-        .line("batch", p.batch)
-        .line("lr", p.lr)
-        .line("warm-up images", p.warmup_images)
-        .line("schedule", if p.cosine { "cosine" } else { "constant" })
-        .adam(p.adam)
-        .line("ema half-life images", p.ema_half_life)
-        .line("ticks", recipe.ticks)
+        .line("ticks", recipe.budget.ticks)
         .line("grids at sigma", recipe.one_step.sigma_init)
         .line("determinism", determinism)
         .code(&Code::here().training("replicate/method/score_matching.rs"))
@@ -191,14 +186,9 @@ pub fn reference(recipe: &Recipe, images: &str, features: &str, determinism: &st
 
 /// The feature network of the glyphs; `images` is the digest of what it sees.
 pub fn classifier(recipe: &Recipe, images: &str, determinism: &str) -> String {
-    let c = &recipe.classifier;
     Text::new("classifier", Scale::Mini)
-        .line("size", c.size)
         .line("data id", images)
-        .line("images", c.images)
-        .line("batch", c.batch)
-        .line("lr", c.lr)
-        .adam(c.adam)
+        .settings(recipe.classifier.list())
         .line("determinism", determinism)
         .code(&Code::here().rooms(&["network", "train", "data", "rng", "measure"]))
         .finish()
@@ -216,28 +206,21 @@ pub struct Origin<'a> {
 
 /// The weights of a row that is trained.
 pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determinism: &str) -> String {
-    let s = &recipe.one_step;
     let mut text = Text::new("weights", recipe.scale);
     text.line("row", row.id)
         .line("seed", seed)
         .line("start", row.start)
-        .line("network", &recipe.network)
         .line("data", data_text(recipe, Data::Target))
         .line("data id", origin.images)
         .line("start sha256", origin.start.unwrap_or("none"))
         .line("streams", origin.streams)
         .line("method", row.method.name)
-        .line("sigma_init", s.sigma_init)
-        .line("levels", s.levels)
-        .line("weight", "sigma^2")
-        .line("generator lr", s.generator_lr)
-        .line("critic lr", s.critic_lr)
-        .adam(s.adam)
-        .line("ema half-life images", s.ema_half_life)
-        .line("augmentation of the critic's images", recipe.augmentation)
-        .line("images", recipe.images_of(row))
-        .line("batch", recipe.batch)
-        .line("ticks", recipe.ticks);
+        .settings(recipe.network.list())
+        .settings(recipe.one_step.list())
+        .settings(own(row, &recipe.overrides))
+        .settings(recipe.budget.list())
+        .line("images of the row", recipe.images_of(row))
+        .line("images along the run", recipe.evaluation.quick_samples);
     if let Some(fingerprint) = row.method.fingerprint {
         text.line("values", fingerprint());
     }
@@ -253,19 +236,15 @@ pub fn scores(
     features: &str,
     determinism: &str,
 ) -> String {
-    let e = &recipe.evaluation;
     Text::new("scores", recipe.scale)
         .line("row", row.id)
         .line("seed", seed)
-        .line("network", &recipe.network)
         .line("weights sha256", weights)
         .line("method", row.method.name)
+        .settings(recipe.network.list())
+        .settings(own(row, &recipe.overrides))
         .line("sigma_init", recipe.one_step.sigma_init)
-        .line("samples", format!("{} x {}", e.trials, e.samples))
-        .line("reference", e.reference)
-        .line("neighbourhood", e.neighbourhood)
-        .line("neighbours", e.neighbours)
-        .line("splits", e.splits)
+        .settings(recipe.evaluation.list())
         .line("features sha256", features)
         .line("determinism", determinism)
         .code(&Code::here().sampling(row.method.file))

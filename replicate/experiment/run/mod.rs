@@ -195,7 +195,7 @@ impl<'a> Runner<'a> {
     pub fn recipe_in_memory(&self) -> Recipe {
         let mut recipe = self.recipe.clone();
         let microbatch = self.settings.microbatch.unwrap_or(usize::MAX);
-        recipe.batch = recipe.batch.min(microbatch);
+        recipe.budget.batch = recipe.budget.batch.min(microbatch);
         recipe.pretraining.batch = recipe.pretraining.batch.min(microbatch);
         recipe
     }
@@ -360,9 +360,9 @@ impl<'a> Runner<'a> {
         let batches = Batches {
             images: &self.images[&Data::Target].0,
             device: device.clone(),
-            size: recipe.batch,
+            size: recipe.budget.batch,
             microbatch: self.settings.microbatch.unwrap_or(usize::MAX),
-            augmentation: recipe.augmentation,
+            augmentation: recipe.one_step.augmentation(),
             cell: cell.clone(),
         };
         let latents = ScoreLatents { config: &recipe.network, seed, device };
@@ -373,7 +373,7 @@ impl<'a> Runner<'a> {
             let grid = generate_grid(&recipe.network, device, |z| sampler.sample(z))?;
             Ok(Snapshot { scores: Some(evaluator.interim(&images)?), grid: Some(grid) })
         };
-        let budget = Budget { images: recipe.images, ticks: recipe.ticks };
+        let budget = Budget { images: recipe.images_of(row), ticks: recipe.budget.ticks };
         let trained = train(lock, budget, &batches, &mut *method, &mut snapshot, &mut self.watch, self.stop)?;
         write_timing(lock, &trained)?;
         lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
@@ -530,7 +530,7 @@ impl<'a> Runner<'a> {
     }
 
     fn label(&self, name: &str) -> String {
-        let changes: String = self.recipe.changes.iter().map(|c| format!("+{c}")).collect();
+        let changes: String = self.recipe.changes().iter().map(|c| format!("+{c}")).collect();
         format!("{}-{name}{changes}", self.recipe.scale)
     }
 }

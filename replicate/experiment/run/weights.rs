@@ -99,7 +99,7 @@ impl Runner<'_> {
             device: device.clone(),
             size: p.batch,
             microbatch: self.settings.microbatch.unwrap_or(MICROBATCH).min(MICROBATCH),
-            augmentation: recipe.augmentation,
+            augmentation: recipe.pretraining.augmentation(),
             cell,
         };
         // One-step samples: what a generator will start from.
@@ -108,7 +108,7 @@ impl Runner<'_> {
             let sample = |z: &Tensor| one_step(&denoiser, z, recipe.one_step.sigma_init);
             Ok(Snapshot { scores: None, grid: Some(generate_grid(&recipe.network, &device, sample)?) })
         };
-        let budget = Budget { images: p.images, ticks: recipe.ticks };
+        let budget = Budget { images: p.images, ticks: recipe.budget.ticks };
         let outputs = self.train_weights(lock, budget, &batches, &mut method, &mut snapshot)?;
         let digest = if recipe.scale.procedural() { String::new() } else { images.digest() };
         self.images.insert(data, (images, digest));

@@ -40,7 +40,16 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerpr
     ];
     let training = Some(Trained { build, networks: NETWORKS, calls, from_scratch: None });
     let fingerprint = Some(fingerprint);
-    Spec { name, cite, file: file!(), fingerprint, training, nfe: 1, sampler: one_step::sampler }
+    Spec {
+        name,
+        cite,
+        file: file!(),
+        fingerprint,
+        training,
+        nfe: |_| 1,
+        settings: &[],
+        sampler: one_step::sampler,
+    }
 }
 
 /// Names a divergence by the values and slopes of its phi, so that another divergence in
@@ -78,9 +87,9 @@ impl ClassRatio {
         let drawn: &[&str] = if setup.start.is_some() { &[CRITIC_HEAD] } else { &[""] };
         let source = Source { given: setup.start.unwrap_or(&none), drawn, cell: &cell };
         let s = setup.settings;
-        let critic = Net::new(setup.device, &source, s.adam, |vb| Critic::new(setup.network, vb))?;
+        let critic = Net::new(setup.device, &source, s.adam(), |vb| Critic::new(setup.network, vb))?;
         let generator = Generator::new(setup)?;
-        Ok(ClassRatio { generator, critic, divergence, levels: s.levels, critic_lr: s.critic_lr })
+        Ok(ClassRatio { generator, critic, divergence, levels: s.levels(), critic_lr: s.critic_lr })
     }
 }
 

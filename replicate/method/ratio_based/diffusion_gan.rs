@@ -38,7 +38,8 @@ pub const SPEC: Spec = Spec {
         ],
         from_scratch: Some(50_000_000),
     }),
-    nfe: 1,
+    nfe: |_| 1,
+    settings: &[],
     sampler: |setup, weights| {
         let config = networks(setup.network);
         let generator = Generator::load(&config, weights, setup.device)?;

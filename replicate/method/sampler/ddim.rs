@@ -28,7 +28,8 @@ pub const SPEC: Spec = Spec {
     file: file!(),
     fingerprint: None,
     training: None,
-    nfe: STEPS,
+    nfe: |_| STEPS,
+    settings: &[],
     sampler: |setup, weights| {
         Ok(Box::new(Ddim { denoiser: Denoiser::load(setup.network, weights, setup.device)? }))
     },

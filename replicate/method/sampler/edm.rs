@@ -4,10 +4,22 @@ use super::schedule::polynomial;
 use super::{in_float64, slope, start};
 use crate::method::{Sampler, Spec};
 use crate::network::unet::Denoiser;
+use crate::settings::{Settings, settings};
 use candle_core::{Result, Tensor};
 
-/// Heun steps of the teacher (Table 1: 2 * 18 - 1 = 35 network calls).
-pub const HEUN_STEPS: usize = 18;
+settings! {
+    pub struct HeunSettings: "EDM's solver", "heun_" {
+        /// Steps of the teacher's solver; the last takes one network call, the others two.
+        steps: usize = [18], 2..=1000, "";
+    }
+}
+
+impl HeunSettings {
+    /// Table 1: 2 * 18 - 1 = 35 network calls.
+    fn nfe(&self) -> usize {
+        2 * self.steps - 1
+    }
+}
 
 /// The noise levels of EDM's solver, from 80 down to 0.002, then 0.
 pub fn heun_levels(steps: usize) -> Vec<f64> {
@@ -40,22 +52,25 @@ pub const SPEC: Spec = Spec {
     file: file!(),
     fingerprint: None,
     training: None,
-    nfe: 2 * HEUN_STEPS - 1,
+    nfe: |overrides| HeunSettings::with(overrides).nfe(),
+    settings: &[HeunSettings::listed],
     sampler: |setup, weights| {
-        Ok(Box::new(Heun { denoiser: Denoiser::load(setup.network, weights, setup.device)? }))
+        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        Ok(Box::new(Heun { denoiser, settings: setup.own() }))
     },
 };
 
 struct Heun {
     denoiser: Denoiser,
+    settings: HeunSettings,
 }
 
 impl Sampler for Heun {
     fn nfe(&self) -> usize {
-        2 * HEUN_STEPS - 1
+        self.settings.nfe()
     }
 
     fn sample(&self, z: &Tensor) -> Result<Tensor> {
-        heun(&self.denoiser, z, HEUN_STEPS)
+        heun(&self.denoiser, z, self.settings.steps)
     }
 }

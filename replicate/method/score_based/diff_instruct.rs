@@ -35,7 +35,8 @@ pub const SPEC: Spec = Spec {
         ],
         from_scratch: None,
     }),
-    nfe: 1,
+    nfe: |_| 1,
+    settings: &[],
     sampler: one_step::sampler,
 };
 
@@ -60,7 +61,7 @@ impl DiffInstruct {
         let fake = denoiser(setup, "fake score")?;
         let teacher = Denoiser::load(setup.network, weights, setup.device)?;
         let s = setup.settings;
-        Ok(DiffInstruct { generator, fake, teacher, levels: s.levels, fake_lr: s.critic_lr })
+        Ok(DiffInstruct { generator, fake, teacher, levels: s.levels(), fake_lr: s.critic_lr })
     }
 }
 
