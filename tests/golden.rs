@@ -3,15 +3,18 @@
 
 use proptest::prelude::*;
 use replicate::error::{EXIT_INPUT, EXIT_USAGE, Error};
-use replicate::judge::claims::{ClaimResult, ClaimVerdict, evaluate};
+use replicate::judge::claims::{ClaimVerdict, Judgement, ONE_SEED, evaluate, evaluate_all};
+use replicate::judge::differences::differences;
 use replicate::judge::golden::{self, Golden, Rule, Score, Status, accept, compare};
 use replicate::judge::paper::{self, Claim, Fid, Kind, Operand, Row1, Row2, Statement};
 use replicate::judge::stats;
 use replicate::method;
-use replicate::report::table;
+use replicate::report::table::Table;
+use replicate::report::tables::{self, Measured};
+use replicate::report::verdicts;
 use replicate::rng::Stream;
 use replicate::settings::{Overrides, Scale};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 fn score(row: &str, seed: u64, metric: &str, value: f64) -> Score {
@@ -584,12 +587,12 @@ fn rows(left: &[f64], right: &[f64]) -> Vec<Score> {
     [row("dijs", left), row("dikl", right)].concat()
 }
 
-fn less(left: &[f64], right: &[f64], factor: f64) -> ClaimResult {
+fn less(left: &[f64], right: &[f64], factor: f64) -> Judgement {
     let statement = Statement::Less { left: operand("fd(dijs)"), right: operand("fd(dikl)"), factor };
     evaluate(&claim(statement), &rows(left, right), "mini")
 }
 
-fn near(left: &[f64], right: &[f64], factor: f64) -> ClaimResult {
+fn near(left: &[f64], right: &[f64], factor: f64) -> Judgement {
     let statement = Statement::Near { left: operand("fd(dijs)"), right: operand("fd(dikl)"), factor };
     evaluate(&claim(statement), &rows(left, right), "mini")
 }
@@ -662,7 +665,7 @@ fn the_seeds_that_it_takes_are_estimated_well() {
 fn single_seeds_decide_nothing() {
     let alone = less(&[1.0], &[100.0], 1.0);
     assert_eq!(alone.verdict, ClaimVerdict::Undecided { seeds_needed: None });
-    assert!(alone.reason.contains("nothing is known about their spread"), "{}", alone.reason);
+    assert_eq!(alone.reason, "1 vs 100", "why is said once of all claims: {ONE_SEED}");
     // The other side lends its spread to the estimate.
     let ClaimVerdict::Undecided { seeds_needed: Some(n) } = less(&[1.0], &[3.0, 5.0, 7.0], 1.0).verdict
     else {
@@ -762,7 +765,7 @@ fn all_seeds_must_agree_on_a_category() {
         for state in [0.0, 2.0] {
             let one = decided(&[state], collapsed);
             assert_eq!(one.verdict, ClaimVerdict::Undecided { seeds_needed: None });
-            assert!(one.reason.ends_with("on seed 0: one seed decides nothing"), "{}", one.reason);
+            assert!(one.reason.ends_with("on seed 0"), "{}", one.reason);
         }
     }
 }
@@ -845,10 +848,23 @@ fn example() -> (Vec<Score>, Vec<Golden>) {
     (scores, goldens)
 }
 
+/// Table 1 of `scores`, judged as the program does.
+fn table1(rows: &[Row1], scores: &[Score], goldens: &[Golden], scale: &str) -> Table {
+    let comparisons = golden::check(goldens, scores);
+    tables::table1(rows, Measured { scale, scores, comparisons: &comparisons, unlearned: &BTreeSet::new() })
+}
+
+/// Table 2 of `scores`; seed 0 of init-none has not learned.
+fn table2(rows: &[Row2], scores: &[Score], goldens: &[Golden], scale: &str) -> Table {
+    let (comparisons, unlearned) =
+        (golden::check(goldens, scores), BTreeSet::from([("init-none".to_string(), 0)]));
+    tables::table2(rows, Measured { scale, scores, comparisons: &comparisons, unlearned: &unlearned })
+}
+
 #[test]
 fn table1_is_rendered_in_three_formats() {
     let (scores, goldens) = example();
-    let table = table::table1(&paper_rows().0, &scores, &goldens, "mini");
+    let table = table1(&paper_rows().0, &scores, &goldens, "mini");
     assert_golden!("report-table1-text", table.to_text(false));
     assert_golden!("report-table1-markdown", table.to_markdown());
     assert_golden!("report-table1-csv", table.to_csv());
@@ -857,7 +873,7 @@ fn table1_is_rendered_in_three_formats() {
 #[test]
 fn table2_is_rendered_in_three_formats() {
     let (scores, goldens) = example();
-    let table = table::table2(&paper_rows().1, &scores, &goldens, "mini");
+    let table = table2(&paper_rows().1, &scores, &goldens, "mini");
     assert_golden!("report-table2-text", table.to_text(false));
     assert_golden!("report-table2-markdown", table.to_markdown());
     assert_golden!("report-table2-csv", table.to_csv());
@@ -866,7 +882,7 @@ fn table2_is_rendered_in_three_formats() {
 #[test]
 fn fid_and_fd_keep_their_names() {
     let columns = |scale: &str| -> Vec<String> {
-        let (one, two) = (table::table1(&[], &[], &[], scale), table::table2(&[], &[], &[], scale));
+        let (one, two) = (table1(&[], &[], &[], scale), table2(&[], &[], &[], scale));
         one.columns
             .into_iter()
             .chain(two.columns)
@@ -888,7 +904,7 @@ fn fid_and_fd_keep_their_names() {
 #[test]
 fn a_cited_row_never_shows_a_number_of_ours() {
     // Even where a score bears its name.
-    let table = table::table1(&paper_rows().0, &[score("ddim", 0, "fd", 777.0)], &[], "mini");
+    let table = table1(&paper_rows().0, &[score("ddim", 0, "fd", 777.0)], &[], "mini");
     for text in [table.to_text(false), table.to_markdown(), table.to_csv()] {
         assert!(!text.contains("777"), "{text}");
         assert!(text.lines().any(|line| line.contains("DDIM") && line.contains("cited")), "{text}");
@@ -898,7 +914,7 @@ fn a_cited_row_never_shows_a_number_of_ours() {
 #[test]
 fn colour_is_all_that_colour_changes() {
     let (scores, goldens) = example();
-    let table = table::table1(&paper_rows().0, &scores, &goldens, "mini");
+    let table = table1(&paper_rows().0, &scores, &goldens, "mini");
     let coloured = table.to_text(true);
     assert!(coloured.contains("\x1b[31mOUTSIDE: fd\x1b[0m") && coloured.contains("\x1b[32msame\x1b[0m"));
     let stripped = ["\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"]
@@ -913,14 +929,68 @@ fn check_is_rendered_as_text_and_as_json() {
     let (scores, goldens) = example();
     let mini: Vec<Score> = scores.into_iter().filter(|s| s.scale == "mini").collect();
     let comparisons = golden::check(&goldens, &mini);
-    let results: Vec<ClaimResult> =
-        paper_rows().2.iter().map(|claim| evaluate(claim, &mini, "mini")).collect();
-    assert_golden!("report-check-text", table::check_text(&comparisons, &results, false));
-    let json = table::check_json(&comparisons, &results);
+    let results = evaluate_all(&paper_rows().2, &mini, &golden::accepted(&goldens), "mini");
+    assert_golden!("report-check-text", verdicts::check_text(&comparisons, &results, &[0, 1, 2], false));
+    let json = verdicts::check_json(&comparisons, &results);
     assert_golden!("report-check-json", json);
     let value: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(value["golden"].as_array().unwrap().len(), comparisons.len());
     assert_eq!(value["claims"].as_array().unwrap().len(), results.len());
+}
+
+#[test]
+fn golden_s_seeds_are_judged_beside_the_run_s_own() {
+    let claims = paper_rows().2;
+    let seeded = |row: &str, values: &[f64]| -> Vec<Score> {
+        values.iter().enumerate().map(|(seed, x)| score(row, seed as u64, "fd", *x)).collect()
+    };
+    let accepted = [seeded("dijs", &[5.0, 5.1, 5.2]), seeded("dikl", &[7.0, 7.1, 7.2])].concat();
+    let own = [seeded("dijs", &[5.0]), seeded("dikl", &[7.0])].concat();
+    let order = &evaluate_all(&claims, &own, &golden::accepted(&self::accepted(&accepted)), "mini")[0];
+    assert_eq!(order.own.verdict, ClaimVerdict::Undecided { seeds_needed: None });
+    assert_eq!(order.golden.as_ref().unwrap().verdict, ClaimVerdict::Holds);
+    assert_eq!(order.leading().verdict, ClaimVerdict::Holds);
+    let text = verdicts::check_text(&[], std::slice::from_ref(order), &[0], false);
+    assert!(
+        text.starts_with("claims: 1 holds\nof these on this run's seed 0 alone: 1 undecided\n"),
+        "{text}"
+    );
+    assert_eq!(text.matches("n = 1").count(), 1, "{text}");
+    assert!(!text.contains("(n=1)"), "{text}");
+    // Nothing is accepted at another scale: the run's own verdict leads.
+    let alone = &evaluate_all(&claims, &own, &[], "mini")[0];
+    assert_eq!((&alone.golden, alone.leading()), (&None, &alone.own));
+}
+
+#[test]
+fn differences_are_welch_s_of_the_pairs_that_the_claims_compare() {
+    let claims = paper_rows().2;
+    let own = rows(&[-1.0, 0.0, 1.0], &[4.0, 5.0, 6.0]);
+    let [dijs_dikl] = &differences(&claims, &own, &own[..1], "mini")[..] else {
+        panic!("one pair is measured")
+    };
+    assert_eq!((dijs_dikl.left.as_str(), dijs_dikl.right.as_str()), ("dijs", "dikl"));
+    let gap = dijs_dikl.own.unwrap();
+    // Both sides s = 1: standard error sqrt(2/3), 4 degrees of freedom.
+    assert!((gap.mean + 5.0).abs() < 1e-12 && (gap.half.unwrap() - 2.776_445 * 0.816_497).abs() < 1e-5);
+    assert!(gap.tells() && dijs_dikl.golden.is_none());
+    let one = differences(&claims, &rows(&[1.0], &[2.0]), &[], "mini")[0].own.unwrap();
+    assert_eq!((one.mean, one.half, one.tells()), (-1.0, None, false));
+}
+
+#[test]
+fn golden_expects_another_seed_within_its_interval() {
+    let golden = golden_of(&fds(0, &[2.4, 2.5, 2.4]));
+    let (low, mean, high) = golden.interval();
+    for (value, expected) in [
+        (low + 1e-6, Status::Within),
+        (high - 1e-6, Status::Within),
+        (low - 1e-6, Status::Outside),
+        (high + 1e-6, Status::Outside),
+    ] {
+        assert_eq!(status(&golden, &fds(7, &[value])), expected, "{value}");
+    }
+    assert!((mean - 7.3 / 3.0).abs() < 1e-12);
 }
 
 /// Every number of the README's table of results is that of the golden files, as far as

@@ -4,58 +4,67 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use quick_xml::events::{BytesStart, Event};
-use replicate::judge::claims::{ClaimResult, ClaimVerdict};
-use replicate::judge::golden::{Sample, Status};
-use replicate::judge::paper::{Origin, Setting};
-use replicate::report::findings::Finding;
-use replicate::report::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
-use replicate::report::table::{Cell, Column, Content, Row, Table};
+use replicate::judge::claims::{ClaimResult, ClaimVerdict, Judgement, ONE_SEED};
+use replicate::judge::golden::Sample;
+use replicate::judge::paper::{Fid, Origin, Setting};
+use replicate::report::curves::{Curve, Point};
+use replicate::report::page::{ERRATA, Figure, Missing, Page, Picture, Run, Sampled, html};
+use replicate::report::summary::markdown;
+use replicate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use std::collections::{BTreeMap, BTreeSet};
 
 const AWKWARD: &str = "a < b && \"c\" > 'd' ± σ²\u{1b} | `e` * _f_ <script>alert(1)</script> ]]> &amp; $x$";
 
-fn column(title: &str, key: &'static str, content: Content) -> Column {
-    Column { title: title.to_string(), key, content }
-}
-
-fn row(id: &str, section: &str, cells: Vec<Cell>) -> Row {
-    Row { id: id.to_string(), section: section.to_string(), cells, seeds: Vec::new() }
+fn row(id: &str, section: &str, runs: bool, cells: Vec<Cell>) -> Row {
+    Row { id: id.to_string(), section: section.to_string(), runs, cells }
 }
 
 fn table() -> Table {
-    let cited = vec![Cell::Text("DDIM".to_string()), Cell::Dots, Cell::Number(8.23, 2), Cell::Cited];
+    let cited = Cell::Text("cited".to_string(), Tone::Dim);
+    let cited = vec![Cell::text("DDIM"), Cell::Nothing, Cell::Nothing, cited, Cell::Number(8.23, 2)];
     let sample = |values: &[f64]| Cell::Sample(Sample::of(values.iter().copied()), 2);
-    let name = || Cell::Text(format!("DiJS {AWKWARD}"));
-    let outside = Cell::Verdict(Status::Outside, vec!["fd".to_string(), "recall".to_string()]);
+    let name = || Cell::text(format!("DiJS {AWKWARD}"));
+    let outside = Cell::Text("OUTSIDE: fd recall".to_string(), Tone::Bad);
+    let not_run = Cell::Text("not run".to_string(), Tone::Open);
+    let measured = vec![name(), sample(&[1.0, 2.0, 4.5]), sample(&[0.25]), outside, Cell::Number(2.39, 2)];
     Table {
-        title: format!("Table 1. {AWKWARD}"),
-        scale: "mini".to_string(),
+        name: "Table 1".to_string(),
+        title: AWKWARD.to_string(),
         columns: vec![
-            column("method", "method", Content::Text),
-            column("FD <", "fd", Content::Sample),
-            column("recall", "recall", Content::Mean),
-            column("vs golden", "golden", Content::Text),
+            Column::new("method", "method", Content::Text),
+            Column::new("FD <", "fd", Content::Sample),
+            Column::new("recall", "recall", Content::Mean),
+            Column::new("vs golden", "golden", Content::Text),
+            Column::new("paper FID", "paper_fid", Content::Paper),
         ],
         rows: vec![
-            row("ddim", "Cited & not run", cited),
-            row("dijs", "Ours", vec![name(), sample(&[1.0, 2.0, 4.5]), sample(&[0.25]), outside]),
-            row(
-                "row two",
-                "Ours",
-                vec![name(), Cell::Dash, Cell::Dash, Cell::Verdict(Status::NotRun, vec![])],
-            ),
+            row("ddim", "Cited & not run", false, cited),
+            row("dijs", "Ours", true, measured),
+            row("row two", "Ours", true, vec![name(), Cell::Nothing, Cell::Nothing, not_run, Cell::Nothing]),
         ],
         notes: vec![AWKWARD.to_string()],
     }
 }
 
-fn claim(id: &str, verdict: ClaimVerdict) -> ClaimResult {
+fn differences() -> Table {
+    let columns = ["metric", "rows"].map(|title| Column::new(title, title, Content::Text)).to_vec();
+    let cells = vec![Cell::text("FD"), Cell::text(AWKWARD)];
+    Table {
+        name: "Differences".to_string(),
+        columns,
+        rows: vec![row("fd-a-b", "", false, cells)],
+        ..Table::default()
+    }
+}
+
+fn claim(id: &str, own: ClaimVerdict, golden: Option<ClaimVerdict>) -> ClaimResult {
+    let judged = |verdict, numbers: &str| Judgement { verdict, reason: format!("{numbers} | {AWKWARD}") };
     ClaimResult {
         id: id.to_string(),
         claim: format!("words of {id}: {AWKWARD}"),
         place: "Section 2 & Table 1".to_string(),
-        verdict,
-        reason: format!("1 vs 2 | {AWKWARD}"),
+        own: judged(own, "1 vs 2"),
+        golden: golden.map(|verdict| judged(verdict, "3 vs 4, ERRATA.md 2.5")),
     }
 }
 
@@ -86,9 +95,23 @@ fn figure(id: &str, bytes: usize) -> Figure {
     Figure {
         id: id.to_string(),
         caption: format!("{id}: {AWKWARD}"),
-        png: (0..bytes).map(|i| (i * 37 + i / 256) as u8).collect(),
-        width: 33,
-        height: 17,
+        picture: picture(bytes),
+        marks: vec!["0".to_string(), "1,024 <&".to_string()],
+    }
+}
+
+fn picture(bytes: usize) -> Picture {
+    Picture { png: (0..bytes).map(|i| (i * 37 + i / 256) as u8).collect(), width: 33, height: 17 }
+}
+
+fn sampled(label: &str, seeds: &[(u64, f64)], pictured: bool) -> Sampled {
+    Sampled {
+        label: format!("{label} {AWKWARD}"),
+        seeds: seeds.to_vec(),
+        golden: Some((-2.0, 4.0, 10.0)),
+        paper: Some(if pictured { Fid::Value(2.39) } else { Fid::Collapsed }),
+        state: "not learned".to_string(),
+        picture: pictured.then(|| picture(seeds.len() + 20)),
     }
 }
 
@@ -115,21 +138,39 @@ fn awkward() -> Page {
     Page {
         scale: "mini".to_string(),
         program: format!("replicate 0.1.0 {AWKWARD}"),
+        links: vec![
+            ("the paper <".to_string(), "https://example.org/paper?a=1&b=2".to_string()),
+            (ERRATA.to_string(), "../paper/ERRATA.md".to_string()),
+        ],
+        verdict: vec![format!("One holds {AWKWARD}."), "# no heading\nof its own".to_string()],
+        next: Some(Missing {
+            what: "More seeds".to_string(),
+            command: "replicate run all --seed 0,1".to_string(),
+        }),
+        real: Some(picture(19)),
+        rows: vec![
+            sampled("EDM", &[(0, 1.5), (1, 2.5)], true),
+            sampled("not run", &[], false),
+            sampled("odd", &[(0, nan), (1, f64::INFINITY), (2, -1.0), (3, 1e300)], true),
+        ],
         tables: vec![
             table(),
-            Table { title: "Table 2. Nothing but a head".to_string(), rows: vec![], ..table() },
+            Table {
+                name: "Table 2".to_string(),
+                title: "Nothing but a head".to_string(),
+                rows: vec![],
+                ..table()
+            },
         ],
-        findings: vec![Finding {
-            title: format!("A finding {AWKWARD}"),
-            paragraphs: vec![AWKWARD.to_string(), "# no heading\nof its own".to_string()],
-        }],
+        differences: differences(),
         claims: vec![
-            claim("left-out", ClaimVerdict::NotTested),
-            claim("held", ClaimVerdict::Holds),
-            claim("broken", ClaimVerdict::DoesNotHold),
-            claim("broken-alike", ClaimVerdict::DoesNotHold),
-            claim("open", ClaimVerdict::Undecided { seeds_needed: Some(7) }),
+            claim("left-out", ClaimVerdict::NotTested, None),
+            claim("held", ClaimVerdict::Undecided { seeds_needed: None }, Some(ClaimVerdict::Holds)),
+            claim("broken", ClaimVerdict::DoesNotHold, None),
+            claim("broken-alike", ClaimVerdict::DoesNotHold, None),
+            claim("open", ClaimVerdict::Undecided { seeds_needed: Some(7) }, None),
         ],
+        notes: vec![ONE_SEED.to_string()],
         curves: vec![
             curve("dijs", 0, &[(0, 400.0, 0.0, 1.5), (64, nan, 0.5, 9.0), (128, 3.0, 0.9, f64::INFINITY)]),
             curve("dijs", 1, &[(0, 410.0, 0.0, 1.5), (64, 40.0, 0.05, 2.0), (128, 4.0, nan, 9.9)]),
@@ -160,12 +201,23 @@ struct Document {
     style: String,
 }
 
+/// Elements that HTML closes by itself.
+const VOID: [&str; 2] = ["meta", "img"];
+
 /// Panics unless `html` is well-formed, with one root element and no attribute twice.
 fn parse(html: &str) -> Document {
     let body = html.strip_prefix("<!DOCTYPE html>\n").expect("an HTML5 doctype");
+    assert!(!body.contains("/>"), "HTML does not close an element so");
+    // As XML writes what HTML closes by itself.
+    let mut body = body.to_string();
+    for name in VOID {
+        let parts: Vec<String> = body.split(&format!("<{name} ")).map(str::to_string).collect();
+        let closed = parts[1..].iter().map(|rest| rest.replacen('>', "/>", 1));
+        body = std::iter::once(parts[0].clone()).chain(closed).collect::<Vec<_>>().join(&format!("<{name} "));
+    }
     let characters = body.chars().all(|c| matches!(c, '\t' | '\n' | ' '..='\u{7e}' | '\u{a0}'..='\u{fffd}'));
     assert!(characters, "a character that XML has no place for");
-    let mut reader = quick_xml::Reader::from_str(body);
+    let mut reader = quick_xml::Reader::from_str(&body);
     reader.config_mut().enable_all_checks(true);
     let (mut document, mut open) = (Document::default(), Vec::new());
     loop {
@@ -180,9 +232,7 @@ fn parse(html: &str) -> Document {
             }
             Event::Empty(start) => {
                 let element = element(&start);
-                // As HTML reads it, any other element would stay open.
-                let void = ["meta", "img", "path"].contains(&element.0.as_str());
-                assert!(void, "<{} /> is not closed in HTML", element.0);
+                assert!(VOID.contains(&element.0.as_str()), "<{} /> is not closed in HTML", element.0);
                 document.elements.push(element);
             }
             Event::End(end) => {
@@ -240,13 +290,10 @@ fn is_well_formed_and_every_reference_has_its_target() {
         let ids = document.ids();
         assert_eq!(ids.len(), document.attributes("id").count(), "an id is there twice");
         assert!(ids.iter().all(|id| !id.is_empty() && !id.contains(char::is_whitespace)));
-        let targets = document.attributes("href").map(|href| href.strip_prefix('#').expect("in the page"));
-        for target in targets {
-            assert!(ids.contains(target), "no element has the id {target}");
-        }
         let sections: Vec<&str> = document.all("section").map(|section| section["id"].as_str()).collect();
-        let contents: Vec<&str> = document.attributes("href").map(|href| &href[1..]).collect();
-        assert_eq!(contents, sections, "the contents name every section");
+        let contents: Vec<&str> =
+            document.attributes("href").filter_map(|href| href.strip_prefix('#')).collect();
+        assert_eq!(contents, sections, "the contents name every section, and each is there");
     }
 }
 
@@ -261,7 +308,11 @@ fn asks_for_nothing_from_outside() {
         for (key, value) in attributes {
             assert!(!key.starts_with("on") && !["srcset", "xlink:href", "data", "poster"].contains(&&**key));
             assert!(!value.contains("url("), "{name} {key}");
-            assert!(!value.contains("://"), "{name} {key}: {value}");
+            // A link is opened by a reader, never by the page.
+            assert!(
+                !value.contains("://") || (name, key.as_str()) == (&"a".to_string(), "href"),
+                "{name} {key}: {value}"
+            );
         }
     }
     assert!(document.attributes("src").all(|src| src.starts_with("data:image/png;base64,")));
@@ -280,12 +331,15 @@ fn shows_every_picture_to_the_byte() {
         .attributes("src")
         .map(|src| STANDARD.decode(src.strip_prefix("data:image/png;base64,").unwrap()).unwrap())
         .collect();
-    let given: Vec<&[u8]> = page.figures.iter().chain(&page.strips).map(|figure| &figure.png[..]).collect();
-    assert_eq!(shown, given);
-    for (image, figure) in document.all("img").zip(page.figures.iter().chain(&page.strips)) {
-        assert!(image["alt"].starts_with(&figure.id));
+    let rows = page.rows.iter().filter_map(|row| Some((row.label.as_str(), row.picture.as_ref()?)));
+    let figures = page.figures.iter().chain(&page.strips).map(|figure| (figure.id.as_str(), &figure.picture));
+    let given: Vec<(&str, &Picture)> =
+        [("Training images", page.real.as_ref().unwrap())].into_iter().chain(rows).chain(figures).collect();
+    assert_eq!(shown, given.iter().map(|(_, picture)| &picture.png[..]).collect::<Vec<_>>());
+    for (image, (name, picture)) in document.all("img").zip(given) {
+        assert!(image["alt"].contains(&name.replace('\u{1b}', "\u{fffd}")), "{} is not {name}", image["alt"]);
         let [width, height]: [u32; 2] = ["width", "height"].map(|key| image[key].parse().unwrap());
-        assert_eq!(width * figure.height, height * figure.width, "the picture keeps its shape");
+        assert_eq!((width, height), (picture.width, picture.height));
     }
 }
 
@@ -303,6 +357,18 @@ fn leaves_nothing_out() {
     }
     // Both broken ones: for one reason.
     assert_eq!(document.text.matches("1 vs 2 | a < b").count(), page.claims.len() - 1);
+    assert!(
+        document.text.contains("held holds (this run: undecided): 3 vs 4, ERRATA.md 2.5"),
+        "{}",
+        document.text
+    );
+    assert_eq!(document.attributes("href").filter(|href| *href == "../paper/ERRATA.md").count(), 2);
+    assert!(
+        document.text.contains("EDM")
+            && document.text.contains("FD 2.00")
+            && document.text.contains("not learned")
+    );
+    assert_eq!(document.text.matches("n = 1").count(), 1);
     assert!(document.text.contains("These 2: 1 vs 2"));
     for verdict in ["Holds", "Does not hold", "Undecided", "Not tested", "OUTSIDE: fd recall", "not run"] {
         assert!(document.text.contains(verdict), "{verdict} is told by colour alone");
@@ -312,7 +378,7 @@ fn leaves_nothing_out() {
             assert!(document.text.contains(text.as_str()), "{text}");
         }
     }
-    for text in ["2.50 ± 1.80 (n=3)", "1,234,567", "2 min 14 s", "Ambiguous setting", "Ours setting"] {
+    for text in ["2.50 ± 1.80 (n=3)", "1,234,567", "2m14s", "Ambiguous setting", "Ours setting"] {
         assert!(document.text.contains(text), "{text}");
     }
     assert!(!document.text.contains("Stated setting"), "the paper leaves it open no more than we do");
@@ -335,6 +401,12 @@ fn a_value_that_is_not_finite_breaks_its_line() {
         assert!(text.chars().all(|c| "MLHVhv0123456789. ".contains(c)), "{text}");
     }
     let lines = || document.all("path").filter(|path| path.get("class").is_some_and(|c| c == "line"));
+    let spots: Vec<&str> = document
+        .all("path")
+        .filter(|p| p.get("class").is_some_and(|c| c == "spots"))
+        .map(|p| &*p["d"])
+        .collect();
+    assert_eq!(spots[0].matches('M').count(), 2, "EDM's seeds in the dot plot");
     let pieces =
         |path: &BTreeMap<String, String>| (path["d"].matches('M').count(), path["d"].matches('L').count());
     // Of the first panel, FD: seed 0 of dijs lacks the point in the middle, the others are whole.
@@ -356,13 +428,13 @@ fn a_chart_says_when_a_row_collapsed() {
     let text = |page: &Page| parse(&html(page)).text;
     let late =
         curves(&[(0, 9.0, 0.0, 1.0), (64, 5.0, 0.3, 6.0), (1280, 7.0, 0.09, 4.9), (1344, 8.0, 0.0, 1.0)]);
-    assert!(text(&late).contains("to the end: none (seeds 0, 1 from 1,280 images)."));
+    assert_eq!(text(&late).matches("from 1,280 images").count(), 2, "once for each seed");
     let never_left = curves(&[(0, 9.0, 0.0, 1.0), (64, 9.0, 0.0, 1.0)]);
-    assert!(text(&never_left).contains("to the end: none (seeds 0, 1 from the start)."));
+    assert_eq!(text(&never_left).matches("from the start").count(), 2);
     // Few classes alone, or low recall alone, is no collapse.
     for point in [(64, 9.0, 0.5, 1.0), (64, 9.0, 0.0, 9.0), (64, 9.0, f64::NAN, 1.0)] {
         let page = curves(&[(0, 9.0, 0.0, 1.0), point]);
-        assert!(text(&page).contains("No line ends below both thresholds"), "{point:?}");
+        assert_eq!(text(&page).matches("not at the end").count(), 2, "{point:?}");
     }
 }
 
@@ -386,8 +458,9 @@ fn the_axis_of_fd_is_logarithmic_where_the_range_asks_for_it() {
 
 #[test]
 fn an_empty_page_says_what_is_missing() {
-    let sentence = "This report has no tables, no findings, no claims, no training curves, no figures, \
-                    no samples along the training, no settings, no runs.";
+    let sentence = "This report has no claims, no tables, no training curves, no figures, \
+                    no samples along the training, no settings, no runs, no training images, which are not on this \
+                    machine.";
     let page = Page { scale: "mini".to_string(), ..Page::default() };
     let document = parse(&html(&page));
     assert!(document.text.contains(sentence));
@@ -398,12 +471,56 @@ fn an_empty_page_says_what_is_missing() {
 }
 
 #[test]
-fn what_is_missing_comes_first_and_a_full_report_does_not_mention_it() {
+fn the_verdict_comes_first_and_a_full_report_mentions_nothing_missing() {
     let mut page = awkward();
-    assert_eq!(parse(&html(&page)).all("section").next().unwrap()["id"], "missing");
+    let order = |page: &Page| {
+        let html = html(page);
+        let all = [
+            "class=\"verdict\"",
+            "class=\"contact\"",
+            "class=\"plot\"",
+            "<nav",
+            "id=\"missing\"",
+            "id=\"claims\"",
+            "id=\"table-1\"",
+            "id=\"curves\"",
+            "id=\"figures\"",
+            "id=\"strips\"",
+            "id=\"choices\"",
+            "id=\"runs\"",
+        ];
+        all.map(|part| html.find(part)).to_vec()
+    };
+    let found = order(&page);
+    assert!(found.iter().all(Option::is_some) && found.is_sorted(), "{found:?}");
     page.missing.clear();
     assert!(!parse(&html(&page)).ids().contains("missing"));
     assert!(!markdown(&page).contains("missing"));
+}
+
+#[test]
+fn the_papers_numbers_have_a_panel_of_their_own() {
+    let page = Page {
+        scale: "mini".to_string(),
+        rows: vec![Sampled { seeds: vec![(0, 5.0)], golden: None, ..sampled("EDM", &[], false) }],
+        ..Page::default()
+    };
+    let with = |fid: f64| Page {
+        rows: vec![Sampled { paper: Some(Fid::Value(fid)), seeds: vec![(0, 5.0)], ..Sampled::default() }],
+        scale: "mini".to_string(),
+        ..Page::default()
+    };
+    let ours = |page: &Page| -> String {
+        coordinates(&parse(&html(page)))
+            .filter(|d| d.starts_with('M') && d.ends_with("h0"))
+            .next()
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(ours(&with(2.0)), ours(&with(900.0)), "our axis knows nothing of the paper's numbers");
+    assert!(
+        parse(&html(&page)).text.contains("paper's FID") && parse(&html(&page)).text.contains("collapsed")
+    );
 }
 
 #[test]
@@ -431,12 +548,13 @@ fn markdown_has_tables_of_equal_width() {
         }
         assert_eq!(cells(line), *width.get_or_insert(cells(line)), "{line}");
     }
-    assert_eq!(tables, 3, "two tables and the claims");
+    assert_eq!(tables, 4, "two tables, the claims and the differences");
     for claim in &page.claims {
-        assert_eq!(text.contains(&format!("`{}`", claim.id)), claim.verdict != ClaimVerdict::NotTested);
+        assert_eq!(
+            text.contains(&format!("| {} |", claim.id)),
+            claim.leading().verdict != ClaimVerdict::NotTested
+        );
     }
-    let counts = "1 holds, 2 do not hold, 1 undecided, 1 not tested";
-    assert!(text.contains(counts));
     assert!(text.contains("`` replicate run init-90 --seed 0 | tee `log` ``"));
     assert!(!text.contains("<img") && !text.contains("data:image"));
     assert!(!text.contains("\n# no heading"), "a paragraph stays one");
@@ -445,10 +563,10 @@ fn markdown_has_tables_of_equal_width() {
 #[test]
 fn markdown_stays_within_the_limit_of_a_job_summary() {
     let mut page = awkward();
-    page.findings[0].paragraphs = vec!["ß".repeat(1000); 1000];
+    page.verdict = vec!["ß".repeat(1000); 1000];
     let text = markdown(&page);
     assert!(text.len() <= 1024 * 1024 && text.len() > 1_000_000, "{}", text.len());
     assert!(text.ends_with("The HTML report has the rest.\n"));
-    page.findings[0].paragraphs.truncate(1);
+    page.verdict.truncate(1);
     assert!(!markdown(&page).contains("Cut here"));
 }

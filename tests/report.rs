@@ -29,7 +29,7 @@ fn a_report_of_nothing_says_what_to_run_and_writes_nothing() {
         assert_eq!(ended.status.code(), Some(5), "{}", String::from_utf8_lossy(&ended.stderr));
         let said = String::from_utf8(ended.stdout).unwrap();
         for row in ["edm", "diff-instruct", "dijs", "init-none", "init-90"] {
-            let run = format!("replicate run {row} --scale smoke --seed 0");
+            let run = format!("replicate run {row} --scale smoke --store {} --seed 0", store.display());
             assert!(said.contains(&run), "{command} does not say how to run {row}");
         }
         assert!(said.contains("nothing is written") && said.contains(store.to_str().unwrap()), "{said}");
@@ -49,7 +49,8 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     assert!(said.contains("row edm") && !said.contains("row dijs"), "{said}");
     for name in ["index.html", "report.md"] {
         let text = std::fs::read_to_string(output.join(name)).unwrap();
-        assert!(text.contains("replicate run edm --scale smoke --seed 0"), "{name}");
+        let edm = format!("replicate run edm --scale smoke --store {} --seed 0", store.display());
+        assert!(text.contains(&edm), "{name}");
     }
     let table = std::fs::read_to_string(output.join("table2.csv")).unwrap();
     assert!(
@@ -58,9 +59,10 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     );
 
     let html = std::fs::read_to_string(output.join("index.html")).unwrap();
-    // Figures 1a, 1c, 2, 4, 5 and two strips; single-level initialisation is not run.
-    assert_eq!(html.matches("data:image/png;base64,").count(), 7);
-    assert!(html.contains("replicate run dijs --scale smoke --seed 0"));
+    // Real images and two rows; figures 1a, 1c, 2, 4, 5 and two strips; single-level
+    // initialisation is not run.
+    assert_eq!(html.matches("data:image/png;base64,").count(), 3 + 7);
+    assert!(html.contains(&format!("replicate run dijs --scale smoke --store {} --seed 0", store.display())));
     assert_eq!(html.matches("a handful of steps says nothing").count(), 1, "said once of all claims");
     let figures = output.join("figures");
     let side = 10 * (16 * 4 + 1) + 1;
@@ -71,7 +73,12 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     assert_eq!(size(&figures.join("strip-init-none.png")), (20 * 33 + 1, 13 * 33 + 1));
     assert!(!figures.join("figure3.png").exists());
     let captions = std::fs::read_to_string(figures.join("captions.md")).unwrap();
-    assert!(captions.contains("Collapsed samples: No initialization"), "{captions}");
+    // A handful of steps is no collapse, though the criterion is met.
+    assert!(captions.contains("covers least, No initialization (recall"), "{captions}");
+    assert!(
+        captions.contains("which has not learned") && !captions.contains("Collapsed samples"),
+        "{captions}"
+    );
 
     let results = std::fs::read_to_string(output.join("results.csv")).unwrap();
     for metric in

@@ -41,6 +41,19 @@ pub enum ClaimVerdict {
     NotTested,
 }
 
+/// A verdict and the numbers that led to it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Judgement {
+    #[serde(flatten)]
+    pub verdict: ClaimVerdict,
+    pub reason: String,
+}
+
+/// Said once where results of one seed are judged; their reasons give the numbers alone.
+pub const ONE_SEED: &str =
+    "One seed (n = 1) decides neither an order nor a category: its spread is not known.";
+
+/// One claim, decided on a run's scores and on golden's.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClaimResult {
     pub id: String,
@@ -50,21 +63,41 @@ pub struct ClaimResult {
     #[serde(rename = "where")]
     pub place: String,
     #[serde(flatten)]
-    pub verdict: ClaimVerdict,
-    /// With the numbers that led to it.
-    pub reason: String,
+    pub own: Judgement,
+    /// The same on all accepted seeds; `None` where nothing of the scale is accepted.
+    pub golden: Option<Judgement>,
 }
 
-/// Decides one claim on the scores of one scale.
-pub fn evaluate(claim: &Claim, scores: &[Score], scale: &str) -> ClaimResult {
-    let (verdict, reason) = decide(claim, scores, scale).unwrap_or_else(|why| (ClaimVerdict::NotTested, why));
-    ClaimResult {
+impl ClaimResult {
+    /// On golden's seeds, or on the run's own where golden does not test the claim.
+    pub fn leading(&self) -> &Judgement {
+        self.golden.as_ref().filter(|g| g.verdict != ClaimVerdict::NotTested).unwrap_or(&self.own)
+    }
+}
+
+/// Decides every claim on the scores of one scale, and beside that on the values that are
+/// `accepted` there.
+pub fn evaluate_all(claims: &[Claim], scores: &[Score], accepted: &[Score], scale: &str) -> Vec<ClaimResult> {
+    let golden = accepted.iter().any(|score| score.scale == scale);
+    let both = claims.iter().map(|claim| ClaimResult {
         id: claim.id.clone(),
         claim: claim.claim.clone(),
         place: claim.place.clone(),
-        verdict,
-        reason,
-    }
+        own: evaluate(claim, scores, scale),
+        golden: golden.then(|| evaluate(claim, accepted, scale)),
+    });
+    both.collect()
+}
+
+/// Decides one claim on the scores of one scale.
+pub fn evaluate(claim: &Claim, scores: &[Score], scale: &str) -> Judgement {
+    let (verdict, reason) = decide(claim, scores, scale).unwrap_or_else(|why| (ClaimVerdict::NotTested, why));
+    Judgement { verdict, reason }
+}
+
+/// Whether a scale takes a handful of steps, so that nothing has learned.
+pub fn handful(scale: &str) -> bool {
+    matches!(scale, "smoke" | "drill")
 }
 
 type Decision = (ClaimVerdict, String);
@@ -74,7 +107,7 @@ fn decide(claim: &Claim, scores: &[Score], scale: &str) -> Result<Decision, Stri
     if claim.statement == Statement::Untestable {
         return Err(claim.note.clone());
     }
-    if matches!(scale, "smoke" | "drill") {
+    if handful(scale) {
         return Err("a handful of steps says nothing about the paper".to_string());
     }
     let sides = |left: &Operand, right: &Operand| {
@@ -98,7 +131,12 @@ fn decide(claim: &Claim, scores: &[Score], scale: &str) -> Result<Decision, Stri
 
 /// Times compare only where both rows ran on the same class of device: of all
 /// scores, those of the first class (by name) that has timed both.
-fn comparable(left: &Operand, right: &Operand, scores: &[Score], scale: &str) -> Result<Vec<Score>, String> {
+pub(super) fn comparable(
+    left: &Operand,
+    right: &Operand,
+    scores: &[Score],
+    scale: &str,
+) -> Result<Vec<Score>, String> {
     let (Operand::Metric { metric, row: left }, Operand::Metric { metric: other, row: right }) =
         (left, right)
     else {
@@ -120,15 +158,15 @@ fn comparable(left: &Operand, right: &Operand, scores: &[Score], scale: &str) ->
 }
 
 /// One side of a comparison.
-struct Side {
+pub(super) struct Side {
     /// The numbers, for the reason.
     text: String,
-    mean: f64,
-    spread: Spread,
+    pub mean: f64,
+    pub spread: Spread,
 }
 
 #[derive(Clone, Copy)]
-enum Spread {
+pub(super) enum Spread {
     /// Not random.
     Exact,
     /// One seed: random, and nothing is known about how much.
@@ -138,7 +176,7 @@ enum Spread {
 }
 
 impl Side {
-    fn of(operand: &Operand, scores: &[Score], scale: &str) -> Result<Side, String> {
+    pub fn of(operand: &Operand, scores: &[Score], scale: &str) -> Result<Side, String> {
         let (metric, row) = match operand {
             Operand::Number(x) => return Ok(Side { text: plain(*x), mean: *x, spread: Spread::Exact }),
             Operand::Metric { metric, row } => (metric, row),
@@ -165,7 +203,8 @@ impl Side {
             None => Spread::Unknown,
             Some(sd) => Spread::Variance { variance: sd * sd, n: sample.n },
         };
-        Ok(Side { text: sample.to_string(), mean: sample.mean, spread })
+        let text = if sample.n == 1 { plain(sample.mean) } else { sample.to_string() };
+        Ok(Side { text, mean: sample.mean, spread })
     }
 
     fn times(self, factor: f64) -> Side {
@@ -193,7 +232,7 @@ fn less(left: &Side, right: &Side) -> Decision {
     let numbers = format!("{} vs {}", left.text, right.text);
     let difference = right.mean - left.mean;
     let Some(test) = Welch::of(left.spread, right.spread) else {
-        return undecided_without_spread(numbers, difference, left.spread, right.spread);
+        return undecided(numbers, seeds_needed(difference, left.spread, right.spread));
     };
     if test.error == 0.0 {
         let verdict = if difference > 0.0 { ClaimVerdict::Holds } else { ClaimVerdict::DoesNotHold };
@@ -223,7 +262,7 @@ fn near(left: &Side, right: &Side, factor: f64) -> Decision {
     let (l, r) = (left.spread.times(left.mean.powi(-2)), right.spread.times(right.mean.powi(-2)));
     let (log, bound) = (ratio.ln().abs(), factor.ln());
     let Some(test) = Welch::of(l, r) else {
-        return undecided_without_spread(numbers, bound - log, l, r);
+        return undecided(numbers, seeds_needed(bound - log, l, r));
     };
     let margin = if test.error == 0.0 { 0.0 } else { t_quantile(1.0 - LEVEL, test.dof) * test.error };
     let numbers = match margin {
@@ -253,7 +292,7 @@ fn category(scores: &[Score], row: &str, scale: &str, collapsed: bool) -> Result
         .collect();
     let reason = format!("{row} {}", parts.join(", "));
     if found.len() < 2 {
-        return Ok(undecided(format!("{reason}: one seed decides nothing"), None));
+        return Ok(undecided(reason, None));
     }
     let count = found.values().filter(|c| **c == COLLAPSED).count();
     Ok(match count {
@@ -266,14 +305,14 @@ fn category(scores: &[Score], row: &str, scale: &str, collapsed: bool) -> Result
 }
 
 /// The standard error of the difference of two means, and its degrees of freedom.
-struct Welch {
-    error: f64,
-    dof: f64,
+pub(super) struct Welch {
+    pub error: f64,
+    pub dof: f64,
 }
 
 impl Welch {
     /// `None` where a side has but one seed. Degrees of freedom after Satterthwaite.
-    fn of(left: Spread, right: Spread) -> Option<Welch> {
+    pub fn of(left: Spread, right: Spread) -> Option<Welch> {
         let (mut variance, mut denominator) = (0.0, 0.0);
         for spread in [left, right] {
             match spread {
@@ -330,16 +369,6 @@ fn undecided(reason: String, seeds_needed: Option<usize>) -> Decision {
         None => reason,
     };
     (ClaimVerdict::Undecided { seeds_needed }, reason)
-}
-
-fn undecided_without_spread(numbers: String, difference: f64, left: Spread, right: Spread) -> Decision {
-    let known = matches!(left, Spread::Variance { .. }) || matches!(right, Spread::Variance { .. });
-    let why = if known {
-        "one side has a single seed"
-    } else {
-        "single seeds: nothing is known about their spread"
-    };
-    undecided(format!("{numbers}: {why}"), seeds_needed(difference, left, right))
 }
 
 fn p_text(p: f64) -> String {

@@ -127,6 +127,45 @@ impl Golden {
     }
 }
 
+impl Golden {
+    /// How far from golden's mean the mean of `m` other seeds may lie; nothing for `one-of`.
+    fn allowed(&self, m: usize) -> f64 {
+        let gold = Sample::of(self.values.values().copied());
+        match self.rule {
+            Rule::OneOf => 0.0,
+            Rule::Fixed { tolerance } => tolerance,
+            Rule::Interval => {
+                let (n, m) = (gold.n as f64, m as f64);
+                t_quantile(0.975, n - 1.0) * gold.sd.unwrap_or(0.0) * (1.0 / n + 1.0 / m).sqrt()
+            }
+        }
+    }
+
+    /// Golden's mean, and the least and the largest value of one more seed that is within.
+    pub fn interval(&self) -> (f64, f64, f64) {
+        let mean = Sample::of(self.values.values().copied()).mean;
+        let allowed = self.allowed(1);
+        (mean - allowed, mean, mean + allowed)
+    }
+}
+
+/// The accepted values as scores.
+pub fn accepted(goldens: &[Golden]) -> Vec<Score> {
+    let of_line = |golden: &Golden| -> Vec<Score> {
+        let score = |(seed, value): (&u64, &f64)| Score {
+            row: golden.row.clone(),
+            scale: golden.scale.clone(),
+            seed: *seed,
+            metric: golden.metric.clone(),
+            value: *value,
+            class: golden.class.clone(),
+            manifest: golden.manifests.get(seed).cloned().unwrap_or_default(),
+        };
+        golden.values.iter().map(score).collect()
+    };
+    goldens.iter().flat_map(of_line).collect()
+}
+
 impl Rule {
     /// The rule of a new line. The tolerances are ours: 25 % of an FD is about twice
     /// the spread of its seeds in a pilot at small size, the others are estimates.
@@ -203,11 +242,7 @@ fn judge(golden: &Golden, fresh: &[f64]) -> (Status, String) {
                 None => (Status::Within, format!("{}, as golden's {held}", list(fresh))),
             };
         }
-        Rule::Fixed { tolerance } => tolerance,
-        Rule::Interval => {
-            let (n, m) = (gold.n as f64, sample.n as f64);
-            t_quantile(0.975, n - 1.0) * gold.sd.unwrap_or(0.0) * (1.0 / n + 1.0 / m).sqrt()
-        }
+        Rule::Fixed { .. } | Rule::Interval => golden.allowed(sample.n),
     };
     let difference = sample.mean - gold.mean;
     // The room of rule 1 again: seeds that all agree have an interval of width zero.

@@ -2,6 +2,7 @@
 //! Nothing here touches a tensor.
 
 pub mod claims;
+pub mod differences;
 pub mod golden;
 pub mod paper;
 pub mod stats;

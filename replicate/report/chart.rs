@@ -3,6 +3,7 @@
 //! Colours and dashes are classes of page.css, so that a panel is legible on
 //! light and on dark ground. A value that is not finite breaks its line.
 
+use maud::{Markup, html};
 use std::fmt::Write;
 
 /// The rows that have a colour and a dash of their own; more rows share them.
@@ -61,7 +62,7 @@ const NAME_LENGTH: usize = 14;
 
 impl Panel<'_> {
     /// The panel as an `svg` element, or `None` where no point can be drawn.
-    pub(crate) fn svg(&self) -> Option<String> {
+    pub(crate) fn svg(&self) -> Option<Markup> {
         let points = || self.rows.iter().flat_map(|row| &row.lines).flat_map(|line| &line.points);
         let finite = |&&(images, value): &&(f64, f64)| images.is_finite() && value.is_finite();
         let x = Axis::linear(0.0, points().filter(finite).map(|p| p.0).fold(0.0, f64::max));
@@ -71,61 +72,61 @@ impl Panel<'_> {
         };
         points().find_map(place)?;
 
-        let mut out = String::new();
         let title = if y.log { format!("{}, logarithmic", self.title) } else { self.title.to_string() };
         let names: Vec<&str> = self.rows.iter().map(|row| row.name).collect();
-        let label = escape(&format!("{title}, over images, of {}", names.join(", ")));
-        writeln!(
-            out,
-            "<svg class=\"chart\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{label}\">"
-        )
-        .unwrap();
-        writeln!(out, "<text class=\"name\" x=\"0\" y=\"12\">{}</text>", escape(&title)).unwrap();
-        frame(&mut out, &x, &y);
-        for (value, _) in self.levels {
-            if let Some(at) = height(&y, *value) {
-                writeln!(out, "<path class=\"level\" d=\"M{LEFT} {at:.1}H{RIGHT}\" />").unwrap();
-            }
-        }
         let (mut ends, mut all) = (Vec::new(), Vec::new());
         for row in self.rows {
-            writeln!(out, "<g class=\"s{}\">", row.style % STYLES).unwrap();
-            let mut last = Vec::new();
-            for line in &row.lines {
-                let placed: Vec<Option<(f64, f64)>> = line.points.iter().map(place).collect();
-                last.extend(placed.iter().flatten().next_back().map(|(_, y)| *y));
-                let (path, dots) = (path(&placed), dots(&placed));
-                if !dots.is_empty() {
-                    write!(out, "<g><title>{}</title>", escape(&line.title)).unwrap();
-                    writeln!(
-                        out,
-                        "<path class=\"line\" d=\"{path}\" /><path class=\"dots\" d=\"{dots}\" /></g>"
-                    )
-                    .unwrap();
-                }
-                all.push(placed);
-            }
-            out += "</g>\n";
+            let placed = |line: &Line| line.points.iter().map(place).collect::<Vec<_>>();
+            let lines: Vec<_> = row.lines.iter().map(placed).collect();
+            let last: Vec<f64> =
+                lines.iter().filter_map(|l| l.iter().flatten().next_back().map(|p| p.1)).collect();
             if !last.is_empty() {
                 ends.push((last.iter().sum::<f64>() / last.len() as f64, row));
             }
-        }
-        for (value, text) in self.levels {
-            if let Some(at) = height(&y, *value) {
-                let (right, base, text) = (clear_of(&all, at), at + 10.5, escape(text));
-                writeln!(out, "<text class=\"meaning\" x=\"{right:.1}\" y=\"{base:.1}\">{text}</text>")
-                    .unwrap();
-            }
+            all.push(lines);
         }
         ends.sort_by(|a, b| a.0.total_cmp(&b.0));
-        for (y, (_, row)) in spread(&ends.iter().map(|end| end.0).collect::<Vec<_>>()).iter().zip(&ends) {
-            let (x, y, style) = (RIGHT + 5.0, y + 3.5, row.style % STYLES);
-            let name = escape(&shortened(row.name));
-            writeln!(out, "<text class=\"end s{style}\" x=\"{x:.1}\" y=\"{y:.1}\">{name}</text>").unwrap();
-        }
-        out += "</svg>\n";
-        Some(out)
+        let heights = spread(&ends.iter().map(|end| end.0).collect::<Vec<_>>());
+        let levels: Vec<(f64, &str)> = self
+            .levels
+            .iter()
+            .filter_map(|(value, text)| Some((height(&y, *value)?, text.as_str())))
+            .collect();
+        Some(html! {
+            svg.chart viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img"
+                aria-label={ (title) ", over images, of " (names.join(", ")) } {
+                text.name x="0" y="12" { (title) }
+                (frame(&x, &y))
+                @for (at, _) in &levels { path.level d={ "M" (LEFT) " " (round(*at)) "H" (RIGHT) } {} }
+                @for (row, lines) in self.rows.iter().zip(&all) {
+                    g class={ "s" (row.style % STYLES) } {
+                        @for (line, placed) in row.lines.iter().zip(lines) {
+                            @if placed.iter().any(Option::is_some) {
+                                g {
+                                    title { (line.title) }
+                                    path.line d=(path(placed)) {}
+                                    path.dots d=(dots(placed)) {}
+                                }
+                            }
+                        }
+                    }
+                }
+                @for (at, text) in &levels {
+                    text.meaning x=(round(clear_of(all.iter().flatten(), *at))) y=(round(at + 10.5)) { (text) }
+                }
+                @for (y, (_, row)) in heights.iter().zip(&ends) {
+                    text class={ "end s" (row.style % STYLES) } x=(RIGHT + 5.0) y=(round(y + 3.5)) {
+                        (shortened(row.name))
+                    }
+                }
+            }
+        })
     }
+}
+
+/// A coordinate.
+pub(super) fn round(x: f64) -> String {
+    format!("{x:.1}")
 }
 
 /// The vertical coordinate of `value`.
@@ -134,26 +135,27 @@ fn height(y: &Axis, value: f64) -> Option<f64> {
 }
 
 /// Both axes with their numbers.
-fn frame(out: &mut String, x: &Axis, y: &Axis) {
-    for tick in y.ticks() {
-        let Some(at) = height(y, tick) else { continue };
-        writeln!(out, "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{RIGHT}\" />").unwrap();
-        let (right, base, text) = (LEFT - 5.0, at + 3.5, short(tick));
-        writeln!(out, "<text class=\"tick y\" x=\"{right:.1}\" y=\"{base:.1}\">{text}</text>").unwrap();
+fn frame(x: &Axis, y: &Axis) -> Markup {
+    html! {
+        @for tick in y.ticks() {
+            @if let Some(at) = height(y, tick) {
+                path.grid d={ "M" (LEFT) " " (round(at)) "H" (RIGHT) } {}
+                text class="tick y" x=(LEFT - 5.0) y=(round(at + 3.5)) { (short(tick)) }
+            }
+        }
+        @for tick in x.ticks() {
+            @if let Some(at) = x.share(tick).map(|share| LEFT + (RIGHT - LEFT) * share) {
+                path.axis d={ "M" (round(at)) " " (BOTTOM) "v4" } {}
+                text class="tick x" x=(round(at)) y=(BOTTOM + 15.0) { (short(tick)) }
+            }
+        }
+        text class="tick x" x=((LEFT + RIGHT) / 2.0) y=(HEIGHT - 4.0) { "images" }
+        path.axis d={ "M" (LEFT) " " (TOP) "V" (BOTTOM) "H" (RIGHT) } {}
     }
-    for tick in x.ticks() {
-        let Some(share) = x.share(tick) else { continue };
-        let (at, base, text) = (LEFT + (RIGHT - LEFT) * share, BOTTOM + 15.0, short(tick));
-        writeln!(out, "<path class=\"axis\" d=\"M{at:.1} {BOTTOM}v4\" />").unwrap();
-        writeln!(out, "<text class=\"tick x\" x=\"{at:.1}\" y=\"{base:.1}\">{text}</text>").unwrap();
-    }
-    let (middle, base) = ((LEFT + RIGHT) / 2.0, HEIGHT - 4.0);
-    writeln!(out, "<text class=\"tick x\" x=\"{middle:.1}\" y=\"{base:.1}\">images</text>").unwrap();
-    writeln!(out, "<path class=\"axis\" d=\"M{LEFT} {TOP}V{BOTTOM}H{RIGHT}\" />").unwrap();
 }
 
 impl Range {
-    fn axis(self, values: impl Iterator<Item = f64>) -> Axis {
+    pub(super) fn axis(self, values: impl Iterator<Item = f64>) -> Axis {
         let values: Vec<f64> = values.collect();
         let (low, high) = values.iter().fold((0.0_f64, 0.0_f64), |(l, h), v| (l.min(*v), h.max(*v)));
         match self {
@@ -172,36 +174,36 @@ impl Range {
 }
 
 /// A piece of a row's line for a legend.
-pub(crate) fn swatch(style: usize) -> String {
-    format!(
-        "<svg class=\"swatch\" viewBox=\"0 0 30 10\" aria-hidden=\"true\"><g class=\"s{}\">\
-         <path class=\"line\" d=\"M1 5H29\" /></g></svg>",
-        style % STYLES
-    )
+pub(crate) fn swatch(style: usize) -> Markup {
+    html! {
+        svg.swatch viewBox="0 0 30 10" aria-hidden="true" {
+            g class={ "s" (style % STYLES) } { path.line d="M1 5H29" {} }
+        }
+    }
 }
 
-struct Axis {
+pub(super) struct Axis {
     /// In decades where the axis is logarithmic.
     low: f64,
     high: f64,
-    log: bool,
+    pub log: bool,
 }
 
 impl Axis {
     /// Half a per cent longer than asked for, so that no line lies on the edge.
-    fn linear(low: f64, high: f64) -> Axis {
+    pub fn linear(low: f64, high: f64) -> Axis {
         let high = if high > low { high } else { low + 1.0 };
         Axis { low, high: high + 0.005 * (high - low), log: false }
     }
 
     /// From 0 at the low end to 1 at the high end; `None` where the axis has no place for `value`.
-    fn share(&self, value: f64) -> Option<f64> {
+    pub fn share(&self, value: f64) -> Option<f64> {
         let value = if self.log { value.log10() } else { value };
         let share = (value - self.low) / (self.high - self.low);
         (-1e-9..=1.0 + 1e-9).contains(&share).then_some(share)
     }
 
-    fn ticks(&self) -> Vec<f64> {
+    pub fn ticks(&self) -> Vec<f64> {
         if !self.log {
             return multiples(self.low, self.high, 5.0);
         }
@@ -233,7 +235,7 @@ fn multiples(low: f64, high: f64, count: f64) -> Vec<f64> {
 }
 
 /// A tick: `0.2`, `5`, `20k`, `1.5M`.
-fn short(x: f64) -> String {
+pub(super) fn short(x: f64) -> String {
     let (x, unit) = match x.abs() {
         a if a >= 1e9 => return format!("{x:e}"),
         a if a >= 1e6 => (x / 1e6, "M"),
@@ -262,18 +264,18 @@ fn path(points: &[Option<(f64, f64)>]) -> String {
 }
 
 /// Lines of no length, which round caps turn into dots.
-fn dots(points: &[Option<(f64, f64)>]) -> String {
+pub(super) fn dots(points: &[Option<(f64, f64)>]) -> String {
     points.iter().flatten().map(|(x, y)| format!("M{x:.1} {y:.1}h0")).collect()
 }
 
 /// The right end of a level's text under the height `at` where the fewest lines cross it,
 /// as far to the right as that allows.
-fn clear_of(lines: &[Vec<Option<(f64, f64)>>], at: f64) -> f64 {
+fn clear_of<'a>(lines: impl Iterator<Item = &'a Vec<Option<(f64, f64)>>> + Clone, at: f64) -> f64 {
     let crossings = |right: f64| {
         let inside = |(x, y): (f64, f64)| {
             (right - LEVEL_WIDTH..=right).contains(&x) && (at..=at + NAME_PITCH + 1.0).contains(&y)
         };
-        let pieces = lines.iter().flat_map(|line| line.windows(2));
+        let pieces = lines.clone().flat_map(|line| line.windows(2));
         let piece = |piece: &[Option<(f64, f64)>]| {
             let [Some(a), Some(b)] = piece else { return 0 };
             let between = |i: i32| (a.0 + (b.0 - a.0) * i as f64 / 8.0, a.1 + (b.1 - a.1) * i as f64 / 8.0);
@@ -304,23 +306,4 @@ fn shortened(name: &str) -> String {
         return name.to_string();
     }
     name.chars().take(NAME_LENGTH - 1).chain(['…']).collect()
-}
-
-/// `text` for an element or an attribute in quotes. A character that XML has no
-/// place for becomes U+FFFD.
-pub(crate) fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\'' => out += "&#39;",
-            '\t' | '\n' => out.push(c),
-            '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => out.push('\u{fffd}'),
-            _ => out.push(c),
-        }
-    }
-    out
 }

@@ -1,57 +1,56 @@
-//! The paper's figures, cut from the grids that the runs have left. Every panel
-//! shows the images of the same latents.
+//! Pictures of what the runs have left: the paper's figures, a strip for each run, and the
+//! overview's panels. Every picture shows the images of the same latents.
 
 use crate::data::Images;
-use crate::data::grid::GRID;
-use crate::data::grid::{png_grid, png_strip};
-use crate::experiment::{FULL_INITIALIZATION, TABLE2, all_rows};
-use crate::report::page::Figure;
-use crate::report::table::{metric_names, stand_in};
+use crate::data::grid::{GRID, png_grid, png_strip};
+use crate::judge::paper::Row2;
+use crate::report::page::{Figure, Picture};
+use crate::report::tables::{UNLEARNED, metric_names, stand_in};
+use crate::text::thousands;
 use std::io::Cursor;
 
-/// What one finished cell offers for the figures.
+/// What one finished cell offers for the pictures.
 pub struct Panel {
     pub row: String,
     /// As the tables call the row.
     pub label: String,
     pub seed: u64,
-    /// The images seen and the PNG of a grid, the initialisation's first; none
-    /// for the teacher, which is only sampled.
-    pub grids: Vec<(u64, Vec<u8>)>,
-    /// The PNG of the final samples.
-    pub samples: Vec<u8>,
+    /// The images seen and the samples then, the initialisation's first; none for a row that
+    /// is only sampled.
+    pub grids: Vec<(u64, Images)>,
+    /// The final samples.
+    pub samples: Option<Images>,
     pub fd: Option<f64>,
     pub recall: Option<f64>,
-    pub collapsed: bool,
+    /// As the tables print it.
+    pub state: String,
 }
 
-const SINGLE_LEVEL: &str = "init-single";
 /// The panels of Figure 1 are squares of so many columns.
 const SMALL: usize = 4;
 const ZOOM: usize = 4;
 /// Latents followed through a strip.
 const FOLLOWED: usize = 20;
+/// Images of a row in the overview.
+pub const SHOWN: usize = 8;
 
-/// Every id that a figure or a strip can have.
-pub fn figure_ids() -> impl Iterator<Item = String> {
-    let numbers = ["1a", "1b", "1c", "2", "3", "4", "5"].into_iter();
-    numbers.map(|number| format!("figure{number}")).chain(all_rows().map(|cell| format!("strip-{}", cell.id)))
-}
-
-/// Figures 1a to 1c and 2 to 5 of the paper, as far as their rows are there.
-pub fn figures(panels: &[Panel], scale: &str) -> Vec<Figure> {
-    let find = |row: &str| panels.iter().find(|panel| panel.row == row);
-    let (full, single, worst) = (find(FULL_INITIALIZATION.id), find(SINGLE_LEVEL), most_collapsed(panels));
-    let initial = |panel: &Panel| Some(panel.grids.first()?.1.clone());
-    let last = |panel: &Panel| Some(panel.samples.clone());
+/// Figures 1a to 1c and 2 to 5 of the paper, as far as their rows are there. `second` is the
+/// paper's Table 2, whose last row is the full initialisation.
+pub fn figures(panels: &[Panel], second: &[Row2], scale: &str) -> Vec<Figure> {
+    let find = |row: &Row2| panels.iter().find(|panel| panel.row == row.cell);
+    let full = second.last().and_then(find);
+    let single = second.iter().find(|row| row.initialization.starts_with("Single-level")).and_then(find);
+    let worst = least_covering(panels, second);
+    let initial = |panel: &Panel| panel.grids.first().map(|grid| grid.1.clone());
+    let last = |panel: &Panel| panel.samples.clone();
     let full_start = "One-step samples of the multi-level DSM initialisation, before the second stage.";
     let single_start = "One-step samples of the single-level DSM initialisation, before the second stage.";
-    let trained = match full.and_then(|panel| panel.fd) {
-        Some(fd) => format!("Samples of DiJS after the second stage, {} {fd:.2}.", metric_names(scale).0),
-        None => "Samples of DiJS after the second stage.".to_string(),
-    };
-    let collapsed = worst.map_or(String::new(), |panel| collapsed_text(panel, rows_there(panels).count()));
-    type Look<'a> = &'a dyn Fn(&Panel) -> Option<Vec<u8>>;
+    let trained = full.map_or(String::new(), |panel| {
+        let fd = panel.fd.map_or(String::new(), |fd| format!(", {} {fd:.2}", metric_names(scale).0));
+        format!("Samples of {} after the second stage{fd}.", panel.label)
+    });
+    let collapsed = worst.map_or(String::new(), |panel| worst_text(panel, panels, second));
+    type Look<'a> = &'a dyn Fn(&Panel) -> Option<Images>;
     let wanted: [(&str, Option<&Panel>, Look, &str); 7] = [
         ("1a", full, &initial, full_start),
         ("1b", single, &initial, single_start),
@@ -63,41 +62,42 @@ pub fn figures(panels: &[Panel], scale: &str) -> Vec<Figure> {
     ];
     let made = wanted.into_iter().filter_map(|(number, panel, look, text)| {
         let panel = panel?;
-        let images = tiles(&look(panel)?)?;
+        let images = look(panel)?;
         let (columns, shown) = match number.starts_with('1') {
-            true => (SMALL, choose(&images, &(0..SMALL * SMALL).collect::<Vec<_>>())),
+            true => (SMALL, first(&images, SMALL * SMALL)),
             false => (GRID.0, images),
         };
-        let caption = format!(
-            "Figure {number}. {text} {}, seed {}; every panel shows the same latents.",
-            setting(scale),
-            panel.seed
-        );
-        figure(&format!("figure{number}"), caption, png_grid(&shown, columns, ZOOM))
+        let caption = format!("Figure {number}. {text} {}, seed {}.", setting(scale), panel.seed);
+        let picture = Picture::of(png_grid(&shown, columns, ZOOM))?;
+        Some(Figure { id: format!("figure{number}"), caption, picture, marks: Vec::new() })
     });
     made.collect()
 }
 
-/// One strip for each trained row: a row of images for each moment, the
-/// initialisation on top, a column for each latent.
+/// One strip for each trained row: a row of images for each moment, the initialisation on top,
+/// a column for each latent.
 pub fn strips(panels: &[Panel], scale: &str) -> Vec<Figure> {
-    let made = panels.iter().filter_map(|panel| {
-        let moments: Vec<Images> = panel
-            .grids
-            .iter()
-            .filter_map(|(_, png)| Some(choose(&tiles(png)?, &(0..FOLLOWED).collect::<Vec<_>>())))
-            .collect();
-        let (first, last) = (panel.grids.first()?.0, panel.grids.last()?.0);
+    let made = panels.iter().filter(|panel| !panel.grids.is_empty()).filter_map(|panel| {
+        let moments: Vec<Images> = panel.grids.iter().map(|(_, images)| first(images, FOLLOWED)).collect();
         let caption = format!(
-            "{}: {FOLLOWED} latents from {first} images of training (top) to {last} (bottom). {}, seed {}.",
+            "{}: {FOLLOWED} latents, one row for each number of images of training. {}, seed {}.",
             panel.label,
             setting(scale),
             panel.seed
         );
-        let rows: Vec<&Images> = moments.iter().collect();
-        figure(&format!("strip-{}", panel.row), caption, png_strip(&rows, 2))
+        Some(Figure {
+            id: format!("strip-{}", panel.row),
+            caption,
+            picture: Picture::of(png_strip(&moments.iter().collect::<Vec<_>>(), 2))?,
+            marks: panel.grids.iter().map(|(images, _)| thousands(*images)).collect(),
+        })
     });
     made.collect()
+}
+
+/// The overview's picture of some images.
+pub fn tile(images: &Images) -> Option<Picture> {
+    Picture::of(png_grid(&first(images, SHOWN), SHOWN / 2, (48 / images.size).max(1)))
 }
 
 fn setting(scale: &str) -> String {
@@ -105,46 +105,41 @@ fn setting(scale: &str) -> String {
 }
 
 /// Those of Table 2, in its order.
-fn rows_there(panels: &[Panel]) -> impl Iterator<Item = &Panel> {
-    TABLE2.iter().filter_map(|cell| panels.iter().find(|panel| panel.row == cell.id))
+fn there<'a>(panels: &'a [Panel], second: &[Row2]) -> impl Iterator<Item = &'a Panel> {
+    second.iter().filter_map(|row| panels.iter().find(|panel| panel.row == row.cell))
 }
 
 /// The first collapsed row of Table 2, else the one with the least recall.
-fn most_collapsed(panels: &[Panel]) -> Option<&Panel> {
-    let rows = || rows_there(panels);
+fn least_covering<'a>(panels: &'a [Panel], second: &[Row2]) -> Option<&'a Panel> {
+    let rows = || there(panels, second);
     let recall = |panel: &&Panel| panel.recall.unwrap_or(f64::INFINITY);
-    rows().find(|panel| panel.collapsed).or_else(|| rows().min_by(|a, b| recall(a).total_cmp(&recall(b))))
+    let least = || rows().min_by(|a, b| recall(a).total_cmp(&recall(b)));
+    rows().find(|panel| panel.state == "collapsed").or_else(least)
 }
 
-/// `there` rows of Table 2 were run.
-fn collapsed_text(panel: &Panel, there: usize) -> String {
+fn worst_text(panel: &Panel, panels: &[Panel], second: &[Row2]) -> String {
     let recall = panel.recall.map_or(String::new(), |recall| format!(" (recall {recall:.2})"));
-    match panel.collapsed {
-        true => format!("Collapsed samples: {} after the second stage{recall}.", panel.label),
-        false => format!(
-            "None is collapsed of the rows of Table 2 that were run ({there} of {}); these are the samples of \
-             the one that covers least, {}{recall}.",
-            TABLE2.len(),
-            panel.label
+    let Panel { label, state, .. } = panel;
+    match state.as_str() {
+        "collapsed" => format!("Collapsed samples: {label} after the second stage{recall}."),
+        _ => format!(
+            "None of the {} rows of Table 2 that were run (of {}) is collapsed; these are the samples of the one that \
+             covers least, {label}{recall}{}.",
+            there(panels, second).count(),
+            second.len(),
+            if state == UNLEARNED { ", which has not learned" } else { "" }
         ),
     }
 }
 
-fn figure(id: &str, caption: String, png: Vec<u8>) -> Option<Figure> {
-    let (width, height) = png::Decoder::new(Cursor::new(&png)).read_info().ok()?.info().size();
-    Some(Figure { id: id.to_string(), caption, png, width, height })
+/// The first `n` images, or all.
+fn first(images: &Images, n: usize) -> Images {
+    images.chosen(&(0..n.min(images.len())).collect::<Vec<_>>())
 }
 
-/// Of `indices` those that there are.
-fn choose(images: &Images, indices: &[usize]) -> Images {
-    let there = indices.iter().filter(|i| **i < images.len());
-    let pixels = there.flat_map(|i| images.image(*i).iter().copied()).collect();
-    Images { channels: images.channels, size: images.size, pixels, labels: Vec::new() }
-}
-
-/// The images of a grid that [`png_grid`] wrote with the columns and the zoom of
-/// [`GRID`]; `None` for anything else.
-fn tiles(png: &[u8]) -> Option<Images> {
+/// The images of a grid that [`png_grid`] wrote with the columns and the zoom of [`GRID`], as
+/// runs leave them; `None` for anything else.
+pub fn tiles(png: &[u8]) -> Option<Images> {
     let mut reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
     let mut rgb = vec![0; reader.output_buffer_size()?];
     let info = reader.next_frame(&mut rgb).ok()?;

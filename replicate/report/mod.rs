@@ -1,8 +1,14 @@
-//! Results as tables, charts and pages. Nothing here changes one.
+//! Results as tables, charts and pages. Nothing here changes one, and nothing is judged here.
 
 pub mod chart;
+pub mod curves;
+pub mod dots;
 pub mod explain;
 pub mod figures;
-pub mod findings;
+pub mod notes;
+pub mod overview;
 pub mod page;
+pub mod summary;
 pub mod table;
+pub mod tables;
+pub mod verdicts;

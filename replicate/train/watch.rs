@@ -285,7 +285,7 @@ impl Events {
 }
 
 /// Width and height, from the header that every PNG file begins with.
-fn png_size(png: &[u8]) -> Option<(u32, u32)> {
+pub(crate) fn png_size(png: &[u8]) -> Option<(u32, u32)> {
     let word = |at: usize| Some(u32::from_be_bytes(png.get(at..at + 4)?.try_into().ok()?));
     Some((word(16)?, word(20)?))
 }

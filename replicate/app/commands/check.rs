@@ -1,15 +1,15 @@
 //! `check` and `accept`: what the store has against golden, paper and claims.
 
-use super::{all_goldens, golden_path, reader, recipe, root, select, stored, write_file};
+use super::{all_goldens, golden_path, reader, recipe, report, root, select, stored, write_file};
 use crate::app::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::humantime;
 use crate::experiment::{Row, Scale, TABLE1, all_rows};
-use crate::judge::claims::{ClaimVerdict, evaluate};
+use crate::judge::claims::{ClaimVerdict, evaluate_all};
 use crate::judge::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
 use crate::judge::paper::{self, Claim, Fid};
 use crate::measure::metrics::modes::COLLAPSED;
-use crate::report::table::{check_json, check_text};
+use crate::report::verdicts::{check_json, check_text};
 use crate::train::watch::say;
 use std::io::IsTerminal;
 use std::path::Path;
@@ -42,7 +42,7 @@ pub fn check(
             let comparisons = golden::check(&goldens, &scores);
             print!(
                 "{}",
-                if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], colour) }
+                if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], &[], colour) }
             );
             if comparisons.is_empty() && !json {
                 println!(
@@ -74,16 +74,18 @@ pub fn check(
             let named = |claim: &&Claim| {
                 cells.len() == all.len() || claim.statement.rows().iter().any(|row| rows.contains(row))
             };
-            let results: Vec<_> = paper::claims(&root.join("paper"))?
-                .iter()
-                .filter(named)
-                .map(|claim| evaluate(claim, &scores, scale))
-                .collect();
-            print!("{}", if json { check_json(&[], &results) } else { check_text(&[], &results, colour) });
+            let claims: Vec<Claim> =
+                paper::claims(&root.join("paper"))?.into_iter().filter(|c| named(&c)).collect();
+            let results = evaluate_all(&claims, &scores, &golden::accepted(&all_goldens(&root)?), scale);
+            let own = report::seeds(&scores);
+            print!(
+                "{}",
+                if json { check_json(&[], &results) } else { check_text(&[], &results, &own, colour) }
+            );
             if !scores.iter().any(|score| rows.contains(&score.row.as_str())) {
                 return Ok(EXIT_INCOMPLETE);
             }
-            let broken = results.iter().any(|result| result.verdict == ClaimVerdict::DoesNotHold);
+            let broken = results.iter().any(|result| result.own.verdict == ClaimVerdict::DoesNotHold);
             Ok(if broken { EXIT_OUTSIDE } else { EXIT_GOOD })
         }
         Against::Paper => against_paper(&root, scale, &cells, &scores, json),

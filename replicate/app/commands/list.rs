@@ -9,7 +9,7 @@ use crate::experiment::{Initialization, Recipe, Row, all_rows};
 use crate::judge::golden::{self, Golden, TIME};
 use crate::judge::paper;
 use crate::report::explain;
-use crate::report::table::metric_names;
+use crate::report::tables::metric_names;
 use candle_core::Device;
 use serde::Serialize;
 use std::cell::OnceCell;

@@ -20,7 +20,7 @@ use crate::judge::golden::{self, Golden, Score, read_golden};
 use crate::judge::paper::{self, Kind};
 use crate::measure::metrics::modes::STATES;
 use crate::network::device;
-use crate::report::table::{Table, table1, table2};
+use crate::report::table::Table;
 use crate::store::formats::torch;
 use crate::store::{write_atomically, write_safetensors};
 use crate::text::unknown;
@@ -304,22 +304,6 @@ fn all_goldens(root: &Path) -> Result<Vec<Golden>> {
     Ok(all)
 }
 
-fn build(which: Which, runner: &mut Runner, root: &Path) -> Result<Table> {
-    let scale = runner.recipe().scale.name();
-    let goldens = all_goldens(root)?;
-    let paper = root.join("paper");
-    Ok(match which {
-        Which::Table1 => {
-            let scores = stored(runner, &TABLE1, &[])?;
-            table1(&paper::table1(&paper)?, &scores, &goldens, scale)
-        }
-        Which::Table2 => {
-            let scores = stored(runner, &TABLE2, &[])?;
-            table2(&paper::table2(&paper)?, &scores, &goldens, scale)
-        }
-    })
-}
-
 fn render(table: &Table, format: Format) -> String {
     match format {
         Format::Text => table.to_text(std::io::stdout().is_terminal()),
@@ -382,7 +366,7 @@ fn finish_run(
         return Ok(EXIT_GOOD);
     }
     for (which, name) in tables(targets) {
-        let table = build(which, runner, &root)?;
+        let table = report::build(which, runner, &root)?;
         write_table(output, name, &table)?;
         print!("{}", render(&table, Format::Text));
         println!("\nwritten: {0}/{name}.csv and {0}/{name}.md", output.display());

@@ -1,29 +1,44 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
-use super::{FULL_ROW, all_goldens, build, reader, recipe, render, root, scores_of, write_file, write_table};
+use super::{all_goldens, reader, recipe, render, root, scores_of, write_file, write_table};
 use crate::app::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
 use crate::experiment::run::{Outcome, Runner, SAMPLES};
-use crate::experiment::{FULL_INITIALIZATION, Row, Scale, TABLE1, TABLE2, all_rows};
-use crate::judge::claims::evaluate;
-use crate::judge::golden::{Score, write_scores};
-use crate::judge::paper;
-use crate::measure::metrics::modes::COLLAPSED;
-use crate::report::figures::{Panel, figure_ids, figures, strips};
-use crate::report::findings::{CollapsedRun, findings, learned};
-use crate::report::page::{Curve, Figure, Missing, Page, Point, Run, html, markdown};
-use crate::report::table::{table1, table2};
+use crate::experiment::{Row, all_rows};
+use crate::judge::claims::{ONE_SEED, evaluate_all};
+use crate::judge::differences::differences;
+use crate::judge::golden::{self, Comparison, Golden, Score, write_scores};
+use crate::judge::paper::{self, Kind, Row1, Row2};
+use crate::report::curves::{Curve, Point};
+use crate::report::figures::{Panel, SHOWN, figures, strips, tile, tiles};
+use crate::report::notes::{not_learned, unlearned, verdict};
+use crate::report::page::{ERRATA, Figure, Missing, Page, Run, Sampled, html};
+use crate::report::summary::markdown;
+use crate::report::table::Table;
+use crate::report::tables::{Measured, difference_table, labels, table1, table2};
+use crate::text::duration;
 use crate::train::METRICS_FILE;
-use std::collections::BTreeMap;
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+
+const PAPER: &str = "https://arxiv.org/abs/2502.08005";
+/// Where the sources are published; empty where the package does not say.
+const REPOSITORY: &str = env!("CARGO_PKG_REPOSITORY");
 
 /// Prints one table.
 pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> Result<i32> {
+    let root = root(place.root.as_deref())?;
     let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
-    let table = build(which, &mut runner, &root(place.root.as_deref())?)?;
+    let table = build(which, &mut runner, &root)?;
     print!("{}", render(&table, format));
     Ok(EXIT_GOOD)
+}
+
+/// One table of what the store has.
+pub(super) fn build(which: Which, runner: &mut Runner, root: &Path) -> Result<Table> {
+    let gathered = Gathered::of(runner, root)?;
+    Ok(gathered.table(which))
 }
 
 /// Writes index.html, report.md, results.csv, both tables and the figures.
@@ -31,11 +46,13 @@ pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
     let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
-    let page = gathered.page(&runner, &root)?;
     if gathered.outcomes.is_empty() {
-        return Ok(nothing(place, &page.missing));
+        return Ok(gathered.nothing(place));
     }
+    let real = runner.examples(SHOWN)?;
     std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
+    let links = links(output, &root);
+    let page = Page { links, real: real.as_ref().and_then(tile), ..gathered.page(place, &root)? };
     write_file(&output.join("index.html"), html(&page).as_bytes())?;
     write_file(&output.join("report.md"), markdown(&page).as_bytes())?;
     write_file(&output.join("results.csv"), write_scores(&gathered.scores).as_bytes())?;
@@ -43,24 +60,15 @@ pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
         write_table(output, name, table)?;
     }
     write_figures(&output.join("figures"), page.figures.iter().chain(&page.strips))?;
+    for sentence in &page.verdict {
+        println!("{sentence}");
+    }
     for name in ["index.html", "report.md", "results.csv", "table1.csv", "table2.csv", "figures/captions.md"]
     {
         println!("{}", output.join(name).display());
     }
     say_missing(&page.missing);
     Ok(EXIT_GOOD)
-}
-
-/// An empty report would only stand in the place of a good one.
-fn nothing(place: &Place, missing: &[Missing]) -> i32 {
-    say_missing(missing);
-    println!(
-        "nothing is written: no result of --scale {} on --device {} is in {}",
-        place.scale,
-        place.device,
-        place.store.display()
-    );
-    EXIT_INCOMPLETE
 }
 
 fn say_missing(missing: &[Missing]) {
@@ -74,17 +82,17 @@ pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i
     let root = root(place.root.as_deref())?;
     let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
-    let scale = runner.recipe().scale.name();
-    let missing = gathered.missing(scale);
     if gathered.outcomes.is_empty() {
-        return Ok(nothing(place, &missing));
+        return Ok(gathered.nothing(place));
     }
-    let (figures, strips) = (figures(&gathered.panels, scale), strips(&gathered.panels, scale));
+    let panels = gathered.panels()?;
+    let (figures, strips) =
+        (figures(&panels, &gathered.second, gathered.scale), strips(&panels, gathered.scale));
     write_figures(output, figures.iter().chain(&strips))?;
     for figure in figures.iter().chain(&strips) {
         println!("{}  {}", output.join(format!("{}.png", figure.id)).display(), figure.caption);
     }
-    say_missing(&missing);
+    say_missing(&gathered.missing(place));
     Ok(EXIT_GOOD)
 }
 
@@ -94,12 +102,15 @@ fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -
     let (list, mut captions) = (output.join("captions.md"), String::new());
     // What is not in the list of the earlier report is somebody else's, whatever its name.
     let earlier = std::fs::read_to_string(&list).unwrap_or_default();
-    let listed = |id: &String| earlier.lines().any(|line| line.starts_with(&format!("- `{id}.png`:")));
-    let mut stale: Vec<String> = figure_ids().filter(listed).collect();
+    let ours = |line: &str| {
+        let id = line.strip_prefix("- `")?.split_once(".png`:")?.0;
+        id.chars().all(|c| c.is_ascii_alphanumeric() || c == '-').then(|| id.to_string())
+    };
+    let mut stale: BTreeSet<String> = earlier.lines().filter_map(ours).collect();
     for figure in figures {
-        write_file(&output.join(format!("{}.png", figure.id)), &figure.png)?;
+        write_file(&output.join(format!("{}.png", figure.id)), &figure.picture.png)?;
         captions += &format!("- `{}.png`: {}\n", figure.id, figure.caption);
-        stale.retain(|id| *id != figure.id);
+        stale.remove(&figure.id);
     }
     for path in stale.iter().map(|id| output.join(format!("{id}.png"))).filter(|path| path.exists()) {
         std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
@@ -107,106 +118,280 @@ fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -
     write_file(&list, captions.as_bytes())
 }
 
-/// What the store has of one scale.
+/// What the store has of one scale, and how it is judged.
 struct Gathered {
+    scale: &'static str,
     outcomes: Vec<(Row, u64, Outcome)>,
     scores: Vec<Score>,
-    panels: Vec<Panel>,
+    /// By the cell's name.
+    curves: Vec<Curve>,
+    goldens: Vec<Golden>,
+    comparisons: Vec<Comparison>,
+    unlearned: BTreeSet<(String, u64)>,
+    first: Vec<Row1>,
+    second: Vec<Row2>,
+    /// Every cell in the tables' order.
+    labels: Vec<(String, String)>,
 }
 
 impl Gathered {
     fn of(runner: &mut Runner, root: &Path) -> Result<Gathered> {
-        let labels = labels(root)?;
-        let mut gathered = Gathered { outcomes: Vec::new(), scores: Vec::new(), panels: Vec::new() };
+        let scale = runner.recipe().scale.name();
+        let paper = root.join("paper");
+        let (first, second) = (paper::table1(&paper)?, paper::table2(&paper)?);
+        let (mut outcomes, mut scores, mut curves) = (Vec::new(), Vec::new(), Vec::new());
         for cell in all_rows() {
             for seed in runner.seeds(&cell)? {
                 let Some(outcome) = runner.stored(&cell, seed)? else { continue };
-                let scores = scores_of(runner, &cell, seed, &outcome)?;
-                if !gathered.panels.iter().any(|panel| panel.row == cell.id) {
-                    gathered.panels.push(panel(&cell, seed, &labels, &outcome, &scores)?);
+                scores.extend(scores_of(runner, &cell, seed, &outcome)?);
+                let training = outcome.training();
+                if training.manifest.outputs.contains_key(METRICS_FILE) {
+                    let text = training.entry.read(METRICS_FILE)?;
+                    let points = points(&String::from_utf8_lossy(&text));
+                    curves.push(Curve { row: cell.id.to_string(), label: String::new(), seed, points });
                 }
-                gathered.scores.extend(scores);
-                gathered.outcomes.push((cell, seed, outcome));
+                outcomes.push((cell, seed, outcome));
             }
         }
-        Ok(gathered)
+        let goldens: Vec<Golden> = all_goldens(root)?.into_iter().filter(|g| g.scale == scale).collect();
+        let comparisons = golden::check(&goldens, &scores);
+        let unlearned = unlearned(&scores, &curves, scale);
+        let labels = labels(&first, &second);
+        Ok(Gathered {
+            scale,
+            outcomes,
+            scores,
+            curves,
+            goldens,
+            comparisons,
+            unlearned,
+            first,
+            second,
+            labels,
+        })
     }
 
-    fn page(&self, runner: &Runner, root: &Path) -> Result<Page> {
-        let scale = runner.recipe().scale.name();
-        let paper = root.join("paper");
-        let goldens = all_goldens(root)?;
-        let claims: Vec<_> =
-            paper::claims(&paper)?.iter().map(|claim| evaluate(claim, &self.scores, scale)).collect();
-        let labels = labels(root)?;
-        let mut curves = Vec::new();
-        for (cell, seed, outcome) in &self.outcomes {
-            if outcome.training().manifest.outputs.contains_key(METRICS_FILE) {
-                let text = outcome.training().entry.read(METRICS_FILE)?;
-                let text = String::from_utf8_lossy(&text);
-                // A cell that two tables show has a row in each.
-                let rows = [Some(cell.id), (*cell == FULL_INITIALIZATION).then_some(FULL_ROW)];
-                for row in rows.into_iter().flatten().map(str::to_string) {
-                    let label = labels.get(&row).cloned().unwrap_or_default();
-                    curves.push(Curve { row, label, seed: *seed, points: points(&text) });
-                }
-            }
+    fn measured(&self) -> Measured<'_> {
+        let Gathered { scale, scores, comparisons, unlearned, .. } = self;
+        Measured { scale, scores, comparisons, unlearned }
+    }
+
+    fn table(&self, which: Which) -> Table {
+        match which {
+            Which::Table1 => table1(&self.first, self.measured()),
+            Which::Table2 => table2(&self.second, self.measured()),
         }
-        let mut findings = findings(&self.scores, &claims, scale);
-        if !matches!(runner.recipe().scale, Scale::Smoke | Scale::Drill) {
-            findings.extend(learned(&self.collapsed(&curves)));
-        }
+    }
+
+    fn page(&self, place: &Place, root: &Path) -> Result<Page> {
+        let (scale, paper) = (self.scale, root.join("paper"));
+        let accepted = golden::accepted(&self.goldens);
+        let (own, golden) = (seeds(&self.scores), seeds(&accepted));
+        let claims = paper::claims(&paper)?;
+        let judged = evaluate_all(&claims, &self.scores, &accepted, scale);
+        let differences = differences(&claims, &self.scores, &accepted, scale);
+        let panels = self.panels()?;
+        let one = (own.len() == 1).then(|| ONE_SEED.to_string());
         Ok(Page {
             scale: scale.to_string(),
             program: crate::app::cli::VERSION.to_string(),
-            tables: vec![
-                table1(&paper::table1(&paper)?, &self.scores, &goldens, scale),
-                table2(&paper::table2(&paper)?, &self.scores, &goldens, scale),
-            ],
-            findings,
-            claims,
-            curves,
-            figures: figures(&self.panels, scale),
-            strips: strips(&self.panels, scale),
+            verdict: verdict(&judged, &self.comparisons, &own, &golden, scale),
+            next: self.next(place, &own, &golden),
+            rows: self.rows(&panels)?,
+            claims: judged,
+            notes: one.into_iter().chain(not_learned(&self.unlearned, scale)).collect(),
+            differences: difference_table(&differences, &self.labels, scale),
+            tables: vec![self.table(Which::Table1), self.table(Which::Table2)],
+            curves: self.table_curves(),
+            figures: figures(&panels, &self.second, scale),
+            strips: strips(&panels, scale),
             choices: paper::setup(&paper)?,
             runs: self
                 .outcomes
                 .iter()
-                .map(|(cell, seed, outcome)| run(cell, *seed, outcome, scale))
+                .map(|(cell, seed, outcome)| run(cell, *seed, outcome, place))
                 .collect(),
-            missing: self.missing(scale),
+            missing: self.missing(place),
+            ..Page::default()
         })
     }
 
-    fn collapsed(&self, curves: &[Curve]) -> Vec<CollapsedRun> {
-        let runs = self.scores.iter().filter(|s| s.metric == "collapse" && s.value == COLLAPSED);
-        let with_ends = runs.filter_map(|score| {
-            let curve = curves.iter().find(|curve| curve.row == score.row && curve.seed == score.seed)?;
-            let (start, end) = (curve.points.first()?.fd, curve.points.last()?.fd);
-            Some(CollapsedRun { row: score.row.clone(), seed: score.seed, fd_start: start, fd_end: end })
-        });
-        with_ends.collect()
+    /// The seeds of golden that this run lacks, and about how long they take here.
+    fn next(&self, place: &Place, own: &[u64], golden: &[u64]) -> Option<Missing> {
+        let lacking = golden.iter().filter(|seed| !own.contains(seed)).count();
+        let wall: f64 = self.outcomes.iter().map(|(.., outcome)| outcome.wall_seconds()).sum();
+        let text = golden.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        (lacking > 0 && !own.is_empty()).then(|| Missing {
+            what: format!(
+                "Golden's seeds on this machine, about {}",
+                duration(wall / own.len() as f64 * lacking as f64)
+            ),
+            command: format!("replicate run table1 table2{} --seed {text}", flags(place)),
+        })
     }
 
-    /// The rows that nobody has run.
-    fn missing(&self, scale: &str) -> Vec<Missing> {
-        let lacks = |cell: &&Row| !self.outcomes.iter().any(|(there, ..)| there == *cell);
-        let mut missing = Vec::new();
-        for (name, table) in [("Table 1", &TABLE1[..]), ("Table 2", &TABLE2[..TABLE2.len() - 1])] {
-            missing.extend(table.iter().filter(lacks).map(|cell| Missing {
-                what: format!("{name}, row {}", cell.id),
-                command: command(cell.id, 0, scale),
-            }));
+    /// One panel for each cell that was run, of its first seed.
+    fn panels(&self) -> Result<Vec<Panel>> {
+        let mut panels: Vec<Panel> = Vec::new();
+        for (cell, seed, outcome) in &self.outcomes {
+            if panels.iter().any(|panel| panel.row == cell.id) {
+                continue;
+            }
+            let of_run = |s: &&Score| s.row == cell.id && s.seed == *seed;
+            let metric =
+                |name: &str| self.scores.iter().filter(of_run).find(|s| s.metric == name).map(|s| s.value);
+            let mut grids = Vec::new();
+            let training = outcome.training();
+            for name in training.manifest.outputs.keys() {
+                let images = name.strip_prefix("grid-").and_then(|rest| rest.strip_suffix(".png"));
+                if let Some(images) = images.and_then(|digits| digits.parse().ok()) {
+                    grids.extend(tiles(&training.entry.read(name)?).map(|tiles| (images, tiles)));
+                }
+            }
+            panels.push(Panel {
+                row: cell.id.to_string(),
+                label: self
+                    .labels
+                    .iter()
+                    .find(|(row, _)| row == cell.id)
+                    .map_or(cell.id, |(_, l)| l)
+                    .to_string(),
+                seed: *seed,
+                grids,
+                samples: tiles(&outcome.scores.entry.read(SAMPLES)?),
+                fd: metric("fd"),
+                recall: metric("recall"),
+                state: self.measured().state(cell.id, Some(*seed)),
+            });
         }
-        missing
+        Ok(panels)
+    }
+
+    /// Every row of the overview, run or not.
+    fn rows(&self, panels: &[Panel]) -> Result<Vec<Sampled>> {
+        let printed = |row: &str| {
+            let first = self
+                .first
+                .iter()
+                .find(|other| other.id == row)
+                .and_then(|row| row.fid.map(paper::Fid::Value));
+            first.or_else(|| self.second.iter().find(|other| other.cell == row).map(|row| row.fid))
+        };
+        let class = self.scores.first().map_or("cpu", |score| score.class.as_str());
+        let row = |(row, label): &(String, String)| Sampled {
+            label: label.clone(),
+            seeds: golden::values(&self.scores, row, self.scale, "fd").into_iter().collect(),
+            golden: golden::find(&self.goldens, row, self.scale, "fd", class).map(Golden::interval),
+            paper: printed(row),
+            state: self.measured().state(row, None),
+            picture: panels
+                .iter()
+                .find(|panel| panel.row == *row)
+                .and_then(|panel| tile(panel.samples.as_ref()?)),
+        };
+        Ok(self.labels.iter().map(row).collect())
+    }
+
+    /// The curves by the tables' rows: a cell that two tables show has a row in each.
+    fn table_curves(&self) -> Vec<Curve> {
+        let first = self.first.iter().filter(|row| row.kind == Kind::Run);
+        let first = first.map(|row| (&row.id, &row.id, row.label.clone()));
+        let second = self.second.iter().map(|row| {
+            let dataset = row.dataset.as_ref().map_or(String::new(), |dataset| format!(", {dataset}"));
+            (&row.id, &row.cell, row.initialization.clone() + &dataset)
+        });
+        let of = |(id, cell, label): (&String, &String, String)| -> Vec<Curve> {
+            let curves = self.curves.iter().filter(|curve| curve.row == *cell);
+            let named = curves.map(|c| Curve {
+                row: id.clone(),
+                label: label.clone(),
+                seed: c.seed,
+                points: c.points.clone(),
+            });
+            named.collect()
+        };
+        first.chain(second).flat_map(of).collect()
+    }
+
+    /// The rows that have not been run.
+    fn missing(&self, place: &Place) -> Vec<Missing> {
+        let lacks = |row: &str| !self.outcomes.iter().any(|(cell, ..)| cell.id == row);
+        let table =
+            |row: &str| if self.first.iter().any(|other| other.id == row) { "Table 1" } else { "Table 2" };
+        let missing = self.labels.iter().filter(|(row, _)| lacks(row)).map(|(row, _)| Missing {
+            what: format!("{}, row {row}", table(row)),
+            command: command(row, 0, place),
+        });
+        missing.collect()
+    }
+
+    /// An empty report would only stand in the place of a good one.
+    fn nothing(&self, place: &Place) -> i32 {
+        say_missing(&self.missing(place));
+        println!(
+            "nothing is written: no result of --scale {} on --device {} is in {}",
+            place.scale,
+            place.device,
+            place.store.display()
+        );
+        EXIT_INCOMPLETE
     }
 }
 
-fn command(row: &str, seed: u64, scale: &str) -> String {
-    format!("replicate run {row} --scale {scale} --seed {seed}")
+/// All of them, in order.
+pub(super) fn seeds(scores: &[Score]) -> Vec<u64> {
+    scores.iter().map(|score| score.seed).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-fn run(cell: &Row, seed: u64, outcome: &Outcome, scale: &str) -> Run {
+/// What the page links to: addresses of the published sources, or paths from `output` to this
+/// checkout.
+fn links(output: &Path, root: &Path) -> Vec<(String, String)> {
+    let (errata, code) = match REPOSITORY {
+        "" => {
+            let to = relative(output, root).unwrap_or_default();
+            (format!("{to}paper/ERRATA.md"), format!("{to}replicate/"))
+        }
+        address => (format!("{address}/blob/HEAD/paper/ERRATA.md"), address.to_string()),
+    };
+    let named = [("arXiv 2502.08005", PAPER.to_string()), (ERRATA, errata), ("code", code)];
+    named.map(|(name, address)| (name.to_string(), address)).to_vec()
+}
+
+/// `../../` and so on, from one directory to another.
+fn relative(from: &Path, to: &Path) -> Option<String> {
+    let (from, to) = (from.canonicalize().ok()?, to.canonicalize().ok()?);
+    let common = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
+    let up = from.components().skip(common).map(|_| Component::ParentDir);
+    let path: PathBuf = up.chain(to.components().skip(common)).collect();
+    Some(path.components().map(|part| part.as_os_str().to_string_lossy() + "/").collect())
+}
+
+fn command(row: &str, seed: u64, place: &Place) -> String {
+    format!("replicate run {row}{} --seed {seed}", flags(place))
+}
+
+/// The options that lead a command to the same store.
+fn flags(place: &Place) -> String {
+    let quoted = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:,=+".contains(c))
+    {
+        true => text.to_string(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    };
+    let path = |path: &Path| quoted(&path.to_string_lossy());
+    let mut text = format!(" --scale {}", place.scale);
+    if place.device != "cpu" {
+        text += &format!(" --device {}", quoted(&place.device));
+    }
+    if place.store != Path::new("store") {
+        text += &format!(" --store {}", path(&place.store));
+    }
+    if let Some(data) = &place.data {
+        text += &format!(" --data {}", path(data));
+    }
+    text
+}
+
+fn run(cell: &Row, seed: u64, outcome: &Outcome, place: &Place) -> Run {
     let manifest = &outcome.training().manifest;
     Run {
         row: cell.id.to_string(),
@@ -218,49 +403,11 @@ fn run(cell: &Row, seed: u64, outcome: &Outcome, scale: &str) -> Run {
         dirty: manifest.provenance.dirty,
         machine: manifest.provenance.machine.clone(),
         determinism: manifest.determinism.clone(),
-        wall_seconds: manifest.provenance.wall_seconds,
+        wall_seconds: outcome.wall_seconds(),
         images: manifest.images,
         experiment: manifest.experiment.clone(),
-        command: command(cell.id, seed, scale),
+        command: command(cell.id, seed, place),
     }
-}
-
-/// The rows' names as the tables print them.
-fn labels(root: &Path) -> Result<BTreeMap<String, String>> {
-    let paper = root.join("paper");
-    let first = paper::table1(&paper)?.into_iter().map(|row| (row.id, row.label));
-    let second = paper::table2(&paper)?.into_iter().map(|row| {
-        let dataset = row.dataset.map_or(String::new(), |dataset| format!(", {dataset}"));
-        (row.id, format!("{}{dataset}", row.initialization))
-    });
-    Ok(first.chain(second).collect())
-}
-
-fn panel(
-    cell: &Row,
-    seed: u64,
-    labels: &BTreeMap<String, String>,
-    outcome: &Outcome,
-    scores: &[Score],
-) -> Result<Panel> {
-    let metric = |name: &str| scores.iter().find(|score| score.metric == name).map(|score| score.value);
-    let mut grids = Vec::new();
-    for name in outcome.training().manifest.outputs.keys() {
-        let images = name.strip_prefix("grid-").and_then(|rest| rest.strip_suffix(".png"));
-        if let Some(images) = images.and_then(|digits| digits.parse().ok()) {
-            grids.push((images, outcome.training().entry.read(name)?));
-        }
-    }
-    Ok(Panel {
-        row: cell.id.to_string(),
-        label: labels.get(cell.id).cloned().unwrap_or_else(|| cell.id.to_string()),
-        seed,
-        grids,
-        samples: outcome.scores.entry.read(SAMPLES)?,
-        fd: metric("fd"),
-        recall: metric("recall"),
-        collapsed: metric("collapse") == Some(COLLAPSED),
-    })
 }
 
 /// The scores along a run, from its metrics.csv; lines without scores are left out.

@@ -62,6 +62,18 @@ impl Runner<'_> {
         Ok(())
     }
 
+    /// The first training image of each of the first `n` target classes; `None` where the
+    /// images are files that are not here.
+    pub fn examples(&mut self, n: usize) -> Result<Option<Images>> {
+        if self.find_images_digest(Data::Target)?.is_none() {
+            return Ok(None);
+        }
+        self.images(Data::Target)?;
+        let images = &self.images[&Data::Target].0;
+        let first = |class| images.labels.iter().position(|label| *label == class);
+        Ok(Some(images.chosen(&(0..n as u32).filter_map(first).collect::<Vec<_>>())))
+    }
+
     /// The images of `data`, for whoever puts them back.
     pub(super) fn take(&mut self, data: Data) -> Result<Images> {
         self.images(data)?;

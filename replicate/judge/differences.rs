@@ -1,0 +1,73 @@
+//! How far apart the rows lie that the paper's claims compare.
+
+use crate::judge::claims::{Side, Welch, comparable};
+use crate::judge::golden::Score;
+use crate::judge::paper::{Claim, Operand, Statement};
+use crate::judge::stats::t_quantile;
+
+/// The coverage of an interval, two-sided.
+pub const COVERAGE: f64 = 0.95;
+
+/// Two rows in one metric: the mean of `left` less that of `right`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Difference {
+    pub metric: String,
+    pub left: String,
+    pub right: String,
+    /// `None` where a side is not measured.
+    pub own: Option<Gap>,
+    /// On all accepted seeds.
+    pub golden: Option<Gap>,
+}
+
+/// A difference of means, in the metric's unit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gap {
+    pub mean: f64,
+    /// Half the width of Welch's interval; `None` where a side has one seed.
+    pub half: Option<f64>,
+}
+
+impl Gap {
+    /// Whether the interval excludes 0.
+    pub fn tells(&self) -> bool {
+        self.half.is_some_and(|half| self.mean.abs() > half)
+    }
+}
+
+/// Every pair of rows that a claim compares in one metric, once, in the claims' order. Pairs
+/// that were measured neither by the run nor for golden are left out.
+pub fn differences(claims: &[Claim], scores: &[Score], accepted: &[Score], scale: &str) -> Vec<Difference> {
+    let mut all: Vec<Difference> = Vec::new();
+    for claim in claims {
+        let (Statement::Less { left, right, .. } | Statement::Near { left, right, .. }) = &claim.statement
+        else {
+            continue;
+        };
+        let (Operand::Metric { metric, row }, Operand::Metric { metric: other, row: beside }) = (left, right)
+        else {
+            continue;
+        };
+        let known = |d: &Difference| (&d.metric, &d.left, &d.right) == (metric, row, beside);
+        if metric != other || all.iter().any(known) {
+            continue;
+        }
+        let [own, golden] = [scores, accepted].map(|scores| gap(left, right, scores, scale));
+        if own.is_some() || golden.is_some() {
+            let (metric, left, right) = (metric.clone(), row.clone(), beside.clone());
+            all.push(Difference { metric, left, right, own, golden });
+        }
+    }
+    all
+}
+
+fn gap(left: &Operand, right: &Operand, scores: &[Score], scale: &str) -> Option<Gap> {
+    let scores = comparable(left, right, scores, scale).ok()?;
+    let left = Side::of(left, &scores, scale).ok()?;
+    let right = Side::of(right, &scores, scale).ok()?;
+    let half = Welch::of(left.spread, right.spread).map(|test| match test.error {
+        0.0 => 0.0,
+        error => t_quantile(0.5 + 0.5 * COVERAGE, test.dof) * error,
+    });
+    Some(Gap { mean: left.mean - right.mean, half })
+}

@@ -1,0 +1,64 @@
+//! The report as Markdown, for the summary of a CI job: without pictures.
+
+use crate::judge::claims::{ClaimResult, ClaimVerdict};
+use crate::report::page::{Page, TITLE, absent};
+use crate::report::table::plain;
+use crate::report::tables::scale_note;
+use crate::report::verdicts::claims_table;
+use std::fmt::Write;
+
+/// What GitHub accepts as the summary of one step, in bytes.
+const SUMMARY_LIMIT: usize = 1024 * 1024;
+
+/// The verdict, what is missing, the claims that were tested and the tables, as GitHub's
+/// Markdown, never longer than a job summary may be.
+pub fn markdown(page: &Page) -> String {
+    let mut out = format!("# {TITLE}\n\n{}\n", plain(&scale_note(&page.scale)));
+    for sentence in page.verdict.iter().chain([&page.program]).filter(|text| !text.is_empty()) {
+        write!(out, "\n{}\n", plain(sentence)).unwrap();
+    }
+    let absent = absent(page);
+    if !page.missing.is_empty() || absent.is_some() {
+        out += "\n## What is missing\n\n";
+        for missing in &page.missing {
+            writeln!(out, "- {}: {}", plain(&missing.what), code(&missing.command)).unwrap();
+        }
+        if let Some(absent) = absent {
+            writeln!(out, "- {absent}").unwrap();
+        }
+    }
+    let tested = |claim: &&ClaimResult| claim.leading().verdict != ClaimVerdict::NotTested;
+    let tested: Vec<ClaimResult> = page.claims.iter().filter(tested).cloned().collect();
+    if !tested.is_empty() {
+        write!(
+            out,
+            "\n## The paper's claims\n\n{}",
+            claims_table(&tested, page.notes.clone(), true).to_markdown()
+        )
+        .unwrap();
+    }
+    for table in page.tables.iter().chain([&page.differences]).filter(|table| !table.name.is_empty()) {
+        write!(out, "\n## {}\n\n{}", plain(&table.name), table.to_markdown()).unwrap();
+    }
+    within_limit(out)
+}
+
+/// Cut after a whole line, with a word on it, where it would be too long.
+fn within_limit(mut text: String) -> String {
+    const CUT: &str = "\nCut here: a job summary holds no more. The HTML report has the rest.\n";
+    if text.len() > SUMMARY_LIMIT {
+        let end = text.as_bytes()[..SUMMARY_LIMIT - CUT.len()].iter().rposition(|b| *b == b'\n');
+        text.truncate(end.map_or(0, |i| i + 1));
+        text += CUT;
+    }
+    text
+}
+
+/// A code span of Markdown.
+fn code(text: &str) -> String {
+    let text = text.replace(['\n', '\r'], " ");
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest + 1);
+    let pad = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
+    format!("{fence}{pad}{text}{pad}{fence}")
+}
