@@ -2,7 +2,6 @@
 
 pub mod chart;
 pub mod curves;
-pub mod dots;
 pub mod explain;
 pub mod figures;
 pub mod notes;
