@@ -8,6 +8,7 @@ use common::{Fixture, edm_value, relative_error, unit};
 use proptest::prelude::*;
 use replicate::app::selftest::parity::{self, tiny};
 use replicate::method::sampler::amed::{Amed, Prediction, Predictor, Training};
+use replicate::method::sampler::ddim::ddim;
 use replicate::method::sampler::dpm_solver::{self, dpm_solver_fast};
 use replicate::method::sampler::ipndm::{History, ipndm};
 use replicate::method::sampler::schedule::{log_snr, polynomial, time_uniform};
@@ -126,7 +127,8 @@ fn steps_agree_exactly() {
     let fixture = fixture();
     let z = latents(&fixture);
     type Solver = fn(Denoise, &Tensor) -> Result<Tensor>;
-    let solvers: [(&str, Solver); 2] = [
+    let solvers: [(&str, Solver); 3] = [
+        ("ddim10", |denoise, z| ddim(denoise, z, &polynomial(11))),
         ("ipndm5", |denoise, z| Ok(ipndm(denoise, z, &polynomial(6))?.pop().unwrap())),
         ("dpm_fast10", |denoise, z| dpm_solver_fast(denoise, z, 10)),
     ];
@@ -188,6 +190,8 @@ fn samples_of_the_tiny_network_agree() {
         assert!(off < NETWORK, "{name}: {off}");
         assert_eq!(calls.replace(0) as f64, fixture.f64(&format!("{name}/nfe"))[0], "{name}");
     };
+    check("ddim10", ddim(&denoise, &z, &polynomial(11)));
+    check("ddim10_logsnr", ddim(&denoise, &z, &log_snr(11)));
     check("ipndm5", last(ipndm(&denoise, &z, &polynomial(6))));
     check("ipndm10", last(ipndm(&denoise, &z, &polynomial(11))));
     for steps in [9, 10, 11] {
@@ -231,6 +235,7 @@ fn amed_of_gaussian(calls: usize) -> f64 {
 fn solve(name: &str, steps: usize) -> f64 {
     let denoise = gaussian(0.0, 0.25);
     let x = match name {
+        "ddim" => ddim(&denoise, &one(), &polynomial(steps + 1)),
         "ipndm" => ipndm(&denoise, &one(), &polynomial(steps + 1)).map(|mut states| states.pop().unwrap()),
         "dpm_fast" => dpm_solver_fast(&denoise, &one(), steps),
         "amed" => return amed_of_gaussian(steps),
@@ -247,20 +252,21 @@ fn gaussian_data_agree_with_the_authors_code() {
         let Some(case) = name.strip_prefix("linear/").filter(|case| *case != "exact") else { continue };
         let digits = case.find(|c: char| c.is_ascii_digit()).unwrap();
         let (solver, steps) = case.split_at(digits);
-        if ["dpm", "ddim"].contains(&solver) {
-            continue;
+        if solver == "dpm" {
+            continue; // DPM-Solver-2 is no row of Table 1
         }
         let (ours, expected) = (solve(solver, steps.parse().unwrap()), fixture.f64(&name)[0]);
         assert!((ours - expected).abs() < EXACT, "{case}: {ours} for {expected}");
         checked += 1;
     }
-    assert_eq!(checked, 13);
+    assert_eq!(checked, 14);
 }
 
 /// The same in figures, where no file of fixtures is.
 #[test]
 fn gaussian_data_give_known_numbers() {
     for (solver, steps, expected) in [
+        ("ddim", 10, 0.376383972222),
         ("ipndm", 5, 0.507624417325),
         ("ipndm", 10, 0.527231210960),
         ("dpm_fast", 9, 0.613211366985),
@@ -319,6 +325,14 @@ fn observed_order(mean: f64, variance: f64, steps: usize, solve: impl Fn(Denoise
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn ddim_has_order_1(mean in -1f64..1.0, sd in 0.2f64..1.0, steps in 100usize..200) {
+        let order = observed_order(mean, sd * sd, steps, |denoise, steps| {
+            flat(&ddim(denoise, &one(), &polynomial(steps + 1)).unwrap())[0]
+        });
+        prop_assert!((order - 1.0).abs() < 0.1, "{order}");
+    }
 
     /// Each of its steps by itself has its order, on levels uniform in lambda.
     #[test]
@@ -478,6 +492,14 @@ fn every_mistake_in_the_plugin_would_be_seen() {
             }
         }
     }
+}
+
+/// A final level 0 is a step to D, so that ten calls make nine steps to 0.002.
+#[test]
+fn a_final_zero_would_cost_a_step() {
+    let with_zero = [polynomial(10), vec![0.0]].concat();
+    let zero = flat(&ddim(&gaussian(0.0, 0.25), &one(), &with_zero).unwrap())[0];
+    assert!((zero - solve("ddim", 10)).abs() > 1e-3, "{zero}");
 }
 
 /// Each image has numbers of its own.

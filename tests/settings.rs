@@ -60,7 +60,7 @@ fn a_change_is_of_one_setting() {
     let mini = Recipe::of(Scale::Mini);
     let before = values(&mini);
     for field in Recipe::fields() {
-        let candidates = ["1", "2", "7", "0.5", "33", "1-1", "2-1", "constant", "cosine"];
+        let candidates = ["1", "2", "7", "0.5", "33", "1-1", "2-1", "constant", "cosine", "log-snr"];
         let preset = &before.iter().find(|(name, _)| *name == field.name).unwrap().1;
         let changed =
             candidates.iter().find(|text| (field.canonical)(text).is_some_and(|text| text != *preset));

@@ -174,6 +174,7 @@ pub const TABLE1: &[Row] = &[
     row("dikl", ratio!(DiKl, "Eq 8"), FULL),
     FULL_INITIALIZATION,
     row("ddim", sampler::ddim::SPEC, FULL),
+    row("dpm-solver-fast", sampler::dpm_solver::SPEC, FULL),
 ];
 
 /// Table 2; its last row is Table 1's DiJS.

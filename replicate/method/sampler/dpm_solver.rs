@@ -5,13 +5,23 @@
 //! is d(x, sigma), so that sigma_t (e^h - 1) = s - t for a step from s to t, h = ln(s / t).
 
 use super::schedule::log_snr;
-use super::{Denoise, slope, start};
+use super::{Denoise, in_float64, slope, start};
+use crate::method::{Sampler, Spec};
+use crate::network::unet::Denoiser;
+use crate::settings::{Settings, settings};
 use candle_core::{Result, Tensor, bail};
 
 /// Fewer calls than one step of each order that the paper's division ends in.
 const FEWEST_CALLS: usize = 4;
 
-/// Orders of the steps that `calls` network calls are divided into : as
+settings! {
+    pub struct DpmSettings: "DPM-Solver-fast", "dpm_solver_" {
+        /// Network calls, divided into steps of orders 3, 2 and 1.
+        calls: usize = [10], FEWEST_CALLS..=1000, "", Stated("Table 1: 10 network calls");
+    }
+}
+
+/// Orders of the steps that `calls` network calls are divided into: as
 /// many of order 3 as leave one call or two.
 ///
 /// # Errors
@@ -68,5 +78,34 @@ pub fn step(denoise: Denoise, order: usize, x: &Tensor, s: f64, t: f64) -> Resul
             euler(&d0, t)? - change
         }
         _ => bail!("DPM-Solver has steps of order 1, 2 and 3, not {order}"),
+    }
+}
+
+pub const SPEC: Spec = Spec {
+    name: "DPM-Solver-fast sampling of the teacher",
+    cite: "Lu et al. 2022, Algorithms 1 and 2",
+    file: file!(),
+    fingerprint: None,
+    training: None,
+    nfe: |overrides| DpmSettings::with(overrides).calls,
+    settings: &[DpmSettings::listed],
+    sampler: |setup, weights| {
+        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        Ok(Box::new(DpmSolver { denoiser, calls: setup.own::<DpmSettings>().calls }))
+    },
+};
+
+struct DpmSolver {
+    denoiser: Denoiser,
+    calls: usize,
+}
+
+impl Sampler for DpmSolver {
+    fn nfe(&self) -> usize {
+        self.calls
+    }
+
+    fn sample(&self, z: &Tensor) -> Result<Tensor> {
+        dpm_solver_fast(&in_float64(&self.denoiser), z, self.calls)
     }
 }

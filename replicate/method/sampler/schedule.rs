@@ -1,6 +1,38 @@
 //! Noise levels of the multi-step samplers: n + 1 of them make n steps from 80 down to
 //! 0.002, where all of them stop.
 
+use crate::settings::Choice;
+
+/// How the levels are spaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schedule {
+    Polynomial,
+    LogSnr,
+    UniformTime,
+    QuadraticTime,
+}
+
+impl Choice for Schedule {
+    const ALL: &'static [(&'static str, Schedule)] = &[
+        ("polynomial", Schedule::Polynomial),
+        ("log-snr", Schedule::LogSnr),
+        ("uniform-time", Schedule::UniformTime),
+        ("quadratic-time", Schedule::QuadraticTime),
+    ];
+}
+
+impl Schedule {
+    /// `n` levels, 2 or more.
+    pub fn levels(self, n: usize) -> Vec<f64> {
+        match self {
+            Schedule::Polynomial => polynomial(n),
+            Schedule::LogSnr => log_snr(n),
+            Schedule::UniformTime => time_uniform(n, 1.0),
+            Schedule::QuadraticTime => time_uniform(n, 2.0),
+        }
+    }
+}
+
 pub const SIGMA_MIN: f64 = 0.002;
 pub const SIGMA_MAX: f64 = 80.0;
 const RHO: f64 = 7.0;
