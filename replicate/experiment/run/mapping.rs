@@ -1,7 +1,9 @@
 //! The comparison of one-step generators as maps.
 
 use super::artifact::{Artifact, Outputs};
-use super::{Outcome, Runner, SCORES, keys, values_text, weights::read_weights};
+use super::outcome::{Outcome, values_text};
+use super::weights::read_weights;
+use super::{Runner, SCORES, keys};
 use crate::error::Result;
 use crate::experiment::{FULL_INITIALIZATION, Row};
 use crate::judge::golden::Score;

@@ -1,7 +1,8 @@
 //! Who made a result, when and where.
 
+use crate::network::activations;
 use crate::store::Provenance;
-use candle_core::Device;
+use candle_core::{DType, Device};
 use std::time::Duration;
 
 pub(super) fn provenance(wall: Duration, device: &Device) -> Provenance {
@@ -36,4 +37,36 @@ pub fn humantime(time: std::time::SystemTime) -> String {
     let month = if month < 10 { month + 3 } else { month - 9 };
     let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
+}
+
+/// Within which machines the same bytes are promised. `cpu` is x86-64 Linux
+/// with AVX2 and FMA, any number of threads: our kernels give the same bits
+/// everywhere, but candle's sums, the platform's `exp` and the linear algebra of
+/// the metrics choose their order by the machine. What a GPU does is not proven
+/// to be repeatable, and is compared by statistics alone.
+pub fn determinism(device: &Device) -> &'static str {
+    class(device.is_cpu(), activations(device) == DType::BF16)
+}
+
+pub(super) fn class(cpu: bool, bfloat16: bool) -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    let usual = cfg!(target_os = "linux")
+        && std::arch::is_x86_feature_detected!("avx2")
+        && std::arch::is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let usual = false;
+    match (cpu, usual) {
+        (true, true) => "cpu",
+        (true, false) => unusual_class(),
+        (false, _) if bfloat16 => "statistical-cuda-bf16",
+        (false, _) => "statistical-cuda",
+    }
+}
+
+fn unusual_class() -> &'static str {
+    match std::env::consts::ARCH {
+        "aarch64" => "cpu-aarch64",
+        "x86_64" => "cpu-x86_64-other",
+        _ => "statistical-cpu",
+    }
 }

@@ -2,7 +2,8 @@
 
 use super::artifact::{Artifact, Outputs};
 use super::inputs::Input;
-use super::{Runner, SHIPPED, WEIGHTS, keys, write_timing};
+use super::outcome::write_timing;
+use super::{Runner, SHIPPED, WEIGHTS, keys};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
 use crate::experiment::{Initialization, Recipe};

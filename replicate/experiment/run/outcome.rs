@@ -1,0 +1,147 @@
+//! A finished row of one seed, and the files of values that it leaves.
+
+use super::artifact::Made;
+use super::{Runner, SCORES, TIMING};
+use crate::error::{Error, Result};
+use crate::experiment::Row;
+use crate::judge::golden::{Score, TIME};
+use crate::measure::evaluate::METRICS;
+use crate::store::{Content, Entry, Lock};
+use crate::train::Trained;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// A finished row of one seed.
+#[derive(Clone)]
+pub struct Outcome {
+    pub row: Row,
+    pub seed: u64,
+    pub scores: Made,
+    /// `None` where the row trains nothing.
+    pub weights: Option<Made>,
+    /// The code that made it, where it is not this one.
+    pub other_code: Option<String>,
+}
+
+impl Outcome {
+    /// Where the training's files are, and otherwise those of the scores.
+    pub fn training(&self) -> &Made {
+        self.weights.as_ref().unwrap_or(&self.scores)
+    }
+
+    /// Every file of the training and of the scores.
+    pub fn outputs(&self) -> BTreeMap<String, Content> {
+        let of = |made: &Made, kind: &str| {
+            let outputs = made.manifest.outputs.clone().into_iter();
+            outputs.map(|(name, content)| (format!("{kind}/{name}"), content)).collect::<Vec<_>>()
+        };
+        let trained = self.weights.iter().flat_map(|made| of(made, "training"));
+        of(&self.scores, "scores").into_iter().chain(trained).collect()
+    }
+
+    /// Seconds that all of it took.
+    pub fn wall_seconds(&self) -> f64 {
+        let seconds = |made: &Made| made.manifest.provenance.wall_seconds;
+        seconds(&self.scores) + self.weights.as_ref().map_or(0.0, seconds)
+    }
+}
+
+impl Runner<'_> {
+    /// What was measured of a row, the sizes of its networks and its time an iteration
+    /// included. Scores of other code are of a determinism class of their own.
+    pub fn scores(&self, outcome: &Outcome) -> Result<Vec<Score>> {
+        let mut values = read_values(&outcome.scores)?;
+        if let Some(weights) = &outcome.weights {
+            values.extend(read_values(weights)?);
+            values.extend(seconds_per_step(&weights.entry).map(|seconds| (TIME.to_string(), seconds)));
+        }
+        let class = match &outcome.other_code {
+            None => outcome.scores.manifest.determinism.clone(),
+            Some(code) => format!("{}, code {code}", outcome.scores.manifest.determinism),
+        };
+        let score = |(metric, value)| Score {
+            row: outcome.row.id.to_string(),
+            scale: self.recipe.scale.to_string(),
+            seed: outcome.seed,
+            metric,
+            value,
+            class: class.clone(),
+            manifest: outcome.scores.entry.key().to_string(),
+        };
+        Ok(values.into_iter().map(score).collect())
+    }
+}
+
+/// Seconds of one iteration, from the file of times.
+fn seconds_per_step(entry: &Entry) -> Option<f64> {
+    let text = std::fs::read_to_string(entry.path(TIMING)).ok()?;
+    let (steps, seconds) = text.lines().nth(1)?.split_once(',')?;
+    let (steps, seconds): (f64, f64) = (steps.parse().ok()?, seconds.parse().ok()?);
+    (steps > 0.0).then_some(seconds / steps)
+}
+
+/// The scores of a trial with every bit.
+pub(super) fn trial_text(scores: &[(&'static str, f64)]) -> String {
+    scores.iter().map(|(name, value)| format!("{name},{}\n", value.to_bits())).collect()
+}
+
+/// `None` for anything but a whole trial.
+pub(super) fn read_trial(path: &Path) -> Option<Vec<(&'static str, f64)>> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let value = |line: &str, name: &'static str| {
+        let bits = line.strip_prefix(name)?.strip_prefix(',')?.parse().ok()?;
+        Some((name, f64::from_bits(bits)))
+    };
+    let scores: Vec<_> = text.lines().zip(METRICS).filter_map(|(line, name)| value(line, name)).collect();
+    (scores.len() == METRICS.len()).then_some(scores)
+}
+
+/// Values by name, as scores.csv has them.
+pub(super) fn values_text(values: impl Iterator<Item = (&'static str, f64)>) -> String {
+    let lines = values.map(|(name, value)| format!("{name},{value}\n"));
+    std::iter::once("metric,value\n".to_string()).chain(lines).collect()
+}
+
+fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
+    let bytes = made.entry.read(SCORES)?;
+    let wrong = |found: &str| Error::Malformed {
+        path: made.entry.path(SCORES),
+        expected: "lines NAME,VALUE".into(),
+        found: found.to_string(),
+        remedy: "remove that directory: it is made again".into(),
+    };
+    let text = std::str::from_utf8(&bytes).map_err(|_| wrong("bytes that are no text"))?;
+    let value = |line: &str| {
+        let (name, value) = line.split_once(',')?;
+        Some((name.to_string(), value.parse().ok()?))
+    };
+    text.lines().skip(1).map(|line| value(line).ok_or_else(|| wrong(line))).collect()
+}
+
+/// Times go into a file of their own: they differ between identical runs.
+pub(super) fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
+    let text = format!("steps,seconds_in_steps\n{},{:.3}\n", trained.steps, trained.step_seconds);
+    lock.write(TIMING, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_is_read_back_to_the_bit_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("trial-0.csv");
+        assert_eq!(read_trial(&path), None);
+        let scores: Vec<_> =
+            METRICS.into_iter().enumerate().map(|(i, name)| (name, 0.1 / (i + 1) as f64)).collect();
+        let text = trial_text(&scores);
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(read_trial(&path), Some(scores));
+        let short: String = text.lines().take(METRICS.len() - 1).map(|line| format!("{line}\n")).collect();
+        for spoilt in [short, text.replace("recall,", "recoil,"), text.replace("kid,", "kid,x")] {
+            std::fs::write(&path, spoilt).unwrap();
+            assert_eq!(read_trial(&path), None);
+        }
+    }
+}
