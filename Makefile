@@ -4,6 +4,7 @@ DEVICE ?= cpu
 SEED   ?= 0
 STORE  ?= $(or $(REPLICATE_STORE),store)
 DATA   ?=
+ROWS   ?=
 FEATURES ?=
 
 REPLICATE = cargo run --release --locked --quiet $(if $(FEATURES),--features $(FEATURES)) --
@@ -12,7 +13,7 @@ PLACE = --scale $(SCALE) --device $(DEVICE) --store $(STORE) $(if $(DATA),--data
 .PHONY: table1 table2 figures report check claims plan selftest standin drill test build
 
 table1 table2: build
-	$(REPLICATE) run $@ $(PLACE) --seed $(SEED)
+	$(REPLICATE) run $(or $(ROWS),$@) $(PLACE) --seed $(SEED)
 
 figures report: build
 	$(REPLICATE) $@ $(PLACE)
