@@ -26,7 +26,7 @@ pub enum Error {
     Usage(String),
     #[error("{} is missing: {what}\n  {remedy}", path.display())]
     Missing { path: PathBuf, what: String, remedy: String },
-    #[error("{} is not what it should be: expected {expected}, found {found}\n  {remedy}", path.display())]
+    #[error("{} is invalid: expected {expected}, found {found}\n  {remedy}", path.display())]
     Malformed { path: PathBuf, expected: String, found: String, remedy: String },
     #[error("{cell} diverged: {quantity} is not finite after {images} images\n  the last good checkpoint is kept in {}", checkpoint.display())]
     Diverged { cell: String, quantity: String, images: u64, checkpoint: PathBuf },

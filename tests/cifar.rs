@@ -617,10 +617,7 @@ fn bad_python_files_are_refused_and_nothing_is_executed() {
     let says = |bytes: Vec<u8>, parts: &[&str]| {
         fs::write(&path, bytes).unwrap();
         let text = input_error(cifar::train(Set::Cifar100, dir.path()));
-        assert_says(
-            &text,
-            &[&["train is not what it should be", "replicate fetch cifar100"], parts].concat(),
-        );
+        assert_says(&text, &[&["train is invalid", "replicate fetch cifar100"], parts].concat());
     };
     let good = || Pickle::of(Set::Cifar100);
     let two = some(2);

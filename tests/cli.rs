@@ -110,8 +110,8 @@ fn a_plan_says_what_cannot_be_fetched() {
     };
     let alone = plan(None);
     assert_eq!(alone.status.code(), Some(3), "{}", text(&alone.stderr));
-    assert!(text(&alone.stdout).contains("This cannot work: drill-edm is not there and has no address"));
-    assert!(text(&plan(Some("/mirror")).stdout).contains("Nothing speaks against it."));
+    assert!(text(&alone.stdout).contains("Cannot run: drill-edm is missing and has no download address"));
+    assert!(text(&plan(Some("/mirror")).stdout).contains("Ready to run."));
 }
 
 #[test]

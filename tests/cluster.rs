@@ -116,7 +116,8 @@ fn a_worker_takes_over_what_a_killed_one_had_begun() {
     signal("STOP", killed.id());
     let mut heir = worker(store.path(), &CELLS).spawn().unwrap();
     let mut lines = BufReader::new(heir.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let waits = |line: &String| line.contains("smoke-dijs-s0: another process is at it, waiting");
+    let waits =
+        |line: &String| line.contains("smoke-dijs-s0-weights: waiting, another process holds its lock");
     assert!(lines.any(|line| waits(&line)), "the second worker did not wait");
     signal("KILL", killed.id());
     killed.wait().unwrap();

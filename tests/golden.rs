@@ -542,16 +542,12 @@ fn a_paper_file_that_is_wrong_is_refused_with_file_line_and_expectation() {
         assert_eq!(error.exit_code(), EXIT_INPUT);
         assert!(error.to_string().contains(expected), "{error}");
     };
-    refused("4.87", "4,87", "table1.csv is not what it should be: expected 8 fields on line 5, found 9");
+    refused("4.87", "4,87", "table1.csv is invalid: expected 8 fields on line 5, found 9");
     refused("4.87", "low", "a number in column `fid` on line 5, found `low`");
     refused("cited,", "seen,", "`cited` or `run` in column `kind` on line 3");
     refused("cited,", "cited,Heun", "nothing, as the row is only cited in column `ours`");
     refused("dikl,Score", "dijs,Score", "something that no line before has in column `id` on line 7");
-    refused(
-        "6.20,init-50",
-        "6.20,",
-        "table2.csv is not what it should be: expected a text in column `cell` on line 3",
-    );
+    refused("6.20,init-50", "6.20,", "table2.csv is invalid: expected a text in column `cell` on line 3");
     refused("fd(dijs)", "fid(dijs)", "one of the metrics fd, is");
     refused("fd(dikl)", "fd(ddim)", "that is run in column `right` on line 2");
     refused("fd(dikl)", "fd dikl", "`metric(row)` or a number in column `right` on line 2");

@@ -1,4 +1,4 @@
-//! What is free on this machine, for whoever asks before a long run.
+//! Free memory and disk space.
 
 use candle_core::Device;
 use std::path::Path;

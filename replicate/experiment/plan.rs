@@ -1,5 +1,5 @@
 //! What a run costs, counted from its recipe before anything is run: for
-//! `list`, and for whoever has to rent a machine.
+//! `list` and `run --dry-run`.
 //!
 //! Operations are those of the convolutions, linear layers and attention, two
 //! for each multiply-add. A pass backwards costs one forward pass for the

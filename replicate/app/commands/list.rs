@@ -1,4 +1,4 @@
-//! `list`: every cell, what is known of it and what it would cost.
+//! `list`: every row, its golden value, the seeds in the store and what a run costs.
 
 use super::{all_goldens, quiet, root};
 use crate::app::cli::Place;

@@ -76,7 +76,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             let scale = runner.recipe().scale;
             if matches!(scale, Scale::Small | Scale::Paper) && runner.device().is_cpu() && until.is_none() {
                 say(&format!(
-                    "--scale {scale} is for a GPU; with --dry-run it is said how long it takes here"
+                    "--scale {scale} needs a GPU; --dry-run estimates how long it takes on this machine"
                 ));
             }
             prepare::prepare(&mut runner, &place, &cells, &seeds, offline, stop)?;

@@ -264,14 +264,14 @@ pub fn dry_run(
     if let Some(Missing { assets, .. }) = lost {
         let id = assets[0].id;
         println!(
-            "\nThis cannot work: {id} is not there and has no address\n  set REPLICATE_MIRROR, or give it with \
+            "\nCannot run: {id} is missing and has no download address\n  set REPLICATE_MIRROR, or give it with \
              `replicate fetch {id} --from FILE`"
         );
         return Ok(EXIT_INPUT);
     }
     match flop / rate > TOO_LONG {
         true => println!("\nIt can be run, but this device is too slow for it."),
-        false => println!("\nNothing speaks against it."),
+        false => println!("\nReady to run."),
     }
     Ok(EXIT_GOOD)
 }

@@ -74,7 +74,7 @@ impl Runner<'_> {
         Ok(Some(images.chosen(&(0..n as u32).filter_map(first).collect::<Vec<_>>())))
     }
 
-    /// The images of `data`, for whoever puts them back.
+    /// Takes the images of `data` out of the cache; the caller returns them.
     pub(super) fn take(&mut self, data: Data) -> Result<Images> {
         self.images(data)?;
         Ok(self.images.remove(&data).expect("just made").0)
