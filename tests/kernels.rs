@@ -1,12 +1,12 @@
 //! Every operation of a network on the CPU against the composition of candle's
 //! own, forward and backward, and the same bits for one thread and two.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use proptest::prelude::*;
 use replicate::network;
 use replicate::network::cpu::tape;
-use replicate::network::reference::Composed;
-use replicate::network::{Norm, Ops, Param, Plus, Resample};
+use replicate::network::reference::{self, Composed};
+use replicate::network::{Norm, Ops, Param, Plus, Resample, Walk};
 use replicate::rng::Stream;
 
 fn random(name: &str, shape: &[usize]) -> Var {
@@ -25,11 +25,11 @@ trait Network: Sync {
     fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map>;
 
     fn on_tape(&self, x: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
-        tape::apply(parameters, x, |ops, _, x| self.walk(ops, x))
+        Ok(tape::apply(parameters, &[x], |ops, x| Ok(vec![self.walk(ops, &x[0])?]))?.remove(0))
     }
 
     fn composed(&self, x: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
-        self.walk(&mut Composed::new(parameters, x.device()), x)
+        self.walk(&mut Composed::new(parameters), x)
     }
 }
 
@@ -140,15 +140,16 @@ impl Network for Resampling {
     }
 }
 
-/// Constants of the whole batch.
-struct Constants(Tensor, Tensor);
+/// Factors and maps as inputs of their own; maps and rows as outputs, of which one is used by
+/// the other.
+struct Several;
 
-impl Network for Constants {
-    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
-        let rows = ops.constant(&self.1)?;
-        let maps = ops.constant(&self.0)?;
-        let y = ops.scale(x, &rows)?;
-        ops.conv(&maps, Param(0), None, Plus { term: None, residual: Some((&y, 0.5)) })
+impl Walk for Several {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let y = ops.scale(&inputs[0], &inputs[2])?;
+        let z = ops.conv(&inputs[1], Param(0), None, Plus { term: None, residual: Some((&y, 0.5)) })?;
+        let means = ops.mean(&z)?;
+        Ok(vec![z, means, y])
     }
 }
 
@@ -173,10 +174,25 @@ proptest! {
     }
 
     #[test]
-    fn constants(b in 1usize..11, c in 1usize..9, h in 2usize..8) {
-        let (maps, rows) = (random("maps", &[b, 2, h, h]), random("rows", &[b, c]));
-        let inputs = [random("x", &[b, c, h, h]), random("w", &[c, 2, 1, 1])];
-        agree("constants", &inputs, &Constants(maps.detach(), rows.detach()));
+    fn several_inputs_and_outputs(b in 1usize..11, c in 1usize..9, h in 2usize..8, fixed in 0usize..4) {
+        let shapes = [&[b, c, h, h][..], &[b, 2, h, h], &[b, c], &[c, 2, 1, 1]];
+        let mut inputs: Vec<Var> = shapes.map(|shape| random("input", shape)).into();
+        let walked = |tape: bool| {
+            // One of them without a gradient.
+            let of = |(i, var): (usize, &Var)| if i == fixed { var.detach() } else { var.as_tensor().clone() };
+            let tensors: Vec<Tensor> = inputs.iter().enumerate().map(of).collect();
+            let (given, parameters) = ([&tensors[0], &tensors[1], &tensors[2]], &tensors[3..]);
+            let outputs = if tape {
+                tape::apply(parameters, &given, |ops, inputs| Several.walk(ops, inputs))
+            } else {
+                reference::apply(parameters, &given, DType::F32, |ops, inputs| Several.walk(ops, inputs))
+            };
+            let flat: Vec<Tensor> = outputs.unwrap().iter().map(|y| y.flatten_all().unwrap()).collect();
+            Tensor::cat(&flat, 0).unwrap()
+        };
+        let (ours, composed) = (walked(true), walked(false));
+        inputs.remove(fixed);
+        compare("several", &evaluate(&inputs, &ours), &evaluate(&inputs, &composed));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::data::grid::GRID;
 use crate::error;
 use crate::experiment::Scale;
 use crate::experiment::recipe::{Budget, Recipe};
-use crate::measure::classifier::{Classifier, FEATURES};
+use crate::measure::classifier::Classifier;
 use crate::method::cost::{Network, Pass, Role, Size};
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::method::{Initialization, Row, Trained};
@@ -217,9 +217,7 @@ pub fn forward(config: &Config) -> f64 {
 /// Operations of the feature network's forward pass on one image.
 pub fn classifier_forward(size: usize) -> f64 {
     let network = outlined(Classifier::new);
-    let body = Count::of(&network.parameters, |ops| network.features(ops, &[3, size, size]));
-    let head = Count::of(&network.head.parameters, |ops| network.logits(ops, &[FEATURES, 1, 1]));
-    body.flop() + head.flop()
+    Count::of(&network.parameters, &network, &[[3, size, size]]).flop()
 }
 
 /// Operations of Inception-v3 on one image of 299 pixels, our count.

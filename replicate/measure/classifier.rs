@@ -3,10 +3,8 @@
 
 use crate::data::Images;
 use crate::measure::metrics::Features;
-use crate::network::cpu::tape;
-use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
-use crate::network::{Builder, Norm, Ops, Param, Plus};
+use crate::network::{self, Builder, Norm, Ops, Param, Plus, Walk};
 use crate::settings::{FIXED, LARGEST_BATCH, MOST_IMAGES, settings};
 use crate::train::Method;
 use crate::train::adam::{AdamConfig, cosine, warmed_up};
@@ -33,15 +31,8 @@ struct Layer {
 pub struct Classifier {
     pub(crate) parameters: Vec<Tensor>,
     layers: Vec<Layer>,
-    /// The last layer is a network of its own, because the features before it are asked
-    /// for, too.
-    pub(crate) head: Head,
-}
-
-pub(crate) struct Head {
-    pub parameters: Vec<Tensor>,
-    weight: Param,
-    bias: Param,
+    /// Weight and bias of the last layer.
+    head: (Param, Param),
 }
 
 impl Classifier {
@@ -50,7 +41,7 @@ impl Classifier {
             let bound = (3.0 / fan_in as f64).sqrt();
             Init::Uniform { lo: -bound, up: bound }
         };
-        let b = Builder::new(vb.clone());
+        let b = Builder::new(vb);
         let mut layers = Vec::new();
         for (i, (inputs, outputs, halve)) in LAYERS.into_iter().enumerate() {
             let b = b.pp(format!("layer{i}"));
@@ -67,10 +58,9 @@ impl Classifier {
                 halve,
             });
         }
-        let h = Builder::new(vb).pp("head");
+        let h = b.pp("head");
         let weight = h.get((CLASSES, FEATURES), "weight", uniform(FEATURES))?;
-        let bias = h.get(CLASSES, "bias", Init::Const(0.0))?;
-        let head = Head { parameters: h.parameters(), weight, bias };
+        let head = (weight, h.get(CLASSES, "bias", Init::Const(0.0))?);
         Ok(Classifier { parameters: b.parameters(), layers, head })
     }
 
@@ -82,32 +72,10 @@ impl Classifier {
 
     /// Features (B, 64) and logits (B, 110) of images (B, 3, H, W) in [-1, 1].
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (body, head) = (&self.parameters, &self.head.parameters);
-        if x.device().is_cpu() {
-            let features = tape::apply(body, x, |ops, _, x| self.features(ops, x))?;
-            let logits = tape::apply(head, &features, |ops, _, x| self.logits(ops, x))?;
-            return Ok((features, logits));
-        }
         // What measures is never rounded.
-        let features = elsewhere::apply(body, x, DType::F32, |ops, x| self.features(ops, x))?;
-        let logits = elsewhere::apply(head, &features, DType::F32, |ops, x| self.logits(ops, x))?;
-        Ok((features, logits))
-    }
-
-    pub(crate) fn features<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
-        let mut x = x.clone();
-        for layer in &self.layers {
-            if layer.halve {
-                x = ops.down2(&x)?;
-            }
-            x = ops.conv(&x, layer.weight, Some(layer.bias), Plus::NOTHING)?;
-            x = ops.norm(&x, &layer.norm)?;
-        }
-        ops.mean(&x)
-    }
-
-    pub(crate) fn logits<O: Ops>(&self, ops: &mut O, features: &O::Map) -> Result<O::Map> {
-        ops.conv(features, self.head.weight, Some(self.head.bias), Plus::NOTHING)
+        let mut outputs = network::forward(&self.parameters, &[x], DType::F32, self)?;
+        let logits = outputs.remove(1);
+        Ok((outputs.remove(0), logits))
     }
 
     /// Features and logits of 8-bit images. On a CPU, the bits of an image's
@@ -124,6 +92,23 @@ impl Classifier {
             logits.rows.extend(l.flatten_all()?.to_vec1::<f32>()?);
         }
         Ok((features, logits))
+    }
+}
+
+/// From images to features and logits.
+impl Walk for Classifier {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let mut x = inputs[0].clone();
+        for layer in &self.layers {
+            if layer.halve {
+                x = ops.down2(&x)?;
+            }
+            x = ops.conv(&x, layer.weight, Some(layer.bias), Plus::NOTHING)?;
+            x = ops.norm(&x, &layer.norm)?;
+        }
+        let features = ops.mean(&x)?;
+        let logits = ops.conv(&features, self.head.0, Some(self.head.1), Plus::NOTHING)?;
+        Ok(vec![features, logits])
     }
 }
 

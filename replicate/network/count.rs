@@ -1,7 +1,7 @@
 //! Counts what a network has and does, on shapes alone.
 
 use crate::network::params::outline;
-use crate::network::unet::{Config, Critic, Denoiser, Told};
+use crate::network::unet::{Config, Critic, Denoiser, SecondTime};
 use crate::network::{Norm, Ops, Param, Plus, Resample, Walk};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -17,19 +17,23 @@ pub struct Count {
 }
 
 impl Count {
-    /// Of a network with these parameters, through which `walk` goes.
-    pub fn of(parameters: &[Tensor], walk: impl FnOnce(&mut Counter) -> Result<Size>) -> Count {
+    /// Of a network with these parameters and inputs: an image, and rows that are kept beside
+    /// the operations' outputs.
+    pub fn of(parameters: &[Tensor], network: &impl Walk, inputs: &[Size]) -> Count {
         let scalars = parameters.iter().map(Tensor::elem_count).sum::<usize>() as u64;
         let count = Count { parameters: scalars, tensors: parameters.len() as u64, ..Count::default() };
         let mut counter = Counter { parameters, count };
-        walk(&mut counter).expect("shapes are all that a count needs");
+        for row in &inputs[1..] {
+            counter.count.activations += row.iter().product::<usize>() as u64;
+        }
+        network.walk(&mut counter, inputs).expect("shapes are all that a count needs");
         counter.count
     }
 
-    /// Of a walk from an input of `size` that reads `read`, made of the `stored` parameters.
-    pub fn walked(stored: &[Tensor], read: &[Tensor], walk: &impl Walk, size: Size) -> Count {
-        let Count { parameters, tensors, .. } = Count::of(stored, |_| Ok(size));
-        Count { parameters, tensors, ..Count::of(read, |ops| walk.walk(ops, &size)) }
+    /// Of a network that reads `read`, made of the `stored` parameters.
+    pub fn read(stored: &[Tensor], read: &[Tensor], network: &impl Walk, inputs: &[Size]) -> Count {
+        let parameters = stored.iter().map(Tensor::elem_count).sum::<usize>() as u64;
+        Count { parameters, tensors: stored.len() as u64, ..Count::of(read, network, inputs) }
     }
 
     pub fn and(self, other: Count) -> Count {
@@ -47,14 +51,18 @@ impl Count {
 
     /// The U-Net, on one image that is not augmented.
     pub fn denoiser(config: &Config) -> Count {
-        let network = outlined(|vb| Denoiser::new(config, vb));
-        Count::of(&network.parameters, |ops| network.walk(ops, &image(config), &UNTOLD))
+        Count::with_second_time(config, SecondTime::None)
+    }
+
+    pub fn with_second_time(config: &Config, second: SecondTime) -> Count {
+        let network = outlined(|vb| Denoiser::with_second_time(config, second, vb));
+        Count::of(&network.parameters, &network, &inputs(config, second))
     }
 
     /// Its encoder with the critic's head.
     pub fn critic(config: &Config) -> Count {
         let network = outlined(|vb| Critic::new(config, vb));
-        Count::of(&network.parameters, |ops| network.walk(ops, &image(config), &UNTOLD))
+        Count::of(&network.parameters, &network, &inputs(config, SecondTime::None))
     }
 }
 
@@ -76,14 +84,6 @@ impl Counter<'_> {
 
 impl Ops for Counter<'_> {
     type Map = Size;
-
-    fn rows(&mut self, _: Vec<f32>, channels: usize) -> Result<Size> {
-        self.output([channels, 1, 1])
-    }
-
-    fn constant(&mut self, x: &Tensor) -> Result<Size> {
-        self.output([1, 2, 3].map(|axis| x.dims().get(axis).copied().unwrap_or(1)))
-    }
 
     fn conv(&mut self, &[_, h, w]: &Size, weight: Param, _: Option<Param>, plus: Plus<Size>) -> Result<Size> {
         let weight = &self.parameters[weight.0];
@@ -149,9 +149,9 @@ pub fn outlined<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> M {
     outline(network).expect("zeros have any shape").0
 }
 
-/// One image that is not augmented.
-const UNTOLD: Told = Told { noise: &[0.0], augment: None };
-
-fn image(config: &Config) -> Size {
-    [config.image_channels, config.size, config.size]
+/// What a U-Net is given of one image that is not augmented.
+fn inputs(config: &Config, second: SecondTime) -> Vec<Size> {
+    let times = 1 + usize::from(second != SecondTime::None);
+    let image = [config.image_channels, config.size, config.size];
+    std::iter::once(image).chain(vec![[config.model_channels, 1, 1]; times]).collect()
 }

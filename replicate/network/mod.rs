@@ -84,10 +84,6 @@ impl<'a, M> Plus<'a, M> {
 /// channels.
 pub trait Ops {
     type Map: Clone;
-    /// Constants: one row of `channels` values an image.
-    fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Self::Map>;
-    /// Constants for the whole batch: (B, C, H, W), or (B, C) for rows.
-    fn constant(&mut self, x: &Tensor) -> Result<Self::Map>;
     /// Stride 1, same size, the weight (O, C, k, k) with k = 1 or 3, or (O, C);
     /// the bias (O).
     fn conv(
@@ -120,22 +116,55 @@ pub trait Ops {
     fn resample(&mut self, x: &Self::Map, resample: &Resample) -> Result<Self::Map>;
 }
 
-/// A network as its operations.
+/// A network, or a part of one, as a walk through the operations.
 pub trait Walk: Sync {
-    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map>;
+    /// From all inputs to all outputs.
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>>;
+}
 
-    /// The walk over `x`, (B, C, H, W) or (B, C), in float32. Gradients reach `x` and
-    /// `parameters` where candle tracks them. Gives (B, C, H, W), or (B, C) where H = W = 1.
-    ///
-    /// # Errors
-    /// What the operations fail with.
-    fn apply(&self, parameters: &[Tensor], x: &Tensor) -> Result<Tensor> {
-        if x.device().is_cpu() {
-            cpu::tape::apply(parameters, x, |ops, _, x| self.walk(ops, x))
-        } else {
-            elsewhere::apply(parameters, x, activations(x.device()), |ops, x| self.walk(ops, x))
+/// The outputs of a network of `parameters`. Inputs and outputs are (B, C, H, W), or (B, C)
+/// where H = W = 1, in float32; gradients go through all of them where candle tracks what
+/// they come from. A GPU keeps activations in the type `maps`.
+///
+/// # Errors
+/// What the network fails with.
+pub fn forward(
+    parameters: &[Tensor],
+    inputs: &[&Tensor],
+    maps: DType,
+    network: &impl Walk,
+) -> Result<Vec<Tensor>> {
+    if inputs[0].device().is_cpu() {
+        cpu::tape::apply(parameters, inputs, |ops, inputs| network.walk(ops, inputs))
+    } else {
+        elsewhere::apply(parameters, inputs, maps, |ops, inputs| network.walk(ops, inputs))
+    }
+}
+
+/// Several batches of values as one, (B, all), which candle takes as one argument or result
+/// of an operation; a single one as it is.
+fn pack(tensors: &[Tensor]) -> Result<Tensor> {
+    match tensors {
+        [one] => one.contiguous(),
+        _ => {
+            let flat: Vec<Tensor> = tensors.iter().map(|t| t.flatten_from(1)).collect::<Result<_>>()?;
+            Tensor::cat(&flat, 1)
         }
     }
+}
+
+/// The batches of [`pack`].
+fn unpack(packed: &Tensor, shapes: &[Shape]) -> Result<Vec<Tensor>> {
+    if let [_] = shapes {
+        return Ok(vec![packed.clone()]);
+    }
+    let mut start = 0;
+    let part = |shape: &Shape| {
+        let length = shape.elem_count() / shape.dims()[0];
+        start += length;
+        packed.narrow(1, start - length, length)?.reshape(shape)
+    };
+    shapes.iter().map(part).collect()
 }
 
 /// Leaky ReLU's slope where its argument is not positive.

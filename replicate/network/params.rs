@@ -25,7 +25,8 @@ pub struct Params {
 pub struct Source<'a> {
     /// Values by name.
     pub given: &'a Arrays,
-    /// Names that start with one of these are drawn instead.
+    /// What is drawn instead: names of which the whole, or what follows a dot, starts with
+    /// one of these.
     pub drawn: &'a [&'a str],
     /// Names the streams of the draws.
     pub cell: &'a str,
@@ -146,7 +147,7 @@ struct Creator {
 
 impl SimpleBackend for Creator {
     fn get(&self, shape: Shape, name: &str, init: Init, _: DType, device: &Device) -> Result<Tensor> {
-        let tensor = if self.drawn.iter().any(|prefix| name.starts_with(prefix)) {
+        let tensor = if self.draws(name) {
             draw(&self.cell, name, &shape, init, device)?
         } else {
             from_array(name, &self.given, &shape, device)?
@@ -162,7 +163,14 @@ impl SimpleBackend for Creator {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.given.contains_key(name) || self.drawn.iter().any(|prefix| name.starts_with(prefix))
+        self.given.contains_key(name) || self.draws(name)
+    }
+}
+
+impl Creator {
+    fn draws(&self, name: &str) -> bool {
+        let mut ends = std::iter::successors(Some(name), |end| Some(end.split_once('.')?.1));
+        ends.any(|end| self.drawn.iter().any(|start| end.starts_with(start)))
     }
 }
 

@@ -3,36 +3,37 @@
 
 use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample};
 use candle_core::backprop::GradStore;
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 pub struct Composed<'a> {
     parameters: &'a [Tensor],
-    device: &'a Device,
 }
 
 impl<'a> Composed<'a> {
-    pub fn new(parameters: &'a [Tensor], device: &'a Device) -> Composed<'a> {
-        Composed { parameters, device }
+    pub fn new(parameters: &'a [Tensor]) -> Composed<'a> {
+        Composed { parameters }
     }
 }
 
-/// `walk` over the images `x` (B, C, H, W), or rows (B, C). Gives (B, C, H, W), or (B, C)
-/// where H = W = 1. Maps have one type here, float32.
+/// The outputs of `walk` over `inputs`, (B, C, H, W) or rows (B, C), of the types of both.
+/// Maps have one type here, that of the inputs.
 ///
 /// # Errors
 /// What `walk` fails with.
 pub fn apply(
     parameters: &[Tensor],
-    x: &Tensor,
+    inputs: &[&Tensor],
     _maps: DType,
-    walk: impl FnOnce(&mut Composed, &Tensor) -> Result<Tensor>,
-) -> Result<Tensor> {
-    let mut ops = Composed::new(parameters, x.device());
-    let y = match *x.dims() {
-        [b, c] => walk(&mut ops, &x.reshape((b, c, 1, 1))?)?,
-        [..] => walk(&mut ops, x)?,
+    walk: impl FnOnce(&mut Composed, &[Tensor]) -> Result<Vec<Tensor>>,
+) -> Result<Vec<Tensor>> {
+    let map = |x: &&Tensor| match *x.dims() {
+        [b, c] => x.reshape((b, c, 1, 1)),
+        [..] => Ok((*x).clone()),
     };
-    if y.dims()[2..] == [1, 1] { y.flatten_from(1) } else { Ok(y) }
+    let inputs: Vec<Tensor> = inputs.iter().map(map).collect::<Result<_>>()?;
+    let outputs = walk(&mut Composed::new(parameters), &inputs)?;
+    let shaped = |y: Tensor| if y.dims()[2..] == [1, 1] { y.flatten_from(1) } else { Ok(y) };
+    outputs.into_iter().map(shaped).collect()
 }
 
 /// The gradients of `loss`.
@@ -42,16 +43,6 @@ pub fn gradients(loss: &Tensor) -> Result<GradStore> {
 
 impl Ops for Composed<'_> {
     type Map = Tensor;
-
-    fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Tensor> {
-        let images = values.len() / channels;
-        Tensor::from_vec(values, (images, channels, 1, 1), self.device)
-    }
-
-    fn constant(&mut self, x: &Tensor) -> Result<Tensor> {
-        let x = x.detach();
-        if let [b, c] = *x.dims() { x.reshape((b, c, 1, 1)) } else { Ok(x) }
-    }
 
     fn conv(&mut self, x: &Tensor, weight: Param, bias: Option<Param>, plus: Plus<Tensor>) -> Result<Tensor> {
         let w = &self.parameters[weight.0];

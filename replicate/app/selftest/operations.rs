@@ -6,11 +6,10 @@ use super::fixture::relative_error;
 use super::parity::Tolerance;
 use crate::error::Result;
 use crate::network;
-use crate::network::cpu::tape;
 use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::reference;
-use crate::network::{Norm, Ops, Param, Plus};
+use crate::network::{Norm, Ops, Param, Plus, Walk};
 use crate::rng::Stream;
 use crate::train::adam::{Adam, AdamConfig, Ema};
 use candle_core::{DType, Device, Tensor, Var};
@@ -26,8 +25,7 @@ struct Batch {
 
 /// A small one; one with more channels, and groups that do not come out even, than a block
 /// of a GPU's takes; one of which the last block has fewer; and one with more pixels than
-/// it has threads. On a CPU, none has more images than are taken at once, because
-/// [`Operation::walk`] gives every image its row.
+/// it has threads.
 const BATCHES: [Batch; 4] = [
     Batch { shape: [3, 12, 6, 6], groups: 3 },
     Batch { shape: [2, 96, 4, 10], groups: 32 },
@@ -99,17 +97,18 @@ impl Operation {
         }
     }
 
-    fn walk<O: Ops>(self, batch: Batch, ops: &mut O, x: &O::Map) -> candle_core::Result<O::Map> {
+    fn output<O: Ops>(self, batch: Batch, ops: &mut O, inputs: &[O::Map]) -> candle_core::Result<O::Map> {
+        let (x, rows) = (&inputs[0], &inputs[1]);
         let norm = |silu| Norm { gamma: Param(0), beta: Param(1), groups: batch.groups, eps: 1e-6, silu };
         match self {
             Operation::Conv3 | Operation::Conv1 => ops.conv(x, Param(0), Some(Param(1)), Plus::NOTHING),
             Operation::Block => {
-                let term = term(ops, batch, Param(2), Param(3))?;
+                let term = ops.conv(rows, Param(2), Some(Param(3)), Plus::NOTHING)?;
                 let plus = Plus { term: Some(&term), residual: Some((x, SCALE)) };
                 ops.conv(x, Param(0), Some(Param(1)), plus)
             }
             Operation::Pair => {
-                let term = term(ops, batch, Param(6), Param(7))?;
+                let term = ops.conv(rows, Param(6), Some(Param(7)), Plus::NOTHING)?;
                 let plus = Plus { term: Some(&term), residual: None };
                 let y = ops.conv(x, Param(2), Some(Param(3)), plus)?;
                 let z = ops.norm(&y, &norm(true))?;
@@ -136,10 +135,13 @@ impl Operation {
     }
 }
 
-/// A row of channels for each image.
-fn term<O: Ops>(ops: &mut O, batch: Batch, weight: Param, bias: Param) -> candle_core::Result<O::Map> {
-    let rows = ops.rows(normals("rows", &[batch.shape[0], 5]), 5)?;
-    ops.conv(&rows, weight, Some(bias), Plus::NOTHING)
+/// Of images, and a row of channels for each.
+struct Tried(Operation, Batch);
+
+impl Walk for Tried {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> candle_core::Result<Vec<O::Map>> {
+        Ok(vec![self.0.output(self.1, ops, inputs)?])
+    }
 }
 
 fn normals(name: &str, shape: &[usize]) -> Vec<f32> {
@@ -160,15 +162,13 @@ fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool)
     let inputs: Vec<Var> = shapes.enumerate().map(variable).collect::<candle_core::Result<_>>()?;
     let parameters: Vec<Tensor> = inputs[1..].iter().map(|var| var.as_tensor().clone()).collect();
     let x = inputs[0].as_tensor();
-    let y = if composed {
-        reference::apply(&parameters, x, DType::F32, |ops, x| operation.walk(batch, ops, x))?
-    } else if device.is_cpu() {
-        tape::apply(&parameters, x, |ops, _, x| operation.walk(batch, ops, x))?
-    } else {
-        elsewhere::apply(&parameters, x, network::activations(device), |ops, x| {
-            operation.walk(batch, ops, x)
-        })?
+    let rows = Tensor::from_vec(normals("rows", &[batch.shape[0], 5]), (batch.shape[0], 5), device)?;
+    let (given, tried) = ([x, &rows], Tried(operation, batch));
+    let mut y = match composed {
+        true => reference::apply(&parameters, &given, DType::F32, |ops, inputs| tried.walk(ops, inputs))?,
+        false => network::forward(&parameters, &given, network::activations(device), &tried)?,
     };
+    let y = y.remove(0);
     let weights = Tensor::from_vec(normals("weights", y.dims()), y.shape(), device)?;
     let gradients = elsewhere::gradients(&(&y * weights)?.sum_all()?)?;
     let mut all = vec![y.flatten_all()?.to_vec1()?];

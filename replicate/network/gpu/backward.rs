@@ -74,22 +74,25 @@ impl Backward {
 pub(super) struct Taken {
     pub steps: Vec<(Step, usize)>,
     pub nodes: usize,
-    pub input: Option<usize>,
-    pub output: Option<usize>,
+    /// Ids of those that have a gradient.
+    pub inputs: Vec<usize>,
+    pub outputs: Vec<Option<usize>>,
 }
 
 impl Taken {
-    /// From the gradient of the output to those of the input and of the parameters, if they
+    /// From the gradients of the outputs to those of the inputs and of the parameters, if they
     /// are `trained`.
     pub fn backward(
         self,
         parameters: &[Tensor],
-        dy: Tensor,
+        dy: Vec<Tensor>,
         trained: bool,
-    ) -> Result<(Option<Gradient>, Vec<Option<Tensor>>)> {
+    ) -> Result<(Vec<Option<Gradient>>, Vec<Option<Tensor>>)> {
         let sums = trained.then(|| vec![None; parameters.len()]);
         let mut back = Backward { nodes: vec![None; self.nodes], parameters: sums };
-        back.give(self.output, Gradient::of(dy))?;
+        for (output, dy) in self.outputs.into_iter().zip(dy) {
+            back.give(output, Gradient::of(dy))?;
+        }
         // Each step is dropped when it is done with, and its values with it.
         for (step, id) in self.steps.into_iter().rev() {
             let Some(dy) = back.nodes[id].take() else { continue };
@@ -195,7 +198,7 @@ impl Taken {
                 }
             }
         }
-        let dx = self.input.and_then(|id| back.nodes[id].take());
+        let dx = self.inputs.into_iter().map(|id| back.nodes[id].take()).collect();
         Ok((dx, back.parameters.unwrap_or_default()))
     }
 }

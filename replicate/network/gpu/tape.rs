@@ -8,12 +8,11 @@
 
 use self::backward::{Gradient, Taken};
 use crate::network::gpu::{self as cuda};
-use crate::network::mix;
-use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample};
+use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample, mix, pack, unpack};
 use candle_core::backend::BackendStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, Var, bail,
+    CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, Var, bail,
 };
 use std::cell::RefCell;
 use std::sync::Mutex;
@@ -144,9 +143,6 @@ enum Step {
 pub struct Fused<'a> {
     /// Without a history.
     parameters: &'a [Tensor],
-    device: &'a Device,
-    /// The type of the maps.
-    maps: DType,
     trained: bool,
     /// The operation, and the id of its result.
     steps: Vec<(Step, usize)>,
@@ -232,17 +228,6 @@ fn group_norm(norm: &Norm) -> cuda::GroupNorm {
 
 impl Ops for Fused<'_> {
     type Map = Node;
-
-    fn rows(&mut self, values: Vec<f32>, channels: usize) -> Result<Node> {
-        let images = values.len() / channels;
-        let rows = Tensor::from_vec(values, (images, 1, 1, channels), self.device)?;
-        Ok(self.input(rows, false))
-    }
-
-    fn constant(&mut self, x: &Tensor) -> Result<Node> {
-        let map = to_map(&x.detach(), self.maps)?;
-        Ok(self.input(map, false))
-    }
 
     fn conv(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
         let x = self.settled(x)?;
@@ -387,50 +372,69 @@ pub fn gradients(loss: &Tensor) -> Result<GradStore> {
     Ok(gradients)
 }
 
-/// `walk` over the images `x` (B, C, H, W), or rows (B, C), in float32 on a GPU; what the
-/// operations leave to each other is of the type `maps`. Gradients
-/// reach `x` through candle, `parameters` through [`gradients`], where candle tracks them.
-/// Gives (B, C, H, W), or (B, C) where H = W = 1, in float32.
+/// The outputs of `walk` over `inputs`, (B, C, H, W) or rows (B, C), in float32 on a GPU;
+/// what the operations leave to each other is of the type `maps`. Gradients reach inputs
+/// through candle, `parameters` through [`gradients`], where candle tracks them. Outputs are
+/// (B, C, H, W), or (B, C) where H = W = 1, in float32.
 ///
 /// # Errors
 /// What `walk` fails with.
 pub fn apply(
     parameters: &[Tensor],
-    x: &Tensor,
+    inputs: &[&Tensor],
     maps: DType,
-    walk: impl FnOnce(&mut Fused, &Node) -> Result<Node>,
-) -> Result<Tensor> {
-    let (trained, tracked) = (parameters.iter().any(Tensor::track_op), x.track_op());
+    walk: impl FnOnce(&mut Fused, &[Node]) -> Result<Vec<Node>>,
+) -> Result<Vec<Tensor>> {
+    let trained = parameters.iter().any(Tensor::track_op);
     let detached: Vec<Tensor> = parameters.iter().map(Tensor::detach).collect();
-    let (device, steps) = (x.device(), Vec::new());
-    let mut ops = Fused { parameters: &detached, device, maps, trained, steps, nodes: 0 };
-    let input = ops.input(to_map(&x.detach(), maps)?, tracked);
-    let output = walk(&mut ops, &input)?;
-    let output = ops.settled(&output)?;
-    let y = match from_map(&output.map)? {
-        y if y.dims()[2..] == [1, 1] => y.flatten_from(1)?,
-        y => y,
+    let mut ops = Fused { parameters: &detached, trained, steps: Vec::new(), nodes: 0 };
+    let node = |x: &&Tensor| Ok(ops.input(to_map(&x.detach(), maps)?, x.track_op()));
+    let nodes: Vec<Node> = inputs.iter().map(node).collect::<Result<_>>()?;
+    let outputs = walk(&mut ops, &nodes)?;
+    let outputs: Vec<Node> = outputs.iter().map(|y| ops.settled(y)).collect::<Result<_>>()?;
+    let shaped = |output: &Node| match from_map(&output.map)? {
+        y if y.dims()[2..] == [1, 1] => y.flatten_from(1),
+        y => Ok(y),
     };
-    if !trained && !tracked {
+    let y: Vec<Tensor> = outputs.iter().map(shaped).collect::<Result<_>>()?;
+    let tracked: Vec<Tensor> = inputs.iter().filter(|x| x.track_op()).map(|x| (*x).clone()).collect();
+    if !trained && tracked.is_empty() {
         return Ok(y);
     }
-    let taken = Taken { steps: ops.steps, nodes: ops.nodes, input: input.id, output: output.id };
-    let parameters = if trained { parameters.to_vec() } else { Vec::new() };
-    let dtype = output.map.dtype();
-    let done = Done { parameters, detached, y, dtype, taken: Mutex::new(Some(taken)) };
+    let taken = Taken {
+        steps: ops.steps,
+        nodes: ops.nodes,
+        inputs: nodes.iter().filter_map(|node| node.id).collect(),
+        outputs: outputs.iter().map(|output| output.id).collect(),
+    };
     // Candle asks for gradients where an argument has one: this one stands for all parameters.
-    let all = Var::zeros(1, DType::F32, x.device())?;
-    x.contiguous()?.apply_op2(&all, done)
+    let all = Var::zeros(1, DType::F32, inputs[0].device())?;
+    let x = if tracked.is_empty() { all.as_tensor().detach() } else { pack(&tracked)? };
+    let shapes = |tensors: &[Tensor]| tensors.iter().map(|x| x.shape().clone()).collect::<Vec<_>>();
+    let done = Done {
+        parameters: if trained { parameters.to_vec() } else { Vec::new() },
+        detached,
+        inputs: shapes(&tracked),
+        outputs: shapes(&y),
+        dtypes: outputs.iter().map(|output| output.map.dtype()).collect(),
+        y: pack(&y)?,
+        taken: Mutex::new(Some(taken)),
+    };
+    let shapes = done.outputs.clone();
+    unpack(&x.apply_op2(&all, done)?, &shapes)
 }
 
-/// A forward pass that was made, as candle's operation of the images.
+/// A forward pass that was made, as candle's operation of the inputs that it tracks.
 struct Done {
     /// Those that candle tracks, if any.
     parameters: Vec<Tensor>,
     detached: Vec<Tensor>,
+    /// All outputs.
     y: Tensor,
-    /// Of the gradient that the pass begins with.
-    dtype: DType,
+    inputs: Vec<Shape>,
+    outputs: Vec<Shape>,
+    /// Of the gradients that the pass begins with.
+    dtypes: Vec<DType>,
     taken: Mutex<Option<Taken>>,
 }
 
@@ -457,7 +461,7 @@ impl CustomOp2 for Done {
 
     fn bwd(
         &self,
-        x: &Tensor,
+        _: &Tensor,
         _: &Tensor,
         _: &Tensor,
         dy: &Tensor,
@@ -465,13 +469,22 @@ impl CustomOp2 for Done {
         let Some(taken) = self.taken.lock().expect("nobody panicked").take() else {
             bail!("a network's gradient is computed once")
         };
-        let (dy, trained) = (to_map(dy, self.dtype)?, !self.parameters.is_empty());
-        let (dx, sums) = taken.backward(&self.detached, dy, trained)?;
+        let dy = unpack(dy, &self.outputs)?;
+        let dy = dy.iter().zip(&self.dtypes).map(|(dy, dtype)| to_map(dy, *dtype)).collect::<Result<_>>()?;
+        let (dx, sums) = taken.backward(&self.detached, dy, !self.parameters.is_empty())?;
         let reached = self.parameters.iter().cloned().zip(sums);
         DELIVERED.with_borrow_mut(|all| all.extend(reached.filter_map(|(p, sum)| Some((p, sum?)))));
-        let Some(Gradient { map, scale }) = dx else { return Ok((None, None)) };
-        let map = if x.rank() == 2 { map.flatten_from(1)? } else { from_map(&map)? };
-        let dx = Some(Gradient { map, scale }.exact()?);
-        Ok((dx, None))
+        if dx.iter().all(Option::is_none) {
+            return Ok((None, None));
+        }
+        let each = |(dx, shape): (Option<Gradient>, &Shape)| match dx {
+            Some(Gradient { map, scale }) => {
+                let map = if shape.rank() == 2 { map.flatten_from(1)? } else { from_map(&map)? };
+                Gradient { map, scale }.exact()
+            }
+            None => Tensor::zeros(shape, DType::F32, self.y.device()),
+        };
+        let dx: Vec<Tensor> = dx.into_iter().zip(&self.inputs).map(each).collect::<Result<_>>()?;
+        Ok((Some(pack(&dx)?), None))
     }
 }

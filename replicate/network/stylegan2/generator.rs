@@ -3,7 +3,7 @@
 use super::{Config, EPS, Layer, Maker, NORMAL, Reading, Readings, SPREAD, ZERO, mapping};
 use crate::network::count::{Count, outlined};
 use crate::network::params::{Arrays, Params, Source};
-use crate::network::{Ops, Param, Plus, Resample, Walk};
+use crate::network::{self, Ops, Param, Plus, Resample, Walk, activations};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::f32::consts::SQRT_2;
@@ -69,14 +69,10 @@ impl Generator {
     /// What it has, and does for one image.
     pub fn count(config: &Config) -> Count {
         let g = outlined(|vb| Generator::new(config, vb));
-        let constant = |shape| Tensor::zeros(shape, DType::F32, &Device::Cpu);
-        let noise = g.noise_sizes().into_iter().map(|size| constant((1, 1, size, size)));
-        let count = || -> Result<Count> {
-            let noise = noise.collect::<Result<Vec<_>>>()?;
-            let walk = Drawn { generator: &g, pixels: constant((1, 16, 4, 4))?, noise: &noise };
-            Ok(Count::walked(&g.readings.stored, &g.readings.shapes()?, &walk, [config.latent, 1, 1]))
-        };
-        count().expect("shapes are all that a count needs")
+        let noise = g.noise_sizes().into_iter().map(|size| [1, size, size]);
+        let inputs: Vec<_> = [[config.latent, 1, 1], [16, 4, 4]].into_iter().chain(noise).collect();
+        let read = g.readings.shapes().expect("shapes are all that a count needs");
+        Count::read(&g.readings.stored, &read, &g, &inputs)
     }
 
     /// Pixels on a side of each map of noise.
@@ -97,34 +93,27 @@ impl Generator {
         }
         let pixels = Tensor::eye(16, DType::F32, z.device())?.reshape((1, 16, 4, 4))?;
         let pixels = pixels.broadcast_as((images, 16, 4, 4))?.contiguous()?;
-        Drawn { generator: self, pixels, noise }.apply(&self.readings.tensors()?, z)
+        let inputs: Vec<&Tensor> = [z, &pixels].into_iter().chain(noise).collect();
+        Ok(network::forward(&self.readings.tensors()?, &inputs, activations(z.device()), self)?.remove(0))
     }
 }
 
-/// The walk from z with the constants that it takes.
-struct Drawn<'a> {
-    generator: &'a Generator,
-    /// For each pixel of 4 x 4 a channel that is 1 there and 0 elsewhere.
-    pixels: Tensor,
-    noise: &'a [Tensor],
-}
-
-impl Walk for Drawn<'_> {
-    fn walk<O: Ops>(&self, ops: &mut O, z: &O::Map) -> Result<O::Map> {
-        let Generator { mapping, start, blocks, .. } = self.generator;
-        let w = mapping.iter().try_fold(z.clone(), |w, layer| layer.forward(ops, &w))?;
-        let pixels = ops.constant(&self.pixels)?;
-        let mut x = ops.conv(&pixels, *start, None, Plus::NOTHING)?;
-        let mut noise = self.noise.iter();
+/// From z; for each pixel of 4 x 4 a channel that is 1 there and 0 elsewhere; the noise.
+impl Walk for Generator {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let Generator { mapping, start, blocks, .. } = self;
+        let w = mapping.iter().try_fold(inputs[0].clone(), |w, layer| layer.forward(ops, &w))?;
+        let mut x = ops.conv(&inputs[1], *start, None, Plus::NOTHING)?;
+        let mut noise = inputs[2..].iter();
         let mut image = None;
         for Block { up, conv, rgb } in blocks {
             for conv in up.iter().chain([conv]) {
-                let noise = ops.constant(noise.next().expect("as many as convolutions"))?;
-                x = conv.forward(ops, &x, &w, &noise)?;
+                let noise = noise.next().expect("as many as convolutions");
+                x = conv.forward(ops, &x, &w, noise)?;
             }
             image = Some(rgb.forward(ops, &x, &w, image.as_ref())?);
         }
-        Ok(image.expect("a generator has blocks"))
+        Ok(vec![image.expect("a generator has blocks")])
     }
 }
 

@@ -12,7 +12,7 @@ pub use discriminator::Discriminator;
 pub use generator::Generator;
 
 use crate::network::count::{Count, Size};
-use crate::network::{Builder, Ops, Param, Plus, Resample, Walk};
+use crate::network::{self, Builder, Ops, Param, Plus, Resample, Walk, activations};
 use candle_core::{Result, Shape, Tensor};
 use candle_nn::{Init, VarBuilder};
 use std::cell::RefCell;
@@ -215,41 +215,40 @@ struct Sequence {
 
 impl Sequence {
     fn count(&self, size: Size) -> Result<Count> {
-        Ok(Count::walked(&self.readings.stored, &self.readings.shapes()?, self, size))
+        Ok(Count::read(&self.readings.stored, &self.readings.shapes()?, self, &[size]))
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.apply(&self.readings.tensors()?, x)
+        let tensors = self.readings.tensors()?;
+        Ok(network::forward(&tensors, &[x], activations(x.device()), self)?.remove(0))
     }
 
     /// What becomes of `x`, whose gradient is not asked for, and the derivative along `dx`.
     fn along(&self, x: &Tensor, dx: &Tensor) -> Result<[Tensor; 2]> {
-        let both = Along { layers: &self.layers, x }.apply(&self.readings.tensors()?, dx)?;
-        let channels = both.dim(1)? / 2;
-        Ok([both.narrow(1, 0, channels)?, both.narrow(1, channels, channels)?])
+        let (tensors, inputs) = (self.readings.tensors()?, [&x.detach(), dx]);
+        let mut both = network::forward(&tensors, &inputs, activations(x.device()), &Along(self))?;
+        let dx = both.remove(1);
+        Ok([both.remove(0), dx])
     }
 }
 
 impl Walk for Sequence {
-    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
-        self.layers.iter().try_fold(x.clone(), |x, layer| layer.forward(ops, &x))
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let x = self.layers.iter().try_fold(inputs[0].clone(), |x, layer| layer.forward(ops, &x))?;
+        Ok(vec![x])
     }
 }
 
-/// The walk of a tangent: of the channels, the first half are the values, the second half
-/// the tangent's.
-struct Along<'a> {
-    layers: &'a [Layer],
-    x: &'a Tensor,
-}
+/// The walk of values and a tangent.
+struct Along<'a>(&'a Sequence);
 
 impl Walk for Along<'_> {
-    fn walk<O: Ops>(&self, ops: &mut O, dx: &O::Map) -> Result<O::Map> {
-        let (mut x, mut dx) = (ops.constant(self.x)?, dx.clone());
-        for layer in self.layers {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let (mut x, mut dx) = (inputs[0].clone(), inputs[1].clone());
+        for layer in &self.0.layers {
             dx = layer.along(ops, &x, &dx)?;
             x = layer.forward(ops, &x)?;
         }
-        ops.concat(&x, &dx)
+        Ok(vec![x, dx])
     }
 }

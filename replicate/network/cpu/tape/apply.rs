@@ -1,0 +1,298 @@
+//! From candle's tensors through a network and back.
+
+use super::{Node, Parameter, Taken, Tape};
+use crate::network::cpu::{self, Aligned, Maps, Packed, Weight};
+use crate::network::{Param, pack, unpack};
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// Sums of the gradients of all parameters, one behind the other.
+pub(super) struct Sums<'a> {
+    values: Aligned,
+    places: &'a [Range<usize>],
+}
+
+impl Sums<'_> {
+    pub fn of(&mut self, param: Param) -> &mut [f32] {
+        &mut self.values[self.places[param.0].clone()]
+    }
+}
+
+/// Where the sums of each parameter are, and the length of all.
+fn places(parameters: &[Parameter]) -> (Vec<Range<usize>>, usize) {
+    let mut end = 0;
+    let places = parameters.iter().map(|p| {
+        let start = end;
+        end += p.weight.map_or(p.values.len(), |weight| weight.sums_len());
+        start..end
+    });
+    (places.collect(), end)
+}
+
+/// Images of a group: what one thread takes through the whole network.
+const GROUP: usize = 4;
+/// As many sums of gradients are made side by side, and added in order.
+const SUMS: usize = 8;
+/// From as many parameters on, groups are single images, and there are two sums.
+const LARGE: usize = 2_000_000;
+
+fn group_and_sums(parameters: &[Tensor]) -> (usize, usize) {
+    let all: usize = parameters.iter().map(Tensor::elem_count).sum();
+    if all < LARGE { (GROUP, SUMS) } else { (1, 2) }
+}
+
+/// The outputs of `walk` over `inputs`, (B, C, H, W) or rows (B, C), all float32 on the CPU.
+/// Candle's gradients reach inputs and `parameters` where it tracks them; that of a parameter
+/// which `walk` does not use is zero. Outputs are (B, C, H, W), or (B, C) where H = W = 1.
+///
+/// # Errors
+/// What `walk` fails with; values that are not float32 on the CPU; no images, or not the same
+/// number of them in every input.
+pub fn apply(
+    parameters: &[Tensor],
+    inputs: &[&Tensor],
+    walk: impl Fn(&mut Tape, &[Node]) -> Result<Vec<Node>> + Sync,
+) -> Result<Vec<Tensor>> {
+    if inputs.iter().copied().chain(parameters).any(|tensor| tensor.dtype() != DType::F32) {
+        bail!("networks on the CPU are float32");
+    }
+    let trained = parameters.iter().any(Tensor::track_op);
+    let inputs: Vec<Tensor> = inputs.iter().map(|x| x.contiguous()).collect::<Result<_>>()?;
+    let sizes: Vec<Sizes> = inputs.iter().map(|x| Sizes::of(x.dims())).collect::<Result<_>>()?;
+    let images = sizes[0].images;
+    if inputs.iter().any(|x| x.elem_count() == 0 || x.dims()[0] != images) {
+        bail!("a network takes images, not {:?}", inputs.iter().map(Tensor::dims).collect::<Vec<_>>());
+    }
+    let (group, _) = group_and_sums(parameters);
+    let starts: Vec<usize> = (0..images).step_by(group).collect();
+    let taken: Vec<Taken> = with_parameters(parameters, Weight::packed, |loaded| {
+        with_values(&inputs, |values| {
+            let forward = |first: usize| {
+                let range = first..images.min(first + group);
+                let mut tape = Tape { parameters: loaded, trained, steps: Vec::new(), nodes: 0 };
+                let input = |((sizes, values), x): ((&Sizes, &&[f32]), &Tensor)| {
+                    tape.input(to_maps(*sizes, values, range.clone()), x.track_op())
+                };
+                let nodes: Vec<Node> = sizes.iter().zip(values).zip(&inputs).map(input).collect();
+                let outputs = walk(&mut tape, &nodes)?;
+                let inputs = nodes.iter().filter_map(|node| node.id).collect();
+                Ok(Taken { images: range, steps: tape.steps, nodes: tape.nodes, inputs, outputs })
+            };
+            starts.into_par_iter().map(forward).collect()
+        })
+    })?;
+    let output = |which: usize| {
+        let shape = match taken[0].outputs[which].maps.shape() {
+            [1, 1, c] => vec![images, c],
+            [h, w, c] => vec![images, c, h, w],
+        };
+        let mut y = vec![0f32; shape.iter().product()];
+        let mut rest = y.as_mut_slice();
+        for part in &taken {
+            let maps = &part.outputs[which].maps;
+            let (here, after) = rest.split_at_mut(maps.values().len());
+            from_maps(maps, here);
+            rest = after;
+        }
+        Tensor::from_vec(y, shape, &Device::Cpu)
+    };
+    let outputs: Vec<Tensor> = (0..taken[0].outputs.len()).map(output).collect::<Result<_>>()?;
+    let tracked: Vec<Tensor> = inputs.into_iter().filter(Tensor::track_op).collect();
+    if !trained && tracked.is_empty() {
+        return Ok(outputs);
+    }
+    // Everything that has a gradient as two arguments of one operation with one result.
+    let nothing = || Tensor::zeros(1, DType::F32, &Device::Cpu);
+    let x = if tracked.is_empty() { nothing()? } else { pack(&tracked)? };
+    let flat = if trained {
+        let flat: Vec<Tensor> = parameters.iter().map(Tensor::flatten_all).collect::<Result<_>>()?;
+        Tensor::cat(&flat, 0)?
+    } else {
+        nothing()?
+    };
+    let shapes = |tensors: &[Tensor]| tensors.iter().map(|x| x.shape().clone()).collect::<Vec<_>>();
+    let done = Done {
+        parameters: parameters.iter().map(Tensor::detach).collect(),
+        y: pack(&outputs)?,
+        inputs: shapes(&tracked),
+        outputs: shapes(&outputs),
+        taken: Mutex::new(taken),
+    };
+    let shapes = done.outputs.clone();
+    unpack(&x.apply_op2(&flat, done)?, &shapes)
+}
+
+/// Of a batch (B, C, H, W), or (B, C) with H = W = 1.
+#[derive(Clone, Copy)]
+struct Sizes {
+    images: usize,
+    channels: usize,
+    height: usize,
+    width: usize,
+}
+
+impl Sizes {
+    fn of(dims: &[usize]) -> Result<Sizes> {
+        match *dims {
+            [images, channels, height, width] => Ok(Sizes { images, channels, height, width }),
+            [images, channels] => Ok(Sizes { images, channels, height: 1, width: 1 }),
+            _ => bail!("a network takes (B, C, H, W) or (B, C), not {dims:?}"),
+        }
+    }
+
+    /// Values of an image.
+    fn each(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+}
+
+/// Images `range` of a batch, channels last.
+fn to_maps(sizes: Sizes, values: &[f32], range: Range<usize>) -> Maps {
+    let (Sizes { channels, height, width, .. }, each) = (sizes, sizes.each());
+    let mut maps = Maps::stale(range.len(), [height, width, channels]);
+    let images = values[range.start * each..range.end * each].chunks_exact(each);
+    for (to, from) in maps.values_mut().chunks_exact_mut(each).zip(images) {
+        for (c, plane) in from.chunks_exact(height * width).enumerate() {
+            for (to, from) in to[c..].iter_mut().step_by(channels).zip(plane) {
+                *to = *from;
+            }
+        }
+    }
+    maps
+}
+
+/// Back to (images, C, H, W).
+fn from_maps(maps: &Maps, values: &mut [f32]) {
+    let [height, width, channels] = maps.shape();
+    let each = channels * height * width;
+    for (to, from) in values.chunks_exact_mut(each).zip(maps.values().chunks_exact(each)) {
+        for (c, plane) in to.chunks_exact_mut(height * width).enumerate() {
+            for (to, from) in plane.iter_mut().zip(from[c..].iter().step_by(channels)) {
+                *to = *from;
+            }
+        }
+    }
+}
+
+/// Reads contiguous CPU tensors.
+fn with_values<R>(tensors: &[Tensor], f: impl FnOnce(&[&[f32]]) -> Result<R>) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let mut all = Vec::with_capacity(guards.len());
+    for (storage, layout) in &guards {
+        let Storage::Cpu(storage) = &**storage else { bail!("a CPU tensor is needed") };
+        all.push(cpu::values(storage, layout)?);
+    }
+    f(&all)
+}
+
+/// Reads parameters, the weights as `pack` makes them.
+fn with_parameters<R>(
+    parameters: &[Tensor],
+    pack: fn(&Weight, &[f32]) -> Packed,
+    f: impl FnOnce(&[Parameter]) -> Result<R>,
+) -> Result<R> {
+    let weight = |parameter: &Tensor| match *parameter.dims() {
+        [outputs, inputs] => Some(Weight { outputs, inputs, side: 1 }),
+        [outputs, inputs, side, other] if side == other => Some(Weight { outputs, inputs, side }),
+        _ => None,
+    };
+    let weights: Vec<Option<Weight>> = parameters.iter().map(weight).collect();
+    with_values(parameters, |all| {
+        let load = |(values, weight): (&&'_ [f32], &Option<Weight>)| weight.map(|w| pack(&w, values));
+        let made: Vec<_> = all.par_iter().zip(&weights).map(load).collect();
+        let each = all.iter().zip(weights).zip(made);
+        let loaded: Vec<Parameter> =
+            each.map(|((values, weight), packed)| Parameter { values, weight, packed }).collect();
+        f(&loaded)
+    })
+}
+
+/// A forward pass that was made, as candle's operation of the inputs that it tracks and of
+/// all parameters, each in one row.
+struct Done {
+    parameters: Vec<Tensor>,
+    /// All outputs.
+    y: Tensor,
+    inputs: Vec<Shape>,
+    outputs: Vec<Shape>,
+    taken: Mutex<Vec<Taken>>,
+}
+
+impl CustomOp2 for Done {
+    fn name(&self) -> &'static str {
+        "network"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = with_values(std::slice::from_ref(&self.y), |y| Ok(y[0].to_vec()))?;
+        Ok((CpuStorage::F32(y), self.y.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        flat: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let taken = std::mem::take(&mut *self.taken.lock().expect("nobody panicked"));
+        if taken.is_empty() {
+            bail!("a network's gradient is computed once");
+        }
+        let dy = unpack(dy, &self.outputs)?.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
+        let sizes = |shapes: &[Shape]| shapes.iter().map(|s| Sizes::of(s.dims())).collect::<Result<Vec<_>>>();
+        let (inputs, outputs) = (sizes(&self.inputs)?, sizes(&self.outputs)?);
+        let (trained, tracked) = (flat.track_op(), x.track_op());
+        let (_, most) = group_and_sums(&self.parameters);
+        // Consecutive groups share a sum.
+        let per_sum = taken.len().div_ceil(most);
+        let (dx, dflat) = with_parameters(&self.parameters, Weight::turned, |loaded| {
+            with_values(&dy, |dy| {
+                let (places, length) = places(loaded);
+                let share = |groups: Vec<Taken>| {
+                    let mut sums = trained.then(|| Sums { values: Aligned::zeros(length), places: &places });
+                    let back = |taken: Taken| {
+                        let images = taken.images.clone();
+                        let dy = outputs.iter().zip(dy).map(|(size, dy)| to_maps(*size, dy, images.clone()));
+                        (images.start, taken.backward(loaded, dy.collect(), sums.as_mut()))
+                    };
+                    let dx: Vec<_> = groups.into_iter().map(back).collect();
+                    (dx, sums.map(|sums| sums.values))
+                };
+                let parts: Vec<_> = taken.into_par_iter().chunks(per_sum).map(share).collect();
+                let mut dx: Vec<Vec<f32>> =
+                    self.inputs.iter().map(|shape| vec![0f32; shape.elem_count()]).collect();
+                let mut sums: Vec<Aligned> = Vec::new();
+                for (images, part) in parts {
+                    for (first, maps) in images {
+                        for ((dx, size), maps) in dx.iter_mut().zip(&inputs).zip(maps) {
+                            let Some(maps) = maps else { continue };
+                            from_maps(&maps, &mut dx[first * size.each()..][..maps.values().len()]);
+                        }
+                    }
+                    sums.extend(part);
+                }
+                let gradient = |(p, place): (&Parameter, &Range<usize>)| {
+                    let (first, others) = sums.split_first().expect("there is a group");
+                    let mut sum = first[place.clone()].to_vec();
+                    for other in others {
+                        sum.iter_mut().zip(&other[place.clone()]).for_each(|(s, m)| *s += m);
+                    }
+                    match &p.weight {
+                        Some(weight) => weight.gradient(&sum),
+                        None => sum,
+                    }
+                };
+                let gradients = || loaded.par_iter().zip(&places).map(gradient).collect::<Vec<_>>().concat();
+                Ok((dx, trained.then(gradients)))
+            })
+        })?;
+        let shaped = |(values, shape): (_, &Shape)| Tensor::from_vec(values, shape, &Device::Cpu);
+        let dx: Vec<Tensor> = dx.into_iter().zip(&self.inputs).map(shaped).collect::<Result<_>>()?;
+        let dx = tracked.then(|| pack(&dx)).transpose()?;
+        let dflat = dflat.map(|d| Tensor::from_vec(d, flat.shape(), flat.device())).transpose()?;
+        Ok((dx, dflat))
+    }
+}

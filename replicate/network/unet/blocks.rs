@@ -1,0 +1,186 @@
+//! What the U-Net is made of: linear layers, convolutions, attention, residual blocks.
+
+use crate::network::{Builder, Norm, Ops, Param, Plus};
+use candle_core::Result;
+use candle_nn::Init;
+
+/// Residual sums are scaled to keep their variance.
+const SKIP_SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
+
+/// Uniform Xavier bounds times `gain`.
+fn xavier(fan_in: usize, fan_out: usize, gain: f64) -> Init {
+    let bound = gain * (6.0 / (fan_in + fan_out) as f64).sqrt();
+    Init::Uniform { lo: -bound, up: bound }
+}
+
+/// EDM's "zero" initialisation is not quite zero.
+pub(super) const ZERO: f64 = 1e-5;
+
+pub(super) struct Linear {
+    pub weight: Param,
+    pub bias: Option<Param>,
+}
+
+impl Linear {
+    pub fn new(inputs: usize, outputs: usize, bias: bool, b: Builder) -> Result<Linear> {
+        Ok(Linear {
+            weight: b.get((outputs, inputs), "weight", xavier(inputs, outputs, 1.0))?,
+            bias: if bias { Some(b.get(outputs, "bias", Init::Const(0.0))?) } else { None },
+        })
+    }
+
+    pub fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        ops.conv(x, self.weight, self.bias, Plus::NOTHING)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Resample {
+    Keep,
+    Down,
+    Up,
+}
+
+pub(super) struct Conv {
+    weight: Param,
+    bias: Param,
+    resample: Resample,
+}
+
+impl Conv {
+    pub fn new(
+        inputs: usize,
+        outputs: usize,
+        k: usize,
+        gain: f64,
+        resample: Resample,
+        b: Builder,
+    ) -> Result<Conv> {
+        let init = xavier(inputs * k * k, outputs * k * k, gain);
+        Ok(Conv {
+            weight: b.get((outputs, inputs, k, k), "weight", init)?,
+            bias: b.get(outputs, "bias", Init::Const(0.0))?,
+            resample,
+        })
+    }
+
+    pub fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, plus: Plus<O::Map>) -> Result<O::Map> {
+        let x = match self.resample {
+            Resample::Keep => x,
+            Resample::Down => &ops.down2(x)?,
+            Resample::Up => &ops.up2(x)?,
+        };
+        ops.conv(x, self.weight, Some(self.bias), plus)
+    }
+}
+
+/// EDM's group normalisation, and SiLU after it if `silu`.
+pub(super) fn norm(channels: usize, silu: bool, b: Builder) -> Result<Norm> {
+    Ok(Norm {
+        gamma: b.get(channels, "weight", Init::Const(1.0))?,
+        beta: b.get(channels, "bias", Init::Const(0.0))?,
+        groups: (channels / 4).clamp(1, 32),
+        eps: 1e-6,
+        silu,
+    })
+}
+
+struct Attention {
+    norm: Norm,
+    qkv: Conv,
+    proj: Conv,
+}
+
+impl Attention {
+    pub fn new(channels: usize, b: Builder) -> Result<Attention> {
+        Ok(Attention {
+            norm: norm(channels, false, b.pp("norm2"))?,
+            qkv: Conv::new(channels, 3 * channels, 1, 0.2f64.sqrt(), Resample::Keep, b.pp("qkv"))?,
+            proj: Conv::new(channels, channels, 1, ZERO, Resample::Keep, b.pp("proj"))?,
+        })
+    }
+
+    pub fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let normed = ops.norm(x, &self.norm)?;
+        let qkv = self.qkv.forward(ops, &normed, Plus::NOTHING)?;
+        let a = ops.attention(&qkv)?;
+        self.proj.forward(ops, &a, Plus { term: None, residual: Some((x, SKIP_SCALE)) })
+    }
+}
+
+/// What the blocks are told about the noise: rows of one width.
+pub(super) struct Embedding<M> {
+    pub first: M,
+    /// Where every block takes a second one.
+    pub second: Option<M>,
+}
+
+/// Of the embeddings that blocks are built for.
+#[derive(Clone, Copy)]
+pub(super) struct Widths {
+    pub width: usize,
+    pub second: bool,
+}
+
+/// One residual block.
+pub(super) struct Block {
+    norm0: Norm,
+    conv0: Conv,
+    affine: Linear,
+    /// Of the second embedding, where every block has one.
+    affine_s: Option<Linear>,
+    norm1: Norm,
+    conv1: Conv,
+    skip: Option<Conv>,
+    attention: Option<Attention>,
+}
+
+impl Block {
+    pub fn new(
+        inputs: usize,
+        outputs: usize,
+        embedding: Widths,
+        resample: Resample,
+        attention: bool,
+        b: Builder,
+    ) -> Result<Block> {
+        let project = inputs != outputs || resample != Resample::Keep;
+        Ok(Block {
+            norm0: norm(inputs, true, b.pp("norm0"))?,
+            conv0: Conv::new(inputs, outputs, 3, 1.0, resample, b.pp("conv0"))?,
+            affine: Linear::new(embedding.width, outputs, true, b.pp("affine"))?,
+            affine_s: match embedding.second {
+                true => Some(Linear::new(embedding.width, outputs, true, b.pp("affine_s"))?),
+                false => None,
+            },
+            norm1: norm(outputs, true, b.pp("norm1"))?,
+            conv1: Conv::new(outputs, outputs, 3, ZERO, Resample::Keep, b.pp("conv1"))?,
+            skip: if project {
+                Some(Conv::new(inputs, outputs, 1, 1.0, resample, b.pp("skip"))?)
+            } else {
+                None
+            },
+            attention: if attention { Some(Attention::new(outputs, b)?) } else { None },
+        })
+    }
+
+    pub fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, emb: &Embedding<O::Map>) -> Result<O::Map> {
+        let mut term = self.affine.forward(ops, &emb.first)?;
+        if let (Some(affine), Some(second)) = (&self.affine_s, &emb.second) {
+            let plus = Plus { term: None, residual: Some((&term, 1.0)) };
+            term = ops.conv(second, affine.weight, affine.bias, plus)?;
+        }
+        let h = ops.norm(x, &self.norm0)?;
+        let h = self.conv0.forward(ops, &h, Plus { term: Some(&term), residual: None })?;
+        let h = ops.norm(&h, &self.norm1)?;
+        let skip = match &self.skip {
+            Some(skip) => &skip.forward(ops, x, Plus::NOTHING)?,
+            None => x,
+        };
+        let y = self.conv1.forward(ops, &h, Plus { term: None, residual: Some((skip, SKIP_SCALE)) })?;
+        match &self.attention {
+            Some(attention) => attention.forward(ops, &y),
+            None => Ok(y),
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The encoder half with a head: real or generated.
+
+use super::blocks::{Linear, norm};
+use super::{Conditioning, Config, Encoder, SecondTime};
+use crate::network::precondition::Precondition;
+use crate::network::{Builder, Norm, Ops, Walk, scale_images};
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// c(x_t, t): the encoder half with one scalar logit on top, positive for data
+/// (section 2; the paper is silent on the head: group norm, SiLU, mean over
+/// pixels, linear).
+pub struct Critic {
+    pub(crate) parameters: Vec<Tensor>,
+    encoder: Encoder,
+    norm: Norm,
+    head: Linear,
+}
+
+/// Prefix of the names that only the critic has.
+pub const CRITIC_HEAD: &str = "critic.";
+
+impl Critic {
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Critic> {
+        let b = Builder::new(vb);
+        let encoder = Encoder::new(config, SecondTime::None, b.pp("model"))?;
+        let channels = *encoder.channels.last().expect("an encoder has blocks");
+        let top = b.pp("critic");
+        let norm = norm(channels, true, top.pp("norm"))?;
+        let head = Linear::new(channels, 1, true, top.pp("head"))?;
+        Ok(Critic { parameters: b.parameters(), encoder, norm, head })
+    }
+
+    /// Logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B); `augment` as
+    /// for [`Denoiser::forward`].
+    pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
+        let c = Precondition::at(sigma);
+        let told = Conditioning { noise: &c.noise, second: None, augment };
+        let x = scale_images(x, &c.input)?;
+        self.encoder.run(&self.parameters, &x, &told, self)?.remove(0).flatten_all()
+    }
+
+    /// Logits (B) of real and of generated images (B, C, H, W) at the same noise levels,
+    /// from one pass; `labels` of both where they were augmented.
+    pub fn both(
+        &self,
+        real: &Tensor,
+        fake: &Tensor,
+        sigma: &[f32],
+        labels: Option<(Vec<f32>, Vec<f32>)>,
+    ) -> Result<[Tensor; 2]> {
+        let n = sigma.len();
+        let labels = labels.map(|(real, fake)| [real, fake].concat());
+        let images = Tensor::cat(&[real, fake], 0)?;
+        let logits = self.forward(&images, &[sigma, sigma].concat(), labels.as_deref())?;
+        Ok([logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?])
+    }
+}
+
+/// From the scaled images and what they are told to a logit.
+impl Walk for Critic {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let emb = self.encoder.embed(ops, &inputs[1..])?;
+        let last = self.encoder.forward(ops, &inputs[0], &emb)?.pop();
+        let normed = ops.norm(&last.expect("an encoder has blocks"), &self.norm)?;
+        let pooled = ops.mean(&normed)?;
+        Ok(vec![self.head.forward(ops, &pooled)?])
+    }
+}

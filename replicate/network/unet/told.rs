@@ -1,0 +1,48 @@
+//! What a network is told beside the images.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+/// Values by image: one each, or one row each of labels.
+#[derive(Clone, Copy, Default)]
+pub struct Conditioning<'a> {
+    /// c_noise
+    pub noise: &'a [f32],
+    /// c_noise of the second time, for a network that has one ([`super::SecondTime`]).
+    pub second: Option<&'a [f32]>,
+    /// Augmentation labels, only where the images were augmented.
+    pub augment: Option<&'a [f32]>,
+}
+
+/// The positional embedding of c_noise, rows [sin n f | cos n f]: EDM makes cos | sin and
+/// swaps the halves.
+pub(super) struct Positions(Vec<f32>);
+
+impl Positions {
+    pub fn new(channels: usize) -> Positions {
+        let half = channels / 2;
+        Positions((0..half).map(|i| libm::powf(1e-4, i as f32 / (half - 1) as f32)).collect())
+    }
+
+    pub fn channels(&self) -> usize {
+        2 * self.0.len()
+    }
+
+    pub fn rows(&self, noise: &[f32]) -> Vec<f32> {
+        let row = |n: &f32| {
+            let angles = self.0.iter().map(move |f| n * f);
+            angles.clone().map(libm::sinf).chain(angles.map(libm::cosf)).collect::<Vec<_>>()
+        };
+        noise.iter().flat_map(row).collect()
+    }
+}
+
+/// Rows (B, C) of `values`.
+///
+/// # Errors
+/// If they are not rows of `channels` values for `images` images.
+pub(super) fn rows(values: Vec<f32>, images: usize, channels: usize, device: &Device) -> Result<Tensor> {
+    if values.len() != images * channels {
+        bail!("{} values to tell {images} images, {channels} each", values.len());
+    }
+    Tensor::from_vec(values, (images, channels), device)
+}
