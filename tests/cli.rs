@@ -150,10 +150,15 @@ fn claims_see_all_that_the_store_has() {
     };
     let (code, said) = check("dikl");
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("undecided      dijs-below-dikl "), "{said}");
-    assert!(said.lines().skip(1).all(|line| line.contains("dikl")), "{said}");
+    assert!(said.contains("undecided   undecided   dijs-below-dikl "), "{said}");
+    let claims = |said: &str| {
+        let verdicts = ["undecided ", "not tested ", "holds ", "does not hold "];
+        let lines = said.lines().filter(|line| verdicts.iter().any(|verdict| line.starts_with(verdict)));
+        lines.map(str::to_string).collect::<Vec<_>>()
+    };
+    assert!(claims(&said).iter().all(|line| line.contains("dikl")), "{said}");
     let (code, said) = check("edm");
-    assert_eq!((code, said.lines().count()), (Some(5), 2), "{said}");
+    assert_eq!((code, claims(&said).len()), (Some(5), 1), "{said}");
 }
 
 #[test]
@@ -307,7 +312,7 @@ fn the_store_answers_survives_damage_and_tells() {
     };
     let scores = entry().join("scores.csv");
     let honest = std::fs::read_to_string(&scores).unwrap();
-    std::fs::write(&scores, honest.replacen("dijs,smoke,0,fd,", "dijs,smoke,0,fd,0", 1)).unwrap();
+    std::fs::write(&scores, honest.replacen("\nfd,", "\nfd,0", 1)).unwrap();
     let third = replicate(&arguments);
     assert!(third.status.success());
     assert!(text(&third.stderr).contains("scores.csv"), "{}", text(&third.stderr));

@@ -99,7 +99,7 @@ fn two_workers_make_each_cell_once() {
     let logs = workers.map(|worker| said(worker.unwrap().wait_with_output().unwrap()));
     assert_same(&results(store.path()), &alone().1);
     for cell in CELLS {
-        let label = format!("smoke-{cell}-s0 ");
+        let label = format!("smoke-{cell}-s0-weights ");
         let ends = |log: &String| {
             log.lines().filter(|line| line.starts_with(&label) && line.contains(ALL_IMAGES)).count()
         };
@@ -111,7 +111,7 @@ fn two_workers_make_each_cell_once() {
 fn a_worker_takes_over_what_a_killed_one_had_begun() {
     let store = tempfile::tempdir().unwrap();
     let mut killed = worker(store.path(), &CELLS).spawn().unwrap();
-    wait_until("a checkpoint of the first cell", || begun(store.path(), "smoke-dijs-s0"));
+    wait_until("a checkpoint of the first cell", || begun(store.path(), "smoke-dijs-s0-weights"));
     // Stopped, it keeps its lock for as long as the other needs to meet it.
     signal("STOP", killed.id());
     let mut heir = worker(store.path(), &CELLS).spawn().unwrap();
@@ -125,7 +125,8 @@ fn a_worker_takes_over_what_a_killed_one_had_begun() {
     assert!(heir.wait().unwrap().success(), "{log:?}");
     assert_same(&results(store.path()), &alone().1);
     let of_cell = |images: &str| {
-        log.iter().any(|line| line.starts_with("smoke-dijs-s0 ") && line.contains(&format!(" {images}")))
+        log.iter()
+            .any(|line| line.starts_with("smoke-dijs-s0-weights ") && line.contains(&format!(" {images}")))
     };
     assert!(of_cell(ALL_IMAGES) && !of_cell("0/192 images"), "it went on, and did not begin again: {log:?}");
 }
@@ -294,7 +295,7 @@ fn a_slurm_array_makes_what_one_worker_makes() {
     assert_same(&results(&cluster.path("store")), &alone().1);
     assert!(cluster.path("report/index.html").is_file(), "{outputs}");
     let checked = std::fs::read_to_string(cluster.path("slurm-200.out")).unwrap();
-    assert!(checked.contains("dijs smoke fd"), "{checked}");
+    assert!(checked.contains("same     dijs smoke "), "{checked}");
 }
 
 #[test]
@@ -438,7 +439,7 @@ fn the_sky_task_runs() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let log = said(output);
     assert!(!log.contains(ALL_IMAGES), "it was there: {log}");
-    assert!(text.contains("dijs smoke fd"), "{text}");
+    assert!(text.contains("same     dijs smoke "), "{text}");
     assert!(dir.path().join("report/index.html").is_file());
 }
 

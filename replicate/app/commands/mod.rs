@@ -16,7 +16,7 @@ use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::plan;
 use crate::experiment::run::{Outcome, Runner, Settings};
 use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
-use crate::judge::golden::{self, Golden, Score, read_golden};
+use crate::judge::golden::{Golden, Score, TIME, read_golden};
 use crate::judge::paper::{self, Kind};
 use crate::measure::metrics::modes::STATES;
 use crate::network::device;
@@ -86,11 +86,11 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                 write_file(&output.join(".writable"), b"")?;
                 _ = std::fs::remove_file(output.join(".writable"));
             }
-            let (mut places, mut failed) = (Vec::new(), None);
+            let (mut outcomes, mut failed) = (Vec::new(), None);
             for seed in seeds {
                 for cell in &cells {
                     match runner.row(cell, seed) {
-                        Ok(outcome) => places.push(outcome.scores.entry.dir().to_path_buf()),
+                        Ok(outcome) => outcomes.push(outcome),
                         // One row that diverges says nothing about the others.
                         Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                             say(&format!("error: {} of seed {seed} failed: {error}", cell.id));
@@ -115,7 +115,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
                     runner.mapping(cell, seed)?;
                 }
             }
-            let ended = finish_run(&mut runner, &place, &targets, &places, &output)?;
+            let ended = finish_run(&mut runner, &place, &targets, &outcomes, &output)?;
             Ok(failed.unwrap_or(ended))
         }
         Command::Check { targets, place, seed, against, set, json } => {
@@ -350,17 +350,15 @@ fn finish_run(
     runner: &mut Runner,
     place: &Place,
     targets: &[String],
-    places: &[PathBuf],
+    outcomes: &[Outcome],
     output: &Path,
 ) -> Result<i32> {
     let root = root(place.root.as_deref())?;
     if !writes_tables(targets, runner) {
-        for place in places {
-            println!("{}", place.display());
-            if let Ok(scores) = golden::read_scores(&place.join(crate::experiment::run::SCORES)) {
-                for score in scores {
-                    println!("  {:20} {}", score.metric, value_text(&score));
-                }
+        for outcome in outcomes {
+            println!("{}", outcome.scores.entry.dir().display());
+            for score in runner.scores(outcome)?.iter().filter(|score| score.metric != TIME) {
+                println!("  {:20} {}", score.metric, value_text(score));
             }
         }
         return Ok(EXIT_GOOD);
