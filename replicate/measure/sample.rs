@@ -9,17 +9,29 @@ use crate::rng::Stream;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 
-/// Images of the latents of every grid: the same in every panel of every row.
+/// Images of the latents of every grid, `each` of them for an image: the same in every panel
+/// of every row.
 pub fn generate_grid(
     config: &Config,
     device: &Device,
+    each: usize,
     sample: impl Fn(&Tensor) -> candle_core::Result<Tensor>,
 ) -> Result<Images> {
     let n = GRID.0 * GRID.0;
     let shape = (n, config.image_channels, config.size, config.size);
-    let values = Stream::new("grid", "z").normals(0, n * config.image_channels * config.size * config.size);
-    let latents = Tensor::from_vec(values, shape, device)?;
+    let values = |k: usize| Stream::new("grid", &latent(k)).normals(0, shape.0 * shape.1 * shape.2 * shape.3);
+    let latents = stacked(each, |k| Tensor::from_vec(values(k), shape, device))?;
     generate(0..n, |range| sample(&latents.narrow(0, range.start, range.len())?))
+}
+
+/// The stream of an image's latent `k`.
+fn latent(k: usize) -> String {
+    if k == 0 { "z".into() } else { format!("z{k}") }
+}
+
+/// (B, each C, H, W) of tensors (B, C, H, W).
+fn stacked(each: usize, of: impl Fn(usize) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
+    Tensor::cat(&(0..each).map(of).collect::<candle_core::Result<Vec<_>>>()?, 1)
 }
 
 /// The images of `range` in batches, which `sample` makes (B, C, H, W); on a CPU
@@ -53,15 +65,18 @@ pub struct ScoreLatents<'a> {
     pub config: &'a Config,
     pub seed: u64,
     pub device: &'a Device,
+    /// Of an image, for its sampler.
+    pub each: usize,
 }
 
 impl ScoreLatents<'_> {
-    /// Those of the images of `range`, (B, C, H, W), whatever was asked for before.
+    /// Those of the images of `range`, (B, each C, H, W), whatever was asked for before.
     pub fn at(&self, range: Range<usize>) -> candle_core::Result<Tensor> {
         let (c, size) = (self.config.image_channels, self.config.size);
-        let each = c * size * size;
-        let stream = Stream::new(&format!("score seed {}", self.seed), "z");
-        let shape = (range.len(), c, size, size);
-        network::normals_from(&stream, 0, range.start * each, shape, self.device)
+        let (cell, shape) = (format!("score seed {}", self.seed), (range.len(), c, size, size));
+        stacked(self.each, |k| {
+            let stream = Stream::new(&cell, &latent(k));
+            network::normals_from(&stream, 0, range.start * c * size * size, shape, self.device)
+        })
     }
 }

@@ -29,7 +29,13 @@ pub trait Sampler {
     /// Network calls an image.
     fn nfe(&self) -> usize;
 
-    /// Images (B, C, H, W) in [-1, 1] of latents z ~ N(0, I) of that shape.
+    /// Latents of one image: one, where nothing is random but where it starts.
+    fn latents(&self) -> usize {
+        1
+    }
+
+    /// Images (B, C, H, W) in [-1, 1] of latents z ~ N(0, I) of that shape; of several for an
+    /// image, one behind the other among the channels.
     fn sample(&self, z: &Tensor) -> Result<Tensor>;
 }
 

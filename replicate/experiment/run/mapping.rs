@@ -58,7 +58,6 @@ impl Runner<'_> {
     fn compare(&mut self, lock: &Lock, ours: &Outcome, theirs: &Outcome) -> Result<Outputs> {
         let seed = ours.seed;
         let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
-        let latents = ScoreLatents { config: &config, seed, device: &device };
         let mut maps = Vec::new();
         for outcome in [ours, theirs] {
             let row = &outcome.row;
@@ -68,6 +67,8 @@ impl Runner<'_> {
             let first = published(&mut *(training.build)(&setup)?)?;
             let images = |weights: &Arrays| {
                 let sampler = (row.method.sampler)(&setup, weights)?;
+                let latents =
+                    ScoreLatents { config: &config, seed, device: &device, each: sampler.latents() };
                 generate(0..MAP_LATENTS, |range| sampler.sample(&latents.at(range)?))
             };
             let trained = outcome.weights.as_ref().expect("only trained rows are compared");

@@ -195,12 +195,12 @@ impl Runner<'_> {
             augmentation: recipe.one_step.augmentation(),
             cell: cell.clone(),
         };
-        let latents = ScoreLatents { config: &recipe.network, seed, device };
         let mut snapshot = |weights: &Arrays| {
             let sampler = (row.method.sampler)(&setup, weights)?;
+            let latents = ScoreLatents { config: &recipe.network, seed, device, each: sampler.latents() };
             let images =
                 generate(0..recipe.evaluation.quick_samples, |range| sampler.sample(&latents.at(range)?))?;
-            let grid = generate_grid(&recipe.network, device, |z| sampler.sample(z))?;
+            let grid = generate_grid(&recipe.network, device, latents.each, |z| sampler.sample(z))?;
             Ok(Snapshot { scores: Some(evaluator.interim(&images)?), grid: Some(grid) })
         };
         let budget = Budget { images: recipe.images_of(row), ticks: recipe.budget.ticks };
@@ -233,11 +233,12 @@ impl Runner<'_> {
             true => Error::Stopped { cell: label.clone() },
             false => error,
         };
-        let grid = generate_grid(&recipe.network, device, sample).map_err(stopped)?;
+        let each = sampler.latents();
+        let grid = generate_grid(&recipe.network, device, each, sample).map_err(stopped)?;
         lock.write(SAMPLES, &png_grid(&grid, GRID.0, GRID.1))?;
         let e = &recipe.evaluation;
         let evaluator = self.evaluator.get().expect("just prepared");
-        let latents = ScoreLatents { config: &recipe.network, seed, device };
+        let latents = ScoreLatents { config: &recipe.network, seed, device, each };
         let mut trials = Vec::new();
         for trial in 0..e.trials {
             // A trial that was finished before a stop is not made again.
@@ -320,7 +321,7 @@ impl Runner<'_> {
         let sampler = self.sampler(row, seed, start.as_ref(), outcome.weights.as_ref())?;
         let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
         Ok(move |range| {
-            let latents = ScoreLatents { config: &config, seed, device: &device };
+            let latents = ScoreLatents { config: &config, seed, device: &device, each: sampler.latents() };
             generate(range, |part| sampler.sample(&latents.at(part)?))
         })
     }

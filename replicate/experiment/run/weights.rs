@@ -107,7 +107,7 @@ impl Runner<'_> {
         let mut snapshot = |weights: &Arrays| {
             let denoiser = Denoiser::load(&recipe.network, weights, &device)?;
             let sample = |z: &Tensor| one_step(&denoiser, z, recipe.one_step.sigma_init);
-            Ok(Snapshot { scores: None, grid: Some(generate_grid(&recipe.network, &device, sample)?) })
+            Ok(Snapshot { scores: None, grid: Some(generate_grid(&recipe.network, &device, 1, sample)?) })
         };
         let budget = Budget { images: p.images, ticks: recipe.budget.ticks };
         let outputs = self.train_weights(lock, budget, &batches, &mut method, &mut snapshot)?;
