@@ -10,13 +10,12 @@ mod common;
 use assert_cmd::cargo::cargo_bin_cmd;
 use common::drill::{self, CIFAR10_PER_CLASS, CIFAR100_PER_CLASS, Set};
 use common::server::Server;
+use replicate::experiment::all_rows;
 use replicate::measure::statistics::Statistics;
 use replicate::store::sha256_hex;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-
-const CELLS: usize = 10;
 
 /// What the program printed to stdout and stderr, and how it ended.
 struct Ended {
@@ -111,9 +110,10 @@ fn every_cell_of_both_tables_from_a_local_server() {
     assert!(ended.err.contains("our statistics of the real images"), "{}", ended.err);
     drop(server);
 
-    // Each thing was made once: the cells, four pre-trainings, the reference.
+    // Each thing was made once: the rows, four pre-trainings, the reference.
     let store = place.dir.join("store");
-    assert_eq!(entries(&store, "-s0").iter().filter(|name| !name.contains("drill-map-")).count(), CELLS);
+    let scored = |name: &&String| name.ends_with("-s0") && !name.contains("drill-map-");
+    assert_eq!(entries(&store, "-s0").iter().filter(scored).count(), all_rows().count());
     assert_eq!(entries(&store, "drill-pretrain-").len(), 4);
     assert_eq!(entries(&store, "drill-reference").len(), 1);
 
