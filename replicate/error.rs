@@ -1,6 +1,7 @@
 //! Everything that can go wrong, each with the remedy in its text and an exit
 //! code of its own.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -24,11 +25,19 @@ pub const EXIT_INTERRUPTED: i32 = 75;
 pub enum Error {
     #[error("{0}")]
     Usage(String),
-    #[error("{} is missing: {what}\n  {remedy}", path.display())]
+    #[error("{} is missing: {}\n  {}", shown_path(path), printable(what), printable(remedy))]
     Missing { path: PathBuf, what: String, remedy: String },
-    #[error("{} is invalid: expected {expected}, found {found}\n  {remedy}", path.display())]
+    #[error(
+        "{} is invalid: expected {expected}, found {}\n  {}",
+        shown_path(path),
+        printable(found),
+        printable(remedy)
+    )]
     Malformed { path: PathBuf, expected: String, found: String, remedy: String },
-    #[error("{cell} diverged: {quantity} is not finite after {images} images\n  the last good checkpoint is kept in {}", checkpoint.display())]
+    #[error(
+        "{cell} diverged: {quantity} is not finite after {images} images\n  the last good checkpoint is kept in {}",
+        shown_path(checkpoint)
+    )]
     Diverged { cell: String, quantity: String, images: u64, checkpoint: PathBuf },
     #[error(
         "{cell} stopped after {images} images; the checkpoint is written, run the same command again to go on"
@@ -36,7 +45,7 @@ pub enum Error {
     Interrupted { cell: String, images: u64 },
     #[error("{cell} was stopped; nothing that was finished is lost, run the same command again to go on")]
     Stopped { cell: String },
-    #[error("cannot {action} {}: {source}{}", path.display(), io_remedy(action, source))]
+    #[error("cannot {action} {}: {source}{}", shown_path(path), io_remedy(action, source))]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Run(String),
@@ -75,21 +84,72 @@ impl Error {
     }
 }
 
+/// What to do about an error of the system: a place can be chosen for what is
+/// written, but not for what is read.
 fn io_remedy(action: &str, source: &std::io::Error) -> &'static str {
+    let reads = ["read", "open", "list"].contains(&action);
     match source.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+        ErrorKind::OutOfMemory => {
+            "\n  this machine, or the limit set for this process, has too little memory"
+        }
+        ErrorKind::FileTooLarge => {
+            "\n  raise the limit of file sizes (ulimit -f); what was finished before is intact"
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "\n  free some space or choose another place (--store, --output); what was finished before is intact"
         }
-        std::io::ErrorKind::PermissionDenied => {
-            "\n  check who owns it, or choose another place (--store, --output)"
+        ErrorKind::PermissionDenied if reads => "\n  check who may read it; nothing is known of its content",
+        ErrorKind::PermissionDenied => "\n  check who owns it, or choose another place (--store, --output)",
+        _ if action == "lock" => {
+            "\n  file systems without locks cannot be shared by processes: choose a place on another one (--store), \
+             such as a local disk"
         }
-        kind if kind == std::io::ErrorKind::ReadOnlyFilesystem
-            || ["create", "write", "list"].contains(&action) =>
-        {
+        _ if reads && source.raw_os_error().is_some_and(|code| [libc::EIO, libc::ESTALE].contains(&code)) => {
+            "\n  the disk or the network failed, not the content: try again, or copy the file elsewhere"
+        }
+        kind if kind == ErrorKind::ReadOnlyFilesystem || ["create", "write"].contains(&action) => {
             "\n  choose another place (--store, --output)"
         }
         _ => "",
     }
+}
+
+/// Whether a terminal obeys a character instead of showing it, or shows others in
+/// another order because of it.
+fn steers(c: char) -> bool {
+    let turns =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    c.is_control() || turns
+}
+
+fn escaped(text: &str, keep: char) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        match steers(c) && c != keep {
+            true if c.is_control() => shown.extend(c.escape_debug()),
+            true => shown.extend(c.escape_unicode()),
+            false => shown.push(c),
+        }
+    }
+    shown
+}
+
+/// A text that somebody else wrote, as a part of a line: what steers a terminal is
+/// escaped, and all behind 200 characters is cut.
+pub fn shown(text: &str) -> String {
+    const MOST: usize = 200;
+    let short: String = text.chars().take(MOST).collect();
+    escaped(&short, ' ') + if short.len() < text.len() { "…" } else { "" }
+}
+
+/// A path as a part of a line.
+pub fn shown_path(path: &Path) -> String {
+    escaped(&path.to_string_lossy(), ' ')
+}
+
+/// A text of several lines in which nothing steers a terminal.
+pub fn printable(text: &str) -> String {
+    escaped(text, '\n')
 }
 
 fn says(said: &str, codes: &[&str]) -> bool {

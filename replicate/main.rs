@@ -3,27 +3,29 @@
 use clap::Parser;
 use replicate::app::cli::Cli;
 use replicate::app::process;
-use replicate::error::{EXIT_RUN, EXIT_USAGE};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use replicate::error::{EXIT_RUN, EXIT_USAGE, printable};
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+#[global_allocator]
+static MEMORY: process::Memory = process::Memory;
+
 fn main() {
     process::prepare();
     report_lost_output();
+    let (threads, wanted) = process::start_threads();
+    if threads < wanted {
+        _ = writeln!(std::io::stderr(), "note: the system gives {threads} of {wanted} threads (ulimit -u)");
+    }
     let cli = Cli::try_parse().unwrap_or_else(|error| {
         _ = error.print();
         std::process::exit(if error.use_stderr() { EXIT_USAGE } else { 0 })
     });
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // A second signal ends the process at once.
-        _ = signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, stop.clone());
-        _ = signal_hook::flag::register(signal, stop.clone());
-    }
+    process::stop_at_signals(&stop);
     let code = replicate::app::commands::run(cli, &stop).unwrap_or_else(|error| {
-        _ = writeln!(std::io::stderr(), "error: {error}");
+        _ = writeln!(std::io::stderr(), "error: {}", printable(&error.to_string()));
         error.exit_code()
     });
     end(code)

@@ -1,5 +1,14 @@
-//! What the whole process is set to before it computes anything. Part of what a result is
-//! made from, as the sources of the arithmetic are.
+//! What the whole process is set to before it computes anything: its memory, its
+//! threads, and the signals that stop it.
+
+use rayon::{ThreadBuilder, ThreadPoolBuilder};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+use signal_hook::flag;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::ErrorKind;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 
 /// Keeps freed memory for the next step (a fresh page costs more than the
 /// arithmetic on it), and candle's own threads, which would spin beside ours,
@@ -17,11 +26,119 @@ pub fn prepare() {
         // `replicate list | head` ends as other programs do.
         #[cfg(unix)]
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        // A limit of file sizes is an error of the write, as a full disk is.
+        #[cfg(unix)]
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         {
             libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
             libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
             libc::mallopt(libc::M_TOP_PAD, 64 << 20);
         }
+    }
+}
+
+/// Has the signals with which people, terminals and batch systems stop a program set
+/// `stop`; one that was ignored when the program started (`nohup`) stays so.
+pub fn stop_at_signals(stop: &Arc<AtomicBool>) {
+    for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU] {
+        if is_ignored(signal) {
+            continue;
+        }
+        // Whoever interrupts or terminates it twice means at once; others repeat themselves.
+        if [SIGINT, SIGTERM].contains(&signal) {
+            let again = Arc::new(AtomicBool::new(false));
+            _ = flag::register_conditional_shutdown(signal, 128 + signal, again.clone());
+            _ = flag::register(signal, again);
+        }
+        _ = flag::register(signal, stop.clone());
+    }
+}
+
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: nothing is changed, and `action` is written before it is read.
+    unsafe {
+        let mut action = std::mem::zeroed::<libc::sigaction>();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+/// Starts the threads that all results are computed with, as many as the system gives:
+/// results do not depend on their number. Gives how many there are and were wanted.
+pub fn start_threads() -> (usize, usize) {
+    let variable = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
+    let here = || thread::available_parallelism().map_or(1, usize::from);
+    let wanted = variable.filter(|n| *n > 0).unwrap_or_else(here);
+    let (sender, receiver) = mpsc::channel::<ThreadBuilder>();
+    let receiver = Arc::new(Mutex::new(receiver));
+    // Before they have work: rayon's own attempt cannot be repeated.
+    let threads = (0..wanted)
+        .take_while(|_| {
+            let receiver = receiver.clone();
+            let work = move || receiver.lock().ok()?.recv().ok();
+            thread::Builder::new().spawn(move || work().map(ThreadBuilder::run)).is_ok()
+        })
+        .count();
+    let pool = ThreadPoolBuilder::new().num_threads(threads.max(1));
+    _ = match threads {
+        0 => pool.use_current_thread().build_global(),
+        _ => pool.spawn_handler(|work| sender.send(work).map_err(|_| ErrorKind::Other.into())).build_global(),
+    };
+    (threads.max(1), wanted)
+}
+
+/// The system's memory. Where it is refused, the process ends with a sentence and an
+/// exit code, where Rust's own way is to abort.
+pub struct Memory;
+
+// SAFETY: every call goes to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Memory {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        given(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        given(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        given(unsafe { System.realloc(pointer, layout, size) }, size)
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[inline]
+fn given(pointer: *mut u8, bytes: usize) -> *mut u8 {
+    if pointer.is_null() {
+        refused(bytes);
+    }
+    pointer
+}
+
+/// Says so without taking any memory.
+#[cold]
+fn refused(bytes: usize) -> ! {
+    use std::io::Write;
+    let mut text = [0; 200];
+    let mut rest = &mut text[..];
+    _ = write!(
+        rest,
+        "error: the system refuses {bytes} bytes of memory\n  free some, or raise the limit (ulimit -v); what was \
+         finished is kept\n"
+    );
+    let length = 200 - rest.len();
+    #[cfg(unix)]
+    // SAFETY: the bytes are there, and nothing runs afterwards.
+    unsafe {
+        libc::write(2, text.as_ptr().cast(), length);
+        libc::_exit(crate::error::EXIT_RUN)
+    }
+    #[cfg(not(unix))]
+    {
+        _ = std::io::stderr().write_all(&text[..length]);
+        std::process::exit(crate::error::EXIT_RUN)
     }
 }

@@ -11,6 +11,7 @@
 //! TensorBoard shows ten grids of a run, or more with the option
 //! `--samples_per_plugin images=100`.
 
+use crate::error::printable;
 use crate::text::duration;
 use crate::train::{InterimScores, tfevents};
 use clap::ValueEnum;
@@ -308,5 +309,5 @@ fn line(label: &str, images: u64, total: u64, details: &str) -> String {
 
 /// To standard error. A full disk behind it must not end a run.
 pub fn say(line: &str) {
-    _ = writeln!(std::io::stderr(), "{line}");
+    _ = writeln!(std::io::stderr(), "{}", printable(line));
 }
