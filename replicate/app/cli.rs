@@ -4,6 +4,7 @@ use crate::app::bench::Case;
 use crate::app::score::Metric;
 use crate::train::watch::Mode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// Re-runs "Towards Training One-Step Diffusion Models Without Distillation"
@@ -149,7 +150,7 @@ pub enum Command {
         store: PathBuf,
         /// Take the asset from this file or address; it is verified all the same
         #[arg(long, value_name = "FILE|URL", requires = "what")]
-        from: Option<String>,
+        from: Option<OsString>,
         /// Touch no network
         #[arg(long)]
         offline: bool,
@@ -215,13 +216,13 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct Scoring {
     /// A folder or zip of PNG files; an .npy or .npz of uint8 images (N, H, W, 3) or
-    /// (N, 3, H, W), or of float32 `features` (N, D) and `logits`; cifar10, cifar10-test,
+    /// (N, 3, H, W), or of float `features` (N, D) and `logits`; cifar10, cifar10-test,
     /// cifar100, cifar100-test, or a file or folder with CIFAR; or a row of the tables that
-    /// was run, at --scale and with --seed
-    pub images: String,
+    /// was run, at --scale and with --seed (./ROW names a folder of that name)
+    pub images: OsString,
     /// As IMAGES; or an .npz with mu and sigma, for FID alone; or fid-reference, EDM's own of CIFAR-10
     #[arg(long = "ref", value_name = "FILE|DATASET")]
-    pub reference: Option<String>,
+    pub reference: Option<OsString>,
     /// [default: all that the reference allows]
     #[arg(long, value_delimiter = ',')]
     pub metrics: Vec<Metric>,

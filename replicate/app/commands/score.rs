@@ -12,15 +12,16 @@ use crate::app::score::{
     Gathered, IS_SPLITS, Input, KEPT, Metric, Reference, RowStream, Seen, Wanted, scores,
 };
 use crate::data::cifar;
-use crate::error::{EXIT_GOOD, Error, Result};
+use crate::error::{EXIT_GOOD, Error, Result, shown_path};
 use crate::experiment::all_rows;
 use crate::measure::inception::{FEATURES, Inception};
 use crate::measure::metrics::frechet::{Factor, Moments};
 use crate::measure::statistics::Statistics;
-use crate::store::fetch::{Asset, Inputs, find_any, named};
+use crate::store::fetch::{Asset, Given, Inputs, find_any, named};
 use crate::store::formats::torch;
 use crate::store::{Content, sha256_hex};
 use candle_core::Device;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -136,15 +137,16 @@ struct Side {
 impl Side {
     /// IMAGES: a row of the tables, or what `open` opens.
     fn images(options: &Scoring, remarks: &mut Remarks, stop: &AtomicBool) -> Result<Side> {
-        let name = &options.images;
-        let Some(cell) = all_rows().find(|cell| cell.id == name) else {
+        let name = &shown_path(Path::new(&options.images));
+        let Some(cell) = all_rows().find(|cell| options.images == cell.id) else {
             if options.place.data.is_some() {
                 return Err(Error::Usage(format!(
                     "--data is for a row of the tables, and {name} is none: name the file itself in its place"
                 )));
             }
-            return Side::open(name, &options.place.store, remarks);
+            return Side::open(&options.images, &options.place.store, remarks);
         };
+        other_than_here(name, "the row of the tables", remarks);
         let mut runner = quiet(&options.place, stop)?;
         let (network, e) = (runner.recipe().network.clone(), runner.recipe().evaluation.clone());
         let trial = options.num.map_or(e.samples, |num| num as usize);
@@ -166,23 +168,36 @@ impl Side {
 
     /// What `name` stands for: a data set in the store, EDM's reference there, or a
     /// path. Whatever else gives an `ImageSet` has its place here.
-    fn open(name: &str, store: &Path, remarks: &mut Remarks) -> Result<Side> {
-        let path = PathBuf::from(name);
+    fn open(name: &OsStr, store: &Path, remarks: &mut Remarks) -> Result<Side> {
         let otherwise = "; a path names files of your own";
-        let (file, input) = match DATASETS.iter().find(|(id, ..)| *id == name) {
+        let text = shown_path(Path::new(name));
+        let (file, (input, left_out)) = match DATASETS.iter().find(|(id, ..)| name == *id) {
             Some((_, set, split)) => {
+                other_than_here(&text, "the data set", remarks);
                 let file = stored(store, &cifar::assets(*set, *split), otherwise)?;
-                let set = source::dataset(*set, *split, &file)?;
-                (file, Input::Images(set))
+                let opened = source::dataset(*set, *split, &file)?;
+                (file, opened)
             }
             None => {
-                let published = name == PUBLISHED;
-                let file = if published { stored(store, &[asset(name)], otherwise)? } else { path };
-                let input = source::open(&file)?;
-                (file, input)
+                let file = match Given::parse(name) {
+                    _ if name == PUBLISHED => {
+                        other_than_here(&text, "EDM's reference", remarks);
+                        stored(store, &[asset(PUBLISHED)], otherwise)?
+                    }
+                    Given::File(path) => path,
+                    Given::Url(url) => {
+                        return Err(Error::Usage(format!("{url}: only files are scored; download it first")));
+                    }
+                };
+                let opened = source::open(&file)?;
+                (file, opened)
             }
         };
-        let mut described = Described { name: name.to_string(), ..Described::default() };
+        if let Some(note) = left_out.note() {
+            remarks.note(format!("{text}: {note}"));
+        }
+        let name = &text;
+        let mut described = Described { name: text.clone(), ..Described::default() };
         match &input {
             Input::Images(set) => {
                 (described.kind, described.dimensions) = (set.kind, FEATURES);
@@ -202,6 +217,13 @@ impl Side {
             }
         }
         Ok(Side { described, input, trial: None })
+    }
+}
+
+/// Says which of two things a name means.
+fn other_than_here(name: &str, meant: &str, remarks: &mut Remarks) {
+    if Path::new(name).exists() {
+        remarks.note(format!("{name} is {meant}; ./{name} names the file or folder here"));
     }
 }
 
@@ -246,7 +268,7 @@ fn stored(store: &Path, assets: &[&Asset], otherwise: &str) -> Result<PathBuf> {
 /// Images in a trial, and trials.
 fn portions(options: &Scoring, images: &Side, remarks: &mut Remarks) -> Result<(usize, usize)> {
     let Some(len) = images.described.images else {
-        let text = format!("{} is a mean and a covariance: give it as --ref", options.images);
+        let text = format!("{} is a mean and a covariance: give it as --ref", images.described.name);
         return Err(Error::Usage(text));
     };
     let n = match (options.num, images.trial, &options.reference) {
@@ -409,7 +431,7 @@ fn load(options: &Scoring, device: &Device, remarks: &mut Remarks) -> Result<(In
     if !published {
         remarks.warn(format!(
             "{} has not the published weights: its features give no FID that compares with others",
-            file.display()
+            shown_path(&file)
         ));
     }
     let network = Network { name: format!("inception-{}", &sha256[..8]), file, sha256, published };

@@ -2,15 +2,16 @@
 //! of their paths. Every header is read before the first image is scored.
 
 use std::fs::{self, File};
-use std::io::{Cursor, Read};
+use std::io::{Cursor, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use png::{BitDepth, ColorType};
 
 use super::source::{ImageSet, LARGEST, batch_of};
 use crate::data::Images;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown_path};
 use crate::store::formats::unzip::Entry;
+use crate::store::formats::{Fault, LeftOut, foreign, is_hidden};
 
 /// Bytes that are read of a file at most.
 const LARGEST_FILE: u64 = 1 << 26;
@@ -18,50 +19,108 @@ const LARGEST_FILE: u64 = 1 << 26;
 /// Extensions of images that are not PNG.
 const OTHER_IMAGES: [&str; 10] = ["jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jxl", "ppm"];
 
-/// The PNG files below a directory; `None` if there are none, and no other images.
+/// The PNG files below a directory, links followed, and what is left out; no set if
+/// there are none, and no other images.
 ///
 /// # Errors
-/// `Malformed` for images of another format, and for PNG files that differ in
-/// size or are not 8-bit RGB.
-pub(super) fn folder(root: &Path) -> Result<Option<ImageSet>> {
-    let mut files = Vec::new();
-    let mut directories = vec![PathBuf::new()];
-    while let Some(directory) = directories.pop() {
-        let path = root.join(&directory);
-        for entry in fs::read_dir(&path).map_err(Error::io("list", &path))? {
-            let entry = entry.map_err(Error::io("list", &path))?;
-            let kind = entry.file_type().map_err(Error::io("read", &entry.path()))?;
-            let inner = directory.join(entry.file_name());
-            // Links to directories are left alone: they could form a circle.
-            match kind.is_dir() {
-                true => directories.push(inner),
-                false if is_picture(&entry.path())? && entry.path().is_file() => files.push(inner),
-                false => {}
-            }
-        }
-    }
+/// `Malformed` for images of another format, for PNG files that differ in size or are
+/// not 8-bit RGB, and for links that lead in a circle; `Missing` for one to nothing.
+pub(super) fn folder(root: &Path) -> Result<(Option<ImageSet>, LeftOut)> {
+    let mut found = Found::default();
+    found.walk(root, Path::new(""), &mut Vec::new())?;
+    let Found { mut files, left_out } = found;
     // As EDM's dataset.py: by the text of the path, not directory by directory.
     files.sort_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
     let files = files.into_iter().map(|file| root.join(file)).collect();
-    Pictures { files, open: |path: &PathBuf| File::open(path), path: PathBuf::clone }.set("PNG folder")
+    let pictures = Pictures { files, open: |path: &PathBuf| File::open(path), path: PathBuf::clone };
+    Ok((pictures.set("PNG folder")?, left_out))
 }
 
-/// The PNG files in a zip; `None` if there are none, and no other images.
+/// Paths from the root.
+#[derive(Default)]
+struct Found {
+    files: Vec<PathBuf>,
+    left_out: LeftOut,
+}
+
+impl Found {
+    /// `within` are the directories that lead to `directory`, by their real paths.
+    fn walk(&mut self, root: &Path, directory: &Path, within: &mut Vec<PathBuf>) -> Result<()> {
+        let path = root.join(directory);
+        let real = fs::canonicalize(&path).map_err(Error::io("list", &path))?;
+        if within.contains(&real) {
+            return Err(circle(&path));
+        }
+        within.push(real);
+        for entry in fs::read_dir(&path).map_err(Error::io("list", &path))? {
+            let entry = entry.map_err(Error::io("list", &path))?;
+            let (inner, path) = (directory.join(entry.file_name()), entry.path());
+            if is_hidden(&inner) {
+                self.left_out.hidden(&inner);
+                continue;
+            }
+            // Of what a link points to.
+            let kind = match fs::metadata(&path) {
+                Ok(metadata) => metadata.file_type(),
+                Err(error) if error.kind() == ErrorKind::NotFound => return Err(dangling(path)),
+                Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(circle(&path)),
+                Err(error) => return Err(Error::io("read", &path)(error)),
+            };
+            if kind.is_dir() {
+                self.walk(root, &inner, within)?;
+            } else if !is_picture(&path)? {
+                self.left_out.other(&inner);
+            } else if kind.is_file() {
+                self.files.push(inner);
+            } else {
+                return Err(malformed(path, "a PNG file", "no file but a device or a pipe", "remove it"));
+            }
+        }
+        within.pop();
+        Ok(())
+    }
+}
+
+fn circle(path: &Path) -> Error {
+    let found = "a link that leads back to a folder that it is in";
+    malformed(path.to_path_buf(), "folders that do not hold themselves", found, "remove the link")
+}
+
+fn dangling(path: PathBuf) -> Error {
+    let target = fs::read_link(&path).unwrap_or_default();
+    Error::Missing {
+        what: format!("it is a link to {}", shown_path(&target)),
+        path,
+        remedy: "restore what it points to, or remove the link".into(),
+    }
+}
+
+fn malformed(path: PathBuf, expected: &str, found: &str, remedy: &str) -> Error {
+    Error::Malformed { path, expected: expected.into(), found: found.into(), remedy: remedy.into() }
+}
+
+/// The PNG files in a zip, and what is left out; no set if there are none, and no
+/// other images.
 ///
 /// # Errors
 /// As [`folder`].
-pub(super) fn zip(path: &Path, entries: Vec<Entry>) -> Result<Option<ImageSet>> {
-    let mut files = Vec::new();
+pub(super) fn zip(path: &Path, entries: Vec<Entry>) -> Result<(Option<ImageSet>, LeftOut)> {
+    let (mut files, mut left_out) = (Vec::new(), LeftOut::default());
     for entry in entries {
-        if is_picture(&path.join(&entry.name))? {
+        if is_hidden(&entry.name) {
+            left_out.hidden(&entry.name);
+        } else if is_picture(&path.join(&entry.name))? {
             files.push(entry);
+        } else {
+            left_out.other(&entry.name);
         }
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     let archive = File::open(path).map_err(Error::io("open", path))?;
     let path = path.to_path_buf();
     let open = move |entry: &Entry| entry.open(archive.try_clone()?);
-    Pictures { files, open, path: move |entry: &Entry| path.join(&entry.name) }.set("zip of PNG files")
+    let pictures = Pictures { files, open, path: move |entry: &Entry| path.join(&entry.name) };
+    Ok((pictures.set("zip of PNG files")?, left_out))
 }
 
 /// Whether a file is to be read. An image of another format is an error: what was
@@ -119,6 +178,10 @@ where
     /// The size of an image that can be read, and has the size of the others.
     fn check(&self, file: &Place, size: Option<usize>) -> Result<usize> {
         let path = (self.path)(file);
+        let start = self.bytes(file, 32).map_err(|error| not_png(&path, &error.into()))?;
+        if let Some(what) = foreign(&start).filter(|_| !start.starts_with(b"\x89PNG")) {
+            return Err(malformed(path, "a PNG file", what, "write it as PNG where it is made"));
+        }
         let reader = |most| png::Decoder::new(Cursor::new(self.bytes(file, most)?)).read_info();
         // What comes before the pixels is rarely longer than this.
         let reader = reader(1 << 14).or_else(|_| reader(LARGEST_FILE));
@@ -149,11 +212,15 @@ where
 }
 
 fn not_png(path: &Path, error: &png::DecodingError) -> Error {
-    Error::Malformed {
-        path: path.to_path_buf(),
-        expected: "a PNG file".into(),
-        found: error.to_string(),
-        remedy: "write it again, or remove it".into(),
+    let error: &(dyn std::error::Error + 'static) = match error {
+        png::DecodingError::IoError(error) => error,
+        error => error,
+    };
+    match Fault::of(error, || error.to_string()) {
+        Fault::Unreadable(error) => Error::io("read", path)(error),
+        Fault::Content(found) => {
+            malformed(path.to_path_buf(), "a PNG file", &found, "write it again, or remove it")
+        }
     }
 }
 

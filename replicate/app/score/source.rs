@@ -14,12 +14,13 @@ use std::path::Path;
 use super::pictures;
 use crate::data::Images;
 use crate::data::cifar::{self, Set, Split};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use crate::measure::metrics::Features;
-use crate::measure::statistics::Statistics;
+use crate::measure::statistics::{Statistics, WIDEST};
 use crate::rng::Stream;
 use crate::store::formats::npz::{self, Stored};
-use crate::store::formats::unzip;
+use crate::store::formats::torch::Dtype;
+use crate::store::formats::{Fault, LeftOut, foreign, is_hidden, unzip};
 
 /// Images or rows of features in a batch at most.
 pub const BATCH: usize = 64;
@@ -87,22 +88,22 @@ pub enum Input {
     Statistics(Statistics),
 }
 
-/// Opens a folder or a file.
+/// Opens a folder or a file, and says what in it is left out.
 ///
 /// # Errors
 /// `Missing` if it is not there, `Malformed` if it is none of what this module
 /// names; what is wrong with an image behind the first one may show only when
 /// its batch is asked for.
-pub fn open(path: &Path) -> Result<Input> {
+pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
     if path.is_dir() {
         return match pictures::folder(path)? {
-            Some(set) => Ok(Input::Images(set)),
-            None => cifar(path),
+            (Some(set), left_out) => Ok((Input::Images(set), left_out)),
+            (None, _) => cifar(path),
         };
     }
     let mut start = Vec::new();
     match File::open(path) {
-        Ok(file) => file.take(6).read_to_end(&mut start).map_err(Error::io("read", path))?,
+        Ok(file) => file.take(32).read_to_end(&mut start).map_err(Error::io("read", path))?,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             return Err(Error::Missing {
                 path: path.to_path_buf(),
@@ -120,16 +121,19 @@ pub fn open(path: &Path) -> Result<Input> {
     }
     if start.starts_with(b"PK") {
         let file = File::open(path).map_err(Error::io("open", path))?;
-        let entries = unzip::entries(file).map_err(|what| unknown(path, format!("a file that {what}")))?;
-        if entries.iter().all(|entry| entry.name.ends_with(".npy")) {
-            return arrays(path);
-        }
+        let entries = unzip::entries(file).map_err(|fault| fault.at(path, EXPECTED, REMEDY))?;
+        let has_arrays = entries.iter().any(|entry| entry.name.ends_with(".npy") && !is_hidden(&entry.name));
         return match pictures::zip(path, entries)? {
-            Some(set) => Ok(Input::Images(set)),
-            None => Err(unknown(path, "a zip without PNG files".into())),
+            (Some(set), left_out) => Ok((Input::Images(set), left_out)),
+            (None, _) if has_arrays => arrays(path),
+            (None, _) => Err(unknown(path, "a zip without PNG files".into())),
         };
     }
-    cifar(path)
+    match foreign(&start) {
+        // A data set may be in these.
+        None | Some("compressed with gzip" | "a parquet file") => cifar(path),
+        Some(what) => Err(unknown(path, format!("a file that is {what}"))),
+    }
 }
 
 /// The asset with EDM's statistics of CIFAR-10.
@@ -147,22 +151,26 @@ pub const DATASETS: [(&str, Set, Split); 4] = [
 ///
 /// # Errors
 /// As those of the set's reader.
-pub fn dataset(set: Set, split: Split, path: &Path) -> Result<ImageSet> {
-    let (images, kind) = match (set, split) {
-        (Set::Cifar10, Split::Train) => (cifar::train(set, path)?, "CIFAR-10 training images"),
-        (Set::Cifar10, Split::Test) => (cifar::test(set, path)?, "CIFAR-10 test images"),
-        (Set::Cifar100, Split::Train) => (cifar::train(set, path)?, "CIFAR-100 training images"),
-        (Set::Cifar100, Split::Test) => (cifar::test(set, path)?, "CIFAR-100 test images"),
+pub fn dataset(set: Set, split: Split, path: &Path) -> Result<(Input, LeftOut)> {
+    let kind = match (set, split) {
+        (Set::Cifar10, Split::Train) => "CIFAR-10 training images",
+        (Set::Cifar10, Split::Test) => "CIFAR-10 test images",
+        (Set::Cifar100, Split::Train) => "CIFAR-100 training images",
+        (Set::Cifar100, Split::Test) => "CIFAR-100 test images",
     };
-    Ok(ImageSet { full: Some(split.full()), ..shuffled(images, kind) })
+    let (images, left_out) = cifar::read(set, split, path)?;
+    Ok((Input::Images(ImageSet { full: Some(split.full()), ..shuffled(images, kind) }), left_out))
 }
 
 /// The training images of the CIFAR set that `path` turns out to hold.
-fn cifar(path: &Path) -> Result<Input> {
+fn cifar(path: &Path) -> Result<(Input, LeftOut)> {
     match dataset(Set::Cifar10, Split::Train, path) {
-        Ok(set) => Ok(Input::Images(set)),
+        Ok(set) => Ok(set),
+        // Nothing is known of its content.
+        Err(error @ Error::Io { .. }) => Err(error),
         Err(ten) => match dataset(Set::Cifar100, Split::Train, path) {
-            Ok(set) => Ok(Input::Images(set)),
+            Ok(set) => Ok(set),
+            Err(error @ Error::Io { .. }) => Err(error),
             Err(hundred) => Err(unknown(
                 path,
                 match (&ten, &hundred) {
@@ -174,14 +182,12 @@ fn cifar(path: &Path) -> Result<Input> {
     }
 }
 
+const EXPECTED: &str =
+    "PNG files in a folder or zip, an .npy or .npz of images, features or statistics, or CIFAR";
+const REMEDY: &str = "`replicate score --help` says what can be scored";
+
 fn unknown(path: &Path, found: String) -> Error {
-    Error::Malformed {
-        path: path.to_path_buf(),
-        expected: "PNG files in a folder or zip, an .npy or .npz of images, features or statistics, or CIFAR"
-            .into(),
-        found,
-        remedy: "`replicate score --help` says what can be scored".into(),
-    }
+    Error::Malformed { path: path.to_path_buf(), expected: EXPECTED.into(), found, remedy: REMEDY.into() }
 }
 
 /// Images in memory, in an order that depends on their number alone.
@@ -196,57 +202,92 @@ fn shuffled(images: Images, kind: &'static str) -> ImageSet {
     ImageSet { kind, len, size, full: None, batches: Box::new(batches) }
 }
 
-/// An `.npy` or `.npz`.
-fn arrays(path: &Path) -> Result<Input> {
-    let stored = npz::list(path).map_err(|what| malformed(path, what))?;
+/// An `.npy` or `.npz`: a mean and a covariance under their names, features under
+/// theirs, the one array that can be images, or else the one that can be features.
+/// What is beside them (labels, counts, texts) is not read.
+fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
+    let (stored, left_out) = npz::list(path).map_err(|fault| malformed(path, fault))?;
     let named = |name: &str| stored.iter().find(|array| array.name == name);
-    if named("mu").is_some() && named("sigma").is_some() {
-        return Statistics::read(path).map(Input::Statistics);
+    let input = if named("mu").is_some() && named("sigma").is_some() {
+        Input::Statistics(Statistics::read(path)?)
+    } else if let Some(features) = named("features") {
+        Input::Features(feature_set(path, features, named("logits"))?)
+    } else {
+        let is_bytes = |array: &&Stored| matches!(array.kind(), Some((Dtype::U8, _)));
+        let bytes: Vec<&Stored> = stored.iter().filter(is_bytes).collect();
+        let images: Vec<&Stored> = bytes.iter().copied().filter(|array| is_images(array)).collect();
+        let is_matrix =
+            |array: &&Stored| array.kind().is_some() && !is_bytes(array) && matrix(array).is_some();
+        let matrices: Vec<&Stored> = stored.iter().filter(is_matrix).collect();
+        match (&images[..], &bytes[..], &matrices[..]) {
+            ([images], ..) | ([], [images], []) => Input::Images(image_array(path, images)?),
+            ([], _, [features]) => Input::Features(feature_set(path, features, None)?),
+            ([], [], _) => {
+                let what = "holds no uint8 images, no features, no mu with sigma, but";
+                return Err(malformed(path, format!("{what} {}", names(&stored)).into()));
+            }
+            _ => {
+                let several = if bytes.len() > 1 { "uint8 arrays" } else { "arrays that could be features" };
+                return Err(malformed(path, format!("holds several {several}: {}", names(&stored)).into()));
+            }
+        }
+    };
+    Ok((input, left_out))
+}
+
+/// Number and size of images, and whether their channels are the last axis.
+fn image_shape(stored: &Stored) -> Option<(usize, usize, bool)> {
+    let side = 1..=LARGEST;
+    match stored.shape[..] {
+        [n, h, w, 3] if n > 0 && h == w && side.contains(&h) => Some((n, h, true)),
+        [n, 3, h, w] if n > 0 && h == w && side.contains(&h) => Some((n, h, false)),
+        _ => None,
     }
-    if let Some(features) = named("features") {
-        return feature_set(path, features, named("logits")).map(Input::Features);
-    }
-    let bytes: Vec<&Stored> = stored.iter().filter(|array| array.dtype == "|u1").collect();
-    match bytes[..] {
-        [images] => image_array(path, images).map(Input::Images),
-        [] => Err(malformed(
-            path,
-            format!("holds no uint8 images, no features, no mu with sigma, but {}", names(&stored)),
-        )),
-        _ => Err(malformed(path, format!("holds several uint8 arrays: {}", names(&stored)))),
+}
+
+fn is_images(stored: &Stored) -> bool {
+    image_shape(stored).is_some()
+}
+
+/// Rows and columns; axes of length one behind them do not count.
+fn matrix(stored: &Stored) -> Option<(usize, usize)> {
+    match stored.shape[..] {
+        [n, dim, ref rest @ ..]
+            if n > 0 && (1..=WIDEST).contains(&dim) && rest.iter().all(|side| *side == 1) =>
+        {
+            Some((n, dim))
+        }
+        _ => None,
     }
 }
 
 fn names(stored: &[Stored]) -> String {
     const SHOWN: usize = 8;
-    let mut all: Vec<String> =
-        stored.iter().take(SHOWN).map(|a| format!("{} {:?} of {}", a.name, a.shape, a.dtype)).collect();
+    let mut all: Vec<String> = stored
+        .iter()
+        .take(SHOWN)
+        .map(|a| format!("{} {:?} of {}", shown(&a.name), a.shape, shown(&a.dtype)))
+        .collect();
     if stored.len() > SHOWN {
         all.push(format!("{} more", stored.len() - SHOWN));
     }
     if all.is_empty() { "nothing".into() } else { all.join(", ") }
 }
 
-fn malformed(path: &Path, found: String) -> Error {
-    Error::Malformed {
-        path: path.to_path_buf(),
-        expected: "an .npy of images; or an .npz of images, of features (and logits), or of mu and sigma".into(),
-        found: format!("a file that {found}"),
-        remedy: "save uint8 images as (N, H, W, 3) or (N, 3, H, W), features and logits as float32 (N, D), mu and \
-                 sigma as float64 (D) and (D, D)"
-            .into(),
-    }
+fn malformed(path: &Path, fault: Fault) -> Error {
+    fault.at(
+        path,
+        "an .npy of images or of features; or an .npz of images, of features (and logits), or of mu and sigma",
+        "save uint8 images as (N, H, W, 3) or (N, 3, H, W), features and logits as float16 or float32 (N, D) under \
+         these names, mu and sigma as float32 or float64 (D) and (D, D)",
+    )
 }
 
 fn image_array(path: &Path, stored: &Stored) -> Result<ImageSet> {
-    let side = 1..=LARGEST;
-    let (len, size, channels_last) = match stored.shape[..] {
-        [n, h, w, 3] if n > 0 && h == w && side.contains(&h) => (n, h, true),
-        [n, 3, h, w] if n > 0 && h == w && side.contains(&h) => (n, h, false),
-        _ => {
-            let wanted = "no number of square RGB images";
-            return Err(malformed(path, format!("holds an array of the shape {:?}, {wanted}", stored.shape)));
-        }
+    let Some((len, size, channels_last)) = image_shape(stored) else {
+        let wanted = "no number of square RGB images";
+        let found = format!("holds an array of the shape {:?}, {wanted}", stored.shape);
+        return Err(malformed(path, found.into()));
     };
     let mut elements = stored.open(path).map_err(|what| malformed(path, what))?;
     let path = path.to_path_buf();
@@ -267,15 +308,12 @@ fn image_array(path: &Path, stored: &Stored) -> Result<ImageSet> {
     Ok(ImageSet { kind: "array of images", len, size, full: None, batches: Box::new(batches) })
 }
 
-/// Columns of the widest features.
-const WIDEST: usize = 8192;
-
 fn feature_set(path: &Path, features: &Stored, logits: Option<&Stored>) -> Result<FeatureSet> {
-    let matrix = |stored: &Stored| match stored.shape[..] {
-        [n, dim] if n > 0 && (1..=WIDEST).contains(&dim) => Ok((n, dim)),
-        _ => {
-            Err(malformed(path, format!("holds {} of the shape {:?}, not (N, D)", stored.name, stored.shape)))
-        }
+    let matrix = |stored: &Stored| {
+        matrix(stored).ok_or_else(|| {
+            let name = shown(&stored.name);
+            malformed(path, format!("holds {name} of the shape {:?}, not (N, D)", stored.shape).into())
+        })
     };
     let open = |stored: &Stored| stored.open(path).map_err(|what| malformed(path, what));
     let (len, dim) = matrix(features)?;
@@ -283,7 +321,7 @@ fn feature_set(path: &Path, features: &Stored, logits: Option<&Stored>) -> Resul
         None => None,
         Some(logits) => match matrix(logits)? {
             (n, classes) if n == len => Some(classes),
-            (n, _) => return Err(malformed(path, format!("holds {len} features and {n} logits"))),
+            (n, _) => return Err(malformed(path, format!("holds {len} features and {n} logits").into())),
         },
     };
     let mut features = open(features)?;
@@ -297,10 +335,11 @@ fn feature_set(path: &Path, features: &Stored, logits: Option<&Stored>) -> Resul
             let rows: Vec<f32> = read.into_iter().map(|value| value as f32).collect();
             match rows.iter().position(|value| !value.is_finite()) {
                 None => Ok(Features::new(dim, rows)),
-                Some(at) => Err(malformed(
-                    &path,
-                    format!("has NaN or infinity in row {}, column {}", first + at / dim, at % dim),
-                )),
+                Some(at) => {
+                    let (row, column) = (first + at / dim, at % dim);
+                    let found = format!("has NaN or infinity in row {row}, column {column}");
+                    Err(malformed(&path, found.into()))
+                }
             }
         };
         let features = rows(&mut features, dim)?;

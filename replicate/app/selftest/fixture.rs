@@ -47,7 +47,7 @@ impl Fixture {
 fn array(npy: &[u8]) -> Result<Tensor> {
     let stored = npz::header(npy, npy.len() as u64).map_err(candle_core::Error::msg)?;
     let dtype = match stored.dtype.as_str() {
-        _ if !stored.c_order => bail!("an array in Fortran order"),
+        _ if stored.fortran_order => bail!("an array in Fortran order"),
         "<f4" => DType::F32,
         "<f8" => DType::F64,
         "|u1" => DType::U8,

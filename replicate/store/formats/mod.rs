@@ -1,6 +1,190 @@
-//! File formats that are read and written.
+//! File formats that are read and written, and what is common to all of them:
+//! why a file cannot be used, what is left out of a set, and formats that are
+//! known but not read.
 
 pub mod npz;
 pub mod safetensors;
 pub mod torch;
 pub mod unzip;
+
+use std::error::Error as StdError;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+
+use crate::error::{Error, shown};
+
+/// Why a file cannot be used.
+#[derive(Debug)]
+pub enum Fault {
+    /// The system does not give its bytes; its content may be good.
+    Unreadable(io::Error),
+    /// What is wrong with its content: "it" and this make a sentence.
+    Content(String),
+}
+
+impl Fault {
+    /// Of an error that any reader returned: one of the system, however deep it
+    /// lies, is not the file's fault.
+    pub fn of(error: &(dyn StdError + 'static), what: impl FnOnce() -> String) -> Fault {
+        match system_error(error) {
+            Some(error) => Fault::Unreadable(error),
+            None => Fault::Content(what()),
+        }
+    }
+
+    /// Puts `before` in front of what is wrong.
+    pub fn with(self, before: impl FnOnce() -> String) -> Fault {
+        match self {
+            Fault::Content(what) => Fault::Content(format!("{}{what}", before())),
+            fault => fault,
+        }
+    }
+
+    /// As the error of the file at `path`.
+    pub fn at(self, path: &Path, expected: &str, remedy: &str) -> Error {
+        match self {
+            Fault::Unreadable(error) => Error::io("read", path)(error),
+            Fault::Content(what) => Error::Malformed {
+                path: path.to_path_buf(),
+                expected: expected.into(),
+                found: format!("a file that {what}"),
+                remedy: remedy.into(),
+            },
+        }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Fault::Unreadable(error) => write!(f, "cannot be read: {error}"),
+            Fault::Content(what) => f.write_str(what),
+        }
+    }
+}
+
+impl From<String> for Fault {
+    fn from(what: String) -> Fault {
+        Fault::Content(what)
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(what: &str) -> Fault {
+        Fault::Content(what.into())
+    }
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Fault {
+        Fault::of(&error, || format!("is damaged: {error}"))
+    }
+}
+
+/// The error of the system that an error comes from, if it comes from one.
+/// Decoders report damage as `io::Error` too, but without a code.
+fn system_error(error: &(dyn StdError + 'static)) -> Option<io::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        next = error.source();
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            match (error.raw_os_error(), error.kind()) {
+                // A place beyond what a file can have is one that the file claims.
+                (Some(libc::EINVAL | libc::EOVERFLOW), _) => return None,
+                (Some(code), _) => return Some(io::Error::from_raw_os_error(code)),
+                (None, kind @ ErrorKind::OutOfMemory) => return Some(kind.into()),
+                // `source` skips what is boxed in it.
+                _ => next = error.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
+            }
+        }
+    }
+    None
+}
+
+/// Names that systems and tools give to what people do not see, beside all that
+/// begin with a dot.
+const UNSEEN: [&str; 8] = [
+    "__MACOSX",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+    "Thumbs.db",
+    "desktop.ini",
+];
+
+/// Whether a file, by its path within a set, is hidden or lies in a hidden folder.
+pub fn is_hidden(path: impl AsRef<Path>) -> bool {
+    let mut parts = path.as_ref().as_os_str().as_encoded_bytes().split(|byte| b"/\\".contains(byte));
+    parts.any(|part| {
+        let dots = part.iter().all(|byte| *byte == b'.');
+        part.starts_with(b".") && !dots
+            || UNSEEN.iter().any(|name| part.eq_ignore_ascii_case(name.as_bytes()))
+    })
+}
+
+/// What a folder or an archive holds beside the set that is read from it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    hidden: usize,
+    others: usize,
+    examples: Vec<String>,
+}
+
+impl LeftOut {
+    pub fn hidden(&mut self, path: impl AsRef<Path>) {
+        self.hidden += 1;
+        self.example(path.as_ref());
+    }
+
+    /// A file of a kind that belongs to no set.
+    pub fn other(&mut self, path: impl AsRef<Path>) {
+        self.others += 1;
+        self.example(path.as_ref());
+    }
+
+    fn example(&mut self, path: &Path) {
+        if self.examples.len() < 3 {
+            self.examples.push(shown(&path.to_string_lossy()));
+        }
+    }
+
+    /// `None` where nothing was left out.
+    pub fn note(&self) -> Option<String> {
+        let count = |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}"));
+        let counts = [count(self.hidden, "hidden"), count(self.others, "of other kinds")];
+        let counts: Vec<String> = counts.into_iter().flatten().collect();
+        let more = if self.hidden + self.others > self.examples.len() { ", …" } else { "" };
+        (!counts.is_empty()).then(|| {
+            format!("files and folders left out: {} ({}{more})", counts.join(", "), self.examples.join(", "))
+        })
+    }
+}
+
+/// Beginnings of files that people have in place of what is read.
+const FOREIGN: [(&[u8], &str); 18] = [
+    (b"\x1f\x8b", "compressed with gzip"),
+    (b"BZh", "compressed with bzip2"),
+    (b"\xfd7zXZ\0", "compressed with xz"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd"),
+    (b"\x04\x22\x4d\x18", "compressed with lz4"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"PK\x03\x04", "a zip"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"PAR1", "a parquet file"),
+    (b"\x89PNG\r\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"GIF8", "a GIF image"),
+    (b"RIFF", "a WebP image"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"version https://git-lfs", "a Git LFS pointer in place of the file (`git lfs pull` gets it)"),
+    (b"<!DOCTYPE", "a web page"),
+    (b"<html", "a web page"),
+];
+
+/// What a file is by its first bytes, where it is none of what its reader expects.
+pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
+    FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, what)| *what)
+}

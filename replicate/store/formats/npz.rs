@@ -1,12 +1,16 @@
-//! NumPy's files: an `.npy` is an array, an `.npz` a zip of them. Read here are
-//! uint8, float32 and float64, little-endian and in C order, whole or as a
-//! stream; written are float64.
+//! NumPy's files: an `.npy` is an array, an `.npz` a zip of them. Read are uint8
+//! and floats of 16, 32 and 64 bits in either byte order and either order of the
+//! axes, whole or as a stream of rows; written are float64. (candle's reader
+//! knows one spelling of the header, and refuses Fortran order and streams.)
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
+use super::torch::Dtype;
+use super::{Fault, LeftOut, is_hidden};
+use crate::error::shown;
 use crate::store::formats::unzip::{self, Entry};
 
 /// Row-major.
@@ -16,8 +20,8 @@ pub struct Array {
     pub data: Vec<f64>,
 }
 
-/// No array that is read whole has more elements.
-const MOST: usize = 1 << 26;
+/// Bytes of an array that is held in memory.
+const MOST: u64 = 1 << 29;
 /// NumPy itself warns of headers above 10,000 bytes.
 const LONGEST_HEADER: usize = 1 << 16;
 
@@ -26,10 +30,10 @@ const LONGEST_HEADER: usize = 1 << 16;
 pub struct Stored {
     /// Without its `.npy`; empty for the one array of an `.npy` file.
     pub name: String,
-    /// As NumPy writes it: `|u1`, `<f4`, `<f8`.
+    /// As the file has it: `|u1`, `<f4`, `>f8`; empty for a type with fields.
     pub dtype: String,
     pub shape: Vec<usize>,
-    pub(crate) c_order: bool,
+    pub(crate) fortran_order: bool,
     /// Bytes before the numbers, and of the numbers.
     pub(crate) header: u64,
     bytes: u64,
@@ -37,35 +41,38 @@ pub struct Stored {
     entry: Option<Entry>,
 }
 
-/// The arrays of an `.npz`, or the one of an `.npy`, whatever the name says. The
-/// error says what is wrong with the file.
-pub fn list(path: &Path) -> Result<Vec<Stored>, String> {
-    let file = File::open(path).map_err(|error| format!("cannot be opened: {error}"))?;
+/// The arrays of an `.npz`, or the one of an `.npy`, whatever the name says. What
+/// is hidden in a zip, or is no array, is left out; whether an array can be read
+/// shows when it is.
+pub fn list(path: &Path) -> Result<(Vec<Stored>, LeftOut), Fault> {
+    let file = File::open(path)?;
     let mut magic = Vec::new();
-    (&file).take(MAGIC.len() as u64).read_to_end(&mut magic).map_err(|error| unreadable(&error))?;
+    (&file).take(MAGIC.len() as u64).read_to_end(&mut magic)?;
+    let mut left_out = LeftOut::default();
     if magic == MAGIC {
-        let bytes = file.metadata().map_err(|error| unreadable(&error))?.len();
-        let file = File::open(path).map_err(|error| unreadable(&error))?;
-        return Ok(vec![header(file, bytes).map_err(|what| of("", what))?]);
+        let stored = header(File::open(path)?, file.metadata()?.len());
+        return Ok((vec![stored.map_err(|fault| of("", fault))?], left_out));
     }
-    let entries = unzip::entries(&file).map_err(|what| format!("is not an .npz file: it {what}"))?;
-    let stored = |entry: Entry| {
-        let named = |what: String| of(&entry.name, what);
-        let content = entry.open(&file).map_err(|error| named(unreadable(&error)))?;
-        let stored = header(content, entry.bytes).map_err(named)?;
-        Ok(Stored { name: entry.name.trim_end_matches(".npy").into(), entry: Some(entry), ..stored })
-    };
-    entries.into_iter().map(stored).collect()
+    let mut arrays = Vec::new();
+    for entry in unzip::entries(&file).map_err(|fault| fault.with(|| "is not an .npz file: it ".into()))? {
+        let Some(name) = entry.name.strip_suffix(".npy").filter(|_| !is_hidden(&entry.name)) else {
+            match is_hidden(&entry.name) {
+                true => left_out.hidden(&entry.name),
+                false => left_out.other(&entry.name),
+            }
+            continue;
+        };
+        let name = name.to_string();
+        let stored = entry.open(&file).map_err(Fault::from).and_then(|content| header(content, entry.bytes));
+        let stored = stored.map_err(|fault| of(&name, fault))?;
+        arrays.push(Stored { name, entry: Some(entry), ..stored });
+    }
+    Ok((arrays, left_out))
 }
 
-/// Every array of the file by its name; all must be float32 or float64. The
-/// error says what is wrong with the file.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Array>, String> {
-    let whole = |stored: Stored| {
-        let array = stored.read(path)?;
-        Ok((stored.name, array))
-    };
-    list(path)?.into_iter().map(whole).collect()
+/// Every array of the file by its name; all must be floats.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Array>, Fault> {
+    list(path)?.0.into_iter().map(|stored| Ok((stored.name.clone(), stored.read(path)?))).collect()
 }
 
 impl Stored {
@@ -74,114 +81,135 @@ impl Stored {
         self.shape.iter().try_fold(1u64, |n, &side| n.checked_mul(side as u64))
     }
 
-    /// All of it, from the file that it was listed from. The error says what is
-    /// wrong with the file.
-    pub fn read(&self, path: &Path) -> Result<Array, String> {
-        let count = self.count().filter(|count| *count <= MOST as u64);
-        let count = count.ok_or_else(|| of(&self.name, format!("has the shape {:?}", self.shape)))?;
-        let data = self.open(path)?.floats(count as usize)?;
+    /// The type of the elements and whether the first byte is the most significant;
+    /// `None` for types that are not read.
+    pub fn kind(&self) -> Option<(Dtype, bool)> {
+        let (order, kind) = match self.dtype.split_at_checked(1) {
+            Some((order @ ("<" | ">" | "=" | "|"), kind)) => (order, kind),
+            _ => ("=", self.dtype.as_str()),
+        };
+        let big = order == ">" || order != "<" && cfg!(target_endian = "big");
+        let kind = match kind {
+            "u1" | "B" => Dtype::U8,
+            "f2" | "e" => Dtype::F16,
+            "f4" | "f" => Dtype::F32,
+            "f8" | "d" => Dtype::F64,
+            _ => return None,
+        };
+        Some((kind, big))
+    }
+
+    /// All of it, from the file that it was listed from.
+    pub fn read(&self, path: &Path) -> Result<Array, Fault> {
+        let count = self.count().filter(|count| *count <= MOST / 8);
+        let count = count.ok_or_else(|| of(&self.name, format!("has the shape {:?}", self.shape).into()))?;
+        let (mut elements, mut data) = (self.open(path)?, Vec::new());
+        while data.len() < count as usize {
+            data.extend(elements.floats((count as usize - data.len()).min(1 << 20))?);
+        }
         Ok(Array { shape: self.shape.clone(), data })
     }
 
-    /// Its elements as a stream, from the file that it was listed from. The error
-    /// says what is wrong with the file.
-    pub fn open(&self, path: &Path) -> Result<Elements, String> {
-        let named = |what: String| of(&self.name, what);
-        if !self.c_order {
-            return Err(named(
-                "is in Fortran order, not in C order (numpy.ascontiguousarray makes it so)".into(),
-            ));
-        }
-        let kind = match self.dtype.as_str() {
-            "|u1" => Kind::U8,
-            "<f4" => Kind::F32,
-            "<f8" => Kind::F64,
-            other => return Err(named(format!("has the type {other:?}, not uint8, float32 or float64"))),
+    /// Its elements in row-major order, from the file that it was listed from.
+    pub fn open(&self, path: &Path) -> Result<Elements, Fault> {
+        self.elements(path).map_err(|fault| of(&self.name, fault))
+    }
+
+    fn elements(&self, path: &Path) -> Result<Elements, Fault> {
+        let Some((kind, big_endian)) = self.kind() else {
+            let found = shown(&self.dtype);
+            return Err(format!("has the type {found:?}, not uint8, float16, float32 or float64").into());
         };
-        let count = self.count().ok_or_else(|| named(format!("has the shape {:?}", self.shape)))?;
+        let count = self.count().ok_or_else(|| format!("has the shape {:?}", self.shape))?;
         if count.checked_mul(kind.size() as u64) != Some(self.bytes) {
-            return Err(named(format!("has {} bytes of data for {count} numbers", self.bytes)));
+            return Err(format!("has {} bytes of data for {count} numbers", self.bytes).into());
         }
-        let opened = || -> std::io::Result<Box<dyn Read>> {
-            let file = File::open(path)?;
-            let mut source: Box<dyn Read> = match &self.entry {
-                Some(entry) => Box::new(entry.open(file)?),
-                None => Box::new(file),
-            };
-            std::io::copy(&mut source.by_ref().take(self.header), &mut std::io::sink())?;
-            Ok(source)
+        let file = File::open(path)?;
+        let mut source: Box<dyn Read> = match &self.entry {
+            Some(entry) => Box::new(entry.open(file)?),
+            None => Box::new(file),
         };
-        let source = opened().map_err(|error| named(unreadable(&error)))?;
-        Ok(Elements { name: self.name.clone(), kind, left: count, source })
+        std::io::copy(&mut source.by_ref().take(self.header), &mut std::io::sink())?;
+        let mut elements = Elements { name: self.name.clone(), kind, big_endian, left: count, source };
+        // Along one axis both orders are the same.
+        if self.fortran_order && self.shape.iter().filter(|side| **side > 1).count() > 1 {
+            if self.bytes > MOST {
+                return Err("is in Fortran order and too large to be turned in memory \
+                            (numpy.ascontiguousarray does it)"
+                    .into());
+            }
+            let columns = elements.raw(count as usize)?;
+            let rows = row_major(&columns, &self.shape, kind.size());
+            (elements.left, elements.source) = (count, Box::new(Cursor::new(rows)));
+        }
+        Ok(elements)
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    U8,
-    F32,
-    F64,
-}
-
-impl Kind {
-    fn size(self) -> usize {
-        match self {
-            Kind::U8 => 1,
-            Kind::F32 => 4,
-            Kind::F64 => 8,
+/// Elements of `size` bytes whose first axis runs fastest, as if the last one did.
+pub(crate) fn row_major(columns: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+    let mut rows = Vec::with_capacity(columns.len());
+    let mut index = vec![0; shape.len()];
+    for _ in 0..columns.len() / size {
+        let at = shape.iter().zip(&index).rev().fold(0, |at, (side, i)| at * side + i);
+        rows.extend_from_slice(&columns[at * size..][..size]);
+        for (i, side) in index.iter_mut().zip(shape).rev() {
+            *i += 1;
+            if *i < *side {
+                break;
+            }
+            *i = 0;
         }
     }
+    rows
 }
 
 /// The elements of an array in row-major order.
 pub struct Elements {
     name: String,
-    kind: Kind,
+    kind: Dtype,
+    big_endian: bool,
     left: u64,
     source: Box<dyn Read>,
 }
 
 impl Elements {
     /// The next `n` elements of a uint8 array.
-    pub fn bytes(&mut self, n: usize) -> Result<Vec<u8>, String> {
+    pub fn bytes(&mut self, n: usize) -> Result<Vec<u8>, Fault> {
         match self.kind {
-            Kind::U8 => self.raw(n),
+            Dtype::U8 => self.raw(n),
             _ => Err(of(&self.name, "is not uint8".into())),
         }
     }
 
-    /// The next `n` elements of a float32 or float64 array.
-    pub fn floats(&mut self, n: usize) -> Result<Vec<f64>, String> {
-        match self.kind {
-            Kind::U8 => Err(of(&self.name, "is uint8, not float32 or float64".into())),
-            Kind::F32 => {
-                Ok(self.raw(n)?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b) as f64).collect())
-            }
-            Kind::F64 => Ok(self.raw(n)?.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
+    /// The next `n` elements of an array of floats.
+    pub fn floats(&mut self, n: usize) -> Result<Vec<f64>, Fault> {
+        if self.kind == Dtype::U8 {
+            return Err(of(&self.name, "is uint8, not float16, float32 or float64".into()));
         }
+        let (kind, size) = (self.kind, self.kind.size());
+        let mut raw = self.raw(n)?;
+        if self.big_endian {
+            raw.chunks_exact_mut(size).for_each(<[u8]>::reverse);
+        }
+        Ok(raw.chunks_exact(size).map(|bytes| kind.value(bytes)).collect())
     }
 
-    fn raw(&mut self, n: usize) -> Result<Vec<u8>, String> {
-        let named = |what: String| of(&self.name, what);
+    fn raw(&mut self, n: usize) -> Result<Vec<u8>, Fault> {
+        let named = |fault: Fault| of(&self.name, fault);
         let left = self.left.checked_sub(n as u64).ok_or_else(|| named("is cut off".into()))?;
         let wanted = n * self.kind.size();
         // Not all at once: a deflated file may promise more than it has.
         let mut raw = Vec::with_capacity(wanted.min(1 << 24));
-        self.source
-            .by_ref()
-            .take(wanted as u64)
-            .read_to_end(&mut raw)
-            .map_err(|error| named(unreadable(&error)))?;
+        let read = self.source.by_ref().take(wanted as u64).read_to_end(&mut raw);
+        read.map_err(|error| named(error.into()))?;
         if raw.len() < wanted {
             return Err(named("is cut off".into()));
         }
         self.left = left;
-        if left == 0 {
-            // The end of a zip's entry is where its checksum is compared.
-            let end = self.source.read(&mut [0]).map_err(|error| named(unreadable(&error)))?;
-            if end != 0 {
-                return Err(named("goes on behind its end".into()));
-            }
+        // The end of a zip's entry is where its checksum is compared.
+        if left == 0 && self.source.read(&mut [0]).map_err(|error| of(&self.name, error.into()))? != 0 {
+            return Err(of(&self.name, "goes on behind its end".into()));
         }
         Ok(raw)
     }
@@ -191,70 +219,130 @@ const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// The format of `numpy.save` up to the numbers: magic, version, a Python
 /// dictionary. `bytes` is the length of the whole.
-pub(crate) fn header(mut npy: impl Read, bytes: u64) -> Result<Stored, String> {
-    let mut exactly = |length: usize| {
+pub(crate) fn header(mut npy: impl Read, bytes: u64) -> Result<Stored, Fault> {
+    let mut exactly = |length: usize| -> Result<Vec<u8>, Fault> {
         let mut part = Vec::new();
-        match npy.by_ref().take(length as u64).read_to_end(&mut part) {
-            Ok(read) if read == length => Ok(part),
-            Ok(_) => Err("is cut off".to_string()),
-            Err(error) => Err(unreadable(&error)),
+        match npy.by_ref().take(length as u64).read_to_end(&mut part)? {
+            read if read == length => Ok(part),
+            _ => Err("is cut off".into()),
         }
     };
-    if exactly(MAGIC.len()).ok().as_deref() != Some(MAGIC) {
-        return Err("is not an array".into());
+    match exactly(MAGIC.len()) {
+        Ok(magic) if magic == MAGIC => {}
+        Err(fault @ Fault::Unreadable(_)) => return Err(fault),
+        _ => return Err("is not an array".into()),
     }
-    let version = exactly(2)?;
-    let digits = match version[0] {
+    let digits = match exactly(2)?[0] {
         1 => 2,
         2 | 3 => 4,
-        other => return Err(format!("has the version {other} of the format")),
+        other => return Err(format!("has the version {other} of the format").into()),
     };
     let length = exactly(digits)?.iter().rev().fold(0usize, |n, byte| n << 8 | *byte as usize);
     if length > LONGEST_HEADER {
-        return Err(format!("has a header of {length} bytes"));
+        return Err(format!("has a header of {length} bytes").into());
     }
     let text = exactly(length)?;
-    let text = String::from_utf8_lossy(&text);
-    let after = |key: &str| text.split_once(&format!("'{key}':")).map(|(_, rest)| rest.trim_start());
-    let order = after("fortran_order").unwrap_or_default();
-    if !order.starts_with("False") && !order.starts_with("True") {
-        return Err("has no fortran_order".into());
+    let mut stored = dictionary(&String::from_utf8_lossy(&text))?;
+    stored.header = (MAGIC.len() + 2 + digits + length) as u64;
+    stored.bytes = bytes.checked_sub(stored.header).ok_or("is cut off")?;
+    Ok(stored)
+}
+
+/// The header's dictionary in any spelling that Python reads: either quotes, with
+/// prefixes, blanks, keys in any order, the long numbers of Python 2.
+fn dictionary(text: &str) -> Result<Stored, Fault> {
+    let mut words = words(text).peekable();
+    let (mut dtype, mut shape, mut order) = (None, None, None);
+    if words.next().as_deref() != Some("{") {
+        return Err("has a header that is no dictionary".into());
     }
-    // A structured type is a list here, and stays without a name.
-    let dtype =
-        after("descr").and_then(|text| text.strip_prefix('\'')?.split('\'').next()).unwrap_or_default();
-    let tuple =
-        after("shape").and_then(|text| text.strip_prefix('(')?.split(')').next()).ok_or("has no shape")?;
-    let shape: Option<Vec<usize>> =
-        tuple.split(',').map(str::trim).filter(|n| !n.is_empty()).map(|n| n.parse().ok()).collect();
-    let header = (MAGIC.len() + 2 + digits + length) as u64;
+    while let Some(key) = words.next().filter(|word| word != "}") {
+        if words.next().as_deref() != Some(":") {
+            return Err("has a header that is no dictionary".into());
+        }
+        let (mut value, mut depth) = (Vec::new(), 0usize);
+        while let Some(word) = words.next_if(|word| depth > 0 || word != "," && word != "}") {
+            match word.as_str() {
+                "(" | "[" | "{" => depth += 1,
+                ")" | "]" | "}" => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+            value.push(word);
+        }
+        words.next_if(|word| word == ",");
+        match key.as_str() {
+            // A type with fields is a list, and stays without a name.
+            "'descr" => dtype = Some(string(&value)),
+            "'shape" => shape = Some(value),
+            "'fortran_order" => order = Some(value),
+            _ => {}
+        }
+    }
+    let order = order.map(|value| value.concat());
+    let fortran_order = match order.as_deref() {
+        Some("True" | "1") => true,
+        Some("False" | "0") => false,
+        _ => return Err("has no fortran_order".into()),
+    };
+    let shape = shape.ok_or("has no shape")?;
+    let sides = match &shape[..] {
+        [open, sides @ .., close] if open == "(" && close == ")" => sides,
+        _ => return Err("has no shape".into()),
+    };
+    let side = |word: &String| word.trim_end_matches(['L', 'l']).parse().ok();
+    let sides: Option<Vec<usize>> = sides.iter().filter(|word| *word != ",").map(side).collect();
     Ok(Stored {
         name: String::new(),
-        dtype: dtype.into(),
-        shape: shape.ok_or_else(|| format!("has the shape ({tuple})"))?,
-        c_order: order.starts_with("False"),
-        header,
-        bytes: bytes.checked_sub(header).ok_or("is cut off")?,
+        dtype: dtype.unwrap_or_default(),
+        shape: sides.ok_or_else(|| format!("has the shape {}", shown(&shape.concat())))?,
+        fortran_order,
+        header: 0,
+        bytes: 0,
         entry: None,
     })
 }
 
-/// What is wrong with an array, as something wrong with the file.
-fn of(name: &str, what: String) -> String {
-    match name {
-        "" => format!("holds an array that {what}"),
-        name => format!("holds {name}, which {what}"),
+/// What a value is as a text; nothing for a value of another kind.
+fn string(value: &[String]) -> String {
+    match value {
+        [text] => text.strip_prefix('\'').unwrap_or_default().to_string(),
+        _ => String::new(),
     }
 }
 
-fn unreadable(error: &std::io::Error) -> String {
-    format!("is unreadable: {error}")
+/// A Python literal as punctuation, names and numbers; a text begins with `'`.
+fn words(text: &str) -> impl Iterator<Item = String> + '_ {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        rest = rest.trim_start();
+        let first = rest.chars().next()?;
+        let quoted = rest.trim_start_matches(['u', 'U', 'b', 'B']);
+        let word = match quoted.chars().next() {
+            Some(quote @ ('\'' | '"')) => {
+                let (text, behind) = quoted[1..].split_once(quote).unwrap_or((&quoted[1..], ""));
+                rest = behind;
+                return Some(format!("'{text}"));
+            }
+            _ if "{}[]():,".contains(first) => &rest[..1],
+            _ => rest.split(|c: char| c.is_whitespace() || "{}[]():,'\"".contains(c)).next()?,
+        };
+        rest = &rest[word.len()..];
+        Some(word.to_string())
+    })
+}
+
+/// What is wrong with an array, as something wrong with the file.
+fn of(name: &str, fault: Fault) -> Fault {
+    fault.with(|| match name {
+        "" => "holds an array that ".into(),
+        name => format!("holds {}, which ", shown(name)),
+    })
 }
 
 /// An `.npz` of float64 arrays, as `numpy.savez` writes it. The same arrays give
 /// the same bytes.
 pub fn write(arrays: &[(&str, &Array)]) -> Vec<u8> {
-    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let stored = zip::write::SimpleFileOptions::default()
         .compression_method(zip::CompressionMethod::Stored)
         .last_modified_time(zip::DateTime::default());

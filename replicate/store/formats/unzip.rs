@@ -7,6 +7,9 @@ use flate2::Crc;
 use flate2::read::DeflateDecoder;
 use zip::{CompressionMethod, ZipArchive};
 
+use super::Fault;
+use crate::error::shown;
+
 /// One file of an archive, as the archive's directory describes it.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -15,19 +18,28 @@ pub struct Entry {
     pub bytes: u64,
     start: u64,
     packed: u64,
-    deflated: bool,
+    packing: Packing,
     crc: u32,
 }
 
+#[derive(Clone, Debug)]
+enum Packing {
+    Stored,
+    Deflated,
+    /// Not read; says how: "encrypted", "compressed with …".
+    Other(String),
+}
+
 /// The files of an archive, without its directories, in the archive's order. No
-/// two of them have the same name, or bytes in common. The error says what is wrong
-/// with the archive.
-pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, String> {
-    let mut zip = ZipArchive::new(archive).map_err(|error| format!("is not a zip file: {error}"))?;
+/// two of them have the same name, or bytes in common. A file that cannot be
+/// unpacked is an error only when it is opened.
+pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, Fault> {
+    let wrong = |error: &zip::result::ZipError, what: &str| Fault::of(error, || format!("{what}: {error}"));
+    let mut zip = ZipArchive::new(archive).map_err(|error| wrong(&error, "is not a zip file"))?;
     if zip.has_duplicate_names() {
         return Err("has two files of one name".into());
     }
-    let unreadable = |error| format!("has an unreadable part: {error}");
+    let unreadable = |error| wrong(&error, "has an unreadable part");
     // They could take much longer to read than the archive is long.
     if zip.has_overlapping_files().map_err(unreadable)? {
         return Err("has files that overlap".into());
@@ -38,32 +50,41 @@ pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, String> {
         if file.is_dir() {
             continue;
         }
-        let name = file.name().map_err(|error| format!("has an unreadable name: {error}"))?.into_owned();
-        let holds = |what: String| {
-            let shown: String = name.escape_debug().take(100).collect();
-            format!("holds {shown}, which {what}")
+        let name = file.name().map_err(|error| wrong(&error, "has an unreadable name"))?.into_owned();
+        let packing = match file.compression() {
+            _ if file.encrypted() => Packing::Other("encrypted".into()),
+            CompressionMethod::Stored => Packing::Stored,
+            CompressionMethod::DEFLATE => Packing::Deflated,
+            other => Packing::Other(format!("compressed with {other}")),
         };
-        let deflated = match file.compression() {
-            _ if file.encrypted() => return Err(holds("is encrypted".into())),
-            CompressionMethod::Stored => false,
-            CompressionMethod::DEFLATE => true,
-            other => return Err(holds(format!("is compressed with {other}"))),
+        let Some(start) = file.data_start() else {
+            return Err(format!("holds {}, which has no content", shown(&name)).into());
         };
-        let start = file.data_start().ok_or_else(|| holds("has no content".into()))?;
         let (bytes, packed, crc) = (file.size(), file.compressed_size(), file.crc32());
-        entries.push(Entry { name, bytes, start, packed, deflated, crc });
+        entries.push(Entry { name, bytes, start, packed, packing, crc });
     }
     Ok(entries)
 }
 
 impl Entry {
+    /// How it is packed, where that is not read.
+    pub fn unread(&self) -> Option<&str> {
+        match &self.packing {
+            Packing::Other(how) => Some(how),
+            _ => None,
+        }
+    }
+
     /// The content, from the archive that the entry is of.
     pub fn open<R: Read + Seek>(&self, mut archive: R) -> io::Result<Content<R>> {
         archive.seek(SeekFrom::Start(self.start))?;
         let packed = archive.take(self.packed);
-        let packed = match self.deflated {
-            true => Packed::Deflated(DeflateDecoder::new(packed)),
-            false => Packed::Stored(packed),
+        let packed = match &self.packing {
+            Packing::Deflated => Packed::Deflated(DeflateDecoder::new(packed)),
+            Packing::Stored => Packed::Stored(packed),
+            Packing::Other(how) => {
+                return Err(io::Error::new(ErrorKind::Unsupported, format!("{how}, not stored or deflated")));
+            }
         };
         Ok(Content { packed, left: self.bytes, crc: Crc::new(), expected: self.crc })
     }
@@ -71,7 +92,7 @@ impl Entry {
     /// The content as a part of the archive, once its length and checksum were
     /// compared; `None` where it is compressed.
     pub fn stored<'a>(&self, archive: &'a [u8]) -> io::Result<Option<&'a [u8]>> {
-        if self.deflated {
+        if matches!(self.packing, Packing::Deflated) {
             return Ok(None);
         }
         io::copy(&mut self.open(Cursor::new(archive))?, &mut io::sink())?;
