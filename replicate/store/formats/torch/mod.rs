@@ -12,7 +12,9 @@
 //! most [`MAX_OPCODES`] opcodes in all its pickles together, and at most
 //! [`COPIES`] times its own length in tensors and names.
 
+mod allowed;
 mod edm;
+mod machine;
 mod names;
 pub(crate) mod pickle;
 mod stream;
@@ -23,6 +25,7 @@ use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 pub use self::tensor::{Dtype, Tensor};
+use super::foreign;
 use crate::error::{Error, Result};
 use crate::store::Array;
 
@@ -105,6 +108,14 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
             "name the published file; this one holds nothing but tensors and needs no conversion",
         ));
     }
+    if let Some(what) = foreign(bytes).filter(|_| !bytes.starts_with(stream::ZIP_MAGIC)) {
+        return Err(malformed(
+            path,
+            "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
+            what.into(),
+            "unpack it, or fetch or save it again",
+        ));
+    }
     match parse_bytes(bytes) {
         Ok((format, tensors)) => Ok(Checkpoint { path: path.to_path_buf(), format, tensors }),
         Err(Fault::Broken(found)) => Err(malformed(
@@ -112,6 +123,13 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
             "a whole EDM snapshot (.pkl), torch zip or legacy torch stream (.pth)".into(),
             found,
             "fetch or save it again",
+        )),
+        Err(Fault::Module) => Err(malformed(
+            path,
+            "a file of tensors, as torch.save writes state dicts".into(),
+            "a compiled module (TorchScript), which is a program".into(),
+            "save its state_dict() with torch.save; of Inception's weights, `replicate fetch inception` gets the \
+             file that is read (pt_inception-2015-12-05-6726825d.pth)",
         )),
         Err(Fault::Refused(found)) => Err(malformed(
             path,
@@ -122,12 +140,16 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     }
 }
 
-/// A plain pickle that is no checkpoint. The error says what is wrong with it.
+/// A plain pickle of any protocol that is no checkpoint. The error says what is
+/// wrong with it.
 pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, String> {
-    let read = pickle::Pickle::read(bytes, 0, &mut Budget::of(bytes));
+    // 50,000 labels of two kinds may be objects of NumPy's, of eight opcodes each.
+    let mut budget = Budget { opcodes: 8 * MAX_OPCODES, ..Budget::of(bytes) };
+    let read = pickle::Pickle::read_any(bytes, &mut budget);
     read.and_then(|pickle| whole(pickle, bytes)).map_err(|fault| match fault {
-        Fault::Broken(found) => found,
         Fault::Refused(found) => format!("{found}, which is not allowed and was not executed"),
+        Fault::Broken(found) => found,
+        Fault::Module => unreachable!("no zip was read"),
     })
 }
 
@@ -278,6 +300,8 @@ enum Fault {
     Broken(String),
     /// It asks for what this reader does not do on purpose.
     Refused(String),
+    /// It is a compiled module.
+    Module,
 }
 
 impl Fault {
@@ -293,6 +317,7 @@ impl Fault {
         match self {
             Fault::Broken(found) => Fault::Broken(text(found)),
             Fault::Refused(found) => Fault::Refused(text(found)),
+            Fault::Module => Fault::Module,
         }
     }
 

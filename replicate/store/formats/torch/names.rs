@@ -77,9 +77,9 @@ impl<'a> Walk<'_, 'a> {
         let pickle = self.pickle;
         if let Some(entries) = pickle.entries(value) {
             for (key, value) in entries {
-                match key {
-                    Value::Str(key) => self.value(&join(name, key)?, *value, depth)?,
-                    Value::Int(key) => self.value(&join(name, &key.to_string())?, *value, depth)?,
+                match (pickle.text(*key), key) {
+                    (Some(key), _) => self.value(&join(name, key)?, *value, depth)?,
+                    (_, Value::Int(key)) => self.value(&join(name, &key.to_string())?, *value, depth)?,
                     _ => {
                         let what = format!("a key in {} that is neither text nor a number", quote(name));
                         return Err(Fault::broken(what));
@@ -109,7 +109,7 @@ impl<'a> Walk<'_, 'a> {
                     None => Err(Fault::broken(format!("no state in the object {}", quote(name)))),
                 }
             }
-            Node::Object { constructor: Constructor::NumpyArray, .. } => {
+            Node::Object { constructor: Constructor::NumpyArray | Constructor::NumpyFromBuffer, .. } => {
                 Err(Fault::refused(format!("an array of NumPy's, at {}", quote(name))))
             }
             _ => Ok(()),

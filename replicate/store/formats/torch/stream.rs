@@ -14,8 +14,9 @@ pub(super) type Storages<'a> = HashMap<Cow<'a, str>, &'a [u8]>;
 
 /// Whether a value is a tensor or a parameter.
 pub(super) fn is_tensor(pickle: &Pickle, value: Value) -> bool {
+    use Constructor::*;
     call(pickle, value).is_some_and(|(constructor, _)| {
-        matches!(constructor, Constructor::RebuildTensor | Constructor::RebuildParameter)
+        matches!(constructor, RebuildTensor | RebuildTyped | RebuildParameter | RebuildFromType | OtherTensor)
     })
 }
 
@@ -31,26 +32,45 @@ pub(super) fn call<'p, 'a>(
     }
 }
 
-/// The tensor that a call of `_rebuild_tensor_v2`, or of `_rebuild_parameter`
-/// around one, describes.
+/// The tensor that a call of `_rebuild_tensor_v2` and the like describes, or one
+/// around it: a parameter's, or that of a tensor with attributes, which are not
+/// looked at.
 pub(super) fn tensor(
     pickle: &Pickle,
     storages: &Storages,
     value: Value,
     budget: &mut Budget,
 ) -> Result<Tensor, Fault> {
-    let inner = match call(pickle, value) {
-        Some((Constructor::RebuildParameter, [data, ..])) => *data,
-        _ => value,
-    };
-    let Some((Constructor::RebuildTensor, [storage, offset, size, stride, ..])) = call(pickle, inner) else {
+    let mut inner = call(pickle, value);
+    for _ in 0..MAX_LAYERS {
+        inner = match inner {
+            Some((Constructor::RebuildParameter, [data, ..])) => call(pickle, *data),
+            Some((Constructor::RebuildFromType, [Value::Constructor(function), _, arguments, ..])) => {
+                pickle.tuple(*arguments).map(|arguments| (*function, arguments))
+            }
+            _ => break,
+        };
+    }
+    let (typed, [storage, offset, size, stride, ..]) = (match inner {
+        Some((Constructor::RebuildTensor, arguments)) => (None, arguments),
+        Some((Constructor::RebuildTyped, arguments @ [_, _, _, _, _, _, dtype, ..])) => match dtype {
+            Value::Constructor(Constructor::Dtype(dtype)) => (Some(*dtype), arguments),
+            _ => return Err(Fault::broken("a tensor of a type that is not read")),
+        },
+        Some((Constructor::OtherTensor, _)) => {
+            return Err(Fault::broken("a sparse, quantised or nested tensor, or one without numbers"));
+        }
+        _ => (None, &[][..]),
+    }) else {
         return Err(Fault::broken("a tensor without storage, offset, size and stride"));
     };
     let view =
         View { offset: number(*offset)?, shape: numbers(pickle, *size)?, strides: numbers(pickle, *stride)? };
     match call(pickle, *storage) {
         Some((Constructor::LoadFromBytes, [payload])) => {
-            let payload = payload_bytes(pickle, *payload, budget)?;
+            let payload = pickle.bytes(*payload, budget.bytes);
+            let payload = payload.ok_or_else(|| Fault::broken("a storage that is not bytes"))?;
+            budget.bytes(payload.len())?;
             let stream = legacy_storage(&payload, budget)?;
             view.gather(stream.0, stream.1, budget)
         }
@@ -67,10 +87,13 @@ pub(super) fn tensor(
                     dtype.size()
                 )));
             }
-            view.gather(dtype, bytes, budget)
+            view.gather(typed.unwrap_or(dtype), bytes, budget)
         }
     }
 }
+
+/// A parameter around a tensor with attributes around a tensor has two.
+const MAX_LAYERS: usize = 4;
 
 /// A tensor's view of its storage, in elements.
 struct View {
@@ -207,23 +230,6 @@ fn reference<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Result<Reference<'a>,
     }
 }
 
-/// Bytes, or text that stands for bytes as protocol 2 writes them.
-fn payload_bytes<'a>(
-    pickle: &Pickle<'a>,
-    value: Value<'a>,
-    budget: &mut Budget,
-) -> Result<Cow<'a, [u8]>, Fault> {
-    if let Value::Bytes(bytes) = value {
-        return Ok(Cow::Borrowed(bytes));
-    }
-    let Some((Constructor::Encode, [Value::Str(text), Value::Str("latin1")])) = call(pickle, value) else {
-        return Err(Fault::broken("a storage that is not bytes"));
-    };
-    budget.bytes(text.len())?;
-    let bytes: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(c).ok()).collect();
-    Ok(Cow::Owned(bytes.ok_or_else(|| Fault::broken("text for bytes that is not Latin-1"))?))
-}
-
 /// 0x1950a86a20f9469cfc6c, the first pickle of a legacy stream.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 const LEGACY_PROTOCOL: i64 = 1001;
@@ -317,24 +323,17 @@ pub(super) const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 /// `data.pkl` and the storages of a torch zip. torch stores without
 /// compression, so everything is borrowed from the file; checksums are verified.
 pub(super) fn zip<'a>(bytes: &'a [u8]) -> Result<(&'a [u8], Storages<'a>), Fault> {
-    let entries = zip_entries(bytes)?;
-    let Some(prefix) = entries.keys().find_map(|name| name.strip_suffix("data.pkl")) else {
+    let entries = unzip::entries(Cursor::new(bytes));
+    let entries = entries.map_err(|fault| Fault::broken(format!("a file that {fault}")))?;
+    let names = || entries.iter().map(|entry| entry.name.as_str());
+    if names().any(|name| name.ends_with("/constants.pkl") || name.contains("/code/__torch__")) {
+        return Err(Fault::Module);
+    }
+    let Some(prefix) = names().filter_map(|name| name.strip_suffix("data.pkl")).min() else {
         return Err(Fault::broken("a zip archive without data.pkl, which torch.save writes"));
     };
-    let pickle = entries[&format!("{prefix}data.pkl")];
-    if entries.get(&format!("{prefix}byteorder")).is_some_and(|order| *order != b"little") {
-        return Err(Fault::broken("a torch zip that is not little-endian"));
-    }
-    let key = |name: &str| name.strip_prefix(prefix)?.strip_prefix("data/").map(|key| Cow::Owned(key.into()));
-    Ok((pickle, entries.iter().filter_map(|(name, data)| Some((key(name)?, *data))).collect()))
-}
-
-/// Every file of an archive, in the order of the names.
-fn zip_entries(bytes: &[u8]) -> Result<BTreeMap<String, &[u8]>, Fault> {
-    let entries = unzip::entries(Cursor::new(bytes));
-    let entries = entries.map_err(|what| Fault::broken(format!("a file that {what}")))?;
-    let stored = |entry: Entry| match entry.stored(bytes) {
-        Ok(Some(content)) => Ok((entry.name, content)),
+    let stored = |entry: &Entry| match entry.stored(bytes) {
+        Ok(Some(content)) => Ok((entry.name.clone(), content)),
         Ok(None) => {
             Err(Fault::broken(format!("{} compressed, which torch.save does not do", quote(&entry.name))))
         }
@@ -342,5 +341,11 @@ fn zip_entries(bytes: &[u8]) -> Result<BTreeMap<String, &[u8]>, Fault> {
             Err(Fault::broken(format!("a damaged zip archive ({error}), at {}", quote(&entry.name))))
         }
     };
-    entries.into_iter().map(stored).collect()
+    let contents: BTreeMap<String, &[u8]> = entries.iter().map(stored).collect::<Result<_, _>>()?;
+    if contents.get(&format!("{prefix}byteorder")).is_some_and(|order| *order != b"little") {
+        return Err(Fault::broken("a torch zip that is not little-endian"));
+    }
+    let key = |name: &str| name.strip_prefix(prefix)?.strip_prefix("data/").map(|key| Cow::Owned(key.into()));
+    let storages = contents.iter().filter_map(|(name, data)| Some((key(name)?, *data))).collect();
+    Ok((contents[&format!("{prefix}data.pkl")], storages))
 }

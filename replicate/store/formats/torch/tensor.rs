@@ -33,7 +33,7 @@ impl Dtype {
     }
 
     /// One element from its little-endian bytes.
-    fn value(self, bytes: &[u8]) -> f64 {
+    pub fn value(self, bytes: &[u8]) -> f64 {
         let bits = bytes.iter().rev().fold(0u64, |bits, byte| bits << 8 | *byte as u64);
         match self {
             Dtype::F64 => f64::from_bits(bits),

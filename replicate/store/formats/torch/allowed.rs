@@ -1,0 +1,115 @@
+//! What a file may construct. Nothing else can be named in it, and none of it is
+//! ever called: a name only says what its arguments mean.
+
+use super::Dtype;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Constructor {
+    OrderedDict,
+    EasyDict,
+    Set,
+    /// `_codecs.encode(text, 'latin1')`: how protocols 0 to 2 write bytes.
+    Encode,
+    /// `bytes()` and `bytearray(bytes)`, likewise.
+    Bytes,
+    /// An object of EDM's: the class's source text, its name, its `__dict__`.
+    Persistent,
+    ModuleDict,
+    /// Around a tensor: a parameter, with or without attributes.
+    RebuildParameter,
+    RebuildTensor,
+    /// As the former, of untyped bytes, with the type as an argument.
+    RebuildTyped,
+    /// `(function, type, arguments, attributes)`: a tensor with attributes.
+    RebuildFromType,
+    /// A tensor that is not read: sparse, quantised, nested, or without numbers.
+    OtherTensor,
+    /// A legacy torch stream with one storage.
+    LoadFromBytes,
+    Storage(Dtype),
+    /// The type of a tensor's elements, as a value.
+    Dtype(Dtype),
+    /// What `torch.load(weights_only=True)` takes as well and no tensor needs: a
+    /// device, a size, a layout, a class of tensors, a complex number.
+    Inert,
+    /// A number of NumPy's: its type, its bytes.
+    NumpyScalar,
+    /// An empty array; what it holds comes as its state.
+    NumpyArray,
+    /// `(bytes, type, shape, order)`: how protocol 5 writes arrays.
+    NumpyFromBuffer,
+    /// NumPy's array as a type, an argument of the others.
+    NumpyArrayType,
+    NumpyDtype,
+}
+
+/// What a name means, under the modules of Python 2 and 3 and of NumPy 1 and 2.
+pub(super) fn constructor(module: &str, name: &str) -> Option<Constructor> {
+    use Constructor::*;
+    Some(match (module, name) {
+        ("collections", "OrderedDict") => OrderedDict,
+        ("collections", "Counter") => Inert,
+        ("dnnlib.util", "EasyDict") => EasyDict,
+        ("builtins" | "__builtin__", "set") => Set,
+        ("builtins" | "__builtin__", "bytes" | "bytearray") => Bytes,
+        ("builtins" | "__builtin__", "complex") => Inert,
+        ("_codecs", "encode") => Encode,
+        ("torch_utils.persistence", "_reconstruct_persistent_obj") => Persistent,
+        ("torch.nn.modules.container", "ModuleDict") => ModuleDict,
+        ("torch.nn.parameter", "Parameter" | "Buffer") => Inert,
+        ("torch.serialization", "_get_layout") => Inert,
+        ("torch.storage", "_load_from_bytes") => LoadFromBytes,
+        ("torch.storage", "UntypedStorage") => Storage(super::Dtype::U8),
+        ("torch._tensor", "_rebuild_from_type_v2") => RebuildFromType,
+        ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => RebuildParameter,
+        ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => RebuildTensor,
+        ("torch._utils", "_rebuild_tensor_v3") => RebuildTyped,
+        (
+            "torch._utils",
+            "_rebuild_qtensor"
+            | "_rebuild_sparse_tensor"
+            | "_rebuild_nested_tensor"
+            | "_rebuild_meta_tensor_no_storage"
+            | "_rebuild_device_tensor_from_numpy"
+            | "_rebuild_device_tensor_from_cpu_tensor"
+            | "_rebuild_wrapper_subclass",
+        ) => OtherTensor,
+        ("torch", name) => of_torch(name)?,
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => NumpyScalar,
+        ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => NumpyArray,
+        ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => NumpyFromBuffer,
+        ("numpy", "ndarray") => NumpyArrayType,
+        ("numpy", "dtype") => NumpyDtype,
+        _ => return None,
+    })
+}
+
+/// `torch.NAME`: a storage, a type of elements, or what is inert.
+fn of_torch(name: &str) -> Option<Constructor> {
+    const KINDS: [(Dtype, &str, &[&str]); 10] = [
+        (Dtype::F64, "Double", &["float64", "double"]),
+        (Dtype::F32, "Float", &["float32", "float"]),
+        (Dtype::F16, "Half", &["float16", "half"]),
+        (Dtype::BF16, "BFloat16", &["bfloat16"]),
+        (Dtype::I64, "Long", &["int64", "long"]),
+        (Dtype::I32, "Int", &["int32", "int"]),
+        (Dtype::I16, "Short", &["int16", "short"]),
+        (Dtype::I8, "Char", &["int8"]),
+        (Dtype::U8, "Byte", &["uint8"]),
+        (Dtype::Bool, "Bool", &["bool"]),
+    ];
+    if let Some(kind) = name.strip_suffix("Storage") {
+        let found =
+            KINDS.iter().find(|(_, known, _)| *known == kind || kind == "Untyped" && *known == "Byte");
+        return found.map(|(dtype, ..)| Constructor::Storage(*dtype));
+    }
+    if let Some((dtype, ..)) = KINDS.iter().find(|(.., names)| names.contains(&name)) {
+        return Some(Constructor::Dtype(*dtype));
+    }
+    // Types of elements that are not read end in their width, as `complex64` and `float8_e5m2`.
+    let other = ["uint", "complex", "float8_e", "float4_e", "qint", "quint", "bits"];
+    let is_type = other.iter().any(|kind| name.strip_prefix(kind).is_some_and(|rest| !rest.is_empty()));
+    let inert = matches!(name, "Size" | "Tensor" | "device" | "cfloat" | "cdouble" | "chalf");
+    (is_type || inert || name.starts_with("per_tensor_") || name.starts_with("per_channel_"))
+        .then_some(Constructor::Inert)
+}
