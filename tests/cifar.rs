@@ -780,23 +780,442 @@ fn bad_parquet_files_are_refused() {
     assert_says(&complaint(set, &wrong), &["a description of 4294967295 bytes"]);
     // One that lists 2^31 - 1 row groups: a structure with field 4, a list of structures.
     let liar = [b"PAR1".as_slice(), b"\x49\xfc\xff\xff\xff\xff\x07", &7u32.to_le_bytes(), b"PAR1"].concat();
-    assert_says(&complaint(set, &liar), &["a broken description"]);
+    let (text, peak) = peak_of(|| complaint(set, &liar));
+    assert_says(&text, &["a whole parquet file", "damage"]);
+    assert!(peak < 1 << 20, "{peak} bytes");
 }
 
 /// The first page's header is at byte 4: type (field 1), unpacked and packed
 /// size (2, 3), as zigzag numbers of seven bits a byte.
 #[test]
-fn a_parquet_page_that_claims_to_be_large_is_refused_before_memory_is_taken() {
-    let mut bytes = parquet(Set::Cifar10, &some(300));
-    assert_eq!((bytes[4], bytes[6]), (0x15, 0x15));
-    bytes[7..15].copy_from_slice(b"\xfe\xff\xff\xff\x0f\x15\x00\x00");
-    let (text, peak) = peak_of(|| complaint(Set::Cifar10, &bytes));
-    assert_says(&text, &["pages of at most 67108864 bytes", "2147483647 bytes"]);
-    assert!(peak < 4 << 20, "{peak} bytes");
-    bytes[7..15].copy_from_slice(b"\x00\x15\xfe\xff\xff\xff\x0f\x00");
-    assert_says(&complaint(Set::Cifar10, &bytes), &["a page of 2147483647 bytes"]);
-    bytes[7..15].copy_from_slice(b"\x00\x15\x01\x00\x00\x00\x00\x00");
-    assert_says(&complaint(Set::Cifar10, &bytes), &["a page of -1 bytes"]);
+fn a_parquet_page_that_claims_to_be_large_takes_no_memory() {
+    let good = parquet(Set::Cifar10, &some(300));
+    assert_eq!((good[4], good[6]), (0x15, 0x15));
+    for (header, says) in [
+        // Unpacked to 2^31 - 1 bytes, packed to none.
+        (b"\xfe\xff\xff\xff\x0f\x15\x00\x00", "damage"),
+        // Packed to 2^31 - 1 bytes, and to -1.
+        (b"\x00\x15\xfe\xff\xff\xff\x0f\x00", "damage"),
+        (b"\x00\x15\x01\x00\x00\x00\x00\x00", "damage"),
+    ] {
+        let mut bytes = good.clone();
+        bytes[7..15].copy_from_slice(header);
+        let (text, peak) = peak_of(|| complaint(Set::Cifar10, &bytes));
+        assert_says(&text, &["a whole parquet file", says]);
+        assert!(peak < 4 << 20, "{peak} bytes");
+    }
+}
+
+// ---- parquet as others write it ---------------------------------------------
+
+/// The pages of one column, packed by `pack`, in a file of its own kind: the crate of
+/// the tests packs with snappy alone.
+struct Written<'a> {
+    image: &'a str,
+    label: &'a str,
+    int32: bool,
+    codec: PageCompression,
+    pack: &'a dyn Fn(&[u8]) -> Vec<u8>,
+}
+
+impl Written<'_> {
+    fn file(&self, samples: &[Sample]) -> Vec<u8> {
+        use parquet::column::page::{CompressedPage, Page};
+        use parquet::column::writer::ColumnCloseResult;
+        use parquet::file::metadata::ColumnChunkMetaData;
+        let kind = if self.int32 { "int32" } else { "int64" };
+        let schema = format!(
+            "message schema {{ required group {} {{ required binary bytes; }} required {kind} {}; }}",
+            self.image, self.label
+        );
+        let schema = Arc::new(parse_message_type(&schema).unwrap());
+        let mut file = SerializedFileWriter::new(Vec::new(), schema.clone(), Default::default()).unwrap();
+        let mut group = file.next_row_group().unwrap();
+        let pngs = samples.iter().map(|sample| png(&sample.pixels));
+        let pngs: Vec<u8> =
+            pngs.flat_map(|png| [(png.len() as u32).to_le_bytes().to_vec(), png].concat()).collect();
+        let labels: Vec<u8> = samples
+            .iter()
+            .flat_map(|sample| match self.int32 {
+                true => (sample.label as i32).to_le_bytes().to_vec(),
+                false => (sample.label as i64).to_le_bytes().to_vec(),
+            })
+            .collect();
+        let descr = parquet::schema::types::SchemaDescriptor::new(schema);
+        for (i, values) in [pngs, labels].into_iter().enumerate() {
+            let page = Page::DataPage {
+                buf: (self.pack)(&values).into(),
+                num_values: samples.len() as u32,
+                encoding: parquet::basic::Encoding::PLAIN,
+                def_level_encoding: parquet::basic::Encoding::RLE,
+                rep_level_encoding: parquet::basic::Encoding::RLE,
+                statistics: None,
+            };
+            let page = CompressedPage::new(page, values.len());
+            let mut bytes = parquet::file::writer::TrackedWrite::new(Vec::new());
+            let mut writer = parquet::file::writer::SerializedPageWriter::new(&mut bytes);
+            let spec = parquet::column::page::PageWriter::write_page(&mut writer, page).unwrap();
+            drop(writer);
+            let bytes = bytes.into_inner().unwrap();
+            let mut column = tempfile::tempfile().unwrap();
+            column.write_all(&bytes).unwrap();
+            let metadata = ColumnChunkMetaData::builder(descr.column(i))
+                .set_compression(self.codec)
+                .set_encodings_mask(parquet::basic::EncodingMask::new_from_encodings(
+                    [parquet::basic::Encoding::PLAIN].iter(),
+                ))
+                .set_num_values(samples.len() as i64)
+                .set_total_compressed_size(spec.compressed_size as i64)
+                .set_total_uncompressed_size(spec.uncompressed_size as i64)
+                .set_data_page_offset(0)
+                .build()
+                .unwrap();
+            let close = ColumnCloseResult {
+                bytes_written: bytes.len() as u64,
+                rows_written: samples.len() as u64,
+                metadata,
+                bloom_filter: None,
+                column_index: None,
+                offset_index: None,
+            };
+            group.append_column(&column, close).unwrap();
+        }
+        group.close().unwrap();
+        file.into_inner().unwrap()
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+fn brotli(bytes: &[u8]) -> Vec<u8> {
+    let mut packed = Vec::new();
+    let mut source = bytes;
+    ::brotli::BrotliCompress(&mut source, &mut packed, &Default::default()).unwrap();
+    packed
+}
+
+/// Literals alone, in one block.
+fn lz4(bytes: &[u8]) -> Vec<u8> {
+    let rest = bytes.len() - 15;
+    let mut block = vec![0xf0];
+    block.extend(std::iter::repeat_n(255, rest / 255));
+    block.push((rest % 255) as u8);
+    block.extend(bytes);
+    block
+}
+
+fn codecs() -> [(PageCompression, &'static dyn Fn(&[u8]) -> Vec<u8>); 6] {
+    [
+        (PageCompression::UNCOMPRESSED, &|bytes| bytes.to_vec()),
+        (PageCompression::GZIP(Default::default()), &gzip),
+        (PageCompression::ZSTD(Default::default()), &zstd),
+        (PageCompression::BROTLI(Default::default()), &brotli),
+        (PageCompression::LZ4_RAW, &lz4),
+        (PageCompression::LZ4, &lz4),
+    ]
+}
+
+const PLAIN: Written<'static> = Written {
+    image: "img",
+    label: "label",
+    int32: false,
+    codec: PageCompression::UNCOMPRESSED,
+    pack: &|bytes| bytes.to_vec(),
+};
+
+fn train_of(set: Set, bytes: &[u8]) -> Images {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    cifar::train(set, file.path()).unwrap()
+}
+
+#[test]
+fn every_codec_gives_the_same_images() {
+    let samples = some(20);
+    for (codec, pack) in codecs() {
+        let file = Written { codec, pack, ..PLAIN }.file(&samples);
+        assert!(train_of(Set::Cifar10, &file) == in_order(&samples), "{codec}");
+    }
+    let file = Written { codec: PageCompression::LZO, ..PLAIN }.file(&samples);
+    let text = complaint(Set::Cifar10, &file);
+    assert_says(&text, &["snappy, gzip, zstd, brotli or lz4", "LZO"]);
+    assert!(!text.contains("damage"), "{text}");
+}
+
+/// A page that unpacks to a gigabyte, in each codec that allows it.
+#[test]
+fn pages_unpack_within_bounds() {
+    let zeros = vec![0u8; 100 << 20];
+    for (codec, pack) in codecs() {
+        if codec == PageCompression::UNCOMPRESSED
+            || matches!(codec, PageCompression::LZ4 | PageCompression::LZ4_RAW)
+        {
+            continue;
+        }
+        let bomb = pack(&zeros);
+        let packs = move |_: &[u8]| bomb.clone();
+        let file = Written { codec, pack: &packs, ..PLAIN }.file(&some(3));
+        let (text, peak) = peak_of(|| complaint(Set::Cifar10, &file));
+        assert_says(&text, &["damage"]);
+        assert!(peak < 64 << 20, "{codec}: {peak} bytes");
+    }
+}
+
+#[test]
+fn columns_are_known_by_what_they_hold() {
+    let samples = some(8);
+    let train = |set, written: &Written| train_of(set, &written.file(&samples)) == in_order(&samples);
+    for image in ["img", "image", "picture"] {
+        for int32 in [false, true] {
+            assert!(train(Set::Cifar10, &Written { image, int32, ..PLAIN }), "{image}");
+            assert!(train(Set::Cifar10, &Written { image, label: "class", int32, ..PLAIN }));
+            assert!(train(Set::Cifar100, &Written { image, label: "fine_label", int32, ..PLAIN }));
+        }
+    }
+    let coarse = Written { label: "coarse_label", ..PLAIN }.file(&samples);
+    assert_says(&complaint(Set::Cifar100, &coarse), &["a column fine_label"]);
+}
+
+#[test]
+fn shards_of_a_directory_are_one_set() {
+    let samples = some(9);
+    let shard = |part: usize| parquet(Set::Cifar10, &samples[3 * part..3 * part + 3]);
+    for name in [
+        "train-0000{i}-of-00003.parquet",
+        "data/train-0000{i}-of-00003-0123456789abcdef.parquet",
+        "plain_text/train-0000{i}-of-00003.parquet",
+        "train/000{i}.parquet",
+        "plain_text/train/000{i}.parquet",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |i: usize| dir.path().join(name.replace("{i}", &i.to_string()));
+        fs::create_dir_all(path(0).parent().unwrap()).unwrap();
+        (0..3).for_each(|i| fs::write(path(i), shard(i)).unwrap());
+        // What is beside them does not count.
+        fs::write(path(0).parent().unwrap().join("._train-00003-of-00003.parquet"), "x").unwrap();
+        fs::write(dir.path().join("test-00000-of-00001.parquet"), "x").unwrap();
+        assert!(cifar::train(Set::Cifar10, dir.path()).unwrap() == in_order(&samples), "{name}");
+        if name.contains("-of-") {
+            fs::remove_file(path(1)).unwrap();
+            let error = cifar::train(Set::Cifar10, dir.path()).unwrap_err();
+            assert!(matches!(&error, Error::Missing { .. }), "{error}");
+            assert_says(&error.to_string(), &["train-00001-of-00003.parquet", "the other shards"]);
+            // One of them alone is what was asked for.
+            assert!(cifar::train(Set::Cifar10, &path(2)).unwrap() == in_order(&samples[6..]));
+        }
+    }
+}
+
+// ---- the authors' batches, written again ------------------------------------
+
+/// How a batch is pickled: by which protocol, and by which NumPy.
+#[derive(Clone, Copy)]
+struct Repickled {
+    protocol: u8,
+    numpy: &'static str,
+    labels: &'static str,
+    keys_are_bytes: bool,
+}
+
+impl Repickled {
+    /// Bytes as Python 3 writes them.
+    fn bytes(&self, bytes: &[u8]) -> Vec<u8> {
+        if self.protocol >= 3 {
+            return [b"B".as_slice(), &(bytes.len() as u32).to_le_bytes(), bytes].concat();
+        }
+        if bytes.is_empty() {
+            return b"c__builtin__\nbytes\n)R".to_vec();
+        }
+        let text: String = bytes.iter().map(|byte| *byte as char).collect();
+        let call = [b"c_codecs\nencode\n(".to_vec(), self.text(&text), self.text("latin1"), b"tR".to_vec()];
+        call.concat()
+    }
+
+    fn text(&self, text: &str) -> Vec<u8> {
+        if self.protocol >= 1 {
+            return [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+        }
+        // Latin-1, but for what ends a line or an escape.
+        let mut line = b"V".to_vec();
+        for c in text.chars() {
+            match c {
+                '\\' | '\0' | '\n' | '\r' | '\x1a' => line.extend(format!("\\u{:04x}", c as u32).bytes()),
+                c => line.push(c as u8),
+            }
+        }
+        [line, b"\n".to_vec()].concat()
+    }
+
+    fn int(&self, n: i64) -> Vec<u8> {
+        match self.protocol {
+            0 => format!("I{n}\n").into_bytes(),
+            _ => [b"J".as_slice(), &(n as i32).to_le_bytes()].concat(),
+        }
+    }
+
+    fn bool(&self, value: bool) -> Vec<u8> {
+        match self.protocol {
+            0 | 1 => format!("I0{}\n", value as u8).into_bytes(),
+            _ => vec![if value { 0x88 } else { 0x89 }],
+        }
+    }
+
+    fn tuple(&self, items: &[Vec<u8>]) -> Vec<u8> {
+        [b"(".to_vec(), items.concat(), b"t".to_vec()].concat()
+    }
+
+    fn dtype(&self, kind: &str, order: &str) -> Vec<u8> {
+        let arguments = self.tuple(&[self.text(kind), self.bool(false), self.bool(true)]);
+        let none = b"N".to_vec();
+        let state = [self.int(3), self.text(order), none.clone(), none.clone(), none];
+        let state = [state.to_vec(), vec![self.int(-1), self.int(-1), self.int(0)]].concat();
+        [b"cnumpy\ndtype\n".to_vec(), arguments, b"R".to_vec(), self.tuple(&state), b"b".to_vec()].concat()
+    }
+
+    fn array(&self, kind: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
+        let sides: Vec<Vec<u8>> = shape.iter().map(|side| self.int(*side as i64)).collect();
+        let (sides, dtype) = (self.tuple(&sides), self.dtype(kind, if kind == "u1" { "|" } else { "<" }));
+        if self.protocol == 5 {
+            let function = format!("c{}.numeric\n_frombuffer\n", self.numpy).into_bytes();
+            let data = [b"\x96".as_slice(), &(data.len() as u64).to_le_bytes(), data].concat();
+            let arguments = self.tuple(&[data, dtype, sides, self.text("C")]);
+            return [function, arguments, b"R".to_vec()].concat();
+        }
+        let function = format!("c{}.multiarray\n_reconstruct\n", self.numpy).into_bytes();
+        let class = b"cnumpy\nndarray\n".to_vec();
+        let arguments = self.tuple(&[class, self.tuple(&[self.int(0)]), self.bytes(b"b")]);
+        let state = self.tuple(&[self.int(1), sides, dtype, self.bool(false), self.bytes(data)]);
+        [function, arguments, b"R".to_vec(), state, b"b".to_vec()].concat()
+    }
+
+    fn file(&self, key: &str, samples: &[Sample]) -> Vec<u8> {
+        let numbers: Vec<i64> = samples.iter().map(|sample| sample.label as i64).collect();
+        let labels = match self.labels {
+            "array" => self.array(
+                "i8",
+                &[numbers.len()],
+                &numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>(),
+            ),
+            "scalars" => {
+                let scalar = |n: &i64| {
+                    let function = format!("c{}.multiarray\nscalar\n", self.numpy).into_bytes();
+                    let arguments = self.tuple(&[self.dtype("i8", "<"), self.bytes(&n.to_le_bytes())]);
+                    [function, arguments, b"R".to_vec()].concat()
+                };
+                [b"(".to_vec(), numbers.iter().flat_map(scalar).collect(), b"l".to_vec()].concat()
+            }
+            kind => {
+                let items: Vec<u8> = numbers.iter().flat_map(|n| self.int(*n)).collect();
+                [b"(".to_vec(), items, if kind == "tuple" { b"t".to_vec() } else { b"l".to_vec() }].concat()
+            }
+        };
+        let name =
+            |name: &str| if self.keys_are_bytes { self.bytes(name.as_bytes()) } else { self.text(name) };
+        let pixels: Vec<u8> = samples.iter().flat_map(|sample| sample.pixels.clone()).collect();
+        let entries = [
+            [name("batch_label"), self.text("training batch 1 of 5, \u{e4} \\ \n")].concat(),
+            [name(key), labels].concat(),
+            [name("data"), self.array("u1", &[samples.len(), IMAGE_LEN], &pixels)].concat(),
+            [name("nothing"), self.bytes(b"")].concat(),
+        ];
+        let head = if self.protocol >= 2 { vec![0x80, self.protocol] } else { vec![] };
+        [head, b"(".to_vec(), entries.concat(), b"d.".to_vec()].concat()
+    }
+}
+
+#[test]
+fn batches_that_python_3_wrote_again_hold_the_same_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let samples = some(6);
+    for protocol in 0..=5 {
+        for numpy in ["numpy.core", "numpy._core"] {
+            for labels in ["list", "tuple", "array", "scalars"] {
+                for keys_are_bytes in [false, true] {
+                    let form = Repickled { protocol, numpy, labels, keys_are_bytes };
+                    // `l` and `d` are opcodes of protocol 0, which every reader of pickles knows.
+                    fs::write(dir.path().join("train"), form.file("fine_labels", &samples)).unwrap();
+                    let read = cifar::train(Set::Cifar100, dir.path()).unwrap();
+                    assert!(
+                        read == in_order(&samples),
+                        "protocol {protocol}, {numpy}, {labels}, {keys_are_bytes}"
+                    );
+                }
+            }
+        }
+    }
+    // Nothing is called, whatever the protocol.
+    for evil in
+        [b"cos\nsystem\n(S'id'\ntR.".as_slice(), b"(dp0\ncos\nsystem\n(S'id'\ntRs.", b"(ios\nsystem\n."]
+    {
+        fs::write(dir.path().join("train"), evil).unwrap();
+        let text = input_error(cifar::train(Set::Cifar100, dir.path()));
+        assert!(text.contains("not allowed") || text.contains("no pickle"), "{text}");
+    }
+}
+
+// ---- archives of other packers ----------------------------------------------
+
+#[test]
+fn archives_of_other_packers_are_read() {
+    let samples = some(10);
+    let files = author_files(Set::Cifar10, false, &samples);
+    let plain = gunzip(&tar_gz(&files));
+    let third = plain.len() / 3;
+    let parts = [&plain[..third], &plain[third..2 * third], &plain[2 * third..]];
+    let members: Vec<u8> = parts.iter().flat_map(|part| gzip(part)).collect();
+    let padded = [members.clone(), vec![0; 5000]].concat();
+    for bytes in [plain.clone(), members.clone(), padded] {
+        assert!(train_of(Set::Cifar10, &bytes) == in_order(&samples));
+    }
+    for behind in [b"junk".to_vec(), [vec![0; 700], vec![1]].concat()] {
+        let text = complaint(Set::Cifar10, &[members.clone(), behind].concat());
+        assert_says(&text, &["damage", "behind the end of the gzip file"]);
+    }
+    let cut = &members[..members.len() - 9];
+    assert_says(&complaint(Set::Cifar10, cut), &["damage"]);
+
+    // Names of more than 100 bytes, and what a Mac leaves beside each file.
+    let long = "a folder with a long name/".repeat(8);
+    for pax in [false, true] {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (name, bytes) in &files {
+            let side = format!("{long}._{name}");
+            for (path, bytes) in
+                [(format!("{long}{name}"), bytes.clone()), (side, b"\0\x05\x16\x07".to_vec())]
+            {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(bytes.len() as u64);
+                match pax {
+                    true => {
+                        archive.append_pax_extensions([("path", path.as_bytes())]).unwrap();
+                        header.set_path("short").unwrap();
+                        header.set_cksum();
+                        archive.append(&header, &bytes[..]).unwrap();
+                    }
+                    false => archive.append_data(&mut header, &path, &bytes[..]).unwrap(),
+                }
+            }
+        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), gzip(&archive.into_inner().unwrap())).unwrap();
+        let (images, left_out) = cifar::read(Set::Cifar10, Split::Train, file.path()).unwrap();
+        assert!(images == in_order(&samples), "pax: {pax}");
+        assert!(left_out.note().unwrap().contains(&format!("{} hidden", files.len())));
+    }
+}
+
+fn gunzip(bytes: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(bytes), &mut plain).unwrap();
+    plain
 }
 
 #[test]

@@ -3,13 +3,14 @@
 //! records of bytes or as pickled NumPy arrays.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read};
 use std::path::Path;
 
-use flate2::read::GzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::{Fault, Gathered, IMAGE_LEN, Set, Split, binary, listed, open, python, read_whole, shown};
 use crate::error::{self, Error};
+use crate::store::formats::is_hidden;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -85,11 +86,15 @@ impl Layout {
     }
 }
 
-/// Every file of the split in a `.tar.gz`. The whole archive is read, which
-/// verifies gzip's checksum; nothing is written.
-pub(super) fn read_archive(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
-    let unpacked = GzDecoder::new(BufReader::with_capacity(1 << 16, file)).take(MOST_UNPACKED);
-    let mut archive = tar::Archive::new(unpacked);
+/// Every file of the split in a `.tar`, packed with gzip or not. The whole archive is
+/// read, which verifies gzip's checksum; nothing is written.
+pub(super) fn read_archive(file: File, gzip: bool, gathered: &mut Gathered) -> Result<(), Fault> {
+    let file = BufReader::with_capacity(1 << 16, file);
+    let unpacked: Box<dyn Read> = match gzip {
+        true => Box::new(Members { decoder: Some(GzDecoder::new(file)) }),
+        false => Box::new(file),
+    };
+    let mut archive = tar::Archive::new(unpacked.take(MOST_UNPACKED));
     let read = read_members(&mut archive, gathered);
     let mut rest = archive.into_inner();
     let read = read.and_then(|()| io::copy(&mut rest, &mut io::sink()).map(drop).map_err(damaged));
@@ -99,16 +104,75 @@ pub(super) fn read_archive(file: File, gathered: &mut Gathered) -> Result<(), Fa
     }
 }
 
+/// What the members of a gzip file unpack to, one behind the other: parallel packers
+/// and `cat` make several. Zeros behind the last one are padding.
+struct Members<R> {
+    /// Taken at the end.
+    decoder: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(decoder) = &mut self.decoder {
+            let read = decoder.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let mut rest = self.decoder.take().expect("there above").into_inner();
+            loop {
+                let bytes = rest.fill_buf()?;
+                match bytes.iter().position(|byte| *byte != 0) {
+                    _ if bytes.is_empty() => return Ok(0),
+                    None => {
+                        let zeros = bytes.len();
+                        rest.consume(zeros);
+                    }
+                    Some(0) if bytes[0] == 0x1f => break,
+                    Some(_) => {
+                        let what = "bytes behind the end of the gzip file";
+                        return Err(io::Error::new(ErrorKind::InvalidData, what));
+                    }
+                }
+            }
+            self.decoder = Some(GzDecoder::new(rest));
+        }
+        Ok(0)
+    }
+}
+
+/// Bytes of a long name.
+const LONGEST_NAME: u64 = 1 << 16;
+
 fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered) -> Result<(), Fault> {
     let wanted = Layout::BOTH.map(|layout| layout.files(gathered.set, gathered.split));
     let (mut layout, mut read, mut members) = (None, Vec::new(), Vec::new());
-    // Raw: long names and other extensions, which the authors' archives do not use, are not interpreted.
+    let mut long_name: Option<Vec<u8>> = None;
+    // Raw: the crate reads long names without a bound.
     for entry in archive.entries().map_err(damaged)?.raw(true) {
         let mut entry = entry.map_err(damaged)?;
-        if !entry.header().entry_type().is_file() {
+        let kind = entry.header().entry_type();
+        if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
+            let mut bytes = Vec::new();
+            entry.by_ref().take(LONGEST_NAME).read_to_end(&mut bytes).map_err(damaged)?;
+            long_name = match kind.is_gnu_longname() {
+                true => Some(bytes.into_iter().take_while(|byte| *byte != 0).collect()),
+                false => {
+                    let path = |field: &tar::PaxExtension| field.key_bytes() == b"path";
+                    let mut fields = tar::PaxExtensions::new(&bytes).flatten();
+                    fields.find(path).map(|field| field.value_bytes().to_vec())
+                }
+            };
             continue;
         }
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let path = long_name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
+        let path = String::from_utf8_lossy(&path).into_owned();
+        if !kind.is_file() {
+            continue;
+        }
+        if is_hidden(&path) {
+            gathered.left_out.hidden(&path);
+            continue;
+        }
         let name = path.rsplit('/').next().unwrap_or_default().to_string();
         if members.len() < MOST_MEMBERS {
             members.push(shown(&path));
@@ -141,5 +205,5 @@ fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered)
 const MOST_MEMBERS: usize = 100;
 
 fn damaged(error: io::Error) -> Fault {
-    Fault::new("a whole .tar.gz archive", format!("damage ({error})"))
+    Fault::damage("a whole .tar.gz archive", &error)
 }

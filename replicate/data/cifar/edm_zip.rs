@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::{Fault, Gathered, png, shown};
 use crate::store::formats::unzip::{self, Entry};
+use crate::store::formats::{self, is_hidden};
 
 const LABELS: &str = "dataset.json";
 /// 50,000 labels take 2 MB.
@@ -22,9 +23,20 @@ struct Dataset {
 
 /// Every image that has a label; one without is an error.
 pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
-    let entries = unzip::entries(&file).map_err(|what| {
-        Fault::new("a whole zip archive of files stored or deflated", format!("a file that {what}"))
-    })?;
+    let (hidden, entries): (Vec<Entry>, _) = unzip::entries(&file)
+        .map_err(|fault| match fault {
+            formats::Fault::Unreadable(error) => Fault::damage("", &error),
+            formats::Fault::Content(what) => {
+                Fault::new("a whole zip archive of files stored or deflated", format!("a file that {what}"))
+            }
+        })?
+        .into_iter()
+        .partition(|entry| is_hidden(&entry.name));
+    hidden.iter().for_each(|entry| gathered.left_out.hidden(&entry.name));
+    if let Some((name, how)) = entries.iter().find_map(|entry| Some((&entry.name, entry.unread()?))) {
+        let found = format!("{}, which is {how}", shown(name));
+        return Err(Fault::new("a zip archive of files stored or deflated", found));
+    }
     let Some(text) = entries.iter().find(|entry| entry.name == LABELS) else {
         return Err(Fault::new(format!("a zip with {LABELS}"), "one without it"));
     };
@@ -68,6 +80,6 @@ fn content(archive: &File, entry: &Entry, most: u64) -> Result<Vec<u8>, Fault> {
     let read = entry.open(archive).and_then(|mut content| content.read_to_end(&mut bytes));
     match read {
         Ok(_) => Ok(bytes),
-        Err(error) => Err(Fault::new("a whole zip archive", format!("damage ({error})"))),
+        Err(error) => Err(Fault::damage("a whole zip archive", &error)),
     }
 }

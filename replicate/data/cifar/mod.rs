@@ -4,8 +4,8 @@
 //! | --- | --- | --- |
 //! | the authors' binary files in a directory | `data_batch_1.bin`, `train.bin` … | the last byte before its pixels |
 //! | the authors' python files in a directory | `data_batch_1`, `train` … | `labels`, `fine_labels` |
-//! | either, in the authors' `.tar.gz` | gzip | as above |
-//! | parquet, as on the Hugging Face hub | `PAR1` | column `label`, `fine_label` |
+//! | either, in the authors' `.tar.gz`, or unpacked to a `.tar` | gzip, `ustar` | as above |
+//! | parquet, as on the Hugging Face hub, in one file or in shards | `PAR1` | column `label`, `fine_label` |
 //! | the zip of EDM's `dataset_tool.py` | `PK` | `dataset.json` |
 //!
 //! A file is recognised by its content. In a directory, the files above are
@@ -28,22 +28,24 @@
 mod authors;
 mod binary;
 mod edm_zip;
+mod pages;
 mod parquet;
 mod place;
 mod png;
 mod python;
-mod thrift;
 
 use std::collections::BTreeSet;
+use std::error::Error as StdError;
 use std::fmt;
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 use self::place::Container;
 use super::Images;
-use crate::error::{self, Error};
+use crate::error::{self, Error, shown};
 use crate::store::fetch::{self, Asset};
+use crate::store::formats::{self, LeftOut};
 
 const CHANNELS: usize = 3;
 const SIZE: usize = 32;
@@ -70,6 +72,14 @@ impl Set {
         }
     }
 
+    /// Its directory on the hub.
+    fn name(self) -> &'static str {
+        match self {
+            Set::Cifar10 => "cifar10",
+            Set::Cifar100 => "cifar100",
+        }
+    }
+
     fn remedy(self) -> String {
         let n = self.classes();
         format!(
@@ -84,7 +94,7 @@ impl Set {
 /// # Errors
 /// `Missing` or `Malformed`, naming the file.
 pub fn train(set: Set, path: &Path) -> error::Result<Images> {
-    read(set, Split::Train, path)
+    Ok(read(set, Split::Train, path)?.0)
 }
 
 /// The test images in `path`, a file or a directory.
@@ -92,7 +102,7 @@ pub fn train(set: Set, path: &Path) -> error::Result<Images> {
 /// # Errors
 /// As [`train`].
 pub fn test(set: Set, path: &Path) -> error::Result<Images> {
-    read(set, Split::Test, path)
+    Ok(read(set, Split::Test, path)?.0)
 }
 
 /// Those of `images` whose label is one of `classes`, in the same order. `path`
@@ -127,22 +137,28 @@ pub fn assets(set: Set, split: Split) -> Vec<&'static Asset> {
     ids.iter().filter_map(|id| fetch::named(id)).collect()
 }
 
-fn read(set: Set, split: Split, path: &Path) -> error::Result<Images> {
-    let (container, path) = place::find(set, split, path)?;
+/// The images of a split in `path`, and what hidden files an archive has beside them.
+///
+/// # Errors
+/// As [`train`].
+pub fn read(set: Set, split: Split, path: &Path) -> error::Result<(Images, LeftOut)> {
+    let (container, paths) = place::find(set, split, path)?;
     let mut gathered = Gathered::new(set, split);
-    match container {
-        Container::Files(layout) => layout.read_files(&path, &mut gathered)?,
-        Container::Archive => {
-            authors::read_archive(open(set, &path)?, &mut gathered).map_err(|fault| fault.at(set, &path))?
+    for path in &paths {
+        let file = || open(set, path);
+        match container {
+            Container::Files(layout) => {
+                layout.read_files(path, &mut gathered)?;
+                Ok(())
+            }
+            Container::Archive { gzip } => authors::read_archive(file()?, gzip, &mut gathered),
+            Container::Parquet => parquet::read(file()?, &mut gathered),
+            Container::Zip => edm_zip::read(file()?, &mut gathered),
         }
-        Container::Parquet => {
-            parquet::read(open(set, &path)?, &mut gathered).map_err(|fault| fault.at(set, &path))?
-        }
-        Container::Zip => {
-            edm_zip::read(open(set, &path)?, &mut gathered).map_err(|fault| fault.at(set, &path))?
-        }
+        .map_err(|fault: Fault| fault.at(set, path))?;
     }
-    gathered.in_order().map_err(|fault| fault.at(set, &path))
+    let left_out = std::mem::take(&mut gathered.left_out);
+    Ok((gathered.in_order().map_err(|fault| fault.at(set, &paths[0]))?, left_out))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,12 +191,13 @@ struct Gathered {
     set: Set,
     split: Split,
     images: Images,
+    left_out: LeftOut,
 }
 
 impl Gathered {
     fn new(set: Set, split: Split) -> Gathered {
         let images = Images { channels: CHANNELS, size: SIZE, pixels: Vec::new(), labels: Vec::new() };
-        Gathered { set, split, images }
+        Gathered { set, split, images, left_out: LeftOut::default() }
     }
 
     /// Adds one image, channel-major.
@@ -231,11 +248,21 @@ impl Gathered {
 struct Fault {
     expected: String,
     found: String,
+    /// Why the system did not give its bytes: then nothing is known to be wrong.
+    unreadable: Option<io::Error>,
 }
 
 impl Fault {
     fn new(expected: impl Into<String>, found: impl Into<String>) -> Fault {
-        Fault { expected: expected.into(), found: found.into() }
+        Fault { expected: expected.into(), found: found.into(), unreadable: None }
+    }
+
+    /// Of an error of a decoder in place of `whole`.
+    fn damage(whole: &str, error: &(dyn StdError + 'static)) -> Fault {
+        match formats::Fault::of(error, || format!("damage ({})", shown(&error.to_string()))) {
+            formats::Fault::Content(found) => Fault::new(whole, found),
+            formats::Fault::Unreadable(error) => Fault { unreadable: Some(error), ..Fault::new(whole, "") },
+        }
     }
 
     fn within(self, place: impl fmt::Display) -> Fault {
@@ -243,8 +270,11 @@ impl Fault {
     }
 
     fn at(self, set: Set, path: &Path) -> Error {
-        let Fault { expected, found } = self;
-        Error::Malformed { path: path.to_path_buf(), expected, found, remedy: set.remedy() }
+        let Fault { expected, found, unreadable } = self;
+        match unreadable {
+            Some(error) => Error::io("read", path)(error),
+            None => Error::Malformed { path: path.to_path_buf(), expected, found, remedy: set.remedy() },
+        }
     }
 }
 
@@ -266,16 +296,14 @@ fn read_whole(reader: &mut dyn Read, claimed: u64, most: usize) -> Result<Vec<u8
     let mut bytes = Vec::with_capacity(claimed as usize);
     let read = reader.take(claimed + 1).read_to_end(&mut bytes);
     let whole = || format!("{claimed} bytes");
-    read.map_err(|error| Fault::new(whole(), format!("{} and then: {error}", bytes.len())))?;
+    read.map_err(|error| {
+        let fault = Fault::damage(&whole(), &error);
+        Fault { found: format!("{} and then: {error}", bytes.len()), ..fault }
+    })?;
     match bytes.len() as u64 == claimed {
         true => Ok(bytes),
         false => Err(Fault::new(whole(), format!("{}", bytes.len()))),
     }
-}
-
-/// A text of a file's for a message: escaped and cut.
-fn shown(text: &str) -> String {
-    text.escape_debug().take(100).collect()
 }
 
 /// Some names for a message, the rest counted.

@@ -1,103 +1,124 @@
-//! The hub's parquet files: PNG bytes in the column `img.bytes`, and a column
-//! `label` (CIFAR-10) or `fine_label` (CIFAR-100) of 64-bit numbers.
+//! Parquet, as on the Hugging Face hub and as others write it again: PNG bytes in
+//! one column, whole numbers as labels in another.
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
-use parquet::column::reader::{ColumnReader, get_typed_column_reader};
-use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int64Type};
-use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
-use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
+use parquet::basic::{Compression, Type};
+use parquet::column::page::PageReader;
+use parquet::column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader};
+use parquet::data_type::{ByteArrayType, DataType, Int32Type, Int64Type};
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::schema::types::ColumnDescPtr;
 
-use super::{Fault, Gathered, Set, listed, png, shown, thrift};
+use super::pages::Pages;
+use super::{Fault, Gathered, Set, listed, png, shown};
 
-const IMAGES: &str = "img.bytes";
 /// Images that are decoded at a time.
 const BATCH: usize = 256;
 /// Bytes of the description of a file; of each row group it may repeat two images.
-const MOST_METADATA: u64 = 1 << 24;
-/// Bytes of an unpacked page; usual writers end a page at 1 MB.
-const MOST_PAGE: i64 = 1 << 26;
-/// Bytes of a page's header, with the smallest and largest image as statistics.
-const MOST_HEADER: u64 = 1 << 16;
+const MOST_METADATA: u64 = 1 << 22;
+/// Bytes of a row beside its image: lengths, levels, the label, and repeats of them.
+const REST_OF_A_ROW: u64 = 64;
+const CODECS: &str = "pages packed with snappy, gzip, zstd, brotli or lz4, or not at all";
+/// Bytes that a page takes beside its rows.
+const REST: u64 = 1 << 16;
 
 /// Every row of a file.
 pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
-    caught(|| read_groups(file, gathered)).unwrap_or_else(|| Err(damaged(&"a broken structure")))
+    caught(|| read_groups(file, gathered)).unwrap_or_else(|| Err(damaged("a broken structure")))
 }
 
-fn read_groups(mut file: File, gathered: &mut Gathered) -> Result<(), Fault> {
-    check_metadata(&mut file)?;
-    let mut pages = file.try_clone().map_err(|error| damaged(&error))?;
-    let reader = SerializedFileReader::new(file).map_err(|error| damaged(&error))?;
-    let metadata = reader.metadata();
-    let labels = match gathered.set {
-        Set::Cifar10 => "label",
-        Set::Cifar100 => "fine_label",
-    };
-    let [images, labels] = [column(metadata, IMAGES)?, column(metadata, labels)?];
-    for (i, group) in metadata.row_groups().iter().enumerate() {
+fn read_groups(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
+    let file = Arc::new(file);
+    let metadata = metadata(&file)?;
+    let [images, labels] = columns(&metadata, gathered.set)?;
+    for group in metadata.row_groups() {
         let rows = usize::try_from(group.num_rows()).ok().filter(|rows| *rows <= gathered.split.full());
         let Some(rows) = rows else {
-            return Err(Fault::new(
-                format!("at most {} rows", gathered.split.full()),
-                format!("{} of them", group.num_rows()),
-            ));
+            let found = format!("{} of them", group.num_rows());
+            return Err(Fault::new(format!("at most {} rows", gathered.split.full()), found));
         };
-        for column in [images, labels] {
-            check_pages(&mut pages, group.column(column), rows)?;
+        let mut images: Column<ByteArrayType> = Column::open(&file, group, images, rows)?;
+        let mut labels: Box<dyn Labels> = match group.column(labels).column_descr().physical_type() {
+            Type::INT32 => Box::new(Column::<Int32Type>::open(&file, group, labels, rows)?),
+            _ => Box::new(Column::<Int64Type>::open(&file, group, labels, rows)?),
+        };
+        for done in (0..rows).step_by(BATCH) {
+            let count = BATCH.min(rows - done);
+            for (bytes, label) in images.next(count)?.iter().zip(labels.next(count)?) {
+                let row = || format!("row {}", gathered.images.labels.len());
+                if bytes.len() > png::MOST_BYTES {
+                    let found = format!("{} bytes, in {}", bytes.len(), row());
+                    return Err(Fault::new(format!("PNGs of at most {} bytes", png::MOST_BYTES), found));
+                }
+                let pixels = png::decode(bytes.data()).map_err(|fault| fault.within(row()))?;
+                let row = row();
+                gathered.push(label, &pixels).map_err(|fault| fault.within(row))?;
+            }
         }
-        let group = reader.get_row_group(i).map_err(|error| damaged(&error))?;
-        read_rows(&*group, [images, labels], rows, gathered)?;
     }
     Ok(())
 }
 
-fn read_rows(
-    group: &dyn RowGroupReader,
-    [images, labels]: [usize; 2],
-    rows: usize,
-    gathered: &mut Gathered,
-) -> Result<(), Fault> {
-    let mut images: Column<ByteArrayType> = Column::open(group, images)?;
-    let mut labels: Column<Int64Type> = Column::open(group, labels)?;
-    let mut done = 0;
-    while done < rows {
-        let count = BATCH.min(rows - done);
-        let (pngs, labels) = (images.next(count)?, labels.next(count)?);
-        for (bytes, label) in pngs.iter().zip(labels) {
-            let row = || format!("row {}", gathered.images.labels.len());
-            let bytes: &ByteArray = bytes;
-            if bytes.len() > png::MOST_BYTES {
-                let found = format!("{} bytes, in {}", bytes.len(), row());
-                return Err(Fault::new(format!("PNGs of at most {} bytes", png::MOST_BYTES), found));
-            }
-            let pixels = png::decode(bytes.data()).map_err(|fault| fault.within(row()))?;
-            let row = row();
-            gathered.push(label, &pixels).map_err(|fault| fault.within(row))?;
-        }
-        done += count;
+/// The description at the end of a file, if it is not too long.
+fn metadata(file: &Arc<File>) -> Result<ParquetMetaData, Fault> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut tail = [0; 8];
+    let mut end = &**file;
+    let length = end.seek(SeekFrom::End(-8)).and_then(|at| end.read_exact(&mut tail).map(|()| at));
+    let length = length.map_err(|error| Fault::damage("a whole parquet file", &error))?;
+    let [a, b, c, d, magic @ ..] = tail;
+    let described = u32::from_le_bytes([a, b, c, d]) as u64;
+    if magic != *b"PAR1" {
+        return Err(damaged("it does not end in PAR1"));
     }
-    Ok(())
+    if described > MOST_METADATA.min(length) {
+        return Err(damaged(&format!("a description of {described} bytes")));
+    }
+    ParquetMetaDataReader::new().parse_and_finish(&**file).map_err(|error| broken(&error))
 }
 
 /// A column of a row group without missing values.
-struct Column<T: DataType>(parquet::column::reader::ColumnReaderImpl<T>);
+struct Column<T: DataType>(ColumnReaderImpl<T>);
 
 impl<T: DataType> Column<T> {
-    fn open(group: &dyn RowGroupReader, column: usize) -> Result<Column<T>, Fault> {
-        let reader: ColumnReader = group.get_column_reader(column).map_err(|error| damaged(&error))?;
-        Ok(Column(get_typed_column_reader(reader)))
+    fn open(
+        file: &Arc<File>,
+        group: &RowGroupMetaData,
+        column: usize,
+        rows: usize,
+    ) -> Result<Column<T>, Fault> {
+        let chunk = group.column(column);
+        if matches!(chunk.compression(), Compression::LZO) {
+            return Err(Fault::new(CODECS, chunk.compression().to_string()));
+        }
+        let first = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+        let length = file.metadata().map_err(|error| Fault::damage("a parquet file", &error))?.len();
+        let end = first.checked_add(chunk.compressed_size()).and_then(|end| u64::try_from(end).ok());
+        if first < 0 || chunk.compressed_size() < 0 || end.is_none_or(|end| end > length) {
+            return Err(damaged("a column beyond the end"));
+        }
+        // The crate gives the pages as they lie in the file: unpacked, it would make
+        // room for whatever a page says.
+        let packed = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build();
+        let packed = packed.and_then(|chunk| SerializedPageReader::new(file.clone(), &chunk, rows, None));
+        let most = rows as u64 * (png::MOST_BYTES as u64 + REST_OF_A_ROW) + REST;
+        let descr = chunk.column_descr_ptr();
+        let levels = [descr.max_rep_level() > 0, descr.max_def_level() > 0];
+        let pages = Pages::new(packed.map_err(|error| broken(&error))?, chunk.compression(), levels, most);
+        let pages: Box<dyn PageReader> = Box::new(pages);
+        Ok(Column(get_typed_column_reader(get_column_reader(descr, pages))))
     }
 
     /// The next `count` values.
     fn next(&mut self, count: usize) -> Result<Vec<T::T>, Fault> {
         let (mut values, mut levels) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let read = self.0.read_records(count, Some(&mut levels), None, &mut values);
-        let (rows, there, _) = read.map_err(|error| damaged(&error))?;
+        let (rows, there, _) = read.map_err(|error| broken(&error))?;
         match (rows, there) == (count, count) {
             true => Ok(values),
             false => Err(damaged(&format!("{there} values in {count} rows"))),
@@ -105,83 +126,57 @@ impl<T: DataType> Column<T> {
     }
 }
 
-/// The index of a column of single values: of bytes if it is the images', of
-/// 64-bit numbers otherwise.
-fn column(metadata: &ParquetMetaData, name: &str) -> Result<usize, Fault> {
+/// Whole numbers of either width.
+trait Labels {
+    fn next(&mut self, count: usize) -> Result<Vec<i64>, Fault>;
+}
+
+impl<T: DataType> Labels for Column<T>
+where
+    T::T: Into<i64>,
+{
+    fn next(&mut self, count: usize) -> Result<Vec<i64>, Fault> {
+        Ok(Column::next(self, count)?.into_iter().map(Into::into).collect())
+    }
+}
+
+/// The columns of images and of labels: those of the hub's names, or the only
+/// ones that can be meant.
+fn columns(metadata: &ParquetMetaData, set: Set) -> Result<[usize; 2], Fault> {
     let columns = metadata.file_metadata().schema_descr().columns();
-    let physical = match name {
-        IMAGES => parquet::basic::Type::BYTE_ARRAY,
-        _ => parquet::basic::Type::INT64,
+    let label = match set {
+        Set::Cifar10 => "label",
+        Set::Cifar100 => "fine_label",
     };
-    let is = |column: &parquet::schema::types::ColumnDescPtr| {
-        column.path().string() == name && column.physical_type() == physical && column.max_rep_level() == 0
+    let find = |names: &[&str], may: &dyn Fn(&str, Type) -> bool| {
+        let may: Vec<(usize, String)> = (0..columns.len())
+            .filter(|i| columns[*i].max_rep_level() == 0)
+            .map(|i| (i, columns[i].path().string()))
+            .filter(|(i, path)| may(path, columns[*i].physical_type()))
+            .collect();
+        let named = may.iter().find(|(_, path)| names.contains(&path.as_str()));
+        named.or(if may.len() == 1 { may.first() } else { None }).map(|(i, _)| *i)
     };
-    columns.iter().position(is).ok_or_else(|| {
-        let held = columns.iter().map(|c| format!("{} ({})", c.path().string(), c.physical_type()));
-        let held: Vec<String> = held.map(|text| shown(&text)).collect();
-        Fault::new(format!("a column {name} ({physical})"), listed(&held))
-    })
-}
-
-/// Whether the file ends in a description whose lists are as long as they say.
-fn check_metadata(file: &mut File) -> Result<(), Fault> {
-    let mut tail = [0; 8];
-    let length = file.seek(SeekFrom::End(-8)).and_then(|at| file.read_exact(&mut tail).map(|()| at));
-    let length = length.map_err(|error| damaged(&error))?;
-    let [a, b, c, d, magic @ ..] = tail;
-    let described = u32::from_le_bytes([a, b, c, d]) as u64;
-    if magic != *b"PAR1" {
-        return Err(damaged(&"it does not end in PAR1"));
-    }
-    if described > MOST_METADATA.min(length) {
-        return Err(damaged(&format!("a description of {described} bytes")));
-    }
-    let bytes = read_at(file, length - described, described)?;
-    match thrift::structure(&bytes) {
-        Some(_) => Ok(()),
-        None => Err(damaged(&"a broken description")),
-    }
-}
-
-/// Whether the pages of a column lie within the file, and are not larger
-/// unpacked than pages are.
-fn check_pages(file: &mut File, chunk: &ColumnChunkMetaData, rows: usize) -> Result<(), Fault> {
-    let first = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
-    let (Ok(mut at), Ok(length)) = (u64::try_from(first), u64::try_from(chunk.compressed_size())) else {
-        return Err(damaged(&"a column at no place"));
+    let images = find(&["img.bytes", "image.bytes", "img", "image"], &|path, kind| {
+        kind == Type::BYTE_ARRAY && (path.ends_with(".bytes") || ["img", "image"].contains(&path))
+    });
+    let labels = find(&[label], &|path, kind| {
+        let other = path.starts_with("coarse")
+            || match set {
+                Set::Cifar10 => path.starts_with("fine"),
+                Set::Cifar100 => path == "label",
+            };
+        matches!(kind, Type::INT32 | Type::INT64) && !other
+    });
+    let missing = |name: &str, kind: &str| {
+        let held = |c: &ColumnDescPtr| format!("{} ({})", shown(&c.path().string()), c.physical_type());
+        let held: Vec<String> = columns.iter().map(held).collect();
+        Fault::new(format!("a column {name} ({kind})"), listed(&held))
     };
-    let file_length = file.metadata().map_err(|error| damaged(&error))?.len();
-    let Some(end) = at.checked_add(length).filter(|end| *end <= file_length) else {
-        return Err(damaged(&"a column beyond the end"));
-    };
-    // The dictionary, and pages of one value at least.
-    for pages in 0.. {
-        if at == end {
-            return Ok(());
-        }
-        if pages > rows {
-            break;
-        }
-        let header = read_at(file, at, MOST_HEADER.min(end - at))?;
-        let Some((numbers, header_length)) = thrift::structure(&header) else {
-            return Err(damaged(&"a page with a broken header"));
-        };
-        let field = |id| numbers.iter().rev().find(|(field, _)| *field == id).map(|(_, value)| *value);
-        let (unpacked, packed) = (field(UNPACKED).unwrap_or(-1), field(PACKED).unwrap_or(-1));
-        if !(0..=MOST_PAGE).contains(&unpacked) {
-            return Err(Fault::new(
-                format!("pages of at most {MOST_PAGE} bytes"),
-                format!("{unpacked} bytes"),
-            ));
-        }
-        let next =
-            u64::try_from(packed).ok().and_then(|packed| at.checked_add(header_length as u64 + packed));
-        at = match next {
-            Some(next) if next <= end => next,
-            _ => return Err(damaged(&format!("a page of {packed} bytes"))),
-        };
-    }
-    Err(damaged(&"more pages than rows"))
+    Ok([
+        images.ok_or_else(|| missing("img.bytes", "BYTE_ARRAY"))?,
+        labels.ok_or_else(|| missing(label, "INT64"))?,
+    ])
 }
 
 /// What `f` returns, or `None` where it panics: the parquet crate takes it for
@@ -204,16 +199,10 @@ fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
     result.ok()
 }
 
-/// Fields of `PageHeader`: uncompressed_page_size, compressed_page_size.
-const UNPACKED: i16 = 2;
-const PACKED: i16 = 3;
-
-fn read_at(file: &mut File, at: u64, length: u64) -> Result<Vec<u8>, Fault> {
-    let mut bytes = vec![0; length as usize];
-    let read = file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes));
-    read.map(|()| bytes).map_err(|error| damaged(&error))
+fn broken(error: &parquet::errors::ParquetError) -> Fault {
+    Fault::damage("a whole parquet file", error)
 }
 
-fn damaged(what: &dyn std::fmt::Display) -> Fault {
-    Fault::new("a whole parquet file", format!("damage ({})", shown(&what.to_string())))
+fn damaged(what: &str) -> Fault {
+    Fault::new("a whole parquet file", format!("damage ({})", shown(what)))
 }

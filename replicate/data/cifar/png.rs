@@ -5,6 +5,7 @@ use std::io::Cursor;
 use ::png::{BitDepth, ColorType, Decoder, DecodingError, Limits};
 
 use super::{CHANNELS, Fault, IMAGE_LEN, SIZE};
+use crate::store::formats::foreign;
 
 /// Bytes that a PNG may have; uncompressed it takes 3.2 kB.
 pub(super) const MOST_BYTES: usize = 1 << 14;
@@ -12,6 +13,9 @@ pub(super) const MOST_BYTES: usize = 1 << 14;
 /// The pixels, channel-major. Nothing but 32 x 32 pixels of 8-bit RGB is accepted.
 pub(super) fn decode(bytes: &[u8]) -> Result<[u8; IMAGE_LEN], Fault> {
     let damaged = |error: DecodingError| Fault::new("a whole PNG", format!("damage ({error})"));
+    if let Some(what) = foreign(bytes).filter(|_| !bytes.starts_with(b"\x89PNG")) {
+        return Err(Fault::new(format!("PNGs of {SIZE} x {SIZE} pixels, 8-bit RGB"), what));
+    }
     let limits = Limits { bytes: 1 << 20 };
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), limits);
     let info = decoder.read_header_info().map_err(damaged)?;
