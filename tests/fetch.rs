@@ -111,7 +111,7 @@ impl Case {
     fn assert_has_nothing(&self) {
         let names = self.names("");
         assert!(
-            names.iter().all(|name| ["index", "partial", "quarantine"].contains(&name.as_str())),
+            names.iter().all(|name| ["index", "partial"].contains(&name.as_str())),
             "nothing passes as finished: {names:?}"
         );
     }
@@ -330,7 +330,7 @@ fn another_range_than_asked_for_is_not_appended() {
 }
 
 #[test]
-fn wrong_bytes_are_quarantined_and_never_used() {
+fn wrong_bytes_are_removed_and_never_used() {
     let (good, bad) = (content(13), content(14));
     let served = bad.clone();
     let server = Server::start(move |request| Answer::file(&served, request));
@@ -343,9 +343,6 @@ fn wrong_bytes_are_quarantined_and_never_used() {
     for part in [sha256(&good), sha256(&bad), server.url.clone(), "--from FILE".into()] {
         assert!(text.contains(&part), "{part} in: {text}");
     }
-    let quarantined = format!("thing.{}", sha256(&bad));
-    assert_eq!(case.names("quarantine"), [quarantined.clone()]);
-    assert!(fs::read(case.path("quarantine").join(quarantined)).unwrap() == bad);
     case.assert_has_nothing();
     assert_eq!(find(&case.inputs, &asset).unwrap(), None);
     assert_eq!(case.names("partial"), ["thing.lock"], "the next attempt begins from nothing");
@@ -365,7 +362,7 @@ fn addresses_are_tried_in_order() {
     let url = |path: &str| format!("{}{path}", server.url);
     let asset = thing(&good, &[url("/second"), url("/third"), url("/fourth"), url("/fifth")]);
     let mut case = Case::new();
-    let mirror = Some(Given::parse(&url("/mirror/")));
+    let mirror = Some(Given::parse(url("/mirror/")));
     let path = case.fetch(&asset, &Options { mirror, ..options() }).unwrap();
     case.assert_has(&asset, &path, &good);
     let asked: Vec<_> = server.requests().into_iter().map(|request| request.path).collect();
@@ -392,7 +389,7 @@ fn a_directory_can_be_the_mirror() {
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("thing"), &good).unwrap();
     let mut case = Case::new();
-    let mirror = Some(Given::parse(directory.path().to_str().unwrap()));
+    let mirror = Some(Given::parse(directory.path()));
     let asset = thing(&good, &[]);
     let path = case.fetch(&asset, &Options { mirror, offline: true, ..options() }).unwrap();
     case.assert_has(&asset, &path, &good);
@@ -581,7 +578,7 @@ fn a_hash_seen_first_is_recorded_and_another_one_refused() {
     assert!(case.inputs.record(&asset).unwrap().unwrap().first_seen);
 
     fs::remove_file(&path).unwrap();
-    let from = Some(Given::Url(format!("{}/other", server.url)));
+    let from = Some(Given::parse(format!("{}/other", server.url)));
     let error = case.fetch(&asset, &Options { from: from.clone(), ..options() }).unwrap_err();
     assert!(matches!(error, Error::Malformed { .. }), "{error:?}");
     let text = error.to_string();
@@ -589,7 +586,7 @@ fn a_hash_seen_first_is_recorded_and_another_one_refused() {
     for part in [&sha256(&first), &sha256(&other), "seen first", record.to_str().unwrap()] {
         assert!(text.contains(part), "{part} in: {text}");
     }
-    assert_eq!(case.names("quarantine"), [format!("thing.{}", sha256(&other))]);
+    case.assert_has_nothing();
     let path = case.fetch(&asset, &options()).unwrap();
     case.assert_has(&asset, &path, &first);
 
@@ -608,12 +605,11 @@ fn content_is_checked_before_it_is_trusted() {
     let mut case = Case::new();
     let check = |_: &Asset, path: &Path| {
         assert!(fs::read(path).unwrap() == good);
-        Err("sigma is not symmetric".to_string())
+        Err("has a sigma that is not symmetric".into())
     };
     let error = case.fetch(&asset, &Options { check: &check, ..options() }).unwrap_err();
-    assert!(error.to_string().contains("sigma is not symmetric"), "{error}");
+    assert!(error.to_string().contains("sigma that is not symmetric"), "{error}");
     assert_eq!(error.exit_code(), EXIT_INPUT);
-    assert_eq!(case.names("quarantine").len(), 1);
     assert_eq!(case.inputs.record(&asset).unwrap(), None, "what was refused is not recorded");
     case.assert_has_nothing();
 }
@@ -661,7 +657,7 @@ fn an_address_can_be_given() {
     let served = good.clone();
     let server = Server::start(move |request| Answer::file(&served, request));
     let asset = thing(&good, &["http://127.0.0.1:9/never-asked".to_string()]);
-    let from = Some(Given::parse(&format!("{}/elsewhere", server.url)));
+    let from = Some(Given::parse(format!("{}/elsewhere", server.url)));
     let mut case = Case::new();
     let path = case.fetch(&asset, &Options { from, ..options() }).unwrap();
     case.assert_has(&asset, &path, &good);
@@ -683,7 +679,7 @@ fn an_altered_file_is_noticed_and_replaced() {
     assert!(error.to_string().contains("replicate fetch thing"), "{error}");
     let again = case.fetch(&asset, &options()).unwrap();
     case.assert_has(&asset, &again, &good);
-    assert_eq!(case.names("quarantine"), [format!("thing.{}", sha256(&altered))]);
+    assert!(fs::read(&again).unwrap() == good, "what was altered is replaced");
 }
 
 #[test]
@@ -785,10 +781,12 @@ fn the_hub_is_used_as_its_variables_say() {
     let output = run(case.dir.path(), &server.url, "0");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     case.assert_has(&hub_asset(&good), &case.path(&sha256(&good)), &good);
-    let snapshot = format!("hub/datasets--owner--name/snapshots/{REVISION}/dir/train.parquet");
-    assert!(fs::read(home.path().join(snapshot)).unwrap() == good, "the cache has it where Python looks");
+    assert!(!home.path().join("hub").exists(), "what a server says names no file of the cache");
 
-    // Another store takes it from the cache, with no network at all.
+    // Another store takes it from the cache, where Python's tools have put it, with no network at all.
+    let snapshot = home.path().join(format!("hub/datasets--owner--name/snapshots/{REVISION}/dir"));
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::write(snapshot.join("train.parquet"), &good).unwrap();
     let asked = server.requests().len();
     let other = Case::new();
     let output = run(other.dir.path(), "http://127.0.0.1:9", "1");
@@ -801,7 +799,7 @@ fn the_hub_is_used_as_its_variables_say() {
 fn hub_variables_mean_what_they_mean_to_python() {
     let hub = |set: &[(&str, &str)]| {
         let set: Vec<_> = set.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
-        Hub::from_env(&move |name| set.iter().find(|(k, _)| k == name).map(|(_, v)| v.clone()))
+        Hub::from_env(&move |name| set.iter().find(|(k, _)| k == name).map(|(_, v)| v.into()))
     };
     assert_eq!(hub(&[]).endpoint, "https://huggingface.co");
     assert!(hub(&[]).cache.ends_with(".cache/huggingface/hub"));
@@ -829,48 +827,157 @@ fn a_spoilt_hub_cache_is_not_believed() {
     assert!(case.said("train.parquet has 200000 bytes with the SHA-256"), "{:?}", case.log);
 }
 
+/// Headers of the hub name files in the cache of its own tools; here they name nothing.
 #[test]
-fn wrong_bytes_of_the_hub_stay_in_no_cache() {
-    let (good, bad) = (content(43), content(44));
-    let served = bad.clone();
-    let server = Server::start(move |request| hub_answer(&served, request));
+fn headers_of_the_hub_name_no_files() {
+    let (good, evil) = (content(43), content(44));
+    for served in [good.clone(), evil] {
+        let bytes = served.clone();
+        let server = Server::start(move |request| {
+            let answer = Answer::file(&bytes, request).header("ETag", "\"../../../../../precious\"");
+            answer.header("X-Repo-Commit", "../../../../elsewhere")
+        });
+        let mut case = Case::new();
+        fs::write(case.dir.path().join("precious"), "mine").unwrap();
+        let options = hub_options(&server, &case);
+        let before = everything(case.dir.path());
+        match case.fetch(&hub_asset(&good), &options) {
+            Ok(path) => case.assert_has(&hub_asset(&good), &path, &good),
+            Err(error) => {
+                assert_eq!(error.exit_code(), EXIT_INPUT);
+                assert!(error.to_string().contains(&sha256(&served)), "{error}");
+                case.assert_has_nothing();
+            }
+        }
+        assert_eq!(fs::read(case.dir.path().join("precious")).unwrap(), b"mine");
+        let outside: Vec<_> = everything(case.dir.path())
+            .into_iter()
+            .filter(|path| !before.contains(path))
+            .filter(|path| !path.starts_with(case.path("")) && *path != case.dir.path().join("format"))
+            .collect();
+        assert!(outside.is_empty(), "{outside:?}");
+    }
+}
+
+fn everything(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(everything(&path));
+        }
+        found.push(path);
+    }
+    found
+}
+
+/// Answers that do not end: of a published size, and of an unknown one.
+#[test]
+fn no_server_decides_how_much_is_written() {
+    let good = content(45);
+    let served = vec![7; 200 << 20];
+    let server = Server::start(move |_| {
+        let answer = Answer::whole(&served).without_length();
+        answer.header("Transfer-Encoding", "chunked").in_chunks()
+    });
     let mut case = Case::new();
-    let error = case.fetch(&hub_asset(&good), &hub_options(&server, &case)).unwrap_err();
-    assert_eq!(error.exit_code(), EXIT_INPUT);
-    assert!(error.to_string().contains(&sha256(&bad)), "{error}");
-    assert_eq!(case.names("quarantine"), [format!("thing.{}", sha256(&bad))]);
-    case.assert_has_nothing();
-    let cache = case.dir.path().join("hub/datasets--owner--name");
-    let left = |below: &str| fs::read_dir(cache.join(below)).unwrap().map(|c| c.unwrap().file_name());
-    assert_eq!(left(&format!("snapshots/{REVISION}/dir")).count(), 0);
-    assert!(!left("blobs").any(|name| name.to_str().unwrap().len() == 64));
+    let options_of_hub = hub_options(&server, &case);
+    for (asset, options, most) in [
+        (hub_asset(&good), options_of_hub, 200_000),
+        (unpublished(thing(&good, &[server.url.clone()])), options(), 1 << 27),
+    ] {
+        let error = case.fetch(&asset, &options).unwrap_err();
+        assert!(error.to_string().contains(&format!("sends more than {most} bytes")), "{error}");
+        assert_eq!(case.names("partial"), ["thing.lock"]);
+        case.assert_has_nothing();
+    }
+    let long = Server::start(|_| Answer::whole(b"x").header("Content-Length", "999999999999"));
+    let asset = unpublished(thing(&good, &[long.url.clone()]));
+    let error = case.fetch(&asset, &options()).unwrap_err();
+    assert!(!error.to_string().contains("sent"), "{error}");
+}
+
+/// One byte now and then is no progress.
+#[test]
+fn a_server_that_drips_is_given_up() {
+    let good = content(46);
+    let served = good.clone();
+    let server = Server::start(move |request| Answer::file(&served, request).drip(Duration::from_millis(50)));
+    let begun = Instant::now();
+    let asset = thing(&good, &[server.url.clone()]);
+    let error = Case::new().fetch(&asset, &Options { patience: HASTE, ..options() }).unwrap_err();
+    assert!(error.to_string().contains("sends less than a kilobyte a second"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+/// A user's password and a signature are for the server, and for nobody else.
+#[test]
+fn secrets_of_addresses_are_neither_shown_nor_kept() {
+    let good = content(47);
+    let served = good.clone();
+    let server = Server::start(move |request| match request.path.starts_with("/a?X-Amz-Signature=SECRET") {
+        true => Answer::file(&served, request),
+        false => Answer::status(404),
+    });
+    let asset = thing(&good, &[]);
+    for (path, works) in [("a", true), ("b", false)] {
+        let mut case = Case::new();
+        let address = format!("{}/{path}?X-Amz-Signature=SECRET", server.url.replace("://", "://u:SECRET@"));
+        let from = Some(Given::parse(&address));
+        let result = case.fetch(&asset, &Options { from, ..options() });
+        assert_eq!(result.is_ok(), works);
+        let said = format!("{:?} {:?}", case.log, result.map_err(|error| error.to_string()));
+        assert!(!said.contains("SECRET") && said.contains(&format!("/{path}?…")), "{said}");
+        for file in everything(case.dir.path()).iter().filter(|path| path.is_file()) {
+            let bytes = fs::read(file).unwrap();
+            assert!(!bytes.windows(6).any(|part| part == b"SECRET"), "{}", file.display());
+        }
+    }
 }
 
 #[test]
-fn where_hf_hub_fails_the_file_is_asked_for_directly() {
-    let good = content(45);
-    type Behaviour = fn(&[u8], &Request) -> Answer;
-    let behaviours: [(&str, Patience, Behaviour); 3] = [
-        ("hf-hub receives nothing any more", HASTE, |content, request| match request.before {
-            0 => hub_answer(content, request),
-            1 => hub_answer(content, request).stall(50_000),
-            _ => hub_answer(content, request),
-        }),
-        ("hf-hub: request error: http status: 429", PATIENCE, |content, request| match request.before {
-            0 => Answer::status(429),
-            _ => hub_answer(content, request),
-        }),
-        ("hf-hub: Header", PATIENCE, |content, _| Answer::whole(content)),
-    ];
-    for (said, patience, behaviour) in behaviours {
-        let served = good.clone();
-        let server = Server::start(move |request| behaviour(&served, request));
-        let mut case = Case::new();
-        let asset = hub_asset(&good);
-        let path = case.fetch(&asset, &Options { patience, ..hub_options(&server, &case) }).unwrap();
-        case.assert_has(&asset, &path, &good);
-        assert!(case.said(said) && case.said("asked for directly"), "{said}: {:?}", case.log);
-        assert!(server.requests().iter().all(|request| request.path == HUB_PATH));
+fn redirects_with_blanks_are_followed_and_odd_ones_explained() {
+    let good = content(48);
+    let served = good.clone();
+    let server = Server::start(move |request| match request.path.as_str() {
+        "/start" => Answer::status(302).header("Location", "the file?x=a b"),
+        "/the%20file?x=a%20b" => Answer::file(&served, request),
+        "/file" => Answer::status(302).header("Location", "file:///etc/passwd"),
+        "/ftp" => Answer::status(301).header("Location", "ftp://127.0.0.1/x"),
+        _ => Answer::status(302),
+    });
+    let mut case = Case::new();
+    let asset = thing(&good, &[format!("{}/start", server.url)]);
+    let path = case.fetch(&asset, &options()).unwrap();
+    case.assert_has(&asset, &path, &good);
+    for (path, says) in
+        [("file", "redirects to file:"), ("ftp", "redirects to ftp:"), ("x", "redirects to nothing")]
+    {
+        let error = Case::new().fetch(&thing(&good, &[format!("{}/{path}", server.url)]), &options());
+        assert!(error.as_ref().unwrap_err().to_string().contains(says), "{error:?}");
+    }
+}
+
+/// A record of a store that somebody else made names a file of this store, or none.
+#[test]
+fn a_record_moves_no_file() {
+    let good = content(49);
+    let mut case = Case::new();
+    let precious = case.dir.path().join("precious");
+    fs::write(&precious, "mine").unwrap();
+    fs::create_dir_all(case.path("index")).unwrap();
+    for name in
+        ["../../precious".to_string(), precious.display().to_string(), "AB".repeat(32), "\u{1b}[31m".into()]
+    {
+        let record = serde_json::json!({ "sha256": name, "bytes": 4, "from": "x", "first_seen": true });
+        fs::write(case.path("index/thing"), record.to_string()).unwrap();
+        for offline in [true, false] {
+            let error = case.fetch(&unpublished(thing(&good, &[])), &Options { offline, ..options() });
+            let text = error.unwrap_err().to_string();
+            assert!(text.contains("the record of thing") && text.contains("remove it"), "{text}");
+            assert!(!text.contains('\u{1b}'));
+        }
+        assert_eq!(fs::read(&precious).unwrap(), b"mine");
     }
 }
 

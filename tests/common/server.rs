@@ -33,6 +33,9 @@ pub struct Answer {
     /// Send so many bytes of the body, then close or stall.
     stop_after: Option<usize>,
     stall: bool,
+    chunked: bool,
+    /// Send byte by byte, with this pause.
+    drip: Option<Duration>,
 }
 
 pub struct Server {
@@ -79,7 +82,16 @@ impl Server {
 impl Answer {
     pub fn status(status: u16) -> Answer {
         let body = format!("status {status}\n").into_bytes();
-        Answer { status, headers: Vec::new(), body, length: true, stop_after: None, stall: false }
+        Answer {
+            status,
+            headers: Vec::new(),
+            body,
+            length: true,
+            stop_after: None,
+            stall: false,
+            chunked: false,
+            drip: None,
+        }
     }
 
     /// All of `content`, whatever was asked for.
@@ -118,6 +130,15 @@ impl Answer {
         Answer { stop_after: Some(bytes), stall: true, ..self }
     }
 
+    /// As `Transfer-Encoding: chunked` has it.
+    pub fn in_chunks(self) -> Answer {
+        Answer { chunked: true, ..self }
+    }
+
+    pub fn drip(self, pause: Duration) -> Answer {
+        Answer { drip: Some(pause), ..self }
+    }
+
     pub fn without_length(self) -> Answer {
         Answer { length: false, ..self }
     }
@@ -144,11 +165,16 @@ fn serve(stream: TcpStream, answer: &dyn Fn(&Request) -> Answer, log: &Mutex<Vec
         return;
     }
     let end = answer.stop_after.unwrap_or(answer.body.len()).min(answer.body.len());
-    for chunk in answer.body[..end].chunks(16 * 1024) {
+    for chunk in answer.body[..end].chunks(if answer.drip.is_some() { 1 } else { 16 * 1024 }) {
+        let chunk = match answer.chunked {
+            true => [format!("{:x}\r\n", chunk.len()).as_bytes(), chunk, b"\r\n"].concat(),
+            false => chunk.to_vec(),
+        };
         // A client may leave when it pleases.
-        if stream.write_all(chunk).is_err() {
+        if stream.write_all(&chunk).is_err() {
             return;
         }
+        thread::sleep(answer.drip.unwrap_or_default());
         log.lock().unwrap()[index].1 += chunk.len();
     }
     _ = stream.flush();

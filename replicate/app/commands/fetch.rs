@@ -7,9 +7,10 @@ use crate::store::Store;
 use crate::store::fetch::{
     Asset, Given, Hash, Inputs, Options, Progress, Stand, assets, fetch as get, plan, select,
 };
+use crate::store::formats::Fault;
 use crate::train::watch::say;
-use faer::{Mat, Side};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub fn fetch(
     what: &[String],
     store: &Path,
-    from: Option<&str>,
+    from: Option<&OsStr>,
     offline: bool,
     stop: &AtomicBool,
 ) -> Result<i32> {
@@ -50,7 +51,7 @@ pub fn fetch(
 pub fn download(
     inputs: &Inputs,
     wanted: &[&Asset],
-    from: Option<&str>,
+    from: Option<&OsStr>,
     offline: bool,
     stop: &AtomicBool,
 ) -> Result<Vec<PathBuf>> {
@@ -158,28 +159,20 @@ impl Shown {
 
 /// What a file must hold whose bytes nobody has published: EDM's reference
 /// statistics are a mean and a covariance of Inception-v3's 2048 features.
-fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), String> {
+fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), Fault> {
     match asset.id {
         "fid-reference" | "drill-fid-reference" => check_statistics(path, 2048),
         _ => Ok(()),
     }
 }
 
-fn check_statistics(path: &Path, features: usize) -> std::result::Result<(), String> {
-    let Statistics { mean, covariance } = Statistics::parse(path)?;
-    if mean.len() != features {
-        return Err(format!("has mu of the shape [{}]", mean.len()));
+fn check_statistics(path: &Path, features: usize) -> std::result::Result<(), Fault> {
+    let statistics = Statistics::parse(path)?;
+    if statistics.mean.len() != features {
+        return Err(format!("has mu of the shape [{}]", statistics.mean.len()).into());
     }
-    let largest = covariance.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-    let values = Mat::from_fn(features, features, |i, j| covariance[i * features + j])
-        .self_adjoint_eigenvalues(Side::Lower)
-        .map_err(|error| format!("has a sigma without eigenvalues: {error:?}"))?;
-    match values.iter().find(|value| **value < -1e-6 * largest) {
-        Some(value) => {
-            Err(format!("has a sigma with the negative eigenvalue {value:e}: it is no covariance"))
-        }
-        None => Ok(()),
-    }
+    let factor = statistics.factor();
+    factor.map(drop).map_err(|error| format!("has a sigma with a negative eigenvalue: {error}").into())
 }
 
 #[cfg(test)]
@@ -209,25 +202,29 @@ mod tests {
     fn reference_statistics_are_a_mean_and_a_covariance() {
         let mu: (&str, &str, &[f64]) = ("mu", "(2,)", &[1.0, 2.0]);
         let verdict = |sigma: &[f64]| check_statistics(npz(&[mu, ("sigma", "(2, 2)", sigma)]).path(), 2);
-        assert_eq!(verdict(&[2.0, 1.0, 1.0, 2.0]), Ok(()));
+        verdict(&[2.0, 1.0, 1.0, 2.0]).unwrap();
         for (sigma, wrong) in [
             ([2.0, 1.0, 0.5, 2.0], "not symmetric"),
             ([1.0, 2.0, 2.0, 1.0], "negative eigenvalue"),
             ([1.0, f64::NAN, f64::NAN, 1.0], "NaN"),
         ] {
-            let error = verdict(&sigma).unwrap_err();
+            let error = verdict(&sigma).unwrap_err().to_string();
             assert!(error.contains(wrong), "{error}");
         }
-        let error = check_statistics(npz(&[mu]).path(), 2).unwrap_err();
+        let error = check_statistics(npz(&[mu]).path(), 2).unwrap_err().to_string();
         assert!(error.contains("no array sigma"), "{error}");
         let sigma: (&str, &str, &[f64]) = ("sigma", "(2, 2)", &[1.0, 0.0, 0.0, 1.0]);
-        let error = check_statistics(npz(&[("mu", "(1, 2)", &[1.0, 2.0]), sigma]).path(), 2).unwrap_err();
+        let error =
+            check_statistics(npz(&[("mu", "(1, 2)", &[1.0, 2.0]), sigma]).path(), 2).unwrap_err().to_string();
         assert!(error.contains("mu of the shape [1, 2]"), "{error}");
-        assert!(check_statistics(npz(&[mu, sigma]).path(), 3).unwrap_err().contains("mu of the shape [2]"));
-        let error = check_statistics(npz(&[("mu", "(3,)", &[1.0, 2.0])]).path(), 3).unwrap_err();
+        let error = check_statistics(npz(&[mu, sigma]).path(), 3).unwrap_err().to_string();
+        assert!(error.contains("mu of the shape [2]"), "{error}");
+        let three: (&str, &str, &[f64]) = ("sigma", "(3, 3)", &[0.0; 9]);
+        let error =
+            check_statistics(npz(&[("mu", "(3,)", &[1.0, 2.0]), three]).path(), 3).unwrap_err().to_string();
         assert!(error.contains("16 bytes of data for 3 numbers"), "{error}");
         let text = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(text.path(), "<html>not found</html>").unwrap();
-        assert!(check_statistics(text.path(), 2).unwrap_err().contains("not an .npz"));
+        assert!(check_statistics(text.path(), 2).unwrap_err().to_string().contains("not an .npz"));
     }
 }

@@ -4,23 +4,28 @@ use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
-use ureq::http::{HeaderMap, StatusCode, header};
+use ureq::http::{HeaderMap, Response, StatusCode, header};
 use ureq::{Agent, Body};
 
+use super::address::Url;
 use super::inputs::Place;
-use super::{Attempt, POLL, Progress, Report, refuse};
+use super::{Attempt, Progress, Report, refuse};
 use crate::error::Error;
 
+const POLL: Duration = Duration::from_millis(200);
 const BUFFER: usize = 64 * 1024;
-const MAX_REDIRECTS: u32 = 5;
+const MAX_REDIRECTS: usize = 5;
 const CONNECT: Duration = Duration::from_secs(20);
+/// Bytes a second below which a connection counts as silent.
+const SLOWEST: f64 = 1024.0;
 
 /// How long to put up with a server.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Patience {
-    /// Without a byte for so long, a connection is given up.
+    /// A connection that brings hardly a byte for so long is given up.
     pub stall: Duration,
-    /// So many attempts in a row without a new byte, and the address is given up.
+    /// So many attempts in a row that bring hardly anything new, and the address is
+    /// given up.
     pub attempts: u32,
     /// The pause after the first of them; each further one is twice as long.
     pub pause: Duration,
@@ -39,70 +44,224 @@ impl Default for Patience {
     }
 }
 
+impl Patience {
+    /// The bytes that a connection must bring in [`Patience::stall`].
+    fn least(&self) -> u64 {
+        (SLOWEST * self.stall.as_secs_f64()) as u64
+    }
+}
+
 /// How one connection ended.
 enum End {
     Complete,
     /// Trying again may help, after the pause that the server asked for.
-    Again {
-        why: String,
-        after: Option<Duration>,
-    },
+    Again(String, Option<Duration>),
 }
 
-/// Downloads `address` into the partial file of `place`, going on where an
-/// earlier attempt ended. `bytes` is the size that the file must have, if it is
-/// known; `hash_known` says that a wrong mixture of two attempts would be found
-/// out, so that any server may go on with what another one began. Without it,
-/// every attempt starts over.
-///
-/// Returns whether the file was put together from more than one response.
-///
-/// A server that ignores ranges starts over. `Retry-After` is understood in
-/// seconds.
-pub(super) fn download(
-    address: &str,
-    place: &Place,
-    bytes: Option<u64>,
-    hash_known: bool,
-    patience: &Patience,
-    report: &mut Report,
-) -> Attempt<bool> {
-    let download = Download { agent: agent(address, patience), address, place, bytes, hash_known };
-    let mut joined = place.partial_bytes() > 0;
-    let mut furthest = place.partial_bytes();
-    let mut fruitless = 0;
-    loop {
-        let (why, after) = match download.once(&mut joined, report)? {
-            End::Complete => return Ok(joined),
-            End::Again { why, after } => (why, after),
-        };
-        // Not compared with this attempt's start: a server may begin again and again.
-        let have = place.partial_bytes();
-        if have > furthest {
-            (furthest, fruitless) = (have, 0);
+/// What is asked for, and what is known of it.
+pub(super) struct Download<'a> {
+    pub url: &'a Url,
+    pub place: &'a Place,
+    /// The size that the file must have, if it is known.
+    pub bytes: Option<u64>,
+    /// The size that no such file exceeds.
+    pub most: u64,
+    /// Whether a wrong mixture of two attempts would be found out, so that any server
+    /// may go on with what another one began. Else every attempt starts over.
+    pub hash_known: bool,
+    pub patience: &'a Patience,
+}
+
+impl Download<'_> {
+    /// Downloads into the partial file of the place, going on where an earlier attempt
+    /// ended. A server that ignores ranges starts over.
+    pub fn run(&self, report: &mut Report) -> Attempt<()> {
+        let mut furthest = self.place.partial_bytes();
+        let mut fruitless = 0;
+        loop {
+            let (why, after) = match self.once(report)? {
+                End::Complete => return Ok(()),
+                End::Again(why, after) => (why, after),
+            };
+            // Not compared with this attempt's start: a server may begin again and again.
+            let have = self.place.partial_bytes();
+            if have > furthest + self.patience.least() {
+                fruitless = 0;
+            }
+            furthest = furthest.max(have);
+            fruitless += 1;
+            if fruitless >= self.patience.attempts {
+                return refuse(format!("{why}; {fruitless} attempts in a row brought nothing new"));
+            }
+            let pause = after.unwrap_or(self.patience.pause * 2u32.saturating_pow(fruitless - 1));
+            wait(pause.min(self.patience.longest_pause), &why, report)?;
         }
-        fruitless += 1;
-        if fruitless >= patience.attempts {
-            return refuse(format!("{why}; {fruitless} attempts in a row brought nothing new"));
-        }
-        let pause = after.unwrap_or(patience.pause * 2u32.saturating_pow(fruitless - 1));
-        wait(pause.min(patience.longest_pause), &why, report)?;
     }
-}
 
-fn agent(address: &str, patience: &Patience) -> Agent {
-    Agent::config_builder()
-        .user_agent(concat!("replicate/", env!("CARGO_PKG_VERSION")))
-        // The hash is that of the file itself, and ranges count its bytes.
-        .accept_encoding("identity")
-        .http_status_as_error(false)
-        .https_only(address.starts_with("https:"))
-        .max_redirects(MAX_REDIRECTS)
-        .timeout_resolve(Some(CONNECT))
-        .timeout_connect(Some(CONNECT.min(patience.stall)))
-        .timeout_per_read(Some(patience.stall))
-        .build()
-        .into()
+    /// One request, and those that it is redirected to.
+    fn once(&self, report: &mut Report) -> Attempt<End> {
+        let mut have = self.place.partial_bytes();
+        match self.bytes {
+            // The last process was stopped between the last byte and the check of the hash.
+            Some(bytes) if have == bytes && self.hash_known => return Ok(End::Complete),
+            Some(bytes) if have > bytes => have = self.start_over()?,
+            _ if !self.hash_known => have = self.start_over()?,
+            _ => {}
+        }
+        let mut url = self.url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = match self.request(&url, have) {
+                Ok(response) => response,
+                Err(error) => return self.failed(error, true),
+            };
+            if !response.status().is_redirection() {
+                return self.answered(response, have, report);
+            }
+            let location = response.headers().get(header::LOCATION);
+            let location = location.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+            url = match url.redirected(&location.unwrap_or_default()) {
+                Ok(url) => url,
+                Err(why) => return refuse(why),
+            };
+        }
+        refuse(format!("redirects more than {MAX_REDIRECTS} times"))
+    }
+
+    /// From byte `from` on.
+    fn request(&self, url: &Url, from: u64) -> Result<Response<Body>, ureq::Error> {
+        // A time limit on the resolver would take a thread, which may be refused.
+        let agent: Agent = Agent::config_builder()
+            .user_agent(concat!("replicate/", env!("CARGO_PKG_VERSION")))
+            // The hash is that of the file itself, and ranges count its bytes.
+            .accept_encoding("identity")
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .proxy(url.proxy())
+            .timeout_connect(Some(CONNECT.min(self.patience.stall)))
+            .timeout_per_read(Some(self.patience.stall))
+            .build()
+            .into();
+        let request = agent.get(url.secret());
+        match from {
+            0 => request.call(),
+            from => request.header(header::RANGE, format!("bytes={from}-")).call(),
+        }
+    }
+
+    /// Takes the body where the answer is the file, or what is missing of it.
+    fn answered(&self, response: Response<Body>, mut have: u64, report: &mut Report) -> Attempt<End> {
+        let (status, headers) = (response.status(), response.headers());
+        let total = match status {
+            StatusCode::OK => number(headers, header::CONTENT_LENGTH),
+            StatusCode::PARTIAL_CONTENT => match content_range(headers) {
+                Some((from, total)) if from == have => total,
+                _ => {
+                    self.start_over()?;
+                    return again("answers with another range than was asked for");
+                }
+            },
+            StatusCode::RANGE_NOT_SATISFIABLE if have > 0 => {
+                self.start_over()?;
+                return again("says that there is nothing after what is here");
+            }
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
+                return Ok(End::Again(format!("answers {status}"), retry_after(headers)));
+            }
+            status if status.is_server_error() => {
+                return Ok(End::Again(format!("answers {status}"), retry_after(headers)));
+            }
+            status => return refuse(format!("answers {status}")),
+        };
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_lowercase);
+        if let Some(encoding) = header(header::CONTENT_ENCODING).filter(|encoding| encoding != "identity") {
+            let encoding = crate::error::shown(&encoding);
+            return refuse(format!("sends the file as {encoding} although it was asked not to"));
+        }
+        let chunked = || header(header::TRANSFER_ENCODING).is_some_and(|coding| coding.contains("chunked"));
+        // Before anything that is here is given up: the answer may be an error page.
+        match (self.bytes, total) {
+            (Some(bytes), Some(total)) if bytes != total => {
+                return refuse(format!("announces {total} bytes instead of {bytes}"));
+            }
+            (None, Some(total)) if total > self.most => {
+                return refuse(format!("announces {total} bytes, where {} are too many", self.most));
+            }
+            (None, None) if !chunked() => {
+                let why = "does not say how many bytes it will send: a lost connection would pass as the end";
+                return refuse(why.into());
+            }
+            _ => {}
+        }
+        if status == StatusCode::OK && have > 0 {
+            report(Progress::Note(&format!("{} starts over: it ignores ranges", self.url)))?;
+            have = self.start_over()?;
+        }
+        self.receive(response.into_body(), have, total.or(self.bytes), report)
+    }
+
+    /// Appends the body to what is here.
+    fn receive(&self, body: Body, mut have: u64, total: Option<u64>, report: &mut Report) -> Attempt<End> {
+        let path = self.place.partial();
+        let mut file =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
+        let mut body = body.into_reader();
+        let mut buffer = vec![0; BUFFER];
+        let most = total.unwrap_or(self.most);
+        let (mut since, mut had) = (Instant::now(), have);
+        report(Progress::Bytes { have, of: total })?;
+        loop {
+            let read = match body.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => return self.failed(error.into(), false),
+            };
+            have += read as u64;
+            if have > most {
+                drop(file);
+                self.place.clear_partial()?;
+                return refuse(format!("sends more than {most} bytes"));
+            }
+            file.write_all(&buffer[..read]).map_err(Error::io("write", &path))?;
+            report(Progress::Bytes { have, of: total })?;
+            if since.elapsed() > self.patience.stall {
+                if have - had < self.patience.least() {
+                    return again("sends less than a kilobyte a second");
+                }
+                (since, had) = (Instant::now(), have);
+            }
+        }
+        match total {
+            Some(total) if have < total => {
+                again(&format!("ends the connection after {have} of {total} bytes"))
+            }
+            _ => Ok(End::Complete),
+        }
+    }
+
+    fn start_over(&self) -> Result<u64, Error> {
+        self.place.clear_partial()?;
+        Ok(0)
+    }
+
+    /// What an error of the connection means for the next attempt; `head` says that
+    /// no answer had come.
+    fn failed(&self, error: ureq::Error, head: bool) -> Attempt<End> {
+        use ureq::Error as E;
+        let text = |error: &dyn std::fmt::Display| {
+            crate::error::shown(&error.to_string().replace(&self.url.secret(), &self.url.to_string()))
+        };
+        match error {
+            E::Timeout(_) => again("sends nothing any more"),
+            E::HostNotFound => refuse("no such host, or no network".into()),
+            E::Io(error) if is_unresolved(&error) => refuse(format!("no such host, or no network ({error})")),
+            E::Io(error) if is_lasting(&error) => refuse(text(&error)),
+            E::Io(error) => again(&format!("breaks the connection ({})", text(&error))),
+            E::Protocol(error) if !head => again(&format!("breaks the protocol ({})", text(&error))),
+            E::Protocol(error) => refuse(format!("answers with a broken header ({})", text(&error))),
+            error => refuse(text(&error)),
+        }
+    }
 }
 
 fn wait(pause: Duration, why: &str, report: &mut Report) -> Result<(), Error> {
@@ -116,131 +275,9 @@ fn wait(pause: Duration, why: &str, report: &mut Report) -> Result<(), Error> {
     Ok(())
 }
 
-struct Download<'a> {
-    agent: Agent,
-    address: &'a str,
-    place: &'a Place,
-    bytes: Option<u64>,
-    hash_known: bool,
-}
-
-impl Download<'_> {
-    /// One request. Sets `joined` when it goes on with bytes of an earlier one,
-    /// and clears it when it starts over.
-    fn once(&self, joined: &mut bool, report: &mut Report) -> Attempt<End> {
-        let mut have = self.place.partial_bytes();
-        match self.bytes {
-            // The last process was stopped between the last byte and the check of the hash.
-            Some(bytes) if have == bytes && self.hash_known => return Ok(End::Complete),
-            Some(bytes) if have > bytes => have = self.start_over(joined)?,
-            _ if !self.hash_known => have = self.start_over(joined)?,
-            _ => {}
-        }
-        let mut request = self.agent.get(self.address);
-        if have > 0 {
-            request = request.header(header::RANGE, format!("bytes={have}-"));
-        }
-        let response = match request.call() {
-            Ok(response) => response,
-            Err(error) => return self.failed(error),
-        };
-        let (status, headers) = (response.status(), response.headers());
-        let total = match status {
-            StatusCode::OK => number(headers, header::CONTENT_LENGTH),
-            StatusCode::PARTIAL_CONTENT => match content_range(headers) {
-                Some((from, total)) if from == have => total,
-                _ => {
-                    self.start_over(joined)?;
-                    return again("answers with another range than was asked for");
-                }
-            },
-            StatusCode::RANGE_NOT_SATISFIABLE if have > 0 => {
-                self.start_over(joined)?;
-                return again("says that there is nothing after what is here");
-            }
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {
-                return Ok(End::Again { why: format!("answers {status}"), after: retry_after(headers) });
-            }
-            status if status.is_server_error() => {
-                return Ok(End::Again { why: format!("answers {status}"), after: retry_after(headers) });
-            }
-            status => return refuse(format!("answers {status}")),
-        };
-        let encoding = headers.get(header::CONTENT_ENCODING).and_then(|value| value.to_str().ok());
-        if let Some(encoding @ ("gzip" | "br" | "deflate")) = encoding {
-            return refuse(format!("sends the file as {encoding} although it was asked not to"));
-        }
-        // Before anything that is here is given up: the answer may be an error page.
-        match (self.bytes, total) {
-            (Some(bytes), Some(total)) if bytes != total => {
-                return refuse(format!("announces {total} bytes instead of {bytes}"));
-            }
-            (None, None) if !headers.contains_key(header::TRANSFER_ENCODING) => {
-                let why = "does not say how many bytes it will send: a lost connection would pass as the end";
-                return refuse(why.into());
-            }
-            _ => {}
-        }
-        if status == StatusCode::OK && have > 0 {
-            report(Progress::Note(&format!("{} starts over: it ignores ranges", self.address)))?;
-            have = self.start_over(joined)?;
-        }
-        *joined |= have > 0;
-        self.receive(response.into_body(), have, total.or(self.bytes), report)
-    }
-
-    /// Appends the body to what is here.
-    fn receive(&self, body: Body, mut have: u64, total: Option<u64>, report: &mut Report) -> Attempt<End> {
-        let path = self.place.partial();
-        let mut file =
-            OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
-        let mut body = body.into_reader();
-        let mut buffer = vec![0; BUFFER];
-        report(Progress::Bytes { have, of: total })?;
-        loop {
-            let read = match body.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return self.failed(error.into()),
-            };
-            have += read as u64;
-            if total.is_some_and(|total| have > total) {
-                drop(file);
-                self.place.clear_partial()?;
-                return refuse(format!("sends more than {} bytes", total.unwrap_or(0)));
-            }
-            file.write_all(&buffer[..read]).map_err(Error::io("write", &path))?;
-            report(Progress::Bytes { have, of: total })?;
-        }
-        match total {
-            Some(total) if have < total => {
-                again(&format!("ends the connection after {have} of {total} bytes"))
-            }
-            _ => Ok(End::Complete),
-        }
-    }
-
-    fn start_over(&self, joined: &mut bool) -> Result<u64, Error> {
-        *joined = false;
-        self.place.clear_partial()?;
-        Ok(0)
-    }
-
-    /// What an error of the connection means for the next attempt.
-    fn failed(&self, error: ureq::Error) -> Attempt<End> {
-        use ureq::Error as E;
-        match error {
-            E::Timeout(_) => again("sends nothing any more"),
-            E::HostNotFound => refuse("no such host, or no network".into()),
-            E::TooManyRedirects => refuse(format!("redirects more than {MAX_REDIRECTS} times")),
-            E::RequireHttpsOnly(to) => refuse(format!("redirects from https to {to}")),
-            E::Io(error) if is_lasting(&error) => refuse(error.to_string()),
-            E::Io(error) => again(&format!("breaks the connection ({error})")),
-            E::Protocol(error) => again(&format!("breaks the protocol ({error})")),
-            error => refuse(error.to_string()),
-        }
-    }
+/// The resolver's errors have no kind of their own.
+fn is_unresolved(error: &io::Error) -> bool {
+    error.to_string().starts_with("failed to lookup address")
 }
 
 /// Whether the next attempt would end the same way.
@@ -250,7 +287,7 @@ fn is_lasting(error: &io::Error) -> bool {
 }
 
 fn again(why: &str) -> Attempt<End> {
-    Ok(End::Again { why: why.to_string(), after: None })
+    Ok(End::Again(why.to_string(), None))
 }
 
 fn number(headers: &HeaderMap, name: header::HeaderName) -> Option<u64> {

@@ -5,19 +5,20 @@
 //! STORE/inputs/index/<id>                which of them an asset is, and whence it came
 //! STORE/inputs/partial/<id>              what has arrived of a file
 //! STORE/inputs/partial/<id>.lock         held by the one process that fetches it
-//! STORE/inputs/quarantine/<id>.<sha256>  bytes that were not what they should be
 //! ```
 
 use std::fs::{self, File};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::assets::Asset;
-use crate::error::{Error, Result};
-use crate::store::{Content, begin, lock_file, write_atomically};
+use crate::error::{Error, Result, shown};
+pub(super) use crate::store::files::remove;
+use crate::store::files::rename;
+use crate::store::{Content, begin, is_sha256, lock_file, sync_dir, write_atomically};
 
 /// The inputs of one store.
 #[derive(Clone, Debug)]
@@ -30,7 +31,7 @@ pub struct Inputs {
 pub struct Record {
     pub sha256: String,
     pub bytes: u64,
-    /// The address or the path it came from.
+    /// The address or the path it came from, without what may be secret.
     pub from: String,
     /// No published hash vouches for it: it is what was seen first.
     pub first_seen: bool,
@@ -79,10 +80,17 @@ impl Inputs {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::io("read", &path)(error)),
         };
-        serde_json::from_str(&text).map(Some).map_err(|error| Error::Malformed {
+        let record: std::result::Result<Record, String> =
+            serde_json::from_str(&text).map_err(|error| error.to_string());
+        // It becomes the name of a file.
+        let checked = record.and_then(|record| match is_sha256(&record.sha256) {
+            true => Ok(record),
+            false => Err(format!("the SHA-256 {}", shown(&record.sha256))),
+        });
+        checked.map(Some).map_err(|found| Error::Malformed {
             path,
             expected: format!("the record of {}", asset.id),
-            found: error.to_string(),
+            found,
             remedy: "remove it: the asset is then fetched again, and a new record is made".into(),
         })
     }
@@ -121,13 +129,15 @@ impl Inputs {
         waiting: &mut dyn FnMut(Duration) -> Result<()>,
     ) -> Result<Place> {
         begin(self.dir.parent().expect("inputs lie in a store"))?;
-        for name in ["partial", "index", "quarantine"] {
+        for name in ["partial", "index"] {
             let dir = self.dir.join(name);
             fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
         let path = self.dir.join("partial").join(format!("{}.lock", asset.id));
-        let lock = lock_file(&path, waiting)?;
-        Ok(Place { inputs: self.clone(), asset: *asset, _lock: lock })
+        let place = Place { inputs: self.clone(), asset: *asset, _lock: lock_file(&path, waiting)? };
+        // What a killed process was copying.
+        remove(&place.copy())?;
+        Ok(place)
     }
 }
 
@@ -162,16 +172,35 @@ impl Place {
         remove(&self.partial())
     }
 
+    /// Copies at most `most` bytes of `from` beside the partial download.
+    pub fn copy_of(&self, from: &mut dyn Read, most: u64) -> Result<std::result::Result<PathBuf, String>> {
+        let path = self.copy();
+        let mut copy = File::create(&path).map_err(Error::io("write", &path))?;
+        let (mut buffer, mut have) = (vec![0; 1 << 20], 0);
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => return Ok(Ok(path)),
+                Ok(read) => {
+                    have += read as u64;
+                    if have > most {
+                        remove(&path)?;
+                        return Ok(Err(format!("has more than {most} bytes")));
+                    }
+                    copy.write_all(&buffer[..read]).map_err(Error::io("write", &path))?;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Ok(Err(format!("cannot be read: {error}"))),
+            }
+        }
+    }
+
     /// Moves a verified `file` to its final name and records whence it came.
     pub fn publish(&self, file: &Path, content: &Content, from: &str) -> Result<PathBuf> {
         let dir = &self.inputs.dir;
         let path = dir.join(&content.sha256);
         // On the disk before it has its name: a file with the name is whole, always.
         File::open(file).and_then(|file| file.sync_all()).map_err(Error::io("write", file))?;
-        fs::rename(file, &path).map_err(Error::io("write", &path))?;
-        if cfg!(unix) {
-            File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("write", dir))?;
-        }
+        rename(file, &path).and_then(|()| sync_dir(dir)).map_err(Error::io("write", &path))?;
         let record = Record {
             sha256: content.sha256.clone(),
             bytes: content.bytes,
@@ -183,19 +212,5 @@ impl Place {
         self.clear_partial()?;
         remove(&self.copy())?;
         Ok(path)
-    }
-
-    /// Moves `file` where nothing looks for it, and returns its new path.
-    pub fn quarantine(&self, file: &Path, sha256: &str) -> Result<PathBuf> {
-        let path = self.inputs.dir.join("quarantine").join(format!("{}.{sha256}", self.asset.id));
-        fs::rename(file, &path).map_err(Error::io("move to quarantine", file))?;
-        Ok(path)
-    }
-}
-
-pub(super) fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
-        _ => Ok(()),
     }
 }

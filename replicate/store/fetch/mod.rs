@@ -7,66 +7,51 @@
 //! 2. what `--from FILE|URL` names, and then nothing else;
 //! 3. `REPLICATE_MIRROR`, an address or a directory: the asset `cifar10` is
 //!    `$REPLICATE_MIRROR/cifar10` there;
-//! 4. the asset's own addresses, in order; those of the Hugging Face hub through
-//!    `hf-hub` (its cache, `HF_ENDPOINT`, `HF_HUB_OFFLINE`), then directly.
+//! 4. the asset's own addresses, in order; files of the Hugging Face hub are taken from
+//!    its cache on this machine, else from `HF_ENDPOINT` (see [`Hub`]).
 //!
 //! Whatever the way, the bytes are hashed on the disk before they get their
-//! name, and wrong ones go to `inputs/quarantine`. A download that was cut off
+//! name, and wrong ones are removed. A download that was cut off
 //! is resumed where the hash is known beforehand, and starts over where it is not.
-//! Processes that want the same asset wait for each other.
+//! Processes that want the same asset wait for each other. Of an address, host and
+//! path are shown and recorded, but no password and no query.
 //!
-//! Proxies are those of `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+//! Proxies are those of `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY`. `NO_PROXY` lists
+//! hosts, ends of their names, addresses and networks (`10.0.0.0/8`), separated by
+//! commas or blanks.
 //! Certificates are checked against the roots that are compiled in; behind a
 //! proxy with roots of its own, use a mirror or `--from FILE`.
 
+mod address;
 mod assets;
 mod http;
 mod hub;
 mod inputs;
 
+use std::ffi::OsString;
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use self::address::{Given, Url};
 pub use self::assets::{Address, Asset, Hash, HubFile, assets, named};
+use self::http::Download;
 pub use self::http::Patience;
 pub use self::hub::Hub;
 use self::inputs::Place;
 pub use self::inputs::{Inputs, State};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown_path};
 use crate::store::Content;
+use crate::store::formats::Fault;
 
-const POLL: Duration = Duration::from_millis(200);
-const BUFFER: usize = 1 << 20;
+/// The size that no asset exceeds whose size is not published: the largest of them
+/// has a quarter of it.
+const MOST_UNKNOWN: u64 = 1 << 27;
 
-/// A place that somebody named: an `http://` or `https://` address, or else a path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Given {
-    Url(String),
-    File(PathBuf),
-}
-
-impl Given {
-    pub fn parse(text: &str) -> Given {
-        match text.starts_with("http://") || text.starts_with("https://") {
-            true => Given::Url(text.to_string()),
-            false => Given::File(PathBuf::from(text)),
-        }
-    }
-
-    fn join(&self, name: &str) -> Given {
-        match self {
-            Given::Url(url) => Given::Url(format!("{}/{name}", url.trim_end_matches('/'))),
-            Given::File(dir) => Given::File(dir.join(name)),
-        }
-    }
-}
-
-/// What a file must satisfy beyond its hash; the error says what is wrong with
-/// it. It decides about files whose hash nobody published.
-pub type ContentCheck<'a> = dyn Fn(&Asset, &Path) -> std::result::Result<(), String> + 'a;
+/// What a file must satisfy beyond its hash. It decides about files whose hash
+/// nobody published.
+pub type ContentCheck<'a> = dyn Fn(&Asset, &Path) -> std::result::Result<(), Fault> + 'a;
 
 /// How to fetch.
 pub struct Options<'a> {
@@ -85,7 +70,8 @@ impl<'a> Options<'a> {
     /// The environment's `REPLICATE_MIRROR` and hub variables ([`Hub::from_env`]),
     /// with the usual patience.
     pub fn from_env(check: &'a ContentCheck<'a>) -> Options<'a> {
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let variable =
+            |name: &str| -> Option<OsString> { std::env::var_os(name).filter(|value| !value.is_empty()) };
         Options {
             from: None,
             mirror: variable("REPLICATE_MIRROR").as_deref().map(Given::parse),
@@ -165,7 +151,7 @@ pub fn find(inputs: &Inputs, asset: &Asset) -> Result<Option<PathBuf>> {
             path,
             expected: format!("{} with the SHA-256 {expected}", asset.id),
             found: format!("the SHA-256 {found}"),
-            remedy: format!("`replicate fetch {}` puts it into quarantine and fetches it again", asset.id),
+            remedy: format!("`replicate fetch {}` fetches it again", asset.id),
         }),
     }
 }
@@ -190,18 +176,21 @@ pub fn find_any(inputs: &Inputs, assets: &[&Asset]) -> Result<Option<PathBuf>> {
 /// when one of them had wrong bytes and none the right ones; `Io` when the disk is full or the like,
 /// and what has arrived remains; and what `report` returns.
 pub fn fetch(inputs: &Inputs, asset: &Asset, options: &Options, report: &mut Report) -> Result<PathBuf> {
-    if let State::Good(path) = inputs.state(asset)? {
+    if let State::Good(path) = inputs.state(asset)?
+        && inputs.partial_bytes(asset) == 0
+    {
         return Ok(path);
     }
     let why = format!("another process is fetching {}", asset.id);
     let place = inputs.lock(asset, &mut |_| report(Progress::Waiting { why: &why, left: None }))?;
     // Asked again: that process may have fetched it meanwhile.
     match inputs.state(asset)? {
-        State::Good(path) => return Ok(path),
-        State::Damaged { path, found, .. } => {
-            let aside = place.quarantine(&path, &found)?;
-            let note =
-                format!("{} was altered since it was fetched; it is now {}", asset.id, aside.display());
+        State::Good(path) => {
+            place.clear_partial()?;
+            return Ok(path);
+        }
+        State::Damaged { .. } => {
+            let note = format!("{} was altered since it was fetched; it is fetched again", asset.id);
             report(Progress::Note(&note))?;
         }
         State::Absent => {}
@@ -256,8 +245,8 @@ enum Source {
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Source::Given(Given::Url(url)) => f.write_str(url),
-            Source::Given(Given::File(path)) => write!(f, "{}", path.display()),
+            Source::Given(Given::Url(url)) => write!(f, "{url}"),
+            Source::Given(Given::File(path)) => f.write_str(&shown_path(path)),
             Source::Hub(file) => write!(f, "hub:{}@{}:{}", file.repo, file.revision, file.path),
         }
     }
@@ -269,15 +258,16 @@ fn sources(asset: &Asset, options: &Options) -> Vec<Source> {
     }
     let mirror = options.mirror.iter().map(|mirror| Source::Given(mirror.join(asset.id)));
     let own = asset.from.iter().map(|address| match address {
-        Address::Url(url) => Source::Given(Given::Url(url.to_string())),
+        Address::Url(url) => Source::Given(Given::parse(url)),
         Address::Hub(file) => Source::Hub(*file),
     });
     mirror.chain(own).collect()
 }
 
-/// Bytes that were put into quarantine.
+/// Bytes that were not those of the asset.
 struct Wrong {
-    path: PathBuf,
+    /// Where they were given; those of a server are gone.
+    path: Option<PathBuf>,
     expected: String,
     found: String,
 }
@@ -291,11 +281,6 @@ struct Fetch<'a, 'r> {
     wrong: Option<Wrong>,
 }
 
-enum Verdict {
-    Accepted(PathBuf),
-    Wrong { expected: String, found: String, sha256: String },
-}
-
 impl Fetch<'_, '_> {
     fn from(&mut self, source: &Source) -> Attempt<PathBuf> {
         match source {
@@ -306,39 +291,60 @@ impl Fetch<'_, '_> {
         }
     }
 
+    /// The size that the file does not exceed.
+    fn most(&self) -> u64 {
+        self.asset.bytes.unwrap_or(MOST_UNKNOWN)
+    }
+
     /// The file itself stays as it is, right or wrong.
     fn from_file(&mut self, path: &Path) -> Attempt<PathBuf> {
-        let copy = self.copy(path)?;
-        match self.examine(&copy, &path.display().to_string())? {
-            Verdict::Accepted(path) => Ok(path),
-            Verdict::Wrong { expected, found, .. } => {
+        // Opening a pipe would wait for its other end.
+        let mut source = match fs::metadata(path).and_then(|found| Ok((found.is_file(), File::open(path)?))) {
+            Ok((true, source)) => source,
+            Ok((false, _)) => return refuse("is not a file".into()),
+            Err(error) => return refuse(format!("cannot be read: {error}")),
+        };
+        let copy = match self.place.copy_of(&mut source, self.most())? {
+            Ok(copy) => copy,
+            Err(why) => return refuse(why),
+        };
+        match self.examine(&copy, &shown_path(path))? {
+            Ok(path) => Ok(path),
+            Err(wrong) => {
                 inputs::remove(&copy)?;
-                let why = format!("has {found}, not {expected}");
-                self.wrong = Some(Wrong { path: path.to_path_buf(), expected, found });
+                let why = format!("has {}, not {}", wrong.found, wrong.expected);
+                self.wrong = Some(Wrong { path: Some(path.to_path_buf()), ..wrong });
                 refuse(why)
             }
         }
     }
 
-    fn from_url(&mut self, url: &str) -> Attempt<PathBuf> {
-        let (asset, patience) = (self.asset, &self.options.patience);
-        let hash_known = self.inputs.expected(asset)?.is_some();
-        let mut again = true;
+    fn from_url(&mut self, url: &Url) -> Attempt<PathBuf> {
         loop {
-            let joined = http::download(url, &self.place, asset.bytes, hash_known, patience, self.report)?;
-            let partial = self.place.partial();
-            match self.examine(&partial, url)? {
-                Verdict::Accepted(path) => return Ok(path),
-                // The earlier part may be to blame, which another server may have sent.
-                Verdict::Wrong { found, .. } if joined && again => {
-                    again = false;
-                    let note =
-                        format!("the resumed file has {found}, which is wrong: it is fetched from the start");
-                    (self.report)(Progress::Note(&note))?;
-                    self.place.clear_partial()?;
-                }
-                wrong => return self.refuse_bytes(&partial, wrong),
+            let resumed = self.place.partial_bytes() > 0;
+            let download = Download {
+                url,
+                place: &self.place,
+                bytes: self.asset.bytes,
+                most: self.most(),
+                hash_known: self.inputs.expected(self.asset)?.is_some(),
+                patience: &self.options.patience,
+            };
+            download.run(self.report)?;
+            let wrong = match self.examine(&self.place.partial(), &url.to_string())? {
+                Ok(path) => return Ok(path),
+                Err(wrong) => wrong,
+            };
+            self.place.clear_partial()?;
+            if !resumed {
+                let why = format!("sent {}, not {}", wrong.found, wrong.expected);
+                self.wrong = Some(wrong);
+                return refuse(why);
             }
+            // The earlier part may be to blame, which another server may have sent.
+            let found = &wrong.found;
+            let note = format!("the resumed file has {found}, which is wrong: it is fetched from the start");
+            (self.report)(Progress::Note(&note))?;
         }
     }
 
@@ -347,72 +353,27 @@ impl Fetch<'_, '_> {
         if let Some(cached) = hub.cached(file) {
             match self.from_file(&cached) {
                 Err(Failure::Source(why)) => {
-                    (self.report)(Progress::Note(&format!("{} {why}", cached.display())))?
+                    (self.report)(Progress::Note(&format!("{} {why}", shown_path(&cached))))?
                 }
                 ended => return ended,
             }
         }
         if self.options.offline || hub.offline {
             let why = if self.options.offline { "offline" } else { "HF_HUB_OFFLINE is set" };
-            return refuse(format!("is not asked ({why}), and {} has no copy of it", hub.cache.display()));
+            return refuse(format!("is not asked ({why}), and {} has no copy of it", shown_path(&hub.cache)));
         }
-        match hub.download(file, self.options.patience.stall, self.report) {
-            Ok(cached) => {
-                let copy = self.copy(&cached)?;
-                match self.examine(&copy, &Source::Hub(*file).to_string())? {
-                    Verdict::Accepted(path) => return Ok(path),
-                    wrong => {
-                        hub::remove_from_cache(&cached)?;
-                        let Err(Failure::Source(why)) = self.refuse_bytes(&copy, wrong) else {
-                            unreachable!("wrong bytes are refused");
-                        };
-                        (self.report)(Progress::Note(&format!("{} {why}", cached.display())))?;
-                    }
-                }
-            }
-            Err(Failure::Source(why)) => {
-                (self.report)(Progress::Note(&format!("{why}; the same file is asked for directly")))?
-            }
-            Err(fatal) => return Err(fatal),
-        }
-        self.from_url(&hub.url(file)?)
-    }
-
-    /// Copies `from` beside the partial download.
-    fn copy(&mut self, from: &Path) -> Attempt<PathBuf> {
-        let mut source = match File::open(from) {
-            Ok(source) => source,
-            Err(error) => return refuse(format!("cannot be read: {error}")),
-        };
-        let of = source.metadata().ok().map(|found| found.len());
-        let to = self.place.copy();
-        let options = OpenOptions::new().create(true).write(true).truncate(true).open(&to);
-        let mut copy = options.map_err(Error::io("write", &to))?;
-        let mut buffer = vec![0; BUFFER];
-        let mut have = 0;
-        loop {
-            let read = match source.read(&mut buffer) {
-                Ok(0) => return Ok(to),
-                Ok(read) => read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return refuse(format!("cannot be read: {error}")),
-            };
-            copy.write_all(&buffer[..read]).map_err(Error::io("write", &to))?;
-            have += read as u64;
-            (self.report)(Progress::Bytes { have, of })?;
+        match hub.url(file) {
+            Ok(url) => self.from_url(&url),
+            Err(why) => refuse(why),
         }
     }
 
     /// Hashes `file` as it is on the disk, and keeps it when it is right.
-    fn examine(&mut self, file: &Path, from: &str) -> Result<Verdict> {
+    fn examine(&mut self, file: &Path, from: &str) -> Result<std::result::Result<PathBuf, Wrong>> {
         let content = Content::of(file).map_err(Error::io("read", file))?;
         let found = format!("{} bytes with the SHA-256 {}", content.bytes, content.sha256);
-        let wrong = |expected: String, found: String| {
-            Ok(Verdict::Wrong { expected, found, sha256: content.sha256.clone() })
-        };
-        if let Some(bytes) = self.asset.bytes
-            && bytes != content.bytes
-        {
+        let wrong = |expected: String, found: String| Ok(Err(Wrong { path: None, expected, found }));
+        if let Some(bytes) = self.asset.bytes.filter(|bytes| *bytes != content.bytes) {
             return wrong(format!("{bytes} bytes"), found);
         }
         match self.inputs.expected(self.asset)? {
@@ -422,8 +383,12 @@ impl Fetch<'_, '_> {
             }
             _ => {}
         }
-        if let Err(problem) = (self.options.check)(self.asset, file) {
-            return wrong(self.asset.what.to_string(), problem);
+        match (self.options.check)(self.asset, file) {
+            Ok(()) => {}
+            Err(Fault::Unreadable(error)) => return Err(Error::io("read", file)(error)),
+            Err(Fault::Content(problem)) => {
+                return wrong(self.asset.what.to_string(), format!("a file that {problem}"));
+            }
         }
         let path = self.place.publish(file, &content, from)?;
         if self.asset.sha256().is_none() {
@@ -432,27 +397,14 @@ impl Fetch<'_, '_> {
                 self.asset.id, content.sha256
             )))?;
         }
-        Ok(Verdict::Accepted(path))
-    }
-
-    fn refuse_bytes(&mut self, file: &Path, verdict: Verdict) -> Attempt<PathBuf> {
-        match verdict {
-            Verdict::Accepted(path) => Ok(path),
-            Verdict::Wrong { expected, found, sha256 } => {
-                let path = self.place.quarantine(file, &sha256)?;
-                self.place.clear_partial()?;
-                let why = format!("sent {found}, not {expected}; put into quarantine as {}", path.display());
-                self.wrong = Some(Wrong { path, expected, found });
-                refuse(why)
-            }
-        }
+        Ok(Ok(path))
     }
 
     fn failed(self, mut refusals: Vec<String>) -> Error {
         let asset = self.asset;
         let address = asset.from.iter().find_map(|address| match address {
             Address::Url(url) => Some(url.to_string()),
-            Address::Hub(file) => self.options.hub.url(file).ok(),
+            Address::Hub(file) => self.options.hub.url(file).ok().map(|url| url.to_string()),
         });
         let address = address.unwrap_or_else(|| "where it is published".into());
         let by_hand = || {
@@ -468,18 +420,19 @@ impl Fetch<'_, '_> {
                 format!("run the same command again later, set REPLICATE_MIRROR, or {}", by_hand())
             }
         };
-        if asset.sha256().is_none() && self.wrong.is_some() {
-            let record = self.inputs.record_path(asset);
-            remedy += &format!("; to trust other bytes than those seen first, remove {}", record.display());
+        let record = self.inputs.record_path(asset);
+        if asset.sha256().is_none() && self.wrong.is_some() && record.exists() {
+            remedy +=
+                &format!("; to trust other bytes than those seen first, remove {}", shown_path(&record));
         }
-        if let Some(wrong) = &self.wrong {
+        if let Some(path) = self.wrong.as_ref().and_then(|wrong| wrong.path.as_ref()) {
             // The error names the file itself.
-            refusals.retain(|refusal| !refusal.starts_with(&*wrong.path.to_string_lossy()));
+            refusals.retain(|refusal| !refusal.starts_with(&shown_path(path)));
         }
         let tried: String = refusals.iter().map(|refusal| format!("\n  {refusal}")).collect();
         match self.wrong {
             Some(Wrong { path, expected, found }) => Error::Malformed {
-                path,
+                path: path.unwrap_or_else(|| self.inputs.place(asset)),
                 expected: format!("{}, {expected}", asset.id),
                 found: found + &tried,
                 remedy,

@@ -1,0 +1,332 @@
+//! Addresses of files: as people write them, as servers redirect, and as they may
+//! be shown.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ureq::Proxy;
+
+/// A place that somebody named: an `http://` or `https://` address, or else a path,
+/// which may be written as a `file://` address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Given {
+    Url(Url),
+    File(PathBuf),
+}
+
+impl Given {
+    pub fn parse(text: impl AsRef<OsStr>) -> Given {
+        let text = text.as_ref();
+        let known = text.to_str().map(str::trim);
+        if let Some(url) = known.and_then(|text| Url::parse(text).ok()) {
+            return Given::Url(url);
+        }
+        let local = known.and_then(|text| strip_scheme(text, "file"));
+        match local.map(|rest| rest.strip_prefix("//").unwrap_or(rest)) {
+            Some(path) => Given::File(decoded(path.strip_prefix("localhost").unwrap_or(path))),
+            None => Given::File(PathBuf::from(text)),
+        }
+    }
+
+    pub(super) fn join(&self, name: &str) -> Given {
+        match self {
+            Given::Url(url) => Given::Url(url.below(name)),
+            Given::File(dir) => Given::File(dir.join(name)),
+        }
+    }
+}
+
+/// What follows `scheme:`, in either case.
+fn strip_scheme<'a>(text: &'a str, scheme: &str) -> Option<&'a str> {
+    let (found, rest) = text.split_once(':')?;
+    found.eq_ignore_ascii_case(scheme).then_some(rest)
+}
+
+/// A path without `%20` and the like.
+fn decoded(path: &str) -> PathBuf {
+    let (mut bytes, mut rest) = (Vec::new(), path.as_bytes());
+    while let Some((&byte, behind)) = rest.split_first() {
+        let code =
+            rest.get(1..3).and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
+        match code.filter(|_| byte == b'%') {
+            Some(code) => (bytes.push(code), rest = &rest[3..]),
+            None => (bytes.push(byte), rest = behind),
+        };
+    }
+    #[cfg(unix)]
+    return PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(bytes));
+    #[cfg(not(unix))]
+    return PathBuf::from(String::from_utf8_lossy(&bytes).into_owned());
+}
+
+/// An address on a server. It is shown without what may be secret: a user's name
+/// and password, and the query, where signatures are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Url {
+    pub(super) https: bool,
+    /// Host and port, behind a user's name where there is one.
+    authority: String,
+    /// From `/` on, without a fragment.
+    path: String,
+}
+
+impl Url {
+    /// Blanks, control characters and what is not ASCII are escaped as in a browser.
+    ///
+    /// # Errors
+    /// Why it is no address on a server.
+    pub fn parse(text: &str) -> Result<Url, String> {
+        let (scheme, rest) = text.split_once("://").unwrap_or_default();
+        let https = scheme.eq_ignore_ascii_case("https");
+        if !https && !scheme.eq_ignore_ascii_case("http") {
+            return Err("no http or https address".into());
+        }
+        let rest = rest.split('#').next().unwrap_or_default();
+        let at = rest.find(['/', '?']).unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(at);
+        if authority.rsplit('@').next().is_none_or(str::is_empty) {
+            return Err("an address without a host".into());
+        }
+        let slash = if path.starts_with('/') { "" } else { "/" };
+        Ok(Url { https, authority: authority.into(), path: escaped(&format!("{slash}{path}")) })
+    }
+
+    /// Where a redirect leads.
+    ///
+    /// # Errors
+    /// Why it leads nowhere; the sentence begins with "redirects".
+    pub(super) fn redirected(&self, location: &str) -> Result<Url, String> {
+        let location = location.trim().split('#').next().unwrap_or_default();
+        let scheme = location.split(['/', '?']).next().and_then(|start| start.split_once(':'));
+        let to = match scheme {
+            _ if location.is_empty() => return Err("redirects to nothing".into()),
+            Some((scheme, _)) => Url::parse(location).map_err(|why| {
+                format!("redirects to {}: {why}", crate::error::shown(&format!("{scheme}:…")))
+            })?,
+            None if location.starts_with("//") => {
+                let scheme = if self.https { "https" } else { "http" };
+                Url::parse(&format!("{scheme}:{location}")).map_err(|why| format!("redirects to {why}"))?
+            }
+            None => {
+                let (path, _) = self.path.split_once('?').unwrap_or((&self.path, ""));
+                let base = match location.chars().next() {
+                    Some('/') => "",
+                    Some('?') => path,
+                    _ => &path[..=path.rfind('/').unwrap_or(0)],
+                };
+                Url { path: resolved(&escaped(&format!("{base}{location}"))), ..self.clone() }
+            }
+        };
+        if self.https && !to.https {
+            return Err(format!("redirects from https to {to}"));
+        }
+        // A name and a password are for the host that they were given for.
+        match to.authority == self.host_and_port() {
+            true => Ok(Url { authority: self.authority.clone(), ..to }),
+            false => Ok(to),
+        }
+    }
+
+    fn below(&self, name: &str) -> Url {
+        let (path, query) = match self.path.split_once('?') {
+            Some((path, query)) => (path, format!("?{query}")),
+            None => (self.path.as_str(), String::new()),
+        };
+        Url { path: format!("{}/{name}{query}", path.trim_end_matches('/')), ..self.clone() }
+    }
+
+    fn host_and_port(&self) -> &str {
+        self.authority.rsplit('@').next().expect("split gives a part")
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.https { "https" } else { "http" }
+    }
+
+    /// The whole of it, for the server.
+    pub(super) fn secret(&self) -> String {
+        format!("{}://{}{}", self.scheme(), self.authority, self.path)
+    }
+
+    /// The proxy that the environment names for this address: `HTTPS_PROXY` or
+    /// `HTTP_PROXY` by its scheme, or `ALL_PROXY`, unless `NO_PROXY` names the host.
+    pub(super) fn proxy(&self) -> Option<Proxy> {
+        let variable = |name: &str| {
+            let value = |name: String| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+            value(name.to_string()).or_else(|| value(name.to_uppercase()))
+        };
+        if variable("no_proxy").is_some_and(|list| is_exempt(self.host_and_port(), &list)) {
+            return None;
+        }
+        let address = variable(if self.https { "https_proxy" } else { "http_proxy" });
+        Proxy::new(address.or_else(|| variable("all_proxy"))?.trim()).ok()
+    }
+}
+
+impl fmt::Display for Url {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let (path, query) = self.path.split_once('?').map_or((&*self.path, ""), |(path, _)| (path, "?…"));
+        let path = crate::error::shown(path);
+        write!(f, "{}://{}{path}{query}", self.scheme(), crate::error::shown(self.host_and_port()))
+    }
+}
+
+impl fmt::Debug for Url {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+fn escaped(path: &str) -> String {
+    let mut escaped = String::new();
+    for byte in path.bytes() {
+        match byte {
+            0..=b' ' | 0x7f.. | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}' => {
+                escaped += &format!("%{byte:02X}");
+            }
+            _ => escaped.push(byte as char),
+        }
+    }
+    escaped
+}
+
+/// A path without its `.` and `..`.
+fn resolved(path: &str) -> String {
+    let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/').skip(1) {
+        match part {
+            "." => {}
+            ".." => _ = parts.pop(),
+            part => parts.push(part),
+        }
+    }
+    if path.ends_with("/.") || path.ends_with("/..") {
+        parts.push("");
+    }
+    format!("/{}{query}", parts.join("/"))
+}
+
+/// Whether `list`, as in `NO_PROXY`, names `host`: as itself, as the end of its name, as
+/// an address or a network (`10.0.0.0/8`), with or without its port, or by `*`.
+fn is_exempt(host: &str, list: &str) -> bool {
+    let split = |host: &str| -> (String, Option<String>) {
+        let host = host.to_ascii_lowercase();
+        match host.rsplit_once(':') {
+            // More colons are those of an IPv6 address, unless it is in brackets.
+            Some((name, port)) if !name.contains(':') || name.ends_with(']') => {
+                (name.trim_matches(['[', ']']).into(), Some(port.into()))
+            }
+            _ => (host.trim_matches(['[', ']']).into(), None),
+        }
+    };
+    let (name, port) = split(host);
+    let address: Option<IpAddr> = name.parse().ok();
+    list.split(|c: char| c == ',' || c.is_whitespace()).filter(|entry| !entry.is_empty()).any(|entry| {
+        if entry == "*" {
+            return true;
+        }
+        if let Some((network, bits)) = entry.split_once('/') {
+            let network = network.trim_matches(['[', ']']).parse().ok();
+            return address
+                .zip(network)
+                .zip(bits.parse().ok())
+                .is_some_and(|((a, n), bits)| within(a, n, bits));
+        }
+        let (entry, its_port) = split(entry);
+        let entry = entry.trim_start_matches("*.").trim_start_matches('.');
+        let same_address = address.is_some() && entry.parse().ok() == address;
+        let below = address.is_none() && name.strip_suffix(entry).is_some_and(|rest| rest.ends_with('.'));
+        (its_port.is_none() || its_port == port) && (name == entry || same_address || below)
+    })
+}
+
+/// Whether the first `bits` of two addresses are the same.
+fn within(address: IpAddr, network: IpAddr, bits: u32) -> bool {
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(address) => ((address.to_bits() as u128) << 96, 32),
+        IpAddr::V6(address) => (address.to_bits(), 128),
+    };
+    let ((a, width), (n, network_width)) = (number(address), number(network));
+    width == network_width && bits <= width && (a ^ n).checked_shr(128 - bits).unwrap_or(0) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_known_in_every_spelling() {
+        for (text, path) in [
+            ("file:///a/b%20c", "/a/b c"),
+            ("FILE://localhost/a", "/a"),
+            ("file:/a", "/a"),
+            ("a/b", "a/b"),
+            ("C:x", "C:x"),
+            ("http:/x", "http:/x"),
+        ] {
+            assert_eq!(Given::parse(text), Given::File(path.into()), "{text}");
+        }
+        for text in ["http://h/a", "HTTP://h/a", " https://h:1/a b?q#f "] {
+            assert!(matches!(Given::parse(text), Given::Url(_)), "{text}");
+        }
+        let url = Url::parse("http://u:p@h:80/ä b?sig=s#f").unwrap();
+        assert_eq!(url.secret(), "http://u:p@h:80/%C3%A4%20b?sig=s");
+        assert_eq!(
+            (format!("{url}"), format!("{url:?}")),
+            ("http://h:80/%C3%A4%20b?…".into(), url.to_string())
+        );
+    }
+
+    #[test]
+    fn redirects_lead_where_a_browser_goes() {
+        let url = Url::parse("http://u@h/a/b?q").unwrap();
+        for (location, to) in [
+            ("c d", "http://u@h/a/c%20d"),
+            ("../c?r", "http://u@h/c?r"),
+            ("/x/./y/..", "http://u@h/x/"),
+            ("?r", "http://u@h/a/b?r"),
+            ("//i/c", "http://i/c"),
+            ("https://h/c", "https://u@h/c"),
+            ("http://h:1/c#f", "http://h:1/c"),
+        ] {
+            assert_eq!(url.redirected(location).unwrap().secret(), to);
+        }
+        for location in ["", " ", "file:///etc/passwd", "ftp://h/a", "http://", "//"] {
+            assert!(url.redirected(location).unwrap_err().starts_with("redirects to "), "{location}");
+        }
+        let safe = Url::parse("https://h/a").unwrap();
+        assert_eq!(safe.redirected("http://h/b").unwrap_err(), "redirects from https to http://h/b");
+    }
+
+    #[test]
+    fn exceptions_from_the_proxy_are_as_curl_and_python_read_them() {
+        for (host, list) in [
+            ("a.org", "*"),
+            ("a.org", "b.org, a.org"),
+            ("x.a.org:80", "A.org"),
+            ("x.a.org", ".a.org"),
+            ("x.a.org", "*.a.org"),
+            ("a.org:81", "a.org:81"),
+            ("127.0.0.1:9", "localhost, 127.0.0.1"),
+            ("127.3.2.1", "10.0.0.0/8 127.0.0.0/8"),
+            ("[::1]:80", "::1"),
+            ("[fd00::1]", "fd00::/8"),
+        ] {
+            assert!(is_exempt(host, list), "{host} in {list}");
+        }
+        for (host, list) in [
+            ("a.org", ""),
+            ("ba.org", "a.org"),
+            ("a.org:80", "a.org:81"),
+            ("128.0.0.1", "127.0.0.0/8"),
+            ("127.0.0.1", "127.0.0.0/33"),
+            ("10.1.127.0.0.1", "127.0.0.1x"),
+            ("[::1]", "0.0.0.0/0"),
+        ] {
+            assert!(!is_exempt(host, list), "{host} in {list}");
+        }
+    }
+}
