@@ -356,6 +356,285 @@ fn another_directory_is_not_taken_for_a_store() {
     Store::open(root.path()).unwrap();
 }
 
+/// Every entry verifies itself: eighteen bytes more or less are no store lost.
+#[test]
+fn a_store_that_lost_its_format_is_known_by_its_entries() {
+    for format in [None, Some(""), Some("replicate st")] {
+        let root = temp();
+        let (entry, _) = published(root.path());
+        fs::create_dir(root.path().join("inputs")).unwrap();
+        let path = root.path().join("format");
+        match format {
+            None => fs::remove_file(&path).unwrap(),
+            Some(text) => fs::write(&path, text).unwrap(),
+        }
+        assert!(matches!(entry_in(root.path()).finished().unwrap(), Finished::Yes(_)), "{format:?}");
+        assert_eq!(fs::read_to_string(&path).ok().as_deref(), format, "a reader writes nothing");
+        drop(lock(&entry));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "replicate store 1\n");
+        // With something else in it, it might be anything: then the way back is said.
+        fs::remove_file(&path).unwrap();
+        fs::write(root.path().join("thesis.tex"), "precious").unwrap();
+        let error = Store::open(root.path()).unwrap_err();
+        let line = format!("echo replicate store 1 > {}", path.display());
+        assert!(error.to_string().contains(&line), "{error}");
+    }
+}
+
+#[test]
+fn what_a_manifest_repeats_agrees_or_it_is_damage() {
+    for (from, to, says) in [
+        ("objective = dijs", "objective = dikl", "does not hash to the key"),
+        ("\"label\": \"dijs-s0\"", "\"label\": \"dijs-s1\\u001b[31m\"", "has the label"),
+    ] {
+        let root = temp();
+        let (entry, manifest) = published(root.path());
+        forge(&entry, &manifest, from, to);
+        let reason = damage(&entry);
+        assert!(reason.contains(says) && !reason.contains('\u{1b}'), "{reason}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn whatever_is_in_the_place_of_a_file_blocks_nobody() {
+    let pipe = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let directory = |path: &Path| fs::create_dir(path).unwrap();
+    for make in [&pipe as &dyn Fn(&Path), &directory] {
+        for name in ["manifest.json", "experiment.txt", "weights.safetensors"] {
+            let root = temp();
+            let (entry, _) = published(root.path());
+            fs::remove_file(entry.path(name)).unwrap();
+            make(&entry.path(name));
+            let reason = damage(&entry);
+            assert!(
+                reason.contains(name) && reason.contains("is not a file") | reason.contains("is a directory"),
+                "{reason}"
+            );
+            // It is moved aside with the rest, and made again.
+            let held = lock(&entry);
+            held.discard(&reason).unwrap();
+            drop(held);
+            published(root.path());
+        }
+        // Of a run that goes on: an output, the experiment, a checkpoint, all checkpoints.
+        let root = temp();
+        let (entry, _) = two_checkpoints(root.path());
+        let newest = slot(&entry, "b");
+        fs::remove_file(&newest).unwrap();
+        make(&newest);
+        make(&entry.path("grid.png"));
+        make(&entry.path("experiment.txt"));
+        let held = lock(&entry);
+        let (resumed, notices) = held.resume().unwrap();
+        assert!(resumed.is_some() && notices[0].contains("it is not a file"), "{notices:?}");
+        held.write("grid.png", b"grid").unwrap();
+        held.save_checkpoint(&checkpoint(9)).unwrap();
+        held.save_checkpoint(&checkpoint(10)).unwrap();
+        held.publish(manifest(1.0), &["grid.png"]).unwrap();
+        assert!(matches!(entry.finished().unwrap(), Finished::Yes(_)));
+        let root = temp();
+        let entry = entry_in(root.path());
+        drop(lock(&entry));
+        make(&entry.checkpoint_dir());
+        lock(&entry).save_checkpoint(&checkpoint(1)).unwrap();
+        // The lock itself is not waited for.
+        fs::remove_file(entry.path("lock")).unwrap();
+        make(&entry.path("lock"));
+        let error = entry.lock(&mut |_| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("lock"), "{error}");
+    }
+}
+
+// ---- what a stopped run left
+
+/// A run that was stopped after two ticks; the first checkpoint knows of one grid.
+fn stopped(root: &Path) -> Entry {
+    let entry = entry_in(root);
+    let held = lock(&entry);
+    for (tick, name) in [(1, "grid-1.png"), (2, "grid-2.png")] {
+        held.write(name, &[tick; 500]).unwrap();
+        held.rewrite("metrics.csv", &vec![b'm'; 10 * tick as usize]).unwrap();
+        held.save_checkpoint(&checkpoint(tick as u64)).unwrap();
+    }
+    entry
+}
+
+#[test]
+fn a_run_goes_on_only_from_what_is_as_it_was() {
+    let whole = stopped(temp().path());
+    drop(whole);
+    let remove = |path: &Path| fs::remove_file(path).unwrap();
+    let alter = |path: &Path| flip(path, 13, 4);
+    let replace = |path: &Path| fs::write(path, [9; 500]).unwrap();
+    for spoil in [&remove as &dyn Fn(&Path), &alter, &replace] {
+        for (name, after) in [("grid-2.png", Some(1)), ("grid-1.png", None), ("metrics.csv", Some(2))] {
+            let root = temp();
+            let entry = stopped(root.path());
+            spoil(&entry.path(name));
+            let held = lock(&entry);
+            let (resumed, notices) = held.resume().unwrap();
+            assert_eq!(resumed.map(|checkpoint| checkpoint.images), after, "{name}");
+            // A file that is written again from the checkpoint needs nobody to vouch for it.
+            assert_eq!(notices.is_empty(), name == "metrics.csv", "{notices:?}");
+            assert!(notices.iter().all(|notice| notice.contains(name)), "{notices:?}");
+        }
+    }
+    // Resumed as it is, and published without being written again.
+    let root = temp();
+    let entry = stopped(root.path());
+    let held = lock(&entry);
+    assert_eq!(held.resume().unwrap(), (Some(checkpoint(2)), vec![]));
+    held.rewrite("metrics.csv", b"all of it").unwrap();
+    let manifest = held.publish(manifest(1.0), &["metrics.csv", "grid-1.png", "grid-2.png"]).unwrap();
+    assert_eq!(manifest.outputs["grid-1.png"].sha256, sha256_hex(&[1; 500]));
+}
+
+#[test]
+fn what_changed_after_it_was_written_is_not_published() {
+    let root = temp();
+    let entry = stopped(root.path());
+    let held = lock(&entry);
+    held.resume().unwrap();
+    held.rewrite("metrics.csv", b"all of it").unwrap();
+    let outputs = ["metrics.csv", "grid-1.png"];
+    for name in outputs {
+        let good = fs::read(entry.path(name)).unwrap();
+        flip(&entry.path(name), 3, 3);
+        let error = held.publish(manifest(1.0), &outputs).unwrap_err();
+        assert_eq!(error.exit_code(), EXIT_INPUT);
+        assert!(error.to_string().contains(name) && error.to_string().contains("same command"), "{error}");
+        assert_eq!(entry.finished().unwrap(), Finished::No);
+        fs::write(entry.path(name), good).unwrap();
+    }
+    // Nobody vouches for what merely lies there.
+    fs::write(entry.path("scores.csv"), "fd,1.0").unwrap();
+    let error = held.publish(manifest(1.0), &["scores.csv"]).unwrap_err();
+    assert!(error.to_string().contains("did not write it"), "{error}");
+    held.publish(manifest(1.0), &outputs).unwrap();
+}
+
+#[test]
+fn an_output_is_read_back_only_as_it_was_recorded() {
+    let root = temp();
+    let entry = entry_in(root.path());
+    let held = lock(&entry);
+    held.write("trial-0.csv", b"fd,1").unwrap();
+    assert_eq!(held.finished_output("trial-0.csv").unwrap(), None, "not recorded yet");
+    held.record_outputs().unwrap();
+    drop(held);
+    let again = || lock(&entry).finished_output("trial-0.csv").unwrap();
+    assert_eq!(again().as_deref(), Some(&b"fd,1"[..]));
+    flip(&entry.path("trial-0.csv"), 3, 1);
+    assert_eq!(again(), None);
+    flip(&entry.path("trial-0.csv"), 3, 1);
+    assert!(again().is_some());
+    let record = entry.checkpoint_dir().join("outputs.safetensors");
+    flip(&record, 40, 0);
+    assert_eq!(again(), None);
+    flip(&record, 40, 0);
+    // Of another experiment, or of an entry that has been published.
+    let other = Store::open(root.path()).unwrap().entry(&Key::of("other"), "other");
+    fs::create_dir_all(other.checkpoint_dir()).unwrap();
+    fs::copy(&record, other.checkpoint_dir().join("outputs.safetensors")).unwrap();
+    fs::copy(entry.path("trial-0.csv"), other.path("trial-0.csv")).unwrap();
+    assert_eq!(lock(&other).finished_output("trial-0.csv").unwrap(), None);
+    lock(&entry).publish(manifest(1.0), &[]).unwrap();
+    fs::remove_file(entry.path("manifest.json")).unwrap();
+    assert_eq!(again(), None);
+}
+
+// ---- what killed writers left
+
+#[test]
+fn checkpoints_of_a_published_entry_go_with_the_next_look() {
+    let root = temp();
+    let (entry, _) = published(root.path());
+    let leave = || {
+        fs::create_dir(entry.checkpoint_dir()).unwrap();
+        fs::write(slot(&entry, "a"), [0; 1000]).unwrap();
+    };
+    leave();
+    assert_eq!(
+        Store::open(root.path()).unwrap().leftovers().unwrap(),
+        [Leftover { what: "checkpoints of unfinished runs", count: 1, bytes: 1000 }]
+    );
+    assert!(matches!(entry.finished().unwrap(), Finished::Yes(_)));
+    assert!(!entry.checkpoint_dir().exists());
+    assert_eq!(Store::open(root.path()).unwrap().leftovers().unwrap(), []);
+    // Not while somebody is at it.
+    leave();
+    let held = fs::File::options().append(true).open(entry.path("lock")).unwrap();
+    held.lock().unwrap();
+    assert!(matches!(entry.finished().unwrap(), Finished::Yes(_)));
+    assert!(entry.checkpoint_dir().exists());
+    drop(held);
+    // A link to another disk: its own files go, others stay.
+    #[cfg(unix)]
+    {
+        fs::remove_dir_all(entry.checkpoint_dir()).unwrap();
+        let scratch = temp();
+        for name in ["a.safetensors", "b.safetensors", ".tmp-0-somebody-else", "notes.txt"] {
+            fs::write(scratch.path().join(name), "x").unwrap();
+        }
+        std::os::unix::fs::symlink(scratch.path(), entry.checkpoint_dir()).unwrap();
+        assert!(matches!(entry.finished().unwrap(), Finished::Yes(_)));
+        assert_eq!(names(scratch.path()), [".tmp-0-somebody-else", "notes.txt"]);
+        assert!(entry.checkpoint_dir().symlink_metadata().is_err());
+    }
+}
+
+#[test]
+fn temporary_files_of_the_dead_go_and_those_of_the_living_stay() {
+    let root = temp();
+    let path = |name: &str| root.path().join(name);
+    for name in [".tmp-0-page.html", ".tmp-1-page.html", ".tmp-0-other.html", ".tmp-x-page.html"] {
+        fs::write(path(name), "half").unwrap();
+    }
+    let living = fs::File::create(path(".tmp-2-page.html")).unwrap();
+    living.lock().unwrap();
+    write_atomically(root.path(), "page.html", b"whole").unwrap();
+    assert_eq!(
+        names(root.path()),
+        [".tmp-0-other.html", ".tmp-2-page.html", ".tmp-x-page.html", "page.html"]
+    );
+    // Writers of one file at once: it is one of theirs, and nothing is left.
+    drop(living);
+    std::thread::scope(|scope| {
+        for writer in 0..8u8 {
+            let root = root.path();
+            scope.spawn(move || {
+                for _ in 0..50 {
+                    write_atomically(root, "page.html", &[writer; 3000]).unwrap();
+                }
+            });
+        }
+    });
+    let page = fs::read(path("page.html")).unwrap();
+    assert!(page.len() == 3000 && page.iter().all(|byte| *byte == page[0]));
+    write_atomically(root.path(), "page.html", b"whole").unwrap();
+    assert_eq!(names(root.path()), [".tmp-0-other.html", ".tmp-x-page.html", "page.html"]);
+}
+
+#[test]
+fn a_file_that_is_changed_by_many_loses_no_change() {
+    let root = temp();
+    let path = root.path().join("table.csv");
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    let _lock = lock_to_change(&path, &mut |_| Ok(())).unwrap();
+                    let lines = fs::read_to_string(&path).unwrap();
+                    write_atomically(root.path(), "table.csv", (lines + "line\n").as_bytes()).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 120);
+    assert_eq!(names(root.path()), ["table.csv"]);
+}
+
 // ---- checkpoints
 
 fn load(entry: &Entry) -> (Option<Checkpoint>, Vec<String>) {
@@ -721,7 +1000,10 @@ fn leftovers_of_killed_writers_are_removed() {
 
     // Killed between writing the manifest and removing the checkpoints.
     let checkpoint = fs::read(slot(&entry, "a")).unwrap();
-    lock(&entry).publish(manifest(1.0), &["weights.safetensors"]).unwrap();
+    let held = lock(&entry);
+    held.write("weights.safetensors", b"whole").unwrap();
+    held.publish(manifest(1.0), &["weights.safetensors"]).unwrap();
+    drop(held);
     fs::create_dir(entry.checkpoint_dir()).unwrap();
     fs::write(slot(&entry, "a"), checkpoint).unwrap();
     assert!(matches!(entry.finished().unwrap(), Finished::Yes(_)));
@@ -919,6 +1201,7 @@ fn a_full_disk_is_an_error_with_a_remedy_and_changes_nothing() -> Result<()> {
     };
     let root = disk.0.path();
     let held = lock(&furnish(root));
+    held.resume()?;
     let refused = held.write("weights.safetensors", &vec![1; BLOCK]).unwrap_err();
     assert!(
         matches!(&refused, Error::Io { action: "write", path, .. } if *path == held.path("weights.safetensors"))

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::Key;
 use super::formats::safetensors::{Array, content_digest, read_safetensors, write_safetensors};
-use crate::error::Error;
+use super::{Content, Key, SLOTS, is_output_name, is_sha256};
+use crate::error::{Error, shown};
 
 const CHECKPOINT_FORMAT: &str = "replicate checkpoint 1";
 
@@ -27,12 +27,27 @@ mod field {
     pub const IMAGES: &str = "images";
     pub const SHA256: &str = "sha256";
     pub const TEXT: &str = "text.";
+    /// Size and SHA-256 of an output that was finished by then.
+    pub const OUTPUT: &str = "output.";
+}
+
+/// A checkpoint as it was read.
+pub(super) struct Saved {
+    pub checkpoint: Checkpoint,
+    pub sequence: u64,
+    /// Which of the slots it is in.
+    pub slot: usize,
+    /// The outputs that were finished by then.
+    pub finished: BTreeMap<String, Content>,
 }
 
 impl Checkpoint {
-    pub(super) fn to_bytes(&self, key: &Key, sequence: u64) -> Vec<u8> {
+    pub(super) fn to_bytes(&self, key: &Key, sequence: u64, finished: &BTreeMap<String, Content>) -> Vec<u8> {
         let mut text: BTreeMap<String, String> =
             self.text.iter().map(|(name, value)| (format!("{}{name}", field::TEXT), value.clone())).collect();
+        for (name, Content { bytes, sha256 }) in finished {
+            text.insert(format!("{}{name}", field::OUTPUT), format!("{bytes} {sha256}"));
+        }
         text.insert(field::FORMAT.into(), CHECKPOINT_FORMAT.into());
         text.insert(field::KEY.into(), key.to_string());
         text.insert(field::SEQUENCE.into(), sequence.to_string());
@@ -40,13 +55,11 @@ impl Checkpoint {
         text.insert(field::SHA256.into(), content_digest(&self.tensors, &text));
         write_safetensors(&self.tensors, &text)
     }
+}
 
-    /// The sequence number and the checkpoint; the error says what is wrong.
-    pub(super) fn parse(
-        path: &Path,
-        bytes: &[u8],
-        key: &Key,
-    ) -> std::result::Result<(u64, Checkpoint), String> {
+impl Saved {
+    /// The error says what is wrong with it.
+    pub fn parse(path: &Path, bytes: &[u8], key: &Key) -> std::result::Result<Saved, String> {
         let (tensors, mut text) = read_safetensors(path, bytes).map_err(|error| match error {
             Error::Malformed { found, .. } => found,
             other => other.to_string(),
@@ -58,19 +71,28 @@ impl Checkpoint {
         let mut take = |name: &str| text.remove(name).ok_or_else(|| format!("it has no {name}"));
         let format = take(field::FORMAT)?;
         if format != CHECKPOINT_FORMAT {
-            return Err(format!("its format is {format:?}, not {CHECKPOINT_FORMAT:?}"));
+            return Err(format!("its format is {:?}, not {CHECKPOINT_FORMAT:?}", shown(&format)));
         }
         let owner = take(field::KEY)?;
         if owner != key.0 {
-            return Err(format!("it belongs to the key {owner}, not to {key}"));
+            return Err(format!("it belongs to the key {}, not to {key}", shown(&owner)));
         }
         let mut count =
             |name: &str| take(name)?.parse::<u64>().map_err(|error| format!("its {name}: {error}"));
         let (sequence, images) = (count(field::SEQUENCE)?, count(field::IMAGES)?);
-        let text = text
-            .into_iter()
-            .filter_map(|(name, value)| Some((name.strip_prefix(field::TEXT)?.to_string(), value)))
-            .collect();
-        Ok((sequence, Checkpoint { images, tensors, text }))
+        let (mut own, mut finished) = (BTreeMap::new(), BTreeMap::new());
+        for (name, value) in text {
+            if let Some(name) = name.strip_prefix(field::TEXT) {
+                own.insert(name.to_string(), value);
+            } else if let Some(name) = name.strip_prefix(field::OUTPUT) {
+                let content = value.split_once(' ').and_then(|(bytes, sha256)| {
+                    Some(Content { bytes: bytes.parse().ok()?, sha256: sha256.to_string() })
+                });
+                let content = content.filter(|content| is_output_name(name) && is_sha256(&content.sha256));
+                finished.insert(name.to_string(), content.ok_or("its list of outputs is broken")?);
+            }
+        }
+        let slot = SLOTS.iter().position(|slot| path.ends_with(slot)).unwrap_or(0);
+        Ok(Saved { checkpoint: Checkpoint { images, tensors, text: own }, sequence, slot, finished })
     }
 }

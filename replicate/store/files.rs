@@ -4,13 +4,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::hex;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown_path};
 
 const TEMPORARY: &str = ".tmp-";
 const POLL: Duration = Duration::from_millis(200);
@@ -23,8 +24,10 @@ pub struct Content {
 }
 
 impl Content {
+    /// # Errors
+    /// `IsADirectory` for whatever else is no file.
     pub fn of(path: &Path) -> io::Result<Content> {
-        let mut file = File::open(path)?;
+        let mut file = open(path)?;
         let mut hash = Sha256::new();
         let (mut buffer, mut bytes) = (vec![0; 1 << 16], 0);
         loop {
@@ -41,13 +44,51 @@ impl Content {
     }
 }
 
+/// Opens a file to read it, and nothing else: a pipe would have its reader wait.
+fn open(path: &Path) -> io::Result<File> {
+    let file = waits_for_nobody(OpenOptions::new().read(true)).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(ErrorKind::IsADirectory, "it is not a file")),
+    }
+}
+
+fn waits_for_nobody(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK);
+    options
+}
+
+/// Some network file systems interrupt calls that others finish.
+fn repeated<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            ended => return ended,
+        }
+    }
+}
+
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    repeated(|| fs::rename(from, to))
+}
+
+pub(super) fn remove(path: &Path) -> Result<()> {
+    match repeated(|| fs::remove_file(path)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
 /// Creates the file `path` if need be and waits for its lock. While another
 /// process holds it, `waiting` is called with the time waited so far, first with
 /// zero and then five times a second; an error from it ends the wait. The lock
 /// lasts until the file is closed, which the operating system does when the holder
 /// ends, however it ends.
 pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<File> {
-    let file = OpenOptions::new().create(true).append(true).open(path).map_err(Error::io("open", path))?;
+    let mut options = OpenOptions::new();
+    let file = waits_for_nobody(options.create(true).append(true)).open(path);
+    let file = file.map_err(Error::io("lock", path))?;
     let begun = Instant::now();
     let mut waited = Duration::ZERO;
     // Polled, because a blocking lock could not be left on a signal.
@@ -62,8 +103,41 @@ pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -
     }
 }
 
+/// [`lock_file`] of a file that is read, changed and written anew by
+/// [`write_atomically`], under the same name.
+pub fn lock_to_change(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<File> {
+    loop {
+        let file = lock_file(path, waiting)?;
+        // Whoever held it may have put another file in its place.
+        if is_at(&file, path) {
+            return Ok(file);
+        }
+    }
+}
+
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let place = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
+    matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if place(&a) == place(&b))
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> bool {
+    path.exists()
+}
+
+/// # Errors
+/// `Io` of the kind `IsADirectory` for whatever is no file.
 pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
-    match fs::read(path) {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = open(path)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(file.metadata()?.len() as usize).map_err(|_| ErrorKind::OutOfMemory)?;
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io("read", path)(error)),
@@ -81,7 +155,7 @@ pub(super) fn children(dir: &Path) -> Result<Vec<OsString>> {
 pub(super) fn move_children(from: &Path, to: &Path, stays: impl Fn(&OsStr) -> bool) -> Result<()> {
     for name in children(from)?.iter().filter(|name| !stays(name)) {
         let path = from.join(name);
-        fs::rename(&path, to.join(name)).map_err(Error::io("move aside", &path))?;
+        rename(&path, &to.join(name)).map_err(Error::io("move aside", &path))?;
     }
     sync_dir(to).map_err(Error::io("write", to))?;
     sync_dir(from).map_err(Error::io("write", from))
@@ -104,13 +178,15 @@ pub(super) fn numbered_dir(parent: &Path, stem: &str) -> Result<PathBuf> {
 }
 
 /// Writes `dir/name` so that after a crash at any moment it holds either all of
-/// `bytes` or what it held before.
-pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+/// `bytes` or what it held before. Removes what killed writers of the same file left.
+pub fn write_atomically(dir: &Path, name: impl AsRef<OsStr>, bytes: &[u8]) -> Result<()> {
+    let name = name.as_ref();
     let path = dir.join(name);
+    remove_dead(dir, Some(name));
     let (mut file, temporary) = create_temporary(dir, name).map_err(Error::io("write", &path))?;
     file.write_all(bytes)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, &path))
+        .and_then(|()| repeated(|| file.sync_all()))
+        .and_then(|()| rename(&temporary, &path))
         .and_then(|()| sync_dir(dir))
         .map_err(|error| {
             // The first error is the one to report.
@@ -119,29 +195,83 @@ pub fn write_atomically(dir: &Path, name: &str, bytes: &[u8]) -> Result<()> {
         })
 }
 
-fn create_temporary(dir: &Path, name: &str) -> io::Result<(File, PathBuf)> {
+/// A file beside the one to write, locked as long as its writer lives.
+fn create_temporary(dir: &Path, name: &OsStr) -> io::Result<(File, PathBuf)> {
     let mut n = 0;
     loop {
-        let path = dir.join(format!("{TEMPORARY}{n}-{name}"));
+        let mut temporary = OsString::from(format!("{TEMPORARY}{n}-"));
+        temporary.push(name);
+        let path = dir.join(temporary);
         match File::create_new(&path) {
-            Ok(file) => return Ok((file, path)),
+            Ok(file) => {
+                // Where there are no locks, nobody takes it for dead either.
+                let locked = file.lock().is_ok();
+                if !locked || is_at(&file, &path) {
+                    return Ok((file, path));
+                }
+            }
             Err(error) if error.kind() == ErrorKind::AlreadyExists => n += 1,
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
 }
 
-pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
-    for name in children(dir)? {
-        if name.as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
-            let path = dir.join(name);
-            fs::remove_file(&path).map_err(Error::io("remove", &path))?;
+/// Removes temporary files whose writers have ended, as far as that can be known and
+/// done; of one file, or of all in a directory.
+pub(super) fn remove_dead(dir: &Path, name: Option<&OsStr>) {
+    for found in children(dir).unwrap_or_default() {
+        if is_temporary(&found, name) {
+            let path = dir.join(&found);
+            let unlocked = open(&path).is_ok_and(|file| {
+                // Removed under the lock: whoever made it looks whether it is still there.
+                file.try_lock().is_ok() && fs::remove_file(&path).is_ok()
+            });
+            _ = unlocked;
         }
+    }
+}
+
+/// Whether a name is that of a temporary file, of `of` if it is given.
+fn is_temporary(name: &OsStr, of: Option<&OsStr>) -> bool {
+    let bytes = name.as_encoded_bytes();
+    let rest = bytes.strip_prefix(TEMPORARY.as_bytes()).unwrap_or_default();
+    let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let of_file = rest[digits..].strip_prefix(b"-");
+    digits > 0 && of_file.is_some_and(|file| of.is_none_or(|of| of.as_encoded_bytes() == file))
+}
+
+/// Removes temporary files of a directory that nobody else may write into.
+pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
+    for name in children(dir)?.iter().filter(|name| is_temporary(name, None)) {
+        remove(&dir.join(name))?;
     }
     Ok(())
 }
 
-/// Makes renames and new names in `dir` survive a power cut.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    if cfg!(unix) { File::open(dir)?.sync_all() } else { Ok(()) }
+/// Makes renames and new names in `dir` survive a power cut, on file systems that can:
+/// on others a note says once that they may not.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    static NOTED: Once = Once::new();
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    match repeated(|| File::open(dir)?.sync_all()) {
+        Err(error) if cannot_sync(&error) => {
+            NOTED.call_once(|| {
+                let place = shown_path(dir);
+                _ = writeln!(
+                    io::stderr(),
+                    "note: {place} cannot be flushed ({error}): a power cut may undo it"
+                );
+            });
+            Ok(())
+        }
+        ended => ended,
+    }
+}
+
+fn cannot_sync(error: &io::Error) -> bool {
+    let codes = [libc::EINVAL, libc::ENOSYS, libc::EOPNOTSUPP, libc::ENOTSUP, libc::EBADF, libc::EISDIR];
+    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::{Content, is_output_name, sha256_hex};
+use crate::error::shown;
 
 /// What was made, from what, by whom. Two runs of one experiment in one
 /// determinism class differ in `provenance` only.
@@ -73,8 +74,8 @@ impl Manifest {
     /// The error says what is wrong with the file.
     pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Manifest, String> {
         let text = str::from_utf8(bytes).map_err(|error| format!("is not text: {error}"))?;
-        let manifest: Manifest =
-            serde_json::from_str(text).map_err(|error| format!("is not a manifest: {error}"))?;
+        let manifest: Manifest = serde_json::from_str(text)
+            .map_err(|error| format!("is not a manifest: {}", shown(&error.to_string())))?;
         let unsealed = text.replace(&manifest.manifest_sha256, "");
         if sha256_hex(unsealed.as_bytes()) != manifest.manifest_sha256 {
             return Err("was altered: it does not have the SHA-256 that it records".into());
@@ -83,7 +84,9 @@ impl Manifest {
             return Err(format!("has the format {}, not {}", manifest.format, Manifest::FORMAT));
         }
         match manifest.outputs.keys().find(|name| !is_output_name(name)) {
-            Some(name) => Err(format!("lists {name:?}, which is not a name that an output can have")),
+            Some(name) => {
+                Err(format!("lists {:?}, which is not a name that an output can have", shown(name)))
+            }
             None => Ok(manifest),
         }
     }

@@ -7,7 +7,7 @@
 //!     experiment.txt              the text whose SHA-256 is the key
 //!     weights.safetensors …       outputs
 //!     manifest.json               written last: an entry with it is finished
-//!     checkpoint/{a,b}.safetensors   until it is finished
+//!     checkpoint/{a,b,outputs}.safetensors   until it is finished
 //!     lock                        held by the one process that writes
 //! STORE/<entry>.damaged-<n>/      a damaged entry, moved aside, never deleted
 //! ```
@@ -29,7 +29,7 @@
 //!         Finished::Damaged(reason) => drop(entry.discard(&reason)?),
 //!         Finished::No => {}
 //!     }
-//!     let (checkpoint, _notices) = entry.load_checkpoint()?;
+//!     let (checkpoint, _notices) = entry.resume()?;
 //!     let manifest = make(&entry, checkpoint)?; // writes the outputs
 //!     entry.publish(manifest, &outputs)?;
 //! }
@@ -38,36 +38,41 @@
 //! ```
 
 mod checkpoint;
+mod entry;
 pub mod fetch;
 mod files;
 pub mod formats;
+mod lock;
 mod manifest;
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{self, File};
-use std::io::ErrorKind;
-use std::ops::Deref;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 
 pub use self::checkpoint::Checkpoint;
-pub use self::files::{Content, lock_file, write_atomically};
-use self::files::{children, move_children, numbered_dir, read_if_present, remove_temporaries, sync_dir};
+pub use self::entry::{Entry, Finished};
+pub(crate) use self::files::sync_dir;
+pub use self::files::{Content, lock_file, lock_to_change, write_atomically};
+use self::files::{children, read_if_present, remove_dead};
 pub use self::formats::safetensors::{Array, read_safetensors, write_safetensors};
+pub use self::lock::Lock;
 pub use self::manifest::{Manifest, Provenance};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown, shown_path};
 
 const STORE_FORMAT: &str = "replicate store 1\n";
 const FORMAT: &str = "format";
+/// Fetched files, see [`fetch`].
+const INPUTS: &str = "inputs";
 const EXPERIMENT: &str = "experiment.txt";
 const MANIFEST: &str = "manifest.json";
 const LOCK: &str = "lock";
 const CHECKPOINT: &str = "checkpoint";
 const SLOTS: [&str; 2] = ["a.safetensors", "b.safetensors"];
+/// What is finished since the last checkpoint; no tensors.
+const RECORD: &str = "outputs.safetensors";
 
 /// SHA-256 of `bytes`, 64 lower-case hex digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
@@ -77,6 +82,11 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// Lower-case hex digits, two for each byte.
 pub fn hex(digest: impl AsRef<[u8]>) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether a text is what [`sha256_hex`] gives; others do not become parts of paths.
+pub(crate) fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The name of an experiment: the SHA-256 of its canonical text.
@@ -108,29 +118,63 @@ pub struct Store {
 
 impl Store {
     /// Opens the store at `root`. One that is not there is empty, and made by
-    /// whoever first writes into it.
+    /// whoever first writes into it. One whose `format` file was lost or cut off is
+    /// known by its entries, and gets that file back from whoever next writes.
     ///
     /// # Errors
-    /// `Malformed` when `root` is a store of another format, or holds files but
-    /// no `format` file: it is then some other directory. Nothing in it is touched.
+    /// `Malformed` when `root` is a store of another format, or some other directory.
+    /// Nothing in it is touched.
     pub fn open(root: &Path) -> Result<Store> {
+        let store = Store { root: root.to_path_buf() };
         if !root.exists() {
-            return Ok(Store { root: root.to_path_buf() });
+            return Ok(store);
         }
         // Listed before the format is read: whoever makes a store writes `format` first.
-        let stranger = children(root)?.into_iter().find(|name| {
+        let mut names = children(root)?;
+        names.retain(|name| {
             !name.as_encoded_bytes().starts_with(b".") && name != "lost+found" && name != FORMAT
         });
-        match (read_if_present(&root.join(FORMAT))?, stranger) {
-            (Some(format), _) if format != STORE_FORMAT.as_bytes() => {
-                let text: String = String::from_utf8_lossy(&format).trim().chars().take(60).collect();
-                Err(not_a_store(root, format!("the format {text:?}, not {:?}", STORE_FORMAT.trim())))
+        let format = read_if_present(&root.join(FORMAT))?;
+        let is_lost = STORE_FORMAT.as_bytes().starts_with(format.as_deref().unwrap_or_default());
+        let is_ours = |name: &OsStr| name == INPUTS || is_entry(name);
+        let stranger = names.iter().find(|name| !is_ours(name));
+        match (format, stranger) {
+            (Some(format), _) if format == STORE_FORMAT.as_bytes() => Ok(store),
+            (Some(format), _) if !is_lost => {
+                let found = shown(String::from_utf8_lossy(&format).trim());
+                Err(not_a_store(root, format!("the format {found:?}, not {:?}", STORE_FORMAT.trim()), false))
             }
-            (None, Some(name)) => {
-                Err(not_a_store(root, format!("{} but no file named {FORMAT}", name.display())))
+            (_, Some(name)) => {
+                let found = format!("{} but no file named {FORMAT}", shown(&name.to_string_lossy()));
+                Err(not_a_store(root, found, names.iter().any(|name| is_ours(name))))
             }
-            _ => Ok(Store { root: root.to_path_buf() }),
+            _ => Ok(store),
         }
+    }
+
+    /// What killed, damaged and unfinished work takes, by what it is.
+    pub fn leftovers(&self) -> Result<Vec<Leftover>> {
+        let names = if self.root.exists() { children(&self.root)? } else { Vec::new() };
+        let (mut damaged, mut checkpoints, mut partial, mut quarantined) = Default::default();
+        for name in names {
+            let dir = self.root.join(&name);
+            if is_entry(&name) && name.to_string_lossy().contains(".damaged-") {
+                add(&mut damaged, &dir);
+            } else if is_entry(&name) {
+                add(&mut checkpoints, &dir.join(CHECKPOINT));
+            } else if name == INPUTS {
+                add(&mut partial, &dir.join("partial"));
+                add(&mut quarantined, &dir.join("quarantine"));
+            }
+        }
+        let all = [
+            ("damaged entries, moved aside", damaged),
+            ("checkpoints of unfinished runs", checkpoints),
+            ("unfinished downloads", partial),
+            ("wrong downloads of an earlier version", quarantined),
+        ];
+        let of = |(what, (count, bytes)): (&'static str, (usize, u64))| Leftover { what, count, bytes };
+        Ok(all.into_iter().map(of).filter(|left| left.bytes > 0).collect())
     }
 
     /// The entry of `key`; nothing is created. `label` is there for people
@@ -156,8 +200,12 @@ impl Store {
             let dir = self.root.join(name);
             let Ok(Some(bytes)) = read_if_present(&dir.join(MANIFEST)) else { continue };
             let Ok(manifest) = Manifest::parse(&bytes) else { continue };
+            // It becomes a part of a path.
+            if !is_sha256(&manifest.key) {
+                continue;
+            }
             let entry = self.entry(&Key(manifest.key.clone()), &manifest.label);
-            if manifest.key.len() == 64 && entry.dir == dir {
+            if entry.dir == dir {
                 found.push((entry, manifest));
             }
         }
@@ -165,332 +213,58 @@ impl Store {
     }
 }
 
+/// What is in a store beside finished entries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leftover {
+    pub what: &'static str,
+    /// How many of them there are.
+    pub count: usize,
+    pub bytes: u64,
+}
+
+/// Adds a directory and the bytes of its files, those of its directories included.
+fn add((count, bytes): &mut (usize, u64), dir: &Path) {
+    fn bytes_of(dir: &Path) -> u64 {
+        let Ok(listing) = fs::read_dir(dir) else { return 0 };
+        let of = |file: fs::DirEntry| match file.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_of(&file.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        };
+        listing.flatten().map(of).sum()
+    }
+    let held = bytes_of(dir);
+    (*count, *bytes) = (*count + (held > 0) as usize, *bytes + held);
+}
+
+/// Whether a name is that of an entry's directory, one moved aside included.
+fn is_entry(name: &OsStr) -> bool {
+    let (key, label) = name.to_str().and_then(|name| name.split_at_checked(12)).unwrap_or_default();
+    key.bytes().all(|byte| byte.is_ascii_hexdigit()) && label.len() > 1 && label.starts_with('-')
+}
+
 /// Makes a store at `root` where there is none, before anything else is written there.
 pub(crate) fn begin(root: &Path) -> Result<()> {
     fs::create_dir_all(root).map_err(Error::io("create", root))?;
-    match root.join(FORMAT).exists() {
-        true => Ok(()),
-        false => write_atomically(root, FORMAT, STORE_FORMAT.as_bytes()),
+    match read_if_present(&root.join(FORMAT))? {
+        Some(format) if format == STORE_FORMAT.as_bytes() => {
+            remove_dead(root, Some(FORMAT.as_ref()));
+            Ok(())
+        }
+        _ => write_atomically(root, FORMAT, STORE_FORMAT.as_bytes()),
     }
 }
 
-fn not_a_store(root: &Path, found: String) -> Error {
+fn not_a_store(root: &Path, found: String, has_entries: bool) -> Error {
+    let (name, path) = (STORE_FORMAT.trim(), shown_path(&root.join(FORMAT)));
     Error::Malformed {
         path: root.to_path_buf(),
         expected: "a store or an empty directory".into(),
         found,
-        remedy: "name another place with --store".into(),
-    }
-}
-
-/// The state of an entry on disk.
-#[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "made once per entry and taken apart at once")]
-pub enum Finished {
-    /// Published, and every byte is as it was then.
-    Yes(Manifest),
-    /// Not begun, or not published yet.
-    No,
-    /// Published, but something has changed since; the sentence names the file.
-    Damaged(String),
-}
-
-/// One place in the store. Making or cloning one touches no disk.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    key: Key,
-    label: String,
-    dir: PathBuf,
-}
-
-impl Entry {
-    pub fn key(&self) -> &Key {
-        &self.key
-    }
-
-    pub fn label(&self) -> &str {
-        &self.label
-    }
-
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Where the output `name` is, or will be.
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(name)
-    }
-
-    /// Where the checkpoints are, or will be.
-    pub fn checkpoint_dir(&self) -> PathBuf {
-        self.dir.join(CHECKPOINT)
-    }
-
-    /// Reads the output `name`.
-    ///
-    /// # Errors
-    /// `Missing` when there is no such file.
-    pub fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let path = self.path(name);
-        read_if_present(&path)?.ok_or_else(|| Error::Missing {
-            path,
-            what: format!("an output of {}", self.label),
-            remedy: "make it again with replicate run".into(),
-        })
-    }
-
-    /// Whether the entry is published and undamaged: the manifest is read, the
-    /// experiment's text must hash to the key, and every output must have its
-    /// recorded size and SHA-256. Reads every byte of every output.
-    pub fn finished(&self) -> Result<Finished> {
-        let damaged =
-            |name: &str, what: String| Ok(Finished::Damaged(format!("{} {what}", self.path(name).display())));
-        let Some(bytes) = read_if_present(&self.path(MANIFEST))? else {
-            return Ok(Finished::No);
-        };
-        let manifest = match Manifest::parse(&bytes) {
-            Ok(manifest) => manifest,
-            Err(what) => return damaged(MANIFEST, what),
-        };
-        if manifest.key != self.key.0 {
-            return damaged(MANIFEST, format!("belongs to the key {}, not to {}", manifest.key, self.key));
-        }
-        match read_if_present(&self.path(EXPERIMENT))? {
-            None => return damaged(EXPERIMENT, "is missing".into()),
-            Some(text) if sha256_hex(&text) != self.key.0 => {
-                return damaged(EXPERIMENT, format!("does not hash to the key {}", self.key));
-            }
-            Some(_) => {}
-        }
-        for (name, expected) in &manifest.outputs {
-            match Content::of(&self.path(name)) {
-                Ok(found) if found == *expected => {}
-                Ok(found) if found.bytes != expected.bytes => {
-                    return damaged(name, format!("has {} bytes instead of {}", found.bytes, expected.bytes));
-                }
-                Ok(found) => {
-                    let what = format!("has the SHA-256 {} instead of {}", found.sha256, expected.sha256);
-                    return damaged(name, what);
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    return damaged(name, "is missing".into());
-                }
-                Err(error) if error.kind() == ErrorKind::IsADirectory => {
-                    return damaged(name, "is a directory".into());
-                }
-                Err(error) => return Err(Error::io("read", &self.path(name))(error)),
-            }
-        }
-        Ok(Finished::Yes(manifest))
-    }
-
-    /// The newest valid checkpoint, with one sentence for each file that was
-    /// skipped because it is truncated, altered, or not of this experiment.
-    pub fn load_checkpoint(&self) -> Result<(Option<Checkpoint>, Vec<String>)> {
-        let mut notices = Vec::new();
-        let mut newest: Option<(u64, Checkpoint)> = None;
-        for slot in SLOTS {
-            let path = self.checkpoint_dir().join(slot);
-            let Some(bytes) = read_if_present(&path)? else { continue };
-            match Checkpoint::parse(&path, &bytes, &self.key) {
-                Ok(found) if newest.as_ref().is_none_or(|(sequence, _)| found.0 > *sequence) => {
-                    newest = Some(found)
-                }
-                Ok(_) => {}
-                Err(what) => notices.push(format!("skipped the checkpoint {}: {what}", path.display())),
-            }
-        }
-        Ok((newest.map(|(_, checkpoint)| checkpoint), notices))
-    }
-
-    /// Creates the entry's directory if need be and waits for the right to
-    /// write into it, as [`lock_file`] does.
-    ///
-    /// Removes what killed processes left: temporary files, and the
-    /// checkpoints of an entry that is published.
-    pub fn lock(&self, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<Lock> {
-        let root = self.dir.parent().expect("an entry lies in a store");
-        begin(root)?;
-        fs::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
-        sync_dir(root).map_err(Error::io("write", root))?;
-        let file = lock_file(&self.path(LOCK), waiting)?;
-        remove_temporaries(&self.dir)?;
-        if self.checkpoint_dir().exists() {
-            remove_temporaries(&self.checkpoint_dir())?;
-        }
-        if self.path(MANIFEST).exists() {
-            self.remove_checkpoints()?;
-        }
-        Ok(Lock { entry: self.clone(), next_save: Mutex::new(None), _file: file })
-    }
-
-    fn remove_checkpoints(&self) -> Result<()> {
-        let dir = self.checkpoint_dir();
-        match fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", &dir)(error)),
-            _ => Ok(()),
-        }
-    }
-}
-
-/// The right to write into one entry, held until it is dropped. Everything an
-/// [`Entry`] can do, a lock on it can do too.
-#[derive(Debug)]
-pub struct Lock {
-    entry: Entry,
-    next_save: Mutex<Option<Save>>,
-    _file: File,
-}
-
-/// Where the next checkpoint goes, and its number.
-#[derive(Clone, Copy, Debug)]
-struct Save {
-    slot: usize,
-    sequence: u64,
-}
-
-impl Deref for Lock {
-    type Target = Entry;
-
-    fn deref(&self) -> &Entry {
-        &self.entry
-    }
-}
-
-impl Lock {
-    /// Writes the file `name` so that after a crash at any moment it holds
-    /// either all of `bytes` or what it held before. When this returns, the
-    /// bytes are on the disk.
-    ///
-    /// # Errors
-    /// `Io` when the disk is full or the like: nothing has changed then. `Run`
-    /// when the entry is published, or `name` is not a plain file name.
-    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        if !is_plain(name) || [MANIFEST, LOCK, CHECKPOINT].contains(&name) {
-            return Err(Error::Run(format!("{name:?} is not a name that an output can have")));
-        }
-        self.refuse_if_published()?;
-        write_atomically(&self.dir, name, bytes)
-    }
-
-    /// Finishes the entry: writes `experiment.txt`, records size and SHA-256 of
-    /// each of `outputs`, writes the manifest and then removes the checkpoints.
-    /// Fills in the manifest's `format`, `key`, `label`, `outputs` and
-    /// `manifest_sha256`, and returns it as it was written.
-    ///
-    /// # Errors
-    /// `Missing` for an output that was not written; `Run` when the manifest's
-    /// experiment is not this entry's, or the entry is published already.
-    pub fn publish(&self, mut manifest: Manifest, outputs: &[&str]) -> Result<Manifest> {
-        self.refuse_if_published()?;
-        if Key::of(&manifest.experiment) != self.key {
-            return Err(Error::Run(format!(
-                "the experiment to publish is not that of {}",
-                self.dir.display()
-            )));
-        }
-        if !manifest.provenance.wall_seconds.is_finite() {
-            return Err(Error::Run("the wall time to publish is not a finite number".into()));
-        }
-        self.write(EXPERIMENT, manifest.experiment.as_bytes())?;
-        manifest.format = Manifest::FORMAT;
-        manifest.key = self.key.0.clone();
-        manifest.label = self.label.clone();
-        manifest.outputs.clear();
-        for &name in outputs {
-            if !is_output_name(name) {
-                return Err(Error::Run(format!("{name:?} is not a name that an output can have")));
-            }
-            let path = self.path(name);
-            let synced = File::open(&path).and_then(|file| file.sync_all());
-            let output = synced.and_then(|()| Content::of(&path)).map_err(|error| match error.kind() {
-                ErrorKind::NotFound => Error::Missing {
-                    path,
-                    what: format!("{} was to publish it, but did not write it", self.label),
-                    remedy: "this is an error in replicate, please report it".into(),
-                },
-                _ => Error::io("read", &path)(error),
-            })?;
-            manifest.outputs.insert(name.to_string(), output);
-        }
-        let text = manifest.seal();
-        write_atomically(&self.dir, MANIFEST, text.as_bytes())?;
-        self.remove_checkpoints()?;
-        Ok(manifest)
-    }
-
-    /// Moves everything in the entry to `<entry>.damaged-<n>`, with `reason`
-    /// in `damaged.txt`, and returns that path. The entry is then as if it had
-    /// never been begun, and still locked.
-    pub fn discard(&self, reason: &str) -> Result<PathBuf> {
-        let (root, name) = (self.dir.parent(), self.dir.file_name());
-        let (Some(root), Some(name)) = (root, name.and_then(OsStr::to_str)) else {
-            return Err(Error::Run(format!("{} is not a directory of a store", self.dir.display())));
-        };
-        let aside = numbered_dir(root, &format!("{name}.damaged"))?;
-        write_atomically(&aside, "damaged.txt", format!("{reason}\n").as_bytes())?;
-        // First: without it what remains counts as unfinished, should we be killed.
-        let manifest = self.path(MANIFEST);
-        if manifest.exists() {
-            fs::rename(&manifest, aside.join(MANIFEST)).map_err(Error::io("move aside", &manifest))?;
-        }
-        move_children(&self.dir, &aside, |name| name == LOCK)?;
-        *self.next_save() = None;
-        Ok(aside)
-    }
-
-    /// Writes a checkpoint over the older of the two, so that the newer one
-    /// remains whatever happens. Bytes depend on nothing but the key, the
-    /// checkpoint and how many were saved before it.
-    ///
-    /// # Errors
-    /// `Io` when the disk is full or the like: both old ones remain then.
-    ///
-    /// # Panics
-    /// As [`write_safetensors`].
-    pub fn save_checkpoint(&self, checkpoint: &Checkpoint) -> Result<()> {
-        self.refuse_if_published()?;
-        let mut next = self.next_save();
-        let save = match *next {
-            Some(save) => save,
-            None => self.older_slot()?,
-        };
-        let dir = self.checkpoint_dir();
-        if !dir.exists() {
-            fs::create_dir(&dir).map_err(Error::io("create", &dir))?;
-            sync_dir(&self.dir).map_err(Error::io("write", &self.dir))?;
-        }
-        let bytes = checkpoint.to_bytes(&self.key, save.sequence);
-        write_atomically(&dir, SLOTS[save.slot], &bytes)?;
-        *next = Some(Save { slot: 1 - save.slot, sequence: save.sequence + 1 });
-        Ok(())
-    }
-
-    /// The slot that is not the newest valid checkpoint's.
-    fn older_slot(&self) -> Result<Save> {
-        let mut next = Save { slot: 0, sequence: 0 };
-        for (slot, name) in SLOTS.iter().enumerate() {
-            let path = self.checkpoint_dir().join(name);
-            let Some(bytes) = read_if_present(&path)? else { continue };
-            if let Ok((sequence, _)) = Checkpoint::parse(&path, &bytes, &self.key)
-                && sequence >= next.sequence
-            {
-                next = Save { slot: 1 - slot, sequence: sequence + 1 };
-            }
-        }
-        Ok(next)
-    }
-
-    fn next_save(&self) -> MutexGuard<'_, Option<Save>> {
-        self.next_save.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What `finished` has once called good does not change afterwards.
-    fn refuse_if_published(&self) -> Result<()> {
-        match self.path(MANIFEST).exists() {
-            true => Err(Error::Run(format!("{} is published and cannot be changed", self.dir.display()))),
-            false => Ok(()),
-        }
+        remedy: match has_entries {
+            true => format!("name another place with --store; if it is a store: echo {name} > {path}"),
+            false => "name another place with --store".into(),
+        },
     }
 }
 

@@ -16,7 +16,7 @@ use crate::network::params::Arrays;
 use crate::store::{Array, Checkpoint, Lock};
 use crate::train::batch::{Batch, Batches};
 use crate::train::net::{Learned, strip};
-use crate::train::watch::{Progress, Watch};
+use crate::train::watch::{Progress, Watch, say};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,8 +101,8 @@ pub fn train(
     let per_tick = steps.div_ceil(budget.ticks).max(1);
     let columns = method.columns();
     let mut done = 0;
-    let (checkpoint, notices) = lock.load_checkpoint()?;
-    notices.iter().for_each(|notice| watch.note(notice));
+    let (checkpoint, notices) = lock.resume()?;
+    notices.iter().for_each(|notice| say(notice));
     let mut log = match checkpoint {
         Some(checkpoint) => {
             done = checkpoint.images / size;
@@ -113,7 +113,9 @@ pub fn train(
                 checkpoint.images,
                 budget.images
             ));
-            Log::restore(&checkpoint.text, columns.len())
+            let log = Log::restore(&checkpoint.text, columns.len());
+            lock.rewrite(METRICS_FILE, log.csv.as_bytes())?;
+            log
         }
         None => Log::new(columns),
     };
@@ -123,7 +125,7 @@ pub fn train(
     if done == 0 {
         let progress = Progress { images: 0, columns, values: &[], scores: None };
         log.tick(lock, snapshot(&published(method)?)?, watch, &progress, None)?;
-        lock.write(METRICS_FILE, log.csv.as_bytes())?;
+        lock.rewrite(METRICS_FILE, log.csv.as_bytes())?;
     }
     while done < steps {
         let started = Instant::now();
@@ -140,7 +142,7 @@ pub fn train(
             let since = if done % per_tick == 0 { per_tick } else { done % per_tick };
             let state = finite(lock, state(method)?, images)?;
             log.tick(lock, snapshot(&published(method)?)?, watch, &progress, Some(since))?;
-            lock.write(METRICS_FILE, log.csv.as_bytes())?;
+            lock.rewrite(METRICS_FILE, log.csv.as_bytes())?;
             save(lock, state, images, &log)?;
         } else if stopping {
             save(lock, finite(lock, state(method)?, images)?, images, &log)?;

@@ -1,6 +1,8 @@
 //! `check` and `accept`: what the store has against golden, paper and claims.
 
-use super::{all_goldens, golden_path, reader, recipe, report, root, select, stored, write_file};
+use super::{
+    all_goldens, golden_path, lock_to_change, reader, recipe, report, root, select, stored, write_file,
+};
 use crate::app::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::humantime;
@@ -194,6 +196,7 @@ pub fn accept(
             continue;
         }
         let path = golden_path(&root, which);
+        let _lock = lock_to_change(&path, stop)?;
         let (goldens, diff) = golden::accept(read_golden(&path)?, &ours, reason, &date[..10])?;
         write_file(&path, write_golden(&goldens).as_bytes())?;
         said += &format!("{}\n{diff}\n", path.display());

@@ -10,6 +10,7 @@ use crate::judge::golden::{self, Golden, TIME};
 use crate::judge::paper;
 use crate::report::explain;
 use crate::report::tables::metric_names;
+use crate::store::Store;
 use candle_core::Device;
 use serde::Serialize;
 use std::cell::OnceCell;
@@ -85,6 +86,9 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
             plan::duration(plan::seconds(&cost, rate)),
             plan::bytes(cost.peak_disk_bytes)
         );
+    }
+    for left in Store::open(&place.store)?.leftovers()? {
+        println!("In the store beside results: {} {}, {}.", left.count, left.what, plan::bytes(left.bytes));
     }
     Ok(EXIT_GOOD)
 }

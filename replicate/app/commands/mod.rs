@@ -12,7 +12,7 @@ mod weights;
 
 use crate::app::cli::{Cli, Command, Format, Place, Which};
 use crate::app::machine;
-use crate::error::{EXIT_GOOD, Error, Result};
+use crate::error::{EXIT_GOOD, Error, Result, shown_path};
 use crate::experiment::plan;
 use crate::experiment::run::{Outcome, Runner, Settings};
 use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
@@ -22,13 +22,14 @@ use crate::measure::metrics::modes::STATES;
 use crate::network::device;
 use crate::report::table::Table;
 use crate::store::formats::torch;
-use crate::store::{write_atomically, write_safetensors};
+use crate::store::{self, write_atomically, write_safetensors};
 use crate::text::unknown;
 use crate::train::watch::{Mode, Watch, say};
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Table 2's name for Table 1's DiJS.
 const FULL_ROW: &str = "init-full";
@@ -322,10 +323,23 @@ fn writes_tables(targets: &[String], runner: &Runner) -> bool {
     tables(targets).next().is_some() && runner.recipe().overrides.changes.is_empty()
 }
 
+/// The right to read a file of the repository and to write it anew.
+fn lock_to_change(path: &Path, stop: &AtomicBool) -> Result<File> {
+    store::lock_to_change(path, &mut |waited| {
+        if waited.is_zero() {
+            say(&format!("{}: another process changes it, waiting", shown_path(path)));
+        }
+        match stop.load(Ordering::Relaxed) {
+            true => Err(Error::Stopped { cell: shown_path(path) }),
+            false => Ok(()),
+        }
+    })
+}
+
 /// All of the file or what it held before.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
-    write_atomically(dir, &path.file_name().unwrap_or_default().to_string_lossy(), bytes)
+    write_atomically(dir, path.file_name().unwrap_or_default(), bytes)
 }
 
 /// A count as such, the category by its name.

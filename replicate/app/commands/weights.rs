@@ -1,6 +1,6 @@
 //! `weights`: the networks that ship with the repository, trained again.
 
-use super::{recipe, root, runner, write_file};
+use super::{lock_to_change, recipe, root, runner, write_file};
 use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::{CLASSIFIER, SHIPPED, WEIGHTS};
@@ -66,6 +66,7 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
                 root.join(SHIPPED).join(&name).with_extension(WEIGHTS.rsplit('.').next().unwrap_or_default());
             write_file(&path, &bytes)?;
             // Read again: another process may have written while this one trained.
+            let _lock = lock_to_change(&list, stop)?;
             let mut sums = read_sums(&list);
             sums.insert(name.clone(), digest);
             let text: String =

@@ -1,8 +1,9 @@
 //! One thing that is made once and named by what made it.
 
 use super::{Runner, provenance};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown_path};
 use crate::store::{Entry, Finished, Key, Lock, Manifest};
+use crate::train::watch::say;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -12,6 +13,8 @@ pub struct Artifact {
     pub text: String,
     pub label: String,
     pub seed: u64,
+    /// Images that its training sees, where it has one.
+    pub images: Option<u64>,
     /// Name to SHA-256: the files it is made from.
     pub inputs: BTreeMap<String, String>,
     /// Name to key: the entries it is made from.
@@ -43,12 +46,30 @@ impl Runner<'_> {
     /// The artefact, where it is finished; nothing is made.
     pub(super) fn find(&mut self, artifact: &Artifact) -> Result<Option<Made>> {
         let entry = self.store.entry(&Key::of(&artifact.text), &artifact.label);
-        match entry.finished()? {
+        match self.finished(artifact, &entry)? {
             Finished::Yes(manifest) => Ok(Some(Made { entry, manifest })),
             Finished::No => Ok(None),
             Finished::Damaged(reason) => {
-                self.watch.note(&format!("{reason}: it does not count; the next run makes it again"));
+                say(&format!("{reason}: it does not count; the next run makes it again"));
                 Ok(None)
+            }
+        }
+    }
+
+    /// The state of an entry; what its manifest says of its origin must be so.
+    fn finished(&self, artifact: &Artifact, entry: &Entry) -> Result<Finished> {
+        let finished = entry.finished()?;
+        let Finished::Yes(manifest) = &finished else { return Ok(finished) };
+        let Artifact { seed, images, inputs, parents, .. } = artifact;
+        let told = (&manifest.seed, &manifest.inputs, &manifest.parents, manifest.determinism.as_str());
+        let agrees = told == (seed, inputs, parents, self.class);
+        match agrees && images.is_none_or(|images| images == manifest.images) {
+            true => Ok(finished),
+            false => {
+                let place = shown_path(entry.dir());
+                Ok(Finished::Damaged(format!(
+                    "{place}: its manifest contradicts the experiment that it is of"
+                )))
             }
         }
     }
@@ -60,7 +81,7 @@ impl Runner<'_> {
         maker: impl FnOnce(&mut Self, &Lock) -> Result<Outputs>,
     ) -> Result<Made> {
         let entry = self.store.entry(&Key::of(&artifact.text), &artifact.label);
-        if let Finished::Yes(manifest) = entry.finished()? {
+        if let Finished::Yes(manifest) = self.finished(&artifact, &entry)? {
             return Ok(Made { entry, manifest });
         }
         let (watch, stop) = (&mut self.watch, self.stop);
@@ -74,12 +95,12 @@ impl Runner<'_> {
             Ok(())
         })?;
         // Another process may have finished it meanwhile.
-        match entry.finished()? {
+        match self.finished(&artifact, &entry)? {
             Finished::Yes(manifest) => return Ok(Made { entry, manifest }),
             Finished::No => {}
             Finished::Damaged(reason) => {
                 let aside = lock.discard(&reason)?;
-                self.watch.note(&format!("{reason}: moved to {} and made again", aside.display()));
+                say(&format!("{reason}: moved to {} and made again", shown_path(&aside)));
             }
         }
         let started = Instant::now();

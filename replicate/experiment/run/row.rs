@@ -155,6 +155,7 @@ impl Runner<'_> {
             text: keys::weights(&self.recipe, row, seed, &origin, self.class),
             label: self.label(&format!("{}-s{seed}-weights", row.id)),
             seed,
+            images: Some(self.recipe.images_of(row).next_multiple_of(self.recipe.budget.batch as u64)),
             inputs: [("images".to_string(), parents.images.clone())].into_iter().chain(start).collect(),
             parents: BTreeMap::new(),
         }
@@ -169,6 +170,7 @@ impl Runner<'_> {
             text: keys::scores(&self.recipe, row, seed, digest, &parents.features, self.class),
             label: self.label(&format!("{}-s{seed}", row.id)),
             seed,
+            images: None,
             inputs: inputs.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect(),
             parents: parent.into_iter().collect(),
         }
@@ -243,7 +245,8 @@ impl Runner<'_> {
         for trial in 0..e.trials {
             // A trial that was finished before a stop is not made again.
             let name = format!("trial-{trial}.csv");
-            if let Some(scores) = read_trial(&lock.dir().join(&name)) {
+            let finished = if e.trials > 1 { lock.finished_output(&name)? } else { None };
+            if let Some(scores) = finished.and_then(|bytes| read_trial(&bytes)) {
                 trials.push(scores);
                 continue;
             }
@@ -255,6 +258,7 @@ impl Runner<'_> {
             let scores = evaluator.scores(&images.map_err(stopped)?)?;
             if e.trials > 1 {
                 lock.write(&name, trial_text(&scores).as_bytes())?;
+                lock.record_outputs()?;
             }
             trials.push(scores);
         }
