@@ -351,7 +351,7 @@ fn critic_step(row: &Row, augment: Option<[Vec<Draw>; 2]>) -> (f32, bool) {
 #[test]
 fn the_critic_sees_augmented_images_and_their_labels() {
     let all = |draw: Draw| Some([vec![draw; 4], vec![draw; 4]]);
-    for row in TABLE1.iter().filter(|row| ["dijs", "diff-instruct"].contains(&row.id)) {
+    for row in TABLE1.iter().filter(|row| ["dijs", "diff-instruct", "sid"].contains(&row.id)) {
         let (plain, told) = critic_step(row, None);
         assert!(!told, "{}: without augmentation there is no label", row.id);
         let (same, told) = critic_step(row, all(Draw::default()));

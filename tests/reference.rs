@@ -5,7 +5,7 @@ mod common;
 use candle_core::{Device, Tensor, Var};
 use common::{Fixture, relative_error, unit};
 use replicate::app::selftest::parity::{self, tiny};
-use replicate::method::TABLE1;
+use replicate::app::selftest::steps::CASES;
 use replicate::method::sampler::edm::heun;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Critic, Denoiser};
@@ -137,32 +137,13 @@ fn check_gradients(params: &Params, y: &Tensor) {
     }
 }
 
-fn five_steps(name: &str, id: &str) {
+#[test]
+fn five_training_steps() {
     let fixture = Fixture::open("train-steps.npz");
-    let row = TABLE1.iter().find(|row| row.id == id).unwrap();
-    let errors = parity::five_steps(&fixture.0, name, row, &Device::Cpu, &unit).unwrap();
-    for (what, error) in errors {
-        println!("{name}: {what} {error:.1e}");
-        assert!(error < 1e-3, "{name}: {what} off by {error}");
+    for case in CASES.iter().filter(|case| case.file == "train-steps.npz") {
+        for check in case.checks(&fixture.0, &Device::Cpu, &unit).unwrap() {
+            println!("{}: {:.1e}", check.name, check.measured);
+            assert!(check.passed, "{} off by {}", check.name, check.measured);
+        }
     }
-}
-
-#[test]
-fn five_training_steps_dikl() {
-    five_steps("dikl", "dikl");
-}
-
-#[test]
-fn five_training_steps_dijs() {
-    five_steps("dijs", "dijs");
-}
-
-#[test]
-fn five_training_steps_dirm() {
-    five_steps("dirm", "dirm");
-}
-
-#[test]
-fn five_training_steps_vsd() {
-    five_steps("vsd", "diff-instruct");
 }

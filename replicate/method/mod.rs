@@ -16,7 +16,7 @@ use crate::method::one_step::OneStep;
 use crate::method::ratio_based::class_ratio::ratio;
 use crate::method::ratio_based::diffusion_gan;
 use crate::method::sampler::edm;
-use crate::method::score_based::diff_instruct;
+use crate::method::score_based::{diff_instruct, sid};
 use crate::network::params::Arrays;
 use crate::network::unet::Config;
 use crate::settings::{Overrides, Setting, Settings};
@@ -175,6 +175,7 @@ pub const FULL_INITIALIZATION: Row = row("dijs", DIJS, FULL);
 pub const TABLE1: &[Row] = &[
     row("edm", edm::SPEC, FULL),
     row("diff-instruct", diff_instruct::SPEC, FULL),
+    row("sid", sid::SID, FULL),
     row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
     row("dirm", ratio!(DiRm, "Eq 10"), FULL),
     row("dikl", ratio!(DiKl, "Eq 8"), FULL),

@@ -10,6 +10,8 @@ pub enum Levels {
     /// ln sigma ~ N(mean, sd^2): EDM's training distribution; the paper is
     /// silent, and its closest relatives (Diff-Instruct, SiD) use it.
     LogNormal { mean: f32, sd: f32 },
+    /// Uniform in sigma^(1/7), from 0.002 over this share of the way to 80 (SiD).
+    SeventhRoot { share: f64 },
     /// One level only: the paper's "single-level DSM" (section 3).
     Fixed(f32),
 }
@@ -25,6 +27,9 @@ impl Levels {
             Levels::LogNormal { mean, sd } => {
                 batch.each(name, |draws| libm::expf(mean + sd * draws.normal()))
             }
+            Levels::SeventhRoot { share } => {
+                batch.each(name, |draws| seventh_root(share * f64::from(draws.uniform())) as f32)
+            }
             Levels::Fixed(sigma) => Ok(vec![sigma; batch.len()]),
         }
     }
@@ -34,9 +39,21 @@ impl std::fmt::Display for Levels {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Levels::LogNormal { mean, sd } => write!(f, "lognormal({mean}, {sd})"),
+            Levels::SeventhRoot { share } => write!(f, "rho-7({share})"),
             Levels::Fixed(sigma) => write!(f, "fixed({sigma})"),
         }
     }
+}
+
+pub const SIGMA_MIN: f64 = 0.002;
+pub const SIGMA_MAX: f64 = 80.0;
+const RHO: f64 = 7.0;
+
+/// The level at place `v` of EDM's grid, which is uniform in sigma^(1/7) from 0.002 at 0 to
+/// 80 at 1 (Eq 5).
+pub fn seventh_root(v: f64) -> f64 {
+    let (max, min) = (libm::pow(SIGMA_MAX, 1.0 / RHO), libm::pow(SIGMA_MIN, 1.0 / RHO));
+    libm::pow(max + (1.0 - v) * (min - max), RHO)
 }
 
 /// EDM's loss weight, (sigma^2 + sigma_data^2) / (sigma sigma_data)^2.

@@ -73,6 +73,12 @@ impl Generator {
         Ok(Generator { net, sigma_init: s.sigma_init, lr: s.generator_lr })
     }
 
+    /// Never cuts `images` consecutive images of a batch apart.
+    pub fn in_groups(mut self, images: usize) -> Generator {
+        self.net = self.net.in_groups(images);
+        self
+    }
+
     /// Images without gradients.
     pub fn frozen(&self, z: &Tensor) -> Result<Tensor> {
         one_step(&self.net.frozen, z, self.sigma_init)
@@ -84,11 +90,26 @@ impl Generator {
         batch: &Batch,
         loss: impl Fn(&Tensor, &Batch) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let (sigma_init, lr) = (self.sigma_init, self.lr);
-        let values = self.net.descend(batch, lr, |denoiser, b| {
-            Ok(vec![loss(&one_step(denoiser, &b.normal("generator.z")?, sigma_init)?, b)?])
-        })?;
+        let values = self.follow(batch, true, |x0, b| Ok(vec![loss(x0, b)?]))?;
         Ok(values.into_iter().next().expect("a loss"))
+    }
+
+    /// One step down the first of several values; none where the generator is not to move
+    /// yet. Its average then stays what it is, too.
+    pub fn follow(
+        &mut self,
+        batch: &Batch,
+        moves: bool,
+        values: impl Fn(&Tensor, &Batch) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
+        let sigma_init = self.sigma_init;
+        let (gradients, values) = self.net.gradients(batch, |denoiser, b| {
+            values(&one_step(denoiser, &b.normal("generator.z")?, sigma_init)?, b)
+        })?;
+        if moves {
+            self.net.update(batch, gradients, self.lr)?;
+        }
+        Ok(values)
     }
 }
 

@@ -90,6 +90,11 @@ impl<'a> Batch<'a> {
         (self.step + 1) * self.size as u64
     }
 
+    /// Images that the training has seen before this iteration.
+    pub fn images_before(&self) -> u64 {
+        self.step * self.size as u64
+    }
+
     /// As much of the whole batch as is here.
     pub fn share(&self) -> f64 {
         self.len() as f64 / self.size as f64

@@ -6,6 +6,7 @@ pub mod fixture;
 mod operations;
 pub mod parity;
 mod speed;
+pub mod steps;
 
 use crate::error::{Error, Result};
 use crate::network;

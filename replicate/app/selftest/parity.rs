@@ -2,25 +2,22 @@
 //! with the reference implementations, on formula-filled weights.
 
 use super::fixture::{Fixture, edm_value, inception_value, relative_error, unit};
+use super::steps::{self, CASES};
 use super::{Check, part};
 use crate::data::Images;
 use crate::error::Result;
-use crate::experiment::{Recipe, Scale};
 use crate::measure::inception::{DEPTHS, Inception};
-use crate::method::one_step::OneStep;
+use crate::method::FULL_INITIALIZATION;
 use crate::method::sampler::edm::{HeunSettings, heun};
-use crate::method::{FULL_INITIALIZATION, Row, TABLE1};
 use crate::network::activations;
 use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
-use crate::network::unet::{Config, Critic, Denoiser};
-use crate::settings::Settings;
+use crate::network::unet::{Config, Denoiser};
+use crate::settings::{Scale, Settings};
 use crate::store::Array;
 use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
 use crate::train::augment::{Augmentation, Draw, Numbers};
 use crate::train::batch::Given;
-use crate::train::net::strip;
-use crate::train::{restore, state};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,7 +25,6 @@ use std::path::PathBuf;
 const TINY: &[u8] = include_bytes!("../../../tests/parity/edm-tiny.npz");
 const CIFAR10: &[u8] = include_bytes!("../../../tests/parity/edm-cifar10.npz");
 const SAMPLER: &[u8] = include_bytes!("../../../tests/parity/edm-sampler.npz");
-const STEPS: &[u8] = include_bytes!("../../../tests/parity/train-steps.npz");
 const AUGMENT: &[u8] = include_bytes!("../../../tests/parity/edm-augment.npz");
 const INCEPTION: &[u8] = include_bytes!("../../../tests/parity/inception.npz");
 
@@ -36,9 +32,9 @@ const INCEPTION: &[u8] = include_bytes!("../../../tests/parity/inception.npz");
 pub struct Tolerance {
     pub outputs: f64,
     pub gradients: f64,
-    /// Of five steps of Adam at a hundred times the paper's rate: without a first moment
-    /// each goes by the signs of gradients, however small.
-    steps: f64,
+    /// Of a few steps of Adam at a hundred times the paper's rate, at least: without a first
+    /// moment each goes by the signs of gradients, however small.
+    pub steps: f64,
 }
 
 impl Tolerance {
@@ -87,11 +83,7 @@ pub fn checks(device: &Device, reduced: bool) -> Vec<Check> {
     checks.extend(part("sampler", sampler(device)));
     checks.extend(part("Inception-v3", inception(device)));
     checks.extend(part("augmentation", augmentation(device)));
-    for row in TABLE1 {
-        if let Some(found) = training(row, device) {
-            checks.extend(part(&format!("five steps of {}", row.id), found));
-        }
-    }
+    checks.extend(CASES.iter().flat_map(|case| steps::checks(case, device)));
     checks
 }
 
@@ -102,12 +94,12 @@ pub fn bfloat16_checks(device: &Device, reduced: bool) -> Vec<Check> {
     if !reduced {
         checks.extend(unet("U-Net, DDPM++, bf16", CIFAR10, Config::cifar10()));
     }
-    let dijs = training(&FULL_INITIALIZATION, device).expect("its fixture is here");
-    checks.extend(part("five steps of dijs, bf16", dijs));
+    let dijs = CASES.iter().filter(|case| case.row == FULL_INITIALIZATION.id);
+    checks.extend(dijs.flat_map(|case| steps::checks(case, device)));
     checks
 }
 
-fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
+pub(super) fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
@@ -260,86 +252,4 @@ pub fn recorded(fixture: &Fixture, set: &str, n: usize) -> Result<Vec<Numbers>> 
         translate_gate: translate_gate[i],
     };
     Ok((0..n).map(image).collect())
-}
-
-/// `None` where no reference of the row's five steps is here.
-fn training(row: &Row, device: &Device) -> Option<Result<Vec<Check>>> {
-    let fixture = Fixture::parse(STEPS).ok()?;
-    let name =
-        [row.id, row.method.name].into_iter().find(|n| fixture.f32(&format!("{n}/critic_loss")).is_ok())?;
-    Some(five_steps(&fixture, name, row, device, &unit).map(|errors| {
-        let worst = errors.into_iter().map(|(_, error)| error).fold(0f64, f64::max);
-        let rounded = if activations(device) == DType::BF16 { ", bf16" } else { "" };
-        let name = format!("five steps of {}{rounded}: losses and samples", row.id);
-        vec![Check::error(name, worst, Tolerance::on(device).steps)]
-    }))
-}
-
-/// How far the losses of five iterations at batch 4, and the samples after them, are
-/// from the reference.
-///
-/// # Errors
-/// What the device fails with.
-pub fn five_steps(
-    fixture: &Fixture,
-    name: &str,
-    row: &Row,
-    device: &Device,
-    unit: Unit,
-) -> Result<[(&'static str, f64); 3]> {
-    const BATCH: usize = 4;
-    let paper = Recipe::of(Scale::Paper);
-    let one_step =
-        OneStep { generator_lr: 1e-3, critic_lr: 1e-3, ema_half_life: 1000, ..paper.one_step.clone() };
-    let recipe = Recipe { network: tiny(), one_step, ..paper };
-    let (params, _) = filled_denoiser(&tiny(), device, unit)?;
-    let mut weights = filled(&params, unit);
-    let none = Arrays::new();
-    let source = Source { given: &none, drawn: &[""], cell: "parity" };
-    let (critic, _) = Params::build(device, &source, |vb| Critic::new(&tiny(), vb))?;
-    let head = filled(&critic, unit).into_iter().filter(|(name, _)| name.starts_with("critic."));
-    let head: Arrays = head.collect();
-    weights.extend(head.clone());
-    let setup = recipe.setup(device, row, Some(&weights), "parity");
-    let training = row.method.training.as_ref().expect("a row with five steps is trained");
-    let mut method = (training.build)(&setup)?;
-    let mut first = state(&mut *method)?;
-    // The critic's head is drawn; the fixture has it filled.
-    first.extend(head.into_iter().map(|(name, array)| (format!("critic.weights.{name}"), array)));
-    restore(&mut *method, &first)?;
-
-    let image = |name: &str, scale: f32| {
-        let values: Vec<f32> = unit(name, BATCH * 768).into_iter().map(|u| u * scale).collect();
-        Tensor::from_vec(values, (BATCH, 3, 16, 16), device)
-    };
-    let root3 = 3f32.sqrt();
-    let sigma = |name: &str| {
-        let sigma = unit(name, BATCH).into_iter().map(|u| (-1.2 + 1.2 * root3 * u).exp()).collect();
-        Tensor::from_vec(sigma, BATCH, &Device::Cpu)
-    };
-    let (mut critic_losses, mut generator_losses) = (Vec::new(), Vec::new());
-    for k in 0..5 {
-        let at = |part: &str| format!("step{k}.{part}");
-        let mut given = Given::default();
-        for part in ["critic.z", "critic.noise_real", "critic.noise_fake", "generator.z", "generator.noise"] {
-            given.tensors.insert(part.into(), image(&at(part), root3)?);
-        }
-        given.tensors.insert("critic.index".into(), image(&at("real"), 0.8)?);
-        for part in ["critic.sigma", "generator.sigma"] {
-            given.tensors.insert(part.into(), sigma(&at(part))?);
-        }
-        let values = method.step(&given.batch(k, BATCH))?;
-        critic_losses.push(values[0].to_scalar::<f32>()?);
-        generator_losses.push(values[1].to_scalar::<f32>()?);
-    }
-    let trained = strip(&state(&mut *method)?, "generator.weights.");
-    let samples = flat(&(row.method.sampler)(&setup, &trained)?.sample(&image("final.z", root3)?)?)?;
-    let error = |found: &[f32], expected: &str| -> Result<f64> {
-        Ok(relative_error(found, &fixture.f32(&format!("{name}/{expected}"))?))
-    };
-    Ok([
-        ("critic loss", error(&critic_losses, "critic_loss")?),
-        ("generator loss", error(&generator_losses, "generator_loss")?),
-        ("samples", error(&samples, "samples_after")?),
-    ])
 }

@@ -1,6 +1,8 @@
 //! Noise levels of the multi-step samplers: n + 1 of them make n steps from 80 down to
 //! 0.002, where all of them stop.
 
+use crate::method::noise::seventh_root;
+pub use crate::method::noise::{SIGMA_MAX, SIGMA_MIN};
 use crate::settings::Choice;
 
 /// How the levels are spaced.
@@ -33,15 +35,10 @@ impl Schedule {
     }
 }
 
-pub const SIGMA_MIN: f64 = 0.002;
-pub const SIGMA_MAX: f64 = 80.0;
-const RHO: f64 = 7.0;
-
 /// `levels` noise levels, uniform in sigma^(1/7) (Karras et al. 2022, Eq. 5), without the
 /// 0 that EDM's own solver appends.
 pub fn polynomial(levels: usize) -> Vec<f64> {
-    let (max, min) = (SIGMA_MAX.powf(1.0 / RHO), SIGMA_MIN.powf(1.0 / RHO));
-    places(levels).map(|u| (max + u * (min - max)).powf(RHO)).collect()
+    places(levels).map(|u| seventh_root(1.0 - u)).collect()
 }
 
 /// `levels` noise levels, uniform in lambda = -ln sigma, half the log signal-to-noise

@@ -1,3 +1,4 @@
 //! Methods that follow a teacher's score.
 
 pub mod diff_instruct;
+pub mod sid;
