@@ -165,11 +165,27 @@ pub fn add(a: &mut Maps, b: &Maps) {
 pub fn leaky(x: &Maps, by: &Maps, gain: f32) -> Maps {
     assert!(x.images == by.images && x.shape() == by.shape(), "maps of other sizes");
     let mut y = x.like();
-    let leak = gain * LEAK;
-    for ((y, x), by) in y.values_mut().iter_mut().zip(x.values()).zip(by.values()) {
-        *y = x * if *by > 0.0 { gain } else { leak };
-    }
+    run(Leaky { x: x.values(), by: by.values(), gain, y: y.values_mut() });
     y
+}
+
+struct Leaky<'a> {
+    x: &'a [f32],
+    by: &'a [f32],
+    gain: f32,
+    y: &'a mut [f32],
+}
+
+impl Kernel for Leaky<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let leak = self.gain * LEAK;
+        for ((y, x), by) in self.y.iter_mut().zip(self.x).zip(self.by) {
+            *y = x * if *by > 0.0 { self.gain } else { leak };
+        }
+    }
 }
 
 /// Every pixel times its image's row of `rows`.
@@ -179,32 +195,66 @@ pub fn leaky(x: &Maps, by: &Maps, gain: f32) -> Maps {
 pub fn scale(x: &Maps, rows: &Maps) -> Maps {
     assert!(x.images == rows.images && rows.shape() == [1, 1, x.channels], "one row an image");
     let mut y = x.like();
-    let (c, each) = (x.channels, x.height * x.width * x.channels);
+    let each = x.height * x.width * x.channels;
     let images = y.values_mut().chunks_exact_mut(each).zip(x.values().chunks_exact(each));
-    for ((y, x), row) in images.zip(rows.values().chunks_exact(c)) {
-        for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-            for ((y, x), factor) in y.iter_mut().zip(x).zip(row) {
+    for ((y, x), row) in images.zip(rows.values().chunks_exact(x.channels)) {
+        run(Scale { x, row, y });
+    }
+    y
+}
+
+/// y = row x for every pixel.
+struct Scale<'a> {
+    x: &'a [f32],
+    row: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Scale<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let c = self.row.len();
+        for (y, x) in self.y.chunks_exact_mut(c).zip(self.x.chunks_exact(c)) {
+            for ((y, x), factor) in y.iter_mut().zip(x).zip(self.row) {
                 *y = x * factor;
             }
         }
     }
-    y
 }
 
 /// The gradient of the rows of [`scale`].
 pub fn scale_backward(x: &Maps, dy: &Maps) -> Maps {
     let mut rows = Maps::stale(x.images, [1, 1, x.channels]);
     rows.values_mut().fill(0.0);
-    let (c, each) = (x.channels, x.height * x.width * x.channels);
+    let each = x.height * x.width * x.channels;
     let images = x.values().chunks_exact(each).zip(dy.values().chunks_exact(each));
-    for ((x, dy), row) in images.zip(rows.values_mut().chunks_exact_mut(c)) {
-        for (x, dy) in x.chunks_exact(c).zip(dy.chunks_exact(c)) {
-            for ((sum, x), dy) in row.iter_mut().zip(x).zip(dy) {
+    for ((x, dy), row) in images.zip(rows.values_mut().chunks_exact_mut(x.channels)) {
+        run(Products { x, dy, row });
+    }
+    rows
+}
+
+/// row += x dy over all pixels.
+struct Products<'a> {
+    x: &'a [f32],
+    dy: &'a [f32],
+    row: &'a mut [f32],
+}
+
+impl Kernel for Products<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let c = self.row.len();
+        for (x, dy) in self.x.chunks_exact(c).zip(self.dy.chunks_exact(c)) {
+            for ((sum, x), dy) in self.row.iter_mut().zip(x).zip(dy) {
                 *sum += x * dy;
             }
         }
     }
-    rows
 }
 
 /// 1 / sqrt(x + eps)

@@ -1,6 +1,7 @@
 //! Zero insertion, a separable filter and decimation, one axis after the other.
 
 use super::maps::Maps;
+use super::simd::lanes::{Kernel, Lanes, run};
 use crate::network::Resample;
 
 /// Both axes of `x`; its gradient is the transposed one of the gradient.
@@ -8,19 +9,35 @@ pub fn resample(x: &Maps, [vertical, horizontal]: [&Resample; 2]) -> Maps {
     let [height, width, c] = x.shape();
     let [h, w] = [vertical.output(height), horizontal.output(width)];
     let mut rows = Maps::stale(x.images, [height, w, c]);
-    along(horizontal, x.values(), [width, c], rows.values_mut(), w);
+    run(Along { resample: horizontal, x: x.values(), n: width, inner: c, y: rows.values_mut(), m: w });
     let mut y = Maps::stale(x.images, [h, w, c]);
-    along(vertical, rows.values(), [height, w * c], y.values_mut(), h);
+    run(Along { resample: vertical, x: rows.values(), n: height, inner: w * c, y: y.values_mut(), m: h });
     y
 }
 
-/// Of `n` stretches of `inner` values `m`, again and again.
-fn along(resample: &Resample, x: &[f32], [n, inner]: [usize; 2], y: &mut [f32], m: usize) {
-    for (x, y) in x.chunks_exact(n * inner).zip(y.chunks_exact_mut(m * inner)) {
-        for (at, y) in y.chunks_exact_mut(inner).enumerate() {
+/// One axis: of `n` stretches of `inner` values `m`, again and again.
+struct Along<'a> {
+    resample: &'a Resample,
+    x: &'a [f32],
+    n: usize,
+    inner: usize,
+    y: &'a mut [f32],
+    m: usize,
+}
+
+impl Kernel for Along<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Along { resample, x, n, inner, y, m } = self;
+        let covered = |at: usize| resample.covered(at, n).map(move |(place, tap)| (at, place, tap));
+        let all: Vec<(usize, usize, f32)> = (0..m).flat_map(covered).collect();
+        for (x, y) in x.chunks_exact(n * inner).zip(y.chunks_exact_mut(m * inner)) {
             y.fill(0.0);
-            for (place, tap) in resample.covered(at, n) {
-                for (y, x) in y.iter_mut().zip(&x[place * inner..][..inner]) {
+            for (at, place, tap) in &all {
+                let (x, y) = (&x[place * inner..][..inner], &mut y[at * inner..][..inner]);
+                for (y, x) in y.iter_mut().zip(x) {
                     *y += tap * x;
                 }
             }
