@@ -79,7 +79,8 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
 
 #[test]
 fn parts_of_a_batch_give_its_losses_and_gradients() {
-    for row in TABLE1.iter().filter(|row| row.method.training.is_some()) {
+    // Diffusion-GAN's discriminator sees the images of a part side by side.
+    for row in TABLE1.iter().filter(|row| row.method.training.is_some() && row.id != "diff-gan") {
         let (losses, gradients) = step(row, None);
         for microbatch in [1, 3, BATCH] {
             let (in_parts, gradients_in_parts) = step(row, Some(microbatch));

@@ -6,14 +6,12 @@ use candle_core::{Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use common::{Fixture, relative_error, unit};
 use replicate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
-use replicate::method::Setup;
 use replicate::method::equations::softplus;
-use replicate::method::ratio_based::chain::{Adaptive, Chain};
-use replicate::method::ratio_based::diffusion_gan::{
-    DiffusionGan, Penalty, Settings, approximate_r1, networks, r1,
-};
+use replicate::method::ratio_based::diffusion_gan::chain::{Adaptive, Chain};
+use replicate::method::ratio_based::diffusion_gan::{DiffGan, Seen, StyleGan, approximate_r1, networks, r1};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::stylegan2::{Config, Discriminator, Generator};
+use replicate::settings::Settings;
 use replicate::store::Array;
 use replicate::train::batch::Given;
 use replicate::train::{Method, restore, state};
@@ -171,12 +169,19 @@ fn generator_backward() {
     close("image gradient", gradients.get(&image).unwrap(), &expected);
 }
 
+const PLAYERS: StyleGan = StyleGan { latent: 16 };
+
+fn seen(signal: f32) -> Seen {
+    let (signal, noise) = (vec![signal; BATCH], vec![0.0; BATCH]);
+    Seen { x: images("style.x"), t: TIMES.to_vec(), signal, noise }
+}
+
 /// The gradient of the directional derivative is R1's.
 #[test]
 fn r1_is_exact() {
     let fixture = Fixture::open("diffusion-gan.npz");
     let ((params, discriminator), (_, frozen)) = (discriminator(), discriminator());
-    let penalty = r1(&discriminator, &frozen, &images("style.x"), &TIMES, &[1.0; BATCH]).unwrap();
+    let penalty = r1(&PLAYERS, &discriminator, &frozen, &seen(1.0)).unwrap();
     close("R1", &penalty.size, &fixture.f32("style/orig/r1"));
     close("R1 as a derivative", &(penalty.loss.clone() / 2.0).unwrap(), &fixture.f32("style/orig/r1"));
     gradient_norms(&fixture, "style/orig/r1_grad_norm", &params, &penalty.loss, TOLERANCE);
@@ -187,7 +192,7 @@ fn r1_is_exact() {
 fn r1_is_of_the_undiffused_image() {
     let ((params, discriminator), (_, frozen)) = (discriminator(), discriminator());
     let of = |signal: f32| {
-        let penalty = r1(&discriminator, &frozen, &images("style.x"), &TIMES, &[signal; BATCH]).unwrap();
+        let penalty = r1(&PLAYERS, &discriminator, &frozen, &seen(signal)).unwrap();
         let weight = params.iter().find(|(name, _)| *name == "b16.conv0.weight").unwrap().1;
         let gradient = flat(penalty.loss.backward().unwrap().get(weight).unwrap());
         (flat(&penalty.size), gradient)
@@ -286,9 +291,9 @@ fn given(k: usize) -> Given {
 fn five_iterations() {
     let fixture = Fixture::open("diffusion-gan.npz");
     let recipe = Recipe::of(Scale::Mini);
-    let setup = Setup { images: 20, ..recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, None, "parity") };
-    let settings = Settings { lr: 0.0025, beta2: 0.99, gamma: Some(1.0), every: 2, penalty: Penalty::Exact };
-    let mut method = DiffusionGan::of(&setup, &settings, &config()).unwrap();
+    let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, None, "parity");
+    let settings = DiffGan { gamma: 1.0, penalty_every: 2, ..DiffGan::at(Scale::Mini) };
+    let mut method = StyleGan::of(&config(), &setup, &settings).unwrap();
     let mut start = state(&mut method).unwrap();
     for (ours, theirs) in [("generator", "generator"), ("critic", "discriminator")] {
         let prefix = format!("{ours}.weights.");
@@ -342,7 +347,7 @@ fn five_iterations() {
 /// As large as the authors' networks at 32 x 32 pixels.
 #[test]
 fn sizes() {
-    let of = |scale| networks(&Recipe::of(scale).network);
+    let of = |scale| networks(&Recipe::of(scale).network, DiffGan::at(scale).group);
     let config = of(Scale::Paper);
     assert_eq!(Generator::count(&config).parameters, 19_947_539);
     assert_eq!(Discriminator::count(&config).parameters, 23_085_056);

@@ -176,10 +176,10 @@ pub const TABLE1: &[Row] = &[
     row("edm", edm::SPEC, FULL),
     row("diff-instruct", diff_instruct::SPEC, FULL),
     row("sid", sid::SID, FULL),
-    row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
     row("dirm", ratio!(DiRm, "Eq 10"), FULL),
     row("dikl", ratio!(DiKl, "Eq 8"), FULL),
     FULL_INITIALIZATION,
+    row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
     row("ddim", sampler::ddim::SPEC, FULL),
     row("dpm-solver-fast", sampler::dpm_solver::SPEC, FULL),
 ];
@@ -194,7 +194,14 @@ pub const TABLE2: &[Row] = &[
     FULL_INITIALIZATION,
 ];
 
+/// Rows of no table: what the paper says of Diffusion-GAN, put to the test.
+pub const ABLATIONS: &[Row] = &[
+    row("diff-gan-no-r1", diffusion_gan::NO_R1, Initialization::Random),
+    row("diff-gan-near-r1", diffusion_gan::APPROXIMATE, Initialization::Random),
+];
+
 /// Every row once.
 pub fn all_rows() -> impl Iterator<Item = Row> {
-    TABLE1.iter().chain(TABLE2.iter().filter(|row| **row != FULL_INITIALIZATION)).copied()
+    let table2 = TABLE2.iter().filter(|row| **row != FULL_INITIALIZATION);
+    TABLE1.iter().chain(table2).chain(ABLATIONS).copied()
 }

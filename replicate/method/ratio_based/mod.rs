@@ -1,5 +1,4 @@
 //! Methods that estimate a ratio of densities with a critic.
 
-pub mod chain;
 pub mod class_ratio;
 pub mod diffusion_gan;

@@ -35,10 +35,14 @@ impl Chain {
         t.iter().map(|t| self.signal[*t]).collect()
     }
 
+    /// Standard deviations of the noise after `t` steps.
+    pub fn noise(&self, t: &[usize]) -> Vec<f32> {
+        t.iter().map(|t| self.noise[*t]).collect()
+    }
+
     /// Images `x` (B, C, H, W) after `t` steps (B).
     pub fn diffuse(&self, x: &Tensor, t: &[usize], eps: &Tensor) -> Result<Tensor> {
-        let noise: Vec<f32> = t.iter().map(|t| self.noise[*t]).collect();
-        mix(x, &self.signal(t), eps, &noise)
+        mix(x, &self.signal(t), eps, &self.noise(t))
     }
 
     /// The times from which each image draws its own: of every number `u` in [0, 1) one between

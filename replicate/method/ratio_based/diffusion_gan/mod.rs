@@ -1,0 +1,291 @@
+//! Diffusion-GAN (Wang et al. 2023): a GAN from scratch whose discriminator sees images after
+//! some steps of a diffusion, as many as it can bear. What the paper leaves open is as in its
+//! code (Zhendong-Wang/Diffusion-GAN at 2ca5e7a, `--cfg cifar --target 0.6 --ts_dist priority`).
+
+pub mod chain;
+mod players;
+
+pub use players::{Players, Seen, StyleGan, networks};
+
+use self::chain::{Adaptive, Chain};
+use crate::method::cost::{Call, Network, Pass, Size};
+use crate::method::equations::{class_ratio, softplus};
+use crate::method::{Build, Spec, Trained};
+use crate::network::stylegan2::{Discriminator, Generator};
+use crate::network::{elsewhere, scale_images};
+use crate::rng::Draws;
+use crate::settings::{Choice, LARGEST_BATCH, MOST_IMAGES, Settings, settings};
+use crate::train::Method;
+use crate::train::adam::AdamConfig;
+use crate::train::batch::Batch;
+use crate::train::net::{Learned, Net};
+use candle_core::{Result, Tensor, Var};
+
+pub const SPEC: Spec =
+    spec("diffusion-gan", CALLS, |setup| Ok(Box::new(StyleGan::train(setup, &setup.own())?)));
+
+/// Without the gradient penalty.
+pub const NO_R1: Spec = spec("diffusion-gan without R1", CALLS.split_at(4).0, |setup| {
+    Ok(Box::new(StyleGan::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
+});
+
+/// With differences in the place of the gradient.
+pub const APPROXIMATE: Spec = spec("diffusion-gan, approximate R1", CALLS, |setup| {
+    Ok(Box::new(StyleGan::train(setup, &DiffGan { penalty: Penalty::Approximate, ..setup.own() })?))
+});
+
+const NETWORKS: &[Network] = &[
+    Network::averaged("generator", Size::Other(|config| Generator::count(&networks(config, 1)))),
+    Network::trained("critic", Size::Other(|config| Discriminator::count(&networks(config, 1)))),
+];
+
+/// The last two are the penalty's: the slope, then images and tangents in the place of two passes.
+const CALLS: &[Call] = &[
+    Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
+    Call { step: 0, network: "critic", pass: Pass::Through, times: 1.0 },
+    Call { step: 1, network: "generator", pass: Pass::Forward, times: 1.0 },
+    Call { step: 1, network: "critic", pass: Pass::Trained, times: 2.0 },
+    Call { step: 2, network: "critic", pass: Pass::Through, times: 1.0 / 16.0 },
+    Call { step: 2, network: "critic", pass: Pass::Trained, times: 2.0 / 16.0 },
+];
+
+const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec {
+    let training = Some(Trained { build, networks: NETWORKS, calls, from_scratch: Some(50_000_000) });
+    let cite = "Wang et al. 2023, arXiv 2206.02262";
+    Spec {
+        name,
+        cite,
+        file: file!(),
+        fingerprint: None,
+        training,
+        nfe: |_| 1,
+        settings: &[DiffGan::listed],
+        sampler: players::sampler,
+    }
+}
+
+settings! {
+    /// Settings of Diffusion-GAN.
+    pub struct DiffGan: "Diffusion-GAN", "gan_" {
+        /// Learning rate of both networks, before it is corrected for the penalty's own steps.
+        lr: f64 = [0.0025], 0.0..=1e30, "", Silent("The authors' configuration for CIFAR-10");
+        /// Adam's decay of the second moment, before the same correction.
+        beta2: f64 = [0.99], 0.0..=0.999999, "", Silent("The authors' configuration for CIFAR-10");
+        /// Weight of the gradient penalty R1; 0 for none.
+        gamma: f64 = [0.01], 0.0..=1e6, "", Silent("The authors' configuration for CIFAR-10");
+        /// Iterations from one penalty to the next, which is as many times as large.
+        penalty_every: u64 = [16], 1..=1_000_000, "iterations", Silent("The authors' code");
+        /// What the penalty is made of.
+        penalty: Penalty = [Penalty::Exact], .., "", Silent("The authors' code");
+        /// Half-life of the generator's average.
+        ema_half_life: u64 = [100, 20_000, 20_000, 500_000, 500_000], 0..=MOST_IMAGES, "images",
+            Silent("The authors' 500,000; shorter where the training is");
+        /// Images over which the discriminator sees a standard deviation.
+        group: usize = [32, 32, 32, 16, 16], 1..=LARGEST_BATCH, "images",
+            Silent("The authors' 32, and 16 on their four GPUs");
+    }
+}
+
+/// What stands for R1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Penalty {
+    Exact,
+    /// Differences of logits.
+    Approximate,
+}
+
+impl Choice for Penalty {
+    const ALL: &'static [(&'static str, Penalty)] =
+        &[("exact", Penalty::Exact), ("approximate", Penalty::Approximate)];
+}
+
+impl DiffGan {
+    /// Adam of a network whose regulariser takes a step of its own after every `every` others:
+    /// as if the `every` and one were one step (StyleGAN2).
+    fn adam(&self, every: u64) -> (f64, AdamConfig) {
+        let share = every as f64 / (every + 1) as f64;
+        let beta2 = libm::pow(self.beta2, share);
+        (self.lr * share, AdamConfig { beta1: 0.0, beta2, eps: 1e-8, rectified: false })
+    }
+}
+
+/// Times that are drawn beside as many zeros.
+const TIMES: usize = 32;
+/// Size of the differences of the approximate penalty.
+const BESIDE: f64 = 0.01;
+
+pub struct DiffusionGan<P: Players> {
+    players: P,
+    generator: Net<P::Generator>,
+    critic: Net<P::Critic>,
+    settings: DiffGan,
+    /// Of the generator and of the critic.
+    rates: [f64; 2],
+    adaptive: Adaptive,
+    /// Sum of the mean signs of the logits of data since T was last changed, and their number.
+    signs: [f64; 2],
+}
+
+impl<P: Players> DiffusionGan<P> {
+    fn new(
+        players: P,
+        generator: Net<P::Generator>,
+        critic: Net<P::Critic>,
+        settings: &DiffGan,
+        rates: [f64; 2],
+    ) -> DiffusionGan<P> {
+        let (settings, adaptive) = (settings.clone(), Adaptive { p: 0.0 });
+        DiffusionGan { players, generator, critic, settings, rates, adaptive, signs: [0.0; 2] }
+    }
+
+    /// R1's step of its own, and the mean sign of the logits of data.
+    fn penalize(&mut self, batch: &Batch, diffusion: &Diffusion) -> Result<[Tensor; 2]> {
+        let DiffGan { gamma, penalty_every, penalty, .. } = self.settings;
+        let weight = 0.5 * gamma * penalty_every as f64;
+        let (players, frozen) = (&self.players, &self.critic.frozen);
+        let (gradients, values) = self.critic.gradients(batch, |critic, b| {
+            let seen = diffusion.see(b, "penalty", "real", &real(b)?)?;
+            let R1 { size, loss, logits } = match penalty {
+                Penalty::Exact => r1(players, critic, frozen, &seen)?,
+                Penalty::Approximate => {
+                    let beside = scale_images(&b.normal("penalty.beside")?, &seen.signal)?;
+                    let beside = seen.with((&seen.x + (beside * BESIDE)?)?);
+                    let (at, beside) = (players.logits(critic, &seen)?, players.logits(critic, &beside)?);
+                    approximate_r1(&at, &beside, BESIDE)?
+                }
+            };
+            Ok(vec![(loss * weight)?, (size * weight)?, logits.sign()?.mean_all()?])
+        })?;
+        self.critic.update(batch, gradients, self.rates[1])?;
+        let [_, size, sign] = values.try_into().expect("three values");
+        Ok([size, sign])
+    }
+}
+
+impl<P: Players> Method for DiffusionGan<P> {
+    fn columns(&self) -> &'static [&'static str] {
+        &["critic_loss", "generator_loss", "penalty", "sign_real", "length"]
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let diffusion = Diffusion::new(batch, self.adaptive.steps())?;
+        let (players, [generator_lr, lr]) = (&self.players, self.rates);
+
+        // Gmain: the logits of samples rise.
+        let frozen = &self.critic.frozen;
+        let generator = self.generator.descend(batch, generator_lr, |generator, b| {
+            let fake = players.generate(generator, b, "generator")?;
+            let seen = diffusion.see(b, "generator", "fake", &fake)?;
+            Ok(vec![generator_loss(&players.logits(frozen, &seen)?)?])
+        })?;
+
+        // Dmain, against the generator as it now is.
+        let frozen = &self.generator.frozen;
+        let critic = self.critic.descend(batch, lr, |critic, b| {
+            let fake = players.generate(frozen, b, "critic")?;
+            let l_fake = players.logits(critic, &diffusion.see(b, "critic", "fake", &fake)?)?;
+            let l_real = players.logits(critic, &diffusion.see(b, "critic", "real", &real(b)?)?)?;
+            Ok(vec![class_ratio(&l_real, &l_fake)?, l_real.detach().sign()?.mean_all()?])
+        })?;
+
+        // Dreg, on the same real images.
+        let [critic, sign] = critic.try_into().expect("two values");
+        let (mut penalty, mut signs) = (sign.zeros_like()?, vec![sign.clone()]);
+        if self.settings.gamma > 0.0 && batch.step.is_multiple_of(self.settings.penalty_every) {
+            let [size, sign] = self.penalize(batch, &diffusion)?;
+            (penalty, signs) = (size, vec![signs.remove(0), sign]);
+        }
+
+        for sign in &signs {
+            self.signs[0] += f64::from(sign.to_scalar::<f32>()?);
+            self.signs[1] += 1.0;
+        }
+        if (batch.step + 1).is_multiple_of(Adaptive::EVERY) {
+            self.adaptive.update(self.signs[0] / self.signs[1], batch.size);
+            self.signs = [0.0; 2];
+        }
+        let length = Tensor::new(diffusion.chain.steps() as f32, sign.device())?;
+        let generator = generator.into_iter().next().expect("a loss");
+        Ok(vec![critic, generator, penalty, sign, length])
+    }
+
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("generator", &mut self.generator.learned), ("critic", &mut self.critic.learned)]
+    }
+
+    fn memory(&mut self) -> Vec<(&'static str, &mut f64)> {
+        let [signs, passes] = &mut self.signs;
+        vec![("p", &mut self.adaptive.p), ("signs", signs), ("passes", passes)]
+    }
+}
+
+/// Training images, mirrored where the scale augments.
+fn real(b: &Batch) -> Result<Tensor> {
+    b.mirror("critic.mirror", &b.images("critic.index")?)
+}
+
+/// How the images of an iteration are diffused.
+struct Diffusion {
+    chain: Chain,
+    times: Vec<usize>,
+}
+
+impl Diffusion {
+    /// The times are drawn anew when T may change.
+    fn new(batch: &Batch, steps: usize) -> Result<Diffusion> {
+        let chain = Chain::new(steps);
+        let u = batch.common("times", Adaptive::EVERY, TIMES, Draws::uniform)?;
+        let times = chain.times(&u.into_iter().map(f64::from).collect::<Vec<_>>());
+        Ok(Diffusion { chain, times })
+    }
+
+    /// `x`, which are `of` data or samples, each after a time of its own.
+    fn see(&self, b: &Batch, step: &str, of: &str, x: &Tensor) -> Result<Seen> {
+        let u = b.each(&format!("{step}.t_{of}"), Draws::uniform)?;
+        let t: Vec<usize> = u.iter().map(|u| self.times[(u * self.times.len() as f32) as usize]).collect();
+        let x = self.chain.diffuse(x, &t, &b.normal(&format!("{step}.noise_{of}"))?)?;
+        Ok(Seen::new(x, &self.chain, &t))
+    }
+}
+
+/// What the generator minimises: mean softplus(-l) of the logits of its images.
+pub fn generator_loss(fake: &Tensor) -> Result<Tensor> {
+    softplus(&fake.neg()?)?.mean_all()
+}
+
+/// The gradient penalty R1 of the logits of data (Mescheder et al. 2018).
+pub struct R1 {
+    /// The mean over images of |grad l|^2, with respect to the image before its diffusion and l
+    /// the sum of all logits.
+    pub size: Tensor,
+    /// Its gradient with respect to the parameters is that of `size`; its value is twice as
+    /// large.
+    pub loss: Tensor,
+    /// Without gradients.
+    pub logits: Tensor,
+}
+
+/// R1 of `seen`; `frozen` is the critic without gradients.
+///
+/// With v = grad l held constant, |grad l|^2 has twice the gradient of <v, grad l>, which is
+/// the derivative of l along v: no second derivative is needed.
+pub fn r1<P: Players>(players: &P, critic: &P::Critic, frozen: &P::Critic, seen: &Seen) -> Result<R1> {
+    let images = seen.x.dim(0)? as f64;
+    let x = Var::from_tensor(&seen.x.detach())?;
+    let logits = players.logits(frozen, &seen.with(x.as_tensor().clone()))?;
+    let Some(slope) = elsewhere::gradients(&logits.sum_all()?)?.remove(&x) else {
+        candle_core::bail!("the logits do not depend on the images")
+    };
+    // From the diffused image to the image, and of a step along it back to the diffused one.
+    let v = scale_images(&slope.detach(), &seen.signal)?;
+    let along = players.along(critic, seen, &scale_images(&v, &seen.signal)?)?;
+    let (size, loss) = ((v.sqr()?.sum_all()? / images)?, (along.sum_all()? * (2.0 / images))?);
+    Ok(R1 { size, loss, logits: logits.detach() })
+}
+
+/// What is taken for R1 where the derivative is not (Lin et al. 2025): the mean squared
+/// difference of the logits of images and of the same images `sigma` beside, over sigma^2.
+pub fn approximate_r1(logits: &Tensor, beside: &Tensor, sigma: f64) -> Result<R1> {
+    let size = ((logits - beside)?.sqr()?.mean_all()? / (sigma * sigma))?;
+    Ok(R1 { loss: size.clone(), size, logits: logits.detach() })
+}
