@@ -108,8 +108,7 @@ impl StyleGan {
     }
 }
 
-/// A trained generator. Of an image's latents it takes the first for z and the others for its
-/// noise, and begins again where there are not enough: at 32 x 32 pixels for the last 144.
+/// A trained generator: z begins the first of an image's latents, its noise the second.
 struct Sampled {
     generator: Generator,
     latent: usize,
@@ -120,10 +119,13 @@ impl Sampler for Sampled {
         1
     }
 
+    fn latents(&self) -> usize {
+        2
+    }
+
     fn sample(&self, z: &Tensor) -> Result<Tensor> {
-        let images = z.dim(0)?;
-        let z = z.flatten_from(1)?;
-        let (z, mut at) = (Tensor::cat(&[&z, &z], 1)?, self.latent);
+        let (images, z) = (z.dim(0)?, z.flatten_from(1)?);
+        let mut at = z.dim(1)? / 2;
         let noise = self.generator.noise_sizes().into_iter().map(|size| {
             let map = z.narrow(1, at, size * size)?.contiguous()?.reshape((images, 1, size, size));
             at += size * size;
