@@ -5,10 +5,13 @@ use replicate::method::sampler::edm::HeunSettings;
 use replicate::settings::{FIXED, Overrides, Settings, Value};
 use std::collections::BTreeSet;
 
-/// What each setting of that name lists at a scale, the methods' own too.
+/// What each setting lists at a scale, the methods' own too.
 fn values(recipe: &Recipe) -> Vec<(&'static str, String)> {
     let own = all_rows().flat_map(|row| replicate::experiment::recipe::own(&row, &recipe.overrides));
-    recipe.shared().into_iter().chain(own).map(|setting| (setting.field.name, setting.value)).collect()
+    let all = recipe.shared().into_iter().chain(own).map(|setting| (setting.field.name, setting.value));
+    // Rows of one method share its settings.
+    let mut seen = BTreeSet::new();
+    all.filter(|setting| seen.insert(setting.clone())).collect()
 }
 
 #[test]
