@@ -4,6 +4,7 @@
 //! read its table.
 
 use serde_json::Value as Json;
+use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter};
 use std::ops::{RangeFull, RangeInclusive};
 
@@ -63,6 +64,26 @@ impl Scale {
     }
 }
 
+impl Origin {
+    const ALL: [(&'static str, Origin); 4] = [
+        ("stated", Origin::Stated),
+        ("ambiguous", Origin::Ambiguous),
+        ("silent", Origin::Silent),
+        ("ours", Origin::Ours),
+    ];
+
+    /// As setup.csv has it.
+    pub fn parse(text: &str) -> Option<Origin> {
+        Origin::ALL.iter().find(|(name, _)| *name == text).map(|(_, origin)| *origin)
+    }
+}
+
+impl Display for Origin {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        f.pad(Origin::ALL.iter().find(|(_, origin)| origin == self).expect("all are named").0)
+    }
+}
+
 impl Display for Scale {
     fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
         f.write_str(self.name())
@@ -71,7 +92,7 @@ impl Display for Scale {
 
 /// How much the paper says of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum Origin {
     Stated,
     /// It can be read in more than one way.
     Ambiguous,
@@ -90,7 +111,7 @@ pub struct Field {
     /// Empty for a plain number.
     pub unit: &'static str,
     /// Where it comes from, if paper/setup.csv does not say so.
-    pub source: Option<(Source, &'static str)>,
+    pub origin: Option<(Origin, &'static str)>,
     /// What can be given: "a number from 0 to 1".
     pub expected: fn() -> String,
     /// The one text of the value that was given; `None` if it is not as expected.
@@ -100,15 +121,22 @@ pub struct Field {
 /// A setting with its value.
 #[derive(Clone)]
 pub struct Setting {
+    /// [`Settings::OWNER`].
+    pub owner: &'static str,
     pub field: &'static Field,
     /// Canonical: the same value has the same text.
     pub value: String,
     pub json: Json,
 }
 
+/// Settings as an object of a manifest.
+pub fn object(settings: &[Setting]) -> BTreeMap<String, Json> {
+    settings.iter().map(|setting| (setting.field.name.to_string(), setting.json.clone())).collect()
+}
+
 /// A struct of settings; implemented by [`settings!`](settings).
 pub trait Settings: Sized {
-    /// Whose they are: "one-step training".
+    /// Whose they are: "one-step training"; for a method's own, the stem of its file.
     const OWNER: &'static str;
 
     fn fields() -> &'static [Field];
@@ -266,7 +294,7 @@ impl<T: Choice> Value for T {
 /// ```ignore
 /// settings! {
 ///     /// Settings of SiD.
-///     pub struct Sid: "SiD", "sid_" {
+///     pub struct Sid: "sid", "sid_" {
 ///         //    type    presets   range      unit   where it comes from, if not in paper/setup.csv
 ///         /// Weight of the second loss.
 ///         alpha: f64 = [1.2], 0.0..=2.0, "", Silent("SiD's code takes 1.2 for CIFAR-10");
@@ -285,7 +313,7 @@ macro_rules! settings {
             $(
                 $(#[doc = $says:literal])+
                 $field:ident: $type:ty = $presets:expr, $range:expr, $unit:literal
-                    $(, $source:ident($why:literal))?;
+                    $(, $origin:ident($why:literal))?;
             )+
         }
     ) => {
@@ -304,7 +332,7 @@ macro_rules! settings {
                     name: concat!($prefix, stringify!($field)),
                     says: concat!($($says),+),
                     unit: $unit,
-                    source: $crate::settings::settings!(@source $($source($why))?),
+                    origin: $crate::settings::settings!(@origin $($origin($why))?),
                     expected: || <$type as Value>::expected(&$range),
                     canonical: |text| Some(<$type as Value>::read(text, &$range)?.text()),
                 } ),+];
@@ -319,7 +347,7 @@ macro_rules! settings {
                 use $crate::settings::{Setting, Value};
                 let values = [$( (self.$field.text(), self.$field.json()) ),+];
                 let fields = Self::fields().iter().zip(values);
-                fields.map(|(field, (value, json))| Setting { field, value, json }).collect()
+                fields.map(|(field, (value, json))| Setting { owner: $owner, field, value, json }).collect()
             }
 
             fn put(&mut self, name: &str, text: &str) {
@@ -334,7 +362,7 @@ macro_rules! settings {
             }
         }
     };
-    (@source) => { None };
-    (@source $source:ident($why:literal)) => { Some(($crate::settings::Source::$source, $why)) };
+    (@origin) => { None };
+    (@origin $origin:ident($why:literal)) => { Some(($crate::settings::Origin::$origin, $why)) };
 }
 pub(crate) use settings;

@@ -55,6 +55,15 @@ pub fn and<T: AsRef<str>>(items: &[T]) -> String {
     }
 }
 
+/// "a, b or c"
+pub fn or<T: AsRef<str>>(items: &[T]) -> String {
+    let text = and(items);
+    match text.rsplit_once(" and ") {
+        Some((rest, last)) if items.len() > 1 => format!("{rest} or {last}"),
+        _ => text,
+    }
+}
+
 /// "1 seed", "3 seeds"
 pub fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
@@ -69,4 +78,28 @@ pub fn unknown<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>
         _ => String::new(),
     };
     format!("unknown {what} '{given}': {hint}it is one of {}", known.join(", "))
+}
+
+/// Lines of at most `width` characters; a longer word is cut.
+pub fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let mut word: Vec<char> = word.chars().collect();
+        loop {
+            let line = lines.last_mut().expect("one line at least");
+            let used = line.chars().count() + usize::from(!line.is_empty());
+            if used + word.len() <= width {
+                if !line.is_empty() {
+                    line.push(' ');
+                }
+                line.extend(word);
+                break;
+            }
+            match line.is_empty() {
+                true => line.extend(word.drain(..width)),
+                false => lines.push(String::new()),
+            }
+        }
+    }
+    lines
 }

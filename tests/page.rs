@@ -87,6 +87,8 @@ fn setting(name: &str, origin: Origin) -> Setting {
         place: if silent { String::new() } else { "Appendix B".to_string() },
         reading: AWKWARD.to_string(),
         origin,
+        owner: "budget".to_string(),
+        fields: vec!["batch".to_string(), "images".to_string()],
     }
 }
 
@@ -183,6 +185,7 @@ fn awkward() -> Page {
         choices: [Origin::Stated, Origin::Ambiguous, Origin::Silent, Origin::Ours]
             .map(|origin| setting(&format!("{origin:?} setting"), origin))
             .to_vec(),
+        settings: vec![("batch", AWKWARD.to_string())],
         runs: vec![run("dijs", 0), run("dijs", 1), run("row two", 0)],
         missing: vec![Missing {
             what: format!("init-90 & {AWKWARD}"),

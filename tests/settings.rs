@@ -3,15 +3,12 @@
 use replicate::experiment::{Recipe, Scale, all_rows};
 use replicate::method::sampler::edm::HeunSettings;
 use replicate::settings::{FIXED, Overrides, Settings, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// What each setting lists at a scale, the methods' own too.
-fn values(recipe: &Recipe) -> Vec<(&'static str, String)> {
-    let own = all_rows().flat_map(|row| replicate::experiment::recipe::own(&row, &recipe.overrides));
-    let all = recipe.shared().into_iter().chain(own).map(|setting| (setting.field.name, setting.value));
-    // Rows of one method share its settings.
-    let mut seen = BTreeSet::new();
-    all.filter(|setting| seen.insert(setting.clone())).collect()
+/// Every setting by name, the methods' own too.
+fn values(recipe: &Recipe) -> BTreeMap<&'static str, String> {
+    let own = all_rows().flat_map(|row| recipe.method_settings(&row));
+    recipe.shared().into_iter().chain(own).map(|setting| (setting.field.name, setting.value)).collect()
 }
 
 #[test]
@@ -60,27 +57,31 @@ fn one_value_has_one_text() {
 /// Whatever can be set is set, and nothing else is.
 #[test]
 fn a_change_is_of_one_setting() {
-    let mini = Recipe::of(Scale::Mini);
-    let before = values(&mini);
+    let presets = Recipe::of(Scale::Paper);
+    let before = values(&presets);
     for field in Recipe::fields() {
-        let candidates = ["1", "2", "7", "0.5", "33", "1-1", "2-1", "constant", "cosine", "log-snr"];
-        let preset = &before.iter().find(|(name, _)| *name == field.name).unwrap().1;
-        let changed =
-            candidates.iter().find(|text| (field.canonical)(text).is_some_and(|text| text != *preset));
+        // The words of a choice, or numbers.
+        let words = (field.expected)();
+        let mut candidates = words.split(" or ").chain(["1", "2", "7", "0.5", "33", "1-1", "2-1"]);
+        let preset = &before[field.name];
+        let changed = candidates.find(|text| (field.canonical)(text).is_some_and(|text| text != *preset));
         let Some(text) = changed else {
             assert_eq!((field.expected)(), "fixed by the scale", "{}", field.name);
             continue;
         };
-        let mut recipe = mini.clone();
+        let mut recipe = presets.clone();
         recipe.set(&format!("{}={text}", field.name)).unwrap();
         let after = values(&recipe);
-        let different: Vec<_> = before.iter().zip(&after).filter(|(a, b)| a != b).map(|(_, b)| b).collect();
-        assert_eq!(different, [&(field.name, text.to_string())]);
+        let different: Vec<_> = after.iter().filter(|(name, value)| before[*name] != **value).collect();
+        assert_eq!(different, [(&field.name, &text.to_string())]);
         assert_eq!(recipe.changes(), [format!("{}={text}", field.name)]);
         // What it is already is no change.
-        let mut same = mini.clone();
+        if (field.canonical)(preset).is_none() {
+            continue;
+        }
+        let mut same = presets.clone();
         same.set(&format!("{}={preset}", field.name)).unwrap();
-        assert_eq!(same, mini);
+        assert_eq!(same, presets);
     }
 }
 
@@ -108,8 +109,30 @@ fn a_wrong_change_says_what_is_right() {
         ("teacher_schedule=linear", "teacher_schedule is constant or cosine"),
         ("size=32", "size is fixed by the scale"),
         ("channel_mult=1,2", "channel_mult is whole numbers from 1 to 16 such as 1-2-2"),
+        ("channel_mult=1-1-1-1-1-1", "16 pixels cannot be halved so often"),
+        ("model_channels=13", "13 channels are not of equal groups"),
+        ("augment_p=0.1", "at scale mini the networks are told nothing about augmentation"),
+        ("neighbours=500", "500 images do not have 500 neighbours"),
+        ("splits=1000 ", "splits is a whole number"),
     ] {
         let error = Recipe::of(Scale::Mini).set(change).unwrap_err().to_string();
         assert!(error.contains(&format!("cannot set '{change}': ")) && error.contains(expected), "{error}");
+    }
+}
+
+/// Settings that one method alone has bear the name of its file, as lines of setup.csv about
+/// it do.
+#[test]
+fn a_methods_own_settings_are_called_as_its_file() {
+    let presets = Recipe::of(Scale::Paper);
+    let stem = |file: &'static str| file.rsplit('/').next().unwrap().trim_end_matches(".rs");
+    for row in all_rows() {
+        for setting in presets.method_settings(&row) {
+            let alone = all_rows().all(|other| {
+                let has = presets.method_settings(&other).iter().any(|s| s.field.name == setting.field.name);
+                !has || other.method.file == row.method.file
+            });
+            assert!(!alone || setting.owner == stem(row.method.file), "{} of {}", setting.field.name, row.id);
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use crate::app::bench::Case;
 use crate::app::score::Metric;
+use crate::experiment::Recipe;
+use crate::text::wrap;
 use crate::train::watch::Mode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -45,47 +47,11 @@ pub enum Command {
         #[arg(long, conflicts_with = "ids")]
         json: bool,
     },
-    /// Run cells, or go on with them, and print the tables that are named, or the cells' scores
-    Run {
-        /// Row ids, table1, table2 or all
-        #[arg(required = true)]
-        targets: Vec<String>,
-        #[command(flatten)]
-        place: Place,
-        /// Seeds, separated by commas
-        #[arg(long, value_delimiter = ',', default_value = "0", value_parser = seed, allow_negative_numbers = true)]
-        seed: Vec<u64>,
-        /// How progress is shown [default: bar on a terminal, lines in a pipe]
-        #[arg(long)]
-        watch: Option<Mode>,
-        /// Stop both training stages after so many images (2000, 50k, 1.5M)
-        #[arg(long, value_parser = images)]
-        until: Option<u64>,
-        /// Change a hyper-parameter: makes another experiment, never the paper's row
-        #[arg(long, value_name = "NAME=VALUE")]
-        set: Vec<String>,
-        /// Train the weights that ship with the repository again
-        #[arg(long)]
-        from_scratch: bool,
-        /// Take results that other code made instead of making them again
-        #[arg(long)]
-        keep: bool,
-        /// Print the equation, its place in the code and every hyper-parameter; run nothing
-        #[arg(long)]
-        explain: bool,
-        /// Print what would be run and fetched, what it costs and whether it can work; run nothing
-        #[arg(long, conflicts_with = "explain")]
-        dry_run: bool,
-        /// Fetch nothing: what the scale needs has to be there
-        #[arg(long)]
-        offline: bool,
-        /// Images of a batch in a GPU's memory at a time: the same result but for rounding
-        #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u64).range(1..=65_536))]
-        microbatch: Option<u64>,
-        /// Where the table is written as CSV and Markdown
-        #[arg(short, long, default_value = "report")]
-        output: PathBuf,
-    },
+    /// Train and evaluate rows; resumes interrupted runs
+    ///
+    /// Prints the tables that are named, or the rows' scores.
+    #[command(after_long_help = settings_help())]
+    Run(Running),
     /// Compare what the store has with golden values, the paper, or its claims
     Check {
         /// Row ids, table1, table2 or all; of the claims those that name one of them
@@ -214,6 +180,50 @@ pub enum Command {
 }
 
 #[derive(Args, Debug)]
+pub struct Running {
+    /// Row ids, table1, table2 or all
+    #[arg(required = true)]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    pub place: Place,
+    /// Seeds, separated by commas
+    #[arg(long, value_delimiter = ',', default_value = "0", value_parser = seed, allow_negative_numbers = true)]
+    pub seed: Vec<u64>,
+    /// How progress is shown [default: bar on a terminal, lines in a pipe]
+    #[arg(long)]
+    pub watch: Option<Mode>,
+    /// Stop both training stages after so many images (2000, 50k, 1.5M)
+    #[arg(long, value_parser = images)]
+    pub until: Option<u64>,
+    /// Override a setting; several values make one experiment each. --help lists all settings
+    ///
+    /// Overrides are stored separately from the paper's rows.
+    #[arg(long, value_name = "NAME=VALUE[,VALUE...]")]
+    pub set: Vec<String>,
+    /// Train the weights that ship with the repository again
+    #[arg(long)]
+    pub from_scratch: bool,
+    /// Take results that other code made instead of making them again
+    #[arg(long)]
+    pub keep: bool,
+    /// Print the method and the settings that matter, or all with `full`; run nothing
+    #[arg(long, value_name = "full", num_args = 0..=1, default_missing_value = "short", hide_possible_values = true)]
+    pub explain: Option<Explain>,
+    /// Print what would be run and fetched, what it costs and whether it can work; run nothing
+    #[arg(long, conflicts_with = "explain")]
+    pub dry_run: bool,
+    /// Fetch nothing: what the scale needs has to be there
+    #[arg(long)]
+    pub offline: bool,
+    /// Images of a batch in a GPU's memory at a time: the same result but for rounding
+    #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u64).range(1..=65_536))]
+    pub microbatch: Option<u64>,
+    /// Where the table is written as CSV and Markdown
+    #[arg(short, long, default_value = "report")]
+    pub output: PathBuf,
+}
+
+#[derive(Args, Debug)]
 pub struct Scoring {
     /// A folder or zip of PNG files; an .npy or .npz of uint8 images (N, H, W, 3) or
     /// (N, 3, H, W), or of float `features` (N, D) and `logits`; cifar10, cifar10-test,
@@ -268,6 +278,12 @@ pub struct Place {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Explain {
+    Short,
+    Full,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Against {
     Golden,
     Paper,
@@ -285,6 +301,21 @@ pub enum Format {
     Text,
     Md,
     Csv,
+}
+
+/// Every setting: what can be given, and what it is.
+fn settings_help() -> String {
+    let mut text = String::from("Settings of --set:\n");
+    for field in Recipe::fields() {
+        let unit = if field.unit.is_empty() { String::new() } else { format!(" {}", field.unit) };
+        let line = format!("{}: {}{unit}. {}", field.name, (field.expected)(), field.says.trim());
+        let mut indent = 2;
+        for line in wrap(&line, 94) {
+            text += &format!("{:indent$}{line}\n", "");
+            indent = 6;
+        }
+    }
+    text
 }
 
 /// A number of images, with k or M for thousands or millions.

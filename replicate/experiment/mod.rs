@@ -4,6 +4,6 @@ pub mod plan;
 pub mod recipe;
 pub mod run;
 
-pub use self::recipe::{Recipe, own};
+pub use self::recipe::Recipe;
 pub use crate::method::{Data, FULL_INITIALIZATION, Initialization, Row, TABLE1, TABLE2, all_rows};
 pub use crate::settings::Scale;

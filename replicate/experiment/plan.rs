@@ -23,7 +23,7 @@ use crate::error;
 use crate::experiment::Scale;
 use crate::experiment::recipe::{Budget, Recipe};
 use crate::measure::classifier::Classifier;
-use crate::method::cost::{Network, Pass, Role, Size};
+use crate::method::cost::{Call, Network, Pass, Role, Size};
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::method::{Initialization, Row, Trained};
 use crate::network::count::{Count, outlined};
@@ -72,7 +72,7 @@ pub fn row(recipe: &Recipe, row: &Row) -> Cost {
     let looks = looks(steps, recipe.budget.ticks);
     let quick = e.quick_samples;
     let look = (GRID_IMAGES + quick) as f64 * sample + features(quick);
-    let step_flop = recipe.budget.batch as f64 * step(training, config);
+    let step_flop = recipe.budget.batch as f64 * step(recipe, row, training);
     let learned: Vec<(Role, Count)> = learned(training, config).collect();
     Cost {
         flop: steps as f64 * step_flop + looks as f64 * look + scores,
@@ -91,9 +91,14 @@ fn sampled(row: &Row) -> Size {
 }
 
 /// Operations of one iteration, an image.
-fn step(training: &Trained, config: &Config) -> f64 {
-    let flop = |name: &str| network(training, name).size.count(config).flop();
-    training.calls.iter().map(|call| call.times * call.pass.forwards() * flop(call.network)).sum()
+fn step(recipe: &Recipe, row: &Row, training: &Trained) -> f64 {
+    let flop = |name: &str| network(training, name).size.count(&recipe.network).flop();
+    let repeated = recipe.method_settings(row).iter().any(|setting| setting.field.name == "critic_steps");
+    let times = |call: &Call| match call.step {
+        0 if repeated => call.times * recipe.one_step.critic_steps as f64,
+        _ => call.times,
+    };
+    training.calls.iter().map(|call| times(call) * call.pass.forwards() * flop(call.network)).sum()
 }
 
 fn network<'a>(training: &'a Trained, name: &str) -> &'a Network {

@@ -11,7 +11,7 @@ use crate::method::score_matching::Pretraining;
 use crate::network::params::Arrays;
 use crate::network::unet::Config;
 use crate::settings::{Field, LARGEST_BATCH, MOST_IMAGES, Overrides, Scale, Setting, Settings, settings};
-use crate::text::unknown;
+use crate::text::{or, unknown};
 use candle_core::Device;
 
 settings! {
@@ -87,8 +87,8 @@ impl Recipe {
             ClassifierTraining::fields(),
         ];
         let mut all: Vec<&Field> = shared.into_iter().flatten().collect();
-        let presets = Overrides::none(Scale::Paper);
-        for setting in all_rows().flat_map(|row| own(&row, &presets)) {
+        let presets = Recipe::of(Scale::Paper);
+        for setting in all_rows().flat_map(|row| presets.method_settings(&row)) {
             if all.iter().all(|known| known.name != setting.field.name) {
                 all.push(setting.field);
             }
@@ -113,13 +113,61 @@ impl Recipe {
         let Some(canonical) = (field.canonical)(text) else {
             return Err(wrong(format!("{} is {}", field.name, (field.expected)())));
         };
-        self.apply(field.name, &canonical);
+        let mut changed = self.clone();
+        changed.apply(field.name, &canonical);
+        changed.consistent().map_err(wrong)?;
+        *self = changed;
         Ok(())
+    }
+
+    /// Whether the settings go with each other; the error says which do not.
+    fn consistent(&self) -> std::result::Result<(), String> {
+        let (n, e) = (&self.network, &self.evaluation);
+        if self.pretraining.augment_p.max(self.one_step.augment_p) > 0.0 && n.augment_labels == 0 {
+            return Err(format!("at scale {} the networks are told nothing about augmentation", self.scale));
+        }
+        if !n.size.is_multiple_of(1 << (n.channel_mult.len() - 1)) {
+            return Err(format!("{} pixels cannot be halved so often", n.size));
+        }
+        let channels = || n.channel_mult.iter().map(|times| times * n.model_channels);
+        let mut norms = channels().chain(channels().flat_map(|a| channels().map(move |b| a + b)));
+        if let Some(odd) = norms.find(|channels| !channels.is_multiple_of((channels / 4).clamp(1, 32))) {
+            return Err(format!("{odd} channels are not of equal groups"));
+        }
+        let near = e.samples.min(e.quick_samples).min(e.reference).min(e.neighbourhood);
+        if e.neighbours >= near {
+            return Err(format!("{near} images do not have {} neighbours", e.neighbours));
+        }
+        if e.splits > e.samples {
+            return Err(format!("{} samples cannot be split into {}", e.samples, e.splits));
+        }
+        Ok(())
+    }
+
+    /// Whether each change by hand is of a setting that one of `rows` uses.
+    ///
+    /// # Errors
+    /// `Usage` otherwise.
+    pub fn changes_used_by(&self, rows: &[Row]) -> Result<()> {
+        let used: Vec<&str> =
+            rows.iter().flat_map(|row| self.used(row)).map(|setting| setting.field.name).collect();
+        match self
+            .overrides
+            .changes
+            .iter()
+            .find(|(name, _)| name != "until" && !used.contains(&name.as_str()))
+        {
+            Some((name, _)) => {
+                let rows: Vec<&str> = rows.iter().map(|row| row.id).collect();
+                Err(Error::Usage(format!("{} at scale {} does not use {name}", or(&rows), self.scale)))
+            }
+            None => Ok(()),
+        }
     }
 
     fn apply(&mut self, name: &str, text: &str) {
         let listed = |recipe: &Recipe| -> Vec<String> {
-            let own = all_rows().flat_map(|row| own(&row, &recipe.overrides));
+            let own = all_rows().flat_map(|row| recipe.method_settings(&row));
             recipe.shared().into_iter().chain(own).map(|setting| setting.value).collect()
         };
         let before = listed(self);
@@ -147,6 +195,44 @@ impl Recipe {
             self.classifier.list(),
         ]
         .concat()
+    }
+
+    /// The settings of the row's method: those that it shares with others, and its own.
+    pub fn method_settings(&self, row: &Row) -> Vec<Setting> {
+        let shared = self.shared();
+        let own = row.method.settings.iter().flat_map(|listed| listed(&self.overrides));
+        own.map(|setting| {
+            let same = shared.iter().find(|shared| shared.field.name == setting.field.name);
+            same.cloned().unwrap_or(setting)
+        })
+        .collect()
+    }
+
+    /// Every setting that decides what the row measures.
+    pub fn used(&self, row: &Row) -> Vec<Setting> {
+        let training = row.method.training.as_ref();
+        let pretrained = row.start != Initialization::Random && !self.has_checkpoint(row.start);
+        // What knows no pre-training sees its images, too.
+        let from_scratch = training.is_some_and(|training| training.from_scratch.is_some());
+        let uses = |setting: &Setting| match setting.field.name {
+            "teacher_images" => pretrained || from_scratch,
+            "images" | "batch" | "quick_samples" => training.is_some(),
+            "ticks" => training.is_some() || pretrained,
+            "images_per_class" => self.scale.procedural() && (training.is_some() || pretrained),
+            "teacher_p_mean" | "teacher_p_std" => pretrained && row.start != Initialization::SingleLevel,
+            _ if setting.owner == Pretraining::OWNER => pretrained,
+            _ if setting.owner == ClassifierTraining::OWNER => self.scale.procedural(),
+            _ => setting.owner != OneStep::OWNER,
+        };
+        let shared = self.shared().into_iter().filter(uses);
+        shared.chain(self.method_settings(row)).collect()
+    }
+
+    /// As [`Recipe::used`], of the row's weights alone.
+    pub fn training_settings(&self, row: &Row) -> Vec<Setting> {
+        let mut used = self.used(row);
+        used.retain(|setting| ![Evaluation::OWNER, ClassifierTraining::OWNER].contains(&setting.owner));
+        used
     }
 
     /// The changes as they are given to `--set` and `--until`: "sigma_init=2".
@@ -226,9 +312,4 @@ impl Recipe {
     pub fn iterations(&self, row: &Row) -> u64 {
         self.images_of(row).div_ceil(self.budget.batch as u64)
     }
-}
-
-/// The settings of a row's method that no other shares.
-pub fn own(row: &Row, overrides: &Overrides) -> Vec<Setting> {
-    row.method.settings.iter().flat_map(|listed| listed(overrides)).collect()
 }

@@ -3,6 +3,7 @@
 //! Nothing here is ours: our own values live in `golden`.
 
 use crate::error::{Error, Result};
+pub use crate::settings::Origin;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -141,18 +142,6 @@ pub struct Claim {
     pub note: String,
 }
 
-/// How much of a hyper-parameter the paper says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Stated,
-    /// It can be read in more than one way.
-    Ambiguous,
-    /// The paper says nothing; we follow the source that the reading names.
-    Silent,
-    /// The paper says nothing, and the choice is ours.
-    Ours,
-}
-
 /// One line of `setup.csv`: a setting of the paper scale.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -164,12 +153,17 @@ pub struct Setting {
     pub place: String,
     pub reading: String,
     pub origin: Origin,
+    /// Whose it is: an owner of settings, the stem of a method's file, or a part of the
+    /// set-up that has no settings.
+    pub owner: String,
+    /// The settings that it is about; none for a choice that is no setting.
+    pub fields: Vec<String>,
 }
 
 const TABLE1: [&str; 8] = ["id", "section", "label", "nfe", "fid", "is", "kind", "ours"];
 const TABLE2: [&str; 5] = ["id", "initialization", "dataset", "fid", "cell"];
 const CLAIMS: [&str; 9] = ["id", "claim", "where", "kind", "left", "op", "right", "factor", "note"];
-const SETUP: [&str; 6] = ["name", "value", "paper", "where", "reading", "status"];
+const SETUP: [&str; 8] = ["name", "value", "paper", "where", "reading", "status", "owner", "fields"];
 const REMEDY: &str = "it belongs to the repository: restore it from version control";
 
 /// `table1.csv` of `directory`, in the paper's order.
@@ -255,13 +249,15 @@ pub fn setup(directory: &Path) -> Result<Vec<Setting>> {
             paper: Some(line.text("paper")?).filter(|words| *words != "silent").map(str::to_string),
             place: line.field("where").to_string(),
             reading: line.field("reading").to_string(),
-            origin: match line.field("status") {
-                "stated" => Origin::Stated,
-                "ambiguous" => Origin::Ambiguous,
-                "silent" => Origin::Silent,
-                "ours" => Origin::Ours,
-                _ => return Err(line.wrong("status", "`stated`, `ambiguous`, `silent` or `ours`")),
-            },
+            origin: Origin::parse(line.field("status"))
+                .ok_or_else(|| line.wrong("status", "`stated`, `ambiguous`, `silent` or `ours`"))?,
+            owner: line.text("owner")?.to_string(),
+            fields: line
+                .text("fields")?
+                .split_whitespace()
+                .filter(|field| *field != "-")
+                .map(str::to_string)
+                .collect(),
         })
     })
 }

@@ -2,6 +2,7 @@
 
 use crate::network::count::Count;
 use crate::network::unet::Config;
+use std::fmt::{Display, Formatter};
 
 /// A network of a method.
 #[derive(Clone, Copy)]
@@ -32,6 +33,16 @@ pub enum Role {
     Averaged,
     Trained,
     Frozen,
+}
+
+impl Display for Role {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Role::Averaged => "averaged",
+            Role::Trained => "trained",
+            Role::Frozen => "frozen",
+        })
+    }
 }
 
 impl Role {
@@ -67,7 +78,8 @@ impl Size {
 /// Passes through a network in one iteration.
 #[derive(Clone, Copy)]
 pub struct Call {
-    /// Calls of one step share its peak of memory.
+    /// Calls of one step share its peak of memory. Where a method has the settings of
+    /// every one-step training, its step 0 is done `critic_steps` times.
     pub step: usize,
     pub network: &'static str,
     pub pass: Pass,

@@ -1,6 +1,7 @@
 //! Noise levels and their weights (Karras et al. 2022, Table 1), host-side float32.
 
 use crate::network::precondition::SIGMA_DATA;
+use crate::settings::Choice;
 use crate::train::batch::Batch;
 use candle_core::Result;
 
@@ -62,7 +63,24 @@ pub fn edm_weight(sigma: f32) -> f32 {
     (sigma * sigma + d2) / (sigma * sigma * d2)
 }
 
-/// The paper's weight of the generator's loss, sigma^2 (appendix B).
-pub fn squared(sigma: &[f32]) -> Vec<f32> {
-    sigma.iter().map(|s| s * s).collect()
+/// Weight of the generator's loss over noise levels.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Weight {
+    /// The paper's w(t) = sigma^2 (appendix B).
+    SigmaSquared,
+    One,
+}
+
+impl Choice for Weight {
+    const ALL: &'static [(&'static str, Weight)] = &[("sigma^2", Weight::SigmaSquared), ("1", Weight::One)];
+}
+
+impl Weight {
+    /// At one level an image.
+    pub fn of(self, sigma: &[f32]) -> Vec<f32> {
+        match self {
+            Weight::SigmaSquared => sigma.iter().map(|s| s * s).collect(),
+            Weight::One => vec![1.0; sigma.len()],
+        }
+    }
 }

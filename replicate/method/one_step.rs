@@ -1,7 +1,7 @@
 //! What every one-step row shares: the generator g(z) = D(sigma_init z; sigma_init), and
 //! how it is trained.
 
-use crate::method::noise::Levels;
+use crate::method::noise::{Levels, Weight};
 use crate::method::{Sampler, Setup};
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::Denoiser;
@@ -21,6 +21,10 @@ settings! {
         p_mean: f64 = [-1.2], -10.0..=10.0, "";
         /// Standard deviation of ln sigma in both steps.
         p_std: f64 = [1.2], 0.0..=10.0, "";
+        /// Weight w(t) of the generator's loss.
+        weight: Weight = [Weight::SigmaSquared], .., "";
+        /// Steps of the critic, or of the fake score, before each step of the generator.
+        critic_steps: usize = [1], 1..=1000, "";
         /// Learning rate of the generator.
         generator_lr: f64 = [2e-3, 5e-5, 5e-5, 5e-5, 1e-5], 0.0..=1e30, "";
         /// Learning rate of the critic, or of the fake score.

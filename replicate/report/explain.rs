@@ -1,13 +1,309 @@
-//! Everything that decides a row, as text.
+//! Everything that decides a row, as text: its method, every setting with its source, and
+//! what the paper leaves open. Values are those of the recipe that would run; sources are
+//! those of paper/setup.csv and of the settings' own tables.
 
-use crate::experiment::{Recipe, Row};
-use crate::judge::paper::Setting;
+use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale};
+use crate::judge::paper::{Origin, Setting as Line};
+use crate::method::Trained;
+use crate::method::one_step::OneStep;
+use crate::settings::{Setting, Settings};
+use crate::text::{and, capital, thousands, wrap};
+use std::fmt::Write;
+use std::path::Path;
 
-/// The row's method, where it is written down and in which file.
-pub fn explain(row: &Row, recipe: &Recipe, _settings: &[Setting]) -> String {
-    let method = row.method;
-    format!(
-        "{} at scale {}: {} ({}), from {}, in {}\n",
-        row.id, recipe.scale, method.name, method.cite, row.start, method.file
-    )
+/// Columns of a terminal.
+const WIDTH: usize = 100;
+/// Widths of the columns of a table: name, value here, value at the paper scale.
+const COLUMNS: [usize; 3] = [27, 35, 34];
+
+/// The method, where it is written down, what it starts from, and the settings of the
+/// method and its budget. `lines` are those of paper/setup.csv.
+pub fn short(row: &Row, recipe: &Recipe, lines: &[Line]) -> String {
+    let mut page = Page::default();
+    head(&mut page, row, recipe);
+    let used = recipe.used(row);
+    let matters = |setting: &&Setting| {
+        let of_method =
+            recipe.method_settings(row).iter().any(|other| other.field.name == setting.field.name);
+        let shared = setting.owner == OneStep::OWNER;
+        let told = !shared || origin(setting, lines) != Origin::Silent;
+        of_method && told
+            || ["images", "batch"].contains(&setting.field.name)
+            || changed(recipe, setting).is_some()
+    };
+    let matter: Vec<&Setting> = used.iter().filter(matters).collect();
+    if !matter.is_empty() {
+        page.line(&format!("\n  {:20} {:22} {:22} {}", "", "here", "at the paper scale", "the paper"));
+    }
+    for setting in &matter {
+        let (here, paper) = (shown(setting), at_paper_scale(setting).unwrap_or_default());
+        let origin = origin(setting, lines);
+        page.line(&format!("  {:20} {here:22} {paper:22} {origin}", setting.field.name));
+    }
+    let rest = used.len() - matter.len();
+    page.line(&format!("\n{rest} more settings, and where each comes from: --explain full"));
+    page.0
+}
+
+/// As [`short`], then the places in the code, every setting with its source, and what the
+/// paper leaves open. `root` is the repository.
+pub fn full(row: &Row, recipe: &Recipe, lines: &[Line], root: &Path) -> String {
+    let mut page = Page::default();
+    head(&mut page, row, recipe);
+    code(&mut page, row, root);
+    page.heading("SETTINGS, and where they come from (paper/setup.csv)");
+    page.row(["", "here", "paper scale, where it differs"].map(str::to_string));
+    page.wrapped("What no setting changes is quoted from the file.", 2);
+    let used = recipe.used(row);
+    let mut told: Vec<&str> = Vec::new();
+    let owners = owners(row, recipe);
+    let here: Vec<&Line> = lines.iter().filter(|line| owners.contains(&line.owner.as_str())).collect();
+    for owner in &owners {
+        let new = |setting: &&Setting, told: &[&str]| !told.contains(&setting.field.name);
+        let mut section = Page::default();
+        for line in here.iter().filter(|line| line.owner == *owner) {
+            let about: Vec<&Setting> = used.iter().filter(|setting| is_about(line, setting)).collect();
+            match (about.is_empty(), line.fields.is_empty()) {
+                (true, true) => section.row([line.name.replace('_', " "), line.value.clone(), String::new()]),
+                // Of settings that this row does not use.
+                (true, false) => continue,
+                (false, _) => {}
+            }
+            about.iter().filter(|s| new(s, &told)).for_each(|setting| section.setting(recipe, setting));
+            told.extend(about.iter().map(|setting| setting.field.name));
+            section.wrapped(&sentence(line), 6);
+        }
+        let elsewhere = |setting: &&Setting| here.iter().any(|line| is_about(line, setting));
+        let own = used.iter().filter(|setting| setting.owner == *owner && !elsewhere(setting));
+        for setting in own.filter(|s| new(s, &told)).collect::<Vec<_>>() {
+            section.setting(recipe, setting);
+            section.wrapped(&reason(setting, lines), 6);
+        }
+        if !section.0.is_empty() {
+            page.heading(&owner.replace('_', " ").to_uppercase());
+            page.0 += &section.0;
+        }
+    }
+    page.heading("WHAT THE PAPER LEAVES OPEN for this row");
+    for (wanted, words) in [
+        (Origin::Ambiguous, "it can be read in more than one way"),
+        (Origin::Silent, "it says nothing; we follow a source"),
+        (Origin::Ours, "it says nothing; the choice is ours"),
+    ] {
+        let open: Vec<&str> =
+            here.iter().filter(|line| line.origin == wanted).map(|line| line.name.as_str()).collect();
+        if !open.is_empty() {
+            page.wrapped(&format!("{wanted} ({words}): {}.", open.join(", ")), 2);
+        }
+    }
+    page.0
+}
+
+fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
+    let (method, scale) = (&row.method, recipe.scale);
+    page.wrapped(&format!("Row {} at scale {scale}: {} ({})", row.id, method.name, method.cite), 0);
+    if !recipe.overrides.changes.is_empty() {
+        page.wrapped(
+            &format!("Changed by hand, so not the paper's row: {}.", recipe.changes().join(", ")),
+            2,
+        );
+    }
+    page.entry("written in", method.file);
+    if scale.procedural() {
+        let (size, each) = (recipe.network.size, thousands(recipe.budget.images_per_class as u64));
+        let text =
+            format!("drawn digits and characters in place of CIFAR, {size} pixels, {each} of each class");
+        page.entry("images", &text);
+    }
+    page.entry("starts from", &start(row.start, recipe));
+    if let Some(training) = &method.training {
+        let batch = recipe.budget.batch;
+        let iterations = thousands(recipe.iterations(row));
+        page.entry(
+            "trains",
+            &format!("{} for {iterations} iterations of {batch} images", networks(training, recipe)),
+        );
+    }
+    let calls = match (method.nfe)(&recipe.overrides) {
+        1 => "1 network call".to_string(),
+        n => format!("{n} network calls"),
+    };
+    let (trials, samples) = (recipe.evaluation.trials, thousands(recipe.evaluation.samples as u64));
+    let times = if trials == 1 { String::new() } else { format!("{trials} times ") };
+    page.entry("samples with", &format!("{calls} an image; scored on {times}{samples} images"));
+}
+
+fn networks(training: &Trained, recipe: &Recipe) -> String {
+    let all = training.networks.iter().map(|network| {
+        let parameters = thousands(network.size.count(&recipe.network).parameters);
+        format!("{} ({}, {parameters} parameters)", network.name, network.role)
+    });
+    and(&all.collect::<Vec<_>>())
+}
+
+fn start(start: Initialization, recipe: &Recipe) -> String {
+    let text = match start {
+        Initialization::Random => return "random weights".into(),
+        Initialization::SingleLevel => "single-level denoising score matching on the target data".into(),
+        Initialization::MultiLevel(Data::Target) => {
+            "multi-level denoising score matching on the target data".into()
+        }
+        Initialization::MultiLevel(Data::Sources(n)) => {
+            format!("multi-level denoising score matching on {n} source classes")
+        }
+    };
+    match recipe.has_checkpoint(start) {
+        true => format!("{text}: the published EDM checkpoint"),
+        false => format!("{text}, trained here"),
+    }
+}
+
+/// The owners of what decides the row, in the order in which it happens.
+fn owners(row: &Row, recipe: &Recipe) -> Vec<&'static str> {
+    let mut owners = vec!["data"];
+    if let Initialization::MultiLevel(Data::Sources(_)) = row.start {
+        owners.push("source data");
+    }
+    owners.push("network");
+    if recipe.has_checkpoint(row.start) {
+        owners.push("checkpoint");
+    } else if row.start != Initialization::Random {
+        owners.push("pre-training");
+        owners.push(if row.start == Initialization::SingleLevel { "single-level" } else { "multi-level" });
+    }
+    for setting in recipe.method_settings(row) {
+        if !owners.contains(&setting.owner) {
+            owners.push(setting.owner);
+        }
+    }
+    let own = stem(row.method.file);
+    if !owners.contains(&own) {
+        owners.push(own);
+    }
+    if row.start != FULL_INITIALIZATION.start {
+        owners.push("initialisation study");
+    }
+    let features = if recipe.scale.procedural() { "classifier" } else { "inception" };
+    owners.extend(["budget", "evaluation", features, "run"]);
+    owners
+}
+
+/// The owner of what is a method's own.
+fn stem(file: &'static str) -> &'static str {
+    file.rsplit('/').next().unwrap_or(file).trim_end_matches(".rs")
+}
+
+/// The head of the method's file, and the comments that name a line of the algorithm.
+fn code(page: &mut Page, row: &Row, root: &Path) {
+    let file = row.method.file;
+    let Ok(text) = std::fs::read_to_string(root.join(file)) else { return };
+    page.heading("IN THE CODE");
+    let head: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).collect();
+    page.wrapped(&head.join(" "), 2);
+    for (number, line) in text.lines().enumerate() {
+        let comment = line.trim().trim_start_matches('/').trim();
+        if line.trim().starts_with("//") && comment.starts_with("Line") {
+            page.wrapped(&format!("{file}:{}  {comment}", number + 1), 2);
+        }
+    }
+}
+
+/// The setting's value in the presets of its scale, where that is another.
+fn changed(recipe: &Recipe, setting: &Setting) -> Option<String> {
+    let usual = value_in(&Recipe::of(recipe.scale), setting)?;
+    (usual.value != setting.value).then(|| shown(&usual))
+}
+
+/// The setting's value at the paper scale, where that is another.
+fn at_paper_scale(setting: &Setting) -> Option<String> {
+    let paper = value_in(&Recipe::of(Scale::Paper), setting)?;
+    (paper.value != setting.value).then(|| shown(&paper))
+}
+
+fn value_in(recipe: &Recipe, setting: &Setting) -> Option<Setting> {
+    let own = crate::experiment::all_rows().flat_map(|row| recipe.method_settings(&row));
+    recipe.shared().into_iter().chain(own).find(|other| other.field.name == setting.field.name)
+}
+
+fn shown(setting: &Setting) -> String {
+    let value = match setting.json.as_u64() {
+        Some(n) => thousands(n),
+        None => setting.value.clone(),
+    };
+    format!("{value} {}", setting.field.unit).trim_end().to_string()
+}
+
+fn is_about(line: &Line, setting: &Setting) -> bool {
+    line.fields.iter().any(|field| field == setting.field.name)
+}
+
+/// How much the paper says of a setting.
+fn origin(setting: &Setting, lines: &[Line]) -> Origin {
+    let own = setting.field.origin.map_or(Origin::Ours, |(origin, _)| origin);
+    lines.iter().find(|line| is_about(line, setting)).map_or(own, |line| line.origin)
+}
+
+/// Where a setting comes from that no line of its part of the set-up is about.
+fn reason(setting: &Setting, lines: &[Line]) -> String {
+    match (lines.iter().find(|line| is_about(line, setting)), setting.field.origin) {
+        (Some(line), _) => sentence(line),
+        (None, Some((origin, why))) => {
+            format!("[{origin}] {} {}.", setting.field.says.trim(), capital(why))
+        }
+        (None, None) => format!("{} is not in setup.csv.", setting.field.name),
+    }
+}
+
+fn sentence(line: &Line) -> String {
+    let words = match &line.paper {
+        Some(words) => format!(", {}: \"{words}\".", line.place),
+        None if line.reading.is_empty() => ".".to_string(),
+        None => ":".to_string(),
+    };
+    format!("[{}] {}{words} {}", line.origin, line.name, line.reading)
+}
+
+#[derive(Default)]
+struct Page(String);
+
+impl Page {
+    fn line(&mut self, text: &str) {
+        writeln!(self.0, "{}", text.trim_end()).expect("writing to a string");
+    }
+
+    fn heading(&mut self, text: &str) {
+        self.line(&format!("\n{text}"));
+    }
+
+    fn entry(&mut self, name: &str, text: &str) {
+        for (i, line) in wrap(text, WIDTH - 16).into_iter().enumerate() {
+            self.line(&format!("  {:13} {line}", if i == 0 { name } else { "" }));
+        }
+    }
+
+    /// A paragraph, indented; further lines a little more.
+    fn wrapped(&mut self, text: &str, indent: usize) {
+        for (i, line) in wrap(text, WIDTH - indent - 2).into_iter().enumerate() {
+            let indent = if i == 0 { indent } else { indent + 2 };
+            self.line(&format!("{:indent$}{line}", ""));
+        }
+    }
+
+    /// One row of the table, as many lines as its longest cell.
+    fn row(&mut self, cells: [String; 3]) {
+        let columns: Vec<Vec<String>> =
+            cells.iter().zip(COLUMNS).map(|(text, width)| wrap(text, width)).collect();
+        for i in 0..columns.iter().map(Vec::len).max().unwrap_or(0) {
+            let cell = |c: usize| columns[c].get(i).map_or("", String::as_str);
+            let [name, here, _] = COLUMNS;
+            self.line(&format!("  {:name$} {:here$} {}", cell(0), cell(1), cell(2)));
+        }
+    }
+
+    fn setting(&mut self, recipe: &Recipe, setting: &Setting) {
+        let by_hand =
+            changed(recipe, setting).map_or(String::new(), |usual| format!(" (by hand; else {usual})"));
+        let here = format!("{}{by_hand}", shown(setting));
+        self.row([setting.field.name.to_string(), here, at_paper_scale(setting).unwrap_or_default()]);
+    }
 }

@@ -46,6 +46,8 @@ pub struct Page {
     pub strips: Vec<Figure>,
     /// paper/setup.csv; those that the paper states are only counted.
     pub choices: Vec<Setting>,
+    /// Names and values of the settings at this scale.
+    pub settings: Vec<(&'static str, String)>,
     pub runs: Vec<Run>,
     pub missing: Vec<Missing>,
 }
@@ -399,11 +401,14 @@ fn choices(page: &Page, ids: &mut Ids) -> Option<Markup> {
     let row = |setting: &Setting, section: &str| {
         let words = |words: &String| Cell::text(format!("“{words}” {}", setting.place));
         let words = setting.paper.as_ref().map_or(Cell::Nothing, words);
-        let cells =
-            vec![Cell::text(&setting.name), Cell::text(&setting.value), words, Cell::text(&setting.reading)];
+        let value = |field: &String| page.settings.iter().find(|(name, _)| name == field);
+        let here: Vec<String> =
+            setting.fields.iter().filter_map(value).map(|(name, value)| format!("{name} {value}")).collect();
+        let texts = [&setting.name, &setting.value, &here.join(", ")].map(Cell::text);
+        let cells = [texts.to_vec(), vec![words, Cell::text(&setting.reading)]].concat();
         Row { section: section.to_string(), cells, ..Row::default() }
     };
-    let columns = ["setting", "value", "the paper's words", "reading"];
+    let columns = ["setting", "paper scale", "this scale", "the paper's words", "reading"];
     let table = Table {
         name: "Settings".to_string(),
         columns: columns.map(|title| Column::new(title, title, Content::Text)).to_vec(),

@@ -16,6 +16,9 @@ pub struct Manifest {
     pub label: String,
     /// The canonical text whose SHA-256 is `key`.
     pub experiment: String,
+    /// The settings that the experiment was made with, by name.
+    #[serde(default)]
+    pub settings: BTreeMap<String, serde_json::Value>,
     pub seed: u64,
     /// How many images the run has seen.
     pub images: u64,

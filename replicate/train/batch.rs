@@ -26,7 +26,7 @@ pub struct Batches<'a> {
 impl Batches<'_> {
     /// The batch of iteration `step`, counted from 0.
     pub fn at(&self, step: u64) -> Batch<'_> {
-        Batch { source: Source::Drawn(self), step, size: self.size, rows: 0..self.size }
+        Batch { source: Source::Drawn(self), step, size: self.size, nth: 0, rows: 0..self.size }
     }
 }
 
@@ -42,7 +42,7 @@ pub struct Given {
 impl Given {
     /// The batch of these values, of `size` images.
     pub fn batch(&self, step: u64, size: usize) -> Batch<'_> {
-        Batch { source: Source::Given(self), step, size, rows: 0..size }
+        Batch { source: Source::Given(self), step, size, nth: 0, rows: 0..size }
     }
 
     fn get(&self, name: &str) -> Result<&Tensor> {
@@ -67,10 +67,26 @@ pub struct Batch<'a> {
     pub step: u64,
     /// Images of the whole batch.
     pub size: usize,
+    /// Which of several steps of one network in the iteration, counted from 0.
+    nth: usize,
     rows: Range<usize>,
 }
 
 impl<'a> Batch<'a> {
+    /// For the `nth` step of one network in this iteration: the first sees this batch, each
+    /// other has draws of its own, of the streams "critic.z 1", "critic.z 2" and so on.
+    pub fn nth(&self, nth: usize) -> Batch<'a> {
+        Batch { nth, ..self.clone() }
+    }
+
+    fn named(&self, name: &str) -> String {
+        if self.nth == 0 { name.into() } else { format!("{name} {}", self.nth) }
+    }
+
+    fn stream(&self, batches: &Batches, name: &str) -> Stream {
+        Stream::new(&batches.cell, &self.named(name))
+    }
+
     /// Images here.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -115,7 +131,7 @@ impl<'a> Batch<'a> {
     pub fn normal(&self, name: &str) -> Result<Tensor> {
         match self.source {
             Source::Drawn(b) => self.normal_of(name, (b.images.channels, b.images.size, b.images.size)),
-            Source::Given(given) => self.rows_of(given.get(name)?),
+            Source::Given(given) => self.rows_of(given.get(&self.named(name))?),
         }
     }
 
@@ -123,10 +139,10 @@ impl<'a> Batch<'a> {
     pub fn normal_of(&self, name: &str, (c, h, w): (usize, usize, usize)) -> Result<Tensor> {
         match self.source {
             Source::Drawn(b) => {
-                let (stream, first) = (Stream::new(&b.cell, name), self.rows.start * c * h * w);
+                let (stream, first) = (self.stream(b, name), self.rows.start * c * h * w);
                 network::normals_from(&stream, self.step, first, (self.len(), c, h, w), &b.device)
             }
-            Source::Given(given) => self.rows_of(given.get(name)?),
+            Source::Given(given) => self.rows_of(given.get(&self.named(name))?),
         }
     }
 
@@ -134,11 +150,11 @@ impl<'a> Batch<'a> {
     pub fn each(&self, name: &str, mut draw: impl FnMut(&mut Draws) -> f32) -> Result<Vec<f32>> {
         match self.source {
             Source::Drawn(b) => {
-                let mut draws = Stream::new(&b.cell, name).at(self.step);
+                let mut draws = self.stream(b, name).at(self.step);
                 let all: Vec<f32> = (0..self.rows.end).map(|_| draw(&mut draws)).collect();
                 Ok(all[self.rows.clone()].to_vec())
             }
-            Source::Given(given) => self.rows_of(given.get(name)?)?.to_vec1(),
+            Source::Given(given) => self.rows_of(given.get(&self.named(name))?)?.to_vec1(),
         }
     }
 
@@ -152,10 +168,10 @@ impl<'a> Batch<'a> {
     ) -> Result<Vec<f32>> {
         match self.source {
             Source::Drawn(b) => {
-                let mut draws = Stream::new(&b.cell, name).at(self.step / every);
+                let mut draws = self.stream(b, name).at(self.step / every);
                 Ok((0..n).map(|_| draw(&mut draws)).collect())
             }
-            Source::Given(given) => given.get(name)?.to_vec1(),
+            Source::Given(given) => given.get(&self.named(name))?.to_vec1(),
         }
     }
 
@@ -177,7 +193,7 @@ impl<'a> Batch<'a> {
     /// Where values are given instead of drawn.
     pub fn draws(&self, name: &str) -> Result<Draws> {
         match self.source {
-            Source::Drawn(b) => Ok(Stream::new(&b.cell, name).at(self.step)),
+            Source::Drawn(b) => Ok(self.stream(b, name).at(self.step)),
             Source::Given(_) => bail!("{name} is drawn once for a batch and cannot be given"),
         }
     }
@@ -189,7 +205,7 @@ impl<'a> Batch<'a> {
                 let shape = (self.len(), b.images.channels, b.images.size, b.images.size);
                 Tensor::from_vec(b.images.to_unit(&self.indices(name, b)), shape, &b.device)
             }
-            Source::Given(given) => self.rows_of(given.get(name)?),
+            Source::Given(given) => self.rows_of(given.get(&self.named(name))?),
         }
     }
 
@@ -209,12 +225,12 @@ impl<'a> Batch<'a> {
     pub fn augment(&self, name: &str, x: &Tensor) -> Result<(Tensor, Option<Vec<f32>>)> {
         let draws = match self.source {
             Source::Drawn(b) if b.augmentation.p > 0.0 => {
-                let mut draws = Stream::new(&b.cell, name).at(self.step);
+                let mut draws = self.stream(b, name).at(self.step);
                 let all: Vec<Draw> = (0..self.rows.end).map(|_| b.augmentation.draw(&mut draws)).collect();
                 all[self.rows.clone()].to_vec()
             }
-            Source::Given(given) if given.augment.contains_key(name) => {
-                given.augment[name][self.rows.clone()].to_vec()
+            Source::Given(given) if given.augment.contains_key(&self.named(name)) => {
+                given.augment[&self.named(name)][self.rows.clone()].to_vec()
             }
             _ => return Ok((x.clone(), None)),
         };
@@ -223,7 +239,7 @@ impl<'a> Batch<'a> {
     }
 
     fn indices(&self, name: &str, b: &Batches) -> Vec<usize> {
-        let mut draws = Stream::new(&b.cell, name).at(self.step);
+        let mut draws = self.stream(b, name).at(self.step);
         let all: Vec<usize> = (0..self.rows.end).map(|_| draws.below(b.images.len())).collect();
         all[self.rows.clone()].to_vec()
     }

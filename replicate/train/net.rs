@@ -92,6 +92,17 @@ impl<M> Net<M> {
         Ok(values)
     }
 
+    /// `times` steps as [`Net::descend`], each with draws of its own; the values of the last.
+    pub fn descend_times(
+        &mut self,
+        times: usize,
+        batch: &Batch,
+        lr: f64,
+        loss: impl Fn(&M, &Batch) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
+        (0..times).try_fold(Vec::new(), |_, nth| self.descend(&batch.nth(nth), lr, &loss))
+    }
+
     /// The gradients of the first value of `loss` over the whole batch, and all values.
     pub fn gradients(
         &self,

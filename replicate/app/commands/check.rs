@@ -1,12 +1,13 @@
 //! `check` and `accept`: what the store has against golden, paper and claims.
 
 use super::{
-    all_goldens, golden_path, lock_to_change, reader, recipe, report, root, select, stored, write_file,
+    all_goldens, golden_path, lock_to_change, presets, reader, recipes, report, root, select, stored,
+    write_file,
 };
 use crate::app::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::humantime;
-use crate::experiment::{Row, Scale, TABLE1, all_rows};
+use crate::experiment::{Recipe, Row, Scale, TABLE1, all_rows};
 use crate::judge::claims::{ClaimVerdict, evaluate_all};
 use crate::judge::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
 use crate::judge::paper::{self, Claim, Fid};
@@ -29,7 +30,10 @@ pub fn check(
     let cells = select(targets, place)?;
     let rows: Vec<&str> = cells.iter().map(|cell| cell.id).collect();
     let root = root(place.root.as_deref())?;
-    let mut runner = reader(place, recipe(place, set, None)?, stop)?;
+    let Ok([recipe]) = <[Recipe; 1]>::try_from(recipes(place, set, None, &cells)?) else {
+        return Err(Error::Usage("--set: one value for each setting, as one experiment is checked".into()));
+    };
+    let mut runner = reader(place, recipe, stop)?;
     let scale = runner.recipe().scale.name();
     let colour = std::io::stdout().is_terminal();
     let all: Vec<Row> = all_rows().collect();
@@ -180,7 +184,7 @@ pub fn accept(
     refuse_in_ci(std::env::var("CI").ok().as_deref())?;
     let cells = select(targets, place)?;
     let root = root(place.root.as_deref())?;
-    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
+    let mut runner = reader(place, presets(place)?, stop)?;
     let scores = stored(&mut runner, &cells, seeds)?;
     if scores.is_empty() {
         return Err(Error::Usage("there is nothing to accept: run these cells first".into()));

@@ -156,10 +156,14 @@ fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Initialization, pla
     Ok(all)
 }
 
-/// Prints what decides each of `cells`.
-pub fn explain(cells: &[Row], recipe: &Recipe, root: &Path) -> Result<i32> {
-    let settings = paper::setup(&root.join("paper"))?;
-    let texts: Vec<String> = cells.iter().map(|cell| explain::explain(cell, recipe, &settings)).collect();
+/// Prints what decides each of `cells`, all of it or what matters most.
+pub fn explain(cells: &[Row], recipe: &Recipe, full: bool, root: &Path) -> Result<i32> {
+    let lines = paper::setup(&root.join("paper"))?;
+    let text = |cell: &Row| match full {
+        true => explain::full(cell, recipe, &lines, root),
+        false => explain::short(cell, recipe, &lines),
+    };
+    let texts: Vec<String> = cells.iter().map(text).collect();
     print!("{}", texts.join("\n"));
     Ok(EXIT_GOOD)
 }

@@ -6,19 +6,17 @@ mod fetch;
 mod list;
 mod prepare;
 mod report;
+mod run;
 mod score;
 mod selftest;
 mod weights;
 
 use crate::app::cli::{Cli, Command, Format, Place, Which};
-use crate::app::machine;
 use crate::error::{EXIT_GOOD, Error, Result, shown_path};
-use crate::experiment::plan;
 use crate::experiment::run::{Outcome, Runner, Settings};
 use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
-use crate::judge::golden::{Golden, Score, TIME, read_golden};
+use crate::judge::golden::{Golden, Score, read_golden};
 use crate::judge::paper::{self, Kind};
-use crate::measure::metrics::modes::STATES;
 use crate::network::device;
 use crate::report::table::Table;
 use crate::store::formats::torch;
@@ -38,87 +36,7 @@ const FULL_ROW: &str = "init-full";
 pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
     match cli.command {
         Command::List { place, ids, json } => list::list(&place, ids, json, stop),
-        Command::Run {
-            targets,
-            place,
-            seed,
-            watch,
-            until,
-            set,
-            from_scratch,
-            keep,
-            explain,
-            dry_run,
-            offline,
-            microbatch,
-            output,
-        } => {
-            let cells = select(&targets, &place)?;
-            let recipe = recipe(&place, &set, until)?;
-            if explain {
-                return list::explain(&cells, &recipe, &root(place.root.as_deref())?);
-            }
-            let seeds = unique(&seed);
-            let mut settings = settings(&place, from_scratch)?;
-            settings.keep = keep;
-            settings.microbatch = microbatch.map(|images| images as usize);
-            if microbatch.is_some() && settings.device.is_cpu() {
-                return Err(Error::Usage(
-                    "--microbatch is for GPUs: on a CPU the same seed promises the same bytes, of whole batches"
-                        .into(),
-                ));
-            }
-            let watch = Watch::new(watch.unwrap_or_else(Mode::fitting));
-            let mut runner = Runner::new(settings, recipe, watch, stop)?;
-            runner.read_given(&cells)?;
-            if dry_run {
-                return prepare::dry_run(&mut runner, &place, &cells, &seeds, offline);
-            }
-            let scale = runner.recipe().scale;
-            if matches!(scale, Scale::Small | Scale::Paper) && runner.device().is_cpu() && until.is_none() {
-                say(&format!(
-                    "--scale {scale} needs a GPU; --dry-run estimates how long it takes on this machine"
-                ));
-            }
-            prepare::prepare(&mut runner, &place, &cells, &seeds, offline, stop)?;
-            if writes_tables(&targets, &runner) {
-                // Tried first: it should not fail after the work.
-                std::fs::create_dir_all(&output).map_err(Error::io("create", &output))?;
-                write_file(&output.join(".writable"), b"")?;
-                _ = std::fs::remove_file(output.join(".writable"));
-            }
-            let (mut outcomes, mut failed) = (Vec::new(), None);
-            for seed in seeds {
-                for cell in &cells {
-                    match runner.row(cell, seed) {
-                        Ok(outcome) => outcomes.push(outcome),
-                        // One row that diverges says nothing about the others.
-                        Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
-                            say(&format!("error: {} of seed {seed} failed: {error}", cell.id));
-                            if error.is_out_of_memory() {
-                                let tried = runner.recipe_in_memory().budget.batch;
-                                say(&format!(
-                                    "  --microbatch {} goes on with fewer images at a time",
-                                    smaller(&runner, cell, tried)
-                                ));
-                            }
-                            // Every later call would fail with the same error.
-                            if error.is_device_lost() {
-                                return Ok(error.exit_code());
-                            }
-                            failed.get_or_insert(error.exit_code());
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
-                // After the cells: one of them may be what the others are compared with.
-                for cell in &cells {
-                    runner.mapping(cell, seed)?;
-                }
-            }
-            let ended = finish_run(&mut runner, &place, &targets, &outcomes, &output)?;
-            Ok(failed.unwrap_or(ended))
-        }
+        Command::Run(arguments) => run::run(&arguments, stop),
         Command::Check { targets, place, seed, against, set, json } => {
             check::check(&targets, &place, &seed, against, &set, json, stop)
         }
@@ -143,15 +61,6 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
         }
         Command::Weights { names, place, write } => weights::weights(&names, &place, write, stop),
     }
-}
-
-/// The images of a batch to take at once where `tried` were too many: as many as the
-/// whole memory has room for by the plan, but fewer than before.
-fn smaller(runner: &Runner, cell: &Row, tried: usize) -> usize {
-    let fits = machine::total_memory(runner.device())
-        .and_then(|bytes| plan::fitting(runner.recipe(), cell, bytes))
-        .unwrap_or(1);
-    fits.min(tried.div_ceil(2))
 }
 
 /// The cells that `targets` name, each once.
@@ -188,21 +97,38 @@ fn is_cited(row: &str, place: &Place) -> bool {
     printed.is_ok_and(|rows| rows.iter().any(|other| other.id == row && other.kind == Kind::Cited))
 }
 
-fn recipe(place: &Place, set: &[String], until: Option<u64>) -> Result<Recipe> {
+/// The presets of the scale.
+fn presets(place: &Place) -> Result<Recipe> {
     let scale = Scale::ALL.into_iter().find(|scale| scale.name() == place.scale).ok_or_else(|| {
         Error::Usage(unknown("scale", &place.scale, Scale::ALL.into_iter().map(Scale::name)))
     })?;
     if place.data.is_some() && scale.procedural() {
         return Err(Error::Usage(format!("--data: --scale {scale} draws its images and reads no files")));
     }
-    let mut recipe = Recipe::of(scale);
+    Ok(Recipe::of(scale))
+}
+
+/// The recipes of every combination of the values in `set`, each used by one of `rows`.
+fn recipes(place: &Place, set: &[String], until: Option<u64>, rows: &[Row]) -> Result<Vec<Recipe>> {
+    let mut recipes = vec![presets(place)?];
     for change in set {
-        recipe.set(change)?;
+        // Without a value the error is that of the setting.
+        let (name, values) = change.split_once('=').unwrap_or((change, ""));
+        let each = |recipe: &Recipe, value: &str| {
+            let mut recipe = recipe.clone();
+            let change = if values.is_empty() { change.clone() } else { format!("{name}={value}") };
+            recipe.set(&change)?;
+            recipe.changes_used_by(rows)?;
+            Ok(recipe)
+        };
+        let combined =
+            recipes.iter().flat_map(|recipe| values.split(',').map(move |value| each(recipe, value)));
+        recipes = combined.collect::<Result<_>>()?;
     }
     if let Some(images) = until {
-        recipe.until(images);
+        recipes.iter_mut().for_each(|recipe| recipe.until(images));
     }
-    Ok(recipe)
+    Ok(recipes)
 }
 
 fn runner<'a>(
@@ -229,7 +155,7 @@ fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
 
 /// A runner for single samples and for looking around.
 fn quiet<'a>(place: &Place, stop: &'a AtomicBool) -> Result<Runner<'a>> {
-    runner(place, recipe(place, &[], None)?, Mode::Lines, false, stop)
+    runner(place, presets(place)?, Mode::Lines, false, stop)
 }
 
 /// A runner that only reads: the device need not be here.
@@ -318,11 +244,6 @@ fn tables(targets: &[String]) -> impl Iterator<Item = (Which, &'static str)> {
     named.into_iter().filter(|(_, name)| targets.iter().any(|target| target == name || target == "all"))
 }
 
-/// A changed experiment is no row of a table.
-fn writes_tables(targets: &[String], runner: &Runner) -> bool {
-    tables(targets).next().is_some() && runner.recipe().overrides.changes.is_empty()
-}
-
 /// The right to read a file of the repository and to write it anew.
 fn lock_to_change(path: &Path, stop: &AtomicBool) -> Result<File> {
     store::lock_to_change(path, &mut |waited| {
@@ -342,48 +263,11 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(dir, path.file_name().unwrap_or_default(), bytes)
 }
 
-/// A count as such, the category by its name.
-fn value_text(score: &Score) -> String {
-    let state = STATES.iter().find(|(_, category)| score.metric == "collapse" && *category == score.value);
-    match state {
-        Some((name, _)) => name.to_string(),
-        None if score.value.fract() == 0.0 => score.value.to_string(),
-        None => format!("{:.6}", score.value),
-    }
-}
-
 fn write_table(output: &Path, name: &str, table: &Table) -> Result<()> {
     for (suffix, text) in [("csv", table.to_csv()), ("md", table.to_markdown())] {
         write_file(&output.join(format!("{name}.{suffix}")), text.as_bytes())?;
     }
     Ok(())
-}
-
-/// Prints the tables that were asked for, and leaves them as files.
-fn finish_run(
-    runner: &mut Runner,
-    place: &Place,
-    targets: &[String],
-    outcomes: &[Outcome],
-    output: &Path,
-) -> Result<i32> {
-    let root = root(place.root.as_deref())?;
-    if !writes_tables(targets, runner) {
-        for outcome in outcomes {
-            println!("{}", outcome.scores.entry.dir().display());
-            for score in runner.scores(outcome)?.iter().filter(|score| score.metric != TIME) {
-                println!("  {:20} {}", score.metric, value_text(score));
-            }
-        }
-        return Ok(EXIT_GOOD);
-    }
-    for (which, name) in tables(targets) {
-        let table = report::build(which, runner, &root)?;
-        write_table(output, name, &table)?;
-        print!("{}", render(&table, Format::Text));
-        println!("\nwritten: {0}/{name}.csv and {0}/{name}.md", output.display());
-    }
-    Ok(EXIT_GOOD)
 }
 
 /// Lists the tensors of a checkpoint, and writes them as safetensors on demand.

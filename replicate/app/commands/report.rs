@@ -1,6 +1,6 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
-use super::{all_goldens, reader, recipe, render, root, scores_of, write_file, write_table};
+use super::{all_goldens, presets, reader, render, root, scores_of, write_file, write_table};
 use crate::app::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
 use crate::experiment::run::{Outcome, Runner, SAMPLES};
@@ -29,7 +29,7 @@ const REPOSITORY: &str = env!("CARGO_PKG_REPOSITORY");
 /// Prints one table.
 pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
-    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
+    let mut runner = reader(place, presets(place)?, stop)?;
     let table = build(which, &mut runner, &root)?;
     print!("{}", render(&table, format));
     Ok(EXIT_GOOD)
@@ -44,7 +44,7 @@ pub(super) fn build(which: Which, runner: &mut Runner, root: &Path) -> Result<Ta
 /// Writes index.html, report.md, results.csv, both tables and the figures.
 pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
-    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
+    let mut runner = reader(place, presets(place)?, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     if gathered.outcomes.is_empty() {
         return Ok(gathered.nothing(place));
@@ -80,7 +80,7 @@ fn say_missing(missing: &[Missing]) {
 /// Writes the figures and strips alone.
 pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
-    let mut runner = reader(place, recipe(place, &[], None)?, stop)?;
+    let mut runner = reader(place, presets(place)?, stop)?;
     let gathered = Gathered::of(&mut runner, &root)?;
     if gathered.outcomes.is_empty() {
         return Ok(gathered.nothing(place));
@@ -132,6 +132,8 @@ struct Gathered {
     second: Vec<Row2>,
     /// Every cell in the tables' order.
     labels: Vec<(String, String)>,
+    /// Every setting of the rows.
+    settings: Vec<(&'static str, String)>,
 }
 
 impl Gathered {
@@ -157,6 +159,8 @@ impl Gathered {
         let comparisons = golden::check(&goldens, &scores);
         let unlearned = unlearned(&scores, &curves, scale);
         let labels = labels(&first, &second);
+        let used = all_rows().flat_map(|row| runner.recipe().used(&row));
+        let settings = used.map(|setting| (setting.field.name, setting.value)).collect();
         Ok(Gathered {
             scale,
             outcomes,
@@ -168,6 +172,7 @@ impl Gathered {
             first,
             second,
             labels,
+            settings,
         })
     }
 
@@ -206,6 +211,7 @@ impl Gathered {
             figures: figures(&panels, &self.second, scale),
             strips: strips(&panels, scale),
             choices: paper::setup(&paper)?,
+            settings: self.settings.clone(),
             runs: self
                 .outcomes
                 .iter()

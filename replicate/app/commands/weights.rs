@@ -1,6 +1,6 @@
 //! `weights`: the networks that ship with the repository, trained again.
 
-use super::{lock_to_change, recipe, root, runner, write_file};
+use super::{lock_to_change, presets, root, runner, write_file};
 use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::{CLASSIFIER, SHIPPED, WEIGHTS};
@@ -18,7 +18,7 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
         refuse_in_ci(std::env::var("CI").ok().as_deref())?;
     }
     let root = root(place.root.as_deref())?;
-    let mut runner = runner(place, recipe(place, &[], None)?, Mode::fitting(), true, stop)?;
+    let mut runner = runner(place, presets(place)?, Mode::fitting(), true, stop)?;
     let starts = [
         Initialization::MultiLevel(Data::Target),
         Initialization::SingleLevel,

@@ -2,6 +2,7 @@
 
 use super::{Runner, provenance};
 use crate::error::{Error, Result, shown_path};
+use crate::settings::{Setting, object};
 use crate::store::{Entry, Finished, Key, Lock, Manifest};
 use crate::train::watch::say;
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use std::time::Instant;
 pub struct Artifact {
     pub text: String,
     pub label: String,
+    pub settings: Vec<Setting>,
     pub seed: u64,
     /// Images that its training sees, where it has one.
     pub images: Option<u64>,
@@ -105,9 +107,10 @@ impl Runner<'_> {
         }
         let started = Instant::now();
         let outputs = maker(self, &lock)?;
-        let Artifact { text, seed, inputs, parents, .. } = artifact;
+        let Artifact { text, settings, seed, inputs, parents, .. } = artifact;
         let manifest = Manifest {
             experiment: text,
+            settings: object(&settings),
             seed,
             images: outputs.images,
             determinism: self.class.to_string(),

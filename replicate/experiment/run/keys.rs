@@ -7,8 +7,9 @@
 //! room measure. So a change of a metric trains nothing, and a new method's file is in
 //! no other row's key.
 
-use crate::experiment::{Data, Initialization, Recipe, Row, Scale, own};
+use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
 use crate::method::all_rows;
+use crate::method::one_step::OneStep;
 use crate::settings::{Setting, Settings};
 use crate::store::hex;
 use sha2::{Digest, Sha256};
@@ -194,6 +195,13 @@ pub fn classifier(recipe: &Recipe, images: &str, determinism: &str) -> String {
         .finish()
 }
 
+/// The settings of the row's method that no other has.
+fn own(recipe: &Recipe, row: &Row) -> Vec<Setting> {
+    let mut settings = recipe.method_settings(row);
+    settings.retain(|setting| setting.owner != OneStep::OWNER);
+    settings
+}
+
 /// What the weights of a row are made from.
 pub struct Origin<'a> {
     /// Digest of the training images.
@@ -217,7 +225,7 @@ pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determini
         .line("method", row.method.name)
         .settings(recipe.network.list())
         .settings(recipe.one_step.list())
-        .settings(own(row, &recipe.overrides))
+        .settings(own(recipe, row))
         .settings(recipe.budget.list())
         .line("images of the row", recipe.images_of(row))
         .line("images along the run", recipe.evaluation.quick_samples);
@@ -242,7 +250,7 @@ pub fn scores(
         .line("weights sha256", weights)
         .line("method", row.method.name)
         .settings(recipe.network.list())
-        .settings(own(row, &recipe.overrides))
+        .settings(own(recipe, row))
         .line("sigma_init", recipe.one_step.sigma_init)
         .settings(recipe.evaluation.list())
         .line("features sha256", features)

@@ -154,6 +154,7 @@ impl Runner<'_> {
         Artifact {
             text: keys::weights(&self.recipe, row, seed, &origin, self.class),
             label: self.label(&format!("{}-s{seed}-weights", row.id)),
+            settings: self.recipe.training_settings(row),
             seed,
             images: Some(self.recipe.images_of(row).next_multiple_of(self.recipe.budget.batch as u64)),
             inputs: [("images".to_string(), parents.images.clone())].into_iter().chain(start).collect(),
@@ -169,6 +170,7 @@ impl Runner<'_> {
         Artifact {
             text: keys::scores(&self.recipe, row, seed, digest, &parents.features, self.class),
             label: self.label(&format!("{}-s{seed}", row.id)),
+            settings: self.recipe.used(row),
             seed,
             images: None,
             inputs: inputs.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect(),

@@ -7,7 +7,7 @@ use super::{Runner, SHIPPED, WEIGHTS, keys};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
 use crate::experiment::{Initialization, Recipe};
-use crate::measure::classifier::{Classifier, ClassifierMethod};
+use crate::measure::classifier::{Classifier, ClassifierMethod, ClassifierTraining};
 use crate::measure::evaluate::FeatureNetwork;
 use crate::measure::inception::Inception;
 use crate::measure::sample::generate_grid;
@@ -15,6 +15,7 @@ use crate::method::one_step::one_step;
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::network::params::{Arrays, outline};
 use crate::network::unet::Denoiser;
+use crate::settings::Settings;
 use crate::store::formats::torch;
 use crate::store::{Entry, Lock, read_safetensors, sha256_hex, write_safetensors};
 use crate::train::augment::Augmentation;
@@ -83,6 +84,7 @@ impl Runner<'_> {
         Artifact {
             text: keys::pretraining(&self.recipe, start, &images, self.class),
             label: format!("{}-pretrain-{start}", self.recipe.scale),
+            settings: [self.recipe.network.list(), self.recipe.pretraining.list()].concat(),
             inputs: BTreeMap::from([("images".into(), images)]),
             ..Artifact::default()
         }
@@ -180,9 +182,10 @@ impl Runner<'_> {
     }
 
     fn shipped_classifier(&self) -> Result<Option<(Arrays, String)>> {
-        match self.settings.from_scratch {
-            true => Ok(None),
-            false => shipped(&self.settings.root, CLASSIFIER),
+        let original = self.recipe.classifier == ClassifierTraining::at(self.recipe.scale);
+        match original && !self.settings.from_scratch {
+            true => shipped(&self.settings.root, CLASSIFIER),
+            false => Ok(None),
         }
     }
 
@@ -191,6 +194,7 @@ impl Runner<'_> {
         Artifact {
             text: keys::classifier(&self.recipe, &images, self.class),
             label: CLASSIFIER.into(),
+            settings: self.recipe.classifier.list(),
             inputs: BTreeMap::from([("images".into(), images)]),
             ..Artifact::default()
         }

@@ -3,11 +3,11 @@
 
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{Divergence, class_ratio, diffuse};
-use crate::method::noise::{Levels, squared};
-use crate::method::one_step::{self, Generator};
+use crate::method::one_step::{self, Generator, OneStep};
 use crate::method::{Build, Setup, Spec, Trained};
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::{CRITIC_HEAD, Critic};
+use crate::settings::Settings;
 use crate::store::sha256_hex;
 use crate::train::Method;
 use crate::train::batch::Batch;
@@ -47,7 +47,7 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerpr
         fingerprint,
         training,
         nfe: |_| 1,
-        settings: &[],
+        settings: &[OneStep::listed],
         sampler: one_step::sampler,
     }
 }
@@ -76,8 +76,7 @@ pub struct ClassRatio {
     generator: Generator,
     critic: Net<Critic>,
     divergence: Divergence,
-    levels: Levels,
-    critic_lr: f64,
+    settings: OneStep,
 }
 
 impl ClassRatio {
@@ -86,10 +85,9 @@ impl ClassRatio {
         let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
         let drawn: &[&str] = if setup.start.is_some() { &[CRITIC_HEAD] } else { &[""] };
         let source = Source { given: setup.start.unwrap_or(&none), drawn, cell: &cell };
-        let s = setup.settings;
-        let critic = Net::new(setup.device, &source, s.adam(), |vb| Critic::new(setup.network, vb))?;
-        let generator = Generator::new(setup)?;
-        Ok(ClassRatio { generator, critic, divergence, levels: s.levels(), critic_lr: s.critic_lr })
+        let settings = setup.settings.clone();
+        let critic = Net::new(setup.device, &source, settings.adam(), |vb| Critic::new(setup.network, vb))?;
+        Ok(ClassRatio { generator: Generator::new(setup)?, critic, divergence, settings })
     }
 }
 
@@ -99,10 +97,11 @@ impl Method for ClassRatio {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let (levels, divergence, generator) = (self.levels, self.divergence, &self.generator);
+        let (s, divergence, generator) = (&self.settings, self.divergence, &self.generator);
+        let (levels, weight) = (s.levels(), s.weight);
 
         // Line 4: the critic learns log p_d(x_t) / q_theta(x_t) (Eq 6, 7).
-        let critic = self.critic.descend(batch, self.critic_lr, |critic, b| {
+        let critic = self.critic.descend_times(s.critic_steps, batch, s.critic_lr, |critic, b| {
             let sigma = levels.draw(b, "critic.sigma")?;
             let (fake, fake_labels) =
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
@@ -114,12 +113,12 @@ impl Method for ClassRatio {
             Ok(vec![class_ratio(&l_real, &l_fake)?, c_real, c_fake])
         })?;
 
-        // Lines 5 and 6: down the estimated divergence, w(t) = sigma^2 (Eq 8-10, appendix B).
+        // Lines 5 and 6: down the estimated divergence, by w(t) (Eq 8-10, appendix B).
         let critic_net = &self.critic.frozen;
         let generator = self.generator.descend(batch, |x0, b| {
             let sigma = levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
-            divergence.loss(&critic_net.forward(&xt, &sigma, None)?, &squared(&sigma))
+            divergence.loss(&critic_net.forward(&xt, &sigma, None)?, &weight.of(&sigma))
         })?;
 
         let [loss, c_real, c_fake] = critic.try_into().expect("three values");

@@ -9,7 +9,7 @@ use crate::settings::{Settings, settings};
 use candle_core::{Result, Tensor};
 
 settings! {
-    pub struct DdimSettings: "DDIM", "ddim_" {
+    pub struct DdimSettings: "ddim", "ddim_" {
         /// Steps of one network call each, down to 0.002: none is spent on a final level 0.
         steps: usize = [10], 1..=1000, "", Stated("Table 1: 10 network calls");
         /// Spacing of the noise levels; polynomial is EDM's, uniform in sigma^(1/7).

@@ -15,7 +15,7 @@ use candle_core::{Result, Tensor, bail};
 const FEWEST_CALLS: usize = 4;
 
 settings! {
-    pub struct DpmSettings: "DPM-Solver-fast", "dpm_solver_" {
+    pub struct DpmSettings: "dpm_solver", "dpm_solver_" {
         /// Network calls, divided into steps of orders 3, 2 and 1.
         calls: usize = [10], FEWEST_CALLS..=1000, "", Stated("Table 1: 10 network calls");
     }

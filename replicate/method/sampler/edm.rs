@@ -8,7 +8,7 @@ use crate::settings::{Settings, settings};
 use candle_core::{Result, Tensor};
 
 settings! {
-    pub struct HeunSettings: "EDM's solver", "heun_" {
+    pub struct HeunSettings: "edm", "heun_" {
         /// Steps of the teacher's solver; the last takes one network call, the others two.
         steps: usize = [18], 2..=1000, "";
     }

@@ -4,10 +4,10 @@
 
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{diffuse, dsm, vsd};
-use crate::method::noise::{Levels, squared};
-use crate::method::one_step::{self, Generator, denoiser};
+use crate::method::one_step::{self, Generator, OneStep, denoiser};
 use crate::method::{Setup, Spec, Trained};
 use crate::network::unet::Denoiser;
+use crate::settings::Settings;
 use crate::train::Method;
 use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
@@ -36,7 +36,7 @@ pub const SPEC: Spec = Spec {
         from_scratch: None,
     }),
     nfe: |_| 1,
-    settings: &[],
+    settings: &[OneStep::listed],
     sampler: one_step::sampler,
 };
 
@@ -44,8 +44,7 @@ pub struct DiffInstruct {
     generator: Generator,
     fake: Net<Denoiser>,
     teacher: Denoiser,
-    levels: Levels,
-    fake_lr: f64,
+    settings: OneStep,
 }
 
 impl DiffInstruct {
@@ -60,8 +59,7 @@ impl DiffInstruct {
         let generator = Generator::new(setup)?;
         let fake = denoiser(setup, "fake score")?;
         let teacher = Denoiser::load(setup.network, weights, setup.device)?;
-        let s = setup.settings;
-        Ok(DiffInstruct { generator, fake, teacher, levels: s.levels(), fake_lr: s.critic_lr })
+        Ok(DiffInstruct { generator, fake, teacher, settings: setup.settings.clone() })
     }
 }
 
@@ -71,10 +69,11 @@ impl Method for DiffInstruct {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let (levels, teacher, generator) = (self.levels, &self.teacher, &self.generator);
+        let (s, teacher, generator) = (&self.settings, &self.teacher, &self.generator);
+        let (levels, weight) = (s.levels(), s.weight);
 
         // Line 4: the fake score learns to denoise generated images (Eq 4).
-        let fake = self.fake.descend(batch, self.fake_lr, |fake, b| {
+        let fake = self.fake.descend_times(s.critic_steps, batch, s.critic_lr, |fake, b| {
             let sigma = levels.draw(b, "critic.sigma")?;
             let (x0, labels) =
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
@@ -82,14 +81,14 @@ impl Method for DiffInstruct {
             Ok(vec![dsm(&fake.forward(&xt, &sigma, labels.as_deref())?, &x0, &sigma)?])
         })?;
 
-        // Lines 5 and 6: along the difference of the scores, w(t) = sigma^2 (Eq 5, appendix B).
+        // Lines 5 and 6: along the difference of the scores, by w(t) (Eq 5, appendix B).
         let fake_net = &self.fake.frozen;
         let generator = self.generator.descend(batch, |x0, b| {
             let sigma = levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
             let at = xt.detach();
             let (q, p) = (fake_net.forward(&at, &sigma, None)?, teacher.forward(&at, &sigma, None)?);
-            vsd(&xt, &q, &p, &sigma, &squared(&sigma))
+            vsd(&xt, &q, &p, &sigma, &weight.of(&sigma))
         })?;
 
         let [fake] = fake.try_into().expect("one value");
