@@ -175,13 +175,13 @@ pub const FULL_INITIALIZATION: Row = row("dijs", DIJS, FULL);
 pub const TABLE1: &[Row] = &[
     row("edm", edm::SPEC, FULL),
     row("diff-instruct", diff_instruct::SPEC, FULL),
-    row("sid", sid::SID, FULL),
     row("dirm", ratio!(DiRm, "Eq 10"), FULL),
     row("dikl", ratio!(DiKl, "Eq 8"), FULL),
     FULL_INITIALIZATION,
-    row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
     row("ddim", sampler::ddim::SPEC, FULL),
     row("dpm-solver-fast", sampler::dpm_solver::SPEC, FULL),
+    row("sid", sid::SID, FULL),
+    row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
 ];
 
 /// Table 2; its last row is Table 1's DiJS.

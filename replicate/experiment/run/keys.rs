@@ -315,7 +315,7 @@ mod tests {
         for (path, trains, measures) in [
             ("replicate/measure/metrics/kid.rs", false, true),
             ("replicate/train/adam.rs", true, false),
-            ("replicate/network/unet.rs", true, true),
+            ("replicate/network/unet/mod.rs", true, true),
             ("replicate/method/noise.rs", true, true),
             (file, true, true),
             ("replicate/method/score_based/diff_instruct.rs", false, false),
