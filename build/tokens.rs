@@ -21,11 +21,11 @@ fn code(tokens: TokenStream, by_value: &[&str]) -> TokenStream {
     let mut kept = Vec::new();
     let mut at = 0;
     while at < tokens.len() {
-        if let Some(attribute) = attribute(&tokens[at..]) {
+        if let Some((attribute, length)) = attribute(&tokens[at..]) {
             let skipped = if attribute.starts_with("doc") {
-                2
+                length
             } else if attribute.starts_with("cfg (test)") || attribute.starts_with("cfg(test)") {
-                2 + item(&tokens[at + 2..])
+                length + item(&tokens[at + length..])
             } else {
                 0
             };
@@ -51,11 +51,16 @@ fn code(tokens: TokenStream, by_value: &[&str]) -> TokenStream {
     kept.into_iter().collect()
 }
 
-/// The text of the attribute that begins here.
-fn attribute(tokens: &[TokenTree]) -> Option<String> {
-    let [TokenTree::Punct(hash), TokenTree::Group(group), ..] = tokens else { return None };
+/// The text of the attribute that begins here, and how many tokens it takes.
+fn attribute(tokens: &[TokenTree]) -> Option<(String, usize)> {
+    let (hash, group, length) = match tokens {
+        [TokenTree::Punct(hash), TokenTree::Group(group), ..] => (hash, group, 2),
+        // Of the file or the block that it stands in.
+        [TokenTree::Punct(hash), TokenTree::Punct(_), TokenTree::Group(group), ..] => (hash, group, 3),
+        _ => return None,
+    };
     let found = hash.as_char() == '#' && group.delimiter() == Delimiter::Bracket;
-    found.then(|| group.stream().to_string())
+    found.then(|| (group.stream().to_string(), length))
 }
 
 /// How many tokens the item takes that begins here: to its braces or semicolon.

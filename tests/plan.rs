@@ -223,11 +223,13 @@ fn bytes_below(dir: &Path) -> u64 {
         .sum()
 }
 
-/// The bytes of the entry whose directory ends in `label`.
+/// The bytes of the entries of `label`: of its scores, and of its weights.
 fn entry(store: &Path, label: &str) -> u64 {
+    let weights = format!("{label}-weights");
     let children = std::fs::read_dir(store).into_iter().flatten().flatten();
-    let mut dirs = children.filter(|c| c.file_name().to_string_lossy().ends_with(label));
-    dirs.next().map_or(0, |dir| bytes_below(&dir.path()))
+    let named = |name: &str| name.ends_with(label) || name.ends_with(&weights);
+    let dirs = children.filter(|c| named(&c.file_name().to_string_lossy()));
+    dirs.map(|dir| bytes_below(&dir.path())).sum()
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     let run = replicate(&store, &["run", "init-none", "dijs", "--watch", "lines"]);
     assert!(run.status.success());
     let told = String::from_utf8(run.stderr).unwrap();
-    assert!(told.contains("init-none-s0: after") && told.contains("are collapsed"), "{told}");
+    assert!(told.contains("init-none-s0-weights: after") && told.contains("are collapsed"), "{told}");
     let said = succeed(&store, &["report", "--output", output.to_str().unwrap()]);
     assert!(said.contains("row edm") && !said.contains("row dijs"), "{said}");
     for name in ["index.html", "report.md"] {

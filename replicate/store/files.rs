@@ -139,7 +139,7 @@ pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
     };
     match read() {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
         Err(error) => Err(Error::io("read", path)(error)),
     }
 }

@@ -41,7 +41,7 @@ pub const SID: Spec = Spec {
 };
 
 settings! {
-    pub struct SidSettings: "SiD", "sid_" {
+    pub struct SidSettings: "sid", "sid_" {
         /// Share of the estimated squared distance of the scores that the loss takes off again.
         alpha: f64 = [1.0], 0.0..=2.0, "", Stated("Table 1; the authors' default is 1.2");
         /// Highest noise level of the generator's step, from 0.002 up in the seventh root.
