@@ -54,7 +54,7 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     }
     let table = std::fs::read_to_string(output.join("table2.csv")).unwrap();
     assert!(
-        table.lines().nth(1).unwrap().ends_with(",smoke,0") && table.contains(",not run,smoke,"),
+        table.lines().nth(1).unwrap().ends_with(",smoke,0") && table.contains(",not run,6.20,smoke,"),
         "{table}"
     );
 

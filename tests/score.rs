@@ -343,7 +343,7 @@ fn arrays_that_are_no_images_are_refused() {
         (zip(&[("a.txt", b"hello".to_vec())], false), "a zip without PNG files"),
         (zip(&[("a.npy", good.clone()), ("a.npy", good.clone())], false), "two files of one name"),
         (b"PK\x03\x04 and no more".to_vec(), "not a zip file"),
-        (b"GIF89a".to_vec(), "neither of the latter"),
+        (b"GIF89a".to_vec(), "a GIF image"),
         (Vec::new(), "neither of the latter"),
     ] {
         let text = complaint(&dir.write("images.npz", bytes));
