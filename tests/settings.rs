@@ -125,7 +125,10 @@ fn a_wrong_change_says_what_is_right() {
 #[test]
 fn a_methods_own_settings_are_called_as_its_file() {
     let presets = Recipe::of(Scale::Paper);
-    let stem = |file: &'static str| file.rsplit('/').next().unwrap().trim_end_matches(".rs");
+    let stem = |file: &'static str| {
+        let path = file.trim_end_matches("/mod.rs").trim_end_matches(".rs");
+        path.rsplit('/').next().unwrap()
+    };
     for row in all_rows() {
         for setting in presets.method_settings(&row) {
             let alone = all_rows().all(|other| {

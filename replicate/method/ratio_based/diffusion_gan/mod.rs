@@ -66,7 +66,7 @@ const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec 
 
 settings! {
     /// Settings of Diffusion-GAN.
-    pub struct DiffGan: "Diffusion-GAN", "gan_" {
+    pub struct DiffGan: "diffusion_gan", "gan_" {
         /// Learning rate of both networks, before it is corrected for the penalty's own steps.
         lr: f64 = [0.0025], 0.0..=1e30, "", Silent("The authors' configuration for CIFAR-10");
         /// Adam's decay of the second moment, before the same correction.
