@@ -169,7 +169,7 @@ pub fn html(page: &Page) -> String {
                     h1 { (TITLE) }
                     p.about { @for (text, address) in &page.links { a href=(address) { (text) } " · " } (page.program) }
                     @for sentence in &page.verdict { p.verdict { (sentence) } }
-                    @if let Some(Missing { what, command }) = &page.next { p.about { (what) ": " code { (command) } } }
+                    @if let Some(Missing { what, command }) = &page.next { p.next { (what) ": " code { (command) } } }
                 }
                 (overview(page))
                 nav aria-label="Contents" {
@@ -245,13 +245,22 @@ fn table_html(table: &Table, id: &str, ids: &mut Ids, said: &mut BTreeSet<String
         (scroll_box(&table.name, html! {
             table {
                 @if !table.title.is_empty() { caption { span { (table.title) } } }
-                thead { tr { @for column in &columns { th scope="col" class=[class(column, Tone::Plain)] { (column.title) } } } }
+                thead {
+                    tr {
+                        @for column in &columns {
+                            th scope="col" class=[class(column, Tone::Plain)] { (column.title) }
+                        }
+                    }
+                }
                 @for rows in table.sections() {
                     tbody {
                         @if !rows[0].section.is_empty() {
                             tr { th scope="rowgroup" colspan=(columns.len()) { (rows[0].section) } }
                         }
-                        @for row in rows { (row_html(table, row, &columns, (!row.id.is_empty()).then(|| ids.of(&format!("{id}-{}", row.id))))) }
+                        @for row in rows {
+                            @let anchor = (!row.id.is_empty()).then(|| ids.of(&format!("{id}-{}", row.id)));
+                            (row_html(table, row, &columns, anchor))
+                        }
                     }
                 }
             }

@@ -408,7 +408,10 @@ fn run(cell: &Row, seed: u64, outcome: &Outcome, place: &Place) -> Run {
         commit: manifest.provenance.commit.clone(),
         dirty: manifest.provenance.dirty,
         machine: manifest.provenance.machine.clone(),
-        determinism: manifest.determinism.clone(),
+        determinism: match &outcome.other_code {
+            None => manifest.determinism.clone(),
+            Some(code) => format!("{}, code {code}", manifest.determinism),
+        },
         wall_seconds: outcome.wall_seconds(),
         images: manifest.images,
         experiment: manifest.experiment.clone(),
