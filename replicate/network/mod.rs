@@ -7,6 +7,7 @@
 pub mod count;
 pub mod cpu;
 pub mod device;
+pub mod dual;
 #[cfg(feature = "cudnn")]
 pub mod gpu;
 mod mix;
@@ -28,7 +29,7 @@ pub(crate) use gpu::tape as elsewhere;
 #[cfg(not(feature = "cudnn"))]
 pub(crate) use reference as elsewhere;
 
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -139,6 +140,32 @@ pub fn forward(
     } else {
         elsewhere::apply(parameters, inputs, maps, |ops, inputs| network.walk(ops, inputs))
     }
+}
+
+/// The outputs of a network, and their derivatives along `tangents` of its inputs, as
+/// [`forward`]: about two of its passes. No gradient goes through the derivative of a norm, of
+/// attention, of SiLU or of a reciprocal root.
+///
+/// # Errors
+/// What the network fails with.
+pub fn along(
+    parameters: &[Tensor],
+    inputs: &[&Tensor],
+    tangents: &[&Tensor],
+    maps: DType,
+    network: &impl Walk,
+) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
+    if inputs.len() != tangents.len() {
+        bail!("{} tangents of {} inputs", tangents.len(), inputs.len());
+    }
+    let all = [inputs, tangents].concat();
+    let mut outputs = if inputs[0].device().is_cpu() {
+        cpu::tape::apply(parameters, &all, |ops, maps| dual::walk(ops, maps, network))
+    } else {
+        elsewhere::apply(parameters, &all, maps, |ops, maps| dual::walk(ops, maps, network))
+    }?;
+    let tangents = outputs.split_off(outputs.len() / 2);
+    Ok((outputs, tangents))
 }
 
 /// Several batches of values as one, (B, all), which candle takes as one argument or result

@@ -23,4 +23,16 @@ impl Precondition {
             noise: each(&|s| libm::logf(s) / 4.0),
         }
     }
+
+    /// The derivatives of the coefficients with respect to sigma.
+    pub fn slopes(sigma: &[f32]) -> Precondition {
+        let d2 = SIGMA_DATA * SIGMA_DATA;
+        let each = |f: &dyn Fn(f32, f32) -> f32| sigma.iter().map(|s| f(*s, s * s + d2)).collect();
+        Precondition {
+            skip: each(&|s, v| -2.0 * s * d2 / (v * v)),
+            out: each(&|_, v| SIGMA_DATA * d2 / (v * v.sqrt())),
+            input: each(&|s, v| -s / (v * v.sqrt())),
+            noise: each(&|s, _| 0.25 / s),
+        }
+    }
 }

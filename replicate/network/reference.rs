@@ -1,6 +1,7 @@
 //! The operations of a network as compositions of candle's own: what the kernels are
 //! tested against, and GPUs without cuDNN use.
 
+use crate::network::dual::Tangents;
 use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Result, Tensor};
@@ -128,5 +129,55 @@ impl Ops for Composed<'_> {
 
     fn resample(&mut self, x: &Tensor, resample: &Resample) -> Result<Tensor> {
         resample.along(&resample.along(x, 3)?, 2)
+    }
+}
+
+impl Tangents for Composed<'_> {
+    fn add(&mut self, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        a + b
+    }
+
+    fn norm_along(&mut self, x: &Tensor, dx: &Tensor, norm: &Norm) -> Result<[Tensor; 2]> {
+        let shape @ (b, c, h, w) = x.dims4()?;
+        let grouped = |x: &Tensor| {
+            let x = x.reshape((b, norm.groups, c / norm.groups * h * w))?;
+            x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)
+        };
+        let (x, dx) = (grouped(x)?, grouped(dx)?);
+        let deviation = (x.sqr()?.mean_keepdim(D::Minus1)? + norm.eps as f64)?.sqrt()?;
+        let (x, dx) = (x.broadcast_div(&deviation)?, dx.broadcast_div(&deviation)?);
+        let shrinks = x.broadcast_mul(&(&x * &dx)?.mean_keepdim(D::Minus1)?)?;
+        let of = |param: Param| self.parameters[param.0].reshape((1, c, 1, 1));
+        let y = x.reshape(shape)?.broadcast_mul(&of(norm.gamma)?)?.broadcast_add(&of(norm.beta)?)?;
+        let dy = (dx - shrinks)?.reshape(shape)?.broadcast_mul(&of(norm.gamma)?)?;
+        if norm.silu { Ok([y.silu()?, self.silu_along(&y, &dy)?]) } else { Ok([y, dy]) }
+    }
+
+    fn attention_along(&mut self, x: &Tensor, dx: &Tensor) -> Result<[Tensor; 2]> {
+        let (b, c3, h, w) = x.dims4()?;
+        let parts = |x: &Tensor| -> Result<[Tensor; 3]> {
+            let split = x.reshape((b, c3 / 3, 3, h * w))?;
+            let part = |i| split.narrow(2, i, 1)?.squeeze(2)?.contiguous();
+            Ok([part(0)?, part(1)?, part(2)?])
+        };
+        let ([q, k, v], [dq, dk, dv]) = (parts(x)?, parts(dx)?);
+        let scale = (c3 as f64 / 3.0).sqrt();
+        let p = candle_nn::ops::softmax(&(q.t()?.matmul(&k)? / scale)?, 2)?;
+        let ds = ((dq.t()?.matmul(&k)? + q.t()?.matmul(&dk)?)? / scale)?;
+        let dp = (&p * ds.broadcast_sub(&(&p * &ds)?.sum_keepdim(2)?)?)?;
+        let da = (v.matmul(&dp.t()?)? + dv.matmul(&p.t()?)?)?;
+        let shape = (b, c3 / 3, h, w);
+        Ok([v.matmul(&p.t()?)?.reshape(shape)?, da.reshape(shape)?])
+    }
+
+    fn silu_along(&mut self, x: &Tensor, dx: &Tensor) -> Result<Tensor> {
+        let s = (x.neg()?.exp()? + 1.0)?.recip()?;
+        // s (1 + x (1 - s))
+        dx * (&s + (x * (&s - s.sqr()?)?)?)?
+    }
+
+    fn rsqrt_along(&mut self, x: &Tensor, dx: &Tensor, eps: f32) -> Result<Tensor> {
+        let y = self.rsqrt(x, eps)?;
+        dx * ((y.sqr()? * y)? * -0.5)?
     }
 }

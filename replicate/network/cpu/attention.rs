@@ -103,6 +103,32 @@ pub fn attention_backward(qkv: &Maps, da: &Maps) -> Maps {
     out
 }
 
+/// [`attention`] and its derivative along `dqkv`.
+pub fn attention_along(qkv: &Maps, dqkv: &Maps) -> [Maps; 2] {
+    let [height, width, c3] = qkv.shape();
+    let image = Image { tokens: height * width, channels: c3 / 3 };
+    let (columns, scale) = (image.tokens, image.scale());
+    let maps = || Maps::stale(qkv.images, [height, width, c3 / 3]);
+    let (mut a, mut da) = (maps(), maps());
+    let each = image.tokens * image.channels;
+    let images = qkv.values().chunks_exact(3 * each).zip(dqkv.values().chunks_exact(3 * each));
+    let outputs = a.values_mut().chunks_exact_mut(each).zip(da.values_mut().chunks_exact_mut(each));
+    for ((qkv, dqkv), (a, da)) in images.zip(outputs) {
+        let ([q, k, v], [dq, dk, dv]) = (image.parts(qkv), image.parts(dqkv));
+        let p = image.weights(&q, &k);
+        image.weighted(&p, &v, 1.0, a);
+        let mut dp = image.scores(&dq, &k, scale);
+        let more = image.scores(&q, &dk, scale);
+        dp.iter_mut().zip(more.iter()).for_each(|(s, m)| *s += m);
+        run(SoftmaxBackward { p: &p, dp: &mut dp, columns });
+        image.weighted(&dp, &v, 1.0, da);
+        let mut more = Buffer::stale(each);
+        image.weighted(&p, &dv, 1.0, &mut more);
+        da.iter_mut().zip(more.iter()).for_each(|(a, m)| *a += m);
+    }
+    [a, da]
+}
+
 /// Rows of `columns` scores to weights that sum to 1.
 struct Softmax<'a> {
     p: &'a mut [f32],

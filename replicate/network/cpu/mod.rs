@@ -13,7 +13,7 @@ mod resample;
 mod simd;
 pub mod tape;
 
-pub(crate) use attention::{attention, attention_backward};
+pub(crate) use attention::{attention, attention_along, attention_backward};
 pub(crate) use conv::{Packed, Weight, add_bias_gradient, convolve};
 pub use maps::{Maps, Window, average_pool, max_pool};
 pub(crate) use memory::Aligned;

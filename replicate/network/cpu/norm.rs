@@ -32,6 +32,20 @@ impl GroupNorm<'_> {
         (y, statistics)
     }
 
+    /// y and its derivative along `dx`.
+    ///
+    /// # Panics
+    /// As [`GroupNorm::forward`], and if the tangent is of another size than `x`.
+    pub fn along(&self, x: &Maps, dx: &Maps) -> [Maps; 2] {
+        self.check(x);
+        assert!(dx.images == x.images && dx.shape() == x.shape(), "a tangent of another size");
+        let (mut y, mut dy) = (x.like(), x.like());
+        let (norm, pixels) = (*self, x.height * x.width);
+        let (x, dx) = (x.values(), dx.values());
+        run(Along { norm, pixels, x, dx, y: y.values_mut(), dy: dy.values_mut() });
+        [y, dy]
+    }
+
     /// The gradient with respect to x; those of gamma and beta are added to theirs.
     ///
     /// # Panics
@@ -92,50 +106,19 @@ impl Kernel for Forward<'_> {
     fn run<L: Lanes>(self) -> Statistics {
         let Forward { norm, pixels, x, y } = self;
         let channels = norm.channels();
-        let n = (pixels * channels / norm.groups) as f32;
         let mut statistics = Statistics::with_capacity(x.len() / (pixels * channels) * norm.groups);
-        let (mut sums, mut mean) = (vec![0f32; channels], vec![0f32; channels]);
-        let (mut a, mut b) = (vec![0f32; channels], vec![0f32; channels]);
+        let mut line = Line::new(channels);
         let images = x.chunks_exact(pixels * channels).zip(y.chunks_exact_mut(pixels * channels));
         for (x, y) in images {
-            // SAFETY of each block: `width` channels of each pixel from `at` on.
-            for at in (0..channels).step_by(LANES) {
-                unsafe {
-                    let sum: L = column_sums(x, channels, at);
-                    sum.store_first(sums.as_mut_ptr().add(at), channels - at);
-                }
-            }
-            for group in norm.members() {
-                let m = sums[group.clone()].iter().sum::<f32>() / n;
-                mean[group].fill(m);
-            }
+            line.measure::<L>(norm, pixels, x, |group| statistics.push(group));
+            // SAFETY: `width` channels of each pixel from `at` on.
             for at in (0..channels).step_by(LANES) {
                 let width = channels - at;
                 unsafe {
-                    let mean: L = L::load_first(mean.as_ptr().add(at), width);
-                    let mut acc = [L::splat(0.0); 4];
-                    for pixel in 0..pixels {
-                        let d = L::load_first(x.as_ptr().add(pixel * channels + at), width).sub(mean);
-                        acc[pixel % 4] = acc[pixel % 4].fma(d, d);
-                    }
-                    let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
-                    sum.store_first(sums.as_mut_ptr().add(at), width);
-                }
-            }
-            for group in norm.members() {
-                let variance = sums[group.clone()].iter().sum::<f32>() / n;
-                let rstd = 1.0 / (variance + norm.eps).sqrt();
-                statistics.push((mean[group.start], rstd));
-                for c in group {
-                    a[c] = rstd * norm.gamma[c];
-                    b[c] = norm.beta[c] - mean[c] * a[c];
-                }
-            }
-            for at in (0..channels).step_by(LANES) {
-                let width = channels - at;
-                unsafe {
-                    let (a, b): (L, L) =
-                        (L::load_first(a.as_ptr().add(at), width), L::load_first(b.as_ptr().add(at), width));
+                    let (a, b): (L, L) = (
+                        L::load_first(line.a.as_ptr().add(at), width),
+                        L::load_first(line.b.as_ptr().add(at), width),
+                    );
                     for pixel in 0..pixels {
                         let place = pixel * channels + at;
                         let u = b.fma(a, L::load_first(x.as_ptr().add(place), width));
@@ -146,6 +129,145 @@ impl Kernel for Forward<'_> {
             }
         }
         statistics
+    }
+}
+
+/// What an image is normalised by, a value for each channel: y = a x + b.
+struct Line {
+    sums: Vec<f32>,
+    mean: Vec<f32>,
+    a: Vec<f32>,
+    b: Vec<f32>,
+}
+
+impl Line {
+    fn new(channels: usize) -> Line {
+        let zeros = || vec![0f32; channels];
+        Line { sums: zeros(), mean: zeros(), a: zeros(), b: zeros() }
+    }
+
+    /// Of the image `x`; `give` gets mean and 1 / standard deviation of each group.
+    #[inline(always)]
+    fn measure<L: Lanes>(
+        &mut self,
+        norm: GroupNorm,
+        pixels: usize,
+        x: &[f32],
+        mut give: impl FnMut((f32, f32)),
+    ) {
+        let Line { sums, mean, a, b } = self;
+        let channels = norm.channels();
+        let n = (pixels * channels / norm.groups) as f32;
+        // SAFETY of each block: `width` channels of each pixel from `at` on.
+        for at in (0..channels).step_by(LANES) {
+            unsafe {
+                let sum: L = column_sums(x, channels, at);
+                sum.store_first(sums.as_mut_ptr().add(at), channels - at);
+            }
+        }
+        for group in norm.members() {
+            let m = sums[group.clone()].iter().sum::<f32>() / n;
+            mean[group].fill(m);
+        }
+        for at in (0..channels).step_by(LANES) {
+            let width = channels - at;
+            unsafe {
+                let mean: L = L::load_first(mean.as_ptr().add(at), width);
+                let mut acc = [L::splat(0.0); 4];
+                for pixel in 0..pixels {
+                    let d = L::load_first(x.as_ptr().add(pixel * channels + at), width).sub(mean);
+                    acc[pixel % 4] = acc[pixel % 4].fma(d, d);
+                }
+                let sum = acc[0].add(acc[1]).add(acc[2].add(acc[3]));
+                sum.store_first(sums.as_mut_ptr().add(at), width);
+            }
+        }
+        for group in norm.members() {
+            let variance = sums[group.clone()].iter().sum::<f32>() / n;
+            let rstd = 1.0 / (variance + norm.eps).sqrt();
+            give((mean[group.start], rstd));
+            for c in group {
+                a[c] = rstd * norm.gamma[c];
+                b[c] = norm.beta[c] - mean[c] * a[c];
+            }
+        }
+    }
+}
+
+struct Along<'a> {
+    norm: GroupNorm<'a>,
+    pixels: usize,
+    x: &'a [f32],
+    dx: &'a [f32],
+    y: &'a mut [f32],
+    dy: &'a mut [f32],
+}
+
+impl Kernel for Along<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Along { norm, pixels, x, dx, y, dy } = self;
+        let channels = norm.channels();
+        let (each, n) = (pixels * channels, (pixels * channels / norm.groups) as f32);
+        let mut line = Line::new(channels);
+        let mut rstd = Vec::with_capacity(norm.groups);
+        // Sums of dx and of dx (x - mean) over the pixels; then dy = a dx + slope x + offset
+        // of the output before SiLU.
+        let (mut slope, mut offset) = (vec![0f32; channels], vec![0f32; channels]);
+        let images = x.chunks_exact(each).zip(dx.chunks_exact(each));
+        let outputs = y.chunks_exact_mut(each).zip(dy.chunks_exact_mut(each));
+        for ((x, dx), (y, dy)) in images.zip(outputs) {
+            rstd.clear();
+            line.measure::<L>(norm, pixels, x, |(_, r)| rstd.push(r));
+            let Line { mean, a, b, .. } = &line;
+            // SAFETY of each block: `width` channels of each pixel from `at` on.
+            for at in (0..channels).step_by(LANES) {
+                let width = channels - at;
+                unsafe {
+                    let mean: L = L::load_first(mean.as_ptr().add(at), width);
+                    let (mut sums, mut products) = ([L::splat(0.0); 2], [L::splat(0.0); 2]);
+                    for pixel in 0..pixels {
+                        let place = pixel * channels + at;
+                        let d: L = L::load_first(dx.as_ptr().add(place), width);
+                        let centred = L::load_first(x.as_ptr().add(place), width).sub(mean);
+                        sums[pixel % 2] = sums[pixel % 2].add(d);
+                        products[pixel % 2] = products[pixel % 2].fma(d, centred);
+                    }
+                    sums[0].add(sums[1]).store_first(offset.as_mut_ptr().add(at), width);
+                    products[0].add(products[1]).store_first(slope.as_mut_ptr().add(at), width);
+                }
+            }
+            for (group, rstd) in norm.members().zip(&rstd) {
+                let along = offset[group.clone()].iter().sum::<f32>() / n;
+                let shrinks = slope[group.clone()].iter().sum::<f32>() / n * rstd * rstd;
+                for c in group {
+                    slope[c] = -a[c] * shrinks;
+                    offset[c] = -a[c] * along - slope[c] * mean[c];
+                }
+            }
+            for at in (0..channels).step_by(LANES) {
+                let width = channels - at;
+                unsafe {
+                    let of = |values: &[f32]| -> L { L::load_first(values.as_ptr().add(at), width) };
+                    let (a, b, slope, offset, one) = (of(a), of(b), of(&slope), of(&offset), L::splat(1.0));
+                    for pixel in 0..pixels {
+                        let place = pixel * channels + at;
+                        let v: L = L::load_first(x.as_ptr().add(place), width);
+                        let dv: L = L::load_first(dx.as_ptr().add(place), width);
+                        let (mut u, mut du) = (b.fma(a, v), offset.fma(slope, v).fma(a, dv));
+                        if norm.silu {
+                            let s = u.sigmoid();
+                            du = du.mul(s.mul(one.fma(u, one.sub(s))));
+                            u = u.mul(s);
+                        }
+                        u.store_first(y.as_mut_ptr().add(place), width);
+                        du.store_first(dy.as_mut_ptr().add(place), width);
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -267,6 +389,9 @@ mod tests {
                     let (mut dgamma, mut dbeta) = (vec![0f32; norm.channels()], vec![0f32; norm.channels()]);
                     let pixels = x.len() / norm.channels();
                     let statistics = Forward { norm, pixels, x, y: &mut y }.run::<L>();
+                    let (mut value, mut tangent) = (vec![0f32; x.len()], vec![0f32; x.len()]);
+                    Along { norm, pixels, x, dx: dy, y: &mut value, dy: &mut tangent }.run::<L>();
+                    assert_eq!(value, y, "the forward pass's");
                     let (dgamma_, dbeta_) = (&mut dgamma, &mut dbeta);
                     Backward {
                         norm,
@@ -279,7 +404,7 @@ mod tests {
                         dbeta: dbeta_,
                     }
                     .run::<L>();
-                    [y, dx, dgamma, dbeta].concat().iter().map(|v| v.to_bits()).collect()
+                    [y, dx, dgamma, dbeta, tangent].concat().iter().map(|v| v.to_bits()).collect()
                 }
             }
             let all = run_each(|| Both(norm, &x, &dy));

@@ -7,6 +7,7 @@
 //! (B, 1, 1, C), are float32.
 
 use self::backward::{Gradient, Taken};
+use crate::network::dual::Tangents;
 use crate::network::gpu::{self as cuda};
 use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample, mix, pack, unpack};
 use candle_core::backend::BackendStorage;
@@ -332,6 +333,72 @@ impl Ops for Fused<'_> {
         let back = [h, w].map(|n| resample.transposed(n));
         let y = resampled(&x.map, [resample; 2])?;
         Ok(self.push(y, x.id.is_some(), || Step::Resample { x: x.id, back }))
+    }
+}
+
+// No kernels of our own: those of the gradients, which have the same slopes, and candle's.
+impl Tangents for Fused<'_> {
+    fn add(&mut self, a: &Node, b: &Node) -> Result<Node> {
+        let (a, b) = (self.settled(a)?, self.settled(b)?);
+        self.finish(&a, None, Some((&b, 1.0)))
+    }
+
+    fn norm_along(&mut self, x: &Node, dx: &Node, norm: &Norm) -> Result<[Node; 2]> {
+        let [x, dx] = self.untracked("a norm", x, dx)?;
+        let affine = [norm.gamma, norm.beta].map(|param| &self.parameters[param.0]);
+        let plain = cuda::GroupNorm { silu: false, ..group_norm(norm) };
+        let (u, kept) = plain.forward(&x, None, affine)?;
+        let (ones, zeros) = (affine[0].ones_like()?, affine[1].zeros_like()?);
+        let arriving = cuda::Arriving { dy: (&dx, 1.0), plus: None };
+        let (du, _) = plain.backward(&x, None, [&ones, &zeros], &kept, arriving)?;
+        let du = du.broadcast_mul(&affine[0].to_dtype(du.dtype())?)?;
+        let both = match norm.silu {
+            true => [group_norm(norm).forward(&x, None, affine)?.0, cuda::silu_backward(&u, &du)?],
+            false => [u, du],
+        };
+        Ok(both.map(|map| self.input(map, false)))
+    }
+
+    fn attention_along(&mut self, x: &Node, dx: &Node) -> Result<[Node; 2]> {
+        let [x, dx] = self.untracked("attention", x, dx)?;
+        let (b, h, w, c3) = x.dims4()?;
+        let c = c3 / 3;
+        let parts = |x: &Tensor| -> Result<[Tensor; 3]> {
+            let split = x.to_dtype(DType::F32)?.reshape((b, h * w, c, 3))?;
+            let part = |i| split.narrow(3, i, 1)?.squeeze(3)?.contiguous();
+            Ok([part(0)?, part(1)?, part(2)?])
+        };
+        let ([q, k, v], [dq, dk, dv]) = (parts(&x)?, parts(&dx)?);
+        let (k, dk, scale) = (k.t()?.contiguous()?, dk.t()?.contiguous()?, (c as f64).sqrt());
+        let p = candle_nn::ops::softmax(&(q.matmul(&k)? / scale)?, 2)?;
+        let ds = ((dq.matmul(&k)? + q.matmul(&dk)?)? / scale)?;
+        let dp = (&p * ds.broadcast_sub(&(&p * &ds)?.sum_keepdim(2)?)?)?;
+        let da = (dp.matmul(&v)? + p.matmul(&dv)?)?.to_dtype(x.dtype())?;
+        let a = cuda::attention(&x.reshape((b, h * w, c3))?, None)?;
+        let map = |a: Tensor| a.reshape((b, h, w, c));
+        Ok([map(a)?, map(da)?].map(|map| self.input(map, false)))
+    }
+
+    fn silu_along(&mut self, x: &Node, dx: &Node) -> Result<Node> {
+        let [x, dx] = self.untracked("SiLU", x, dx)?;
+        Ok(self.input(cuda::silu_backward(&x, &dx)?, false))
+    }
+
+    fn rsqrt_along(&mut self, x: &Node, dx: &Node, eps: f32) -> Result<Node> {
+        let [x, dx] = self.untracked("a reciprocal root", x, dx)?;
+        let y = (x + f64::from(eps))?.sqrt()?.recip()?;
+        Ok(self.input((dx * ((y.sqr()? * y)? * -0.5)?)?, false))
+    }
+}
+
+impl Fused<'_> {
+    /// The maps of `x` and `dx`, for derivatives that have no derivative here.
+    fn untracked(&mut self, what: &str, x: &Node, dx: &Node) -> Result<[Tensor; 2]> {
+        let tracked = |node: &Node| node.id.is_some() || node.shift_tracked();
+        if self.trained || tracked(x) || tracked(dx) {
+            bail!("no gradient goes through the derivative of {what}");
+        }
+        Ok([self.settled(x)?.map, self.settled(dx)?.map])
     }
 }
 

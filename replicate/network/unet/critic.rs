@@ -1,7 +1,7 @@
 //! The encoder half with a head: real or generated.
 
 use super::blocks::{Linear, norm};
-use super::{Conditioning, Config, Encoder, SecondTime};
+use super::{Conditioning, Config, Encoder, SecondTime, run};
 use crate::network::precondition::Precondition;
 use crate::network::{Builder, Norm, Ops, Walk, scale_images};
 use candle_core::{Result, Tensor};
@@ -36,8 +36,8 @@ impl Critic {
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let told = Conditioning { noise: &c.noise, second: None, augment };
-        let x = scale_images(x, &c.input)?;
-        self.encoder.run(&self.parameters, &x, &told, self)?.remove(0).flatten_all()
+        let (x, told) = (scale_images(x, &c.input)?, self.encoder.told(&told, x)?);
+        run(&self.parameters, &x, &told, self)?.remove(0).flatten_all()
     }
 
     /// Logits (B) of real and of generated images (B, C, H, W) at the same noise levels,

@@ -1,16 +1,19 @@
 //! The whole U-Net with its preconditioning.
 
-use super::{Conditioning, Config, Decoder, Encoder, SecondTime};
+use super::told::depending;
+use super::{Conditioning, Config, Decoder, Encoder, SecondTime, inputs, run};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::precondition::Precondition;
-use crate::network::{Builder, Ops, Walk, mix, scale_images};
-use candle_core::{Device, Result, Tensor};
+use crate::network::{self, Builder, Ops, Walk, activations, mix, scale_images};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 /// D(x; sigma), the preconditioned U-Net: teacher, one-step generator and fake
 /// score are all this network.
 pub struct Denoiser {
     pub(crate) parameters: Vec<Tensor>,
+    /// The first of them.
+    encoder_parameters: usize,
     encoder: Encoder,
     decoder: Decoder,
 }
@@ -23,8 +26,9 @@ impl Denoiser {
     pub fn with_second_time(config: &Config, second: SecondTime, vb: VarBuilder) -> Result<Denoiser> {
         let b = Builder::new(vb).pp("model");
         let encoder = Encoder::new(config, second, b.clone())?;
+        let encoder_parameters = b.parameters().len();
         let decoder = Decoder::new(config, second, encoder.channels.clone(), b.pp("dec"))?;
-        Ok(Denoiser { parameters: b.parameters(), encoder, decoder })
+        Ok(Denoiser { parameters: b.parameters(), encoder_parameters, encoder, decoder })
     }
 
     /// The network with these weights, without gradients; with a second time where they have
@@ -48,15 +52,117 @@ impl Denoiser {
 
     /// F(x; c_noise), the U-Net itself, of inputs that are scaled already.
     pub fn raw(&self, x: &Tensor, told: &Conditioning) -> Result<Tensor> {
-        Ok(self.encoder.run(&self.parameters, x, told, self)?.remove(0))
+        Ok(run(&self.parameters, x, &self.encoder.told(told, x)?, self)?.remove(0))
+    }
+
+    /// The means over the channels of the encoder's last map, (B, H, W) of its size, and no
+    /// gradient for the decoder's parameters: SiDA's logits, AMED's features.
+    pub fn features(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
+        let c = Precondition::at(sigma);
+        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment }, x)?;
+        let encoder = &self.parameters[..self.encoder_parameters];
+        run(encoder, &scale_images(x, &c.input)?, &told, &Encoded(self))?.remove(0).mean(1)
+    }
+
+    /// [`Denoiser::forward`] and [`Denoiser::features`] of one pass.
+    pub fn with_features(
+        &self,
+        x: &Tensor,
+        sigma: &[f32],
+        augment: Option<&[f32]>,
+    ) -> Result<(Tensor, Tensor)> {
+        let c = Precondition::at(sigma);
+        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment }, x)?;
+        let outputs = run(&self.parameters, &scale_images(x, &c.input)?, &told, &Both(self))?;
+        Ok((mix(x, &c.skip, &outputs[0], &c.out)?, outputs[1].mean(1)?))
+    }
+
+    /// [`Denoiser::with_features`] of noise levels `sigma` (B) that a gradient reaches, through
+    /// all that depends on them: to the bit the same values.
+    pub fn tracked(&self, x: &Tensor, sigma: &Tensor) -> Result<(Tensor, Tensor)> {
+        let sigma = sigma.to_dtype(DType::F32)?;
+        let levels = sigma.to_vec1::<f32>()?;
+        let (c, slopes) = (Precondition::at(&levels), Precondition::slopes(&levels));
+        let mut told = self.encoder.told(&Conditioning { noise: &c.noise, ..Conditioning::default() }, x)?;
+        let positions = &self.encoder.positions;
+        let along = positions.slopes(&c.noise, &slopes.noise);
+        told[0] = depending(positions.rows(&c.noise), along, &sigma)?;
+        let times = |x: &Tensor, factors: Vec<f32>, slopes: Vec<f32>| {
+            x.broadcast_mul(&depending(factors, slopes, &sigma)?.reshape(((), 1, 1, 1))?)
+        };
+        let input = times(x, c.input, slopes.input)?;
+        let outputs = run(&self.parameters, &input, &told, &Both(self))?;
+        let denoised = times(x, c.skip, slopes.skip)? + times(&outputs[0], c.out, slopes.out)?;
+        Ok((denoised?, outputs[1].mean(1)?))
+    }
+
+    /// F(x; c_noise) as [`Denoiser::raw`], and its derivative along `dx` and the tangent `dnoise`
+    /// (B) of c_noise.
+    pub fn raw_along(
+        &self,
+        [x, dx]: [&Tensor; 2],
+        told: &Conditioning,
+        dnoise: &[f32],
+    ) -> Result<[Tensor; 2]> {
+        let values = self.encoder.told(told, x)?;
+        let mut tangents = values.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>>>()?;
+        let slopes = self.encoder.positions.slopes(told.noise, dnoise);
+        tangents[0] = Tensor::from_vec(slopes, values[0].shape(), x.device())?;
+        let (inputs, tangents) = (inputs(x, &values), inputs(dx, &tangents));
+        let maps = activations(x.device());
+        let (mut f, mut df) = network::along(&self.parameters, &inputs, &tangents, maps, self)?;
+        Ok([f.remove(0), df.remove(0)])
+    }
+
+    /// D(x; sigma) as [`Denoiser::forward`], and its derivative along `dx` and the tangent
+    /// `dsigma` (B) of the noise levels, of which that of c_noise is dsigma / (4 sigma).
+    pub fn along(
+        &self,
+        [x, dx]: [&Tensor; 2],
+        sigma: &[f32],
+        dsigma: &[f32],
+        augment: Option<&[f32]>,
+    ) -> Result<[Tensor; 2]> {
+        let (c, slopes) = (Precondition::at(sigma), Precondition::slopes(sigma));
+        let along = |slopes: &[f32]| -> Vec<f32> { slopes.iter().zip(dsigma).map(|(s, d)| s * d).collect() };
+        let told = Conditioning { noise: &c.noise, second: None, augment };
+        let dinput = mix(dx, &c.input, x, &along(&slopes.input))?;
+        let inputs = [&scale_images(x, &c.input)?, &dinput];
+        let [f, df] = self.raw_along(inputs, &told, &along(&slopes.noise))?;
+        let through = mix(dx, &c.skip, &df, &c.out)?;
+        let beside = mix(x, &along(&slopes.skip), &f, &along(&slopes.out))?;
+        Ok([mix(x, &c.skip, &f, &c.out)?, (through + beside)?])
     }
 }
 
 /// From the scaled images and what they are told to F.
 impl Walk for Denoiser {
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
-        let emb = self.encoder.embed(ops, &inputs[1..])?;
-        let skips = self.encoder.forward(ops, &inputs[0], &emb)?;
-        Ok(vec![self.decoder.forward(ops, skips, &emb)?])
+        let mut both = Both(self).walk(ops, inputs)?;
+        both.truncate(1);
+        Ok(both)
+    }
+}
+
+/// To the encoder's last map.
+struct Encoded<'a>(&'a Denoiser);
+
+impl Walk for Encoded<'_> {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let emb = self.0.encoder.embed(ops, &inputs[1..])?;
+        let last = self.0.encoder.forward(ops, &inputs[0], &emb)?.pop();
+        Ok(vec![last.expect("an encoder has blocks")])
+    }
+}
+
+/// To F and the encoder's last map.
+struct Both<'a>(&'a Denoiser);
+
+impl Walk for Both<'_> {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let emb = self.0.encoder.embed(ops, &inputs[1..])?;
+        let skips = self.0.encoder.forward(ops, &inputs[0], &emb)?;
+        let last = skips.last().expect("an encoder has blocks").clone();
+        Ok(vec![self.0.decoder.forward(ops, skips, &emb)?, last])
     }
 }

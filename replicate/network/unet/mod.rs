@@ -18,7 +18,7 @@ use crate::network::params::Arrays;
 use crate::network::{self, Builder, Norm, Ops, Plus, Walk, activations};
 use crate::settings::{FIXED, Scale, Settings, settings};
 use crate::store::Array;
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 /// How a network is told a second noise level, where it shall jump to: part of a method, not
 /// of a scale's configuration.
@@ -208,23 +208,10 @@ impl Encoder {
         })
     }
 
-    /// The outputs of a network that begins with this encoder, of scaled images and what they
-    /// are told.
-    fn run(
-        &self,
-        parameters: &[Tensor],
-        x: &Tensor,
-        told: &Conditioning,
-        network: &impl Walk,
-    ) -> Result<Vec<Tensor>> {
-        let rows = self.told(told, x.dim(0)?, x.device())?;
-        let inputs: Vec<&Tensor> = std::iter::once(x).chain(&rows).collect();
-        network::forward(parameters, &inputs, activations(x.device()), network)
-    }
-
     /// Rows (B, channels) in the order in which [`Encoder::embed`] takes them: the embedded
     /// noise levels, those of the second time, the labels.
-    fn told(&self, told: &Conditioning, images: usize, device: &Device) -> Result<Vec<Tensor>> {
+    fn told(&self, told: &Conditioning, x: &Tensor) -> Result<Vec<Tensor>> {
+        let (images, device) = (x.dim(0)?, x.device());
         let seconds = [told.second.is_some(), self.second.is_some()].map(usize::from);
         if seconds[0] != seconds[1] {
             bail!("{} second times are given, the network takes {}", seconds[0], seconds[1]);
@@ -276,6 +263,16 @@ impl Encoder {
         }
         Ok(outputs)
     }
+}
+
+/// The outputs of a U-Net, or of a part of one, of scaled images and what [`Encoder::told`]
+/// makes.
+fn run(parameters: &[Tensor], x: &Tensor, told: &[Tensor], part: &impl Walk) -> Result<Vec<Tensor>> {
+    network::forward(parameters, &inputs(x, told), activations(x.device()), part)
+}
+
+fn inputs<'a>(x: &'a Tensor, told: &'a [Tensor]) -> Vec<&'a Tensor> {
+    std::iter::once(x).chain(told).collect()
 }
 
 struct Decoder {

@@ -28,12 +28,32 @@ impl Positions {
     }
 
     pub fn rows(&self, noise: &[f32]) -> Vec<f32> {
-        let row = |n: &f32| {
-            let angles = self.0.iter().map(move |f| n * f);
-            angles.clone().map(libm::sinf).chain(angles.map(libm::cosf)).collect::<Vec<_>>()
-        };
-        noise.iter().flat_map(row).collect()
+        let mut rows = Vec::with_capacity(noise.len() * self.channels());
+        for n in noise {
+            rows.extend(self.0.iter().map(|f| libm::sinf(n * f)));
+            rows.extend(self.0.iter().map(|f| libm::cosf(n * f)));
+        }
+        rows
     }
+
+    /// The derivatives of the rows along `tangent`, one value an image.
+    pub fn slopes(&self, noise: &[f32], tangent: &[f32]) -> Vec<f32> {
+        let mut rows = Vec::with_capacity(noise.len() * self.channels());
+        for (n, dn) in noise.iter().zip(tangent) {
+            rows.extend(self.0.iter().map(|f| dn * f * libm::cosf(n * f)));
+            rows.extend(self.0.iter().map(|f| -dn * f * libm::sinf(n * f)));
+        }
+        rows
+    }
+}
+
+/// Numbers that depend on `of` (B) through `slopes`, as many for each of its values: they are
+/// `values`, and their gradient reaches `of`. The first derivative alone is right.
+pub(super) fn depending(values: Vec<f32>, slopes: Vec<f32>, of: &Tensor) -> Result<Tensor> {
+    let images = of.dim(0)?;
+    let rows = |values: Vec<f32>| Tensor::from_vec(values, (images, ()), of.device());
+    let nothing = (of - of.detach())?.unsqueeze(1)?;
+    rows(values)? + rows(slopes)?.broadcast_mul(&nothing)?
 }
 
 /// Rows (B, C) of `values`.

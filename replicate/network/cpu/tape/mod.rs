@@ -12,6 +12,7 @@ pub use self::apply::apply;
 
 use self::apply::Sums;
 use crate::network::cpu::{self, Ends, GroupNorm, Maps, Packed, Statistics, Weight};
+use crate::network::dual::Tangents;
 use crate::network::{Norm, Ops, Param, Plus, Resample};
 use candle_core::{Result, bail};
 use std::ops::Range;
@@ -34,6 +35,7 @@ enum Step {
     Up2 { x: Node },
     Concat { a: Node, b: Node },
     Mean { x: Node },
+    Add { a: Node, b: Node },
     Leaky { x: Node, by: Node, gain: f32 },
     Scale { x: Node, rows: Node },
     Rsqrt { x: Node, eps: f32 },
@@ -134,20 +136,14 @@ impl Ops for Tape<'_> {
     }
 
     fn norm(&mut self, x: &Node, norm: &Norm) -> Result<Node> {
-        let channels = x.maps.channels;
-        let lengths = [norm.gamma, norm.beta].map(|param| self.values(param).len());
-        if lengths != [channels; 2] || norm.groups == 0 || !channels.is_multiple_of(norm.groups) {
-            bail!("group norm: {channels} channels, {norm:?}, gamma and beta of {lengths:?}");
-        }
+        self.check_norm(x, norm)?;
         let (y, statistics) = group_norm(self.parameters, norm).forward(&x.maps);
         let tracked = self.trained || x.id.is_some();
         Ok(self.push(y, tracked, || Step::Norm { x: x.clone(), norm: *norm, statistics }))
     }
 
     fn attention(&mut self, qkv: &Node) -> Result<Node> {
-        if !qkv.maps.channels.is_multiple_of(3) {
-            bail!("attention: {} channels are not three times anything", qkv.maps.channels);
-        }
+        check_attention(qkv)?;
         let a = cpu::attention(&qkv.maps);
         Ok(self.push(a, qkv.id.is_some(), || Step::Attention { qkv: qkv.clone() }))
     }
@@ -186,9 +182,7 @@ impl Ops for Tape<'_> {
     }
 
     fn leaky(&mut self, x: &Node, by: &Node, gain: f32) -> Result<Node> {
-        if (x.maps.images, x.maps.shape()) != (by.maps.images, by.maps.shape()) {
-            bail!("leaky: maps of {:?} by {:?}", x.maps.shape(), by.maps.shape());
-        }
+        x.like(by)?;
         let y = cpu::leaky(&x.maps, &by.maps, gain);
         Ok(self.push(y, x.id.is_some(), || Step::Leaky { x: x.clone(), by: by.clone(), gain }))
     }
@@ -215,6 +209,73 @@ impl Ops for Tape<'_> {
         let y = cpu::resample(&x.maps, [resample; 2]);
         Ok(self.push(y, x.id.is_some(), || Step::Resample { x: x.clone(), resample: *resample }))
     }
+}
+
+impl Tangents for Tape<'_> {
+    fn add(&mut self, a: &Node, b: &Node) -> Result<Node> {
+        a.like(b)?;
+        let mut y = a.maps.copy();
+        cpu::add(&mut y, &b.maps);
+        Ok(self.push(y, a.id.is_some() || b.id.is_some(), || Step::Add { a: a.clone(), b: b.clone() }))
+    }
+
+    fn norm_along(&mut self, x: &Node, dx: &Node, norm: &Norm) -> Result<[Node; 2]> {
+        self.untracked("a norm", x, dx)?;
+        self.check_norm(x, norm)?;
+        let both = group_norm(self.parameters, norm).along(&x.maps, &dx.maps);
+        Ok(both.map(|maps| self.input(maps, false)))
+    }
+
+    fn attention_along(&mut self, x: &Node, dx: &Node) -> Result<[Node; 2]> {
+        self.untracked("attention", x, dx)?;
+        check_attention(x)?;
+        Ok(cpu::attention_along(&x.maps, &dx.maps).map(|maps| self.input(maps, false)))
+    }
+
+    fn silu_along(&mut self, x: &Node, dx: &Node) -> Result<Node> {
+        self.untracked("SiLU", x, dx)?;
+        Ok(self.input(cpu::silu_backward(&x.maps, &dx.maps), false))
+    }
+
+    fn rsqrt_along(&mut self, x: &Node, dx: &Node, eps: f32) -> Result<Node> {
+        self.untracked("a reciprocal root", x, dx)?;
+        Ok(self.input(cpu::rsqrt_backward(&x.maps, eps, &dx.maps), false))
+    }
+}
+
+impl Node {
+    fn like(&self, other: &Node) -> Result<()> {
+        match self.maps.images == other.maps.images && self.maps.shape() == other.maps.shape() {
+            true => Ok(()),
+            false => bail!("maps of {:?} and of {:?}", self.maps.shape(), other.maps.shape()),
+        }
+    }
+}
+
+impl Tape<'_> {
+    /// For derivatives that have no derivative here.
+    fn untracked(&self, what: &str, x: &Node, dx: &Node) -> Result<()> {
+        if self.trained || x.id.is_some() || dx.id.is_some() {
+            bail!("no gradient goes through the derivative of {what}");
+        }
+        x.like(dx)
+    }
+
+    fn check_norm(&self, x: &Node, norm: &Norm) -> Result<()> {
+        let channels = x.maps.channels;
+        let lengths = [norm.gamma, norm.beta].map(|param| self.values(param).len());
+        if lengths != [channels; 2] || norm.groups == 0 || !channels.is_multiple_of(norm.groups) {
+            bail!("group norm: {channels} channels, {norm:?}, gamma and beta of {lengths:?}");
+        }
+        Ok(())
+    }
+}
+
+fn check_attention(qkv: &Node) -> Result<()> {
+    if !qkv.maps.channels.is_multiple_of(3) {
+        bail!("attention: {} channels are not three times anything", qkv.maps.channels);
+    }
+    Ok(())
 }
 
 fn group_norm<'a>(parameters: &'a [Parameter], norm: &Norm) -> GroupNorm<'a> {
@@ -312,6 +373,10 @@ impl Taken {
                 }
                 Step::Mean { x } => {
                     add(&x, cpu::mean_backward(&dy, [x.maps.height, x.maps.width]));
+                }
+                Step::Add { a, b } => {
+                    add(&a, dy.copy());
+                    add(&b, dy);
                 }
                 Step::Leaky { x, by, gain } => add(&x, cpu::leaky(&dy, &by.maps, gain)),
                 Step::Scale { x, rows } => {
