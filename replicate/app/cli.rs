@@ -7,6 +7,7 @@ use crate::text::wrap;
 use crate::train::watch::Mode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::PathBuf;
 
 /// Re-runs "Towards Training One-Step Diffusion Models Without Distillation"
@@ -134,6 +135,11 @@ pub enum Command {
     /// does, float64 statistics over N - 1. EDM's protocol is --trials 3 with 150,000 images.
     /// The weights are those of `replicate fetch inception`, or --inception FILE.
     Score(Scoring),
+    /// Write images of a row that was run, or of a checkpoint
+    ///
+    /// Image k is the same whatever else is asked for. An output that exists is left as it
+    /// is; one that was stopped goes on where it was.
+    Sample(Sampling),
     /// Time the heavy parts of a run on this machine
     ///
     /// tests/peers/bench.py times PyTorch beside it.
@@ -258,6 +264,36 @@ pub struct Scoring {
     pub place: Place,
 }
 
+#[derive(Args, Debug)]
+pub struct Sampling {
+    /// A row of the tables that was run, at --scale and with --seed; or an EDM snapshot
+    /// (.pkl), a PyTorch file (.pth) or safetensors of the U-Net in its DDPM++ form
+    #[arg(value_name = "ROW|FILE")]
+    pub what: String,
+    /// As this row is sampled: edm (18 Heun steps), ddim, dpm-solver-fast, dijs (one step) …
+    /// [default: as ROW is; edm for a file]
+    #[arg(long, value_name = "ROW")]
+    pub sampler: Option<String>,
+    /// Steps or network calls of the sampler [default: as in Table 1]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<String>,
+    /// Numbers of the images, as 0-49999 or 7: the first ones are those that a row is scored on
+    #[arg(long, value_parser = numbers, allow_hyphen_values = true)]
+    pub seeds: Range<u64>,
+    /// A new folder of PNG files, a .zip as EDM's data sets are, or an .npz of uint8
+    /// (N, H, W, 3)
+    #[arg(long, value_name = "DIR|ZIP|NPZ")]
+    pub out: PathBuf,
+    /// Of the row; of a file's latents
+    #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    pub seed: u64,
+    /// How progress is shown [default: bar on a terminal, lines in a pipe]
+    #[arg(long)]
+    pub watch: Option<Mode>,
+    #[command(flatten)]
+    pub place: Place,
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct Place {
     /// smoke, mini, drill, small or paper
@@ -333,4 +369,16 @@ fn images(text: &str) -> Result<u64, String> {
 
 fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
+}
+
+/// Images of a sampling at most: their names have eight digits in a zip.
+const MOST_NUMBERS: u64 = 100_000_000;
+
+/// A range of numbers, both ends included.
+fn numbers(text: &str) -> Result<Range<u64>, String> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    match (first.parse::<u64>(), last.parse::<u64>()) {
+        (Ok(first), Ok(last)) if first <= last && last < MOST_NUMBERS => Ok(first..last + 1),
+        _ => Err(format!("expected a range such as 0-49999, or one number, below {MOST_NUMBERS}")),
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod collect;
 pub mod commands;
 pub mod machine;
 pub mod process;

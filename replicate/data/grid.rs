@@ -48,10 +48,11 @@ fn png(rows: &[&[&[u8]]], channels: usize, size: usize, columns: usize, zoom: us
             }
         }
     }
-    encode(&canvas, width, height)
+    png_of(&canvas, width, height)
 }
 
-fn encode(rgb: &[u8], width: usize, height: usize) -> Vec<u8> {
+/// A PNG of `rgb`, `width` x `height` pixels RGB by RGB. The same pixels give the same bytes.
+pub fn png_of(rgb: &[u8], width: usize, height: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
     encoder.set_color(png::ColorType::Rgb);

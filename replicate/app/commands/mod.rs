@@ -7,6 +7,7 @@ mod list;
 mod prepare;
 mod report;
 mod run;
+mod sample;
 mod score;
 mod selftest;
 mod weights;
@@ -53,6 +54,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
         }
         Command::Inspect { file, convert } => inspect(&file, convert.as_deref()),
         Command::Score(scoring) => score::score(&scoring, stop),
+        Command::Sample(sampling) => sample::sample(&sampling, stop),
         Command::Bench { cases, repeats, device: name, json } => {
             bench::bench(&cases, repeats as usize, &device::open(&name)?, json)
         }

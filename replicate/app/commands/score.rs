@@ -151,8 +151,8 @@ impl Side {
         let (network, e) = (runner.recipe().network.clone(), runner.recipe().evaluation.clone());
         let trial = options.num.map_or(e.samples, |num| num as usize);
         let len = trial * options.trials as usize;
-        let mut sample = runner.samples(&cell, options.seed)?;
-        let batches = (0..len).step_by(BATCH).map(move |first| sample(first..len.min(first + BATCH)));
+        let samples = runner.samples(&cell, options.seed)?;
+        let batches = (0..len).step_by(BATCH).map(move |first| samples.at(first..len.min(first + BATCH)));
         let (kind, batches) = ("samples of a row", Box::new(batches));
         let set = ImageSet { kind, len, size: network.size, full: None, batches };
         let described = Described {

@@ -9,6 +9,7 @@ mod mapping;
 mod outcome;
 mod provenance;
 mod row;
+mod samples;
 mod weights;
 
 pub use self::artifact::Made;
@@ -17,6 +18,7 @@ pub use self::keys::MAP_LATENTS;
 pub use self::outcome::Outcome;
 use self::provenance::{class, provenance};
 pub use self::provenance::{determinism, humantime};
+pub use self::samples::Samples;
 pub use self::weights::{CLASSIFIER, shipped};
 use crate::data::Images;
 use crate::error::Result;

@@ -4,7 +4,6 @@ use super::artifact::{Artifact, Made, Outputs};
 use super::outcome::{Outcome, read_trial, trial_text, values_text, write_timing};
 use super::weights::read_weights;
 use super::{Runner, SAMPLES, SCORES, WEIGHTS, keys};
-use crate::data::Images;
 use crate::data::grid::{GRID, png_grid};
 use crate::error::{Error, Result};
 use crate::experiment::{Data, Initialization, Row};
@@ -17,7 +16,6 @@ use crate::train::batch::Batches;
 use crate::train::{Budget, Snapshot, train};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 /// Digests of what a row is made from.
@@ -301,34 +299,5 @@ impl Runner<'_> {
 
     pub(super) fn setup<'s>(&'s self, row: &Row, start: Option<&'s Arrays>, cell: &'s str) -> Setup<'s> {
         self.recipe.setup(&self.settings.device, row, start, cell)
-    }
-
-    /// Images of a finished cell, by their numbers: the first ones are those that it
-    /// was scored on.
-    ///
-    /// # Errors
-    /// `Missing` where the cell has not been run.
-    pub fn samples(
-        &mut self,
-        row: &Row,
-        seed: u64,
-    ) -> Result<impl FnMut(Range<usize>) -> Result<Images> + 'static> {
-        let Some(outcome) = self.stored(row, seed)? else {
-            return Err(Error::Missing {
-                path: self.settings.store.clone(),
-                what: format!("{} of seed {seed} is not in this store", row.id),
-                remedy: format!(
-                    "replicate run {} --scale {} --seed {seed}; results of a GPU are found with its --device",
-                    row.id, self.recipe.scale
-                ),
-            });
-        };
-        let start = self.starting_weights(row)?;
-        let sampler = self.sampler(row, seed, start.as_ref(), outcome.weights.as_ref())?;
-        let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
-        Ok(move |range| {
-            let latents = ScoreLatents { config: &config, seed, device: &device, each: sampler.latents() };
-            generate(range, |part| sampler.sample(&latents.at(part)?))
-        })
     }
 }

@@ -6,10 +6,12 @@
 mod blocks;
 mod critic;
 mod denoiser;
+mod recognise;
 mod told;
 
 pub use self::critic::{CRITIC_HEAD, Critic};
 pub use self::denoiser::Denoiser;
+pub use self::recognise::recognise;
 pub use self::told::Conditioning;
 
 use self::blocks::{Block, Conv, Embedding, Linear, Resample, Widths, ZERO, norm};

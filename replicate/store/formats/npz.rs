@@ -347,19 +347,25 @@ pub fn write(arrays: &[(&str, &Array)]) -> Vec<u8> {
         .compression_method(zip::CompressionMethod::Stored)
         .last_modified_time(zip::DateTime::default());
     for (name, array) in arrays {
-        let sides: Vec<String> = array.shape.iter().map(usize::to_string).collect();
-        let comma = if sides.len() == 1 { "," } else { "" };
-        let dictionary =
-            format!("{{'descr': '<f8', 'fortran_order': False, 'shape': ({}{comma}), }}", sides.join(", "));
-        // The numbers begin at a multiple of 64 bytes.
-        let length = (10 + dictionary.len() + 1).next_multiple_of(64) - 10;
-        let mut bytes = MAGIC.to_vec();
-        bytes.extend([1, 0]);
-        bytes.extend((length as u16).to_le_bytes());
-        bytes.extend(format!("{dictionary:width$}\n", width = length - 1).bytes());
+        let mut bytes = begin("<f8", &array.shape);
         bytes.extend(array.data.iter().flat_map(|x| x.to_le_bytes()));
         zip.start_file(format!("{name}.npy"), stored).expect("a new name");
         zip.write_all(&bytes).expect("writing to memory");
     }
     zip.finish().expect("writing to memory").into_inner()
+}
+
+/// What comes before the numbers of an array in C order: they begin at a multiple of 64
+/// bytes.
+pub fn begin(dtype: &str, shape: &[usize]) -> Vec<u8> {
+    let sides: Vec<String> = shape.iter().map(usize::to_string).collect();
+    let comma = if sides.len() == 1 { "," } else { "" };
+    let dictionary =
+        format!("{{'descr': '{dtype}', 'fortran_order': False, 'shape': ({}{comma}), }}", sides.join(", "));
+    let length = (10 + dictionary.len() + 1).next_multiple_of(64) - 10;
+    let mut bytes = MAGIC.to_vec();
+    bytes.extend([1, 0]);
+    bytes.extend((length as u16).to_le_bytes());
+    bytes.extend(format!("{dictionary:width$}\n", width = length - 1).bytes());
+    bytes
 }

@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
+pub use self::edm::edm_network;
 pub use self::tensor::{Dtype, Tensor};
 use super::foreign;
 use crate::error::{Error, Result};

@@ -1,0 +1,230 @@
+//! Images on their way to a folder of PNG files, to a zip as EDM's data sets are, or to an
+//! array of NumPy's.
+//!
+//! `OUT.partial` has the pixels so far, in order, and the text of what they are of. What
+//! stands under its final name is whole.
+
+use crate::data::Images;
+use crate::data::grid::png_of;
+use crate::error::{Error, Result};
+use crate::store::formats::npz;
+use crate::store::{hex, lock_file, write_atomically};
+use sha2::{Digest, Sha256};
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, ErrorKind, Read, Seek, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Says of a folder or a zip how its images were made.
+const RECORD: &str = "sample.txt";
+const PIXELS: &str = "pixels";
+const LOCK: &str = "lock";
+/// What is written under its final name in the end.
+const WHOLE: &str = "whole";
+/// Images that are read at a time in the end.
+const AT_ONCE: usize = 1000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Container {
+    /// `000000.png`, as EDM's `generate.py`.
+    Folder,
+    /// `00000/img00000000.png` and `dataset.json`, as EDM's `dataset_tool.py`.
+    Zip,
+    /// `arr_0`, uint8 (N, H, W, 3).
+    Npz,
+}
+
+impl Container {
+    /// By the ending of the name.
+    ///
+    /// # Errors
+    /// `Usage` for the name of a file of another kind.
+    pub fn of(out: &Path) -> Result<Container> {
+        let extension = out.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+        match &*extension {
+            "zip" => Ok(Container::Zip),
+            "npz" => Ok(Container::Npz),
+            "npy" | "tar" | "gz" | "png" | "jpg" | "parquet" => Err(Error::Usage(format!(
+                "--out {}: a folder, a .zip and an .npz can be written, but no .{extension}",
+                out.display()
+            ))),
+            _ => Ok(Container::Folder),
+        }
+    }
+}
+
+/// An output that is not whole yet.
+pub struct Collecting {
+    out: PathBuf,
+    container: Container,
+    partial: PathBuf,
+    record: String,
+    pixels: File,
+    size: usize,
+    numbers: Range<u64>,
+    done: u64,
+    _lock: File,
+}
+
+impl Collecting {
+    /// Begins an output of the images of `numbers`, RGB of `size` x `size`, or goes on
+    /// with one; `record` says in lines what they are of.
+    ///
+    /// # Errors
+    /// `Usage` where `out` exists, where what was begun is of another record, or where
+    /// another process is at it.
+    pub fn begin(out: &Path, record: &str, size: usize, numbers: Range<u64>) -> Result<Collecting> {
+        let container = Container::of(out)?;
+        let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut content| content.next().is_none());
+        if out.symlink_metadata().is_ok() && !(container == Container::Folder && is_empty(out)) {
+            return Err(Error::Usage(format!(
+                "{} exists, and nothing is written over it: remove it, or choose another --out",
+                out.display()
+            )));
+        }
+        let mut name = out.file_name().unwrap_or(out.as_os_str()).to_os_string();
+        name.push(".partial");
+        let partial = out.with_file_name(name);
+        fs::create_dir_all(&partial).map_err(Error::io("create", &partial))?;
+        let lock = lock_file(&partial.join(LOCK), &mut |_| {
+            Err(Error::Usage(format!("another process is writing {}", out.display())))
+        })?;
+        match fs::read_to_string(partial.join(RECORD)) {
+            Ok(begun) if begun == record => {}
+            Ok(begun) => {
+                let lines = begun.lines().zip(record.lines());
+                let (theirs, ours) = lines.filter(|(a, b)| a != b).next().unwrap_or((&begun, record));
+                return Err(Error::Usage(format!(
+                    "{} was begun with '{theirs}', this is '{ours}'\n  \
+                     remove it to begin anew, or choose another --out",
+                    partial.display()
+                )));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                write_atomically(&partial, RECORD, record.as_bytes())?;
+            }
+            Err(error) => return Err(Error::io("read", &partial.join(RECORD))(error)),
+        }
+        let path = partial.join(PIXELS);
+        let whole = || -> std::io::Result<(File, u64)> {
+            let file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+            let image = (3 * size * size) as u64;
+            // A process that was killed may have left a part of an image.
+            let done = (file.metadata()?.len() / image).min(numbers.end - numbers.start);
+            file.set_len(done * image)?;
+            Ok((file, done))
+        };
+        let (pixels, done) = whole().map_err(Error::io("open", &path))?;
+        let (out, record) = (out.to_path_buf(), record.to_string());
+        Ok(Collecting { out, container, partial, record, pixels, size, numbers, done, _lock: lock })
+    }
+
+    /// Number of the next image; the range's end where all are there.
+    pub fn next(&self) -> u64 {
+        self.numbers.start + self.done
+    }
+
+    /// The next images. They are on the disk when this returns.
+    ///
+    /// # Panics
+    /// If they are of another size, or more than are left.
+    pub fn push(&mut self, images: &Images) -> Result<()> {
+        assert_eq!((images.channels, images.size), (3, self.size), "images of another shape");
+        assert!(self.next() + images.len() as u64 <= self.numbers.end, "more images than announced");
+        let written = self.pixels.write_all(&images.pixels).and_then(|()| self.pixels.sync_data());
+        written.map_err(Error::io("write", &self.partial.join(PIXELS)))?;
+        self.done += images.len() as u64;
+        Ok(())
+    }
+
+    /// Gives the output its final name. Returns the SHA-256 of all pixels, N x 3 x H x W,
+    /// as `score` prints it.
+    pub fn finish(mut self) -> Result<String> {
+        assert_eq!(self.next(), self.numbers.end, "an image is missing");
+        let whole = self.partial.join(WHOLE);
+        // What a process left that was killed here.
+        _ = fs::remove_dir_all(&whole);
+        _ = fs::remove_file(&whole);
+        let written = match self.container {
+            Container::Folder => self.folder(&whole),
+            Container::Zip => self.zip(&whole),
+            Container::Npz => self.npz(&whole),
+        };
+        let digest = written.map_err(Error::io("write", &self.out))?;
+        fs::rename(&whole, &self.out).map_err(Error::io("write", &self.out))?;
+        fs::remove_dir_all(&self.partial).map_err(Error::io("remove", &self.partial))?;
+        Ok(digest)
+    }
+
+    /// Calls `each` with the number of each image and its pixels; their SHA-256.
+    fn read(&mut self, mut each: impl FnMut(u64, &[u8]) -> std::io::Result<()>) -> std::io::Result<String> {
+        self.pixels.rewind()?;
+        let image = 3 * self.size * self.size;
+        let (mut hash, mut number) = (Sha256::new(), self.numbers.start);
+        let mut buffer = vec![0; AT_ONCE * image];
+        while number < self.numbers.end {
+            let n = AT_ONCE.min((self.numbers.end - number) as usize);
+            let pixels = &mut buffer[..n * image];
+            self.pixels.read_exact(pixels)?;
+            hash.update(&*pixels);
+            for pixels in pixels.chunks_exact(image) {
+                each(number, pixels)?;
+                number += 1;
+            }
+        }
+        Ok(hex(hash.finalize()))
+    }
+
+    fn folder(&mut self, dir: &Path) -> std::io::Result<String> {
+        fs::create_dir(dir)?;
+        fs::write(dir.join(RECORD), &self.record)?;
+        // Sorted by name they are in the order of their numbers.
+        let digits = (self.numbers.end - 1).to_string().len().max(6);
+        let size = self.size;
+        self.read(|number, pixels| {
+            fs::write(dir.join(format!("{number:0digits$}.png")), png_of(&interleaved(pixels), size, size))
+        })
+    }
+
+    fn zip(&mut self, path: &Path) -> std::io::Result<String> {
+        let options = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored)
+            .last_modified_time(zip::DateTime::default());
+        let mut zip = zip::ZipWriter::new(BufWriter::new(File::create(path)?));
+        let size = self.size;
+        let digest = self.read(|number, pixels| {
+            let png = png_of(&interleaved(pixels), size, size);
+            zip.start_file(format!("{:05}/img{number:08}.png", number / 1000), options)?;
+            zip.write_all(&png)
+        })?;
+        for (name, text) in [("dataset.json", r#"{"labels": null}"#), (RECORD, &self.record)] {
+            zip.start_file(name, options)?;
+            zip.write_all(text.as_bytes())?;
+        }
+        zip.finish()?.into_inner()?.sync_all()?;
+        Ok(digest)
+    }
+
+    fn npz(&mut self, path: &Path) -> std::io::Result<String> {
+        let n = (self.numbers.end - self.numbers.start) as usize;
+        let shape = [n, self.size, self.size, 3];
+        let bytes = shape.iter().product::<usize>() as u64;
+        let options = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored)
+            .last_modified_time(zip::DateTime::default())
+            .large_file(bytes >= u32::MAX as u64 / 2);
+        let mut zip = zip::ZipWriter::new(BufWriter::new(File::create(path)?));
+        zip.start_file("arr_0.npy", options)?;
+        zip.write_all(&npz::begin("|u1", &shape))?;
+        let digest = self.read(|_, pixels| zip.write_all(&interleaved(pixels)))?;
+        zip.finish()?.into_inner()?.sync_all()?;
+        Ok(digest)
+    }
+}
+
+/// RGB by RGB, from channel by channel.
+fn interleaved(pixels: &[u8]) -> Vec<u8> {
+    let (red, rest) = pixels.split_at(pixels.len() / 3);
+    let (green, blue) = rest.split_at(red.len());
+    red.iter().zip(green).zip(blue).flat_map(|((r, g), b)| [*r, *g, *b]).collect()
+}

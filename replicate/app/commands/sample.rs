@@ -1,0 +1,207 @@
+//! `sample`: images of a row or of a checkpoint, for other programs.
+
+use super::{quiet, select};
+use crate::app::cli::Sampling;
+use crate::app::collect::{Collecting, Container};
+use crate::error::{EXIT_GOOD, Error, Result};
+use crate::experiment::run::{Samples, determinism};
+use crate::experiment::{Recipe, Row, Scale, all_rows};
+use crate::method::one_step::OneStep;
+use crate::method::{Setup, Spec};
+use crate::network::device;
+use crate::network::params::{Arrays, outline};
+use crate::network::unet::{Config, Denoiser, recognise};
+use crate::settings::Settings;
+use crate::store::formats::torch;
+use crate::store::{read_safetensors, sha256_hex};
+use crate::text::unknown;
+use crate::train::watch::{Mode, Watch};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Images of a batch; batches begin at its multiples, as where a row is scored.
+const BATCH: u64 = 100;
+/// What samples a file, and names that people know samplers by.
+const DEFAULT: &str = "edm";
+const ALIASES: [(&str, &str); 2] = [("heun", "edm"), ("one-step", "dijs")];
+
+pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
+    Container::of(&options.out)?;
+    let path = Path::new(&options.what);
+    let row = match all_rows().find(|row| row.id == options.what) {
+        Some(row) => Some(row),
+        None if path.is_file() => None,
+        None if path.extension().is_some() || path.components().count() > 1 => {
+            return Err(Error::Missing {
+                path: path.to_path_buf(),
+                what: "neither a checkpoint nor a row of the tables".into(),
+                remedy: "name an EDM snapshot (.pkl), a .pth, a .safetensors, or a row that was run".into(),
+            });
+        }
+        None => select(std::slice::from_ref(&options.what), &options.place)?.first().copied(),
+    };
+    let sampler = match (&options.sampler, &row) {
+        (Some(name), _) => sampler(name)?,
+        (None, Some(row)) => *row,
+        (None, None) => sampler(DEFAULT)?,
+    };
+    let device = device::open(&options.place.device)?;
+    let (samples, mut record) = match &row {
+        Some(row) => of_row(row, &sampler, options, stop)?,
+        None => of_file(path, &sampler, options, &device)?,
+    };
+    let numbers = &options.seeds;
+    record += &format!(
+        "weights = SHA-256 {}\nsampler = {}, network calls an image {}\nlatents = seed {}\nimages = {} to {}\n\
+         class = {}\ncode = {}\n",
+        samples.weights,
+        sampler.method.name,
+        samples.nfe(),
+        options.seed,
+        numbers.start,
+        numbers.end - 1,
+        determinism(&device),
+        env!("CODE_DIGEST")
+    );
+    let mut collecting = Collecting::begin(&options.out, &record, samples.size(), numbers.clone())?;
+    let mut watch = Watch::new(options.watch.unwrap_or_else(Mode::fitting));
+    let total = (numbers.end - numbers.start) as usize;
+    let at = |number: u64| (number - numbers.start) as usize;
+    if collecting.next() > numbers.start {
+        watch.note(&format!("{}: {} of {total} images are there", options.what, at(collecting.next())));
+    }
+    while collecting.next() < numbers.end {
+        if stop.load(Ordering::Relaxed) {
+            watch.end();
+            return Err(Error::Stopped { cell: options.what.clone() });
+        }
+        let first = collecting.next();
+        let end = numbers.end.min((first / BATCH + 1) * BATCH);
+        collecting.push(&samples.at(first as usize..end as usize)?)?;
+        watch.sampling(&options.what, at(end), total);
+    }
+    let sha256 = collecting.finish()?;
+    println!("written: {}, {total} images of {1}x{1} pixels", options.out.display(), samples.size());
+    println!("SHA-256 of the pixels: {sha256}");
+    Ok(EXIT_GOOD)
+}
+
+/// The row that samples in that way.
+fn sampler(name: &str) -> Result<Row> {
+    let id = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, id)| id);
+    all_rows().find(|row| row.id == id).ok_or_else(|| {
+        let known = ALIASES.iter().map(|(alias, _)| *alias).chain(all_rows().map(|row| row.id));
+        Error::Usage(unknown("sampler", name, known))
+    })
+}
+
+/// The recipe with the sampler's number of steps.
+fn with_steps(mut recipe: Recipe, sampler: &Row, steps: Option<&str>) -> Result<Recipe> {
+    let Some(steps) = steps else { return Ok(recipe) };
+    let settings = recipe.method_settings(sampler);
+    let counted = |name: &str| name.ends_with("_steps") || name.ends_with("_calls");
+    let Some(setting) = settings.iter().find(|setting| counted(setting.field.name)) else {
+        return Err(Error::Usage(format!("--steps: {} has no number of steps to choose", sampler.id)));
+    };
+    if (setting.field.canonical)(steps).is_none() {
+        return Err(Error::Usage(format!(
+            "--steps {steps}: {} takes {}. {}",
+            sampler.id,
+            (setting.field.expected)(),
+            setting.field.says.trim()
+        )));
+    }
+    recipe.set(&format!("{}={steps}", setting.field.name))?;
+    Ok(recipe)
+}
+
+fn of_row(row: &Row, sampler: &Row, options: &Sampling, stop: &AtomicBool) -> Result<(Samples, String)> {
+    let mut runner = quiet(&options.place, stop)?;
+    let recipe = with_steps(runner.recipe().clone(), sampler, options.steps.as_deref())?;
+    let samples = runner
+        .samples_by(row, options.seed, &sampler.method, &recipe.overrides)
+        .map_err(|error| not_of(error, row.id, sampler))?;
+    Ok((samples, settings(sampler, &recipe, &recipe.network)))
+}
+
+fn of_file(
+    path: &Path,
+    sampler: &Row,
+    options: &Sampling,
+    device: &candle_core::Device,
+) -> Result<(Samples, String)> {
+    if options.place.data.is_some() {
+        return Err(Error::Usage("--data is for a row of the tables".into()));
+    }
+    let (weights, sha256) = read(path)?;
+    let config = network(path, &weights)?;
+    let recipe = with_steps(Recipe::of(Scale::Paper), sampler, options.steps.as_deref())?;
+    let setup = Setup {
+        network: &config,
+        start: Some(&weights),
+        cell: "",
+        ..recipe.setup(device, sampler, None, "")
+    };
+    let Spec { sampler: build, .. } = sampler.method;
+    let built =
+        build(&setup, &weights).map_err(|e| not_of(e.into(), &path.display().to_string(), sampler))?;
+    let samples = Samples::new(built, &config, device, options.seed, sha256);
+    Ok((samples, settings(sampler, &recipe, &config)))
+}
+
+/// What of the settings decides the images, in lines.
+fn settings(sampler: &Row, recipe: &Recipe, network: &Config) -> String {
+    let mut text = format!("network = {network}\nsigma_init = {}\n", recipe.one_step.sigma_init);
+    let own = recipe.method_settings(sampler);
+    for setting in own.iter().filter(|setting| setting.owner != OneStep::OWNER) {
+        text += &format!("{} = {}\n", setting.field.name, setting.value);
+    }
+    text
+}
+
+/// The parameters of EDM's network in a file, and the file's SHA-256.
+fn read(path: &Path) -> Result<(Arrays, String)> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let sha256 = sha256_hex(&bytes);
+    let named = path.extension().is_some_and(|extension| extension == "safetensors");
+    let arrays = match named {
+        true => torch::edm_network(path, read_safetensors(path, &bytes)?.0)?,
+        false => torch::parse(path, &bytes)?.edm_network()?,
+    };
+    Ok((arrays, sha256))
+}
+
+/// The U-Net whose parameters these are, all of them and no others.
+fn network(path: &Path, weights: &Arrays) -> Result<Config> {
+    let shapes: BTreeMap<String, Vec<usize>> =
+        weights.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
+    let config = recognise(&shapes).map_err(|found| Error::Malformed {
+        path: path.to_path_buf(),
+        expected: "the parameters of EDM's U-Net in its DDPM++ form".into(),
+        found,
+        remedy: "`replicate inspect` lists what the file has".into(),
+    })?;
+    let (_, shapes) = outline(|vb| Denoiser::new(&config, vb))?;
+    torch::require(path, weights, &shapes)?;
+    if config.image_channels != 3 {
+        return Err(Error::Malformed {
+            path: path.to_path_buf(),
+            expected: "a network of RGB images".into(),
+            found: format!("one of {} channels", config.image_channels),
+            remedy: "images of three channels are written, no others".into(),
+        });
+    }
+    Ok(config)
+}
+
+/// Weights of another network than the sampler's.
+fn not_of(error: Error, weights: &str, sampler: &Row) -> Error {
+    match error {
+        Error::Tensor(error) if !matches!(error, candle_core::Error::Cuda(_)) => Error::Usage(format!(
+            "{weights} cannot be sampled as {} is ({}): {error}",
+            sampler.id, sampler.method.name
+        )),
+        other => other,
+    }
+}

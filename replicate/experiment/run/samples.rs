@@ -1,0 +1,97 @@
+//! Images of a row's weights, or of weights from elsewhere, by their numbers.
+
+use super::Runner;
+use super::weights::read_weights;
+use crate::data::Images;
+use crate::error::{Error, Result};
+use crate::experiment::Row;
+use crate::measure::sample::{ScoreLatents, generate};
+use crate::method::{Sampler, Setup, Spec};
+use crate::network::unet::Config;
+use crate::settings::Overrides;
+use candle_core::Device;
+use std::ops::Range;
+
+/// Image k is the same whatever else is asked for, on a CPU to the bit.
+pub struct Samples {
+    sampler: Box<dyn Sampler>,
+    config: Config,
+    device: Device,
+    seed: u64,
+    /// SHA-256 of the weights.
+    pub weights: String,
+}
+
+impl Samples {
+    /// Of `sampler`, whose images are those of the network `config`, from the latents that
+    /// rows of `seed` are scored on.
+    pub fn new(
+        sampler: Box<dyn Sampler>,
+        config: &Config,
+        device: &Device,
+        seed: u64,
+        weights: String,
+    ) -> Samples {
+        Samples { sampler, config: config.clone(), device: device.clone(), seed, weights }
+    }
+
+    pub fn at(&self, range: Range<usize>) -> Result<Images> {
+        let (config, device, each) = (&self.config, &self.device, self.sampler.latents());
+        let latents = ScoreLatents { config, seed: self.seed, device, each };
+        generate(range, |part| self.sampler.sample(&latents.at(part)?))
+    }
+
+    /// Height and width of an image.
+    pub fn size(&self) -> usize {
+        self.config.size
+    }
+
+    /// Network calls an image.
+    pub fn nfe(&self) -> usize {
+        self.sampler.nfe()
+    }
+}
+
+impl Runner<'_> {
+    /// Images of a finished row: the first ones are those that it was scored on.
+    ///
+    /// # Errors
+    /// `Missing` where the row has not been run.
+    pub fn samples(&mut self, row: &Row, seed: u64) -> Result<Samples> {
+        let overrides = self.recipe.overrides.clone();
+        self.samples_by(row, seed, &row.method, &overrides)
+    }
+
+    /// The same weights, sampled as `method` samples.
+    ///
+    /// # Errors
+    /// As [`Runner::samples`]; `Tensor` where the weights are not of such a network.
+    pub fn samples_by(
+        &mut self,
+        row: &Row,
+        seed: u64,
+        method: &Spec,
+        overrides: &Overrides,
+    ) -> Result<Samples> {
+        let Some(outcome) = self.stored(row, seed)? else {
+            return Err(Error::Missing {
+                path: self.settings.store.clone(),
+                what: format!("{} of seed {seed} is not in this store", row.id),
+                remedy: format!(
+                    "replicate run {} --scale {} --seed {seed}; results of a GPU are found with its --device",
+                    row.id, self.recipe.scale
+                ),
+            });
+        };
+        let start = self.starting_weights(row)?;
+        let (weights, sha256) = match (&outcome.weights, &start) {
+            (Some(made), _) => read_weights(&made.entry)?,
+            (None, Some(start)) => (start.clone(), self.pretrained_digest(row.start)?),
+            (None, None) => unreachable!("what is only sampled was pre-trained"),
+        };
+        let cell = self.streams(seed);
+        let setup = Setup { overrides, ..self.setup(row, start.as_ref(), &cell) };
+        let sampler = (method.sampler)(&setup, &weights)?;
+        Ok(Samples::new(sampler, &self.recipe.network, &self.settings.device, seed, sha256))
+    }
+}
