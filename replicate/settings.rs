@@ -31,8 +31,8 @@ pub enum Scale {
 const COLUMNS: usize = 5;
 
 impl Scale {
-    /// Those that can be run; nothing reads the data of `Tiny` yet.
-    pub const ALL: [Scale; 5] = [Scale::Smoke, Scale::Mini, Scale::Drill, Scale::Small, Scale::Paper];
+    pub const ALL: [Scale; 6] =
+        [Scale::Smoke, Scale::Mini, Scale::Tiny, Scale::Drill, Scale::Small, Scale::Paper];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -48,6 +48,11 @@ impl Scale {
     /// Whether the images are drawn rather than read from files.
     pub fn procedural(self) -> bool {
         matches!(self, Scale::Smoke | Scale::Mini)
+    }
+
+    /// Whether a small classifier of ours stands in for Inception-v3: scores are FD, not FID.
+    pub fn has_own_features(self) -> bool {
+        self.procedural() || self == Scale::Tiny
     }
 
     /// This scale's column of `presets`, or the only one.

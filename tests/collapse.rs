@@ -6,9 +6,9 @@
 use candle_core::Device;
 use proptest::prelude::*;
 use replicate::data::{Images, glyphs};
-use replicate::experiment::run::{CLASSIFIER, shipped};
+use replicate::experiment::run::{classifier_name, shipped};
 use replicate::experiment::{Recipe, Scale};
-use replicate::measure::classifier::Classifier;
+use replicate::measure::classifier::{Classifier, Layout};
 use replicate::measure::evaluate::{Evaluator, FeatureNetwork, Reference, TARGETS};
 use replicate::measure::metrics::modes::{COLLAPSED_RECALL, Collapse, collapse};
 use replicate::rng::Stream;
@@ -20,12 +20,13 @@ const SIZE: usize = 16;
 fn evaluator() -> &'static Evaluator {
     static EVALUATOR: OnceLock<Evaluator> = OnceLock::new();
     EVALUATOR.get_or_init(|| {
-        let (weights, _) = shipped(Path::new(env!("CARGO_MANIFEST_DIR")), CLASSIFIER).unwrap().unwrap();
+        let (weights, _) =
+            shipped(Path::new(env!("CARGO_MANIFEST_DIR")), &classifier_name(Scale::Mini)).unwrap().unwrap();
         let evaluation = Recipe::of(Scale::Mini).evaluation;
         let per_class = evaluation.reference / TARGETS;
         let reference = glyphs::images(SIZE, glyphs::TARGET_CLASSES, per_class, "reference");
-        let classifier = Classifier::load(&Device::Cpu, &weights).unwrap();
-        let network = FeatureNetwork::Glyphs(classifier, Device::Cpu);
+        let classifier = Classifier::load(Layout::GLYPHS, &Device::Cpu, &weights).unwrap();
+        let network = FeatureNetwork::Classifier(classifier, Device::Cpu);
         let reference =
             Reference::measure(&network, &reference, evaluation.neighbourhood, |_| Ok(())).unwrap();
         Evaluator::new(network, evaluation, reference).unwrap()

@@ -33,6 +33,19 @@ fn to_unit_takes_the_images_asked_for_in_order() {
 }
 
 #[test]
+fn blocks_are_averaged_in_integers_and_rounded_half_up() {
+    // Two planes of 4x4: the sums of the blocks are 1, 2, 1020 and 10; then 0, 5, 6 and 7.
+    let rows = [
+        [0, 0, 1, 1, 0, 1, 0, 0, 255, 255, 1, 2, 255, 255, 3, 4],
+        [0, 0, 1, 1, 0, 0, 1, 2, 1, 1, 1, 2, 2, 2, 2, 2],
+    ];
+    let images = Images { channels: 2, size: 4, pixels: rows.concat(), labels: vec![3] };
+    let half = images.halved();
+    assert_eq!((half.channels, half.size, half.labels), (2, 2, vec![3]));
+    assert_eq!(half.pixels, [0, 1, 255, 3, 0, 1, 2, 2]);
+}
+
+#[test]
 fn the_digest_sees_shape_pixels_and_labels() {
     let base = Images { channels: 1, size: 2, pixels: vec![1, 2, 3, 4], labels: vec![5] };
     let others = [

@@ -6,7 +6,7 @@ use replicate::data::Images;
 use replicate::data::grid::GRID;
 use replicate::experiment::plan;
 use replicate::experiment::{Data, Initialization, Recipe, Row, Scale, TABLE1, TABLE2};
-use replicate::measure::classifier::Classifier;
+use replicate::measure::classifier::{Classifier, Layout};
 use replicate::method::one_step::one_step;
 use replicate::network::params::{Params, Source, outline};
 use replicate::network::unet::{Config, Critic, Denoiser};
@@ -113,14 +113,14 @@ fn every_scale_by_the_shapes_of_its_parameters() {
 
 #[test]
 fn the_feature_network_by_the_shapes_of_its_parameters() {
-    let (_, shapes) = outline(Classifier::new).unwrap();
+    let (_, shapes) = outline(|vb| Classifier::new(Layout::GLYPHS, vb)).unwrap();
     let pixels = |name: &str| match name {
         "layer0.weight" | "layer1.weight" => 16 * 16,
         "layer2.weight" | "layer3.weight" => 8 * 8,
         "layer4.weight" => 4 * 4,
         other => panic!("{other} is not counted"),
     };
-    assert_eq!(plan::classifier_forward(16), walk(&shapes, pixels).1);
+    assert_eq!(plan::classifier_forward(Layout::GLYPHS, 16), walk(&shapes, pixels).1);
 }
 
 /// Counted apart from this code, for the published network: 42.4 GFLOP
@@ -145,7 +145,7 @@ fn a_step_is_the_networks_that_it_runs() {
     // Of one step, with one look before it and one after.
     recipe.until(recipe.budget.batch as u64);
     recipe.pretraining.batch = recipe.budget.batch;
-    let features = plan::classifier_forward(16);
+    let features = plan::classifier_forward(Layout::GLYPHS, 16);
     let e = recipe.evaluation.clone();
     let (grid, quick, samples) = (100.0, e.quick_samples as f64, e.samples as f64);
     let dijs = plan::row(&recipe, &row("dijs"));

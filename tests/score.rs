@@ -575,7 +575,9 @@ fn features_score_as_in_the_library() {
     let output = run(&[&ours, &"--ref", &theirs]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
-        text.ends_with("of k = 3 as in torch-fidelity; the tables of mini, small and paper have k = 5\n"),
+        text.ends_with(
+            "of k = 3 as in torch-fidelity; the tables of mini, tiny, small and paper have k = 5\n"
+        ),
         "{text}"
     );
     for expected in [format!("{:.4}", trial["fid"].as_f64().unwrap()), format!("{mean:.4} ± {sd:.4}")] {

@@ -296,7 +296,7 @@ pub struct Sampling {
 
 #[derive(Args, Clone, Debug)]
 pub struct Place {
-    /// smoke, mini, drill, small or paper
+    /// smoke, mini, tiny, drill, small or paper
     #[arg(long, default_value = "mini")]
     pub scale: String,
     /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
@@ -305,7 +305,7 @@ pub struct Place {
     /// Where results are kept
     #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
     pub store: PathBuf,
-    /// CIFAR archives, directories, parquet or EDM zips (scales small and paper) [default: fetched]
+    /// CIFAR archives, directories, parquet or EDM zips (scales tiny, small and paper) [default: fetched]
     #[arg(long)]
     pub data: Option<PathBuf>,
     /// The repository, with paper/ and golden/ [default: here, or where it was built]

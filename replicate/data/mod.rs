@@ -68,6 +68,24 @@ impl Images {
         Images { channels, size, pixels, labels: Vec::new() }
     }
 
+    /// Images of half the size: each 2x2 block averaged in integers, rounded half up.
+    /// Panics if the size is odd.
+    pub fn halved(&self) -> Images {
+        assert!(self.size.is_multiple_of(2), "{} pixels cannot be halved", self.size);
+        let row = |line: &[u8]| -> Vec<u16> {
+            line.chunks_exact(2).map(|pair| pair[0] as u16 + pair[1] as u16).collect()
+        };
+        let block = |(above, below): (u16, u16)| ((above + below + 2) / 4) as u8;
+        let lines = self.pixels.chunks_exact(2 * self.size);
+        let pixels = lines
+            .flat_map(|two| {
+                let (above, below) = two.split_at(self.size);
+                row(above).into_iter().zip(row(below)).map(block).collect::<Vec<_>>()
+            })
+            .collect();
+        Images { size: self.size / 2, pixels, labels: self.labels.clone(), ..*self }
+    }
+
     /// SHA-256, in hexadecimal, of the shape (n, channels, size and the number
     /// of labels as 64-bit integers), the pixels and the labels (32-bit), all
     /// little-endian.

@@ -22,7 +22,7 @@ use crate::data::grid::GRID;
 use crate::error;
 use crate::experiment::Scale;
 use crate::experiment::recipe::{Budget, Recipe};
-use crate::measure::classifier::Classifier;
+use crate::measure::classifier::{Classifier, Layout};
 use crate::method::cost::{Call, Network, Pass, Role, Size};
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::method::{Initialization, Row, Trained};
@@ -220,8 +220,8 @@ pub fn forward(config: &Config) -> f64 {
 }
 
 /// Operations of the feature network's forward pass on one image.
-pub fn classifier_forward(size: usize) -> f64 {
-    let network = outlined(Classifier::new);
+pub fn classifier_forward(layout: Layout, size: usize) -> f64 {
+    let network = outlined(|vb| Classifier::new(layout, vb));
     Count::of(&network.parameters, &network, &[[3, size, size]]).flop()
 }
 
@@ -229,8 +229,8 @@ pub fn classifier_forward(size: usize) -> f64 {
 const INCEPTION_FLOP: f64 = 11.4e9;
 
 fn features_forward(recipe: &Recipe) -> f64 {
-    match recipe.scale.procedural() {
-        true => classifier_forward(recipe.network.size),
+    match recipe.scale.has_own_features() {
+        true => classifier_forward(Layout::of(recipe.scale), recipe.network.size),
         false => INCEPTION_FLOP,
     }
 }
@@ -241,11 +241,15 @@ pub fn reference(recipe: &Recipe) -> Cost {
     if recipe.scale.procedural() {
         return Cost::default();
     }
-    let (e, dim) = (&recipe.evaluation, crate::measure::inception::FEATURES);
+    let dim = match recipe.scale.has_own_features() {
+        true => Layout::of(recipe.scale).features(),
+        false => crate::measure::inception::FEATURES,
+    };
+    let e = &recipe.evaluation;
     let disk_bytes =
         TEXT + (8 * dim * (dim + 1) + 4 * dim * (e.neighbourhood + crate::measure::evaluate::TARGETS)) as u64;
     Cost {
-        flop: e.reference as f64 * INCEPTION_FLOP,
+        flop: e.reference as f64 * features_forward(recipe),
         disk_bytes,
         peak_disk_bytes: disk_bytes,
         ..Cost::default()

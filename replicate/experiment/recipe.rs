@@ -1,6 +1,6 @@
 //! What a scale fixes, for all rows alike, and what is changed by hand.
 
-use super::{FULL_INITIALIZATION, Initialization, Row, all_rows};
+use super::{Data, FULL_INITIALIZATION, Initialization, Row, all_rows};
 use crate::error::{Error, Result};
 use crate::measure::classifier::ClassifierTraining;
 use crate::measure::evaluate::Evaluation;
@@ -221,7 +221,7 @@ impl Recipe {
             "images_per_class" => self.scale.procedural() && (training.is_some() || pretrained),
             "teacher_p_mean" | "teacher_p_std" => pretrained && row.start != Initialization::SingleLevel,
             _ if setting.owner == Pretraining::OWNER => pretrained,
-            _ if setting.owner == ClassifierTraining::OWNER => self.scale.procedural(),
+            _ if setting.owner == ClassifierTraining::OWNER => self.scale.has_own_features(),
             _ => setting.owner != OneStep::OWNER,
         };
         let shared = self.shared().into_iter().filter(uses);
@@ -244,7 +244,7 @@ impl Recipe {
     /// taken of fewer images as well.
     pub fn until(&mut self, images: u64) {
         let before = self.clone();
-        if !self.scale.procedural() {
+        if !self.scale.has_own_features() {
             let e = &mut self.evaluation;
             let few = (images as usize).max(20);
             (e.samples, e.quick_samples) = (e.samples.min(few), e.quick_samples.min(few));
@@ -306,6 +306,11 @@ impl Recipe {
             Some(published) => published.min(self.pretraining.images + self.budget.images),
             None => self.budget.images,
         }
+    }
+
+    /// The real images that scores compare with.
+    pub fn reference(&self) -> Data {
+        if self.scale.has_own_features() { Data::HeldOut } else { Data::Target }
     }
 
     /// Whole iterations of the row's training.

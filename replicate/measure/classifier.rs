@@ -1,11 +1,11 @@
-//! The small classifier whose features and logits stand in for Inception-v3's
-//! where the images are glyphs. What is measured with it is called FD, not FID.
+//! The small classifiers whose features and logits stand in for Inception-v3's, one of
+//! glyphs and one of CIFAR-10 at 16x16. What is measured with them is called FD, not FID.
 
 use crate::data::Images;
 use crate::measure::metrics::Features;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::{self, Builder, Norm, Ops, Param, Plus, Walk};
-use crate::settings::{FIXED, LARGEST_BATCH, MOST_IMAGES, settings};
+use crate::settings::{FIXED, LARGEST_BATCH, MOST_IMAGES, Scale, settings};
 use crate::train::Method;
 use crate::train::adam::{AdamConfig, cosine, warmed_up};
 use crate::train::batch::Batch;
@@ -13,13 +13,42 @@ use crate::train::net::{Learned, Net};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-/// Digits and invented characters.
-pub const CLASSES: usize = 110;
-/// Length of a feature vector.
-pub const FEATURES: usize = 64;
-/// (input channels, output channels, halve first)
-const LAYERS: [(usize, usize, bool); 5] =
-    [(3, 32, false), (32, 48, false), (48, 64, true), (64, 64, false), (64, FEATURES, true)];
+/// Sizes of a classifier.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// (input channels, output channels, halve first) of each convolution.
+    layers: &'static [(usize, usize, bool)],
+    pub classes: usize,
+}
+
+impl Layout {
+    /// Digits and invented characters.
+    pub const GLYPHS: Layout = Layout {
+        layers: &[(3, 32, false), (32, 48, false), (48, 64, true), (64, 64, false), (64, 64, true)],
+        classes: 110,
+    };
+    pub const CIFAR10: Layout = Layout {
+        layers: &[
+            (3, 48, false),
+            (48, 64, false),
+            (64, 96, true),
+            (96, 96, false),
+            (96, 128, true),
+            (128, 128, false),
+        ],
+        classes: 10,
+    };
+
+    /// The classifier of a scale that has one.
+    pub fn of(scale: Scale) -> Layout {
+        if scale.procedural() { Layout::GLYPHS } else { Layout::CIFAR10 }
+    }
+
+    /// Length of a feature vector.
+    pub fn features(&self) -> usize {
+        self.layers.last().expect("there are layers").1
+    }
+}
 
 struct Layer {
     weight: Param,
@@ -29,6 +58,7 @@ struct Layer {
 }
 
 pub struct Classifier {
+    pub layout: Layout,
     pub(crate) parameters: Vec<Tensor>,
     layers: Vec<Layer>,
     /// Weight and bias of the last layer.
@@ -36,14 +66,14 @@ pub struct Classifier {
 }
 
 impl Classifier {
-    pub fn new(vb: VarBuilder) -> Result<Classifier> {
+    pub fn new(layout: Layout, vb: VarBuilder) -> Result<Classifier> {
         let uniform = |fan_in: usize| {
             let bound = (3.0 / fan_in as f64).sqrt();
             Init::Uniform { lo: -bound, up: bound }
         };
         let b = Builder::new(vb);
         let mut layers = Vec::new();
-        for (i, (inputs, outputs, halve)) in LAYERS.into_iter().enumerate() {
+        for (i, (inputs, outputs, halve)) in layout.layers.iter().copied().enumerate() {
             let b = b.pp(format!("layer{i}"));
             layers.push(Layer {
                 weight: b.get((outputs, inputs, 3, 3), "weight", uniform(inputs * 9))?,
@@ -59,18 +89,20 @@ impl Classifier {
             });
         }
         let h = b.pp("head");
-        let weight = h.get((CLASSES, FEATURES), "weight", uniform(FEATURES))?;
-        let head = (weight, h.get(CLASSES, "bias", Init::Const(0.0))?);
-        Ok(Classifier { parameters: b.parameters(), layers, head })
+        let (classes, features) = (layout.classes, layout.features());
+        let weight = h.get((classes, features), "weight", uniform(features))?;
+        let head = (weight, h.get(classes, "bias", Init::Const(0.0))?);
+        Ok(Classifier { layout, parameters: b.parameters(), layers, head })
     }
 
     /// A network that only evaluates, with the given weights.
-    pub fn load(device: &Device, weights: &Arrays) -> Result<Classifier> {
+    pub fn load(layout: Layout, device: &Device, weights: &Arrays) -> Result<Classifier> {
+        let new = |vb: VarBuilder| Classifier::new(layout, vb);
         let source = Source { given: weights, drawn: &[], cell: "" };
-        Params::build(device, &source, Classifier::new)?.0.frozen(Classifier::new)
+        Params::build(device, &source, new)?.0.frozen(new)
     }
 
-    /// Features (B, 64) and logits (B, 110) of images (B, 3, H, W) in [-1, 1].
+    /// Features (B, F) and logits (B, classes) of images (B, 3, H, W) in [-1, 1].
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
         // What measures is never rounded.
         let mut outputs = network::forward(&self.parameters, &[x], DType::F32, self)?;
@@ -82,8 +114,10 @@ impl Classifier {
     /// features do not depend on the images around it.
     pub fn extract(&self, images: &Images, device: &Device) -> Result<(Features, Features)> {
         const BATCH: usize = 250;
-        let (mut features, mut logits) =
-            (Features::new(FEATURES, Vec::new()), Features::new(CLASSES, Vec::new()));
+        let (mut features, mut logits) = (
+            Features::new(self.layout.features(), Vec::new()),
+            Features::new(self.layout.classes, Vec::new()),
+        );
         let all: Vec<usize> = (0..images.len()).collect();
         for batch in all.chunks(BATCH) {
             let shape = (batch.len(), images.channels, images.size, images.size);
@@ -118,9 +152,13 @@ settings! {
         /// Pixels on a side.
         size: usize = [16], FIXED, "pixels", Ours("the size of the drawn images");
         /// Length of its training.
-        images: u64 = [256_000], 1..=MOST_IMAGES, "images", Ours("held-out digits are then told apart");
+        images: u64 = [256_000, 256_000, 1_200_000, 256_000, 256_000], 1..=MOST_IMAGES, "images",
+            Ours("held-out images are then told apart as well as the sizes allow");
         /// Images of one iteration.
         batch: usize = [128], 1..=LARGEST_BATCH, "images", Ours("the usual size");
+        /// Largest shift of a training image to each side; half of the images are mirrored
+        /// as well, unless it is 0.
+        shift: usize = [0, 0, 2, 0, 0], 0..=8, "pixels", Ours("as usual for CIFAR-10; glyphs are not symmetric");
         /// Learning rate after a warm-up of a twentieth of the training, before a cosine to 0.
         lr: f64 = [2e-3], 0.0..=1.0, "", Ours("as the pre-training at scale mini");
         /// Adam's decay of the first moment.
@@ -138,17 +176,17 @@ impl ClassifierTraining {
     }
 }
 
-/// Its training: 110-way classification of digits and characters, by cross-entropy.
+/// Its training: classification by cross-entropy.
 pub struct ClassifierMethod {
     settings: ClassifierTraining,
     net: Net<Classifier>,
 }
 
 impl ClassifierMethod {
-    pub fn new(device: &Device, settings: &ClassifierTraining) -> Result<ClassifierMethod> {
+    pub fn new(device: &Device, layout: Layout, settings: &ClassifierTraining) -> Result<ClassifierMethod> {
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell: "classifier" };
-        let net = Net::new(device, &source, settings.adam(), Classifier::new)?;
+        let net = Net::new(device, &source, settings.adam(), |vb| Classifier::new(layout, vb))?;
         Ok(ClassifierMethod { settings: settings.clone(), net })
     }
 }
@@ -159,11 +197,13 @@ impl Method for ClassifierMethod {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let ClassifierTraining { lr, images, .. } = self.settings;
+        let ClassifierTraining { lr, images, shift, .. } = self.settings;
         let lr = warmed_up(lr, images / 20, batch) * cosine(images / 20, images, batch);
         self.net.descend(batch, lr, |classifier, b| {
             let (labels, n) = (b.labels("index")?, b.len());
-            let (_, logits) = classifier.forward(&b.images("index")?)?;
+            let x = b.images("index")?;
+            let x = if shift == 0 { x } else { b.shifted("shift", &b.mirror("mirror", &x)?, shift)? };
+            let (_, logits) = classifier.forward(&x)?;
             let max = logits.max_keepdim(1)?.detach();
             let shifted = logits.broadcast_sub(&max)?;
             let log_p = shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(1)?.log()?)?;

@@ -35,9 +35,9 @@ settings! {
         /// Generated images of the scores along the run.
         quick_samples: usize = [100, 500, 500, 5_000, 5_000], 20..=1_000_000, "images",
             Ours("the final scores do not depend on them");
-        /// Real images compared with, at most: glyphs drawn apart from the training images, or
-        /// the training images of CIFAR-10.
-        reference: usize = [200, 5_000, 5_000, 50_000, 50_000], 20..=1_000_000, "images";
+        /// Real images compared with, at most: glyphs drawn apart from the training images, the
+        /// test images of CIFAR-10, or (small, paper) its training images.
+        reference: usize = [200, 5_000, 10_000, 50_000, 50_000], 20..=1_000_000, "images";
         /// Of these, and of the samples, as many take part in KID, precision and recall.
         neighbourhood: usize = [200, 5_000, 5_000, 10_000, 10_000], 20..=1_000_000, "images",
             Ours("more take long and say little more");
@@ -50,8 +50,8 @@ settings! {
 
 /// What turns images into features.
 pub enum FeatureNetwork {
-    /// Knows the ten target classes itself.
-    Glyphs(Classifier, Device),
+    /// Ours, which knows the ten target classes itself.
+    Classifier(Classifier, Device),
     /// A target class is there the mean feature of its real images.
     Inception(Inception),
 }
@@ -59,7 +59,7 @@ pub enum FeatureNetwork {
 impl FeatureNetwork {
     fn dim(&self) -> usize {
         match self {
-            FeatureNetwork::Glyphs(..) => crate::measure::classifier::FEATURES,
+            FeatureNetwork::Classifier(classifier, _) => classifier.layout.features(),
             FeatureNetwork::Inception(_) => inception::FEATURES,
         }
     }
@@ -67,7 +67,7 @@ impl FeatureNetwork {
     /// Features and logits of all `images`.
     fn extract(&self, images: &Images) -> Result<(Features, Features)> {
         match self {
-            FeatureNetwork::Glyphs(classifier, device) => Ok(classifier.extract(images, device)?),
+            FeatureNetwork::Classifier(classifier, device) => Ok(classifier.extract(images, device)?),
             FeatureNetwork::Inception(inception) => inception.extract(images, 0..images.len()),
         }
     }
@@ -116,7 +116,7 @@ impl Reference {
             watch(range.end)?;
         }
         let class_means = match network {
-            FeatureNetwork::Glyphs(..) => Features::new(dim, Vec::new()),
+            FeatureNetwork::Classifier(..) => Features::new(dim, Vec::new()),
             FeatureNetwork::Inception(_) => {
                 if let Some(class) = counts.iter().position(|count| *count == 0) {
                     return Err(Error::Run(format!("no reference image is of class {class}")));
@@ -199,7 +199,7 @@ impl Evaluator {
     /// and not whether it might be something else.
     fn target_logits(&self, features: &Features, logits: &Features) -> Features {
         match self.network {
-            FeatureNetwork::Glyphs(..) => {
+            FeatureNetwork::Classifier(..) => {
                 let rows = (0..logits.len()).flat_map(|i| logits.row(i)[..TARGETS].iter().copied());
                 Features::new(TARGETS, rows.collect())
             }

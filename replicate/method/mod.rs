@@ -99,6 +99,9 @@ pub struct Trained {
 pub enum Data {
     /// The ten target classes: CIFAR-10, or the digits.
     Target,
+    /// More images of the target classes, which no network is trained on: scores compare with
+    /// them where the training images would flatter.
+    HeldOut,
     /// The first n source classes: CIFAR-100 without overlap, or invented characters.
     Sources(usize),
 }
@@ -107,6 +110,7 @@ impl Display for Data {
     fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
         match self {
             Data::Target => write!(f, "target"),
+            Data::HeldOut => write!(f, "held-out"),
             Data::Sources(n) => write!(f, "sources-{n}"),
         }
     }

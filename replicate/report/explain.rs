@@ -109,6 +109,9 @@ fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
         );
     }
     page.entry("written in", method.file);
+    if scale == Scale::Tiny {
+        page.entry("images", "CIFAR-10, each 2x2 block averaged: 16 pixels");
+    }
     if scale.procedural() {
         let (size, each) = (recipe.network.size, thousands(recipe.budget.images_per_class as u64));
         let text =
@@ -145,7 +148,7 @@ fn start(start: Initialization, recipe: &Recipe) -> String {
     let text = match start {
         Initialization::Random => return "random weights".into(),
         Initialization::SingleLevel => "single-level denoising score matching on the target data".into(),
-        Initialization::MultiLevel(Data::Target) => {
+        Initialization::MultiLevel(Data::Target | Data::HeldOut) => {
             "multi-level denoising score matching on the target data".into()
         }
         Initialization::MultiLevel(Data::Sources(n)) => {
@@ -183,7 +186,7 @@ fn owners(row: &Row, recipe: &Recipe) -> Vec<&'static str> {
     if row.start != FULL_INITIALIZATION.start {
         owners.push("initialisation study");
     }
-    let features = if recipe.scale.procedural() { "classifier" } else { "inception" };
+    let features = if recipe.scale.has_own_features() { "classifier" } else { "inception" };
     owners.extend(["budget", "evaluation", features, "run"]);
     owners
 }

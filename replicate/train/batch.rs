@@ -187,6 +187,28 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// `x` (B, C, H, W), each image moved by up to `most` pixels in either direction; the
+    /// border is repeated. No gradient passes.
+    pub fn shifted(&self, name: &str, x: &Tensor, most: usize) -> Result<Tensor> {
+        let draw = |axis: &str| {
+            self.each(&format!("{name}.{axis}"), |draws| draws.below(2 * most + 1) as f32 - most as f32)
+        };
+        let (down, right) = (draw("down")?, draw("right")?);
+        let (_, c, h, w) = x.dims4()?;
+        let from = x.flatten_all()?.to_vec1::<f32>()?;
+        let mut to = Vec::with_capacity(from.len());
+        let source =
+            |at: usize, by: f32, n: usize| (at as isize - by as isize).clamp(0, n as isize - 1) as usize;
+        for (plane, pixels) in from.chunks_exact(h * w).enumerate() {
+            let (down, right) = (down[plane / c], right[plane / c]);
+            for row in 0..h {
+                let line = &pixels[source(row, down, h) * w..][..w];
+                to.extend((0..w).map(|column| line[source(column, right, w)]));
+            }
+        }
+        Tensor::from_vec(to, x.dims(), x.device())
+    }
+
     /// The stream of that name, for what is drawn once for the whole batch.
     ///
     /// # Errors
@@ -246,5 +268,27 @@ impl<'a> Batch<'a> {
 
     fn rows_of(&self, all: &Tensor) -> Result<Tensor> {
         all.narrow(0, self.rows.start, self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn images_are_shifted_and_their_border_repeated() -> Result<()> {
+        let device = Device::Cpu;
+        let x = Tensor::arange(0f32, 18.0, &device)?.reshape((2, 1, 3, 3))?;
+        let by = |values: [f32; 2]| Tensor::new(&values, &device);
+        let given = Given {
+            tensors: [("shift.down".into(), by([1.0, 0.0])?), ("shift.right".into(), by([-1.0, 2.0])?)]
+                .into(),
+            ..Given::default()
+        };
+        let shifted = given.batch(0, 2).shifted("shift", &x, 2)?.flatten_all()?.to_vec1::<f32>()?;
+        let first = [1.0, 2.0, 2.0, 1.0, 2.0, 2.0, 4.0, 5.0, 5.0];
+        let second = [9.0, 9.0, 9.0, 12.0, 12.0, 12.0, 15.0, 15.0, 15.0];
+        assert_eq!(shifted, [first, second].concat());
+        Ok(())
     }
 }

@@ -3,7 +3,7 @@
 use super::{lock_to_change, presets, root, runner, write_file};
 use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
-use crate::experiment::run::{CLASSIFIER, SHIPPED, WEIGHTS};
+use crate::experiment::run::{SHIPPED, WEIGHTS, classifier_name};
 use crate::experiment::{Data, Initialization};
 use crate::judge::golden::refuse_in_ci;
 use crate::store::{sha256_hex, write_safetensors};
@@ -31,7 +31,7 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
     let known: BTreeMap<String, Option<Initialization>> = starts
         .into_iter()
         .map(|start| (format!("{}-{start}", runner.recipe().scale), Some(start)))
-        .chain([(CLASSIFIER.to_string(), None)])
+        .chain([(classifier_name(runner.recipe().scale), None)])
         .collect();
     let names: Vec<String> = match names.is_empty() {
         true => sums.keys().filter(|name| known.contains_key(*name)).cloned().collect(),
@@ -75,12 +75,9 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
         }
         println!("{compared}");
         if start.is_none() {
-            let (digits, characters) = runner.classifier_accuracy()?;
-            println!(
-                "{name}: right on {:.1} % of held-out digits and {:.1} % of held-out characters",
-                digits * 100.0,
-                characters * 100.0
-            );
+            for (kind, share) in runner.classifier_accuracy()? {
+                println!("{name}: right on {:.1} % of held-out {kind}", share * 100.0);
+            }
         }
     }
     Ok(if same { EXIT_GOOD } else { EXIT_OUTSIDE })

@@ -54,6 +54,7 @@ impl Runner<'_> {
             return Ok(());
         }
         self.images(Data::Target)?;
+        self.images(self.recipe.reference())?;
         for cell in cells {
             if let Initialization::MultiLevel(data) = cell.start {
                 self.images(data)?;
@@ -90,11 +91,15 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn load(&mut self, data: Data) -> Result<Images> {
+    pub(super) fn load(&mut self, data: Data) -> Result<Images> {
         let (size, per_class) = (self.recipe.network.size, self.recipe.budget.images_per_class);
         if self.recipe.scale.procedural() {
             return Ok(match data {
                 Data::Target => glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "train"),
+                Data::HeldOut => {
+                    let per_class = self.recipe.evaluation.reference / crate::measure::evaluate::TARGETS;
+                    glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "reference")
+                }
                 Data::Sources(n) => {
                     let first = glyphs::SOURCE_CLASSES.start;
                     // As many images as the target has, whatever the number of classes.
@@ -103,26 +108,27 @@ impl Runner<'_> {
                 }
             });
         }
-        let set = set(data);
+        let (set, split) = part(data);
         let path = match self.source(data)? {
             Some(path) => path,
-            None => self.require(Input::Cifar(set))?.0,
+            None => self.require(Input::Cifar(set, split))?.0,
         };
-        let all = cifar::train(set, &path)?;
-        if all.len() < Split::Train.full() && self.recipe.scale != Scale::Drill {
+        let (all, _) = cifar::read(set, split, &path)?;
+        if all.len() < split.full() && self.recipe.scale != Scale::Drill {
             self.watch.note(&format!(
-                "{set}: {} of {} training images in {}",
+                "{set}: {} of {} {split} images in {}",
                 all.len(),
-                Split::Train.full(),
+                split.full(),
                 path.display()
             ));
         }
-        match data {
-            Data::Target => Ok(all),
+        let images = match data {
+            Data::Target | Data::HeldOut => all,
             Data::Sources(n) => {
-                cifar::of_classes(all, &paper::source_classes(&self.settings.root.join("paper"), n)?, &path)
+                cifar::of_classes(all, &paper::source_classes(&self.settings.root.join("paper"), n)?, &path)?
             }
-        }
+        };
+        Ok(if images.size == 2 * size { images.halved() } else { images })
     }
 
     /// Where the images of `data` are read from; `None` where nothing was given and
@@ -130,7 +136,10 @@ impl Runner<'_> {
     fn source(&self, data: Data) -> Result<Option<PathBuf>> {
         match &self.settings.data {
             Some(path) => Ok(Some(path.clone())),
-            None => Ok(self.input(Input::Cifar(set(data)))?.map(|(path, _)| path)),
+            None => {
+                let (set, split) = part(data);
+                Ok(self.input(Input::Cifar(set, split))?.map(|(path, _)| path))
+            }
         }
     }
 
@@ -143,26 +152,24 @@ impl Runner<'_> {
         let network = self.feature_network()?;
         let reference = match self.recipe.scale.procedural() {
             true => {
-                let per_class = evaluation.reference / crate::measure::evaluate::TARGETS;
-                let size = self.recipe.network.size;
-                let images = glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "reference");
+                let images = self.load(Data::HeldOut)?;
                 Reference::measure(&network, &images, evaluation.neighbourhood, |_| Ok(()))?
             }
             false => self.reference(&network)?,
         };
         let evaluator = Evaluator::new(network, evaluation, reference)?;
-        if !self.recipe.scale.procedural() {
+        if !self.recipe.scale.has_own_features() {
             self.compare_statistics(&evaluator)?;
         }
         _ = self.evaluator.set(evaluator);
         Ok(())
     }
 
-    /// The statistics of the training images, stored under the key of what they
+    /// The statistics of the real images, stored under the key of what they
     /// were made from.
     fn reference(&mut self, network: &FeatureNetwork) -> Result<Reference> {
-        let images = self.images_digest(Data::Target)?;
-        let (_, features) = self.require(Input::Inception)?;
+        let images = self.images_digest(self.recipe.reference())?;
+        let features = self.features_digest()?;
         let artifact = Artifact {
             text: keys::reference(&self.recipe, &images, &features, self.class),
             label: self.label("reference"),
@@ -185,7 +192,7 @@ impl Runner<'_> {
 
     fn measure(&mut self, network: &FeatureNetwork, lock: &Lock) -> Result<Reference> {
         let evaluation = &self.recipe.evaluation;
-        let images = &self.images[&Data::Target].0;
+        let images = &self.images[&self.recipe.reference()].0;
         let n = images.len().min(evaluation.reference);
         // The images come sorted by class.
         let mixed = Stream::new("reference", "order").at(0).permutation(images.len());
@@ -226,10 +233,12 @@ impl Runner<'_> {
     }
 }
 
-fn set(data: Data) -> Set {
+/// Where CIFAR has them.
+fn part(data: Data) -> (Set, Split) {
     match data {
-        Data::Target => Set::Cifar10,
-        Data::Sources(_) => Set::Cifar100,
+        Data::Target => (Set::Cifar10, Split::Train),
+        Data::HeldOut => (Set::Cifar10, Split::Test),
+        Data::Sources(_) => (Set::Cifar100, Split::Train),
     }
 }
 

@@ -14,7 +14,7 @@ pub enum Input {
     Checkpoint,
     /// The weights of the feature network.
     Inception,
-    Cifar(Set),
+    Cifar(Set, Split),
     /// EDM's statistics of the real images; ours are compared with them.
     Statistics,
 }
@@ -27,9 +27,9 @@ impl Input {
             Input::Checkpoint => "edm",
             Input::Inception => "inception",
             Input::Statistics => "fid-reference",
-            Input::Cifar(set) if !drill => return cifar::assets(set, Split::Train),
-            Input::Cifar(Set::Cifar10) => "cifar10",
-            Input::Cifar(Set::Cifar100) => "cifar100",
+            Input::Cifar(set, split) if !drill => return cifar::assets(set, split),
+            Input::Cifar(Set::Cifar10, _) => "cifar10",
+            Input::Cifar(Set::Cifar100, _) => "cifar100",
         };
         let id = if drill { format!("drill-{id}") } else { id.to_string() };
         vec![named(&id).expect("an id of the table")]
@@ -47,14 +47,22 @@ impl Runner<'_> {
         if cells.iter().any(|cell| self.published(cell.start)) {
             all.push(Input::Checkpoint);
         }
-        all.push(Input::Inception);
+        let own_features = self.recipe.scale.has_own_features();
+        if !own_features {
+            all.push(Input::Inception);
+        }
         if self.settings.data.is_none() {
-            all.push(Input::Cifar(Set::Cifar10));
+            all.push(Input::Cifar(Set::Cifar10, Split::Train));
+            if self.recipe.reference() == Data::HeldOut {
+                all.push(Input::Cifar(Set::Cifar10, Split::Test));
+            }
             if cells.iter().any(|cell| matches!(cell.start, Initialization::MultiLevel(Data::Sources(_)))) {
-                all.push(Input::Cifar(Set::Cifar100));
+                all.push(Input::Cifar(Set::Cifar100, Split::Train));
             }
         }
-        all.push(Input::Statistics);
+        if !own_features {
+            all.push(Input::Statistics);
+        }
         all
     }
 

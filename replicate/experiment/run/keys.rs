@@ -152,7 +152,7 @@ pub fn data_text(recipe: &Recipe, data: Data) -> String {
             "glyphs {data}, {} a class, {} pixels",
             recipe.budget.images_per_class, recipe.network.size
         ),
-        false => format!("CIFAR {data}"),
+        false => format!("CIFAR {data}, {} pixels", recipe.network.size),
     }
 }
 
@@ -185,9 +185,11 @@ pub fn reference(recipe: &Recipe, images: &str, features: &str, determinism: &st
         .finish()
 }
 
-/// The feature network of the glyphs; `images` is the digest of what it sees.
+/// The feature network of our own; `images` is the digest of what it sees.
 pub fn classifier(recipe: &Recipe, images: &str, determinism: &str) -> String {
-    Text::new("classifier", Scale::Mini)
+    // Smoke and mini have the same.
+    let scale = if recipe.scale.procedural() { Scale::Mini } else { recipe.scale };
+    Text::new("classifier", scale)
         .line("data id", images)
         .settings(recipe.classifier.list())
         .line("determinism", determinism)
@@ -235,26 +237,30 @@ pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determini
     text.line("determinism", determinism).code(&Code::here().training(row.method.file)).finish()
 }
 
-/// The scores of a row; `weights` is the digest of what is sampled.
-pub fn scores(
-    recipe: &Recipe,
-    row: &Row,
-    seed: u64,
-    weights: &str,
-    features: &str,
-    determinism: &str,
-) -> String {
-    Text::new("scores", recipe.scale)
-        .line("row", row.id)
+/// What the scores of a row are measured from, each by its digest.
+pub struct Compared<'a> {
+    pub weights: &'a str,
+    pub features: &'a str,
+    /// The real images; `None` where they are drawn.
+    pub reference: Option<&'a str>,
+}
+
+/// The scores of a row.
+pub fn scores(recipe: &Recipe, row: &Row, seed: u64, compared: &Compared, determinism: &str) -> String {
+    let mut text = Text::new("scores", recipe.scale);
+    text.line("row", row.id)
         .line("seed", seed)
-        .line("weights sha256", weights)
+        .line("weights sha256", compared.weights)
         .line("method", row.method.name)
         .settings(recipe.network.list())
         .settings(own(recipe, row))
         .line("sigma_init", recipe.one_step.sigma_init)
         .settings(recipe.evaluation.list())
-        .line("features sha256", features)
-        .line("determinism", determinism)
+        .line("features sha256", compared.features);
+    if let Some(reference) = compared.reference {
+        text.line("reference sha256", reference);
+    }
+    text.line("determinism", determinism)
         .code(&Code::here().sampling(row.method.file))
         .code(&Code::here().rooms(&["measure"]))
         .finish()
@@ -333,13 +339,14 @@ mod tests {
     #[test]
     fn texts_of_other_code_name_the_same_experiment() {
         let recipe = Recipe::of(Scale::Smoke);
-        let text = scores(&recipe, &TABLE1[0], 0, "ab", "cd", "cpu");
+        let compared = Compared { weights: "ab", features: "cd", reference: None };
+        let text = scores(&recipe, &TABLE1[0], 0, &compared, "cpu");
         let other = text
             .replace("code measure = ", "code measure = 0")
             .replace("weights sha256 = ab", "weights sha256 = ef");
         assert!(same_experiment(&text, &other) && text != other);
         assert_eq!(changed_code(&other, &text), ["weights", "measure"]);
-        assert!(!same_experiment(&text, &scores(&recipe, &TABLE1[0], 1, "ab", "cd", "cpu")));
+        assert!(!same_experiment(&text, &scores(&recipe, &TABLE1[0], 1, &compared, "cpu")));
         assert_ne!(code_of(&text), code_of(&other));
     }
 }

@@ -19,7 +19,7 @@ pub use self::outcome::Outcome;
 use self::provenance::{class, provenance};
 pub use self::provenance::{determinism, humantime};
 pub use self::samples::Samples;
-pub use self::weights::{CLASSIFIER, shipped};
+pub use self::weights::{classifier_name, shipped};
 use crate::data::Images;
 use crate::error::Result;
 use crate::experiment::{Data, Recipe, Row};

@@ -24,6 +24,8 @@ struct Parents {
     /// `None` where everything is drawn.
     start: Option<String>,
     images: String,
+    /// The real images that scores compare with; `None` where they are drawn.
+    reference: Option<String>,
     features: String,
 }
 
@@ -132,7 +134,14 @@ impl Runner<'_> {
         };
         let Some(features) = self.find_features_digest()? else { return Ok(None) };
         let Some(images) = self.find_images_digest(Data::Target)? else { return Ok(None) };
-        Ok(Some(Parents { start, images, features }))
+        let reference = match self.recipe.scale.procedural() {
+            true => None,
+            false => match self.find_images_digest(self.recipe.reference())? {
+                Some(digest) => Some(digest),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(Parents { start, images, reference, features }))
     }
 
     /// The same; what is missing is made.
@@ -141,7 +150,12 @@ impl Runner<'_> {
             Initialization::Random => None,
             start => Some(self.pretrained_digest(start)?),
         };
-        Ok(Parents { start, features: self.features_digest()?, images: self.images_digest(Data::Target)? })
+        let reference = match self.recipe.scale.procedural() {
+            true => None,
+            false => Some(self.images_digest(self.recipe.reference())?),
+        };
+        let (features, images) = (self.features_digest()?, self.images_digest(Data::Target)?);
+        Ok(Parents { start, images, reference, features })
     }
 
     fn weights_artifact(&self, row: &Row, seed: u64, parents: &Parents) -> Artifact {
@@ -164,14 +178,24 @@ impl Runner<'_> {
         let start = parents.start.as_deref().unwrap_or("none");
         let digest = weights.map_or(start, |made| made.digest(WEIGHTS).unwrap_or("none"));
         let inputs = [("features", parents.features.clone()), ("weights", digest.to_string())];
+        let reference = parents.reference.clone().map(|digest| ("reference", digest));
         let parent = weights.map(|made| ("weights".to_string(), made.entry.key().to_string()));
+        let compared = keys::Compared {
+            weights: digest,
+            features: &parents.features,
+            reference: parents.reference.as_deref(),
+        };
         Artifact {
-            text: keys::scores(&self.recipe, row, seed, digest, &parents.features, self.class),
+            text: keys::scores(&self.recipe, row, seed, &compared, self.class),
             label: self.label(&format!("{}-s{seed}", row.id)),
             settings: self.recipe.used(row),
             seed,
             images: None,
-            inputs: inputs.into_iter().map(|(name, digest)| (name.to_string(), digest)).collect(),
+            inputs: inputs
+                .into_iter()
+                .chain(reference)
+                .map(|(name, digest)| (name.to_string(), digest))
+                .collect(),
             parents: parent.into_iter().collect(),
         }
     }

@@ -6,8 +6,8 @@ use super::outcome::write_timing;
 use super::{Runner, SHIPPED, WEIGHTS, keys};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::experiment::{Initialization, Recipe};
-use crate::measure::classifier::{Classifier, ClassifierMethod, ClassifierTraining};
+use crate::experiment::{Data, Initialization, Recipe, Scale};
+use crate::measure::classifier::{Classifier, ClassifierMethod, ClassifierTraining, Layout};
 use crate::measure::evaluate::FeatureNetwork;
 use crate::measure::inception::Inception;
 use crate::measure::sample::generate_grid;
@@ -25,8 +25,10 @@ use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The feature network's name among the shipped weights and in the store.
-pub const CLASSIFIER: &str = "classifier";
+/// The name of our own feature network among the shipped weights and in the store.
+pub fn classifier_name(scale: Scale) -> String {
+    if scale.procedural() { "classifier".into() } else { format!("{scale}-classifier") }
+}
 
 impl Runner<'_> {
     /// The weights that `start` names, with their SHA-256: shipped ones where they are,
@@ -135,7 +137,7 @@ impl Runner<'_> {
 
     /// The SHA-256 of the feature network's weights, which are made or required.
     pub(super) fn features_digest(&mut self) -> Result<String> {
-        match self.recipe.scale.procedural() {
+        match self.recipe.scale.has_own_features() {
             true => Ok(self.features()?.1.clone()),
             false => Ok(self.require(Input::Inception)?.1),
         }
@@ -143,7 +145,7 @@ impl Runner<'_> {
 
     /// The same, where they are here.
     pub(super) fn find_features_digest(&mut self) -> Result<Option<String>> {
-        if !self.recipe.scale.procedural() {
+        if !self.recipe.scale.has_own_features() {
             return Ok(self.input(Input::Inception)?.map(|(_, sha256)| sha256));
         }
         if let Some((_, digest)) = self.features.get() {
@@ -152,14 +154,14 @@ impl Runner<'_> {
         if let Some((_, digest)) = self.shipped_classifier()? {
             return Ok(Some(digest));
         }
-        let artifact = self.classifier_artifact();
+        let Some(artifact) = self.classifier_artifact(false)? else { return Ok(None) };
         Ok(self.find(&artifact)?.and_then(|made| made.digest(WEIGHTS).map(str::to_string)))
     }
 
     pub(super) fn feature_network(&mut self) -> Result<FeatureNetwork> {
         let device = self.settings.device.clone();
-        if self.recipe.scale.procedural() {
-            return Ok(FeatureNetwork::Glyphs(self.classifier()?, device));
+        if self.recipe.scale.has_own_features() {
+            return Ok(FeatureNetwork::Classifier(self.classifier()?, device));
         }
         let (path, _) = self.require(Input::Inception)?;
         Ok(FeatureNetwork::Inception(Inception::load(&device, torch::read(&path)?)?))
@@ -171,7 +173,7 @@ impl Runner<'_> {
             let loaded = match self.shipped_classifier()? {
                 Some(shipped) => shipped,
                 None => {
-                    let artifact = self.classifier_artifact();
+                    let artifact = self.classifier_artifact(true)?.expect("its images were read");
                     let made = self.make(artifact, |runner, lock| runner.train_classifier(lock))?;
                     read_weights(&made.entry)?
                 }
@@ -184,59 +186,82 @@ impl Runner<'_> {
     fn shipped_classifier(&self) -> Result<Option<(Arrays, String)>> {
         let original = self.recipe.classifier == ClassifierTraining::at(self.recipe.scale);
         match original && !self.settings.from_scratch {
-            true => shipped(&self.settings.root, CLASSIFIER),
+            true => shipped(&self.settings.root, &classifier_name(self.recipe.scale)),
             false => Ok(None),
         }
     }
 
-    fn classifier_artifact(&self) -> Artifact {
-        let images = classifier_images(self.recipe.classifier.size).digest();
-        Artifact {
+    /// `None` where its images are files that are not here, unless they are required.
+    fn classifier_artifact(&mut self, required: bool) -> Result<Option<Artifact>> {
+        let images = match (self.recipe.scale.procedural(), required) {
+            (true, _) => Some(classifier_images(self.recipe.classifier.size).digest()),
+            (false, true) => Some(self.images_digest(Data::Target)?),
+            (false, false) => self.find_images_digest(Data::Target)?,
+        };
+        Ok(images.map(|images| Artifact {
             text: keys::classifier(&self.recipe, &images, self.class),
-            label: CLASSIFIER.into(),
+            label: classifier_name(self.recipe.scale),
             settings: self.recipe.classifier.list(),
             inputs: BTreeMap::from([("images".into(), images)]),
             ..Artifact::default()
-        }
+        }))
     }
 
     fn train_classifier(&mut self, lock: &Lock) -> Result<Outputs> {
         let (settings, device) = (self.recipe.classifier.clone(), self.settings.device.clone());
-        let images = classifier_images(settings.size);
-        let mut method = ClassifierMethod::new(&device, &settings)?;
+        let scale = self.recipe.scale;
+        let images = match scale.procedural() {
+            true => classifier_images(settings.size),
+            false => self.take(Data::Target)?,
+        };
+        let mut method = ClassifierMethod::new(&device, Layout::of(scale), &settings)?;
         let batches = Batches {
             images: &images,
             device,
             size: settings.batch,
             microbatch: usize::MAX,
-            augmentation: Augmentation { p: 0.0 },
-            cell: CLASSIFIER.into(),
+            augmentation: Augmentation { p: if settings.shift > 0 { 1.0 } else { 0.0 } },
+            cell: classifier_name(scale),
         };
         let budget = Budget { images: settings.images, ticks: 10 };
-        self.train_weights(lock, budget, &batches, &mut method, &mut |_| Ok(Snapshot::default()))
+        let outputs =
+            self.train_weights(lock, budget, &batches, &mut method, &mut |_| Ok(Snapshot::default()))?;
+        if !scale.procedural() {
+            let digest = images.digest();
+            self.images.insert(Data::Target, (images, digest));
+        }
+        Ok(outputs)
     }
 
-    /// Shares of held-out digits and of held-out characters that the feature
-    /// network classifies right, among all its classes.
-    pub fn classifier_accuracy(&mut self) -> Result<(f64, f64)> {
+    /// The kinds of held-out images, with the share of each that the feature network
+    /// classifies right among all its classes.
+    pub fn classifier_accuracy(&mut self) -> Result<Vec<(&'static str, f64)>> {
         const EACH: usize = 100;
         let device = self.settings.device.clone();
         let size = self.recipe.classifier.size;
         let classifier = self.classifier()?;
-        let accuracy = |classes| -> Result<f64> {
-            let images = glyphs::images(size, classes, EACH, "heldout");
-            let (_, logits) = classifier.extract(&images, &device)?;
-            let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
-            let right = |i: &usize| best(logits.row(*i)) == images.labels[*i] as usize;
-            Ok((0..images.len()).filter(right).count() as f64 / images.len() as f64)
+        let kinds = match self.recipe.scale.procedural() {
+            true => vec![
+                ("digits", glyphs::images(size, glyphs::TARGET_CLASSES, EACH, "heldout")),
+                ("characters", glyphs::images(size, glyphs::SOURCE_CLASSES, EACH, "heldout")),
+            ],
+            false => vec![("images of CIFAR-10", self.load(Data::HeldOut)?)],
         };
-        Ok((accuracy(glyphs::TARGET_CLASSES)?, accuracy(glyphs::SOURCE_CLASSES)?))
+        let best = |row: &[f32]| (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap_or(0);
+        let accuracy = |(kind, images): (&'static str, Images)| {
+            let (_, logits) = classifier.extract(&images, &device)?;
+            let right = |i: &usize| best(logits.row(*i)) == images.labels[*i] as usize;
+            let right = (0..images.len()).filter(right).count();
+            Ok((kind, right as f64 / images.len() as f64))
+        };
+        kinds.into_iter().map(accuracy).collect()
     }
 
     fn classifier(&mut self) -> Result<Classifier> {
         let device = self.settings.device.clone();
+        let layout = Layout::of(self.recipe.scale);
         let (weights, _) = self.features()?;
-        Ok(Classifier::load(&device, weights)?)
+        Ok(Classifier::load(layout, &device, weights)?)
     }
 
     fn train_weights(

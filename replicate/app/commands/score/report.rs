@@ -191,7 +191,7 @@ impl Report {
             let tables = Recipe::of(Scale::Mini).evaluation.neighbours;
             _ = writeln!(
                 text,
-                "\nprecision, recall: of k = {k} as in torch-fidelity; the tables of mini, small and paper have k = {tables}"
+                "\nprecision, recall: of k = {k} as in torch-fidelity; the tables of mini, tiny, small and paper have k = {tables}"
             );
         }
         text
