@@ -5,9 +5,10 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{Fixture, relative_error, unit};
-use replicate::app::selftest::parity::{filled_denoiser, tiny};
+use replicate::app::selftest::parity::{filled, filled_denoiser, tiny};
+use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::reference::Composed;
-use replicate::network::unet::{Conditioning, Denoiser};
+use replicate::network::unet::{Conditioning, Critic, Denoiser};
 use replicate::network::{self, Norm, Ops, Param, Plus, Resample, Walk, dual};
 use replicate::rng::Stream;
 
@@ -257,4 +258,47 @@ fn a_gradient_through_the_derivative() {
     assert!(error < 1e-5, "{error:e}");
     let refused = network::along(&parameters, &inputs, &tangents, DType::F32, &Smooth).unwrap_err();
     assert!(refused.to_string().contains("derivative of a norm"), "{refused}");
+}
+
+/// The gradient of a derivative, which R1 needs: by differences over all parameters at once.
+#[test]
+fn the_critics_derivative_has_an_exact_gradient() {
+    let device = Device::Cpu;
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "dual critic" };
+    let (params, critic) = Params::build(&device, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+    params.assign(&filled(&params, &unit)).unwrap();
+    let sigma = [0.002f32, 0.1, 0.5, 3.0];
+    let (x, dx) = (random("critic x", &[4, 3, 16, 16]), random("critic dx", &[4, 3, 16, 16]));
+    let along = || critic.along([&x, &dx], &sigma).unwrap();
+    let [l, dl] = along();
+    assert!(relative_error(&flat(&l), &flat(&critic.forward(&x, &sigma, None).unwrap())) < 1e-5);
+    let h = 1e-2;
+    let beside = |sign: f64| {
+        let moved = (&x + (&dx * (sign * h)).unwrap()).unwrap();
+        critic.forward(&moved, &sigma, None).unwrap()
+    };
+    let differences = ((beside(1.0) - beside(-1.0)).unwrap() / (2.0 * h)).unwrap();
+    assert!(relative_error(&flat(&dl), &flat(&differences)) < 1e-2);
+
+    let gradients = dl.sum_all().unwrap().backward().unwrap();
+    let sum = |t: Tensor| t.sum_all().unwrap().to_scalar::<f32>().unwrap() as f64;
+    let (weights, mut expected) = (params.arrays().unwrap(), 0.0);
+    let mut steps = Vec::new();
+    for (name, var) in params.iter() {
+        let step = (random(name, var.dims()) * 1e-3).unwrap();
+        let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+        expected += sum((gradient * &step).unwrap());
+        steps.push((var.clone(), step));
+    }
+    let mut at = |sign: f64| {
+        params.assign(&weights).unwrap();
+        for (var, step) in &steps {
+            var.set(&(var.as_tensor() + (step * sign).unwrap()).unwrap()).unwrap();
+        }
+        sum(along()[1].clone())
+    };
+    let found = (at(1.0) - at(-1.0)) / 2.0;
+    println!("along the parameters: {expected:.6}, by differences {found:.6}");
+    assert!((found - expected).abs() < 2e-2 * expected.abs(), "{expected} and {found}");
 }

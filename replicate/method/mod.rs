@@ -202,6 +202,10 @@ pub const TABLE2: &[Row] = &[
 pub const ABLATIONS: &[Row] = &[
     row("diff-gan-no-r1", diffusion_gan::NO_R1, Initialization::Random),
     row("diff-gan-near-r1", diffusion_gan::APPROXIMATE, Initialization::Random),
+    row("diff-gan-unet", diffusion_gan::UNETS, FULL),
+    row("diff-gan-unet-no-r1", diffusion_gan::UNETS_NO_R1, FULL),
+    row("diff-gan-unet-none", diffusion_gan::UNETS, Initialization::Random),
+    row("diff-gan-unet-none-no-r1", diffusion_gan::UNETS_NO_R1, Initialization::Random),
 ];
 
 /// Every row once.

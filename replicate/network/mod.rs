@@ -8,6 +8,7 @@ pub mod count;
 pub mod cpu;
 pub mod device;
 pub mod dual;
+pub mod exact;
 #[cfg(feature = "cudnn")]
 pub mod gpu;
 mod mix;

@@ -1,9 +1,9 @@
 //! The encoder half with a head: real or generated.
 
 use super::blocks::{Linear, norm};
-use super::{Conditioning, Config, Encoder, SecondTime, run};
+use super::{Conditioning, Config, Encoder, SecondTime, inputs, run};
 use crate::network::precondition::Precondition;
-use crate::network::{Builder, Norm, Ops, Walk, scale_images};
+use crate::network::{Builder, Norm, Ops, Walk, exact, scale_images};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -38,6 +38,18 @@ impl Critic {
         let told = Conditioning { noise: &c.noise, second: None, augment };
         let (x, told) = (scale_images(x, &c.input)?, self.encoder.told(&told, x)?);
         run(&self.parameters, &x, &told, self)?.remove(0).flatten_all()
+    }
+
+    /// Logits (B) at `x` (B, C, H, W) and their derivatives along `dx`; the gradients of both
+    /// reach the parameters through every operation.
+    pub fn along(&self, [x, dx]: [&Tensor; 2], sigma: &[f32]) -> Result<[Tensor; 2]> {
+        let c = Precondition::at(sigma);
+        let told = self.encoder.told(&Conditioning { noise: &c.noise, ..Conditioning::default() }, x)?;
+        let still = told.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>>>()?;
+        let (x, dx) = (scale_images(x, &c.input)?, scale_images(dx, &c.input)?);
+        let (inputs, tangents) = (inputs(&x, &told), inputs(&dx, &still));
+        let (mut l, mut dl) = exact::along(&self.parameters, &inputs, &tangents, self)?;
+        Ok([l.remove(0).flatten_all()?, dl.remove(0).flatten_all()?])
     }
 
     /// Logits (B) of real and of generated images (B, C, H, W) at the same noise levels,

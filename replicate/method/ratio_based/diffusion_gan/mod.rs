@@ -4,8 +4,10 @@
 
 pub mod chain;
 mod players;
+mod unets;
 
 pub use players::{Players, Seen, StyleGan, networks};
+pub use unets::{UNETS, UNETS_NO_R1, UNets};
 
 use self::chain::{Adaptive, Chain};
 use crate::method::cost::{Call, Network, Pass, Size};
@@ -34,6 +36,9 @@ pub const APPROXIMATE: Spec = spec("diffusion-gan, approximate R1", CALLS, |setu
     Ok(Box::new(StyleGan::train(setup, &DiffGan { penalty: Penalty::Approximate, ..setup.own() })?))
 });
 
+/// The home of every variant.
+const FILE: &str = file!();
+
 const NETWORKS: &[Network] = &[
     Network::averaged("generator", Size::Other(|config| Generator::count(&networks(config, 1)))),
     Network::trained("critic", Size::Other(|config| Discriminator::count(&networks(config, 1)))),
@@ -55,7 +60,7 @@ const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec 
     Spec {
         name,
         cite,
-        file: file!(),
+        file: FILE,
         fingerprint: None,
         training,
         nfe: |_| 1,

@@ -1,0 +1,100 @@
+//! The same objective on the networks of the other rows: does Diffusion-GAN need StyleGAN2 and
+//! the gradient penalty, as the paper says (section 1)?
+
+use super::players::{Players, Seen};
+use super::{DiffGan, DiffusionGan, FILE};
+use crate::method::cost::{Call, Network, Pass, Size};
+use crate::method::one_step::{self, Generator, OneStep, one_step};
+use crate::method::{Build, Setup, Spec, Trained};
+use crate::network::params::{Arrays, Source};
+use crate::network::scale_images;
+use crate::network::unet::{CRITIC_HEAD, Critic, Denoiser};
+use crate::settings::Settings;
+use crate::train::batch::Batch;
+use crate::train::net::Net;
+use candle_core::{Result, Tensor};
+
+/// Diffusion-GAN's objective on the U-Net and its critic.
+pub const UNETS: Spec =
+    spec("diffusion-gan on U-Nets", CALLS, |setup| Ok(Box::new(UNets::train(setup, &setup.own())?)));
+
+/// Without the gradient penalty.
+pub const UNETS_NO_R1: Spec = spec("diffusion-gan on U-Nets, without R1", CALLS.split_at(4).0, |setup| {
+    Ok(Box::new(UNets::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
+});
+
+const NETWORKS: &[Network] =
+    &[Network::averaged("generator", Size::Denoiser), Network::trained("critic", Size::Critic)];
+
+/// The last two are the penalty's: the slope, then images and tangents in the place of two passes.
+const CALLS: &[Call] = &[
+    Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
+    Call { step: 0, network: "critic", pass: Pass::Through, times: 1.0 },
+    Call { step: 1, network: "generator", pass: Pass::Forward, times: 1.0 },
+    Call { step: 1, network: "critic", pass: Pass::Trained, times: 2.0 },
+    Call { step: 2, network: "critic", pass: Pass::Through, times: 1.0 / 16.0 },
+    Call { step: 2, network: "critic", pass: Pass::Trained, times: 2.0 / 16.0 },
+];
+
+const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec {
+    Spec {
+        name,
+        cite: "Wang et al. 2023, arXiv 2206.02262, on the networks of this paper",
+        file: FILE,
+        fingerprint: None,
+        training: Some(Trained { build, networks: NETWORKS, calls, from_scratch: None }),
+        nfe: |_| 1,
+        settings: &[OneStep::listed, DiffGan::listed],
+        sampler: one_step::sampler,
+    }
+}
+
+/// EDM's smallest noise level, told of images without noise.
+const LEAST: f32 = 0.002;
+
+/// The paper's networks.
+pub struct UNets {
+    sigma_init: f64,
+}
+
+impl UNets {
+    /// Rates, moments and averages are those of the one-step training.
+    pub fn train(setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<UNets>> {
+        let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
+        let drawn: &[&str] = if setup.start.is_some() { &[CRITIC_HEAD] } else { &[""] };
+        let source = Source { given: setup.start.unwrap_or(&none), drawn, cell: &cell };
+        let s = setup.settings;
+        let critic = Net::new(setup.device, &source, s.adam(), |vb| Critic::new(setup.network, vb))?;
+        let players = UNets { sigma_init: s.sigma_init };
+        let rates = [s.generator_lr, s.critic_lr];
+        Ok(DiffusionGan::new(players, Generator::new(setup)?.net, critic, settings, rates))
+    }
+
+    /// The image unshrunk, and the noise level that it then has.
+    fn unshrunk(x: &Tensor, seen: &Seen) -> Result<Tensor> {
+        scale_images(x, &seen.signal.iter().map(|s| 1.0 / s).collect::<Vec<_>>())
+    }
+
+    fn sigma(seen: &Seen) -> Vec<f32> {
+        seen.noise.iter().zip(&seen.signal).map(|(noise, signal)| (noise / signal).max(LEAST)).collect()
+    }
+}
+
+impl Players for UNets {
+    type Generator = Denoiser;
+    type Critic = Critic;
+
+    fn generate(&self, generator: &Denoiser, b: &Batch, step: &str) -> Result<Tensor> {
+        one_step(generator, &b.normal(&format!("{step}.z"))?, self.sigma_init)
+    }
+
+    fn logits(&self, critic: &Critic, seen: &Seen) -> Result<Tensor> {
+        critic.forward(&UNets::unshrunk(&seen.x, seen)?, &UNets::sigma(seen), None)
+    }
+
+    fn along(&self, critic: &Critic, seen: &Seen, dx: &Tensor) -> Result<Tensor> {
+        let images = [&UNets::unshrunk(&seen.x, seen)?, &UNets::unshrunk(dx, seen)?];
+        let [_, along] = critic.along(images, &UNets::sigma(seen))?;
+        Ok(along)
+    }
+}
