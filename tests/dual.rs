@@ -291,7 +291,7 @@ fn the_critics_derivative_has_an_exact_gradient() {
         expected += sum((gradient * &step).unwrap());
         steps.push((var.clone(), step));
     }
-    let mut at = |sign: f64| {
+    let at = |sign: f64| {
         params.assign(&weights).unwrap();
         for (var, step) in &steps {
             var.set(&(var.as_tensor() + (step * sign).unwrap()).unwrap()).unwrap();
