@@ -316,7 +316,8 @@ fn critic_step(row: &Row, augment: Option<[Vec<Draw>; 2]>) -> (f32, bool) {
     let mini = Recipe::of(Scale::Mini);
     let one_step = OneStep { generator_lr: 1e-3, ..mini.one_step.clone() };
     let recipe = Recipe { network: config, one_step, ..mini };
-    let setup = recipe.setup(&Device::Cpu, row, Some(&weights), "augmented steps");
+    let start = [(row.start, weights)];
+    let setup = recipe.setup(&Device::Cpu, row, &start, "augmented steps");
     let mut method = (row.method.training.as_ref().unwrap().build)(&setup).unwrap();
     let image = |name: &str| {
         let values = Stream::new("augmented steps", name).normals(0, B * 3 * 8 * 8);

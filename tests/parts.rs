@@ -45,7 +45,8 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
     // moments of one step are its gradients.
     let one_step = OneStep { generator_lr: 0.0, critic_lr: 0.0, ..paper.one_step.clone() };
     let recipe = Recipe { network: config(), one_step, ..paper };
-    let setup = recipe.setup(&Device::Cpu, row, Some(&weights), "parts");
+    let start = [(row.start, weights)];
+    let setup = recipe.setup(&Device::Cpu, row, &start, "parts");
     let mut given = Given { microbatch, ..Given::default() };
     for name in [
         "critic.z",

@@ -92,7 +92,7 @@ fn a_method_reads_its_own_settings() {
     recipe.set("HEUN_steps=9").unwrap();
     assert_eq!(HeunSettings::with(&recipe.overrides).steps, 9);
     let edm = all_rows().find(|row| row.id == "edm").unwrap();
-    let setup_has = recipe.setup(&candle_core::Device::Cpu, &edm, None, "test").own::<HeunSettings>();
+    let setup_has = recipe.setup(&candle_core::Device::Cpu, &edm, &[], "test").own::<HeunSettings>();
     assert_eq!(setup_has.steps, 9);
     assert_eq!((edm.method.nfe)(&recipe.overrides), 17);
     assert_eq!((edm.method.nfe)(&Overrides::none(Scale::Mini)), 35);

@@ -291,7 +291,7 @@ fn given(k: usize) -> Given {
 fn five_iterations() {
     let fixture = Fixture::open("diffusion-gan.npz");
     let recipe = Recipe::of(Scale::Mini);
-    let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, None, "parity");
+    let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, &[], "parity");
     let settings = DiffGan { gamma: 1.0, penalty_every: 2, ..DiffGan::at(Scale::Mini) };
     let mut method = StyleGan::of(&config(), &setup, &settings).unwrap();
     let mut start = state(&mut method).unwrap();

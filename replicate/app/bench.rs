@@ -126,7 +126,7 @@ fn noise(n: usize, size: usize) -> Images {
 /// Iterations of DiJS from drawn weights.
 fn iterations(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let recipe = Recipe::of(scale);
-    let setup = recipe.setup(device, &FULL_INITIALIZATION, None, "bench");
+    let setup = recipe.setup(device, &FULL_INITIALIZATION, &[], "bench");
     let training = FULL_INITIALIZATION.method.training.as_ref().expect("DiJS is trained");
     let mut method = (training.build)(&setup)?;
     steps(&mut *method, &recipe, recipe.budget.batch, repeats, device)

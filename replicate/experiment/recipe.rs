@@ -4,10 +4,10 @@ use super::{Data, FULL_INITIALIZATION, Initialization, Row, all_rows};
 use crate::error::{Error, Result};
 use crate::measure::classifier::ClassifierTraining;
 use crate::measure::evaluate::Evaluation;
-use crate::method::Setup;
 use crate::method::noise::Levels;
 use crate::method::one_step::OneStep;
 use crate::method::score_matching::Pretraining;
+use crate::method::{Setup, Start, Starts};
 use crate::network::params::Arrays;
 use crate::network::unet::Config;
 use crate::settings::{Field, LARGEST_BATCH, MOST_IMAGES, Overrides, Scale, Setting, Settings, settings};
@@ -166,11 +166,6 @@ impl Recipe {
     }
 
     fn apply(&mut self, name: &str, text: &str) {
-        let listed = |recipe: &Recipe| -> Vec<String> {
-            let own = all_rows().flat_map(|row| recipe.method_settings(&row));
-            recipe.shared().into_iter().chain(own).map(|setting| setting.value).collect()
-        };
-        let before = listed(self);
         let mut changed = self.clone();
         changed.network.put(name, text);
         changed.pretraining.put(name, text);
@@ -178,10 +173,19 @@ impl Recipe {
         changed.budget.put(name, text);
         changed.evaluation.put(name, text);
         changed.classifier.put(name, text);
-        changed.overrides.changes.push((name.into(), text.into()));
-        if listed(&changed) != before {
-            *self = changed;
+        let changes = &mut changed.overrides.changes;
+        changes.retain(|(known, _)| known != name);
+        if Recipe::of(self.scale).value(name).as_deref() != Some(text) {
+            changes.push((name.into(), text.into()));
         }
+        *self = changed;
+    }
+
+    /// The text of the setting of that name, a method's own too.
+    pub fn value(&self, name: &str) -> Option<String> {
+        let own = all_rows().flat_map(|row| self.method_settings(&row));
+        let mut all = self.shared().into_iter().chain(own);
+        all.find(|setting| setting.field.name == name).map(|setting| setting.value)
     }
 
     /// Every setting that all rows share.
@@ -211,7 +215,9 @@ impl Recipe {
     /// Every setting that decides what the row measures.
     pub fn used(&self, row: &Row) -> Vec<Setting> {
         let training = row.method.training.as_ref();
-        let pretrained = row.start != Initialization::Random && !self.has_checkpoint(row.start);
+        let trained: Vec<Initialization> =
+            self.initial(row).into_iter().filter(|start| !self.has_checkpoint(*start)).collect();
+        let pretrained = !trained.is_empty();
         // What knows no pre-training sees its images, too.
         let from_scratch = training.is_some_and(|training| training.from_scratch.is_some());
         let uses = |setting: &Setting| match setting.field.name {
@@ -219,7 +225,9 @@ impl Recipe {
             "images" | "batch" | "quick_samples" => training.is_some(),
             "ticks" => training.is_some() || pretrained,
             "images_per_class" => self.scale.procedural() && (training.is_some() || pretrained),
-            "teacher_p_mean" | "teacher_p_std" => pretrained && row.start != Initialization::SingleLevel,
+            "teacher_p_mean" | "teacher_p_std" => {
+                trained.iter().any(|start| *start != Initialization::SingleLevel)
+            }
             _ if setting.owner == Pretraining::OWNER => pretrained,
             _ if setting.owner == ClassifierTraining::OWNER => self.scale.has_own_features(),
             _ => setting.owner != OneStep::OWNER,
@@ -238,6 +246,28 @@ impl Recipe {
     /// The changes as they are given to `--set` and `--until`: "sigma_init=2".
     pub fn changes(&self) -> Vec<String> {
         self.overrides.changes.iter().map(|(name, text)| format!("{name}={text}")).collect()
+    }
+
+    /// The same in one order, whatever was given first: what names an experiment to people.
+    pub fn sorted_changes(&self) -> Vec<String> {
+        let mut changes = self.changes();
+        changes.sort();
+        changes
+    }
+
+    /// The recipe of a scale with these changes, as [`Recipe::changes`] gives them.
+    ///
+    /// # Errors
+    /// As [`Recipe::set`].
+    pub fn changed(scale: Scale, changes: &[String]) -> Result<Recipe> {
+        let mut recipe = Recipe::of(scale);
+        for change in changes {
+            match change.strip_prefix("until=").and_then(|images| images.parse().ok()) {
+                Some(images) => recipe.until(images),
+                None => recipe.set(change)?,
+            }
+        }
+        Ok(recipe)
     }
 
     /// Stops both stages early; where the features are Inception's, the scores are
@@ -259,6 +289,44 @@ impl Recipe {
         if *self != before {
             self.overrides.changes.push(("until".into(), images.to_string()));
         }
+    }
+
+    /// What the row's generator starts from.
+    pub fn generator_start(&self, row: &Row) -> Initialization {
+        self.resolved(self.one_step.generator_start, row)
+    }
+
+    /// What the row's critic, or fake score, starts from.
+    pub fn critic_start(&self, row: &Row) -> Initialization {
+        self.resolved(self.one_step.critic_start, row)
+    }
+
+    fn resolved(&self, start: Start, row: &Row) -> Initialization {
+        match start {
+            Start::Row => row.start,
+            // On a scale that draws its images the source classes are these characters.
+            Start::From(Initialization::MultiLevel(Data::Characters(n))) if self.scale.procedural() => {
+                Initialization::MultiLevel(Data::Sources(n))
+            }
+            Start::From(start) => start,
+        }
+    }
+
+    /// The pre-trainings that the row needs, each once; its own is the first where it has one.
+    pub fn initial(&self, row: &Row) -> Vec<Initialization> {
+        let mut all: Vec<Initialization> = Vec::new();
+        for start in [row.start, self.generator_start(row), self.critic_start(row)] {
+            if start != Initialization::Random && !all.contains(&start) {
+                all.push(start);
+            }
+        }
+        all
+    }
+
+    /// Noise level of the grids of a pre-training: what a generator would start from.
+    pub fn grid_sigma(&self) -> f64 {
+        // Another sigma_init trains no other teacher.
+        OneStep::at(self.scale).sigma_init
     }
 
     /// Noise levels of the pre-training from which `start` comes.
@@ -287,14 +355,21 @@ impl Recipe {
             && self.overrides.changes.iter().all(|(name, _)| published(name))
     }
 
-    /// What the method of `row` is built from; `cell` names the streams of what is drawn.
+    /// What the method of `row` is built from: `weights` are those of [`Recipe::initial`];
+    /// `cell` names the streams of what is drawn.
     pub fn setup<'a>(
         &'a self,
         device: &'a Device,
         row: &Row,
-        start: Option<&'a Arrays>,
+        weights: &'a [(Initialization, Arrays)],
         cell: &'a str,
     ) -> Setup<'a> {
+        let of = |start| weights.iter().find(|(known, _)| *known == start).map(|(_, weights)| weights);
+        let start = Starts {
+            row: of(row.start),
+            generator: of(self.generator_start(row)),
+            critic: of(self.critic_start(row)),
+        };
         let (network, settings, overrides) = (&self.network, &self.one_step, &self.overrides);
         Setup { device, network, settings, overrides, images: self.images_of(row), start, cell }
     }

@@ -19,7 +19,7 @@ use crate::method::sampler::edm;
 use crate::method::score_based::{diff_instruct, sid};
 use crate::network::params::Arrays;
 use crate::network::unet::Config;
-use crate::settings::{Overrides, Setting, Settings};
+use crate::settings::{Choice, Overrides, Setting, Settings};
 use crate::train::Method;
 use candle_core::{Device, Result, Tensor};
 use std::fmt::{Display, Formatter};
@@ -48,10 +48,19 @@ pub struct Setup<'a> {
     pub overrides: &'a Overrides,
     /// Images that the training sees.
     pub images: u64,
-    /// Weights of the initialisation; `None` draws everything.
-    pub start: Option<&'a Arrays>,
+    pub start: Starts<'a>,
     /// Names the streams of what is drawn.
     pub cell: &'a str,
+}
+
+/// Weights of the initialisation; `None` draws everything.
+#[derive(Clone, Copy, Default)]
+pub struct Starts<'a> {
+    /// Of the row: also of a method's teacher.
+    pub row: Option<&'a Arrays>,
+    pub generator: Option<&'a Arrays>,
+    /// Of the critic, or of the fake score.
+    pub critic: Option<&'a Arrays>,
 }
 
 impl Setup<'_> {
@@ -104,6 +113,8 @@ pub enum Data {
     HeldOut,
     /// The first n source classes: CIFAR-100 without overlap, or invented characters.
     Sources(usize),
+    /// The first n invented characters, also where the sources are files.
+    Characters(usize),
 }
 
 impl Display for Data {
@@ -112,6 +123,7 @@ impl Display for Data {
             Data::Target => write!(f, "target"),
             Data::HeldOut => write!(f, "held-out"),
             Data::Sources(n) => write!(f, "sources-{n}"),
+            Data::Characters(n) => write!(f, "characters-{n}"),
         }
     }
 }
@@ -144,6 +156,33 @@ impl Display for Initialization {
             Initialization::MultiLevel(data) => write!(f, "multi-level-{data}"),
         }
     }
+}
+
+/// Where a network of a row starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// As the row does.
+    Row,
+    From(Initialization),
+}
+
+const fn pretrained(data: Data) -> Start {
+    Start::From(Initialization::MultiLevel(data))
+}
+
+impl Choice for Start {
+    const ALL: &'static [(&'static str, Start)] = &[
+        ("row", Start::Row),
+        ("random", Start::From(Initialization::Random)),
+        ("single-level", Start::From(Initialization::SingleLevel)),
+        ("multi-level", pretrained(Data::Target)),
+        ("sources-10", pretrained(Data::Sources(10))),
+        ("sources-50", pretrained(Data::Sources(50))),
+        ("sources-90", pretrained(Data::Sources(90))),
+        ("characters-10", pretrained(Data::Characters(10))),
+        ("characters-50", pretrained(Data::Characters(50))),
+        ("characters-90", pretrained(Data::Characters(90))),
+    ];
 }
 
 /// One experiment of the paper's tables.

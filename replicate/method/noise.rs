@@ -63,6 +63,23 @@ pub fn edm_weight(sigma: f32) -> f32 {
     (sigma * sigma + d2) / (sigma * sigma * d2)
 }
 
+/// Where the generator's step takes its noise levels from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum GeneratorLevels {
+    /// Those of the critic's step.
+    LogNormal,
+    /// SiD's: the lower [`SHARE`] of EDM's grid.
+    Karras,
+}
+
+impl Choice for GeneratorLevels {
+    const ALL: &'static [(&'static str, GeneratorLevels)] =
+        &[("lognormal", GeneratorLevels::LogNormal), ("karras", GeneratorLevels::Karras)];
+}
+
+/// Of the way to 80: SiD's 800 of 1000.
+pub const SHARE: f64 = 0.8;
+
 /// Weight of the generator's loss over noise levels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Weight {

@@ -1,8 +1,8 @@
 //! What every one-step row shares: the generator g(z) = D(sigma_init z; sigma_init), and
 //! how it is trained.
 
-use crate::method::noise::{Levels, Weight};
-use crate::method::{Sampler, Setup};
+use crate::method::noise::{GeneratorLevels, Levels, SHARE, Weight};
+use crate::method::{Sampler, Setup, Start};
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::Denoiser;
 use crate::settings::{MOST_IMAGES, settings};
@@ -21,10 +21,16 @@ settings! {
         p_mean: f64 = [-1.2], -10.0..=10.0, "";
         /// Standard deviation of ln sigma in both steps.
         p_std: f64 = [1.2], 0.0..=10.0, "";
+        /// Noise levels of the generator's step; karras: uniform in sigma^(1/7) from 0.002 up, 0.8 of the way to 80.
+        generator_levels: GeneratorLevels = [GeneratorLevels::LogNormal], .., "";
         /// Weight w(t) of the generator's loss.
         weight: Weight = [Weight::SigmaSquared], .., "";
         /// Steps of the critic, or of the fake score, before each step of the generator.
         critic_steps: usize = [1], 1..=1000, "";
+        /// Where the generator starts, if not as the row does.
+        generator_start: Start = [Start::Row], .., "", Silent("Table 2 changes the start of both networks at once");
+        /// Where the critic's encoder, or the fake score, starts, if not as the row does.
+        critic_start: Start = [Start::Row], .., "", Silent("Table 2 changes the start of both networks at once");
         /// Learning rate of the generator.
         generator_lr: f64 = [2e-3, 5e-5, 5e-5, 5e-5, 1e-5], 0.0..=1e30, "";
         /// Learning rate of the critic, or of the fake score.
@@ -45,6 +51,14 @@ settings! {
 impl OneStep {
     pub fn levels(&self) -> Levels {
         Levels::log_normal(self.p_mean, self.p_std)
+    }
+
+    /// Of the generator's step.
+    pub fn generator_levels(&self) -> Levels {
+        match self.generator_levels {
+            GeneratorLevels::LogNormal => self.levels(),
+            GeneratorLevels::Karras => Levels::SeventhRoot { share: SHARE },
+        }
     }
 
     pub fn adam(&self) -> AdamConfig {
@@ -73,7 +87,7 @@ impl Generator {
     /// Line 2 of both algorithms: it starts from the pre-trained weights, or is drawn.
     pub fn new(setup: &Setup) -> Result<Generator> {
         let s = setup.settings;
-        let net = denoiser(setup, "generator")?.averaged(s.ema_half_life)?;
+        let net = denoiser(setup, "generator", setup.start.generator)?.averaged(s.ema_half_life)?;
         Ok(Generator { net, sigma_init: s.sigma_init, lr: s.generator_lr })
     }
 
@@ -117,12 +131,12 @@ impl Generator {
     }
 }
 
-/// A U-Net in training that starts from the setup's weights, or is drawn in the
+/// A U-Net in training that starts from the weights `start`, or is drawn in the
 /// streams of `part`.
-pub fn denoiser(setup: &Setup, part: &str) -> Result<Net<Denoiser>> {
+pub fn denoiser(setup: &Setup, part: &str, start: Option<&Arrays>) -> Result<Net<Denoiser>> {
     let (none, cell) = (Arrays::new(), format!("{} {part}", setup.cell));
-    let drawn: &[&str] = if setup.start.is_some() { &[] } else { &[""] };
-    let source = Source { given: setup.start.unwrap_or(&none), drawn, cell: &cell };
+    let drawn: &[&str] = if start.is_some() { &[] } else { &[""] };
+    let source = Source { given: start.unwrap_or(&none), drawn, cell: &cell };
     Net::new(setup.device, &source, setup.settings.adam(), |vb| Denoiser::new(setup.network, vb))
 }
 

@@ -119,6 +119,10 @@ fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
         page.entry("images", &text);
     }
     page.entry("starts from", &start(row.start, recipe));
+    let starts = [("generator", recipe.generator_start(row)), ("critic", recipe.critic_start(row))];
+    for (network, other) in starts.into_iter().filter(|(_, other)| *other != row.start) {
+        page.entry("", &format!("but the {network} from {}", start(other, recipe)));
+    }
     if let Some(training) = &method.training {
         let batch = recipe.budget.batch;
         let iterations = thousands(recipe.iterations(row));
@@ -154,6 +158,9 @@ fn start(start: Initialization, recipe: &Recipe) -> String {
         Initialization::MultiLevel(Data::Sources(n)) => {
             format!("multi-level denoising score matching on {n} source classes")
         }
+        Initialization::MultiLevel(Data::Characters(n)) => {
+            format!("multi-level denoising score matching on {n} invented characters")
+        }
     };
     match recipe.has_checkpoint(start) {
         true => format!("{text}: the published EDM checkpoint"),
@@ -168,11 +175,18 @@ fn owners(row: &Row, recipe: &Recipe) -> Vec<&'static str> {
         owners.push("source data");
     }
     owners.push("network");
-    if recipe.has_checkpoint(row.start) {
-        owners.push("checkpoint");
-    } else if row.start != Initialization::Random {
-        owners.push("pre-training");
-        owners.push(if row.start == Initialization::SingleLevel { "single-level" } else { "multi-level" });
+    let mut add = |owner: &'static str| {
+        if !owners.contains(&owner) {
+            owners.push(owner);
+        }
+    };
+    for start in recipe.initial(row) {
+        if recipe.has_checkpoint(start) {
+            add("checkpoint");
+        } else {
+            add("pre-training");
+            add(if start == Initialization::SingleLevel { "single-level" } else { "multi-level" });
+        }
     }
     for setting in recipe.method_settings(row) {
         if !owners.contains(&setting.owner) {

@@ -117,8 +117,8 @@ fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>>
     let (recipe, in_memory) = (runner.recipe().clone(), runner.recipe_in_memory());
     let mut starts: Vec<Initialization> = Vec::new();
     let mut items = Vec::new();
-    for start in cells.iter().map(|cell| cell.start) {
-        let trained = start != Initialization::Random && !runner.published(start);
+    for start in cells.iter().flat_map(|cell| recipe.initial(cell)) {
+        let trained = !runner.published(start);
         if trained && !starts.contains(&start) && !runner.has_pretrained(start)? {
             starts.push(start);
             items.push(Item {

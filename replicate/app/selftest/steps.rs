@@ -129,7 +129,8 @@ impl Case {
         let (params, _) = filled_denoiser(&recipe.network, device, unit)?;
         let weights = filled(&params, unit);
         let row = all_rows().find(|row| row.id == self.row).expect("a row of the registry");
-        let setup = recipe.setup(device, &row, Some(&weights), "parity");
+        let start = [(row.start, weights)];
+        let setup = recipe.setup(device, &row, &start, "parity");
         let training = row.method.training.as_ref().expect("a row that is trained");
         let mut method = (training.build)(&setup)?;
         let mut first = state(&mut *method)?;

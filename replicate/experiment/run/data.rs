@@ -6,7 +6,7 @@ use super::{Runner, keys};
 use crate::data::cifar::{self, Set, Split};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::experiment::{Data, Initialization, Row, Scale};
+use crate::experiment::{Data, Row, Scale};
 use crate::judge::paper;
 use crate::measure::evaluate::{Evaluator, FeatureNetwork, Reference};
 use crate::measure::metrics::Features;
@@ -27,9 +27,14 @@ const NEIGHBOURHOOD: &str = "neighbourhood.safetensors";
 const STATISTICS_AGREE: f64 = 1e-2;
 
 impl Runner<'_> {
+    /// Whether the images are drawn rather than read from files.
+    fn drawn(&self, data: Data) -> bool {
+        self.recipe.scale.procedural() || matches!(data, Data::Characters(_))
+    }
+
     /// Names the images; files that are not here are an error.
     pub(super) fn images_digest(&mut self, data: Data) -> Result<String> {
-        if self.recipe.scale.procedural() {
+        if self.drawn(data) {
             // The drawing is code and its version is in every name of a stream:
             // the text says which images, without making them.
             let text = format!("{} {}", glyphs::VERSION, keys::data_text(&self.recipe, data));
@@ -41,7 +46,7 @@ impl Runner<'_> {
 
     /// The same; `None` where they are files that are not here.
     pub(super) fn find_images_digest(&mut self, data: Data) -> Result<Option<String>> {
-        match self.recipe.scale.procedural() || self.source(data)?.is_some() {
+        match self.drawn(data) || self.source(data)?.is_some() {
             true => Ok(Some(self.images_digest(data)?)),
             false => Ok(None),
         }
@@ -56,8 +61,8 @@ impl Runner<'_> {
         self.images(Data::Target)?;
         self.images(self.recipe.reference())?;
         for cell in cells {
-            if let Initialization::MultiLevel(data) = cell.start {
-                self.images(data)?;
+            for start in self.recipe.initial(cell) {
+                self.images(start.data())?;
             }
         }
         Ok(())
@@ -92,15 +97,15 @@ impl Runner<'_> {
     }
 
     pub(super) fn load(&mut self, data: Data) -> Result<Images> {
-        let (size, per_class) = (self.recipe.network.size, self.recipe.budget.images_per_class);
-        if self.recipe.scale.procedural() {
+        let (size, per_class) = (self.recipe.network.size, keys::per_class(&self.recipe));
+        if self.drawn(data) {
             return Ok(match data {
                 Data::Target => glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "train"),
                 Data::HeldOut => {
                     let per_class = self.recipe.evaluation.reference / crate::measure::evaluate::TARGETS;
                     glyphs::images(size, glyphs::TARGET_CLASSES, per_class, "reference")
                 }
-                Data::Sources(n) => {
+                Data::Sources(n) | Data::Characters(n) => {
                     let first = glyphs::SOURCE_CLASSES.start;
                     // As many images as the target has, whatever the number of classes.
                     let each = per_class * crate::measure::evaluate::TARGETS / n;
@@ -123,7 +128,7 @@ impl Runner<'_> {
             ));
         }
         let images = match data {
-            Data::Target | Data::HeldOut => all,
+            Data::Target | Data::HeldOut | Data::Characters(_) => all,
             Data::Sources(n) => {
                 cifar::of_classes(all, &paper::source_classes(&self.settings.root.join("paper"), n)?, &path)?
             }
@@ -236,7 +241,7 @@ impl Runner<'_> {
 /// Where CIFAR has them.
 fn part(data: Data) -> (Set, Split) {
     match data {
-        Data::Target => (Set::Cifar10, Split::Train),
+        Data::Target | Data::Characters(_) => (Set::Cifar10, Split::Train),
         Data::HeldOut => (Set::Cifar10, Split::Test),
         Data::Sources(_) => (Set::Cifar100, Split::Train),
     }

@@ -44,7 +44,8 @@ impl Runner<'_> {
             return Vec::new();
         }
         let mut all = Vec::new();
-        if cells.iter().any(|cell| self.published(cell.start)) {
+        let starts = || cells.iter().flat_map(|cell| self.recipe.initial(cell));
+        if starts().any(|start| self.published(start)) {
             all.push(Input::Checkpoint);
         }
         let own_features = self.recipe.scale.has_own_features();
@@ -56,7 +57,7 @@ impl Runner<'_> {
             if self.recipe.reference() == Data::HeldOut {
                 all.push(Input::Cifar(Set::Cifar10, Split::Test));
             }
-            if cells.iter().any(|cell| matches!(cell.start, Initialization::MultiLevel(Data::Sources(_)))) {
+            if starts().any(|start| matches!(start, Initialization::MultiLevel(Data::Sources(_)))) {
                 all.push(Input::Cifar(Set::Cifar100, Split::Train));
             }
         }

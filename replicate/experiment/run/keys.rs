@@ -7,7 +7,9 @@
 //! room measure. So a change of a metric trains nothing, and a new method's file is in
 //! no other row's key.
 
+use crate::data::cifar::Split;
 use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
+use crate::measure::evaluate::TARGETS;
 use crate::method::all_rows;
 use crate::method::one_step::OneStep;
 use crate::settings::{Setting, Settings};
@@ -145,13 +147,18 @@ fn inside(path: &str) -> &str {
     path.strip_prefix("replicate/").unwrap_or(path)
 }
 
+/// Images of a target class: as many as are drawn, or as CIFAR-10 has.
+pub fn per_class(recipe: &Recipe) -> usize {
+    match recipe.scale.procedural() {
+        true => recipe.budget.images_per_class,
+        false => Split::Train.full() / TARGETS,
+    }
+}
+
 /// The images of a training, as its text names them.
 pub fn data_text(recipe: &Recipe, data: Data) -> String {
-    match recipe.scale.procedural() {
-        true => format!(
-            "glyphs {data}, {} a class, {} pixels",
-            recipe.budget.images_per_class, recipe.network.size
-        ),
+    match recipe.scale.procedural() || matches!(data, Data::Characters(_)) {
+        true => format!("glyphs {data}, {} a class, {} pixels", per_class(recipe), recipe.network.size),
         false => format!("CIFAR {data}, {} pixels", recipe.network.size),
     }
 }
@@ -166,7 +173,7 @@ pub fn pretraining(recipe: &Recipe, start: Initialization, images: &str, determi
         .settings(recipe.pretraining.list())
         .line("levels", recipe.pretraining_levels(start))
         .line("ticks", recipe.budget.ticks)
-        .line("grids at sigma", recipe.one_step.sigma_init)
+        .line("grids at sigma", recipe.grid_sigma())
         .line("determinism", determinism)
         .code(&Code::here().training("replicate/method/score_matching.rs"))
         .finish()
@@ -210,6 +217,8 @@ pub struct Origin<'a> {
     pub images: &'a str,
     /// Digest of the initial weights; `None` where everything is drawn.
     pub start: Option<&'a str>,
+    /// Of the networks that start otherwise: their names and digests.
+    pub others: &'a [(&'static str, String)],
     /// Names the random streams.
     pub streams: &'a str,
 }
@@ -231,6 +240,9 @@ pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determini
         .settings(recipe.budget.list())
         .line("images of the row", recipe.images_of(row))
         .line("images along the run", recipe.evaluation.quick_samples);
+    for (network, digest) in origin.others {
+        text.line(&format!("{network} start sha256"), digest);
+    }
     if let Some(fingerprint) = row.method.fingerprint {
         text.line("values", fingerprint());
     }

@@ -62,7 +62,7 @@ impl Runner<'_> {
         for outcome in [ours, theirs] {
             let row = &outcome.row;
             let (start, cell) = (self.starting_weights(row)?, self.streams(seed));
-            let setup = self.setup(row, start.as_ref(), &cell);
+            let setup = self.setup(row, &start, &cell);
             let training = row.method.training.as_ref().expect("only trained rows are compared");
             let first = published(&mut *(training.build)(&setup)?)?;
             let images = |weights: &Arrays| {

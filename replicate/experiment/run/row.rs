@@ -23,6 +23,8 @@ use std::sync::atomic::Ordering;
 struct Parents {
     /// `None` where everything is drawn.
     start: Option<String>,
+    /// Of the networks that start otherwise than the row; "none" where all of one is drawn.
+    others: Vec<(&'static str, String)>,
     images: String,
     /// The real images that scores compare with; `None` where they are drawn.
     reference: Option<String>,
@@ -125,13 +127,12 @@ impl Runner<'_> {
 
     /// Digests of what a row is made from, where all of it is here.
     fn find_parents(&mut self, row: &Row) -> Result<Option<Parents>> {
-        let start = match row.start {
-            Initialization::Random => None,
-            start => match self.find_pretrained_digest(start)? {
-                Some(digest) => Some(digest),
-                None => return Ok(None),
-            },
-        };
+        let mut digests = Vec::new();
+        for start in self.recipe.initial(row) {
+            let Some(digest) = self.find_pretrained_digest(start)? else { return Ok(None) };
+            digests.push((start, digest));
+        }
+        let (start, others) = self.starts(row, &digests);
         let Some(features) = self.find_features_digest()? else { return Ok(None) };
         let Some(images) = self.find_images_digest(Data::Target)? else { return Ok(None) };
         let reference = match self.recipe.scale.procedural() {
@@ -141,35 +142,59 @@ impl Runner<'_> {
                 None => return Ok(None),
             },
         };
-        Ok(Some(Parents { start, images, reference, features }))
+        Ok(Some(Parents { start, others, images, reference, features }))
     }
 
     /// The same; what is missing is made.
     fn make_parents(&mut self, row: &Row) -> Result<Parents> {
-        let start = match row.start {
-            Initialization::Random => None,
-            start => Some(self.pretrained_digest(start)?),
-        };
+        let mut digests = Vec::new();
+        for start in self.recipe.initial(row) {
+            digests.push((start, self.pretrained_digest(start)?));
+        }
+        let (start, others) = self.starts(row, &digests);
         let reference = match self.recipe.scale.procedural() {
             true => None,
             false => Some(self.images_digest(self.recipe.reference())?),
         };
         let (features, images) = (self.features_digest()?, self.images_digest(Data::Target)?);
-        Ok(Parents { start, images, reference, features })
+        Ok(Parents { start, others, images, reference, features })
+    }
+
+    /// The digest of the row's start, and those of the networks that start otherwise.
+    fn starts(
+        &self,
+        row: &Row,
+        digests: &[(Initialization, String)],
+    ) -> (Option<String>, Vec<(&'static str, String)>) {
+        let of = |start| digests.iter().find(|(known, _)| *known == start).map(|(_, digest)| digest.clone());
+        let (generator, critic) = (self.recipe.generator_start(row), self.recipe.critic_start(row));
+        let networks = [("generator", generator), ("critic", critic)];
+        let others = networks.into_iter().filter(|(_, start)| *start != row.start);
+        let none = || "none".to_string();
+        (of(row.start), others.map(|(network, start)| (network, of(start).unwrap_or_else(none))).collect())
     }
 
     fn weights_artifact(&self, row: &Row, seed: u64, parents: &Parents) -> Artifact {
         let streams = self.streams(seed);
-        let origin =
-            keys::Origin { images: &parents.images, start: parents.start.as_deref(), streams: &streams };
+        let origin = keys::Origin {
+            images: &parents.images,
+            start: parents.start.as_deref(),
+            others: &parents.others,
+            streams: &streams,
+        };
         let start = parents.start.clone().map(|digest| ("start".to_string(), digest));
+        let others = parents.others.iter().map(|(name, digest)| (format!("{name} start"), digest.clone()));
         Artifact {
             text: keys::weights(&self.recipe, row, seed, &origin, self.class),
             label: self.label(&format!("{}-s{seed}-weights", row.id)),
             settings: self.recipe.training_settings(row),
             seed,
             images: Some(self.recipe.images_of(row).next_multiple_of(self.recipe.budget.batch as u64)),
-            inputs: [("images".to_string(), parents.images.clone())].into_iter().chain(start).collect(),
+            inputs: [("images".to_string(), parents.images.clone())]
+                .into_iter()
+                .chain(start)
+                .chain(others)
+                .collect(),
             parents: BTreeMap::new(),
         }
     }
@@ -203,12 +228,11 @@ impl Runner<'_> {
     /// Trains the row's method and leaves its weights.
     fn train(&mut self, lock: &Lock, row: &Row, seed: u64) -> Result<Outputs> {
         let start = self.starting_weights(row)?;
-        let start = start.as_ref();
         self.images(Data::Target)?;
         self.prepare_evaluator()?;
         let (recipe, device) = (&self.recipe, &self.settings.device);
         let cell = self.streams(seed);
-        let setup = recipe.setup(device, row, start, &cell);
+        let setup = recipe.setup(device, row, &start, &cell);
         let training = row.method.training.as_ref().expect("the row has a training");
         let mut method = (training.build)(&setup)?;
         let sizes: Vec<f64> = method.nets().iter().map(|(_, net)| net.params.count() as f64).collect();
@@ -245,7 +269,7 @@ impl Runner<'_> {
         let start = self.starting_weights(row)?;
         self.images(Data::Target)?;
         self.prepare_evaluator()?;
-        let sampler = self.sampler(row, seed, start.as_ref(), weights)?;
+        let sampler = self.sampler(row, seed, &start, weights)?;
         let label = lock.label().to_string();
         let (recipe, device) = (&self.recipe, &self.settings.device);
         let (stop, watch) = (self.stop, &mut self.watch);
@@ -295,25 +319,23 @@ impl Runner<'_> {
         &self,
         row: &Row,
         seed: u64,
-        start: Option<&Arrays>,
+        start: &[(Initialization, Arrays)],
         weights: Option<&Made>,
     ) -> Result<Box<dyn Sampler>> {
         let cell = self.streams(seed);
         let setup = self.setup(row, start, &cell);
-        Ok(match (weights, start) {
+        Ok(match (weights, setup.start.row) {
             (Some(made), _) => (row.method.sampler)(&setup, &read_weights(&made.entry)?.0)?,
             (None, Some(start)) => (row.method.sampler)(&setup, start)?,
             (None, None) => unreachable!("what is only sampled was pre-trained"),
         })
     }
 
-    /// The weights that the row starts from, made where they are missing; `None`
+    /// The weights that the row's networks start from, made where they are missing; none
     /// where everything is drawn.
-    pub(super) fn starting_weights(&mut self, row: &Row) -> Result<Option<Arrays>> {
-        match row.start {
-            Initialization::Random => Ok(None),
-            start => Ok(Some(self.pretrained(start)?.0)),
-        }
+    pub(super) fn starting_weights(&mut self, row: &Row) -> Result<Vec<(Initialization, Arrays)>> {
+        let starts = self.recipe.initial(row).into_iter();
+        starts.map(|start| Ok((start, self.pretrained(start)?.0))).collect()
     }
 
     /// Names the random streams: what is drawn is alike in every row of a seed.
@@ -321,7 +343,12 @@ impl Runner<'_> {
         format!("{} one-step seed {seed}", self.recipe.scale)
     }
 
-    pub(super) fn setup<'s>(&'s self, row: &Row, start: Option<&'s Arrays>, cell: &'s str) -> Setup<'s> {
+    pub(super) fn setup<'s>(
+        &'s self,
+        row: &Row,
+        start: &'s [(Initialization, Arrays)],
+        cell: &'s str,
+    ) -> Setup<'s> {
         self.recipe.setup(&self.settings.device, row, start, cell)
     }
 }

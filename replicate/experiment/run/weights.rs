@@ -110,7 +110,7 @@ impl Runner<'_> {
         // One-step samples: what a generator will start from.
         let mut snapshot = |weights: &Arrays| {
             let denoiser = Denoiser::load(&recipe.network, weights, &device)?;
-            let sample = |z: &Tensor| one_step(&denoiser, z, recipe.one_step.sigma_init);
+            let sample = |z: &Tensor| one_step(&denoiser, z, recipe.grid_sigma());
             Ok(Snapshot { scores: None, grid: Some(generate_grid(&recipe.network, &device, 1, sample)?) })
         };
         let budget = Budget { images: p.images, ticks: recipe.budget.ticks };

@@ -80,11 +80,13 @@ pub struct ClassRatio {
 }
 
 impl ClassRatio {
-    /// Line 2: the critic's encoder starts as the generator's does; its head is drawn.
+    /// Line 2: the critic's encoder starts as the generator's does, where nothing is changed; its
+    /// head is drawn.
     pub fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
         let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
-        let drawn: &[&str] = if setup.start.is_some() { &[CRITIC_HEAD] } else { &[""] };
-        let source = Source { given: setup.start.unwrap_or(&none), drawn, cell: &cell };
+        let start = setup.start.critic;
+        let drawn: &[&str] = if start.is_some() { &[CRITIC_HEAD] } else { &[""] };
+        let source = Source { given: start.unwrap_or(&none), drawn, cell: &cell };
         let settings = setup.settings.clone();
         let critic = Net::new(setup.device, &source, settings.adam(), |vb| Critic::new(setup.network, vb))?;
         Ok(ClassRatio { generator: Generator::new(setup)?, critic, divergence, settings })
@@ -99,6 +101,7 @@ impl Method for ClassRatio {
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let (s, divergence, generator) = (&self.settings, self.divergence, &self.generator);
         let (levels, weight) = (s.levels(), s.weight);
+        let generator_levels = s.generator_levels();
 
         // Line 4: the critic learns log p_d(x_t) / q_theta(x_t) (Eq 6, 7).
         let critic = self.critic.descend_times(s.critic_steps, batch, s.critic_lr, |critic, b| {
@@ -116,7 +119,7 @@ impl Method for ClassRatio {
         // Lines 5 and 6: down the estimated divergence, by w(t) (Eq 8-10, appendix B).
         let critic_net = &self.critic.frozen;
         let generator = self.generator.descend(batch, |x0, b| {
-            let sigma = levels.draw(b, "generator.sigma")?;
+            let sigma = generator_levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
             divergence.loss(&critic_net.forward(&xt, &sigma, None)?, &weight.of(&sigma))
         })?;

@@ -53,11 +53,11 @@ impl DiffInstruct {
     /// # Errors
     /// Without weights: there is no teacher then.
     pub fn new(setup: &Setup) -> Result<DiffInstruct> {
-        let Some(weights) = setup.start else {
+        let Some(weights) = setup.start.row else {
             bail!("VSD needs a teacher: it cannot start from random weights")
         };
         let generator = Generator::new(setup)?;
-        let fake = denoiser(setup, "fake score")?;
+        let fake = denoiser(setup, "fake score", setup.start.critic)?;
         let teacher = Denoiser::load(setup.network, weights, setup.device)?;
         Ok(DiffInstruct { generator, fake, teacher, settings: setup.settings.clone() })
     }
@@ -71,6 +71,7 @@ impl Method for DiffInstruct {
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let (s, teacher, generator) = (&self.settings, &self.teacher, &self.generator);
         let (levels, weight) = (s.levels(), s.weight);
+        let generator_levels = s.generator_levels();
 
         // Line 4: the fake score learns to denoise generated images (Eq 4).
         let fake = self.fake.descend_times(s.critic_steps, batch, s.critic_lr, |fake, b| {
@@ -84,7 +85,7 @@ impl Method for DiffInstruct {
         // Lines 5 and 6: along the difference of the scores, by w(t) (Eq 5, appendix B).
         let fake_net = &self.fake.frozen;
         let generator = self.generator.descend(batch, |x0, b| {
-            let sigma = levels.draw(b, "generator.sigma")?;
+            let sigma = generator_levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
             let at = xt.detach();
             let (q, p) = (fake_net.forward(&at, &sigma, None)?, teacher.forward(&at, &sigma, None)?);

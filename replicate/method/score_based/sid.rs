@@ -95,13 +95,13 @@ impl Sid {
     /// # Errors
     /// Without weights: there is no teacher then.
     pub fn new(setup: &Setup) -> Result<Sid> {
-        let Some(weights) = setup.start else {
+        let Some(weights) = setup.start.row else {
             bail!("SiD needs a teacher: it cannot start from random weights")
         };
         let s = setup.settings;
         Ok(Sid {
             generator: Generator::new(setup)?,
-            fake: denoiser(setup, "fake score")?,
+            fake: denoiser(setup, "fake score", setup.start.critic)?,
             teacher: Denoiser::load(setup.network, weights, setup.device)?,
             levels: s.levels(),
             fake_lr: s.critic_lr,
