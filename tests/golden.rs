@@ -20,6 +20,7 @@ use std::path::Path;
 fn score(row: &str, seed: u64, metric: &str, value: f64) -> Score {
     Score {
         row: row.to_string(),
+        changes: String::new(),
         scale: "mini".to_string(),
         seed,
         metric: metric.to_string(),
@@ -293,9 +294,11 @@ fn written(text: &str) -> tempfile::NamedTempFile {
 fn any_score() -> impl Strategy<Value = Score> {
     let name = "[a-z][a-z0-9-]{0,8}";
     let value = any::<f64>().prop_filter("NaN differs from itself", |x| !x.is_nan());
-    (name, name, any::<u64>(), name, value, "[ -~é]{0,12}", "[0-9a-f]{0,8}").prop_map(
-        |(row, scale, seed, metric, value, class, manifest)| Score {
+    let changes = "([a-z]{1,5}=[0-9.]{1,3})?";
+    (name, changes, name, any::<u64>(), name, value, "[ -~é]{0,12}", "[0-9a-f]{0,8}").prop_map(
+        |(row, changes, scale, seed, metric, value, class, manifest)| Score {
             row,
+            changes,
             scale,
             seed,
             metric,
@@ -418,7 +421,7 @@ fn a_golden_file_that_was_edited_wrongly_is_refused_with_its_line() {
     refused("2:3.0", "2:inf", "a finite number for seed 2");
     refused("interval,", "interval,0.5", "nothing in column `tolerance`");
     refused("2:dijs2", "4:dijs2", "a digest for every seed");
-    refused("row,scale", "cell,scale", "the header `row,scale,metric");
+    refused("row,changes", "cell,changes", "the header `row,changes,scale,metric");
     let twice = text.clone() + text.lines().last().unwrap() + "\n";
     let error = golden::read_golden(written(&twice).path()).unwrap_err().to_string();
     assert!(error.contains("that no line before has in column `row` on line 3"), "{error}");
@@ -575,12 +578,12 @@ fn operand(text: &str) -> Operand {
     text.parse().unwrap()
 }
 
-/// The two rows' FD, one value per seed.
+/// The two rows' FD, one value per seed; the rows share no seed.
 fn rows(left: &[f64], right: &[f64]) -> Vec<Score> {
-    let row = |name, values: &[f64]| -> Vec<Score> {
-        values.iter().enumerate().map(|(seed, x)| score(name, seed as u64, "fd", *x)).collect()
+    let row = |name, first: u64, values: &[f64]| -> Vec<Score> {
+        values.iter().enumerate().map(|(i, x)| score(name, first + i as u64, "fd", *x)).collect()
     };
-    [row("dijs", left), row("dikl", right)].concat()
+    [row("dijs", 0, left), row("dikl", 100, right)].concat()
 }
 
 fn less(left: &[f64], right: &[f64], factor: f64) -> Judgement {
@@ -615,6 +618,163 @@ fn welch_allows_for_unequal_spreads() {
     assert!(critical > 2.131847 * (17.0f64 / 3.0).sqrt() + 1.0);
     assert_eq!(at(critical + 1e-6).verdict, ClaimVerdict::Holds);
     assert!(matches!(at(critical - 1e-6).verdict, ClaimVerdict::Undecided { .. }));
+}
+
+/// The same seeds on both sides: SciPy's ttest_rel, 1.16 or later.
+const PAIRED: [&[f64]; 2] = [&[9.12, 9.03, 9.25, 8.90, 9.40], &[9.30, 9.05, 9.41, 9.20, 9.38]];
+
+fn pairs(statement: Statement, right: &[f64]) -> Judgement {
+    let of = |row, values: &[f64]| -> Vec<Score> {
+        values.iter().enumerate().map(|(i, x)| score(row, i as u64, "fd", *x)).collect()
+    };
+    evaluate(&claim(statement), &[of("dijs", PAIRED[0]), of("dikl", right)].concat(), "mini")
+}
+
+#[test]
+fn rows_of_the_same_seeds_are_paired() {
+    let statement =
+        |left, right, factor| Statement::Less { left: operand(left), right: operand(right), factor };
+    let paired = pairs(statement("fd(dijs)", "fd(dikl)", 1.0), PAIRED[1]);
+    assert_eq!(paired.verdict, ClaimVerdict::Holds);
+    assert!((paired.p.unwrap() - 0.045635610949821326).abs() < 1e-12, "{paired:?}");
+    // 90 %: what a one-sided test at 5 % decides, this interval leaves 0 out of.
+    let numbers = "difference −0.128 [−0.251, −0.00472] (paired): significantly smaller, p = 0.0456";
+    assert!(paired.reason.ends_with(numbers), "{}", paired.reason);
+    // The same numbers as strangers: ttest_ind, equal_var=False.
+    let welch = less(PAIRED[0], PAIRED[1], 1.0);
+    assert!(matches!(welch.verdict, ClaimVerdict::Undecided { .. }));
+    assert!((welch.p.unwrap() - 0.13730901902452286).abs() < 1e-12, "{welch:?}");
+    assert!(welch.reason.contains("[−0.332, 0.0758] (Welch)"), "{}", welch.reason);
+    // A pair is missing.
+    let four = pairs(statement("fd(dijs)", "fd(dikl)", 1.0), &PAIRED[1][..4]);
+    assert!(four.reason.contains("(Welch)"), "{}", four.reason);
+    // A factor is one of each pair.
+    let reverse = pairs(statement("fd(dikl)", "fd(dijs)", 0.9), PAIRED[1]);
+    assert_eq!(reverse.verdict, ClaimVerdict::DoesNotHold);
+    // Far fewer seeds than strangers need.
+    let needed = |judged: Judgement| match judged.verdict {
+        ClaimVerdict::Undecided { seeds_needed } => seeds_needed.unwrap(),
+        decided => panic!("{decided:?}"),
+    };
+    let near_to = [9.25, 9.02, 9.33, 9.05, 9.36];
+    let (few, many) =
+        (pairs(statement("fd(dijs)", "fd(dikl)", 1.0), &near_to), less(PAIRED[0], &near_to, 1.0));
+    assert!(needed(few) < needed(many) / 2);
+}
+
+#[test]
+fn a_ratio_of_pairs_has_the_interval_of_their_logarithms() {
+    let near = |factor| {
+        let statement = Statement::Near { left: operand("fd(dijs)"), right: operand("fd(dikl)"), factor };
+        pairs(statement, PAIRED[1])
+    };
+    // ttest_rel of the logarithms: exp of its 90 % interval.
+    let holds = near(1.028);
+    assert_eq!(holds.verdict, ClaimVerdict::Holds);
+    assert!(holds.reason.contains("[0.973, 1.000] (paired), inside"), "{}", holds.reason);
+    assert!(matches!(near(1.0279).verdict, ClaimVerdict::Undecided { .. }));
+}
+
+#[test]
+fn holm_is_what_statsmodels_gives() {
+    let p = [0.01, 0.04, 0.003, 0.2, 0.004];
+    let close = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-12);
+    // multipletests(p, method='holm')
+    assert!(close(&stats::holm(&p, 5), &[0.03, 0.08, 0.015, 0.2, 0.016]));
+    // The same with the five tests in the other direction, 1 - p.
+    assert!(close(&stats::holm(&p, 10), &[0.08, 0.28, 0.03, 1.0, 0.036]));
+    assert!(stats::holm(&[], 0).is_empty());
+}
+
+#[test]
+fn the_whole_family_of_claims_is_corrected() {
+    let less = |left: &str, right: &str| {
+        claim(Statement::Less { left: operand(left), right: operand(right), factor: 1.0 })
+    };
+    let claims = [
+        less("fd(dijs)", "fd(dikl)"),
+        claim(Statement::Untestable),
+        less("fd(dikl)", "fd(dijs)"),
+        less("fd(dijs)", "20"),
+    ];
+    let scores: Vec<Score> = [("dijs", PAIRED[0]), ("dikl", PAIRED[1])]
+        .into_iter()
+        .flat_map(|(row, values)| values.iter().enumerate().map(move |(i, x)| score(row, i as u64, "fd", *x)))
+        .collect();
+    let judged = evaluate_all(&claims, &scores, &[], "mini");
+    let of = |i: usize| &judged[i].own;
+    let (first, second) = (of(0), of(2));
+    assert_eq!((first.p, first.holm), (second.p, second.holm), "one difference in two directions");
+    // Three claims, six tests: the plain number's is the smallest, then these two.
+    assert!((first.holm.unwrap() - 5.0 * first.p.unwrap()).abs() < 1e-12);
+    assert!((of(3).holm.unwrap() - 6.0 * of(3).p.unwrap()).abs() < 1e-12);
+    assert!(first.reason.ends_with("p = 0.0456; after Holm p = 0.23"), "{}", first.reason);
+    assert_eq!((of(1).p, of(1).holm), (None, None));
+}
+
+#[test]
+fn trajectories_and_changed_rows_are_judged() {
+    let along = |row: &str, changes: &str, metric: &str, values: &[f64]| -> Vec<Score> {
+        let one = |(seed, x): (usize, &f64)| Score {
+            changes: changes.into(),
+            ..score(row, seed as u64, metric, *x)
+        };
+        values.iter().enumerate().map(one).collect()
+    };
+    let scores = [
+        along("init-single", "", "early_collapse", &[2.0, 2.0, 2.0]),
+        along("init-single", "", "collapse", &[0.0, 0.0, 0.0]),
+        along("dijs", "", "halfway_fd", &[9.0, 9.1, 9.2]),
+        along("dijs", "critic_steps=5", "halfway_fd", &[7.0, 7.2, 7.1]),
+        along("dijs", "critic_steps=5", "collapse", &[0.0, 2.0, 0.0]),
+    ]
+    .concat();
+    let at = |statement| evaluate(&claim(statement), &scores, "mini");
+    let row = || "init-single".to_string();
+    assert_eq!(at(Statement::CollapsedEarly { row: row() }).verdict, ClaimVerdict::Holds);
+    assert_eq!(at(Statement::Collapsed { row: row() }).verdict, ClaimVerdict::DoesNotHold);
+    let changed = || operand("halfway_fd(dijs+critic_steps=5)");
+    let faster = Statement::Less { left: changed(), right: operand("halfway_fd(dijs)"), factor: 1.0 };
+    assert_eq!(at(faster.clone()).verdict, ClaimVerdict::Holds);
+    let stable = at(Statement::NotCollapsed { row: "dijs+critic_steps=5".into() });
+    assert!(stable.reason.contains("the seeds disagree"), "{stable:?}");
+    // Under a reading its rows change, and others do not.
+    let under = claim(faster).under("beta2=0.9", &["dijs"]);
+    let expected =
+        Statement::Less { left: changed(), right: operand("halfway_fd(dijs+beta2=0.9)"), factor: 1.0 };
+    assert_eq!(under.statement, expected);
+}
+
+/// Metrics that joined later are compared where a line has them, and missed nowhere.
+#[test]
+fn metrics_along_the_run_need_no_golden_line() {
+    let old = accepted(&fds(0, &[1.0, 2.0, 3.0]));
+    let fresh = [fds(0, &[1.0, 2.0, 3.0]), vec![score("dijs", 0, "halfway_fd", 4.0)]].concat();
+    assert_eq!(golden::check(&old, &fresh).len(), 1);
+    let new = accepted(&fresh);
+    assert_eq!(golden::check(&new, &fresh).iter().filter(|c| c.metric == "halfway_fd").count(), 1);
+}
+
+#[test]
+fn a_changed_row_is_a_cell_of_its_own() {
+    let changed: Vec<Score> =
+        fds(0, &[5.0, 6.0, 7.0]).into_iter().map(|s| Score { changes: "batch=8".into(), ..s }).collect();
+    let both = [fds(0, &[1.0, 2.0, 3.0]), changed].concat();
+    let lines = accepted(&both);
+    assert_eq!(lines.len(), 2);
+    let text = golden::write_golden(&lines);
+    assert!(text.starts_with("row,changes,scale,") && text.contains("\ndijs,batch=8,mini,fd,"), "{text}");
+    assert_eq!(golden::read_golden(written(&text).path()).unwrap(), lines);
+    assert_eq!(golden::values(&both, "dijs", "mini", "fd")[&0], 1.0);
+    assert_eq!(golden::values(&both, "dijs+batch=8", "mini", "fd")[&0], 5.0);
+    assert!(golden::values(&both, "dijs+batch", "mini", "fd").is_empty());
+    let compared = golden::check(&lines, &both);
+    let rows: Vec<&str> = compared.iter().map(|c| c.row.as_str()).collect();
+    assert_eq!(rows, ["dijs", "dijs+batch=8"]);
+    // A file that was written before there were changes.
+    let before = golden::write_golden(&accepted(&fds(0, &[1.0, 2.0, 3.0])));
+    let before = before.replace("row,changes,", "row,").replace("dijs,,mini", "dijs,mini");
+    assert_eq!(golden::read_golden(written(&before).path()).unwrap(), accepted(&fds(0, &[1.0, 2.0, 3.0])));
 }
 
 #[test]

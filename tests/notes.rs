@@ -7,7 +7,7 @@ use replicate::report::notes::{not_learned, unlearned, verdict};
 use std::collections::BTreeSet;
 
 fn claim(own: ClaimVerdict, golden: Option<ClaimVerdict>) -> ClaimResult {
-    let judged = |verdict| Judgement { verdict, reason: String::new() };
+    let judged = |verdict| Judgement { verdict, reason: String::new(), p: None, holm: None };
     let text = String::new;
     ClaimResult { id: text(), claim: text(), place: text(), own: judged(own), golden: golden.map(judged) }
 }
@@ -57,6 +57,7 @@ fn a_run_that_differs_or_has_nothing_to_compare_with_says_so() {
 fn score(row: &str, seed: u64, category: f64) -> Score {
     Score {
         row: row.to_string(),
+        changes: String::new(),
         scale: "mini".to_string(),
         seed,
         metric: "collapse".to_string(),

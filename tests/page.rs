@@ -58,7 +58,12 @@ fn differences() -> Table {
 }
 
 fn claim(id: &str, own: ClaimVerdict, golden: Option<ClaimVerdict>) -> ClaimResult {
-    let judged = |verdict, numbers: &str| Judgement { verdict, reason: format!("{numbers} | {AWKWARD}") };
+    let judged = |verdict, numbers: &str| Judgement {
+        verdict,
+        reason: format!("{numbers} | {AWKWARD}"),
+        p: None,
+        holm: None,
+    };
     ClaimResult {
         id: id.to_string(),
         claim: format!("words of {id}: {AWKWARD}"),

@@ -1,9 +1,8 @@
 //! How far apart the rows lie that the paper's claims compare.
 
-use crate::judge::claims::{Side, Welch, comparable};
+use crate::judge::compare::{Side, Test, comparable};
 use crate::judge::golden::Score;
 use crate::judge::paper::{Claim, Operand, Statement};
-use crate::judge::stats::t_quantile;
 
 /// The coverage of an interval, two-sided.
 pub const COVERAGE: f64 = 0.95;
@@ -24,8 +23,10 @@ pub struct Difference {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gap {
     pub mean: f64,
-    /// Half the width of Welch's interval; `None` where a side has one seed.
+    /// Half the width of the interval; `None` where a side has one seed.
     pub half: Option<f64>,
+    /// Whether it is of pairs, else Welch's.
+    pub paired: bool,
 }
 
 impl Gap {
@@ -65,9 +66,16 @@ fn gap(left: &Operand, right: &Operand, scores: &[Score], scale: &str) -> Option
     let scores = comparable(left, right, scores, scale).ok()?;
     let left = Side::of(left, &scores, scale).ok()?;
     let right = Side::of(right, &scores, scale).ok()?;
-    let half = Welch::of(left.spread, right.spread).map(|test| match test.error {
-        0.0 => 0.0,
-        error => t_quantile(0.5 + 0.5 * COVERAGE, test.dof) * error,
-    });
-    Some(Gap { mean: left.mean - right.mean, half })
+    let test = Test::of(&left, &right);
+    Some(Gap {
+        mean: left.mean - right.mean,
+        half: test.map(|test| test.half(COVERAGE)),
+        paired: test.is_some_and(|test| test.pairs.is_some()),
+    })
+}
+
+/// The difference of one metric of two cells, on the seeds that `scores` have of both.
+pub fn difference(metric: &str, left: &str, right: &str, scores: &[Score], scale: &str) -> Option<Gap> {
+    let operand = |row: &str| Operand::Metric { metric: metric.into(), row: row.into() };
+    gap(&operand(left), &operand(right), scores, scale)
 }

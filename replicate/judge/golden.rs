@@ -42,6 +42,8 @@ const SAME: f64 = 1e-9;
 pub struct Score {
     /// The cell, as in paper/table1.csv (`ours`) and paper/table2.csv (`cell`).
     pub row: String,
+    /// What was changed of it by hand: `critic_lr=1e-4+generator_lr=1e-4`; empty for the row itself.
+    pub changes: String,
     pub scale: String,
     pub seed: u64,
     pub metric: String,
@@ -67,6 +69,8 @@ pub enum Rule {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Golden {
     pub row: String,
+    /// As [`Score::changes`].
+    pub changes: String,
     pub scale: String,
     pub metric: String,
     pub class: String,
@@ -113,21 +117,44 @@ pub struct Comparison {
     pub verdict: Verdict,
 }
 
-type Key = (String, String, String, String);
+type Key = (String, String, String, String, String);
 
 impl Score {
     fn key(&self) -> Key {
-        (self.row.clone(), self.scale.clone(), self.metric.clone(), self.class.clone())
+        let Score { row, changes, scale, metric, class, .. } = self.clone();
+        (row, changes, scale, metric, class)
+    }
+
+    /// The row and what is changed of it, in one word.
+    pub fn cell(&self) -> String {
+        cell(&self.row, &self.changes)
+    }
+
+    /// Whether it is of that cell.
+    pub fn is(&self, cell: &str) -> bool {
+        is(&self.row, &self.changes, cell)
+    }
+}
+
+/// A row and what is changed of it, in one word: `dijs`, `dijs+critic_steps=2`.
+pub fn cell(row: &str, changes: &str) -> String {
+    if changes.is_empty() { row.into() } else { format!("{row}+{changes}") }
+}
+
+fn is(row: &str, changes: &str, cell: &str) -> bool {
+    match cell.strip_prefix(row) {
+        Some("") => changes.is_empty(),
+        Some(rest) => !changes.is_empty() && rest.strip_prefix('+') == Some(changes),
+        None => false,
     }
 }
 
 impl Golden {
     fn key(&self) -> Key {
-        (self.row.clone(), self.scale.clone(), self.metric.clone(), self.class.clone())
+        let Golden { row, changes, scale, metric, class, .. } = self.clone();
+        (row, changes, scale, metric, class)
     }
-}
 
-impl Golden {
     /// How far from golden's mean the mean of `m` other seeds may lie; nothing for `one-of`.
     fn allowed(&self, m: usize) -> f64 {
         let gold = Sample::of(self.values.values().copied());
@@ -154,6 +181,7 @@ pub fn accepted(goldens: &[Golden]) -> Vec<Score> {
     let of_line = |golden: &Golden| -> Vec<Score> {
         let score = |(seed, value): (&u64, &f64)| Score {
             row: golden.row.clone(),
+            changes: golden.changes.clone(),
             scale: golden.scale.clone(),
             seed: *seed,
             metric: golden.metric.clone(),
@@ -173,7 +201,7 @@ impl Rule {
     fn of(metric: &str, values: &BTreeMap<u64, f64>) -> Rule {
         let mean = Sample::of(values.values().copied()).mean.abs();
         match metric {
-            "collapse" | "critic_parameters" | "generator_parameters" => Rule::OneOf,
+            "collapse" | "early_collapse" | "critic_parameters" | "generator_parameters" => Rule::OneOf,
             _ if values.len() >= 3 => Rule::Interval,
             "fd" => Rule::Fixed { tolerance: two_digits(0.25 * mean) },
             "kid" => Rule::Fixed { tolerance: two_digits(0.5 * mean) },
@@ -273,7 +301,7 @@ pub fn find<'a>(
 ) -> Option<&'a Golden> {
     goldens
         .iter()
-        .filter(|g| g.row == row && g.scale == scale && g.metric == metric)
+        .filter(|g| is(&g.row, &g.changes, row) && g.scale == scale && g.metric == metric)
         .max_by_key(|g| (g.class == class, g.values.len(), std::cmp::Reverse(&g.class)))
 }
 
@@ -281,17 +309,26 @@ pub fn find<'a>(
 /// measurement as `NotRun`; sorted by row, scale, metric, class. Times are left out.
 pub fn check(goldens: &[Golden], fresh: &[Score]) -> Vec<Comparison> {
     let mut groups: BTreeMap<Key, Vec<Score>> = BTreeMap::new();
-    for score in fresh.iter().filter(|s| s.metric != TIME) {
+    let known = |s: &Score| {
+        // Lines that were accepted before these were measured have none of them.
+        !ALONG.contains(&s.metric.as_str())
+            || find(goldens, &s.cell(), &s.scale, &s.metric, &s.class).is_some()
+    };
+    for score in fresh.iter().filter(|s| s.metric != TIME && known(s)) {
         groups.entry(score.key()).or_default().push(score.clone());
     }
     for golden in goldens {
-        let measured =
-            |s: &Score| s.row == golden.row && s.scale == golden.scale && s.metric == golden.metric;
+        let measured = |s: &Score| {
+            (&s.row, &s.changes) == (&golden.row, &golden.changes)
+                && s.scale == golden.scale
+                && s.metric == golden.metric
+        };
         if !fresh.iter().any(measured) {
             groups.entry(golden.key()).or_default();
         }
     }
-    let compared = groups.into_iter().map(|((row, scale, metric, class), scores)| {
+    let compared = groups.into_iter().map(|((row, changes, scale, metric, class), scores)| {
+        let row = cell(&row, &changes);
         let verdict = compare(find(goldens, &row, &scale, &metric, &class), &scores);
         Comparison { row, scale, metric, class, verdict }
     });
@@ -346,7 +383,7 @@ pub fn accept(
 fn group(fresh: &[Score]) -> Result<BTreeMap<Key, BTreeMap<u64, &Score>>> {
     let mut groups: BTreeMap<Key, BTreeMap<u64, &Score>> = BTreeMap::new();
     for score in fresh.iter().filter(|s| s.metric != TIME) {
-        let name = || format!("{} of {} (seed {}, {})", score.metric, score.row, score.seed, score.class);
+        let name = || format!("{} of {} (seed {}, {})", score.metric, score.cell(), score.seed, score.class);
         if !score.value.is_finite() {
             return Err(Error::Run(format!("{} is {}: that cannot be golden", name(), score.value)));
         }
@@ -370,14 +407,14 @@ fn merge(old: Option<&Golden>, key: &Key, fresh: &BTreeMap<u64, &Score>, reason:
         values.extend(&old.values);
         manifests.extend(old.manifests.clone());
     }
-    let rule = match (Rule::of(&key.2, &values), old.map(|old| old.rule)) {
+    let rule = match (Rule::of(&key.3, &values), old.map(|old| old.rule)) {
         // A reviewer may have narrowed the tolerance by hand.
         (Rule::Fixed { .. }, Some(Rule::Fixed { tolerance })) => Rule::Fixed { tolerance },
         (rule, _) => rule,
     };
-    let (row, scale, metric, class) = key.clone();
+    let (row, changes, scale, metric, class) = key.clone();
     let (accepted, reason) = (date.to_string(), reason.to_string());
-    Golden { row, scale, metric, class, values, rule, manifests, accepted, reason }
+    Golden { row, changes, scale, metric, class, values, rule, manifests, accepted, reason }
 }
 
 fn changed_seeds(old: &Golden, fresh: &BTreeMap<u64, f64>) -> Vec<u64> {
@@ -386,7 +423,7 @@ fn changed_seeds(old: &Golden, fresh: &BTreeMap<u64, f64>) -> Vec<u64> {
 }
 
 fn describe(diff: &mut String, old: Option<&Golden>, new: &Golden) {
-    let name = format!("{} {} {} [{}]", new.row, new.scale, new.metric, new.class);
+    let name = format!("{} {} {} [{}]", cell(&new.row, &new.changes), new.scale, new.metric, new.class);
     let now = Sample::of(new.values.values().copied());
     match old {
         None => writeln!(diff, "\n{name}: new, {now}").unwrap(),
@@ -421,15 +458,31 @@ pub fn refuse_in_ci(ci: Option<&str>) -> Result<()> {
     }
 }
 
-const SCORES: [&str; 7] = ["row", "scale", "seed", "metric", "value", "class", "manifest"];
-const GOLDEN: [&str; 10] =
-    ["row", "scale", "metric", "class", "values", "rule", "tolerance", "manifest", "accepted", "reason"];
+/// Metrics along a run, which are golden where they were accepted.
+pub const ALONG: [&str; 4] = ["start_recall", "start_classes", "halfway_fd", "early_collapse"];
+
+const SCORES: [&str; 8] = ["row", CHANGES, "scale", "seed", "metric", "value", "class", "manifest"];
+const GOLDEN: [&str; 11] = [
+    "row",
+    CHANGES,
+    "scale",
+    "metric",
+    "class",
+    "values",
+    "rule",
+    "tolerance",
+    "manifest",
+    "accepted",
+    "reason",
+];
+/// A column that older files do not have.
+const CHANGES: &str = "changes";
 
 /// A cell's scores.csv. Every float is written so that it reads back as itself.
 pub fn write_scores(scores: &[Score]) -> String {
     let rows = scores.iter().map(|s| {
         let (seed, value) = (s.seed.to_string(), format!("{:?}", s.value));
-        csv_line(&[&s.row, &s.scale, &seed, &s.metric, &value, &s.class, &s.manifest])
+        csv_line(&[&s.row, &s.changes, &s.scale, &seed, &s.metric, &value, &s.class, &s.manifest])
     });
     std::iter::once(csv_line(&SCORES)).chain(rows).map(|row| row + "\n").collect()
 }
@@ -437,9 +490,10 @@ pub fn write_scores(scores: &[Score]) -> String {
 /// Errors: `Missing`; `Malformed`, with the line and what was expected there.
 pub fn read_scores(path: &Path) -> Result<Vec<Score>> {
     let remedy = "run the cell, or score its images";
-    read_csv(path, &SCORES, "the scores of a cell", remedy, |line| {
+    read_csv(path, &present(path, &SCORES), "the scores of a cell", remedy, |line| {
         Ok(Score {
             row: line.field("row").to_string(),
+            changes: line.field_if_any(CHANGES).to_string(),
             scale: line.field("scale").to_string(),
             seed: line.number("seed")?,
             metric: line.field("metric").to_string(),
@@ -461,10 +515,11 @@ pub fn write_golden(goldens: &[Golden]) -> String {
 /// accepted then. Errors: `Malformed`, with the line and what was expected there.
 pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
     let mut keys = BTreeSet::new();
-    let lines = read_csv(path, &GOLDEN, "the golden values", "", |line| {
+    let lines = read_csv(path, &present(path, &GOLDEN), "the golden values", "", |line| {
         let values = by_seed(line, "values")?;
         let golden = Golden {
             row: line.field("row").to_string(),
+            changes: line.field_if_any(CHANGES).to_string(),
             scale: line.field("scale").to_string(),
             metric: line.field("metric").to_string(),
             class: line.field("class").to_string(),
@@ -481,7 +536,7 @@ pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
             return Err(line.wrong("manifest", "a digest for every seed of `values`"));
         }
         if !keys.insert(golden.key()) {
-            return Err(line.wrong("row", "a row, scale, metric and class that no line before has"));
+            return Err(line.wrong("row", "a row, changes, scale, metric and class that no line before has"));
         }
         Ok(golden)
     });
@@ -491,6 +546,14 @@ pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
         _ if std::fs::metadata(path).is_ok_and(|found| found.len() == 0) => Ok(Vec::new()),
         lines => lines,
     }
+}
+
+/// The columns that the file has of `columns`.
+fn present<'a>(path: &Path, columns: &[&'a str]) -> Vec<&'a str> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let old = !text.is_empty()
+        && text.lines().next().is_some_and(|header| !header.split(',').any(|c| c == CHANGES));
+    columns.iter().copied().filter(|column| !old || *column != CHANGES).collect()
 }
 
 /// The rule is stated so that a reader of the file sees it, and must fit the number of seeds.
@@ -534,9 +597,9 @@ fn line(golden: &Golden) -> String {
         Rule::Fixed { tolerance } => ("fixed", format!("{tolerance:?}")),
         Rule::OneOf => ("one-of", String::new()),
     };
-    let Golden { row, scale, metric, class, accepted, reason, .. } = golden;
+    let Golden { row, changes, scale, metric, class, accepted, reason, .. } = golden;
     let (values, manifests) = (values.join(";"), manifests.join(";"));
-    csv_line(&[row, scale, metric, class, &values, rule, &tolerance, &manifests, accepted, reason])
+    csv_line(&[row, changes, scale, metric, class, &values, rule, &tolerance, &manifests, accepted, reason])
 }
 
 /// One CSV record, without its line end.
@@ -547,11 +610,11 @@ pub(crate) fn csv_line(fields: &[&str]) -> String {
     String::from_utf8(bytes).expect("text in, text out").trim_end_matches('\n').to_string()
 }
 
-/// The seeds of one metric of one cell, over all classes. A seed that was
+/// The seeds of one metric of one cell (`row`, or `row+changes`), over all classes. A seed that was
 /// measured in several classes counts once, in the class that is first by name.
 pub fn values(scores: &[Score], row: &str, scale: &str, metric: &str) -> BTreeMap<u64, f64> {
     let mut found: BTreeMap<u64, &Score> = BTreeMap::new();
-    for score in scores.iter().filter(|s| s.row == row && s.scale == scale && s.metric == metric) {
+    for score in scores.iter().filter(|s| s.is(row) && s.scale == scale && s.metric == metric) {
         let first = found.entry(score.seed).or_insert(score);
         if score.class < first.class {
             *first = score;

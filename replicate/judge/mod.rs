@@ -2,6 +2,7 @@
 //! Nothing here touches a tensor.
 
 pub mod claims;
+mod compare;
 pub mod differences;
 pub mod golden;
 pub mod paper;

@@ -62,7 +62,7 @@ pub struct Row2 {
 }
 
 /// The metrics that a claim can be about.
-const CLAIM_METRICS: [&str; 11] = [
+const CLAIM_METRICS: [&str; 14] = [
     "fd",
     "is",
     "precision",
@@ -71,6 +71,9 @@ const CLAIM_METRICS: [&str; 11] = [
     "diversity",
     "map_distance_start",
     "map_distance_end",
+    "start_recall",
+    "start_classes",
+    "halfway_fd",
     "seconds_per_iteration",
     "critic_parameters",
     "generator_parameters",
@@ -101,6 +104,10 @@ pub enum Statement {
     Collapsed {
         row: String,
     },
+    /// At some moment in the first half of the training, after its start.
+    CollapsedEarly {
+        row: String,
+    },
     NotCollapsed {
         row: String,
     },
@@ -109,15 +116,43 @@ pub enum Statement {
 }
 
 impl Statement {
-    /// The rows that it compares or judges.
+    /// The cells that it compares or judges: rows, with what is changed of them.
     pub fn rows(&self) -> Vec<&str> {
         match self {
             Statement::Less { left, right, .. } | Statement::Near { left, right, .. } => {
                 [left, right].into_iter().filter_map(|operand| operand.row()).collect()
             }
-            Statement::Collapsed { row } | Statement::NotCollapsed { row } => vec![row],
+            Statement::Collapsed { row }
+            | Statement::CollapsedEarly { row }
+            | Statement::NotCollapsed { row } => vec![row],
             Statement::Untestable => Vec::new(),
         }
+    }
+}
+
+impl Claim {
+    /// The claim under another reading of the settings: about `rows` with these changes.
+    pub fn under(&self, changes: &str, rows: &[&str]) -> Claim {
+        let cell = |row: &String| {
+            if rows.contains(&row.as_str()) { format!("{row}+{changes}") } else { row.clone() }
+        };
+        let operand = |operand: &Operand| match operand {
+            Operand::Metric { metric, row } => Operand::Metric { metric: metric.clone(), row: cell(row) },
+            number => number.clone(),
+        };
+        let statement = match &self.statement {
+            Statement::Less { left, right, factor } => {
+                Statement::Less { left: operand(left), right: operand(right), factor: *factor }
+            }
+            Statement::Near { left, right, factor } => {
+                Statement::Near { left: operand(left), right: operand(right), factor: *factor }
+            }
+            Statement::Collapsed { row } => Statement::Collapsed { row: cell(row) },
+            Statement::CollapsedEarly { row } => Statement::CollapsedEarly { row: cell(row) },
+            Statement::NotCollapsed { row } => Statement::NotCollapsed { row: cell(row) },
+            Statement::Untestable => Statement::Untestable,
+        };
+        Claim { statement, ..self.clone() }
     }
 }
 
@@ -288,7 +323,9 @@ pub fn source_classes(directory: &Path, n: usize) -> Result<Vec<u32>> {
 fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement> {
     let cell = |column: &str, row: &str| {
         let unknown = || line.wrong(column, "a row of table1.csv or table2.csv that is run");
-        cells.get(row).cloned().ok_or_else(unknown)
+        // What is changed of it: `dijs+critic_steps=5`.
+        let (row, changes) = row.split_at(row.find('+').unwrap_or(row.len()));
+        cells.get(row).map(|cell| format!("{cell}{changes}")).ok_or_else(unknown)
     };
     let operand = |column: &str| match line.field(column).parse::<Operand>() {
         Ok(Operand::Metric { metric, row }) => Ok(Operand::Metric { metric, row: cell(column, &row)? }),
@@ -304,8 +341,9 @@ fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement>
         ("untestable", "") => Ok(Statement::Untestable),
         ("untestable", _) => Err(line.wrong("op", "nothing, as the claim is untestable")),
         ("category", "collapsed") => Ok(Statement::Collapsed { row: row()? }),
+        ("category", "collapsed-early") => Ok(Statement::CollapsedEarly { row: row()? }),
         ("category", "not-collapsed") => Ok(Statement::NotCollapsed { row: row()? }),
-        ("category", _) => Err(line.wrong("op", "`collapsed` or `not-collapsed`")),
+        ("category", _) => Err(line.wrong("op", "`collapsed`, `collapsed-early` or `not-collapsed`")),
         ("order" | "ratio", "<") => {
             Ok(Statement::Less { left: operand("left")?, right: operand("right")?, factor: factor()? })
         }
@@ -353,7 +391,12 @@ impl Line<'_> {
         &self.record[i]
     }
 
-    fn text(&self, column: &str) -> Result<&str> {
+    /// The same; empty where the file does not have the column.
+    pub(crate) fn field_if_any(&self, column: &str) -> &str {
+        if self.header.contains(&column) { self.field(column) } else { "" }
+    }
+
+    pub(crate) fn text(&self, column: &str) -> Result<&str> {
         match self.field(column) {
             "" => Err(self.wrong(column, "a text")),
             text => Ok(text),

@@ -1,4 +1,4 @@
-//! Student's t distribution, for the intervals of golden values and claims.
+//! Student's t distribution, for the intervals of golden values and claims; Holm's correction.
 
 /// P(T <= t) of Student's t with `dof` > 0 degrees of freedom (DLMF 8.17:
 /// half the regularised incomplete beta function beyond |t|).
@@ -22,6 +22,19 @@ pub fn t_quantile(p: f64, dof: f64) -> f64 {
         if t_cdf(middle, dof) < p { low = middle } else { high = middle }
     }
     0.5 * (low + high)
+}
+
+/// Holm's step-down correction: what each of `p` is worth as one of a family of `tests`
+/// tests, the others having larger p-values than these. In the order of `p`.
+pub fn holm(p: &[f64], tests: usize) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|a, b| p[*a].total_cmp(&p[*b]));
+    let (mut adjusted, mut largest) = (vec![0.0; p.len()], 0.0f64);
+    for (rank, at) in order.into_iter().enumerate() {
+        largest = largest.max(p[at] * tests.saturating_sub(rank) as f64).min(1.0);
+        adjusted[at] = largest;
+    }
+    adjusted
 }
 
 /// I_x(a, b), by the continued fraction DLMF 8.17.22 and Lentz's method.

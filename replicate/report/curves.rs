@@ -1,5 +1,6 @@
 //! The curves of the page: what each run measured of its generator on the way.
 
+pub use crate::experiment::run::Moment as Point;
 use crate::measure::evaluate::TARGETS;
 use crate::measure::metrics::modes::{
     COLLAPSED_CLASSES, COLLAPSED_RECALL, DEGRADED_CLASSES, DEGRADED_RECALL,
@@ -11,6 +12,7 @@ use crate::text::thousands;
 use maud::{Markup, html};
 
 /// What one run measured of its generator on the way.
+#[derive(Clone)]
 pub struct Curve {
     /// The id of a row of a table.
     pub row: String,
@@ -20,26 +22,13 @@ pub struct Curve {
     pub points: Vec<Point>,
 }
 
-#[derive(Clone, Copy)]
-pub struct Point {
-    /// That the generator was trained on so far.
-    pub images: u64,
-    /// FID, or FD where the features are not Inception's.
-    pub fd: f64,
-    pub recall: f64,
-    /// Effective number of classes.
-    pub classes: f64,
+/// Whether it meets both conditions of "collapsed".
+pub(crate) fn collapsed(point: &Point) -> bool {
+    point.recall < COLLAPSED_RECALL && point.classes < COLLAPSED_CLASSES * TARGETS as f64
 }
 
-impl Point {
-    /// Whether it meets both conditions of "collapsed".
-    pub(crate) fn collapsed(&self) -> bool {
-        self.recall < COLLAPSED_RECALL && self.classes < COLLAPSED_CLASSES * TARGETS as f64
-    }
-
-    fn finite(&self) -> bool {
-        [self.fd, self.recall, self.classes].into_iter().all(f64::is_finite)
-    }
+fn finite(point: &Point) -> bool {
+    [point.fd, point.recall, point.classes].into_iter().all(f64::is_finite)
 }
 
 /// The curves of one row; never empty, nor is one of them.
@@ -71,7 +60,7 @@ pub(crate) fn figure(title: &str, rows: &[&str], curves: &[&Curve], scale: &str)
         panel("Effective classes", Range::Fixed(0.0, targets), &classes, &rows, |point| point.classes),
     ];
     let panels: Vec<Markup> = panels.into_iter().flatten().collect();
-    let gaps = rows.iter().flat_map(|seeds| &seeds.curves).flat_map(|c| &c.points).any(|p| !p.finite());
+    let gaps = rows.iter().flat_map(|seeds| &seeds.curves).flat_map(|c| &c.points).any(|p| !finite(p));
     let caption = format!(
         "One line for each seed, over the images that the generator was trained on; the first point is the \
          initialisation. A row's state in the tables is decided on its final samples, not on these points.{}{}",
@@ -119,7 +108,7 @@ fn panel(
 
 /// The images from which on every point of `curve` lies below both bounds.
 fn below_since(curve: &Curve) -> Option<u64> {
-    curve.points.iter().rev().take_while(|point| point.collapsed()).last().map(|point| point.images)
+    curve.points.iter().rev().take_while(|point| collapsed(point)).last().map(|point| point.images)
 }
 
 fn since(images: u64) -> String {

@@ -3,7 +3,7 @@
 use crate::judge::claims::{ClaimResult, ClaimVerdict, handful};
 use crate::judge::golden::{Comparison, Score, Status};
 use crate::measure::metrics::modes::COLLAPSED;
-use crate::report::curves::Curve;
+use crate::report::curves::{Curve, collapsed};
 use crate::report::verdicts::{claim_counts, status_counts};
 use crate::text::and;
 use std::collections::BTreeSet;
@@ -59,12 +59,11 @@ pub fn verdict(
 pub fn unlearned(scores: &[Score], curves: &[Curve], scale: &str) -> BTreeSet<(String, u64)> {
     let stayed = |curve: &Curve| {
         let (Some(start), Some(end)) = (curve.points.first(), curve.points.last()) else { return false };
-        start.collapsed() && end.fd >= start.fd
+        collapsed(start) && end.fd >= start.fd
     };
-    let run = |s: &Score| curves.iter().any(|c| (&c.row, c.seed) == (&s.row, s.seed) && stayed(c));
-    let collapsed =
-        scores.iter().filter(|s| s.scale == scale && s.metric == "collapse" && s.value == COLLAPSED);
-    collapsed.filter(|s| handful(scale) || run(s)).map(|s| (s.row.clone(), s.seed)).collect()
+    let run = |s: &Score| curves.iter().any(|c| s.is(&c.row) && c.seed == s.seed && stayed(c));
+    let all = scores.iter().filter(|s| s.scale == scale && s.metric == "collapse" && s.value == COLLAPSED);
+    all.filter(|s| handful(scale) || run(s)).map(|s| (s.cell(), s.seed)).collect()
 }
 
 /// Said once of all `runs` that have not learned, where some could have.

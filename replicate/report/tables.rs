@@ -107,7 +107,7 @@ impl Measured<'_> {
         values(self.scores, row, self.scale, metric)
     }
 
-    fn cell(&self, row: &str, metric: &str, digits: usize) -> Cell {
+    pub(super) fn cell(&self, row: &str, metric: &str, digits: usize) -> Cell {
         let found = self.of(row, metric);
         match found.is_empty() {
             true => Cell::Nothing,
@@ -135,7 +135,7 @@ impl Measured<'_> {
         }
     }
 
-    fn state_cell(&self, row: &str) -> Cell {
+    pub(super) fn state_cell(&self, row: &str) -> Cell {
         match self.state(row, None) {
             state if state.is_empty() => Cell::Nothing,
             state => {
@@ -146,7 +146,7 @@ impl Measured<'_> {
     }
 
     /// The worst verdict of the row's metrics, and which are outside.
-    fn verdict(&self, row: &str) -> Cell {
+    pub(super) fn verdict(&self, row: &str) -> Cell {
         let compared = || self.comparisons.iter().filter(|c| c.row == row && c.scale == self.scale);
         let worst = compared().map(|c| c.verdict.status).max().unwrap_or(Status::NotRun);
         let outside = compared().filter(|c| c.verdict.status == Status::Outside);
@@ -314,10 +314,12 @@ pub(crate) fn label<'a>(labels: &'a [(String, String)], cell: &'a str) -> &'a st
 pub fn difference_table(differences: &[Difference], labels: &[(String, String)], scale: &str) -> Table {
     let gap = |gap: &Option<Gap>| match gap {
         None => Cell::Nothing,
-        Some(gap @ Gap { mean, half }) => {
+        Some(gap @ Gap { mean, half, paired }) => {
             let signed = |x: f64| if x < 0.0 { format!("−{}", plain(-x)) } else { plain(x) };
-            let interval =
-                half.map_or(String::new(), |h| format!(" [{}, {}]", signed(mean - h), signed(mean + h)));
+            let interval = half.map_or(String::new(), |h| {
+                let welch = if *paired { "" } else { " (Welch)" };
+                format!(" [{}, {}]{welch}", signed(mean - h), signed(mean + h))
+            });
             let tone = if half.is_none() || gap.tells() { Tone::Plain } else { Tone::Dim };
             Cell::Text(signed(*mean) + &interval, tone)
         }
@@ -339,7 +341,8 @@ pub fn difference_table(differences: &[Difference], labels: &[(String, String)],
         Column::new("this run", "own", Content::Text),
     ];
     let title = format!(
-        "Difference of the means with Welch's {:.0} % interval, where both rows have two seeds or more.",
+        "Mean difference of the pairs of one seed with its {:.0} % interval, where both rows have two seeds or \
+         more; Welch's where pairs are missing.",
         100.0 * COVERAGE
     );
     let notes = vec![
@@ -351,10 +354,12 @@ pub fn difference_table(differences: &[Difference], labels: &[(String, String)],
 }
 
 /// A metric as people call it.
-fn metric_name<'a>(metric: &'a str, scale: &str) -> &'a str {
+pub(super) fn metric_name<'a>(metric: &'a str, scale: &str) -> &'a str {
     match metric {
         "fd" => metric_names(scale).0,
         "is" => metric_names(scale).1,
+        "halfway_fd" if metric_names(scale).0 == "FID" => "FID halfway",
+        "halfway_fd" => "FD halfway",
         TIME => "seconds an iteration",
         other => other,
     }

@@ -1,5 +1,6 @@
 //! A finished row of one seed, and the files of values that it leaves.
 
+use super::along::{moments, summary};
 use super::artifact::Made;
 use super::{Runner, SCORES, TIMING};
 use crate::error::{Error, Result};
@@ -53,6 +54,7 @@ impl Runner<'_> {
         if let Some(weights) = &outcome.weights {
             values.extend(read_values(weights)?);
             values.extend(seconds_per_step(&weights.entry).map(|seconds| (TIME.to_string(), seconds)));
+            values.extend(summary(&moments(weights)?));
         }
         let mut class = outcome.scores.manifest.determinism.clone();
         // Other images give other numbers: golden values may come of copies of the official files.
@@ -66,6 +68,7 @@ impl Runner<'_> {
         }
         let score = |(metric, value)| Score {
             row: outcome.row.id.to_string(),
+            changes: self.recipe.sorted_changes().join("+"),
             scale: self.recipe.scale.to_string(),
             seed: outcome.seed,
             metric,

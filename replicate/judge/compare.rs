@@ -1,0 +1,324 @@
+//! Two sides of a comparison, and the tests that decide it.
+//!
+//! Rows of one seed share images and noise: where both sides have the same seeds, the
+//! difference is that of the pairs (a paired t-test). Where pairs are missing, it is that of
+//! the means (Welch's t-test).
+
+use crate::judge::claims::{ClaimVerdict, Decision};
+use crate::judge::golden::{Sample, Score, TIME, plain, values};
+use crate::judge::paper::Operand;
+use crate::judge::stats::{t_cdf, t_quantile};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The level of every test, one-sided.
+const LEVEL: f64 = 0.05;
+/// The probability with which the estimated number of seeds would show the
+/// difference that is seen now, if it is the true one.
+const POWER: f64 = 0.8;
+/// More seeds than this are not estimated.
+const MANY: usize = 1000;
+
+/// Times compare only where both rows ran on the same class of device: of all
+/// scores, those of the first class (by name) that has timed both.
+pub(super) fn comparable(
+    left: &Operand,
+    right: &Operand,
+    scores: &[Score],
+    scale: &str,
+) -> Result<Vec<Score>, String> {
+    let (Operand::Metric { metric, row: left }, Operand::Metric { metric: other, row: right }) =
+        (left, right)
+    else {
+        return Ok(scores.to_vec());
+    };
+    if metric != TIME || other != TIME {
+        return Ok(scores.to_vec());
+    }
+    let classes = |row: &str| -> BTreeSet<&str> {
+        let timed = scores.iter().filter(|s| s.is(row) && s.scale == scale && s.metric == TIME);
+        timed.map(|s| s.class.as_str()).collect()
+    };
+    let (left, right) = (classes(left), classes(right));
+    match left.intersection(&right).next() {
+        Some(class) => Ok(scores.iter().filter(|s| s.class == *class).cloned().collect()),
+        None if left.is_empty() || right.is_empty() => Ok(scores.to_vec()),
+        None => Err("the two rows were timed on different classes of device".to_string()),
+    }
+}
+
+/// One side of a comparison.
+pub(super) struct Side {
+    /// The numbers, for the reason.
+    text: String,
+    pub mean: f64,
+    spread: Spread,
+    /// By seed; none for what is not random.
+    values: BTreeMap<u64, f64>,
+}
+
+#[derive(Clone, Copy)]
+enum Spread {
+    /// Not random.
+    Exact,
+    /// One seed: random, and nothing is known about how much.
+    Unknown,
+    /// Of one seed, with the number of seeds.
+    Variance { variance: f64, n: usize },
+}
+
+impl Side {
+    pub fn of(operand: &Operand, scores: &[Score], scale: &str) -> Result<Side, String> {
+        let exact = |x: f64| Side { text: plain(x), mean: x, spread: Spread::Exact, values: BTreeMap::new() };
+        let (metric, row) = match operand {
+            Operand::Number(x) => return Ok(exact(*x)),
+            Operand::Metric { metric, row } => (metric, row),
+        };
+        if metric == "is" && scale == "mini" {
+            return Err(
+                "the stand-in for IS is unreliable at mini: it scores blurred images above real ones"
+                    .to_string(),
+            );
+        }
+        let values = values(scores, row, scale, metric);
+        let Some(first) = values.values().next().copied() else {
+            return Err(format!("{metric} of {row} is not measured at scale {scale}"));
+        };
+        if let Some(bad) = values.values().find(|x| !x.is_finite()) {
+            return Err(format!("{metric} of {row} is {bad} on some seed"));
+        }
+        let counted = metric == "critic_parameters" || metric == "generator_parameters";
+        if counted && values.values().all(|x| *x == first) {
+            return Ok(exact(first));
+        }
+        Ok(Side::random(values))
+    }
+
+    fn random(values: BTreeMap<u64, f64>) -> Side {
+        let sample = Sample::of(values.values().copied());
+        let spread = match sample.sd {
+            None => Spread::Unknown,
+            Some(sd) => Spread::Variance { variance: sd * sd, n: sample.n },
+        };
+        let text = if sample.n == 1 { plain(sample.mean) } else { sample.to_string() };
+        Side { text, mean: sample.mean, spread, values }
+    }
+
+    pub fn times(self, factor: f64) -> Side {
+        if factor == 1.0 {
+            return self;
+        }
+        Side {
+            text: format!("{} x {}", plain(factor), self.text),
+            mean: factor * self.mean,
+            spread: self.spread.times(factor * factor),
+            values: self.values.into_iter().map(|(seed, x)| (seed, factor * x)).collect(),
+        }
+    }
+
+    /// The logarithm of a positive side; its spread is the delta method's where it is not
+    /// that of pairs.
+    fn ln(&self) -> Side {
+        Side {
+            text: self.text.clone(),
+            mean: self.mean.ln(),
+            spread: self.spread.times(self.mean.powi(-2)),
+            values: self.values.iter().map(|(seed, x)| (*seed, x.ln())).collect(),
+        }
+    }
+}
+
+impl Spread {
+    fn times(self, share: f64) -> Spread {
+        match self {
+            Spread::Variance { variance, n } => Spread::Variance { variance: share * variance, n },
+            other => other,
+        }
+    }
+
+    fn with(self, n: usize) -> Spread {
+        match self {
+            Spread::Variance { variance, .. } => Spread::Variance { variance, n },
+            other => other,
+        }
+    }
+}
+
+/// The left side less the right one, and how well that is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Test {
+    pub difference: f64,
+    pub error: f64,
+    pub dof: f64,
+    /// Number of pairs; `None` for Welch's test.
+    pub pairs: Option<usize>,
+}
+
+impl Test {
+    /// `None` where a side has but one seed.
+    pub fn of(left: &Side, right: &Side) -> Option<Test> {
+        let paired = left.values.len() >= 2 && left.values.keys().eq(right.values.keys());
+        if !paired {
+            let (error, dof) = welch(left.spread, right.spread)?;
+            return Some(Test { difference: left.mean - right.mean, error, dof, pairs: None });
+        }
+        let pairs = left.values.iter().map(|(seed, x)| x - right.values[seed]);
+        let sample = Sample::of(pairs);
+        let (n, sd) = (sample.n, sample.sd.unwrap_or(0.0));
+        let error = sd / (n as f64).sqrt();
+        Some(Test { difference: sample.mean, error, dof: n as f64 - 1.0, pairs: Some(n) })
+    }
+
+    /// Half the width of the interval of the difference that covers it with `coverage`.
+    pub fn half(&self, coverage: f64) -> f64 {
+        match self.error {
+            0.0 => 0.0,
+            error => t_quantile(0.5 + 0.5 * coverage, self.dof) * error,
+        }
+    }
+
+    /// One-sided, for "the difference is below `bound`".
+    fn p_below(&self, bound: f64) -> f64 {
+        t_cdf((self.difference - bound) / self.error, self.dof)
+    }
+
+    fn kind(&self) -> &'static str {
+        if self.pairs.is_some() { "paired" } else { "Welch" }
+    }
+}
+
+/// The standard error of the difference of two means, and its degrees of freedom after
+/// Satterthwaite. `None` where a side has but one seed.
+fn welch(left: Spread, right: Spread) -> Option<(f64, f64)> {
+    let (mut variance, mut denominator) = (0.0, 0.0);
+    for spread in [left, right] {
+        match spread {
+            Spread::Exact => {}
+            Spread::Unknown => return None,
+            Spread::Variance { variance: v, n } => {
+                let of_mean = v / n as f64;
+                variance += of_mean;
+                denominator += of_mean * of_mean / (n as f64 - 1.0);
+            }
+        }
+    }
+    Some((variance.sqrt(), variance * variance / denominator))
+}
+
+/// `left < right`.
+pub(super) fn less(left: &Side, right: &Side) -> Decision {
+    let numbers = format!("{} vs {}", left.text, right.text);
+    let Some(test) = Test::of(left, right) else {
+        return undecided(numbers, seeds_needed(right.mean - left.mean, left, right), None);
+    };
+    if test.error == 0.0 {
+        let verdict = if test.difference < 0.0 { ClaimVerdict::Holds } else { ClaimVerdict::DoesNotHold };
+        return Decision { verdict, reason: format!("{numbers}, no spread"), p: None };
+    }
+    // Covers with 90 %, so that it leaves 0 out where a one-sided test at 5 % decides.
+    let (d, half) = (test.difference, test.half(1.0 - 2.0 * LEVEL));
+    let interval = format!("[{}, {}]", signed(d - half), signed(d + half));
+    let numbers = format!("{numbers}, difference {} {interval} ({})", signed(d), test.kind());
+    let smaller = test.p_below(0.0);
+    let p = smaller.min(1.0 - smaller);
+    if smaller < LEVEL {
+        let reason = format!("{numbers}: significantly smaller, {}", p_text(p));
+        return Decision { verdict: ClaimVerdict::Holds, reason, p: Some(p) };
+    }
+    if 1.0 - smaller < LEVEL {
+        let reason = format!("{numbers}: significantly larger, {}", p_text(p));
+        return Decision { verdict: ClaimVerdict::DoesNotHold, reason, p: Some(p) };
+    }
+    undecided(
+        format!("{numbers}: {}, neither side is significantly smaller", p_text(smaller)),
+        seeds_needed(d, left, right),
+        Some(p),
+    )
+}
+
+/// `left / right` within [1 / factor, factor].
+pub(super) fn near(left: &Side, right: &Side, factor: f64) -> Decision {
+    let ratio = left.mean / right.mean;
+    let numbers = format!("{} vs {}, ratio {ratio:.3}", left.text, right.text);
+    let positive = |side: &Side| side.values.values().chain([&side.mean]).all(|x| *x > 0.0);
+    if !(positive(left) && positive(right) && ratio.is_finite()) {
+        return undecided(format!("{numbers}: a factor needs two positive numbers"), None, None);
+    }
+    let (l, r, bound) = (left.ln(), right.ln(), factor.ln());
+    let Some(test) = Test::of(&l, &r) else {
+        return undecided(numbers, seeds_needed(bound - ratio.ln().abs(), &l, &r), None);
+    };
+    let (log, margin) = (test.difference, test.half(1.0 - 2.0 * LEVEL));
+    let numbers = match margin {
+        0.0 => numbers,
+        _ => {
+            format!("{numbers} [{:.3}, {:.3}] ({})", (log - margin).exp(), (log + margin).exp(), test.kind())
+        }
+    };
+    // The side that is nearer to its bound decides both tests.
+    let inside = Test { difference: log.abs(), ..test }.p_below(bound);
+    let p = (test.error > 0.0).then_some(inside.min(1.0 - inside));
+    let p_text = p.map_or(String::new(), |p| format!(", {}", p_text(p)));
+    let within = format!("[{:.3}, {factor:.3}]", 1.0 / factor);
+    if log.abs() + margin <= bound {
+        let reason = format!("{numbers}, inside {within}{p_text}");
+        Decision { verdict: ClaimVerdict::Holds, reason, p }
+    } else if log.abs() - margin > bound {
+        let reason = format!("{numbers}, outside {within}{p_text}");
+        Decision { verdict: ClaimVerdict::DoesNotHold, reason, p }
+    } else {
+        let needed = seeds_needed(bound - log.abs(), &l, &r);
+        undecided(format!("{numbers}, across the bounds of {within}{p_text}"), needed, p)
+    }
+}
+
+/// The smallest number of seeds, the same for every random side, at which the
+/// difference seen now would be significant with probability [`POWER`]. A side
+/// of one seed is taken to spread like the other.
+fn seeds_needed(difference: f64, left: &Side, right: &Side) -> Option<usize> {
+    let now = Test::of(left, right);
+    let (l, r) = match (left.spread, right.spread) {
+        (Spread::Unknown, other @ Spread::Variance { .. }) => (other, other),
+        (other @ Spread::Variance { .. }, Spread::Unknown) => (other, other),
+        sides => sides,
+    };
+    let error = |n: usize| match now {
+        Some(Test { error, pairs: Some(pairs), .. }) => {
+            Some((error * (pairs as f64 / n as f64).sqrt(), n as f64 - 1.0))
+        }
+        _ => welch(l.with(n), r.with(n)),
+    };
+    let enough = |n| {
+        error(n).is_some_and(|(error, dof)| {
+            difference.abs() >= (t_quantile(1.0 - LEVEL, dof) + t_quantile(POWER, dof)) * error
+        })
+    };
+    if !enough(MANY) {
+        return None;
+    }
+    let (mut low, mut high) = (2, MANY);
+    while low < high {
+        let middle = (low + high) / 2;
+        if enough(middle) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Some(low)
+}
+
+pub(super) fn undecided(reason: String, seeds_needed: Option<usize>, p: Option<f64>) -> Decision {
+    let reason = match seeds_needed {
+        Some(n) => format!("{reason}; about {n} seeds on each side would decide"),
+        None => reason,
+    };
+    Decision { verdict: ClaimVerdict::Undecided { seeds_needed }, reason, p }
+}
+
+fn signed(x: f64) -> String {
+    if x < 0.0 { format!("−{}", plain(-x)) } else { plain(x) }
+}
+
+pub(super) fn p_text(p: f64) -> String {
+    if p < 0.0001 { "p < 0.0001".to_string() } else { format!("p = {p:.4}") }
+}
