@@ -38,7 +38,7 @@ pub const VERSION: &str = concat!(
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Every cell: the paper's number, golden, what the store has, how to run it
+    /// Every cell and study: the paper's number, golden, what the store has, how to run it
     List {
         #[command(flatten)]
         place: Place,
@@ -55,7 +55,7 @@ pub enum Command {
     Run(Running),
     /// Compare what the store has with golden values, the paper, or its claims
     Check {
-        /// Row ids, table1, table2 or all; of the claims those that name one of them
+        /// Row ids, table1, table2, all, or studies; of the claims those that name one of them
         #[arg(default_value = "table1")]
         targets: Vec<String>,
         #[command(flatten)]
@@ -71,9 +71,22 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare two results: settings, scores, and a picture of both grids
+    ///
+    /// A result is ROW[:SEED][+NAME=VALUE...], such as dijs:1+critic_lr=5e-5, or the beginning of a
+    /// key of the store.
+    Diff {
+        a: String,
+        b: String,
+        #[command(flatten)]
+        place: Place,
+        /// Where the picture is written
+        #[arg(short, long, default_value = "report/diff.png")]
+        output: PathBuf,
+    },
     /// Make what the store has the golden values, and print the diff; never in CI
     Accept {
-        /// Row ids, table1, table2 or all
+        /// Row ids, table1, table2, all, or studies
         #[arg(required = true)]
         targets: Vec<String>,
         #[command(flatten)]
@@ -92,12 +105,15 @@ pub enum Command {
         /// The table to print; without it index.html, report.md, results.csv, both tables and figures are written
         #[arg(value_enum)]
         table: Option<Which>,
+        /// Print the results of the store that differ in this setting
+        #[arg(long, value_name = "SETTING", conflicts_with = "table")]
+        by: Option<String>,
         #[command(flatten)]
         place: Place,
-        #[arg(long, value_enum, default_value = "text", requires = "table")]
+        #[arg(long, value_enum, default_value = "text")]
         format: Format,
         /// Where the report is written
-        #[arg(short, long, default_value = "report", conflicts_with_all = ["table", "format"])]
+        #[arg(short, long, default_value = "report", conflicts_with_all = ["table", "by", "format"])]
         output: PathBuf,
     },
     /// Write the paper's figures and a strip of samples over training for each row
@@ -187,14 +203,17 @@ pub enum Command {
 
 #[derive(Args, Debug)]
 pub struct Running {
-    /// Row ids, table1, table2 or all
+    /// Row ids, table1, table2 or all; or studies of paper/studies.csv: `list` has them
     #[arg(required = true)]
     pub targets: Vec<String>,
     #[command(flatten)]
     pub place: Place,
-    /// Seeds, separated by commas
-    #[arg(long, value_delimiter = ',', default_value = "0", value_parser = seed, allow_negative_numbers = true)]
+    /// Seeds, separated by commas [default: 0, or a study's own]
+    #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
     pub seed: Vec<u64>,
+    /// Run more than 200 cells
+    #[arg(long)]
+    pub yes: bool,
     /// How progress is shown [default: bar on a terminal, lines in a pipe]
     #[arg(long)]
     pub watch: Option<Mode>,

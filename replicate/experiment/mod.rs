@@ -3,6 +3,7 @@
 pub mod plan;
 pub mod recipe;
 pub mod run;
+pub mod studies;
 
 pub use self::recipe::Recipe;
 pub use crate::method::{Data, FULL_INITIALIZATION, Initialization, Row, TABLE1, TABLE2, all_rows};

@@ -7,6 +7,7 @@ pub mod figures;
 pub mod notes;
 pub mod overview;
 pub mod page;
+pub mod studies;
 pub mod summary;
 pub mod table;
 pub mod tables;

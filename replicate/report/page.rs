@@ -8,6 +8,7 @@ use crate::judge::claims::{ClaimResult, ClaimVerdict};
 use crate::judge::paper::{Fid, Origin, Setting};
 use crate::report::curves::{self, Curve};
 use crate::report::overview::overview;
+use crate::report::studies::{self, Studies};
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use crate::report::verdicts::{VERDICTS, claim_text, numbers};
 use crate::text::{capital, duration, thousands};
@@ -37,6 +38,9 @@ pub struct Page {
     /// What must be said once of the claims.
     pub notes: Vec<String>,
     pub differences: Table,
+    /// What each claim comes to at other scales and under other readings.
+    pub readings: Table,
+    pub studies: Studies,
     pub tables: Vec<Table>,
     /// Drawn with the table that has the row. A cell that stands in two tables under two ids
     /// is passed once under each.
@@ -147,6 +151,8 @@ pub fn html(page: &Page) -> String {
         let id = ids.of(&table.name.to_lowercase());
         add(&id, &table.name, Some(table_html(table, &id, &mut ids, &mut said)));
     }
+    let of_study = |table: &Table| table_html(table, "", &mut ids, &mut BTreeSet::new());
+    add("studies", "What decides collapse", studies::section(&page.studies, &page.scale, of_study));
     add("curves", "Training curves", all_curves(page, &mut ids));
     add("figures", "The paper's figures", figures(&page.figures, "figure", &mut ids));
     add("strips", "Samples along the training", figures(&page.strips, "strip", &mut ids));
@@ -339,6 +345,10 @@ fn claims(page: &Page, ids: &mut Ids) -> Option<Markup> {
         @if !differences.rows.is_empty() {
             h3 id=(id) { "Differences between the rows" }
             (table_html(differences, &id, ids, &mut BTreeSet::new()))
+        }
+        @if !page.readings.rows.is_empty() {
+            h3 { "At which scales, and under which readings" }
+            (table_html(&page.readings, "readings", ids, &mut BTreeSet::new()))
         }
     })
 }

@@ -2,6 +2,7 @@
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict};
 use crate::report::page::{Page, TITLE, absent};
+use crate::report::studies;
 use crate::report::table::plain;
 use crate::report::tables::scale_note;
 use crate::report::verdicts::claims_table;
@@ -37,7 +38,13 @@ pub fn markdown(page: &Page) -> String {
         )
         .unwrap();
     }
-    for table in page.tables.iter().chain([&page.differences]).filter(|table| !table.name.is_empty()) {
+    for table in
+        page.tables.iter().chain([&page.differences, &page.readings]).filter(|table| !table.name.is_empty())
+    {
+        write!(out, "\n## {}\n\n{}", plain(&table.name), table.to_markdown()).unwrap();
+    }
+    for study in &page.studies.all {
+        let table = studies::table(study, page.studies.measured(&page.scale));
         write!(out, "\n## {}\n\n{}", plain(&table.name), table.to_markdown()).unwrap();
     }
     within_limit(out)

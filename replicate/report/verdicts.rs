@@ -2,6 +2,7 @@
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict, Judgement, ONE_SEED};
 use crate::judge::golden::{Comparison, Status, seeds};
+use crate::judge::paper::Claim;
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use serde::Serialize;
 use std::fmt::Write;
@@ -80,6 +81,28 @@ pub(crate) fn claims_table(claims: &[ClaimResult], notes: Vec<String>, quoted: b
         ..Row::default()
     };
     Table { columns, rows: claims.iter().map(row).collect(), notes, ..Table::default() }
+}
+
+/// One line a claim: its verdict at each scale and under each reading.
+pub fn readings_table(claims: &[Claim], readings: &[(String, Vec<Judgement>)]) -> Table {
+    let titles = readings.iter().map(|(title, _)| Column::new(title, "", Content::Text));
+    let row = |(i, claim): (usize, &Claim)| {
+        let verdict = |(_, judged): &(String, Vec<Judgement>)| {
+            let (text, tone) = claim_text(&judged[i].verdict);
+            Cell::Text(text.to_string(), tone)
+        };
+        let cells = [Cell::text(&claim.id)].into_iter().chain(readings.iter().map(verdict)).collect();
+        Row { id: claim.id.clone(), cells, ..Row::default() }
+    };
+    let tested = |(i, _): &(usize, &Claim)| {
+        readings.iter().any(|(_, judged)| judged[*i].verdict != ClaimVerdict::NotTested)
+    };
+    Table {
+        name: "Readings".into(),
+        columns: [Column::new("claim", "claim", Content::Text)].into_iter().chain(titles).collect(),
+        rows: claims.iter().enumerate().filter(tested).map(row).collect(),
+        ..Table::default()
+    }
 }
 
 /// The numbers behind a claim's verdicts: golden's, and the run's own where they are others.

@@ -19,6 +19,9 @@ pub struct Manifest {
     /// The settings that the experiment was made with, by name.
     #[serde(default)]
     pub settings: BTreeMap<String, serde_json::Value>,
+    /// What was changed by hand, NAME=VALUE each.
+    #[serde(default)]
+    pub changes: Vec<String>,
     pub seed: u64,
     /// How many images the run has seen.
     pub images: u64,

@@ -2,14 +2,17 @@
 
 use super::{
     all_goldens, golden_path, lock_to_change, presets, reader, recipes, report, root, select, stored,
-    write_file,
+    studies, study_goldens, write_file,
 };
 use crate::app::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::humantime;
+use crate::experiment::studies::Study;
 use crate::experiment::{Recipe, Row, Scale, TABLE1, all_rows};
 use crate::judge::claims::{ClaimVerdict, evaluate_all};
-use crate::judge::golden::{self, Golden, Score, Status, read_golden, refuse_in_ci, write_golden};
+use crate::judge::golden::{
+    self, Comparison, Golden, Score, Status, read_golden, refuse_in_ci, write_golden,
+};
 use crate::judge::paper::{self, Claim, Fid};
 use crate::measure::metrics::modes::COLLAPSED;
 use crate::report::verdicts::{check_json, check_text};
@@ -27,7 +30,14 @@ pub fn check(
     json: bool,
     stop: &AtomicBool,
 ) -> Result<i32> {
-    let cells = select(targets, place)?;
+    let (studies, targets) = studies::split(targets, place)?;
+    if !studies.is_empty() {
+        if !targets.is_empty() || against != Against::Golden || !set.is_empty() {
+            return Err(Error::Usage("studies are checked alone, against golden and without --set".into()));
+        }
+        return of_studies(&studies, place, seeds, json, stop);
+    }
+    let cells = select(&targets, place)?;
     let rows: Vec<&str> = cells.iter().map(|cell| cell.id).collect();
     let root = root(place.root.as_deref())?;
     let Ok([recipe]) = <[Recipe; 1]>::try_from(recipes(place, set, None, &cells)?) else {
@@ -68,21 +78,24 @@ pub fn check(
                     "if the change is meant, 'replicate accept ROW --reason WHY' makes the new numbers golden"
                 );
             }
-            Ok(if any(Status::Outside) {
-                EXIT_OUTSIDE
-            } else if comparisons.is_empty() || any(Status::NotRun) || any(Status::NoGolden) {
-                EXIT_INCOMPLETE
-            } else {
-                EXIT_GOOD
-            })
+            Ok(exit_code(&comparisons))
         }
         Against::Claims => {
             let named = |claim: &&Claim| {
-                cells.len() == all.len() || claim.statement.rows().iter().any(|row| rows.contains(row))
+                let row = |cell: &&str| cell.split('+').next().unwrap_or_default().to_string();
+                cells.len() == all.len()
+                    || claim.statement.rows().iter().any(|cell| rows.contains(&row(cell).as_str()))
             };
             let claims: Vec<Claim> =
                 paper::claims(&root.join("paper"))?.into_iter().filter(|c| named(&c)).collect();
-            let results = evaluate_all(&claims, &scores, &golden::accepted(&all_goldens(&root)?), scale);
+            // Some are about what is changed of a row.
+            let mut accepted = golden::accepted(&all_goldens(&root)?);
+            accepted.extend(golden::accepted(&study_goldens(&root)?));
+            let mut scores = scores;
+            scores.extend(
+                studies::all(&mut runner, &root, place)?.scores.into_iter().filter(|s| !s.changes.is_empty()),
+            );
+            let results = evaluate_all(&claims, &scores, &accepted, scale);
             let own = report::seeds(&scores);
             print!(
                 "{}",
@@ -96,6 +109,28 @@ pub fn check(
         }
         Against::Paper => against_paper(&root, scale, &cells, &scores, json),
     }
+}
+
+fn exit_code(comparisons: &[Comparison]) -> i32 {
+    let any = |status: Status| comparisons.iter().any(|c| c.verdict.status == status);
+    if any(Status::Outside) {
+        EXIT_OUTSIDE
+    } else if comparisons.is_empty() || any(Status::NotRun) || any(Status::NoGolden) {
+        EXIT_INCOMPLETE
+    } else {
+        EXIT_GOOD
+    }
+}
+
+fn of_studies(wanted: &[Study], place: &Place, seeds: &[u64], json: bool, stop: &AtomicBool) -> Result<i32> {
+    let comparisons = studies::comparisons(wanted, place, seeds, stop)?.1;
+    let colour = std::io::stdout().is_terminal();
+    match json {
+        true => print!("{}", check_json(&comparisons, &[])),
+        false if comparisons.is_empty() => println!("nothing to compare: neither golden values nor results"),
+        false => print!("{}", check_text(&comparisons, &[], &[], colour)),
+    }
+    Ok(exit_code(&comparisons))
 }
 
 /// Share of the printed number within which a FID agrees with the paper: wide,
@@ -182,7 +217,17 @@ pub fn accept(
     stop: &AtomicBool,
 ) -> Result<i32> {
     refuse_in_ci(std::env::var("CI").ok().as_deref())?;
-    let cells = select(targets, place)?;
+    let (wanted, targets) = studies::split(targets, place)?;
+    // Said when all is written: who closes the pipe must not keep a table from it.
+    let mut said = match wanted.is_empty() {
+        true => String::new(),
+        false => studies::accept(&wanted, place, seeds, reason, stop)?,
+    };
+    if targets.is_empty() {
+        print!("{said}");
+        return Ok(EXIT_GOOD);
+    }
+    let cells = select(&targets, place)?;
     let root = root(place.root.as_deref())?;
     let mut runner = reader(place, presets(place)?, stop)?;
     let scores = stored(&mut runner, &cells, seeds)?;
@@ -190,8 +235,6 @@ pub fn accept(
         return Err(Error::Usage("there is nothing to accept: run these cells first".into()));
     }
     let date = humantime(std::time::SystemTime::now());
-    // Said when all is written: who closes the pipe must not keep a table from it.
-    let mut said = String::new();
     for which in [Which::Table1, Which::Table2] {
         let first = |row: &str| TABLE1.iter().any(|cell| cell.id == row);
         let ours: Vec<Score> =

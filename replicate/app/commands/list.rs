@@ -5,6 +5,7 @@ use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, Result};
 use crate::experiment::plan;
 use crate::experiment::run::{Runner, shipped};
+use crate::experiment::studies::studies;
 use crate::experiment::{Initialization, Recipe, Row, all_rows};
 use crate::judge::golden::{self, Golden, TIME};
 use crate::judge::paper;
@@ -13,7 +14,9 @@ use crate::report::tables::metric_names;
 use crate::store::Store;
 use candle_core::Device;
 use serde::Serialize;
+use serde_json::Value as Json;
 use std::cell::OnceCell;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -50,8 +53,10 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     for cell in all_rows() {
         rows.push(listed(&mut runner, &cell, &goldens, &printed, &device, &probe)?);
     }
+    let changed = changed(&mut runner)?;
     if json {
-        println!("{}", serde_json::to_string_pretty(&rows).expect("strings and numbers"));
+        let all: Vec<Json> = rows.iter().map(to_json).chain(changed.iter().map(to_json)).collect();
+        println!("{}", serde_json::to_string_pretty(&all).expect("strings and numbers"));
         return Ok(EXIT_GOOD);
     }
     let scale = runner.recipe().scale.name();
@@ -87,10 +92,94 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
             plan::bytes(cost.peak_disk_bytes)
         );
     }
-    for left in Store::open(&place.store)?.leftovers()? {
+    if !changed.is_empty() {
+        println!("\nIn the store, changed by hand:");
+    }
+    for row in &changed {
+        let seeds: Vec<String> = row.seeds_done.iter().map(u64::to_string).collect();
+        println!("{:14} {:20} seeds {:10} {}", row.id, row.fd, seeds.join(","), row.changes);
+    }
+    print_studies(&runner, &root, *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN)))?;
+    let store = Store::open(&place.store)?;
+    let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, manifest) in store.finished_entries()? {
+        let line = |name: &str| manifest.experiment.lines().find_map(|line| line.strip_prefix(name));
+        if let (Some(kind), Some(scale)) = (line("kind = "), line("scale = ")) {
+            *kinds.entry(format!("{kind} of {scale}")).or_default() += 1;
+        }
+    }
+    if !kinds.is_empty() {
+        let kinds: Vec<String> = kinds.into_iter().map(|(kind, n)| format!("{n} {kind}")).collect();
+        println!("\nEntries of the store: {}.", kinds.join(", "));
+    }
+    for left in store.leftovers()? {
         println!("In the store beside results: {} {}, {}.", left.count, left.what, plan::bytes(left.bytes));
     }
     Ok(EXIT_GOOD)
+}
+
+/// A row of the store with something changed by hand.
+#[derive(Serialize)]
+struct Changed {
+    id: &'static str,
+    scale: &'static str,
+    changes: String,
+    fd: String,
+    seeds_done: Vec<u64>,
+    command: String,
+}
+
+fn to_json(line: &impl Serialize) -> Json {
+    serde_json::to_value(line).expect("strings and numbers")
+}
+
+/// Every changed row of the scale that the store has.
+fn changed(runner: &mut Runner) -> Result<Vec<Changed>> {
+    let presets = runner.recipe().clone();
+    let mut all = Vec::new();
+    for (changes, cells) in runner.changed()?.into_iter().filter(|(changes, _)| !changes.is_empty()) {
+        // Made before a setting had its name.
+        let Ok(recipe) = Recipe::changed(presets.scale, &changes) else { continue };
+        runner.turn_to(recipe);
+        for row in all_rows() {
+            let (mut fds, mut seeds) = (Vec::new(), Vec::new());
+            for (_, seed) in cells.iter().filter(|(id, _)| id == row.id) {
+                let Some(outcome) = runner.stored(&row, *seed)? else { continue };
+                seeds.push(*seed);
+                fds.extend(runner.scores(&outcome)?.iter().filter(|s| s.metric == "fd").map(|s| s.value));
+            }
+            if !fds.is_empty() {
+                let set: String = changes.iter().map(|change| format!(" --set {change}")).collect();
+                all.push(Changed {
+                    id: row.id,
+                    scale: presets.scale.name(),
+                    changes: changes.join("+"),
+                    fd: golden::Sample::of(fds).text(2),
+                    seeds_done: seeds,
+                    command: format!("replicate run {} --scale {}{set}", row.id, presets.scale),
+                });
+            }
+        }
+    }
+    runner.turn_to(presets);
+    Ok(all)
+}
+
+/// The studies of the scale: cells, time at so many operations a second, question.
+fn print_studies(runner: &Runner, root: &Path, rate: f64) -> Result<()> {
+    let presets = runner.recipe();
+    let scale = presets.scale;
+    println!("\n{:14} {:>5}  {:>10}  question", "study", "cells", "time");
+    for study in studies(&root.join("paper"))? {
+        let Ok(recipes) = study.recipes(presets) else { continue };
+        let cells = || recipes.iter().flat_map(|recipe| study.rows.iter().map(move |row| (recipe, row)));
+        let seconds: f64 = cells().map(|(recipe, row)| plan::seconds(&plan::row(recipe, row), rate)).sum();
+        let n = study.seeds.len();
+        let time = format!("~{}", plan::duration(seconds * n as f64));
+        println!("{:14} {:>5}  {time:>10}  {}", study.id, cells().count() * n, study.question);
+    }
+    println!("`replicate run STUDY --scale {scale}` runs one; times are of all its cells, done or not.");
+    Ok(())
 }
 
 fn listed(

@@ -10,6 +10,7 @@ mod run;
 mod sample;
 mod score;
 mod selftest;
+mod studies;
 mod weights;
 
 use crate::app::cli::{Cli, Command, Format, Place, Which};
@@ -30,6 +31,8 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Golden values of studies.
+const STUDIES: &str = "golden/studies.csv";
 /// Table 2's name for Table 1's DiJS.
 const FULL_ROW: &str = "init-full";
 
@@ -44,6 +47,8 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
         Command::Accept { targets, place, seed, reason } => {
             check::accept(&targets, &place, &seed, &reason, stop)
         }
+        Command::Diff { a, b, place, output } => studies::diff::diff([&a, &b], &place, &output, stop),
+        Command::Report { by: Some(field), place, format, .. } => studies::by(&field, &place, format, stop),
         Command::Report { table: Some(which), place, format, .. } => {
             report::table(which, &place, format, stop)
         }
@@ -82,8 +87,13 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
                     "{target} is cited from the paper and not run: the tables print it beside ours"
                 )));
             }
+            let studies = studies::ids(place);
             let known = all_rows().map(|cell| cell.id).chain(["table1", "table2", "all", FULL_ROW]);
-            return Err(Error::Usage(unknown("row", target, known)));
+            return Err(Error::Usage(unknown(
+                "row",
+                target,
+                known.chain(studies.iter().map(String::as_str)),
+            )));
         }
         for cell in found {
             if !chosen.contains(&cell) {
@@ -225,6 +235,11 @@ fn golden_path(root: &Path, which: Which) -> PathBuf {
         Which::Table1 => "table1.csv",
         Which::Table2 => "table2.csv",
     })
+}
+
+/// Golden values of what studies change.
+fn study_goldens(root: &Path) -> Result<Vec<Golden>> {
+    read_golden(&root.join(STUDIES))
 }
 
 fn all_goldens(root: &Path) -> Result<Vec<Golden>> {

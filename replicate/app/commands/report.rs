@@ -1,23 +1,26 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
-use super::{all_goldens, presets, reader, render, root, scores_of, write_file, write_table};
+use super::{
+    all_goldens, presets, reader, render, root, scores_of, studies, study_goldens, write_file, write_table,
+};
 use crate::app::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
-use crate::experiment::run::{Outcome, Runner, SAMPLES};
-use crate::experiment::{Row, all_rows};
-use crate::judge::claims::{ONE_SEED, evaluate_all};
+use crate::experiment::run::{Outcome, Runner, SAMPLES, moments};
+use crate::experiment::{self, Recipe, Row, Scale, all_rows};
+use crate::judge::claims::{Judgement, ONE_SEED, evaluate_all, family, handful};
 use crate::judge::differences::differences;
 use crate::judge::golden::{self, Comparison, Golden, Score, write_scores};
-use crate::judge::paper::{self, Kind, Row1, Row2};
-use crate::report::curves::{Curve, Point};
+use crate::judge::paper::{self, Claim, Kind, Row1, Row2};
+use crate::report::curves::Curve;
 use crate::report::figures::{Panel, SHOWN, figures, strips, tile, tiles};
 use crate::report::notes::{not_learned, unlearned, verdict};
 use crate::report::page::{ERRATA, Figure, Missing, Page, Run, Sampled, html};
+use crate::report::studies::Studies;
 use crate::report::summary::markdown;
 use crate::report::table::Table;
 use crate::report::tables::{Measured, difference_table, labels, table1, table2};
+use crate::report::verdicts::readings_table;
 use crate::text::duration;
-use crate::train::METRICS_FILE;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -45,17 +48,20 @@ pub(super) fn build(which: Which, runner: &mut Runner, root: &Path) -> Result<Ta
 pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
     let mut runner = reader(place, presets(place)?, stop)?;
-    let gathered = Gathered::of(&mut runner, &root)?;
+    let mut gathered = Gathered::of(&mut runner, &root)?;
     if gathered.outcomes.is_empty() {
         return Ok(gathered.nothing(place));
     }
+    gathered.studies = studies::all(&mut runner, &root, place)?;
     let real = runner.examples(SHOWN)?;
     std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
     let links = links(output, &root);
     let page = Page { links, real: real.as_ref().and_then(tile), ..gathered.page(place, &root)? };
     write_file(&output.join("index.html"), html(&page).as_bytes())?;
     write_file(&output.join("report.md"), markdown(&page).as_bytes())?;
-    write_file(&output.join("results.csv"), write_scores(&gathered.scores).as_bytes())?;
+    let changed = gathered.studies.scores.iter().filter(|score| !score.changes.is_empty());
+    let results: Vec<Score> = gathered.scores.iter().chain(changed).cloned().collect();
+    write_file(&output.join("results.csv"), write_scores(&results).as_bytes())?;
     for (name, table) in ["table1", "table2"].into_iter().zip(&page.tables) {
         write_table(output, name, table)?;
     }
@@ -134,6 +140,7 @@ struct Gathered {
     labels: Vec<(String, String)>,
     /// Every setting of the rows.
     settings: Vec<(&'static str, String)>,
+    studies: Studies,
 }
 
 impl Gathered {
@@ -146,10 +153,8 @@ impl Gathered {
             for seed in runner.seeds(&cell)? {
                 let Some(outcome) = runner.stored(&cell, seed)? else { continue };
                 scores.extend(scores_of(runner, &cell, seed, &outcome)?);
-                let training = outcome.training();
-                if training.manifest.outputs.contains_key(METRICS_FILE) {
-                    let text = training.entry.read(METRICS_FILE)?;
-                    let points = points(&String::from_utf8_lossy(&text));
+                let points = moments(outcome.training())?;
+                if !points.is_empty() {
                     curves.push(Curve { row: cell.id.to_string(), label: String::new(), seed, points });
                 }
                 outcomes.push((cell, seed, outcome));
@@ -173,6 +178,7 @@ impl Gathered {
             second,
             labels,
             settings,
+            studies: Studies::default(),
         })
     }
 
@@ -193,7 +199,10 @@ impl Gathered {
         let accepted = golden::accepted(&self.goldens);
         let (own, golden) = (seeds(&self.scores), seeds(&accepted));
         let claims = paper::claims(&paper)?;
-        let judged = evaluate_all(&claims, &self.scores, &accepted, scale);
+        let (mut all, mut all_accepted) = (self.scores.clone(), accepted.clone());
+        all.extend(self.studies.scores.iter().filter(|score| !score.changes.is_empty()).cloned());
+        all_accepted.extend(golden::accepted(&study_goldens(root)?));
+        let judged = evaluate_all(&claims, &all, &all_accepted, scale);
         let differences = differences(&claims, &self.scores, &accepted, scale);
         let panels = self.panels()?;
         let one = (own.len() == 1).then(|| ONE_SEED.to_string());
@@ -206,6 +215,8 @@ impl Gathered {
             claims: judged,
             notes: one.into_iter().chain(not_learned(&self.unlearned, scale)).collect(),
             differences: difference_table(&differences, &self.labels, scale),
+            readings: readings(&claims, &all, scale, root)?,
+            studies: self.studies.clone(),
             tables: vec![self.table(Which::Table1), self.table(Which::Table2)],
             curves: self.table_curves(),
             figures: figures(&panels, &self.second, scale),
@@ -344,6 +355,44 @@ impl Gathered {
     }
 }
 
+/// What each claim comes to on golden's seeds of every scale, or on this run's where golden has
+/// none, and there under each reading: a study with one value of each field.
+fn readings(claims: &[Claim], own: &[Score], here: &str, root: &Path) -> Result<Table> {
+    let mut accepted = golden::accepted(&all_goldens(root)?);
+    accepted.extend(golden::accepted(&study_goldens(root)?));
+    let readings = experiment::studies::studies(&root.join("paper"))?;
+    let mut columns: Vec<(String, Vec<Judgement>)> = Vec::new();
+    for scale in Scale::ALL.into_iter().filter(|scale| !handful(scale.name())) {
+        let name = scale.name();
+        let of_scale = |scores: &[Score]| scores.iter().any(|s| s.scale == name);
+        let scores = if of_scale(&accepted) || name != here { &accepted } else { own };
+        if !of_scale(scores) {
+            continue;
+        }
+        columns.push((name.to_string(), family(claims, scores, name)));
+        for reading in readings.iter().filter(|study| study.is_reading()) {
+            let Ok([recipe]) =
+                <[Recipe; 1]>::try_from(reading.recipes(&Recipe::of(scale)).unwrap_or_default())
+            else {
+                continue;
+            };
+            let rows: Vec<&str> = reading.rows.iter().map(|row| row.id).collect();
+            let changes = recipe.sorted_changes().join("+");
+            if changes.is_empty() {
+                continue;
+            }
+            let under: Vec<Claim> = claims.iter().map(|claim| claim.under(&changes, &rows)).collect();
+            // What was run here counts where nothing is accepted.
+            let has = |scores: &[Score]| scores.iter().any(|s| s.scale == name && s.changes == changes);
+            let scores = if has(&accepted) || name != here { &accepted } else { own };
+            if has(scores) {
+                columns.push((format!("{name}, {}", reading.id), family(&under, scores, name)));
+            }
+        }
+    }
+    Ok(readings_table(claims, &columns))
+}
+
 /// All of them, in order.
 pub(super) fn seeds(scores: &[Score]) -> Vec<u64> {
     scores.iter().map(|score| score.seed).collect::<BTreeSet<_>>().into_iter().collect()
@@ -377,7 +426,7 @@ fn command(row: &str, seed: u64, place: &Place) -> String {
 }
 
 /// The options that lead a command to the same store.
-fn flags(place: &Place) -> String {
+pub(super) fn flags(place: &Place) -> String {
     let quoted = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:,=+".contains(c))
     {
         true => text.to_string(),
@@ -417,27 +466,4 @@ fn run(cell: &Row, seed: u64, outcome: &Outcome, place: &Place) -> Run {
         experiment: manifest.experiment.clone(),
         command: command(cell.id, seed, place),
     }
-}
-
-/// The scores along a run, from its metrics.csv; lines without scores are left out.
-fn points(csv: &str) -> Vec<Point> {
-    let mut lines = csv.lines();
-    let header: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
-    let column = |name: &str| header.iter().position(|column| *column == name);
-    let (Some(images), Some(fd), Some(recall), Some(classes)) =
-        (column("images"), column("fd"), column("recall"), column("classes"))
-    else {
-        return Vec::new();
-    };
-    let point = |line: &str| {
-        let fields: Vec<&str> = line.split(',').collect();
-        let number = |i: usize| fields.get(i)?.parse::<f64>().ok();
-        Some(Point {
-            images: fields.get(images)?.parse().ok()?,
-            fd: number(fd)?,
-            recall: number(recall)?,
-            classes: number(classes)?,
-        })
-    };
-    lines.filter_map(point).collect()
 }

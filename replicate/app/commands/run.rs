@@ -1,44 +1,116 @@
 //! `run`: makes what is missing of the rows that are named, and prints their tables or scores.
 
 use super::{
-    list, prepare, recipes, render, report, root, select, settings, tables, unique, write_file, write_table,
+    list, prepare, recipes, render, report, root, select, settings, studies, tables, unique, write_file,
+    write_table,
 };
 use crate::app::cli::{Explain, Format, Place, Running};
 use crate::app::machine;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::run::{Outcome, Runner};
+use crate::experiment::studies::Study;
 use crate::experiment::{Recipe, Row, Scale, plan};
-use crate::judge::golden::{Score, TIME};
+use crate::judge::golden::{self, Score, TIME};
 use crate::measure::metrics::modes::STATES;
+use crate::network::device;
 use crate::train::watch::{Mode, Watch, say};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+/// More cells than these are not run by accident.
+const MANY: usize = 200;
+
+/// The rows of one recipe.
+struct Work {
+    /// What was typed; none for a study's.
+    targets: Vec<String>,
+    rows: Vec<Row>,
+    recipe: Recipe,
+    seeds: Vec<u64>,
+}
+
+impl Work {
+    fn cells(&self) -> usize {
+        self.rows.len() * self.seeds.len()
+    }
+}
+
 /// Runs each experiment that `arguments` name; the exit code is the first that is not good.
 pub fn run(arguments: &Running, stop: &AtomicBool) -> Result<i32> {
-    let Running { targets, place, seed, until, set, explain, .. } = arguments;
-    let rows = select(targets, place)?;
-    let mut code = EXIT_GOOD;
-    for recipe in recipes(place, set, *until, &rows)? {
-        if let Some(explain) = explain {
-            list::explain(&rows, &recipe, *explain == Explain::Full, &root(place.root.as_deref())?)?;
-            continue;
+    let Running { place, explain, dry_run, .. } = arguments;
+    let (studies, targets) = studies::split(&arguments.targets, place)?;
+    let work = work(arguments, &studies, &targets)?;
+    if let Some(explain) = explain {
+        for Work { rows, recipe, .. } in &work {
+            list::explain(rows, recipe, *explain == Explain::Full, &root(place.root.as_deref())?)?;
         }
-        let ended = experiment(arguments, &rows, recipe, &unique(seed), stop)?;
+        return Ok(EXIT_GOOD);
+    }
+    let cells: usize = work.iter().map(Work::cells).sum();
+    if cells > MANY && !dry_run {
+        say_hours(arguments, &work, cells)?;
+    }
+    let mut code = EXIT_GOOD;
+    for work in work {
+        let ended = experiment(arguments, &work.targets, &work.rows, work.recipe, &work.seeds, stop)?;
         code = if code == EXIT_GOOD { ended } else { code };
     }
+    if !studies.is_empty() && !dry_run {
+        for base in recipes(place, &arguments.set, arguments.until, &[])? {
+            studies::print(&studies, place, base, stop)?;
+        }
+    }
     Ok(code)
+}
+
+/// Every experiment in the order of the command line, those of studies last.
+fn work(arguments: &Running, studies: &[Study], targets: &[String]) -> Result<Vec<Work>> {
+    let Running { place, seed, until, set, .. } = arguments;
+    let seeds = |usual: &[u64]| unique(if seed.is_empty() { usual } else { seed });
+    let mut all = Vec::new();
+    if !targets.is_empty() || studies.is_empty() {
+        let rows = select(targets, place)?;
+        for recipe in recipes(place, set, *until, &rows)? {
+            all.push(Work { targets: targets.to_vec(), rows: rows.clone(), recipe, seeds: seeds(&[0]) });
+        }
+    }
+    for study in studies {
+        for base in recipes(place, set, *until, &study.rows)? {
+            for recipe in study.recipes(&base)? {
+                let rows = study.rows.clone();
+                all.push(Work { targets: Vec::new(), rows, recipe, seeds: seeds(&study.seeds) });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Says how long so many cells take here, at most; without --yes that is all.
+fn say_hours(arguments: &Running, work: &[Work], cells: usize) -> Result<()> {
+    let rate = plan::probe(&device::open(&arguments.place.device)?)?;
+    let seconds = |work: &Work| -> f64 {
+        let each: f64 = work.rows.iter().map(|row| plan::seconds(&plan::row(&work.recipe, row), rate)).sum();
+        each * work.seeds.len() as f64
+    };
+    let hours = plan::duration(work.iter().map(seconds).sum());
+    let text = format!("{cells} cells, about {hours} on this machine if none is in the store");
+    match arguments.yes {
+        true => say(&text),
+        false => return Err(Error::Usage(format!("{text}: --yes runs them"))),
+    }
+    Ok(())
 }
 
 /// Runs the rows of one recipe.
 fn experiment(
     arguments: &Running,
+    targets: &[String],
     rows: &[Row],
     recipe: Recipe,
     seeds: &[u64],
     stop: &AtomicBool,
 ) -> Result<i32> {
-    let Running { targets, place, offline, microbatch, output, .. } = arguments;
+    let Running { place, offline, microbatch, output, .. } = arguments;
     let mut settings = settings(place, arguments.from_scratch)?;
     settings.keep = arguments.keep;
     settings.microbatch = microbatch.map(|images| images as usize);
@@ -120,6 +192,18 @@ fn value_text(score: &Score) -> String {
     }
 }
 
+/// Says what a cell of a study came to.
+fn one_line(runner: &Runner, outcome: &Outcome) -> Result<()> {
+    let scores = runner.scores(outcome)?;
+    let shown = ["fd", "recall", "classes", "collapse"].map(|metric| {
+        let score = scores.iter().find(|score| score.metric == metric);
+        score.map_or(String::new(), |score| format!("  {metric} {}", value_text(score)))
+    });
+    let changes = runner.recipe().sorted_changes().join("+");
+    println!("{} seed {}{}", golden::cell(outcome.row.id, &changes), outcome.seed, shown.concat());
+    Ok(())
+}
+
 /// Prints the tables that were asked for, and leaves them as files.
 fn finish(
     runner: &mut Runner,
@@ -129,6 +213,10 @@ fn finish(
     output: &Path,
 ) -> Result<i32> {
     let root = root(place.root.as_deref())?;
+    if targets.is_empty() {
+        outcomes.iter().try_for_each(|outcome| one_line(runner, outcome))?;
+        return Ok(EXIT_GOOD);
+    }
     if !writes_tables(targets, runner) {
         for outcome in outcomes {
             println!("{}", outcome.scores.entry.dir().display());

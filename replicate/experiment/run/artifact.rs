@@ -111,6 +111,7 @@ impl Runner<'_> {
         let manifest = Manifest {
             experiment: text,
             settings: object(&settings),
+            changes: self.recipe.sorted_changes(),
             seed,
             images: outputs.images,
             determinism: self.class.to_string(),

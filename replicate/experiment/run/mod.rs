@@ -1,6 +1,7 @@
 //! From a row to its scores: what is missing is made, once, and stored under the key of
 //! what made it.
 
+mod along;
 mod artifact;
 mod data;
 mod inputs;
@@ -12,6 +13,7 @@ mod row;
 mod samples;
 mod weights;
 
+pub use self::along::{Moment, moments};
 pub use self::artifact::Made;
 pub use self::inputs::Input;
 pub use self::keys::MAP_LATENTS;
@@ -22,11 +24,11 @@ pub use self::samples::Samples;
 pub use self::weights::{classifier_name, shipped};
 use crate::data::Images;
 use crate::error::Result;
-use crate::experiment::{Data, Recipe, Row};
+use crate::experiment::{Data, Recipe, Row, all_rows};
 use crate::measure::evaluate::Evaluator;
 use crate::network::device::Named;
 use crate::network::params::Arrays;
-use crate::store::Store;
+use crate::store::{Manifest, Store};
 use crate::train::watch::Watch;
 use candle_core::Device;
 use std::cell::RefCell;
@@ -129,8 +131,50 @@ impl<'a> Runner<'a> {
         Ok(seeds.into_iter().collect())
     }
 
+    /// What was changed of each row with finished scores of this scale in the store, with the
+    /// rows' names and seeds: no change comes first.
+    pub fn changed(&self) -> Result<BTreeMap<Vec<String>, BTreeSet<(String, u64)>>> {
+        let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (_, manifest) in self.store.finished_entries()? {
+            let line = |name: &str| {
+                let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(" = ")?.to_string());
+                manifest.experiment.lines().find_map(value)
+            };
+            let ours = line("kind").as_deref() == Some("scores")
+                && line("scale").as_deref() == Some(self.recipe.scale.name());
+            if let (true, Some(row)) = (ours, line("row")) {
+                found.entry(manifest.changes).or_default().insert((row, manifest.seed));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The scores of this scale whose key begins so; `None` unless there is one.
+    pub fn by_key(&self, start: &str) -> Result<Option<Outcome>> {
+        let all = self.store.finished_entries()?;
+        let all: Vec<Made> = all.into_iter().map(|(entry, manifest)| Made { entry, manifest }).collect();
+        let named = |made: &Made, key: &str| made.entry.key().to_string().starts_with(key);
+        let is_scores = |made: &Made| made.manifest.experiment.starts_with("kind = scores\n");
+        let found: Vec<&Made> = all.iter().filter(|made| named(made, start) && is_scores(made)).collect();
+        let [scores] = found[..] else { return Ok(None) };
+        let Manifest { experiment, parents, seed, .. } = &scores.manifest;
+        let id = experiment.lines().find_map(|line| line.strip_prefix("row = "));
+        let Some(row) = all_rows().find(|row| id == Some(row.id)) else { return Ok(None) };
+        let weights =
+            parents.get("weights").and_then(|key| all.iter().find(|made| named(made, key))).cloned();
+        let other_code = Some(keys::code_of(experiment));
+        Ok(Some(Outcome { row, seed: *seed, scores: scores.clone(), weights, other_code }))
+    }
+
+    /// Goes on with another recipe of the same scale.
+    pub fn turn_to(&mut self, recipe: Recipe) {
+        self.recipe = recipe;
+        self.images.clear();
+        (self.evaluator, self.features) = (OnceLock::new(), OnceLock::new());
+    }
+
     fn label(&self, name: &str) -> String {
-        let changes: String = self.recipe.changes().iter().map(|c| format!("+{c}")).collect();
+        let changes: String = self.recipe.sorted_changes().iter().map(|c| format!("+{c}")).collect();
         format!("{}-{name}{changes}", self.recipe.scale)
     }
 }

@@ -1,0 +1,195 @@
+//! "What decides collapse": for each study what was measured at each value, and along the
+//! training, and one sentence of verdict made from these numbers.
+
+mod chart;
+
+use crate::judge::differences::{COVERAGE, difference};
+use crate::judge::golden::{Comparison, Sample, Score, plain, values};
+use crate::measure::metrics::modes::COLLAPSED;
+use crate::report::curves::{Curve, figure};
+use crate::report::table::{Cell, Column, Content, Row, Table};
+use crate::report::tables::{Measured, metric_name, metric_names};
+use crate::text::and;
+use maud::{Markup, html};
+use std::collections::BTreeSet;
+
+/// A study, or the results that differ in one field.
+#[derive(Clone, Default)]
+pub struct Study {
+    pub id: String,
+    pub question: String,
+    /// The metric that answers it.
+    pub answer: String,
+    /// In the study's order.
+    pub cells: Vec<Part>,
+    /// Runs what is missing.
+    pub command: String,
+}
+
+/// One row at one value.
+#[derive(Clone)]
+pub struct Part {
+    /// The row, and what else is changed of it.
+    pub row: String,
+    /// `critic_lr 1e-4`
+    pub value: String,
+    /// As scores name it.
+    pub cell: String,
+    /// One for each seed that was trained.
+    pub curves: Vec<Curve>,
+}
+
+impl Study {
+    fn rows(&self) -> impl Iterator<Item = &[Part]> {
+        self.cells.chunk_by(|a, b| a.row == b.row)
+    }
+
+    /// Those that have been measured.
+    fn done<'a>(&'a self, scores: &[Score], scale: &str) -> Vec<&'a Part> {
+        let measured = |part: &&Part| !values(scores, &part.cell, scale, "fd").is_empty();
+        self.cells.iter().filter(measured).collect()
+    }
+}
+
+/// What was measured at each value.
+pub fn table(study: &Study, measured: Measured) -> Table {
+    let scale = measured.scale;
+    let columns = vec![
+        Column::new("row", "row", Content::Text),
+        Column::new("value", "value", Content::Text),
+        Column::new(metric_names(scale).0, "fd", Content::Sample),
+        Column::new("recall", "recall", Content::Mean),
+        Column::new("classes", "classes", Content::Mean),
+        Column::new(metric_name("halfway_fd", scale), "halfway_fd", Content::Mean),
+        Column::new("state", "state", Content::Text),
+        Column::new("vs golden", "golden", Content::Text),
+    ];
+    let row = |part: &Part| Row {
+        id: part.cell.clone(),
+        cells: vec![
+            Cell::text(&part.row),
+            Cell::text(&part.value),
+            measured.cell(&part.cell, "fd", 2),
+            measured.cell(&part.cell, "recall", 3),
+            measured.cell(&part.cell, "classes", 2),
+            measured.cell(&part.cell, "halfway_fd", 2),
+            measured.state_cell(&part.cell),
+            measured.verdict(&part.cell),
+        ],
+        ..Row::default()
+    };
+    Table {
+        name: format!("Study {}", study.id),
+        title: study.question.clone(),
+        columns,
+        rows: study.cells.iter().map(row).collect(),
+        notes: vec![verdict(study, measured)],
+    }
+}
+
+/// One sentence: what the best and the worst value give in each row, how far they lie apart,
+/// and where runs collapsed.
+pub fn verdict(study: &Study, measured: Measured) -> String {
+    let (scores, scale) = (measured.scores, measured.scale);
+    let sentences: Vec<String> =
+        study.rows().filter_map(|parts| of_row(parts, &study.answer, scores, scale)).collect();
+    match sentences.is_empty() {
+        true => {
+            format!("No two values of study {} have been measured in one row at scale {scale}.", study.id)
+        }
+        false => sentences.join("; ") + ".",
+    }
+}
+
+fn of_row(parts: &[Part], metric: &str, scores: &[Score], scale: &str) -> Option<String> {
+    let of = |part: &Part| {
+        let found = values(scores, &part.cell, scale, metric);
+        (!found.is_empty()).then(|| Sample::of(found.into_values()))
+    };
+    let mut all: Vec<(&Part, Sample)> = parts.iter().filter_map(|part| Some((part, of(part)?))).collect();
+    all.sort_by(|a, b| a.1.mean.total_cmp(&b.1.mean));
+    let [least, .., most] = all.as_slice() else { return None };
+    let gap = difference(metric, &most.0.cell, &least.0.cell, scores, scale)?;
+    let apart = match gap.half {
+        None => format!("{} apart on one seed, which decides nothing", plain(gap.mean)),
+        Some(half) => format!(
+            "{} apart [{}, {}], {}",
+            plain(gap.mean),
+            plain(gap.mean - half),
+            plain(gap.mean + half),
+            match (gap.tells(), gap.paired) {
+                (true, true) => format!("more than chance ({:.0} %, paired)", 100.0 * COVERAGE),
+                (true, false) => format!("more than chance ({:.0} %, Welch)", 100.0 * COVERAGE),
+                (false, _) => "no more than chance may be".to_string(),
+            }
+        ),
+    };
+    let collapsed: Vec<String> = parts
+        .iter()
+        .filter_map(|part| {
+            let states = values(scores, &part.cell, scale, "collapse");
+            let n = states.values().filter(|state| **state == COLLAPSED).count();
+            (n > 0).then(|| format!("{} ({n} of {})", part.value, states.len()))
+        })
+        .collect();
+    let collapsed = match collapsed.as_slice() {
+        [] => "no run meets the criterion of collapse".to_string(),
+        all => format!("the criterion of collapse is met with {}", and(all)),
+    };
+    Some(format!(
+        "{}: {} is {} with {} and {} with {}, {apart}; {collapsed}",
+        parts[0].row,
+        metric_name(metric, scale),
+        least.1,
+        least.0.value,
+        most.1,
+        most.0.value
+    ))
+}
+
+/// All studies of a scale, with what was measured of their cells.
+#[derive(Clone, Default)]
+pub struct Studies {
+    pub all: Vec<Study>,
+    pub scores: Vec<Score>,
+    pub comparisons: Vec<Comparison>,
+    /// As in [`Measured`], by cell.
+    pub unlearned: BTreeSet<(String, u64)>,
+}
+
+impl Studies {
+    pub fn measured<'a>(&'a self, scale: &'a str) -> Measured<'a> {
+        Measured { scale, scores: &self.scores, comparisons: &self.comparisons, unlearned: &self.unlearned }
+    }
+}
+
+/// The section of the page; `None` where nothing was measured.
+pub(crate) fn section(
+    studies: &Studies,
+    scale: &str,
+    mut table_html: impl FnMut(&Table) -> Markup,
+) -> Option<Markup> {
+    let measured = studies.measured(scale);
+    let studies = &studies.all;
+    let started: Vec<&Study> =
+        studies.iter().filter(|study| study.done(measured.scores, measured.scale).len() > 1).collect();
+    (!started.is_empty()).then(|| {
+        html! {
+            @for study in started {
+                @let table = table(study, measured);
+                h3 id={ "study-" (study.id) } { (study.id) }
+                p { (study.question) " " b { (verdict(study, measured)) } " " code { (study.command) } }
+                @if let Some(chart) = chart::values(study, measured) { figure.curves { (chart) } }
+                details { summary { "In numbers" } (table_html(&Table { notes: Vec::new(), ..table })) }
+                @if let Some(along) = along(study, measured.scale) { details { summary { "Along the training" } (along) } }
+            }
+        }
+    })
+}
+
+/// The curves of all seeds over the images of the training.
+fn along(study: &Study, scale: &str) -> Option<Markup> {
+    let curves: Vec<&Curve> = study.cells.iter().flat_map(|part| &part.curves).collect();
+    let rows: Vec<&str> = study.cells.iter().map(|part| part.cell.as_str()).collect();
+    figure("", &rows, &curves, scale).map(|(figure, _)| figure)
+}
