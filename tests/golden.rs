@@ -1179,3 +1179,36 @@ fn the_readme_shows_the_golden_numbers() {
         agrees(fields[5], sample("classes").mean);
     }
 }
+
+/// Every claim has its line in the README, with the verdicts of golden's seeds.
+#[test]
+fn the_readme_shows_the_verdicts() {
+    let folder = repository();
+    let read = |file: &str| golden::read_golden(&folder.join("golden").join(file)).unwrap();
+    let lines = [read("table1.csv"), read("table2.csv"), read("studies.csv")].concat();
+    let (accepted, claims) = (golden::accepted(&lines), paper::claims(&folder.join("paper")).unwrap());
+    let shown = |claim: &Claim, judged: &Judgement| match judged.verdict {
+        ClaimVerdict::Holds => "holds",
+        ClaimVerdict::DoesNotHold => "does not hold",
+        ClaimVerdict::Undecided { .. } => "undecided",
+        ClaimVerdict::NotTested if claim.statement == Statement::Untestable => "not tested",
+        ClaimVerdict::NotTested if judged.reason.contains("unreliable") => "not tested",
+        ClaimVerdict::NotTested if judged.reason.starts_with(golden::TIME) => "not golden",
+        ClaimVerdict::NotTested => "no results yet",
+    };
+    let readme = std::fs::read_to_string(folder.join("README.md")).unwrap();
+    let table = readme.split("| claim | mini | tiny |").nth(1).unwrap();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .skip(2)
+        .take_while(|line| line.starts_with("| `"))
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    assert_eq!(rows.len(), claims.len());
+    for (claim, row) in claims.iter().zip(&rows) {
+        assert_eq!(row[0].trim_matches('`'), claim.id);
+        for (scale, cell) in ["mini", "tiny"].into_iter().zip(&row[1..]) {
+            assert_eq!(*cell, shown(claim, &evaluate(claim, &accepted, scale)), "{} at {scale}", claim.id);
+        }
+    }
+}

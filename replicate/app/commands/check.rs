@@ -48,7 +48,9 @@ pub fn check(
     let colour = std::io::stdout().is_terminal();
     let all: Vec<Row> = all_rows().collect();
     // A claim compares a row with others than those that were named.
-    let scores = stored(&mut runner, if against == Against::Claims { &all } else { &cells }, seeds)?;
+    let mut scores = stored(&mut runner, if against == Against::Claims { &all } else { &cells }, seeds)?;
+    // With --set they are held against what is known of the rows without it.
+    scores.iter_mut().for_each(|score| score.changes.clear());
     match against {
         Against::Golden => {
             let goldens: Vec<Golden> = all_goldens(&root)?
@@ -91,10 +93,10 @@ pub fn check(
             // Some are about what is changed of a row.
             let mut accepted = golden::accepted(&all_goldens(&root)?);
             accepted.extend(golden::accepted(&study_goldens(&root)?));
-            let mut scores = scores;
-            scores.extend(
-                studies::all(&mut runner, &root, place)?.scores.into_iter().filter(|s| !s.changes.is_empty()),
-            );
+            if runner.recipe().changes().is_empty() {
+                let studies = studies::all(&mut runner, &root, place)?.scores.into_iter();
+                scores.extend(studies.filter(|score| !score.changes.is_empty()));
+            }
             let results = evaluate_all(&claims, &scores, &accepted, scale);
             let own = report::seeds(&scores);
             print!(

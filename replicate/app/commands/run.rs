@@ -56,7 +56,8 @@ pub fn run(arguments: &Running, stop: &AtomicBool) -> Result<i32> {
         code = if code == EXIT_GOOD { ended } else { code };
     }
     if !studies.is_empty() && !dry_run {
-        for base in recipes(place, &arguments.set, arguments.until, &[])? {
+        let rows: Vec<Row> = studies.iter().flat_map(|study| study.rows.clone()).collect();
+        for base in recipes(place, &arguments.set, arguments.until, &rows)? {
             studies::print(&studies, place, base, stop)?;
         }
     }

@@ -7,7 +7,7 @@ use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::run::{Samples, determinism};
 use crate::experiment::{Recipe, Row, Scale, all_rows};
 use crate::method::one_step::OneStep;
-use crate::method::{Setup, Spec};
+use crate::method::{Setup, Spec, Starts};
 use crate::network::device;
 use crate::network::params::{Arrays, outline};
 use crate::network::unet::{Config, Denoiser, recognise};
@@ -139,9 +139,9 @@ fn of_file(
     let recipe = with_steps(Recipe::of(Scale::Paper), sampler, options.steps.as_deref())?;
     let setup = Setup {
         network: &config,
-        start: Some(&weights),
+        start: Starts { row: Some(&weights), ..Starts::default() },
         cell: "",
-        ..recipe.setup(device, sampler, None, "")
+        ..recipe.setup(device, sampler, &[], "")
     };
     let Spec { sampler: build, .. } = sampler.method;
     let built =

@@ -1,7 +1,6 @@
 //! From a row to its scores: what is missing is made, once, and stored under the key of
 //! what made it.
 
-mod along;
 mod artifact;
 mod data;
 mod inputs;
@@ -13,11 +12,10 @@ mod row;
 mod samples;
 mod weights;
 
-pub use self::along::{Moment, moments};
 pub use self::artifact::Made;
 pub use self::inputs::Input;
 pub use self::keys::MAP_LATENTS;
-pub use self::outcome::Outcome;
+pub use self::outcome::{Moment, Outcome, moments};
 use self::provenance::{class, provenance};
 pub use self::provenance::{determinism, humantime};
 pub use self::samples::Samples;

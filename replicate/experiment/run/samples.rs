@@ -84,13 +84,13 @@ impl Runner<'_> {
             });
         };
         let start = self.starting_weights(row)?;
-        let (weights, sha256) = match (&outcome.weights, &start) {
+        let (weights, sha256) = match (&outcome.weights, start.first()) {
             (Some(made), _) => read_weights(&made.entry)?,
-            (None, Some(start)) => (start.clone(), self.pretrained_digest(row.start)?),
+            (None, Some((start, weights))) => (weights.clone(), self.pretrained_digest(*start)?),
             (None, None) => unreachable!("what is only sampled was pre-trained"),
         };
         let cell = self.streams(seed);
-        let setup = Setup { overrides, ..self.setup(row, start.as_ref(), &cell) };
+        let setup = Setup { overrides, ..self.setup(row, &start, &cell) };
         let sampler = (method.sampler)(&setup, &weights)?;
         Ok(Samples::new(sampler, &self.recipe.network, &self.settings.device, seed, sha256))
     }
