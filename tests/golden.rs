@@ -9,6 +9,7 @@ use replicate::judge::golden::{self, Golden, Rule, Score, Status, accept, compar
 use replicate::judge::paper::{self, Claim, Fid, Kind, Operand, Row1, Row2, Statement};
 use replicate::judge::stats;
 use replicate::method;
+use replicate::report::studies::{self, Part, Study};
 use replicate::report::table::Table;
 use replicate::report::tables::{self, Measured};
 use replicate::report::verdicts;
@@ -743,6 +744,50 @@ fn trajectories_and_changed_rows_are_judged() {
     let expected =
         Statement::Less { left: changed(), right: operand("halfway_fd(dijs+beta2=0.9)"), factor: 1.0 };
     assert_eq!(under.statement, expected);
+}
+
+/// The verdict of a study is made of its numbers alone.
+#[test]
+fn a_study_is_judged_by_its_best_and_its_worst_value() {
+    let part = |lr: &str| Part {
+        row: "dijs".into(),
+        value: format!("critic_lr {lr}"),
+        cell: if lr == "0.001" { "dijs".into() } else { format!("dijs+critic_lr={lr}") },
+        curves: Vec::new(),
+    };
+    let study = Study {
+        id: "rates".into(),
+        question: "Does the critic's speed decide collapse?".into(),
+        answer: "fd".into(),
+        cells: ["5e-5", "2e-4", "0.001"].map(part).to_vec(),
+        command: String::new(),
+    };
+    let of = |changes: &str, metric: &str, values: &[f64]| -> Vec<Score> {
+        let one = |(seed, x): (usize, &f64)| Score {
+            changes: changes.into(),
+            ..score("dijs", seed as u64, metric, *x)
+        };
+        values.iter().enumerate().map(one).collect()
+    };
+    let scores = [
+        of("", "fd", &PAIRED[0][..3]),
+        of("critic_lr=5e-5", "fd", &[30.0, 31.0, 35.0]),
+        of("critic_lr=5e-5", "collapse", &[2.0, 2.0, 1.0]),
+        of("", "collapse", &[0.0, 0.0, 0.0]),
+    ]
+    .concat();
+    let unlearned = BTreeSet::new();
+    let measured = Measured { scale: "mini", scores: &scores, comparisons: &[], unlearned: &unlearned };
+    assert_eq!(
+        studies::verdict(&study, measured),
+        "dijs: FD is 9.13 ± 0.11 (n=3) with critic_lr 0.001 and 32.00 ± 2.65 (n=3) with critic_lr 5e-5, 22.87 \
+         apart [16.52, 29.22], more than chance (95 %, paired); the criterion of collapse is met with critic_lr 5e-5 \
+         (2 of 3)."
+    );
+    let table = studies::table(&study, measured);
+    assert!(table.to_csv().contains("dijs+critic_lr=5e-5,,dijs,critic_lr 5e-5,32.0,"), "{}", table.to_csv());
+    let nothing = Measured { scores: &scores[..3], ..measured };
+    assert!(studies::verdict(&study, nothing).starts_with("No two values of study rates"));
 }
 
 /// Metrics that joined later are compared where a line has them, and missed nowhere.

@@ -9,6 +9,7 @@ use replicate::judge::golden::Sample;
 use replicate::judge::paper::{Fid, Origin, Setting};
 use replicate::report::curves::{Curve, Point};
 use replicate::report::page::{ERRATA, Figure, Missing, Page, Picture, Run, Sampled, html};
+use replicate::report::studies::Studies;
 use replicate::report::summary::markdown;
 use replicate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use std::collections::{BTreeMap, BTreeSet};
@@ -170,6 +171,8 @@ fn awkward() -> Page {
             },
         ],
         differences: differences(),
+        readings: Table::default(),
+        studies: Studies::default(),
         claims: vec![
             claim("left-out", ClaimVerdict::NotTested, None),
             claim("held", ClaimVerdict::Undecided { seeds_needed: None }, Some(ClaimVerdict::Holds)),

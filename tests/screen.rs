@@ -27,7 +27,8 @@ fn page(rows: usize) -> Page {
         state: "degraded".to_string(),
         picture: Some(picture(i)),
     };
-    let judged = || Judgement { verdict: ClaimVerdict::Holds, reason: "1 vs 2".to_string() };
+    let judged =
+        || Judgement { verdict: ClaimVerdict::Holds, reason: "1 vs 2".to_string(), p: None, holm: None };
     let text = |text: &str| text.to_string();
     let cells = |i: usize| {
         let name = Cell::text(format!("{} (Somebody et al., 2024)", label(i)));

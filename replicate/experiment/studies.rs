@@ -55,7 +55,7 @@ pub fn studies(directory: &Path) -> Result<Vec<Study>> {
             rows: words(line, "rows", "a row of the tables", |id| all_rows().find(|row| row.id == id))?,
             axes: axes(line, &fields)?,
             scales: words(line, "scales", "a scale", |name| {
-                Scale::ALL.into_iter().chain([Scale::Tiny]).find(|scale| scale.name() == name)
+                Scale::ALL.into_iter().find(|scale| scale.name() == name)
             })?,
             seeds: words(line, "seeds", "a whole number", |seed| seed.parse().ok())?,
             answer: match line.field("answer") {

@@ -61,8 +61,8 @@ impl UNets {
     /// Rates, moments and averages are those of the one-step training.
     pub fn train(setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<UNets>> {
         let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
-        let drawn: &[&str] = if setup.start.is_some() { &[CRITIC_HEAD] } else { &[""] };
-        let source = Source { given: setup.start.unwrap_or(&none), drawn, cell: &cell };
+        let drawn: &[&str] = if setup.start.critic.is_some() { &[CRITIC_HEAD] } else { &[""] };
+        let source = Source { given: setup.start.critic.unwrap_or(&none), drawn, cell: &cell };
         let s = setup.settings;
         let critic = Net::new(setup.device, &source, s.adam(), |vb| Critic::new(setup.network, vb))?;
         let players = UNets { sigma_init: s.sigma_init };
