@@ -1,4 +1,4 @@
-//! Counts what a network has and does, on shapes alone.
+//! Counts the operations, activations and parameters of a network from shapes alone.
 
 use crate::network::params::outline;
 use crate::network::unet::{Config, Critic, Denoiser, SecondTime};
@@ -6,19 +6,19 @@ use crate::network::{Norm, Ops, Param, Plus, Resample, Walk};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-/// What a network has, and does with one image.
+/// Size of a network, and its work on one image.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Count {
     pub multiply_adds: u64,
-    /// Values that a pass backwards needs: the output of every operation.
+    /// Values kept for the backward pass: the output of every operation.
     pub activations: u64,
     pub parameters: u64,
     pub tensors: u64,
 }
 
 impl Count {
-    /// Of a network with these parameters and inputs: an image, and rows that are kept beside
-    /// the operations' outputs.
+    /// Counts a network with these parameters. `inputs` are the sizes of one image and of the rows
+    /// of channels that the network takes with it; the rows are kept for the backward pass.
     pub fn of(parameters: &[Tensor], network: &impl Walk, inputs: &[Size]) -> Count {
         let scalars = parameters.iter().map(Tensor::elem_count).sum::<usize>() as u64;
         let count = Count { parameters: scalars, tensors: parameters.len() as u64, ..Count::default() };
@@ -30,12 +30,14 @@ impl Count {
         counter.count
     }
 
-    /// Of a network that reads `read`, made of the `stored` parameters.
+    /// Counts a network whose operations read the tensors `read`, which are computed from the
+    /// `stored` parameters.
     pub fn read(stored: &[Tensor], read: &[Tensor], network: &impl Walk, inputs: &[Size]) -> Count {
         let parameters = stored.iter().map(Tensor::elem_count).sum::<usize>() as u64;
         Count { parameters, tensors: stored.len() as u64, ..Count::of(read, network, inputs) }
     }
 
+    /// Adds the counts of two networks.
     pub fn and(self, other: Count) -> Count {
         Count {
             multiply_adds: self.multiply_adds + other.multiply_adds,
@@ -45,31 +47,33 @@ impl Count {
         }
     }
 
+    /// Floating-point operations of one forward pass: two for each multiply-add.
     pub fn flop(&self) -> f64 {
         2.0 * self.multiply_adds as f64
     }
 
-    /// The U-Net, on one image that is not augmented.
+    /// Counts the U-Net on one image without augmentation.
     pub fn denoiser(config: &Config) -> Count {
         Count::with_second_time(config, SecondTime::None)
     }
 
+    /// Counts the U-Net with a second noise level.
     pub fn with_second_time(config: &Config, second: SecondTime) -> Count {
         let network = outlined(|vb| Denoiser::with_second_time(config, second, vb));
         Count::of(&network.parameters, &network, &inputs(config, second))
     }
 
-    /// Its encoder with the critic's head.
+    /// Counts the critic: the U-Net's encoder with a head.
     pub fn critic(config: &Config) -> Count {
         let network = outlined(|vb| Critic::new(config, vb));
         Count::of(&network.parameters, &network, &inputs(config, SecondTime::None))
     }
 }
 
-/// Channels, rows and columns of pixels.
+/// Channels, height and width in pixels.
 pub type Size = [usize; 3];
 
-/// Counts the operations of a network, of which it carries none out.
+/// Counts the operations of a network without computing them.
 pub struct Counter<'a> {
     parameters: &'a [Tensor],
     count: Count,
@@ -89,7 +93,7 @@ impl Ops for Counter<'_> {
         let weight = &self.parameters[weight.0];
         self.count.multiply_adds += (weight.elem_count() * h * w) as u64;
         let y = [weight.dim(0)?, h, w];
-        // Where operations are composed, the sum is kept beside what was added.
+        // candle's composed operations keep both the sum and its addends.
         if plus.residual.is_some() {
             self.output(y)?;
         }
@@ -102,7 +106,7 @@ impl Ops for Counter<'_> {
 
     fn attention(&mut self, &[c3, h, w]: &Size) -> Result<Size> {
         let (channels, pixels) = (c3 / 3, h * w);
-        // q^T k, and the weighted sum of v.
+        // Multiply-adds of q^T k and of the weighted sum of v.
         self.count.multiply_adds += (2 * channels * pixels * pixels) as u64;
         self.output([channels, h, w])
     }
@@ -144,12 +148,12 @@ impl Ops for Counter<'_> {
     }
 }
 
-/// A network to be counted: its parameters have no values.
+/// Builds a network for counting; its parameters have no values of their own.
 pub fn outlined<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> M {
     outline(network).expect("zeros have any shape").0
 }
 
-/// What a U-Net is given of one image that is not augmented.
+/// Sizes of a U-Net's inputs for one image without augmentation.
 fn inputs(config: &Config, second: SecondTime) -> Vec<Size> {
     let times = 1 + usize::from(second != SecondTime::None);
     let image = [config.image_channels, config.size, config.size];

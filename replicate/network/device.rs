@@ -1,16 +1,16 @@
-//! Which device a run is on. A GPU that was asked for and cannot be used is an error:
-//! the CPU never stands in for it.
+//! Opens the device of a run. If a requested GPU cannot be used, that is an error: the CPU never
+//! replaces it silently.
 
 use crate::error::{Error, Result};
 use crate::network;
 use candle_core::Device;
 
-/// The device of that name: `cpu`, `cuda` (the first GPU) or `cuda:N`; with `,bf16`
-/// behind it, networks on it keep their activations in bfloat16 from now on.
+/// Opens the device of this name: `cpu`, `cuda` (the first GPU) or `cuda:N`. With the suffix
+/// `,bf16`, networks on it keep their activations in bfloat16 from now on.
 ///
 /// # Errors
-/// `Usage` for another name, for a GPU in a program without CUDA, and for one beyond
-/// the last; `Run` where the driver, or the device, cannot be used.
+/// `Usage` if the name is unknown, the program has no CUDA, or there is no such GPU; `Run` if the
+/// driver or the device cannot be used.
 pub fn open(name: &str) -> Result<Device> {
     let Named { place, gpu, bfloat16 } = Named::parse(name)?;
     let Some(index) = gpu else { return Ok(Device::Cpu) };
@@ -31,19 +31,21 @@ pub fn open(name: &str) -> Result<Device> {
     Ok(device)
 }
 
-/// What the name of a device says, whether or not there is one.
+/// A parsed device name; the device need not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named<'a> {
-    /// Without the precision.
+    /// The name without the precision.
     pub place: &'a str,
-    /// Its number; `None` is the CPU.
+    /// Index of the GPU; `None` for the CPU.
     pub gpu: Option<usize>,
     pub bfloat16: bool,
 }
 
 impl<'a> Named<'a> {
+    /// Parses a device name.
+    ///
     /// # Errors
-    /// `Usage` for another name than [`open`] takes.
+    /// `Usage` if [`open`] does not take the name.
     pub fn parse(name: &'a str) -> Result<Named<'a>> {
         let bad =
             || Error::Usage(format!("unknown device '{name}': it is cpu, cuda or cuda:N, or cuda:N,bf16"));
@@ -76,7 +78,7 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
     use candle_core::cuda_backend::cudarc::driver::{result, sys};
 
     let failed = |error: &dyn std::fmt::Display| Error::device(name, &error.to_string());
-    // Its text is the driver's, which is not always able to give one.
+    // The error's own text comes from the driver, which cannot always supply one.
     let refused = |error: result::DriverError| Error::device(name, &format!("{:?}", error.0));
     result::init().map_err(refused)?;
     let mut newest = 0;
@@ -100,14 +102,14 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
     }
     let device = Device::new_cuda_with_stream(index).map_err(|error| failed(&error))?;
     avoid_waits(&device);
-    // Never dropped: cudarc panics where a device that has failed refuses to let go of
-    // cuBLAS or cuRAND, and the exit code would be lost.
+    // Leaked on purpose: cudarc panics if a failed device refuses to free cuBLAS or cuRAND, and the
+    // exit code would be lost.
     std::mem::forget(device.clone());
     Ok(device)
 }
 
-/// Whether networks on `device` can keep their activations in bfloat16: cuDNN and cuBLAS
-/// multiply it from compute capability 8.0 on.
+/// True if networks on `device` can keep their activations in bfloat16. cuDNN and cuBLAS multiply
+/// it from compute capability 8.0 on.
 pub fn multiplies_bfloat16(device: &Device) -> bool {
     #[cfg(feature = "cudnn")]
     if device.is_cuda() {
@@ -128,9 +130,9 @@ fn version(number: u32) -> String {
     format!("{}.{}", number / 1000, number % 1000 / 10)
 }
 
-/// Leaves what a step frees in the driver's pool: by default every synchronisation
-/// gives it back, and the next step waits for it again. All work is on one stream, so
-/// nothing needs the events that candle would record around every tensor.
+/// Keeps freed memory in the driver's pool. By default every synchronisation returns it, and the
+/// next step waits for it again. Also turns off the events that candle records for every tensor:
+/// all work is on one stream, so nothing needs them.
 #[cfg(feature = "cuda")]
 fn avoid_waits(device: &Device) {
     use candle_core::cuda_backend::cudarc::driver::sys;
@@ -142,12 +144,12 @@ fn avoid_waits(device: &Device) {
     let Ok(pool) = pool(device) else { return };
     let mut all = u64::MAX;
     let threshold = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the attribute is an unsigned 64-bit number. Where there is no pool to set, the
-    // program is only slower.
+    // SAFETY: the attribute is an unsigned 64-bit number. If there is no pool to set, the program
+    // is only slower.
     _ = unsafe { sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut all).cast()) };
 }
 
-/// The pool that candle's tensors come from.
+/// Returns the memory pool of candle's tensors.
 #[cfg(feature = "cuda")]
 fn pool(
     device: &Device,
@@ -162,7 +164,7 @@ fn pool(
     Ok(pool)
 }
 
-/// The most bytes that tensors have taken on `device` so far; `None` for a CPU.
+/// Peak memory of tensors on `device` so far, in bytes; `None` for a CPU.
 pub fn peak_bytes(device: &Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
@@ -180,7 +182,7 @@ pub fn peak_bytes(device: &Device) -> Option<u64> {
     }
 }
 
-/// What the device calls itself: its model and memory, or the CPU's threads.
+/// Describes the device: model and memory of a GPU, or the threads of the CPU.
 pub fn describe(device: &Device) -> String {
     match device {
         #[cfg(feature = "cuda")]

@@ -1,21 +1,22 @@
-//! Forward mode: the values of a network and their derivative along one direction, from one
-//! walk. Every operation is made of those of another implementation: what is linear is done
-//! once more to the tangent, the rest is [`Tangents`]. Parameters have no tangent. A gradient
-//! goes through both where the operations inside give one.
+//! Forward-mode differentiation: computes the values of a network and their derivative along one
+//! direction in one walk. [`Dual`] wraps another implementation of [`Ops`]. It applies linear
+//! operations once more to the tangent; the others are in [`Tangents`]. Parameters have no tangent.
+//! Gradients pass through values and derivatives if the wrapped operations have them.
 
 use crate::network::{Norm, Ops, Param, Plus, Resample, Walk};
 use candle_core::Result;
 
-/// Operations that forward mode needs beside [`Ops`], each at `x` along `dx`.
+/// Operations that forward mode needs in addition to [`Ops`], each at `x` along `dx`.
 pub trait Tangents: Ops {
+    /// Adds two maps of the same size.
     fn add(&mut self, a: &Self::Map, b: &Self::Map) -> Result<Self::Map>;
-    /// [`Ops::norm`] and its derivative.
+    /// Computes [`Ops::norm`] and its derivative.
     fn norm_along(&mut self, x: &Self::Map, dx: &Self::Map, norm: &Norm) -> Result<[Self::Map; 2]>;
-    /// [`Ops::attention`] and its derivative.
+    /// Computes [`Ops::attention`] and its derivative.
     fn attention_along(&mut self, x: &Self::Map, dx: &Self::Map) -> Result<[Self::Map; 2]>;
-    /// The derivative of [`Ops::silu`].
+    /// Computes the derivative of [`Ops::silu`].
     fn silu_along(&mut self, x: &Self::Map, dx: &Self::Map) -> Result<Self::Map>;
-    /// The derivative of [`Ops::rsqrt`].
+    /// Computes the derivative of [`Ops::rsqrt`].
     fn rsqrt_along(&mut self, x: &Self::Map, dx: &Self::Map, eps: f32) -> Result<Self::Map>;
 }
 
@@ -26,14 +27,14 @@ pub struct Pair<M> {
     pub tangent: M,
 }
 
-/// Operations on pairs, by those of `O`.
+/// Operations on pairs, built from those of `O`.
 pub struct Dual<'a, O>(pub &'a mut O);
 
-/// The outputs of a network and then their derivatives, from its inputs and then their
-/// tangents.
+/// Runs a network on pairs. The first half of `maps` are its inputs, the second half their
+/// tangents. Returns the outputs, followed by their derivatives.
 ///
 /// # Errors
-/// What the network fails with.
+/// If the network fails.
 pub fn walk<O: Tangents>(ops: &mut O, maps: &[O::Map], network: &impl Walk) -> Result<Vec<O::Map>> {
     let (values, tangents) = maps.split_at(maps.len() / 2);
     let pair = |(value, tangent): (&O::Map, &O::Map)| Pair { value: value.clone(), tangent: tangent.clone() };

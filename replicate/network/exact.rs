@@ -1,16 +1,17 @@
-//! Forward mode whose derivatives have exact gradients themselves: candle's own operations,
-//! but for the convolutions, whose kernels are ours.
+//! Forward mode whose derivatives have exact gradients: composed of candle's own operations, except
+//! for the convolutions, which use the kernels of this crate.
 
 use crate::network::dual::{self, Tangents};
 use crate::network::reference::{self, Composed};
 use crate::network::{Norm, Ops, Param, Plus, Resample, Walk, forward};
 use candle_core::{DType, Result, Tensor};
 
-/// As [`network::along`](crate::network::along), several times as slow. Gradients of the
-/// outputs and of their derivatives reach the parameters through every operation.
+/// Computes the outputs of a network and their derivatives along tangents, as
+/// [`network::along`](crate::network::along), but several times slower. Gradients of both reach the
+/// parameters through every operation.
 ///
 /// # Errors
-/// What the network fails with.
+/// If the network fails.
 pub fn along(
     parameters: &[Tensor],
     inputs: &[&Tensor],
@@ -30,7 +31,7 @@ struct Exact<'a, 'b> {
     composed: &'a mut Composed<'b>,
 }
 
-/// A network of one convolution, or of one linear layer.
+/// A network of a single convolution or linear layer.
 struct One {
     biased: bool,
 }

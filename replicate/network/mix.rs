@@ -1,5 +1,4 @@
-//! Sums of images with one factor each, as candle operations: what lies between
-//! the networks.
+//! Linear combinations of images with one factor for each image, as candle operations.
 
 use super::cpu::values;
 #[cfg(feature = "cudnn")]
@@ -7,13 +6,13 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-/// a_b x_b for each image b of `x` (B, ...); `a` has B values and no gradient.
+/// Computes a_b x_b for each image b of `x` (B, ...). `a` has B values and gets no gradient.
 pub fn scale_images(x: &Tensor, a: &[f32]) -> Result<Tensor> {
     if takes(x) { x.contiguous()?.apply_op1(Scale(a.to_vec())) } else { scaled(x, a) }
 }
 
-/// a_b x_b + c_b y_b for each image b; `a` and `c` have B values, or one for
-/// all, and no gradient.
+/// Computes a_b x_b + c_b y_b for each image b. `a` and `c` have B values, or one for all images,
+/// and get no gradient.
 pub fn mix(x: &Tensor, a: &[f32], y: &Tensor, c: &[f32]) -> Result<Tensor> {
     if takes(x) {
         x.contiguous()?.apply_op2(&y.contiguous()?, Mix { a: a.to_vec(), c: c.to_vec() })
@@ -22,7 +21,7 @@ pub fn mix(x: &Tensor, a: &[f32], y: &Tensor, c: &[f32]) -> Result<Tensor> {
     }
 }
 
-/// Whether there is a kernel for `x`, rather than operations of candle's.
+/// True if there is a kernel for `x`; otherwise candle's operations are used.
 fn takes(x: &Tensor) -> bool {
     #[cfg(feature = "cudnn")]
     if super::gpu::takes(x) {

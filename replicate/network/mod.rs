@@ -1,8 +1,7 @@
-//! What a network is made of: its parameters in a list, and the operations that
-//! its forward pass is written in. The CPU runs them on a [`Tape`](cpu::tape::Tape),
-//! GPUs as kernels of their own (`gpu`), and as candle operations
-//! ([`Composed`](crate::network::reference)) where those are not built; a plan
-//! counts them.
+//! Networks: lists of parameters, and the operations that a forward pass is written in ([`Ops`]).
+//! The CPU runs them on a [`Tape`](cpu::tape::Tape), GPUs as kernels of this crate (`gpu`), or, if
+//! those are not built, as candle operations ([`Composed`](crate::network::reference)).
+//! [`Counter`](count::Counter) only counts them.
 
 pub mod count;
 pub mod cpu;
@@ -24,7 +23,7 @@ pub use mix::{mix, scale_images};
 pub use normals::{normals, normals_from};
 pub use resample::Resample;
 
-/// Networks on other devices than the CPU.
+/// Backend of all devices except the CPU.
 #[cfg(feature = "cudnn")]
 pub(crate) use gpu::tape as elsewhere;
 #[cfg(not(feature = "cudnn"))]
@@ -36,7 +35,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A parameter's place in the list of its network.
+/// Index of a parameter in the list of its network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Param(pub usize);
 
@@ -52,11 +51,12 @@ impl<'a> Builder<'a> {
         Builder { vb, list: Rc::default() }
     }
 
-    /// For the parameters whose names begin with `name` and a dot.
+    /// Returns a builder for the parameters whose names begin with `name` and a dot.
     pub fn pp(&self, name: impl ToString) -> Builder<'a> {
         Builder { vb: self.vb.pp(name), list: self.list.clone() }
     }
 
+    /// Adds a parameter to the list; creates or reads it through the `VarBuilder`.
     pub fn get(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
         let tensor = self.vb.get_with_hints(shape, name, init)?;
         let mut list = self.list.borrow_mut();
@@ -64,17 +64,17 @@ impl<'a> Builder<'a> {
         Ok(Param(list.len() - 1))
     }
 
-    /// Those that were asked for, in that order.
+    /// Returns the collected parameters in the order of [`Builder::get`].
     pub fn parameters(&self) -> Vec<Tensor> {
         self.list.borrow().clone()
     }
 }
 
-/// What a convolution adds to its sums.
+/// Terms that a convolution adds to its sums.
 pub struct Plus<'a, M> {
-    /// One row of channels an image, for every pixel.
+    /// One row of channels for each image, added to every pixel.
     pub term: Option<&'a M>,
-    /// Maps of the size of the output; the sum is then scaled.
+    /// Maps of the size of the output; the sum is then multiplied by the factor.
     pub residual: Option<(&'a M, f32)>,
 }
 
@@ -82,12 +82,12 @@ impl<'a, M> Plus<'a, M> {
     pub const NOTHING: Plus<'a, M> = Plus { term: None, residual: None };
 }
 
-/// The operations. A `Map` is (B, C, H, W), in whatever order, with H = W = 1 for rows of
-/// channels.
+/// The operations of a network. A `Map` is (B, C, H, W) in a memory layout of the implementation's
+/// choice; rows of channels have H = W = 1.
 pub trait Ops {
     type Map: Clone;
-    /// Stride 1, same size, the weight (O, C, k, k) with k = 1 or 3, or (O, C);
-    /// the bias (O).
+    /// Convolution with stride 1 and same size. The weight is (O, C, k, k) with k = 1 or 3, or (O,
+    /// C); the bias is (O).
     fn conv(
         &mut self,
         x: &Self::Map,
@@ -95,41 +95,44 @@ pub trait Ops {
         bias: Option<Param>,
         plus: Plus<Self::Map>,
     ) -> Result<Self::Map>;
-    /// Group normalisation, then SiLU where asked; gamma and beta (C).
+    /// Group normalisation, followed by SiLU if `norm.silu`; gamma and beta are (C).
     fn norm(&mut self, x: &Self::Map, norm: &Norm) -> Result<Self::Map>;
-    /// Of q, k and v interleaved, (B, 3C, H, W) to (B, C, H, W).
+    /// Single-head self-attention over the pixels: interleaved q, k and v (B, 3C, H, W) to (B, C,
+    /// H, W).
     fn attention(&mut self, qkv: &Self::Map) -> Result<Self::Map>;
+    /// x sigmoid(x).
     fn silu(&mut self, x: &Self::Map) -> Result<Self::Map>;
     /// Mean of each 2x2 block: EDM's [1, 1] resample filter with stride 2.
     fn down2(&mut self, x: &Self::Map) -> Result<Self::Map>;
-    /// Each pixel four times: EDM's transposed [1, 1] filter.
+    /// Repeats each pixel in a 2x2 block: EDM's transposed [1, 1] filter.
     fn up2(&mut self, x: &Self::Map) -> Result<Self::Map>;
-    /// The channels of `a`, then those of `b`.
+    /// Concatenates the channels of `a` and `b`.
     fn concat(&mut self, a: &Self::Map, b: &Self::Map) -> Result<Self::Map>;
-    /// Over the pixels, to (B, C, 1, 1).
+    /// Mean over the pixels: (B, C, 1, 1).
     fn mean(&mut self, x: &Self::Map) -> Result<Self::Map>;
-    /// `gain` x where `by` > 0, a fifth of that elsewhere: leaky ReLU where `by` is x itself,
-    /// and along a tangent x its derivative. The gradient reaches x alone.
+    /// `gain` x where `by` > 0, and a fifth of that elsewhere. With `by` = x it is leaky ReLU; with
+    /// a tangent for x it is its derivative. Only x gets a gradient.
     fn leaky(&mut self, x: &Self::Map, by: &Self::Map, gain: f32) -> Result<Self::Map>;
-    /// Every pixel times its image's row of factors (B, C, 1, 1).
+    /// Multiplies every pixel by its image's row of factors, (B, C, 1, 1).
     fn scale(&mut self, x: &Self::Map, rows: &Self::Map) -> Result<Self::Map>;
-    /// 1 / sqrt(x + eps)
+    /// 1 / sqrt(x + eps).
     fn rsqrt(&mut self, x: &Self::Map, eps: f32) -> Result<Self::Map>;
+    /// Resamples both axes of pixels with the same filter.
     fn resample(&mut self, x: &Self::Map, resample: &Resample) -> Result<Self::Map>;
 }
 
-/// A network, or a part of one, as a walk through the operations.
+/// A network, or a part of one, written in the operations of [`Ops`].
 pub trait Walk: Sync {
-    /// From all inputs to all outputs.
+    /// Computes all outputs from all inputs.
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>>;
 }
 
-/// The outputs of a network of `parameters`. Inputs and outputs are (B, C, H, W), or (B, C)
-/// where H = W = 1, in float32; gradients go through all of them where candle tracks what
-/// they come from. A GPU keeps activations in the type `maps`.
+/// Runs a network with these `parameters`. Inputs and outputs are float32, (B, C, H, W), or (B, C)
+/// where H = W = 1. Gradients reach the inputs and parameters that candle tracks. A GPU keeps
+/// activations in the type `maps`.
 ///
 /// # Errors
-/// What the network fails with.
+/// If the network fails.
 pub fn forward(
     parameters: &[Tensor],
     inputs: &[&Tensor],
@@ -143,12 +146,12 @@ pub fn forward(
     }
 }
 
-/// The outputs of a network, and their derivatives along `tangents` of its inputs, as
-/// [`forward`]: about two of its passes. No gradient goes through the derivative of a norm, of
-/// attention, of SiLU or of a reciprocal root.
+/// Runs a network as [`forward`] does, and computes the derivatives of its outputs along `tangents`
+/// of its inputs. Costs about two forward passes. No gradient passes through the derivative of a
+/// norm, of attention, of SiLU or of a reciprocal root.
 ///
 /// # Errors
-/// What the network fails with.
+/// If the network fails, or if there is not one tangent for each input.
 pub fn along(
     parameters: &[Tensor],
     inputs: &[&Tensor],
@@ -169,8 +172,8 @@ pub fn along(
     Ok((outputs, tangents))
 }
 
-/// Several batches of values as one, (B, all), which candle takes as one argument or result
-/// of an operation; a single one as it is.
+/// Packs several batches into one tensor (B, all), because a candle operation takes few arguments
+/// and has one result. A single batch is returned as it is.
 fn pack(tensors: &[Tensor]) -> Result<Tensor> {
     match tensors {
         [one] => one.contiguous(),
@@ -181,7 +184,7 @@ fn pack(tensors: &[Tensor]) -> Result<Tensor> {
     }
 }
 
-/// The batches of [`pack`].
+/// Splits a packed tensor into the batches given to [`pack`].
 fn unpack(packed: &Tensor, shapes: &[Shape]) -> Result<Vec<Tensor>> {
     if let [_] = shapes {
         return Ok(vec![packed.clone()]);
@@ -195,7 +198,7 @@ fn unpack(packed: &Tensor, shapes: &[Shape]) -> Result<Vec<Tensor>> {
     shapes.iter().map(part).collect()
 }
 
-/// Leaky ReLU's slope where its argument is not positive.
+/// Slope of leaky ReLU for negative arguments.
 const LEAK: f32 = 0.2;
 
 /// Parameters and settings of a group normalisation.
@@ -210,15 +213,15 @@ pub struct Norm {
 
 static BFLOAT16: AtomicBool = AtomicBool::new(false);
 
-/// Whether networks keep their activations on a GPU in bfloat16 from now on. Parameters,
-/// their gradients and moments, and everything outside a network stay float32.
+/// Sets whether networks on a GPU keep their activations in bfloat16. Parameters, their gradients
+/// and moments, and everything outside a network stay float32.
 pub fn use_bfloat16(on: bool) {
     BFLOAT16.store(on, Ordering::Relaxed);
 }
 
-/// The type of a network's activations on `device`.
+/// Returns the type of a network's activations on `device`.
 pub fn activations(device: &Device) -> DType {
-    // Only the kernels of cuDNN's build take it.
+    // Only the cuDNN build has kernels for bfloat16.
     let possible = cfg!(feature = "cudnn") && device.is_cuda();
     if possible && BFLOAT16.load(Ordering::Relaxed) { DType::BF16 } else { DType::F32 }
 }

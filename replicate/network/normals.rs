@@ -3,14 +3,13 @@
 use crate::rng::Stream;
 use candle_core::{Device, Result, Shape, Tensor};
 
-/// The first standard normal numbers of one step of a stream, as a tensor. A GPU makes
-/// its own from the same integers, at most 4e-6 from the host's, instead of waiting for
-/// them.
+/// Draws the first standard normal numbers of one step of a stream. A GPU computes them itself from
+/// the same random integers, which avoids a transfer; they differ from the host's by at most 4e-6.
 pub fn normals(stream: &Stream, step: u64, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     normals_from(stream, step, 0, shape, device)
 }
 
-/// Those from the number `first` on, a multiple of 4.
+/// Draws the numbers from index `first` on, which must be a multiple of 4.
 pub fn normals_from(
     stream: &Stream,
     step: u64,

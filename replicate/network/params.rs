@@ -1,9 +1,8 @@
-//! Named parameters of a network, in the order of their names.
+//! Named parameters of a network, sorted by name.
 //!
-//! A network is a plain function of a candle `VarBuilder`; this module is the
-//! builder's backend. It either draws a parameter from a keyed stream or takes
-//! it from given arrays, strictly: what is missing or has another shape is an
-//! error that names it.
+//! A network is a plain function of a candle `VarBuilder`; this module is the builder's backend. It
+//! draws a parameter from a keyed random stream or takes it from given arrays. Loading is strict: a
+//! missing array or a wrong shape is an error that names the parameter.
 
 use crate::rng::Stream;
 use crate::store::Array;
@@ -21,20 +20,23 @@ pub struct Params {
     device: Device,
 }
 
-/// Where initial values come from.
+/// Source of the initial values.
 pub struct Source<'a> {
     /// Values by name.
     pub given: &'a Arrays,
-    /// What is drawn instead: names of which the whole, or what follows a dot, starts with
-    /// one of these.
+    /// Names of parameters that are drawn even if they are given: those that start with one of
+    /// these prefixes, at the beginning or after a dot.
     pub drawn: &'a [&'a str],
-    /// Names the streams of the draws.
+    /// Key of the random streams.
     pub cell: &'a str,
 }
 
 impl Params {
-    /// Builds a network and its parameters. Given arrays that the network does
-    /// not have are ignored (a critic takes the encoder out of a U-Net).
+    /// Builds a network and its parameters. Ignores given arrays that the network does not have;
+    /// for example a critic takes only the encoder of a U-Net.
+    ///
+    /// # Errors
+    /// If an array is missing or has the wrong shape.
     pub fn build<M>(
         device: &Device,
         source: &Source,
@@ -52,7 +54,8 @@ impl Params {
         Ok((Params { vars, device: device.clone() }, model))
     }
 
-    /// The same parameters without gradients: they follow every update.
+    /// Builds the network on the same parameters without gradients. It follows every update of
+    /// them.
     pub fn frozen<M>(&self, network: impl FnOnce(VarBuilder) -> Result<M>) -> Result<M> {
         let tensors = self.vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
         network(VarBuilder::from_tensors(tensors, DType::F32, &self.device))
@@ -62,12 +65,12 @@ impl Params {
         self.vars.iter()
     }
 
-    /// Number of scalars.
+    /// Number of scalar parameters.
     pub fn count(&self) -> usize {
         self.vars.values().map(|v| v.elem_count()).sum()
     }
 
-    /// The gradients of a sum: `more` added to what there is.
+    /// Returns the sum of two sets of gradients; `sum` is `None` for the first.
     pub fn add_gradients(&self, sum: Option<GradStore>, mut more: GradStore) -> Result<GradStore> {
         let Some(sum) = sum else { return Ok(more) };
         for var in self.vars.values() {
@@ -81,11 +84,15 @@ impl Params {
         Ok(more)
     }
 
+    /// Copies the parameters to the host, by name.
     pub fn arrays(&self) -> Result<Arrays> {
         self.vars.iter().map(|(name, var)| Ok((name.clone(), to_array(var)?))).collect()
     }
 
-    /// Overwrites every parameter; a missing or mis-shaped one is an error.
+    /// Overwrites every parameter.
+    ///
+    /// # Errors
+    /// If an array is missing or has the wrong shape.
     pub fn assign(&self, arrays: &Arrays) -> Result<()> {
         for (name, var) in &self.vars {
             var.set(&from_array(name, arrays, var.shape(), &self.device)?)?;
@@ -94,10 +101,15 @@ impl Params {
     }
 }
 
+/// Copies a tensor to the host.
 pub fn to_array(tensor: &Tensor) -> Result<Array> {
     Ok(Array { shape: tensor.dims().to_vec(), data: tensor.flatten_all()?.to_vec1::<f32>()? })
 }
 
+/// Copies the array `name` to `device`.
+///
+/// # Errors
+/// If the array is missing or does not have this `shape`.
 pub fn from_array(name: &str, arrays: &Arrays, shape: &Shape, device: &Device) -> Result<Tensor> {
     let Some(array) = arrays.get(name) else { bail!("the parameter {name} is missing") };
     if array.shape != shape.dims() {
@@ -106,8 +118,8 @@ pub fn from_array(name: &str, arrays: &Arrays, shape: &Shape, device: &Device) -
     Tensor::from_slice(&array.data, shape, device)
 }
 
-/// A network of shapes alone, each of its parameters one zero that is repeated, and their
-/// names and shapes.
+/// Builds a network only to learn the names and shapes of its parameters. Each parameter is a
+/// single broadcast zero, so it takes no memory.
 pub fn outline<M>(
     network: impl FnOnce(VarBuilder) -> Result<M>,
 ) -> Result<(M, BTreeMap<String, Vec<usize>>)> {

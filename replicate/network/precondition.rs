@@ -1,10 +1,9 @@
-//! EDM's preconditioning (Karras et al. 2022, Table 1), host-side float32.
+//! EDM's preconditioning (Karras et al. 2022, Table 1), in float32 on the host.
 
-/// Standard deviation of the data that EDM's preconditioning assumes.
+/// Standard deviation of the data, as EDM's preconditioning assumes it.
 pub const SIGMA_DATA: f32 = 0.5;
 
-/// Coefficients of D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), one per
-/// image.
+/// Coefficients of D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), one for each image.
 pub struct Precondition {
     pub skip: Vec<f32>,
     pub out: Vec<f32>,
@@ -13,6 +12,7 @@ pub struct Precondition {
 }
 
 impl Precondition {
+    /// Computes the coefficients at noise levels `sigma` (B).
     pub fn at(sigma: &[f32]) -> Precondition {
         let d2 = SIGMA_DATA * SIGMA_DATA;
         let each = |f: &dyn Fn(f32) -> f32| sigma.iter().map(|s| f(*s)).collect();
@@ -24,7 +24,7 @@ impl Precondition {
         }
     }
 
-    /// The derivatives of the coefficients with respect to sigma.
+    /// Derivatives of the coefficients with respect to sigma.
     pub fn slopes(sigma: &[f32]) -> Precondition {
         let d2 = SIGMA_DATA * SIGMA_DATA;
         let each = |f: &dyn Fn(f32, f32) -> f32| sigma.iter().map(|s| f(*s, s * s + d2)).collect();

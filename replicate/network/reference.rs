@@ -1,11 +1,12 @@
-//! The operations of a network as compositions of candle's own: what the kernels are
-//! tested against, and GPUs without cuDNN use.
+//! Composes the operations of a network from candle's own. It is the reference that the kernels are
+//! tested against, and the backend of GPUs without cuDNN.
 
 use crate::network::dual::Tangents;
 use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Result, Tensor};
 
+/// Implements [`Ops`] with candle operations.
 pub struct Composed<'a> {
     parameters: &'a [Tensor],
 }
@@ -16,11 +17,10 @@ impl<'a> Composed<'a> {
     }
 }
 
-/// The outputs of `walk` over `inputs`, (B, C, H, W) or rows (B, C), of the types of both.
-/// Maps have one type here, that of the inputs.
+/// Runs `walk` on `inputs`, each (B, C, H, W) or rows (B, C). Maps have the type of the inputs.
 ///
 /// # Errors
-/// What `walk` fails with.
+/// If `walk` fails.
 pub fn apply(
     parameters: &[Tensor],
     inputs: &[&Tensor],
@@ -37,7 +37,7 @@ pub fn apply(
     outputs.into_iter().map(shaped).collect()
 }
 
-/// The gradients of `loss`.
+/// Computes the gradients of `loss`.
 pub fn gradients(loss: &Tensor) -> Result<GradStore> {
     loss.backward()
 }
@@ -84,7 +84,7 @@ impl Ops for Composed<'_> {
         let part = |i| split.narrow(2, i, 1)?.squeeze(2)?.contiguous();
         let (q, k, v) = (part(0)?, part(1)?, part(2)?);
         let scores = (q.t()?.matmul(&k)? / (c3 as f64 / 3.0).sqrt())?;
-        // Not softmax_last_dim: it has no backward and drops the gradient silently.
+        // Not softmax_last_dim: it has no backward pass and drops the gradient silently.
         let p = candle_nn::ops::softmax(&scores, 2)?;
         v.matmul(&p.t()?)?.reshape((b, c3 / 3, h, w))
     }
@@ -98,8 +98,8 @@ impl Ops for Composed<'_> {
         x.reshape((b * c, h / 2, 2, w / 2, 2))?.mean(4)?.mean(2)?.reshape((b, c, h / 2, w / 2))
     }
 
-    // Not upsample_nearest2d: its backward overwrites what other users of the
-    // tensor have accumulated.
+    // Not upsample_nearest2d: its backward pass overwrites the gradients of other users of the
+    // tensor.
     fn up2(&mut self, x: &Tensor) -> Result<Tensor> {
         let (b, c, h, w) = x.dims4()?;
         x.reshape((b * c, h, 1, w, 1))?.broadcast_as((b * c, h, 2, w, 2))?.reshape((b, c, 2 * h, 2 * w))
@@ -172,7 +172,7 @@ impl Tangents for Composed<'_> {
 
     fn silu_along(&mut self, x: &Tensor, dx: &Tensor) -> Result<Tensor> {
         let s = (x.neg()?.exp()? + 1.0)?.recip()?;
-        // s (1 + x (1 - s))
+        // The derivative is s (1 + x (1 - s)).
         dx * (&s + (x * (&s - s.sqr()?)?)?)?
     }
 

@@ -2,27 +2,27 @@
 
 use candle_core::{Result, Tensor};
 
-/// Along each of the two axes of pixels: zeros are inserted, the ends are padded, the filter
-/// runs over what there is, and every `down`th value is kept.
+/// Resampling along one axis of pixels: inserts zeros, pads the ends, applies the filter and keeps
+/// every `down`th value.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Resample {
-    /// From one pixel to the next after zeros are inserted behind each.
+    /// Distance between two pixels after zeros are inserted behind each.
     pub up: usize,
-    /// Zeros before and after; where negative, as many values are cut off.
+    /// Zeros before and after; if negative, that many values are cut off.
     pub pad: [isize; 2],
-    /// The filter, the same read backwards.
+    /// The filter; it must be symmetric.
     pub taps: &'static [f32],
     pub down: usize,
 }
 
 impl Resample {
-    /// Length of what becomes of `n` pixels.
+    /// Length of the output for `n` pixels.
     pub fn output(&self, n: usize) -> usize {
         let padded = (n * self.up) as isize + self.pad[0] + self.pad[1];
         (padded + 1 - self.taps.len() as isize).max(0).unsigned_abs().div_ceil(self.down)
     }
 
-    /// What takes a gradient back to `n` pixels.
+    /// Returns the resampling that takes a gradient of the output back to `n` pixels.
     pub fn transposed(&self, n: usize) -> Resample {
         let reach = self.taps.len() as isize - 1;
         let before = reach - self.pad[0];
@@ -30,7 +30,7 @@ impl Resample {
         Resample { up: self.down, pad: [before, after], taps: self.taps, down: self.up }
     }
 
-    /// Which of `n` pixels output `at` is made of, and by which taps.
+    /// Returns the input pixels below `n` that contribute to output `at`, each with its filter tap.
     pub fn covered(&self, at: usize, n: usize) -> impl Iterator<Item = (usize, f32)> + use<> {
         let Resample { up, pad: [before, _], taps, down } = *self;
         taps.iter().enumerate().filter_map(move |(k, tap)| {
@@ -39,7 +39,7 @@ impl Resample {
         })
     }
 
-    /// Composed of candle's operations.
+    /// Resamples one axis of `x` with candle's operations.
     pub fn along(&self, x: &Tensor, axis: usize) -> Result<Tensor> {
         let (n, m) = (x.dim(axis)?, self.output(x.dim(axis)?));
         let inner: usize = x.dims()[axis + 1..].iter().product();

@@ -1,12 +1,12 @@
-//! Single-head self-attention over pixels, an image at a time: scores, softmax
-//! and the weighted sum never leave the cache.
+//! Single-head self-attention over pixels, one image at a time, so that scores, softmax and the
+//! weighted sum stay in the cache.
 
 use super::maps::Maps;
 use super::memory::Buffer;
 use super::simd::lanes::{Kernel, LANES, Lanes, run};
 use super::simd::product::{Dense, Ends, Panels, outer, product};
 
-/// One image: q, k and v are (tokens, channels).
+/// Sizes of one image: q, k and v are (tokens, channels).
 struct Image {
     tokens: usize,
     channels: usize,
@@ -25,7 +25,7 @@ impl Image {
         Dense { values: x, length: self.tokens }
     }
 
-    /// q, k and v.
+    /// Separates q, k and v, each (tokens, channels).
     fn parts(&self, qkv: &[f32]) -> [Buffer; 3] {
         let each = self.tokens * self.channels;
         let mut parts = [Buffer::stale(each), Buffer::stale(each), Buffer::stale(each)];
@@ -37,7 +37,7 @@ impl Image {
         parts
     }
 
-    /// a b^T of two (tokens, channels): (tokens, tokens).
+    /// Computes scale a b^T, (tokens, tokens), of two (tokens, channels) matrices.
     fn scores(&self, a: &[f32], b: &[f32], scale: f32) -> Buffer {
         let panels = Panels::new(self.channels, self.tokens, |c, t| b[t * self.channels + c]);
         let mut out = Buffer::stale(self.tokens * self.tokens);
@@ -45,20 +45,20 @@ impl Image {
         out
     }
 
-    /// p (tokens, tokens) times x (tokens, channels).
+    /// Computes scale p x, (tokens, channels), with p (tokens, tokens).
     fn weighted(&self, p: &[f32], x: &[f32], scale: f32, out: &mut [f32]) {
         let panels = Panels::new(self.tokens, self.channels, |t, c| x[t * self.channels + c]);
         product(self.square_rows(p), &panels, Ends { scale, ..Ends::default() }, out, self.channels);
     }
 
-    /// p^T x.
+    /// Computes p^T x, (tokens, channels).
     fn transposed(&self, p: &[f32], x: &[f32]) -> Buffer {
         let mut out = Buffer::zeros(self.tokens * self.channels);
         outer(self.square_rows(p), x, self.channels, &mut out);
         out
     }
 
-    /// The attention weights p[query][key], rows summing to 1.
+    /// Computes the attention weights p[query][key]; each row sums to 1.
     fn weights(&self, q: &[f32], k: &[f32]) -> Buffer {
         let mut p = self.scores(q, k, self.scale());
         run(Softmax { p: &mut p, columns: self.tokens });
@@ -66,8 +66,8 @@ impl Image {
     }
 }
 
-/// softmax(q^T k / sqrt(C)) v. `qkv` has 3C channels, q, k and v interleaved,
-/// channel 3c + {0, 1, 2}, as EDM's `qkv` convolution gives them.
+/// Computes softmax(q^T k / sqrt(C)) v. `qkv` has 3C channels with q, k and v interleaved: channel
+/// 3c + {0, 1, 2}, the order of EDM's `qkv` convolution. The result has C channels.
 pub fn attention(qkv: &Maps) -> Maps {
     let [height, width, c3] = qkv.shape();
     let image = Image { tokens: height * width, channels: c3 / 3 };
@@ -80,7 +80,7 @@ pub fn attention(qkv: &Maps) -> Maps {
     a
 }
 
-/// The gradient of [`attention`] with respect to qkv.
+/// Computes the gradient of [`attention`] with respect to `qkv`.
 pub fn attention_backward(qkv: &Maps, da: &Maps) -> Maps {
     let [height, width, c3] = qkv.shape();
     let image = Image { tokens: height * width, channels: c3 / 3 };
@@ -103,7 +103,7 @@ pub fn attention_backward(qkv: &Maps, da: &Maps) -> Maps {
     out
 }
 
-/// [`attention`] and its derivative along `dqkv`.
+/// Computes [`attention`] and its derivative along `dqkv`.
 pub fn attention_along(qkv: &Maps, dqkv: &Maps) -> [Maps; 2] {
     let [height, width, c3] = qkv.shape();
     let image = Image { tokens: height * width, channels: c3 / 3 };
@@ -129,7 +129,7 @@ pub fn attention_along(qkv: &Maps, dqkv: &Maps) -> [Maps; 2] {
     [a, da]
 }
 
-/// Rows of `columns` scores to weights that sum to 1.
+/// Softmax over each row of `columns` scores, in place.
 struct Softmax<'a> {
     p: &'a mut [f32],
     columns: usize,
@@ -173,7 +173,7 @@ impl Kernel for Softmax<'_> {
     }
 }
 
-/// dS = p (dP - sum over keys of p dP), in place in `dp`.
+/// Computes dS = p (dP - sum over keys of p dP), in place in `dp`.
 struct SoftmaxBackward<'a> {
     p: &'a [f32],
     dp: &'a mut [f32],
@@ -231,7 +231,7 @@ mod tests {
         }
     }
 
-    /// Rows of every length sum to 1, with the same bits from every kind of lanes.
+    /// Rows of any length sum to 1, and every instruction set gives the same bits.
     #[test]
     fn softmax_with_all_lanes() {
         for columns in [1, 7, 16, 49, 64] {

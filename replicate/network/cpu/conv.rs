@@ -1,8 +1,9 @@
-//! Convolution, stride 1, same size, 1x1 or 3x3, and its gradients. A 3x3 kernel
-//! reads a copy of the image with a border of zeros, so that every tap is one
-//! offset for all pixels; with many channels it is Winograd's. The input gradient is
-//! the same convolution with the kernel turned round; the weight gradient is a sum of
-//! outer products over pixels.
+//! Convolution with stride 1, same size and a 1x1 or 3x3 kernel, and its gradients.
+//!
+//! A 3x3 kernel reads a copy of the image with a border of zeros, so that each tap has the same
+//! offset at every pixel. With many channels it is computed by Winograd's algorithm. The input
+//! gradient is the same convolution with the kernel rotated by 180 degrees. The weight gradient is
+//! a sum of outer products over pixels.
 
 use super::maps::Maps;
 use super::memory::Buffer;
@@ -10,7 +11,7 @@ use super::simd::lanes::{Kernel, LANES, Lanes, run};
 use super::simd::product::{Dense, Ends, Panels, Shifted, column_sums, outer, product};
 use super::simd::winograd;
 
-/// Sizes of a weight (outputs, inputs, side, side), side = 1 or 3.
+/// Sizes of a weight (outputs, inputs, side, side), with side = 1 or 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Weight {
     pub outputs: usize,
@@ -18,7 +19,7 @@ pub struct Weight {
     pub side: usize,
 }
 
-/// A weight as the convolution reads it.
+/// A weight in the layout that the convolution reads.
 pub enum Packed {
     Direct(Panels),
     Winograd(Vec<Panels>),
@@ -29,18 +30,19 @@ impl Weight {
         self.side * self.side
     }
 
-    /// With few channels the transforms cost more than they save.
+    /// True if Winograd's algorithm is faster: with few channels its transforms cost more than they
+    /// save.
     fn winograd(&self) -> bool {
         self.side == 3 && self.inputs.min(self.outputs) >= LANES && self.inputs * self.outputs >= 512
     }
 
-    /// For the convolution itself, from the values (outputs, inputs, side, side).
+    /// Packs the values (outputs, inputs, side, side) for the convolution itself.
     pub fn packed(&self, w: &[f32]) -> Packed {
         let (taps, inputs) = (self.taps(), self.inputs);
         self.pack(inputs, self.outputs, |i, o, tap| w[(o * inputs + i) * taps + tap])
     }
 
-    /// For the input gradient: the transposed kernel, turned by 180 degrees.
+    /// Packs them for the input gradient: the transposed kernel, rotated by 180 degrees.
     pub fn turned(&self, w: &[f32]) -> Packed {
         let (taps, inputs) = (self.taps(), self.inputs);
         self.pack(self.outputs, inputs, |o, i, tap| w[(o * inputs + i) * taps + taps - 1 - tap])
@@ -70,7 +72,8 @@ impl Weight {
         }
     }
 
-    /// Adds the gradient of the weight, in an order of its own, to `sums`.
+    /// Adds the weight gradient to `sums`. The order of the sums is internal; [`Weight::gradient`]
+    /// reads it.
     pub fn add_gradient(&self, x: &Maps, dy: &Maps, sums: &mut [f32]) {
         if self.winograd() {
             return winograd::add_gradient(x, dy, sums);
@@ -82,7 +85,7 @@ impl Weight {
         outer(Surroundings::new(x, self.side).rows(), dy.values(), dy.channels, sums);
     }
 
-    /// The gradient (outputs, inputs, side, side) from its sums.
+    /// Converts the sums to the gradient (outputs, inputs, side, side).
     pub fn gradient(&self, sums: &[f32]) -> Vec<f32> {
         let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
         let mut w = vec![0f32; taps * inputs * outputs];
@@ -102,12 +105,12 @@ impl Weight {
     }
 }
 
-/// A copy of the pixels with a border of zeros, and where each of them and its
-/// neighbours are.
+/// A copy of the pixels with a border of zeros, and the positions of the pixels and their
+/// neighbours in it.
 struct Surroundings {
     bordered: Buffer,
     starts: Vec<usize>,
-    /// The taps of a row lie side by side: its offset, and the length of all.
+    /// Offset of each row of taps. The taps of a row are contiguous, `length` values together.
     rows: Vec<usize>,
     length: usize,
 }
@@ -143,8 +146,9 @@ impl Surroundings {
     }
 }
 
-/// y = x * w + bias, as `ends` say: the weight as [`Weight::packed`] for a kernel of
-/// `side`; as [`Weight::turned`] it gives the gradient with respect to x.
+/// Computes y = x * w + bias, then applies the [`Ends`]. `weight` from [`Weight::packed`] gives the
+/// forward pass of a kernel with this `side`; from [`Weight::turned`], the gradient with respect to
+/// x.
 pub fn convolve(x: &Maps, weight: &Packed, side: usize, ends: Ends) -> Maps {
     let panels = match weight {
         Packed::Winograd(panels) => return winograd::convolve(x, panels, ends),
@@ -160,8 +164,8 @@ pub fn convolve(x: &Maps, weight: &Packed, side: usize, ends: Ends) -> Maps {
     y
 }
 
-/// Adds the sums over the pixels of each image to `sums`: (images, channels), or
-/// (channels) where all images have one bias.
+/// Adds the sums of `dy` over the pixels of each image to `sums`: (images, channels), or (channels)
+/// if all images share one bias.
 pub fn add_bias_gradient(dy: &Maps, sums: &mut [f32]) {
     let (pixels, channels) = (dy.height * dy.width, dy.channels);
     let each = sums.len() / channels > 1;
@@ -171,7 +175,7 @@ pub fn add_bias_gradient(dy: &Maps, sums: &mut [f32]) {
     }
 }
 
-/// sums[c] += sum over rows of values[row][c].
+/// Computes sums[c] += sum over rows of values[row][c].
 struct ColumnSums<'a> {
     values: &'a [f32],
     sums: &'a mut [f32],

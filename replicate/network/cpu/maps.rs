@@ -1,13 +1,12 @@
-//! Feature maps with the channels innermost, and pooling over them.
+//! Feature maps in channels-last layout, and pooling over them.
 
 use super::memory::Buffer;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Feature maps of `images` images: (images, height, width, channels) in
-/// row-major order.
+/// Feature maps of `images` images: (images, height, width, channels) in row-major order.
 pub struct Maps {
-    // Not to be changed from outside: what reads the values trusts them.
+    // Private to the crate: unsafe readers of the values rely on these sizes.
     pub(crate) images: usize,
     pub(crate) height: usize,
     pub(crate) width: usize,
@@ -16,20 +15,22 @@ pub struct Maps {
 }
 
 impl Maps {
+    /// Takes values (images, height, width, channels) in row-major order.
+    ///
     /// # Panics
-    /// If `values` is not of these sizes.
+    /// If there are not images * height * width * channels values.
     pub fn new(images: usize, [height, width, channels]: [usize; 3], values: Vec<f32>) -> Maps {
         assert_eq!(values.len(), images * height * width * channels, "values of {height} x {width} maps");
         Maps { images, height, width, channels, values: values.into() }
     }
 
-    /// Maps whose values are whatever was there before.
+    /// Maps with arbitrary values, for callers that write all of them.
     pub fn stale(images: usize, [height, width, channels]: [usize; 3]) -> Maps {
         let values = Buffer::stale(images * height * width * channels);
         Maps { images, height, width, channels, values }
     }
 
-    /// Maps of the same sizes, with stale values.
+    /// Maps of the same sizes with arbitrary values.
     pub fn like(&self) -> Maps {
         Maps::stale(self.images, self.shape())
     }
@@ -40,11 +41,12 @@ impl Maps {
         copy
     }
 
+    /// Pixels of all images together.
     pub fn pixels(&self) -> usize {
         self.images * self.height * self.width
     }
 
-    /// Height, width, channels.
+    /// Height, width and channels.
     pub fn shape(&self) -> [usize; 3] {
         [self.height, self.width, self.channels]
     }
@@ -57,13 +59,13 @@ impl Maps {
         &mut self.values
     }
 
-    /// The mean over the pixels: (images, channels).
+    /// Mean over the pixels: (images, channels).
     pub fn mean(&self) -> Vec<f32> {
         let images = self.values().par_chunks_exact(self.height * self.width * self.channels);
         images.flat_map_iter(|image| self.mean_of(image)).collect()
     }
 
-    /// That of one image.
+    /// Mean over the pixels of one image.
     pub(super) fn mean_of(&self, image: &[f32]) -> Vec<f32> {
         let mut sums = vec![0f64; self.channels];
         for pixel in image.chunks_exact(self.channels) {
@@ -76,18 +78,20 @@ impl Maps {
     }
 }
 
-/// How a kernel moves over an image: sizes as (vertical, horizontal).
+/// Kernel, stride and padding of a convolution or pooling; sizes are (vertical, horizontal).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     pub kernel: [usize; 2],
     pub stride: usize,
-    /// Pixels beyond each edge.
+    /// Pixels added at each edge.
     pub padding: [usize; 2],
 }
 
 impl Window {
+    /// Returns the height and width of the output.
+    ///
     /// # Panics
-    /// If the image with its padding is smaller than the kernel.
+    /// If the padded image is smaller than the kernel.
     pub fn output(&self, height: usize, width: usize) -> [usize; 2] {
         let side = |axis: usize, size: usize| {
             let (padded, kernel) = (size + 2 * self.padding[axis], self.kernel[axis]);
@@ -97,7 +101,7 @@ impl Window {
         [side(0, height), side(1, width)]
     }
 
-    /// The pixels of a row or column of `size` that output `at` covers.
+    /// Pixels of a row or column of length `size` under the window of output `at`.
     fn covered(&self, axis: usize, at: usize, size: usize) -> Range<usize> {
         let start = at * self.stride;
         let end = (start + self.kernel[axis]).saturating_sub(self.padding[axis]).min(size);
@@ -105,11 +109,10 @@ impl Window {
     }
 }
 
-/// The greatest value under the window, into the channels of `y` from `channel`
-/// on. Padding never wins.
+/// Max pooling. Writes to the channels of `y` from `channel` on; padding is ignored.
 ///
 /// # Panics
-/// If `y` has other sizes, or a window lies in the padding alone.
+/// If the sizes of `y` do not fit, or if a window contains only padding.
 pub fn max_pool(x: &Maps, window: Window, y: &mut Maps, channel: usize) {
     pool(x, window, y, channel, |out, pixels| {
         let mut pixels = pixels.peekable();
@@ -122,11 +125,10 @@ pub fn max_pool(x: &Maps, window: Window, y: &mut Maps, channel: usize) {
     });
 }
 
-/// The mean of the pixels under the window, without the padding, into the
-/// channels of `y` from `channel` on.
+/// Average pooling without the padding. Writes to the channels of `y` from `channel` on.
 ///
 /// # Panics
-/// If `y` has other sizes, or a window lies in the padding alone.
+/// If the sizes of `y` do not fit, or if a window contains only padding.
 pub fn average_pool(x: &Maps, window: Window, y: &mut Maps, channel: usize) {
     pool(x, window, y, channel, |out, pixels| {
         let mut count = 0f32;
@@ -146,7 +148,7 @@ pub fn average_pool(x: &Maps, window: Window, y: &mut Maps, channel: usize) {
 
 type Pixels<'a> = &'a mut dyn Iterator<Item = &'a [f32]>;
 
-/// Applies `reduce` to each output pixel and the pixels under its window.
+/// Applies `reduce` to each output pixel and the input pixels under its window.
 fn pool(
     x: &Maps,
     window: Window,

@@ -1,13 +1,13 @@
-//! Memory for values: in whole cache lines, and left by one step of a network to
-//! the next, because fresh pages for every layer would cost a tenth of the time.
+//! Memory for values, aligned to cache lines. Buffers are reused from one step of a network to the
+//! next, because allocating fresh pages for every layer would take a tenth of the time.
 
 use super::simd::lanes::LANES;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
 
-/// Values of a whole number of cache lines, from the start of a line on: no vector
-/// of sixteen lies across two.
+/// Values aligned to cache lines and padded to whole lines, so that no vector of sixteen crosses a
+/// line.
 pub struct Aligned {
     lines: Vec<Line>,
     len: usize,
@@ -40,12 +40,12 @@ impl DerefMut for Aligned {
     }
 }
 
-/// Most bytes that a thread keeps for later.
+/// Most bytes that a thread keeps for reuse.
 const KEPT: usize = 1 << 26;
 
 #[derive(Default)]
 struct Free {
-    /// By their number of lines.
+    /// Free buffers by their number of lines.
     buffers: BTreeMap<usize, Vec<Vec<Line>>>,
     lines: usize,
 }
@@ -54,15 +54,15 @@ thread_local! {
     static FREE: RefCell<Free> = RefCell::default();
 }
 
-/// Values that go back to the thread's pool when they are dropped.
+/// Values whose memory returns to the thread's pool when they are dropped.
 pub struct Buffer(Aligned);
 
 impl Buffer {
-    /// `len` values: whatever was there before.
+    /// `len` arbitrary values, for callers that write all of them.
     pub fn stale(len: usize) -> Buffer {
         let lines = len.div_ceil(LANES);
         let kept = FREE.with_borrow_mut(|free| {
-            // The smallest that is enough and not a waste.
+            // The smallest buffer that is large enough, and at most twice as large.
             let found = *free.buffers.range(lines..=2 * lines).next()?.0;
             let buffers = free.buffers.get_mut(&found)?;
             let buffer = buffers.pop();
@@ -101,7 +101,7 @@ impl Drop for Buffer {
             }
             free.lines += lines.len();
             free.buffers.entry(lines.len()).or_default().push(lines);
-            // The largest are the fewest, and make room for what is used most.
+            // Drop the largest buffers first: they are the least used and free the most room.
             while size_of::<Line>() * free.lines > KEPT {
                 let Some(mut largest) = free.buffers.last_entry() else { return };
                 let gone = largest.get_mut().pop();

@@ -1,7 +1,6 @@
-//! The inner loops of the CPU: convolution, group norm, attention and their
-//! gradients over [`Maps`], which the tape strings together to networks, and
-//! [`Filter`] and pooling for Inception-v3. Every result is the same bits for any
-//! number of threads, any batch, and any of the CPU's vectors.
+//! Inner loops on the CPU: convolution, group norm, attention and their gradients over [`Maps`],
+//! from which the tape builds networks; [`Filter`] and pooling for Inception-v3. Results are
+//! bit-identical for any number of threads, any batch size and any vector instruction set.
 
 mod attention;
 mod conv;
@@ -28,7 +27,7 @@ pub(crate) use simd::product::Ends;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 
-/// The float32 values of a contiguous CPU operand.
+/// Returns the values of a contiguous float32 CPU operand.
 pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let CpuStorage::F32(all) = storage else { bail!("a float32 tensor is needed") };
     match layout.contiguous_offsets() {
@@ -37,7 +36,7 @@ pub fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]>
     }
 }
 
-/// The same of an operand that is changed.
+/// Returns the mutable values of a contiguous float32 CPU operand.
 pub fn values_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
     let CpuStorage::F32(all) = storage else { bail!("a float32 tensor is needed") };
     match layout.contiguous_offsets() {

@@ -1,13 +1,12 @@
-//! Group normalisation, with SiLU in the same pass where asked, and its gradients.
+//! Group normalisation, optionally fused with SiLU, and its gradients.
 
 use super::maps::Maps;
 use super::simd::lanes::{Kernel, LANES, Lanes, run};
 use super::simd::product::column_sums;
 use std::ops::Range;
 
-/// y = f((x - mean) / sqrt(var + eps) * gamma + beta), mean and (biased)
-/// variance over each of `groups` channel groups of each image, f = SiLU or
-/// the identity.
+/// Group normalisation, y = f((x - mean) / sqrt(var + eps) * gamma + beta). Mean and (biased)
+/// variance are over each of `groups` channel groups of each image; f is SiLU or the identity.
 #[derive(Clone, Copy)]
 pub struct GroupNorm<'a> {
     pub gamma: &'a [f32],
@@ -21,8 +20,10 @@ pub struct GroupNorm<'a> {
 pub type Statistics = Vec<(f32, f32)>;
 
 impl GroupNorm<'_> {
+    /// Normalises `x`; returns the output and the statistics for the backward pass.
+    ///
     /// # Panics
-    /// If gamma and beta are not one value a channel of `x`, or the groups do not
+    /// If gamma and beta do not have one value for each channel of `x`, or if the groups do not
     /// divide the channels.
     pub fn forward(&self, x: &Maps) -> (Maps, Statistics) {
         self.check(x);
@@ -32,10 +33,10 @@ impl GroupNorm<'_> {
         (y, statistics)
     }
 
-    /// y and its derivative along `dx`.
+    /// Computes y and its derivative along `dx`.
     ///
     /// # Panics
-    /// As [`GroupNorm::forward`], and if the tangent is of another size than `x`.
+    /// As [`GroupNorm::forward`], and if `dx` differs in size from `x`.
     pub fn along(&self, x: &Maps, dx: &Maps) -> [Maps; 2] {
         self.check(x);
         assert!(dx.images == x.images && dx.shape() == x.shape(), "a tangent of another size");
@@ -46,10 +47,10 @@ impl GroupNorm<'_> {
         [y, dy]
     }
 
-    /// The gradient with respect to x; those of gamma and beta are added to theirs.
+    /// Computes the gradient with respect to x, and adds those of gamma and beta to theirs.
     ///
     /// # Panics
-    /// As [`GroupNorm::forward`], and if the gradient is of another size than `x`.
+    /// As [`GroupNorm::forward`], and if the gradient differs in size from `x`.
     pub fn backward(
         &self,
         x: &Maps,
@@ -85,7 +86,7 @@ impl GroupNorm<'_> {
         self.gamma.len()
     }
 
-    /// Channels of each group, one group after the other.
+    /// Channels of each group, in order.
     fn members(&self) -> impl Iterator<Item = Range<usize>> {
         let per = self.channels() / self.groups;
         (0..self.groups).map(move |g| g * per..(g + 1) * per)
@@ -132,7 +133,7 @@ impl Kernel for Forward<'_> {
     }
 }
 
-/// What an image is normalised by, a value for each channel: y = a x + b.
+/// Affine form of an image's normalisation, y = a x + b, with one value for each channel.
 struct Line {
     sums: Vec<f32>,
     mean: Vec<f32>,
@@ -146,7 +147,8 @@ impl Line {
         Line { sums: zeros(), mean: zeros(), a: zeros(), b: zeros() }
     }
 
-    /// Of the image `x`; `give` gets mean and 1 / standard deviation of each group.
+    /// Measures the image `x` and sets the coefficients. Calls `give` with mean and 1 / standard
+    /// deviation of each group.
     #[inline(always)]
     fn measure<L: Lanes>(
         &mut self,
@@ -213,8 +215,8 @@ impl Kernel for Along<'_> {
         let (each, n) = (pixels * channels, (pixels * channels / norm.groups) as f32);
         let mut line = Line::new(channels);
         let mut rstd = Vec::with_capacity(norm.groups);
-        // Sums of dx and of dx (x - mean) over the pixels; then dy = a dx + slope x + offset
-        // of the output before SiLU.
+        // Sums of dx and of dx (x - mean) over the pixels. Then dy = a dx + slope x + offset is the
+        // tangent of the output before SiLU.
         let (mut slope, mut offset) = (vec![0f32; channels], vec![0f32; channels]);
         let images = x.chunks_exact(each).zip(dx.chunks_exact(each));
         let outputs = y.chunks_exact_mut(each).zip(dy.chunks_exact_mut(each));
@@ -370,7 +372,7 @@ mod tests {
     use super::*;
     use crate::rng::Stream;
 
-    /// The bits do not depend on the instruction set.
+    /// The instruction set does not change the bits.
     #[test]
     fn all_lanes_give_the_same_bits() {
         for (channels, groups, pixels) in [(8, 2, 9), (48, 12, 16), (20, 5, 7)] {

@@ -1,24 +1,24 @@
-//! Operations on one value, on 2x2 pixels, or on the channels of two maps, and
-//! their gradients.
+//! Operations on single values, on 2x2 pixels and on the channels of two maps, and their gradients.
 
 use super::maps::Maps;
 use super::simd::lanes::{Kernel, LANES, Lanes, run};
 use crate::network::LEAK;
 
-/// x sigmoid(x)
+/// Computes x sigmoid(x).
 pub fn silu(x: &Maps) -> Maps {
     let mut y = x.like();
     run(Silu { x: x.values(), dy: None, y: y.values_mut() });
     y
 }
 
+/// Computes the gradient of [`silu`] with respect to x.
 pub fn silu_backward(x: &Maps, dy: &Maps) -> Maps {
     let mut dx = x.like();
     run(Silu { x: x.values(), dy: Some(dy.values()), y: dx.values_mut() });
     dx
 }
 
-/// y = x s(x), or with `dy` its gradient dy s (1 + x (1 - s)).
+/// Computes y = x s(x) with s the sigmoid, or with `dy` the gradient dy s (1 + x (1 - s)).
 struct Silu<'a> {
     x: &'a [f32],
     dy: Option<&'a [f32]>,
@@ -51,8 +51,8 @@ impl Kernel for Silu<'_> {
     }
 }
 
-/// `weight` times the sum of each 2x2 block, sides halved: 1/4 is EDM's [1, 1]
-/// resample filter with stride 2, 1 the gradient of [`up2`] with 1.
+/// Computes `weight` times the sum of each 2x2 block; halves both sides. Weight 1/4 is EDM's [1, 1]
+/// resample filter with stride 2; weight 1 is the gradient of [`up2`] with weight 1.
 ///
 /// # Panics
 /// If a side is odd.
@@ -73,8 +73,8 @@ pub fn down2(x: &Maps, weight: f32) -> Maps {
     y
 }
 
-/// Each pixel four times, times `weight`, sides doubled: 1 is EDM's transposed
-/// [1, 1] filter, 1/4 the gradient of [`down2`] with 1/4.
+/// Repeats `weight` times each pixel in a 2x2 block; doubles both sides. Weight 1 is EDM's
+/// transposed [1, 1] filter; weight 1/4 is the gradient of [`down2`] with weight 1/4.
 pub fn up2(x: &Maps, weight: f32) -> Maps {
     let [height, width, c] = x.shape();
     let mut y = Maps::stale(x.images, [2 * height, 2 * width, c]);
@@ -92,10 +92,10 @@ pub fn up2(x: &Maps, weight: f32) -> Maps {
     y
 }
 
-/// The channels of `a`, then those of `b`.
+/// Concatenates the channels of `a` and `b`.
 ///
 /// # Panics
-/// If the maps are of other sizes.
+/// If the maps differ in images, height or width.
 pub fn concat(a: &Maps, b: &Maps) -> Maps {
     assert!([a.images, a.height, a.width] == [b.images, b.height, b.width], "maps of other sizes");
     let mut y = Maps::stale(a.images, [a.height, a.width, a.channels + b.channels]);
@@ -108,7 +108,7 @@ pub fn concat(a: &Maps, b: &Maps) -> Maps {
     y
 }
 
-/// The first `channels` channels, and the others.
+/// Splits the maps into the first `channels` channels and the others.
 pub fn split(y: &Maps, channels: usize) -> (Maps, Maps) {
     let mut a = Maps::stale(y.images, [y.height, y.width, channels]);
     let mut b = Maps::stale(y.images, [y.height, y.width, y.channels - channels]);
@@ -121,7 +121,7 @@ pub fn split(y: &Maps, channels: usize) -> (Maps, Maps) {
     (a, b)
 }
 
-/// The mean over the pixels: one row of channels an image.
+/// Mean over the pixels: (images, 1, 1, channels).
 pub fn mean(x: &Maps) -> Maps {
     let mut y = Maps::stale(x.images, [1, 1, x.channels]);
     let pixels = x.height * x.width;
@@ -132,7 +132,7 @@ pub fn mean(x: &Maps) -> Maps {
     y
 }
 
-/// The gradient of [`mean`] for maps of height x width.
+/// Computes the gradient of [`mean`] for maps of height x width.
 pub fn mean_backward(dy: &Maps, [height, width]: [usize; 2]) -> Maps {
     let mut dx = Maps::stale(dy.images, [height, width, dy.channels]);
     let (pixels, share) = (height * width, 1.0 / (height * width) as f32);
@@ -147,10 +147,10 @@ pub fn mean_backward(dy: &Maps, [height, width]: [usize; 2]) -> Maps {
     dx
 }
 
-/// a += b
+/// Computes a += b.
 ///
 /// # Panics
-/// If the maps are of other sizes.
+/// If the maps differ in size.
 pub fn add(a: &mut Maps, b: &Maps) {
     assert!(a.images == b.images && a.shape() == b.shape(), "maps of other sizes");
     for (a, b) in a.values_mut().iter_mut().zip(b.values()) {
@@ -158,10 +158,11 @@ pub fn add(a: &mut Maps, b: &Maps) {
     }
 }
 
-/// `gain` x where `by` > 0, a fifth of that elsewhere; also its gradient, of the gradient.
+/// Computes `gain` x where `by` > 0, and a fifth of that elsewhere. Applied to a gradient, it is
+/// also its own backward pass.
 ///
 /// # Panics
-/// If the maps are of other sizes.
+/// If the maps differ in size.
 pub fn leaky(x: &Maps, by: &Maps, gain: f32) -> Maps {
     assert!(x.images == by.images && x.shape() == by.shape(), "maps of other sizes");
     let mut y = x.like();
@@ -188,7 +189,7 @@ impl Kernel for Leaky<'_> {
     }
 }
 
-/// Every pixel times its image's row of `rows`.
+/// Multiplies every pixel by the row of its image, `rows` (images, 1, 1, channels).
 ///
 /// # Panics
 /// If there is not one row of as many channels for each image.
@@ -203,7 +204,7 @@ pub fn scale(x: &Maps, rows: &Maps) -> Maps {
     y
 }
 
-/// y = row x for every pixel.
+/// Computes y = row x at every pixel.
 struct Scale<'a> {
     x: &'a [f32],
     row: &'a [f32],
@@ -224,7 +225,7 @@ impl Kernel for Scale<'_> {
     }
 }
 
-/// The gradient of the rows of [`scale`].
+/// Computes the gradient of [`scale`] with respect to its rows.
 pub fn scale_backward(x: &Maps, dy: &Maps) -> Maps {
     let mut rows = Maps::stale(x.images, [1, 1, x.channels]);
     rows.values_mut().fill(0.0);
@@ -236,7 +237,7 @@ pub fn scale_backward(x: &Maps, dy: &Maps) -> Maps {
     rows
 }
 
-/// row += x dy over all pixels.
+/// Computes row += x dy, summed over all pixels.
 struct Products<'a> {
     x: &'a [f32],
     dy: &'a [f32],
@@ -257,7 +258,7 @@ impl Kernel for Products<'_> {
     }
 }
 
-/// 1 / sqrt(x + eps)
+/// Computes 1 / sqrt(x + eps).
 pub fn rsqrt(x: &Maps, eps: f32) -> Maps {
     let mut y = x.like();
     for (y, x) in y.values_mut().iter_mut().zip(x.values()) {
@@ -266,6 +267,7 @@ pub fn rsqrt(x: &Maps, eps: f32) -> Maps {
     y
 }
 
+/// Computes the gradient of [`rsqrt`] with respect to x.
 pub fn rsqrt_backward(x: &Maps, eps: f32, dy: &Maps) -> Maps {
     let mut dx = rsqrt(x, eps);
     for (y, dy) in dx.values_mut().iter_mut().zip(dy.values()) {

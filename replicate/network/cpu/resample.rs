@@ -4,7 +4,8 @@ use super::maps::Maps;
 use super::simd::lanes::{Kernel, Lanes, run};
 use crate::network::Resample;
 
-/// Both axes of `x`; its gradient is the transposed one of the gradient.
+/// Resamples `x` along both axes, (vertical, horizontal). Its gradient is resampled with
+/// [`Resample::transposed`].
 pub fn resample(x: &Maps, [vertical, horizontal]: [&Resample; 2]) -> Maps {
     let [height, width, c] = x.shape();
     let [h, w] = [vertical.output(height), horizontal.output(width)];
@@ -15,7 +16,7 @@ pub fn resample(x: &Maps, [vertical, horizontal]: [&Resample; 2]) -> Maps {
     y
 }
 
-/// One axis: of `n` stretches of `inner` values `m`, again and again.
+/// Resamples one axis of length `n` to length `m`. Each position holds `inner` contiguous values.
 struct Along<'a> {
     resample: &'a Resample,
     x: &'a [f32],

@@ -1,5 +1,5 @@
-//! The discriminator: convolutions down to 4 x 4 pixels, the images' standard deviation as a
-//! channel of its own, and a logit that is the product of what is seen with what is told.
+//! The discriminator: convolutions down to 4 x 4 pixels, the standard deviation over images as an
+//! extra channel, and a logit that is the product of image features with the embedded time.
 
 use super::{BLUR, Config, EPS, Layer, Maker, Sequence, mapping};
 use crate::network::Resample;
@@ -10,18 +10,18 @@ use candle_nn::VarBuilder;
 const MAPPING_LAYERS: usize = 8;
 
 const SMOOTH: Resample = Resample { up: 1, pad: [2, 2], taps: BLUR, down: 1 };
-/// Every second pixel from the second to the last but one: a 3x3 convolution of stride 2 without
-/// padding.
+/// Keeps every second pixel, from the second to the last but one. After a padded 3x3 convolution
+/// this is stride 2 without padding.
 const HALVE: Resample = Resample { up: 1, pad: [-1, -1], taps: &[1.0], down: 2 };
 
 pub struct Discriminator {
-    /// Down to 4 x 4 pixels.
+    /// Layers down to 4 x 4 pixels.
     body: Sequence,
-    /// Of these and of the standard deviation.
+    /// Convolution of these features and of the standard deviation.
     conv: Sequence,
-    /// Of all values of an image.
+    /// Linear layers on all values of an image.
     top: Sequence,
-    /// Of the time.
+    /// Embedding of the time.
     mapping: Sequence,
     group: usize,
 }
@@ -70,7 +70,7 @@ impl Discriminator {
         Ok(Discriminator { body, conv, top, mapping, group: config.group })
     }
 
-    /// What it has, and does with one image.
+    /// Counts the parameters, and the work on one image.
     pub fn count(config: &Config) -> Count {
         let d = outlined(|vb| Discriminator::new(config, vb));
         let (channels, lowest) = (config.image_channels, config.channels[0]);
@@ -84,10 +84,10 @@ impl Discriminator {
         parts.reduce(Count::and).expect("there are parts")
     }
 
-    /// Logits (B) of `x` (B, C, H, W) that were diffused for `t` steps (B), positive for data.
+    /// Computes logits (B) of `x` (B, C, H, W) diffused for `t` steps (B); positive means data.
     ///
     /// # Errors
-    /// If the groups do not divide the batch, beside what the operations fail with.
+    /// If the groups do not divide the batch, or if an operation fails.
     pub fn forward(&self, x: &Tensor, t: &[f32]) -> Result<Tensor> {
         let h = self.body.forward(x)?;
         let deviation = Centred::new(&h, self.group)?.deviation()?;
@@ -96,9 +96,9 @@ impl Discriminator {
         self.logits(&h, t)
     }
 
-    /// The derivatives (B) of the logits at `x` along `dx`. Gradients reach the parameters and
-    /// `dx`: what of them goes through x meets a slope that is constant but for the standard
-    /// deviation's, and the gradient of x itself is not asked for.
+    /// Computes the derivatives (B) of the logits at `x` along `dx`. Gradients reach the parameters
+    /// and `dx`, but not `x`. The layers are piecewise linear, so their slopes do not depend on x,
+    /// and the derivative of the standard deviation is tracked through its features.
     ///
     /// # Errors
     /// As [`Discriminator::forward`].
@@ -107,7 +107,7 @@ impl Discriminator {
         let (values, tangents) = (Centred::new(&h, self.group)?, Centred::new(&dh, self.group)?);
         let h = Tensor::cat(&[&h, &values.deviation()?], 1)?;
         let dh = Tensor::cat(&[&dh, &values.deviation_along(&tangents)?], 1)?;
-        // Behind the standard deviation all is linear in pieces.
+        // Above the standard deviation the network is piecewise linear.
         let [h, dh] = self.conv.along(&h.detach(), &dh)?;
         let [_, dh] = self.top.along(&h.detach().flatten_from(1)?, &dh.flatten_from(1)?)?;
         self.logits(&dh, t)
@@ -120,8 +120,8 @@ impl Discriminator {
     }
 }
 
-/// The values of a map (B, C, H, W) minus their means over groups of m images, each of every
-/// (B / m)th: (m, B / m, C H W).
+/// The values of maps (B, C, H, W) minus their mean over groups of m images, as (m, B / m, C H W).
+/// A group consists of every (B / m)th image.
 struct Centred {
     values: Tensor,
     pixels: [usize; 2],
@@ -138,17 +138,17 @@ impl Centred {
         Ok(Centred { values: x.broadcast_sub(&x.mean_keepdim(0)?)?, pixels: [height, width] })
     }
 
-    /// Of every value over its group: (1, B / m, C H W).
+    /// Standard deviation of every value over its group: (1, B / m, C H W).
     fn deviations(&self) -> Result<Tensor> {
         (self.values.sqr()?.mean_keepdim(0)? + f64::from(EPS))?.sqrt()
     }
 
-    /// The mean of a group's, at every pixel of its images: (B, 1, H, W).
+    /// Mean standard deviation of the group, repeated at every pixel of its images: (B, 1, H, W).
     fn deviation(&self) -> Result<Tensor> {
         self.spread(&self.deviations()?)
     }
 
-    /// The derivative of [`Centred::deviation`].
+    /// Derivative of [`Centred::deviation`].
     fn deviation_along(&self, tangent: &Centred) -> Result<Tensor> {
         let products = (&self.values * &tangent.values)?.mean_keepdim(0)?;
         self.spread(&(products / self.deviations()?)?)

@@ -10,23 +10,24 @@ use std::f32::consts::SQRT_2;
 
 const MAPPING_LAYERS: usize = 2;
 
-/// With a zero before each pixel and behind the last: where a transposed 3x3 convolution of
-/// stride 2 has values.
+/// Inserts a zero before each pixel and after the last, so that an ordinary 3x3 convolution
+/// computes a transposed one of stride 2.
 const INSERT: Resample = Resample { up: 2, pad: [1, 0], taps: &[1.0], down: 1 };
 const SMOOTH: Resample = Resample { up: 1, pad: [1, 1], taps: SPREAD, down: 1 };
-/// Images to twice their size.
+/// Doubles the size of images.
 const DOUBLE: Resample = Resample { up: 2, pad: [2, 1], taps: SPREAD, down: 1 };
 
+/// The generator of StyleGAN2 with skip outputs.
 pub struct Generator {
     readings: Readings,
     latent: usize,
     mapping: Vec<Layer>,
-    /// Of 4 x 4 pixels.
+    /// Learned constant input of 4 x 4 pixels.
     start: Param,
     blocks: Vec<Block>,
 }
 
-/// Of one resolution.
+/// Layers of one resolution.
 struct Block {
     up: Option<Modulated>,
     conv: Modulated,
@@ -59,14 +60,17 @@ impl Generator {
         Ok(Generator { readings: maker.readings(), latent: config.latent, mapping, start, blocks })
     }
 
-    /// The generator with these weights.
+    /// Builds the generator with these weights.
+    ///
+    /// # Errors
+    /// If an array is missing or has the wrong shape.
     pub fn load(config: &Config, weights: &Arrays, device: &Device) -> Result<Generator> {
         let source = Source { given: weights, drawn: &[], cell: "" };
         let build = |vb: VarBuilder| Generator::new(config, vb);
         Params::build(device, &source, build)?.0.frozen(build)
     }
 
-    /// What it has, and does for one image.
+    /// Counts the parameters, and the work for one image.
     pub fn count(config: &Config) -> Count {
         let g = outlined(|vb| Generator::new(config, vb));
         let noise = g.noise_sizes().into_iter().map(|size| [1, size, size]);
@@ -75,7 +79,7 @@ impl Generator {
         Count::read(&g.readings.stored, &read, &g, &inputs)
     }
 
-    /// Pixels on a side of each map of noise.
+    /// Side of each noise map, in pixels.
     pub fn noise_sizes(&self) -> Vec<usize> {
         self.convolutions().map(|conv| conv.size).collect()
     }
@@ -84,8 +88,11 @@ impl Generator {
         self.blocks.iter().flat_map(|block| block.up.iter().chain([&block.conv]))
     }
 
-    /// Images (B, C, H, W) of `z` (B, latent); `noise` of each of [`Generator::noise_sizes`] in
-    /// their order, (B, 1, size, size).
+    /// Generates images (B, C, H, W) from `z` (B, latent). `noise` has one map (B, 1, size, size)
+    /// for each of [`Generator::noise_sizes`], in their order.
+    ///
+    /// # Errors
+    /// If the sizes of `z` or the number of noise maps do not fit.
     pub fn forward(&self, z: &Tensor, noise: &[Tensor]) -> Result<Tensor> {
         let (images, latent) = z.dims2()?;
         if latent != self.latent || noise.len() != self.convolutions().count() {
@@ -98,7 +105,8 @@ impl Generator {
     }
 }
 
-/// From z; for each pixel of 4 x 4 a channel that is 1 there and 0 elsewhere; the noise.
+/// Inputs: z; a constant map of 4 x 4 pixels, with a channel for each pixel that is 1 there and 0
+/// elsewhere; the noise maps.
 impl Walk for Generator {
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
         let Generator { mapping, start, blocks, .. } = self;
@@ -117,8 +125,8 @@ impl Walk for Generator {
     }
 }
 
-/// A 3x3 convolution of channels that w scales, its outputs scaled to unit variance as they
-/// would have of inputs with unit variance; then noise, bias and leaky ReLU.
+/// A modulated 3x3 convolution: w scales the input channels, and the outputs are scaled to unit
+/// variance for inputs of unit variance. Then noise, bias and leaky ReLU.
 struct Modulated {
     affine: [Param; 2],
     weight: Param,
@@ -126,7 +134,7 @@ struct Modulated {
     strength: Param,
     bias: Param,
     up: bool,
-    /// Pixels on a side of the output.
+    /// Side of the output, in pixels.
     size: usize,
 }
 
@@ -172,7 +180,7 @@ impl Modulated {
     }
 }
 
-/// What a resolution adds to the image.
+/// Converts the features of one resolution to an image, and adds it to the upsampled previous one.
 struct ToRgb {
     affine: [Param; 2],
     weight: Param,

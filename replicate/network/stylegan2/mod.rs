@@ -1,8 +1,9 @@
-//! StyleGAN2 (Karras et al. 2020) as Diffusion-GAN (Wang et al. 2023) runs it on CIFAR-10:
-//! a generator with skip outputs and a discriminator without residuals that is told how far
-//! its images are diffused. Tensor names are those of the published checkpoints.
+//! StyleGAN2 (Karras et al. 2020) in the form that Diffusion-GAN (Wang et al. 2023) uses on
+//! CIFAR-10: a generator with skip outputs, and a discriminator without residual connections that
+//! is conditioned on the diffusion time of its images. Tensor names are those of the published
+//! checkpoints.
 //!
-//! Parameters are stored of unit variance and scaled when they are read, so that one learning
+//! Stored parameters have unit variance and are scaled when they are read, so that one learning
 //! rate suits all of them.
 
 mod discriminator;
@@ -20,53 +21,56 @@ use std::f32::consts::SQRT_2;
 use std::rc::Rc;
 
 #[derive(Clone, Debug, PartialEq)]
+/// Sizes of a generator and its discriminator.
 pub struct Config {
     pub image_channels: usize,
     /// Length of z and of w.
     pub latent: usize,
-    /// Of the maps of 4, 8, 16, … pixels on a side; the last have the images' size.
+    /// Channels of the maps of 4, 8, 16, … pixels on a side; the last have the images' size.
     pub channels: Vec<usize>,
-    /// Images over which the discriminator sees a standard deviation.
+    /// Images over which the discriminator computes a standard deviation.
     pub group: usize,
 }
 
 impl Config {
-    /// Pixels on a side of the images.
+    /// Side of the images, in pixels.
     pub fn size(&self) -> usize {
         2 << self.channels.len()
     }
 
-    /// Each number of pixels on a side, from 4 up, and its channels.
+    /// Each resolution (side in pixels, from 4 up) with its channels.
     fn levels(&self) -> impl DoubleEndedIterator<Item = (usize, usize)> + '_ {
         self.channels.iter().enumerate().map(|(level, channels)| (4 << level, *channels))
     }
 }
 
-/// [1, 3, 3, 1] along each axis: of sum 1, and of sum 2 where half of the pixels are zeros.
+/// The filter [1, 3, 3, 1] along one axis, with sum 1, or with sum 2 if every second pixel is an
+/// inserted zero.
 const BLUR: &[f32] = &[0.125, 0.375, 0.375, 0.125];
 const SPREAD: &[f32] = &[0.25, 0.75, 0.75, 0.25];
-/// Variances are kept from 0 by this.
+/// Added to variances before a root or a division.
 const EPS: f32 = 1e-8;
 
 const NORMAL: Init = Init::Randn { mean: 0.0, stdev: 1.0 };
 const ZERO: Init = Init::Const(0.0);
 
-/// What the operations read, made of the stored parameters.
+/// A tensor that the operations read, and how it is computed from the stored parameters.
 enum Reading {
     Times(Param, f64),
-    /// By 180 degrees: a transposed convolution's weight as that of an ordinary one.
+    /// Rotated by 180 degrees: turns a transposed convolution's weight into that of an ordinary
+    /// one.
     Turned(Param),
-    /// (O, I, k, k) to sums of squares over the kernel, (O, I).
+    /// Sums of squares over the kernel: (O, I, k, k) to (O, I).
     Squares(Param),
-    /// (C, 4, 4) to (C, 16, 1, 1)
+    /// Reshaped: (C, 4, 4) to (C, 16, 1, 1).
     Pixels(Param),
-    /// A scalar for each of so many channels, (C, 1, 1, 1).
+    /// A scalar repeated for this many channels: (C, 1, 1, 1).
     Column(Param, usize),
-    /// (C, C), a constant that makes each channel the mean of all.
+    /// A constant (C, C) that replaces each channel by the mean of all.
     Mean(usize),
 }
 
-/// The parameters of a walk.
+/// The stored parameters of a walk, and the tensors that its operations read.
 struct Readings {
     stored: Vec<Tensor>,
     list: Vec<Reading>,
@@ -88,7 +92,7 @@ impl Readings {
         self.list.iter().map(read).collect()
     }
 
-    /// Tensors of the same shapes, for a count: nothing is computed.
+    /// Tensors of the same shapes without computing them, for a count.
     fn shapes(&self) -> Result<Vec<Tensor>> {
         let stored = |param: &Param| &self.stored[param.0];
         let shape = |reading: &Reading| match reading {
@@ -102,7 +106,7 @@ impl Readings {
     }
 }
 
-/// Collects the parameters of a walk while it is built, and how they are read.
+/// Collects the parameters of a walk and how they are read, while the walk is built.
 #[derive(Clone)]
 struct Maker<'a> {
     builder: Builder<'a>,
@@ -132,15 +136,15 @@ impl<'a> Maker<'a> {
         Ok(self.read(Reading::Times(self.stored(shape, name, init)?, gain)))
     }
 
-    /// Weight and bias of a linear layer times `gain`, whose learning rate is `rate` times that
-    /// of the others.
+    /// Makes weight and bias of a linear layer, scaled by `gain`. Their effective learning rate is
+    /// `rate` times that of other layers.
     fn linear(&self, inputs: usize, outputs: usize, rate: f64, bias: f64, gain: f64) -> Result<[Param; 2]> {
         let init = Init::Randn { mean: 0.0, stdev: 1.0 / rate };
         let weight = self.times((outputs, inputs), "weight", init, gain * rate / (inputs as f64).sqrt())?;
         Ok([weight, self.times(outputs, "bias", Init::Const(bias), gain * rate)?])
     }
 
-    /// Of a convolution with a kernel of `k` x `k`.
+    /// Makes weight and bias of a convolution with a kernel of `k` x `k`.
     fn conv(&self, inputs: usize, outputs: usize, k: usize) -> Result<[Param; 2]> {
         let gain = 1.0 / ((inputs * k * k) as f64).sqrt();
         let weight = self.times((outputs, inputs, k, k), "weight", NORMAL, gain)?;
@@ -160,7 +164,7 @@ enum Layer {
     },
     Leaky,
     Resampled(Resample),
-    /// To a mean square of 1 over the channels.
+    /// Normalises the mean square over the channels to 1.
     Normalised {
         mean: Param,
     },
@@ -185,7 +189,7 @@ impl Layer {
         }
     }
 
-    /// The derivative at `x` along `dx`.
+    /// Computes the derivative at `x` along `dx`.
     fn along<O: Ops>(&self, ops: &mut O, x: &O::Map, dx: &O::Map) -> Result<O::Map> {
         match self {
             Layer::Weighted { weight, .. } => ops.conv(dx, *weight, None, Plus::NOTHING),
@@ -196,8 +200,8 @@ impl Layer {
     }
 }
 
-/// The layers of a mapping network, from `features`: linear with a hundredth of the learning
-/// rate, and leaky ReLU.
+/// Makes the layers of a mapping network of width `features`: a normalisation, then linear layers
+/// with a hundredth of the learning rate, each with leaky ReLU.
 fn mapping(maker: &Maker, layers: usize, features: usize) -> Result<Vec<Layer>> {
     let mut all = vec![Layer::Normalised { mean: maker.read(Reading::Mean(features)) }];
     for i in 0..layers {
@@ -207,7 +211,7 @@ fn mapping(maker: &Maker, layers: usize, features: usize) -> Result<Vec<Layer>> 
     Ok(all)
 }
 
-/// Layers one after the other.
+/// Layers that run one after the other.
 struct Sequence {
     readings: Readings,
     layers: Vec<Layer>,
@@ -223,7 +227,7 @@ impl Sequence {
         Ok(network::forward(&tensors, &[x], activations(x.device()), self)?.remove(0))
     }
 
-    /// What becomes of `x`, whose gradient is not asked for, and the derivative along `dx`.
+    /// Computes the output for `x` and its derivative along `dx`. `x` gets no gradient.
     fn along(&self, x: &Tensor, dx: &Tensor) -> Result<[Tensor; 2]> {
         let (tensors, inputs) = (self.readings.tensors()?, [&x.detach(), dx]);
         let mut both = network::forward(&tensors, &inputs, activations(x.device()), &Along(self))?;
@@ -239,7 +243,7 @@ impl Walk for Sequence {
     }
 }
 
-/// The walk of values and a tangent.
+/// The walk over a value and its tangent.
 struct Along<'a>(&'a Sequence);
 
 impl Walk for Along<'_> {

@@ -1,19 +1,19 @@
-//! What the U-Net is made of: linear layers, convolutions, attention, residual blocks.
+//! Building blocks of the U-Net: linear layers, convolutions, attention, residual blocks.
 
 use crate::network::{Builder, Norm, Ops, Param, Plus};
 use candle_core::Result;
 use candle_nn::Init;
 
-/// Residual sums are scaled to keep their variance.
+/// Factor of residual sums, which keeps their variance.
 const SKIP_SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
 
-/// Uniform Xavier bounds times `gain`.
+/// Xavier's uniform initialisation, scaled by `gain`.
 fn xavier(fan_in: usize, fan_out: usize, gain: f64) -> Init {
     let bound = gain * (6.0 / (fan_in + fan_out) as f64).sqrt();
     Init::Uniform { lo: -bound, up: bound }
 }
 
-/// EDM's "zero" initialisation is not quite zero.
+/// Gain of EDM's "zero" initialisation, which is not quite zero.
 pub(super) const ZERO: f64 = 1e-5;
 
 pub(super) struct Linear {
@@ -74,7 +74,7 @@ impl Conv {
     }
 }
 
-/// EDM's group normalisation, and SiLU after it if `silu`.
+/// Makes EDM's group normalisation, followed by SiLU if `silu`.
 pub(super) fn norm(channels: usize, silu: bool, b: Builder) -> Result<Norm> {
     Ok(Norm {
         gamma: b.get(channels, "weight", Init::Const(1.0))?,
@@ -108,14 +108,14 @@ impl Attention {
     }
 }
 
-/// What the blocks are told about the noise: rows of one width.
+/// Embedded conditioning that the blocks read: rows of one width.
 pub(super) struct Embedding<M> {
     pub first: M,
-    /// Where every block takes a second one.
+    /// Second embedding, if every block reads one.
     pub second: Option<M>,
 }
 
-/// Of the embeddings that blocks are built for.
+/// Widths of the embeddings that the blocks read.
 #[derive(Clone, Copy)]
 pub(super) struct Widths {
     pub width: usize,
@@ -127,7 +127,7 @@ pub(super) struct Block {
     norm0: Norm,
     conv0: Conv,
     affine: Linear,
-    /// Of the second embedding, where every block has one.
+    /// Layer for the second embedding, if every block reads one.
     affine_s: Option<Linear>,
     norm1: Norm,
     conv1: Conv,

@@ -1,4 +1,4 @@
-//! The encoder half with a head: real or generated.
+//! The critic: the encoder half of the U-Net with a head that tells real from generated images.
 
 use super::blocks::{Linear, norm};
 use super::{Conditioning, Config, Encoder, SecondTime, inputs, run};
@@ -7,9 +7,8 @@ use crate::network::{Builder, Norm, Ops, Walk, exact, scale_images};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-/// c(x_t, t): the encoder half with one scalar logit on top, positive for data
-/// (section 2; the paper is silent on the head: group norm, SiLU, mean over
-/// pixels, linear).
+/// The critic c(x_t, t): the encoder half with one scalar logit, positive for data (section 2). The
+/// paper does not describe the head; ours is group norm, SiLU, mean over pixels, linear.
 pub struct Critic {
     pub(crate) parameters: Vec<Tensor>,
     encoder: Encoder,
@@ -17,7 +16,7 @@ pub struct Critic {
     head: Linear,
 }
 
-/// Prefix of the names that only the critic has.
+/// Prefix of the parameter names that only the critic has.
 pub const CRITIC_HEAD: &str = "critic.";
 
 impl Critic {
@@ -31,8 +30,8 @@ impl Critic {
         Ok(Critic { parameters: b.parameters(), encoder, norm, head })
     }
 
-    /// Logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B); `augment` as
-    /// for [`Denoiser::forward`].
+    /// Computes logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B); `augment` as for
+    /// [`Denoiser::forward`].
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let told = Conditioning { noise: &c.noise, second: None, augment };
@@ -40,8 +39,8 @@ impl Critic {
         run(&self.parameters, &x, &told, self)?.remove(0).flatten_all()
     }
 
-    /// Logits (B) at `x` (B, C, H, W) and their derivatives along `dx`; the gradients of both
-    /// reach the parameters through every operation.
+    /// Computes logits (B) at `x` (B, C, H, W) and their derivatives along `dx`. The gradients of
+    /// both reach the parameters through every operation.
     pub fn along(&self, [x, dx]: [&Tensor; 2], sigma: &[f32]) -> Result<[Tensor; 2]> {
         let c = Precondition::at(sigma);
         let told = self.encoder.told(&Conditioning { noise: &c.noise, ..Conditioning::default() }, x)?;
@@ -52,8 +51,8 @@ impl Critic {
         Ok([l.remove(0).flatten_all()?, dl.remove(0).flatten_all()?])
     }
 
-    /// Logits (B) of real and of generated images (B, C, H, W) at the same noise levels,
-    /// from one pass; `labels` of both where they were augmented.
+    /// Computes logits (B) of real and of generated images (B, C, H, W) at the same noise levels in
+    /// one pass. `labels` are those of both, if they were augmented.
     pub fn both(
         &self,
         real: &Tensor,
@@ -69,7 +68,7 @@ impl Critic {
     }
 }
 
-/// From the scaled images and what they are told to a logit.
+/// Inputs: the scaled images, then their conditioning. Output: a logit.
 impl Walk for Critic {
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
         let emb = self.encoder.embed(ops, &inputs[1..])?;

@@ -8,11 +8,11 @@ use crate::network::{self, Builder, Ops, Walk, activations, mix, scale_images};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
-/// D(x; sigma), the preconditioned U-Net: teacher, one-step generator and fake
-/// score are all this network.
+/// D(x; sigma), the preconditioned U-Net. Teacher, one-step generator and fake score are all this
+/// network.
 pub struct Denoiser {
     pub(crate) parameters: Vec<Tensor>,
-    /// The first of them.
+    /// Number of parameters of the encoder, which come first.
     encoder_parameters: usize,
     encoder: Encoder,
     decoder: Decoder,
@@ -31,32 +31,35 @@ impl Denoiser {
         Ok(Denoiser { parameters: b.parameters(), encoder_parameters, encoder, decoder })
     }
 
-    /// The network with these weights, without gradients; with a second time where they have
-    /// one.
+    /// Builds the network with these weights, without gradients. It has a second time if the
+    /// weights do.
+    ///
+    /// # Errors
+    /// If an array is missing or has the wrong shape.
     pub fn load(config: &Config, weights: &Arrays, device: &Device) -> Result<Denoiser> {
         let source = Source { given: weights, drawn: &[], cell: "" };
         let build = |vb: VarBuilder| Denoiser::with_second_time(config, SecondTime::of(weights), vb);
         Params::build(device, &source, build)?.0.frozen(build)
     }
 
-    /// `x` (B, C, H, W) at noise levels `sigma` (B); the denoised images.
-    /// `augment` (B, labels) only where the images were augmented.
+    /// Denoises `x` (B, C, H, W) at noise levels `sigma` (B). `augment` (B, labels) is given only
+    /// if the images were augmented.
     ///
     /// # Errors
-    /// For a network with a second time: only [`Denoiser::raw`] is told one.
+    /// If the network has a second time, which only [`Denoiser::raw`] takes.
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let told = Conditioning { noise: &c.noise, second: None, augment };
         mix(x, &c.skip, &self.raw(&scale_images(x, &c.input)?, &told)?, &c.out)
     }
 
-    /// F(x; c_noise), the U-Net itself, of inputs that are scaled already.
+    /// Computes F(x; c_noise), the U-Net itself, on inputs that are already scaled.
     pub fn raw(&self, x: &Tensor, told: &Conditioning) -> Result<Tensor> {
         Ok(run(&self.parameters, x, &self.encoder.told(told, x)?, self)?.remove(0))
     }
 
-    /// The means over the channels of the encoder's last map, (B, H, W) of its size, and no
-    /// gradient for the decoder's parameters: SiDA's logits, AMED's features.
+    /// Returns the mean over the channels of the encoder's last map, (B, H, W) of its size: SiDA's
+    /// logits and AMED's features. The decoder's parameters get no gradient.
     pub fn features(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment }, x)?;
@@ -64,7 +67,7 @@ impl Denoiser {
         run(encoder, &scale_images(x, &c.input)?, &told, &Encoded(self))?.remove(0).mean(1)
     }
 
-    /// [`Denoiser::forward`] and [`Denoiser::features`] of one pass.
+    /// Computes [`Denoiser::forward`] and [`Denoiser::features`] in one pass.
     pub fn with_features(
         &self,
         x: &Tensor,
@@ -77,8 +80,8 @@ impl Denoiser {
         Ok((mix(x, &c.skip, &outputs[0], &c.out)?, outputs[1].mean(1)?))
     }
 
-    /// [`Denoiser::with_features`] of noise levels `sigma` (B) that a gradient reaches, through
-    /// all that depends on them: to the bit the same values.
+    /// Computes [`Denoiser::with_features`], with a gradient for the noise levels `sigma` (B)
+    /// through everything that depends on them. The values are bit-identical.
     pub fn tracked(&self, x: &Tensor, sigma: &Tensor) -> Result<(Tensor, Tensor)> {
         let sigma = sigma.to_dtype(DType::F32)?;
         let levels = sigma.to_vec1::<f32>()?;
@@ -96,8 +99,8 @@ impl Denoiser {
         Ok((denoised?, outputs[1].mean(1)?))
     }
 
-    /// F(x; c_noise) as [`Denoiser::raw`], and its derivative along `dx` and the tangent `dnoise`
-    /// (B) of c_noise.
+    /// Computes F(x; c_noise) as [`Denoiser::raw`], and its derivative along `dx` and the tangent
+    /// `dnoise` (B) of c_noise.
     pub fn raw_along(
         &self,
         [x, dx]: [&Tensor; 2],
@@ -114,8 +117,8 @@ impl Denoiser {
         Ok([f.remove(0), df.remove(0)])
     }
 
-    /// D(x; sigma) as [`Denoiser::forward`], and its derivative along `dx` and the tangent
-    /// `dsigma` (B) of the noise levels, of which that of c_noise is dsigma / (4 sigma).
+    /// Computes D(x; sigma) as [`Denoiser::forward`], and its derivative along `dx` and the tangent
+    /// `dsigma` (B) of the noise levels; the tangent of c_noise is dsigma / (4 sigma).
     pub fn along(
         &self,
         [x, dx]: [&Tensor; 2],
@@ -135,7 +138,7 @@ impl Denoiser {
     }
 }
 
-/// From the scaled images and what they are told to F.
+/// Inputs: the scaled images, then their conditioning. Output: F.
 impl Walk for Denoiser {
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
         let mut both = Both(self).walk(ops, inputs)?;
@@ -144,7 +147,7 @@ impl Walk for Denoiser {
     }
 }
 
-/// To the encoder's last map.
+/// The encoder alone: its output is the last map.
 struct Encoded<'a>(&'a Denoiser);
 
 impl Walk for Encoded<'_> {
@@ -155,7 +158,7 @@ impl Walk for Encoded<'_> {
     }
 }
 
-/// To F and the encoder's last map.
+/// Outputs: F, and the encoder's last map.
 struct Both<'a>(&'a Denoiser);
 
 impl Walk for Both<'_> {

@@ -1,7 +1,6 @@
-//! EDM's "SongUNet" in its DDPM++ form (positional embedding, [1, 1] resample
-//! filter, residual 1x1 skips), its preconditioning, and the critic made of
-//! the same encoder. Our reading of Karras et al. 2022; tensor names are those
-//! of the published checkpoints.
+//! EDM's "SongUNet" in its DDPM++ form (positional embedding, [1, 1] resample filter, residual 1x1
+//! skips), its preconditioning, and the critic built on the same encoder. Written from Karras et
+//! al. 2022; tensor names are those of the published checkpoints.
 
 mod blocks;
 mod critic;
@@ -22,28 +21,28 @@ use crate::settings::{FIXED, Scale, Settings, settings};
 use crate::store::Array;
 use candle_core::{Result, Tensor, bail};
 
-/// How a network is told a second noise level, where it shall jump to: part of a method, not
-/// of a scale's configuration.
+/// How a network is conditioned on a second noise level, the one to jump to. It belongs to a
+/// method, not to the configuration of a scale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SecondTime {
     #[default]
     None,
-    /// BCM: an embedding of its own, which `map_align` joins with the first.
+    /// BCM: a separate embedding, which `map_align` merges with the first.
     Aligned,
-    /// CTM: an embedding of its own, of which every block adds `affine_s`.
+    /// CTM: a separate embedding, which every block adds through `affine_s`.
     PerBlock,
 }
 
 impl SecondTime {
-    /// That of the network whose weights these are.
+    /// Detects the second time of the network with these weights.
     fn of(weights: &Arrays) -> SecondTime {
         let all = [SecondTime::Aligned, SecondTime::PerBlock];
         let has = |second: &SecondTime| weights.keys().any(|name| name.contains(second.layers()[0]));
         all.into_iter().find(has).unwrap_or_default()
     }
 
-    /// The layers that a network with one time does not have, as
-    /// [`Source::drawn`](crate::network::params::Source::drawn) takes them.
+    /// Names of the layers that only a network with this second time has, as prefixes for
+    /// [`Source::drawn`](crate::network::params::Source::drawn).
     pub fn layers(self) -> &'static [&'static str] {
         match self {
             SecondTime::None => &[],
@@ -53,11 +52,11 @@ impl SecondTime {
     }
 }
 
-/// The weights of an aligned network that computes what the network with one time of
-/// `weights` does: the second embedding is a copy of the first, and ignored.
+/// Turns the `weights` of a network with one time into those of an aligned network that computes
+/// the same function: the second embedding is a copy of the first, and `map_align` ignores it.
 ///
 /// # Errors
-/// If `weights` are not a U-Net's.
+/// If `weights` are not those of a U-Net.
 pub fn aligned(mut weights: Arrays) -> Result<Arrays> {
     let mut width = 0;
     for layer in ["map_layer0", "map_layer1"] {
@@ -96,7 +95,7 @@ settings! {
 }
 
 impl Config {
-    /// `edm-cifar10-32x32-uncond-vp`: 55,733,891 parameters.
+    /// EDM's network `edm-cifar10-32x32-uncond-vp`, with 55,733,891 parameters.
     pub fn cifar10() -> Config {
         Config::at(Scale::Paper)
     }
@@ -141,7 +140,7 @@ struct Encoder {
     channels: Vec<usize>,
 }
 
-/// The embedding of the second time.
+/// Embedding of the second time.
 struct Second {
     layer0: Linear,
     layer1: Linear,
@@ -210,8 +209,8 @@ impl Encoder {
         })
     }
 
-    /// Rows (B, channels) in the order in which [`Encoder::embed`] takes them: the embedded
-    /// noise levels, those of the second time, the labels.
+    /// Makes the rows (B, channels) of conditioning in the order that [`Encoder::embed`] takes:
+    /// embedded noise levels, those of the second time, labels.
     fn told(&self, told: &Conditioning, x: &Tensor) -> Result<Vec<Tensor>> {
         let (images, device) = (x.dim(0)?, x.device());
         let seconds = [told.second.is_some(), self.second.is_some()].map(usize::from);
@@ -224,7 +223,7 @@ impl Encoder {
         times.chain(labels).collect()
     }
 
-    /// Rows of 4 model_channels.
+    /// Embeds the conditioning in rows of 4 model_channels.
     fn embed<O: Ops>(&self, ops: &mut O, told: &[O::Map]) -> Result<Embedding<O::Map>> {
         let mut told = told.iter();
         let mut emb = told.next().expect("a noise level").clone();
@@ -267,8 +266,7 @@ impl Encoder {
     }
 }
 
-/// The outputs of a U-Net, or of a part of one, of scaled images and what [`Encoder::told`]
-/// makes.
+/// Runs a U-Net, or a part of one, on scaled images and the rows from [`Encoder::told`].
 fn run(parameters: &[Tensor], x: &Tensor, told: &[Tensor], part: &impl Walk) -> Result<Vec<Tensor>> {
     network::forward(parameters, &inputs(x, told), activations(x.device()), part)
 }
@@ -278,7 +276,7 @@ fn inputs<'a>(x: &'a Tensor, told: &'a [Tensor]) -> Vec<&'a Tensor> {
 }
 
 struct Decoder {
-    /// Each with whether it takes a skip.
+    /// Each block, and whether it takes a skip connection.
     blocks: Vec<(Block, bool)>,
     norm: Norm,
     conv: Conv,

@@ -1,13 +1,13 @@
-//! Which U-Net a checkpoint is of.
+//! Recognises the configuration of a U-Net from a checkpoint.
 
 use crate::network::unet::Config;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The network that tensors of these names and shapes are the parameters of, as far as its
-/// encoder shows; whether they are all of them is for strict loading to say.
+/// Infers the configuration of the network from the names and shapes of its parameters. It reads
+/// only the encoder; strict loading checks the rest.
 ///
 /// # Errors
-/// What is missing of EDM's U-Net.
+/// A text that says what is missing if they are not those of EDM's U-Net.
 pub fn recognise(shapes: &BTreeMap<String, Vec<usize>>) -> Result<Config, String> {
     let encoder = |name: String| shapes.get(&format!("model.enc.{name}.weight"));
     let sizes = shapes.keys().filter_map(|name| {

@@ -1,20 +1,20 @@
-//! What a network is told beside the images.
+//! Conditioning of a network, in addition to the images.
 
 use candle_core::{Device, Result, Tensor, bail};
 
-/// Values by image: one each, or one row each of labels.
+/// Conditioning of each image: one value, or one row of labels.
 #[derive(Clone, Copy, Default)]
 pub struct Conditioning<'a> {
-    /// c_noise
+    /// c_noise.
     pub noise: &'a [f32],
     /// c_noise of the second time, for a network that has one ([`super::SecondTime`]).
     pub second: Option<&'a [f32]>,
-    /// Augmentation labels, only where the images were augmented.
+    /// Augmentation labels, only if the images were augmented.
     pub augment: Option<&'a [f32]>,
 }
 
-/// The positional embedding of c_noise, rows [sin n f | cos n f]: EDM makes cos | sin and
-/// swaps the halves.
+/// Frequencies f of the positional embedding of c_noise, rows [sin n f | cos n f]. EDM computes cos
+/// | sin and swaps the halves.
 pub(super) struct Positions(Vec<f32>);
 
 impl Positions {
@@ -36,7 +36,7 @@ impl Positions {
         rows
     }
 
-    /// The derivatives of the rows along `tangent`, one value an image.
+    /// Computes the derivatives of the rows along `tangent`, which has one value for each image.
     pub fn slopes(&self, noise: &[f32], tangent: &[f32]) -> Vec<f32> {
         let mut rows = Vec::with_capacity(noise.len() * self.channels());
         for (n, dn) in noise.iter().zip(tangent) {
@@ -47,8 +47,8 @@ impl Positions {
     }
 }
 
-/// Numbers that depend on `of` (B) through `slopes`, as many for each of its values: they are
-/// `values`, and their gradient reaches `of`. The first derivative alone is right.
+/// Makes rows with the given `values` whose gradient reaches `of` (B) through `slopes`, their
+/// derivatives. Only first derivatives are right.
 pub(super) fn depending(values: Vec<f32>, slopes: Vec<f32>, of: &Tensor) -> Result<Tensor> {
     let images = of.dim(0)?;
     let rows = |values: Vec<f32>| Tensor::from_vec(values, (images, ()), of.device());
@@ -56,10 +56,10 @@ pub(super) fn depending(values: Vec<f32>, slopes: Vec<f32>, of: &Tensor) -> Resu
     rows(values)? + rows(slopes)?.broadcast_mul(&nothing)?
 }
 
-/// Rows (B, C) of `values`.
+/// Makes rows (B, C) of `values`.
 ///
 /// # Errors
-/// If they are not rows of `channels` values for `images` images.
+/// If there are not `channels` values for each of `images` images.
 pub(super) fn rows(values: Vec<f32>, images: usize, channels: usize, device: &Device) -> Result<Tensor> {
     if values.len() != images * channels {
         bail!("{} values to tell {images} images, {channels} each", values.len());

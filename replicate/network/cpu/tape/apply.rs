@@ -1,4 +1,4 @@
-//! From candle's tensors through a network and back.
+//! Runs a network on candle tensors, forward and backward.
 
 use super::{Node, Parameter, Taken, Tape};
 use crate::network::cpu::{self, Aligned, Maps, Packed, Weight};
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Mutex;
 
-/// Sums of the gradients of all parameters, one behind the other.
+/// Sums of the gradients of all parameters in one buffer.
 pub(super) struct Sums<'a> {
     values: Aligned,
     places: &'a [Range<usize>],
@@ -20,7 +20,7 @@ impl Sums<'_> {
     }
 }
 
-/// Where the sums of each parameter are, and the length of all.
+/// Returns the range of each parameter in the sums, and their total length.
 fn places(parameters: &[Parameter]) -> (Vec<Range<usize>>, usize) {
     let mut end = 0;
     let places = parameters.iter().map(|p| {
@@ -31,11 +31,11 @@ fn places(parameters: &[Parameter]) -> (Vec<Range<usize>>, usize) {
     (places.collect(), end)
 }
 
-/// Images of a group: what one thread takes through the whole network.
+/// Images in a group: one thread takes a group through the whole network.
 const GROUP: usize = 4;
-/// As many sums of gradients are made side by side, and added in order.
+/// Sums of gradients that are computed in parallel and then added in a fixed order.
 const SUMS: usize = 8;
-/// From as many parameters on, groups are single images, and there are two sums.
+/// Number of parameters from which on groups are single images and there are only two sums.
 const LARGE: usize = 2_000_000;
 
 fn group_and_sums(parameters: &[Tensor]) -> (usize, usize) {
@@ -43,13 +43,13 @@ fn group_and_sums(parameters: &[Tensor]) -> (usize, usize) {
     if all < LARGE { (GROUP, SUMS) } else { (1, 2) }
 }
 
-/// The outputs of `walk` over `inputs`, (B, C, H, W) or rows (B, C), all float32 on the CPU.
-/// Candle's gradients reach inputs and `parameters` where it tracks them; that of a parameter
-/// which `walk` does not use is zero. Outputs are (B, C, H, W), or (B, C) where H = W = 1.
+/// Runs `walk` on `inputs`, each (B, C, H, W) or rows (B, C), all float32 on the CPU. Outputs are
+/// (B, C, H, W), or (B, C) where H = W = 1. Gradients reach the inputs and the `parameters` that
+/// candle tracks; the gradient of a parameter that `walk` does not use is zero.
 ///
 /// # Errors
-/// What `walk` fails with; values that are not float32 on the CPU; no images, or not the same
-/// number of them in every input.
+/// If `walk` fails, a value is not float32 on the CPU, there are no images, or the inputs differ in
+/// their number of images.
 pub fn apply(
     parameters: &[Tensor],
     inputs: &[&Tensor],
@@ -103,7 +103,8 @@ pub fn apply(
     if !trained && tracked.is_empty() {
         return Ok(outputs);
     }
-    // Everything that has a gradient as two arguments of one operation with one result.
+    // A candle operation has at most three arguments and one result, so everything that has a
+    // gradient is packed into two arguments.
     let nothing = || Tensor::zeros(1, DType::F32, &Device::Cpu);
     let x = if tracked.is_empty() { nothing()? } else { pack(&tracked)? };
     let flat = if trained {
@@ -124,7 +125,7 @@ pub fn apply(
     unpack(&x.apply_op2(&flat, done)?, &shapes)
 }
 
-/// Of a batch (B, C, H, W), or (B, C) with H = W = 1.
+/// Sizes of a batch (B, C, H, W), or of rows (B, C) with H = W = 1.
 #[derive(Clone, Copy)]
 struct Sizes {
     images: usize,
@@ -142,13 +143,13 @@ impl Sizes {
         }
     }
 
-    /// Values of an image.
+    /// Values of one image.
     fn each(&self) -> usize {
         self.channels * self.height * self.width
     }
 }
 
-/// Images `range` of a batch, channels last.
+/// Converts the images in `range` of a batch to channels last.
 fn to_maps(sizes: Sizes, values: &[f32], range: Range<usize>) -> Maps {
     let (Sizes { channels, height, width, .. }, each) = (sizes, sizes.each());
     let mut maps = Maps::stale(range.len(), [height, width, channels]);
@@ -163,7 +164,7 @@ fn to_maps(sizes: Sizes, values: &[f32], range: Range<usize>) -> Maps {
     maps
 }
 
-/// Back to (images, C, H, W).
+/// Converts maps back to (images, C, H, W).
 fn from_maps(maps: &Maps, values: &mut [f32]) {
     let [height, width, channels] = maps.shape();
     let each = channels * height * width;
@@ -176,7 +177,7 @@ fn from_maps(maps: &Maps, values: &mut [f32]) {
     }
 }
 
-/// Reads contiguous CPU tensors.
+/// Calls `f` with the values of contiguous CPU tensors.
 fn with_values<R>(tensors: &[Tensor], f: impl FnOnce(&[&[f32]]) -> Result<R>) -> Result<R> {
     let guards: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
     let mut all = Vec::with_capacity(guards.len());
@@ -187,7 +188,7 @@ fn with_values<R>(tensors: &[Tensor], f: impl FnOnce(&[&[f32]]) -> Result<R>) ->
     f(&all)
 }
 
-/// Reads parameters, the weights as `pack` makes them.
+/// Calls `f` with the parameters, whose weights are packed by `pack`.
 fn with_parameters<R>(
     parameters: &[Tensor],
     pack: fn(&Weight, &[f32]) -> Packed,
@@ -209,11 +210,11 @@ fn with_parameters<R>(
     })
 }
 
-/// A forward pass that was made, as candle's operation of the inputs that it tracks and of
-/// all parameters, each in one row.
+/// A finished forward pass as a candle operation of two arguments: the tracked inputs, and all
+/// parameters in one row.
 struct Done {
     parameters: Vec<Tensor>,
-    /// All outputs.
+    /// All outputs, packed.
     y: Tensor,
     inputs: Vec<Shape>,
     outputs: Vec<Shape>,

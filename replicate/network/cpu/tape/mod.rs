@@ -1,10 +1,10 @@
-//! A network on the CPU: forward over a few images at a time, which keeps what
-//! one layer leaves to the next in the cache, and backward over what was taken
-//! down on the way. Candle sees one operation, whose arguments are the images and
-//! the parameters.
+//! Runs a network on the CPU and records the operations for its backward pass. The forward pass
+//! takes a few images at a time, so that the output of one layer is still in the cache when the
+//! next reads it. For candle the network is one operation, whose arguments are the images and the
+//! parameters.
 //!
-//! Images are taken in groups of a fixed size and gradients are summed in a
-//! fixed order, so no bit depends on the number of threads.
+//! Groups of images have a fixed size and gradients are summed in a fixed order, so the bits do not
+//! depend on the number of threads.
 
 mod apply;
 
@@ -18,14 +18,14 @@ use candle_core::{Result, bail};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A value, and where its gradient is summed, if it has one.
+/// A value, and the index of its gradient if it has one.
 #[derive(Clone)]
 pub struct Node {
     maps: Arc<Maps>,
     id: Option<usize>,
 }
 
-/// One operation, with what its gradient needs.
+/// A recorded operation with the values that its gradient needs.
 enum Step {
     Conv { x: Node, weight: Param, bias: Option<Param>, term: Option<Node>, residual: Option<(Node, f32)> },
     Norm { x: Node, norm: Norm, statistics: Statistics },
@@ -42,20 +42,19 @@ enum Step {
     Resample { x: Node, resample: Resample },
 }
 
-/// Runs the operations of a network on some images, and takes down those that a
-/// gradient goes through.
+/// Runs the operations of a network on some images, and records those that need a gradient.
 pub struct Tape<'a> {
     parameters: &'a [Parameter<'a>],
     trained: bool,
-    /// The operation, and the id of its result.
+    /// Each operation with the id of its result.
     steps: Vec<(Step, usize)>,
     nodes: usize,
 }
 
-/// A parameter as the operations read it.
+/// A parameter in the layout that the operations read.
 struct Parameter<'a> {
     values: &'a [f32],
-    /// Of those with two or four dimensions.
+    /// Sizes of a weight: set for parameters with two or four dimensions.
     weight: Option<Weight>,
     packed: Option<Packed>,
 }
@@ -71,7 +70,7 @@ impl Tape<'_> {
         self.nodes - 1
     }
 
-    /// Takes the step down if a gradient goes through it.
+    /// Makes a node; records the step if a gradient passes through it.
     fn push(&mut self, maps: Maps, tracked: bool, step: impl FnOnce() -> Step) -> Node {
         let id = tracked.then(|| self.id());
         if let Some(id) = id {
@@ -253,7 +252,7 @@ impl Node {
 }
 
 impl Tape<'_> {
-    /// For derivatives that have no derivative here.
+    /// Fails if a gradient would have to pass through this derivative, which has none here.
     fn untracked(&self, what: &str, x: &Node, dx: &Node) -> Result<()> {
         if self.trained || x.id.is_some() || dx.id.is_some() {
             bail!("no gradient goes through the derivative of {what}");
@@ -288,20 +287,19 @@ fn group_norm<'a>(parameters: &'a [Parameter], norm: &Norm) -> GroupNorm<'a> {
     }
 }
 
-/// What is left of a forward pass over some images.
+/// A finished forward pass over some images.
 struct Taken {
     images: Range<usize>,
     steps: Vec<(Step, usize)>,
     nodes: usize,
-    /// Ids of those that have a gradient.
+    /// Ids of the inputs that have a gradient.
     inputs: Vec<usize>,
     outputs: Vec<Node>,
 }
 
 impl Taken {
-    /// From the gradients of the outputs to those of the inputs; those of the
-    /// parameters are added to `sums`, of weights in an order of their own
-    /// ([`Weight::gradient`]).
+    /// Computes the gradients of the inputs from those of the outputs. Adds the gradients of the
+    /// parameters to `sums`; those of weights are in the internal order of [`Weight::gradient`].
     fn backward(
         self,
         parameters: &[Parameter],
@@ -313,7 +311,7 @@ impl Taken {
             give(&mut gradients, output, dy);
         }
         drop(self.outputs);
-        // Each step is dropped when it is done with, and its values with it.
+        // Steps are dropped one by one to free their values early.
         for (step, id) in self.steps.into_iter().rev() {
             let Some(mut dy) = gradients[id].take() else { continue };
             let mut add = |node: &Node, more: Maps| give(&mut gradients, node, more);
