@@ -199,6 +199,16 @@ fn files_of_another_format_are_called_by_its_name() {
 }
 
 #[test]
+fn a_shard_that_is_missing_is_named() {
+    let dir = Dir::new();
+    #[cfg(unix)]
+    assert!(complaint(Path::new("/dev/null")).contains("a pipe or a device"));
+    dir.write("set/train-00000-of-00002.parquet", "x");
+    let text = complaint(&dir.path("set"));
+    assert!(text.contains("train-00001-of-00002.parquet is missing"), "{text}");
+}
+
+#[test]
 fn what_people_do_not_see_is_hidden() {
     for path in [".DS_Store", "a/._1.png", "__MACOSX/a.png", ".Trash-1000/files/a.png", "a\\.x", "THUMBS.DB"]
     {
@@ -276,13 +286,51 @@ fn what_is_beside_mu_and_sigma_is_not_read() {
         ("fields.npy", npy("", &[2], &[0; 32])),
         ("version.txt", b"made by somebody".to_vec()),
         ("samples.npy", large),
+        ("cut_off.npy", b"\x93NUMPY\x01\x00\xff\xff{".to_vec()),
+        ("text.npy", b"no array at all".to_vec()),
     ];
+    let small = [("mu.npy", mu.clone()), ("sigma.npy", sigma.clone())];
     companions.extend([("mu.npy", mu), ("sigma.npy", sigma)]);
     let path = dir.write("reference.npz", zip(&companions, true));
     let (input, peak) = peak_of(|| source::open(&path).unwrap().0);
     let Input::Statistics(statistics) = input else { panic!("not statistics") };
     assert_eq!((statistics.mean, statistics.covariance), (m.mean(), m.covariance()));
     assert!(peak < 1 << 21, "{peak} bytes for 42 numbers");
+    // Of what is asked for it is said what is wrong, and a codec is named.
+    for (name, bytes, says) in [
+        ("mu.npy", b"no array at all".to_vec(), "holds mu, which is not an array"),
+        ("other.npy", b"no array at all".to_vec(), ""),
+    ] {
+        let mut arrays = small.to_vec();
+        arrays.retain(|(other, _)| *other != name);
+        let path = dir.write("broken.npz", zip(&[arrays, vec![(name, bytes)]].concat(), true));
+        match says {
+            "" => assert!(matches!(source::open(&path), Ok((Input::Statistics(_), _)))),
+            says => assert!(complaint(&path).contains(says), "{}", complaint(&path)),
+        }
+    }
+    let text = complaint(&dir.write("bzip2.npz", with_method(zip(&small, true), 12)));
+    assert!(text.contains("mu, which is compressed with") && !text.contains("damage"), "{text}");
+    let text = complaint(&dir.write("bzip2.zip", with_method(zip(&[("a.png", png(0))], true), 12)));
+    assert!(text.contains("compressed with") && text.contains("name the folder"), "{text}");
+    // By other names they are no features.
+    for names in [["mean.npy", "cov.npy"], ["stats/mu.npy", "stats/sigma.npy"]] {
+        let arrays: Vec<_> = names.into_iter().zip(small.iter().map(|(_, bytes)| bytes.clone())).collect();
+        let text = complaint(&dir.write("other.npz", zip(&arrays, true)));
+        assert!(text.contains("not by the names sigma and mu"), "{text}");
+    }
+}
+
+/// A zip whose files say that they are packed by another method.
+fn with_method(mut zip: Vec<u8>, method: u8) -> Vec<u8> {
+    for at in 0..zip.len() - 4 {
+        match &zip[at..at + 4] {
+            b"PK\x03\x04" => zip[at + 8] = method,
+            b"PK\x01\x02" => zip[at + 10] = method,
+            _ => {}
+        }
+    }
+    zip
 }
 
 /// A covariance that is updated sample by sample in float32, as several tools do.
@@ -378,6 +426,12 @@ fn headers_are_read_in_every_spelling() {
         "{'descr': 'f4', 'fortran_order': False, 'shape': (3, 2), }",
         "{'descr': '|f4', 'fortran_order': 0, 'shape': (3, 2), }",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), 'extra': [(1, 2), {'a': 'b, c'}]}",
+        "{'descr': 'float32', 'fortran_order': False, 'shape': (0x3, 0b1_0)}",
+        "{'descr': 'single', 'fortran_order': False, 'shape': (+3, 0o2)}",
+        "{'descr': \"\"\"<f4\"\"\", # little-endian\n 'fortran_order': False, 'shape': (3, 2)} # end",
+        "{'des' 'cr': '<f4', 'fortran_order': False, 'shape': (3, 2)}",
+        "{'descr': '<' u'f4', 'fortran_order': False, 'shape': (3, 2), 'x': 'it\\'s', 'y': r'\\'}",
+        "{'descr': '\\x3cf\\u0034', 'fortran_order': False, 'shape': (3, 2)}",
     ] {
         assert_eq!(
             rows(&dir.write("a.npy", raw(header, &data))),
@@ -389,6 +443,9 @@ fn headers_are_read_in_every_spelling() {
         "",
         "{",
         "{'descr': '<f4'",
+        "{'descr': '<f4",
+        "{'descr': '\\x",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 0x)}",
         "[('descr', '<f4')]",
         "{'descr': '<f4', 'fortran_order': None, 'shape': (3, 2)}",
         "{'descr': '<f4', 'fortran_order': False, 'shape': (3, -2)}",

@@ -20,6 +20,7 @@ use replicate::measure::metrics::frechet::{Factor, distance, frechet_distance};
 use replicate::measure::metrics::inception_score::{Predictions, inception_score};
 use replicate::measure::metrics::kid::kid;
 use replicate::measure::metrics::precision_recall::precision_recall;
+use replicate::measure::statistics::Statistics;
 use replicate::rng::Stream;
 use replicate::store::formats::npz;
 use replicate::store::formats::torch;
@@ -439,12 +440,17 @@ fn statistics_that_are_none_are_refused() {
         (of(f8(&[2], &[0.0; 2]), f8(&[2, 2], &[1.0, 0.5, 0.4, 1.0])), "not symmetric, at (1, 0)"),
         (of(npy("<i8", &[2], &[0; 16]), f8(&[2, 2], &[0.0; 4])), "mu, which has the type \"<i8\""),
         (of(f8(&[90_000], &[]), f8(&[90_000, 90_000], &[])), "90000"),
+        (of(f8(&[3], &[1.0, 2.0]), f8(&[3, 3], &[0.0; 9])), "16 bytes of data for 3 numbers"),
     ] {
         let error = source::open(&dir.write("ref.npz", bytes)).err().unwrap();
         let text = error.to_string();
         assert_eq!(error.exit_code(), EXIT_INPUT);
         assert!(text.contains("ref.npz") && text.contains(expected), "{expected}: {text}");
     }
+    let alone = dir.write("alone.npz", zip(&[("mu.npy", f8(&[2], &[0.0; 2]))], false));
+    assert!(Statistics::read(&alone).unwrap_err().to_string().contains("no array sigma"));
+    let page = Statistics::read(&dir.write("page.npz", "<html>not found</html>"));
+    assert!(page.unwrap_err().to_string().contains("not an .npz"));
     // A negative eigenvalue shows when the matrix is factored.
     let images = dir.features("a.npz", &features("negative", 9, 2), None);
     let bytes = of(f8(&[2], &[0.0; 2]), f8(&[2, 2], &[1.0, 2.0, 2.0, 1.0]));

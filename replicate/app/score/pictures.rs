@@ -110,6 +110,11 @@ pub(super) fn zip(path: &Path, entries: Vec<Entry>) -> Result<(Option<ImageSet>,
         if is_hidden(&entry.name) {
             left_out.hidden(&entry.name);
         } else if is_picture(&path.join(&entry.name))? {
+            if let Some(how) = entry.unread() {
+                let found = format!("{how}, not stored or deflated");
+                let remedy = "unpack it and name the folder, or zip it again with deflate";
+                return Err(malformed(path.join(&entry.name), "a PNG file", &found, remedy));
+            }
             files.push(entry);
         } else {
             left_out.other(&entry.name);

@@ -101,6 +101,10 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
             (None, _) => cifar(path),
         };
     }
+    // A pipe can be read once only, and whoever opens it again waits for ever.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(unknown(path, "a pipe or a device: save what it gives as a file".into()));
+    }
     let mut start = Vec::new();
     match File::open(path) {
         Ok(file) => file.take(32).read_to_end(&mut start).map_err(Error::io("read", path))?,
@@ -174,7 +178,11 @@ fn cifar(path: &Path) -> Result<(Input, LeftOut)> {
             Err(hundred) => Err(unknown(
                 path,
                 match (&ten, &hundred) {
-                    (Error::Missing { .. }, Error::Missing { .. }) => "no PNG and no CIFAR in it".into(),
+                    (Error::Missing { what: a, .. }, Error::Missing { what: b, .. })
+                        if [a, b].iter().all(|what| what.contains("the directory holds")) =>
+                    {
+                        "no PNG and no CIFAR in it".into()
+                    }
                     _ => format!("neither of the latter\n  as CIFAR-10: {ten}\n  as CIFAR-100: {hundred}"),
                 },
             )),
@@ -208,6 +216,9 @@ fn shuffled(images: Images, kind: &'static str) -> ImageSet {
 fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
     let (stored, left_out) = npz::list(path).map_err(|fault| malformed(path, fault))?;
     let named = |name: &str| stored.iter().find(|array| array.name == name);
+    for name in ["mu", "sigma", "features", "logits"] {
+        named(name).map_or(Ok(()), Stored::check).map_err(|fault| malformed(path, fault))?;
+    }
     let input = if named("mu").is_some() && named("sigma").is_some() {
         Input::Statistics(Statistics::read(path)?)
     } else if let Some(features) = named("features") {
@@ -221,8 +232,15 @@ fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
         let matrices: Vec<&Stored> = stored.iter().filter(is_matrix).collect();
         match (&images[..], &bytes[..], &matrices[..]) {
             ([images], ..) | ([], [images], []) => Input::Images(image_array(path, images)?),
+            ([], _, [sigma]) if is_covariance(sigma, &stored) => {
+                let what = "holds a square matrix beside its vector, as a covariance and a mean are, but not by \
+                            the names sigma and mu (features have the name features):";
+                return Err(malformed(path, format!("{what} {}", names(&stored)).into()));
+            }
             ([], _, [features]) => Input::Features(feature_set(path, features, None)?),
             ([], [], _) => {
+                let broken = stored.iter().try_for_each(Stored::check);
+                broken.map_err(|fault| malformed(path, fault))?;
                 let what = "holds no uint8 images, no features, no mu with sigma, but";
                 return Err(malformed(path, format!("{what} {}", names(&stored)).into()));
             }
@@ -259,6 +277,13 @@ fn matrix(stored: &Stored) -> Option<(usize, usize)> {
         }
         _ => None,
     }
+}
+
+/// Whether a square matrix has a vector of its size beside it.
+fn is_covariance(matrix: &Stored, stored: &[Stored]) -> bool {
+    let is_float = |array: &Stored| array.kind().is_some_and(|(kind, _)| kind != Dtype::U8);
+    let square = |d: usize| matrix.shape == [d, d];
+    stored.iter().any(|array| is_float(array) && array.shape.len() == 1 && square(array.shape[0]))
 }
 
 fn names(stored: &[Stored]) -> String {

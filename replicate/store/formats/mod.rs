@@ -77,7 +77,8 @@ impl From<&str> for Fault {
 
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Fault {
-        Fault::of(&error, || format!("is damaged: {error}"))
+        let what = if error.kind() == ErrorKind::Unsupported { "is" } else { "is damaged:" };
+        Fault::of(&error, || format!("{what} {error}"))
     }
 }
 

@@ -39,11 +39,13 @@ pub struct Stored {
     bytes: u64,
     /// Where an `.npz` has it.
     entry: Option<Entry>,
+    /// Why it cannot be read.
+    broken: Option<String>,
 }
 
 /// The arrays of an `.npz`, or the one of an `.npy`, whatever the name says. What
 /// is hidden in a zip, or is no array, is left out; whether an array can be read
-/// shows when it is.
+/// shows when it is, so that one that nobody asks for may be of any kind.
 pub fn list(path: &Path) -> Result<(Vec<Stored>, LeftOut), Fault> {
     let file = File::open(path)?;
     let mut magic = Vec::new();
@@ -64,7 +66,10 @@ pub fn list(path: &Path) -> Result<(Vec<Stored>, LeftOut), Fault> {
         };
         let name = name.to_string();
         let stored = entry.open(&file).map_err(Fault::from).and_then(|content| header(content, entry.bytes));
-        let stored = stored.map_err(|fault| of(&name, fault))?;
+        let stored = match stored {
+            Err(Fault::Content(what)) => Stored::broken(what),
+            stored => stored.map_err(|fault| of(&name, fault))?,
+        };
         arrays.push(Stored { name, entry: Some(entry), ..stored });
     }
     Ok((arrays, left_out))
@@ -76,6 +81,17 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Array>, Fault> {
 }
 
 impl Stored {
+    fn broken(what: String) -> Stored {
+        let (name, dtype, shape, entry) = Default::default();
+        Stored { name, dtype, shape, fortran_order: false, header: 0, bytes: 0, entry, broken: Some(what) }
+    }
+
+    /// # Errors
+    /// Why it cannot be read, as far as that is known without its numbers.
+    pub fn check(&self) -> Result<(), Fault> {
+        self.broken.as_ref().map_or(Ok(()), |what| Err(of(&self.name, what.clone().into())))
+    }
+
     /// The number of elements; `None` if there are more than a machine can count.
     fn count(&self) -> Option<u64> {
         self.shape.iter().try_fold(1u64, |n, &side| n.checked_mul(side as u64))
@@ -90,10 +106,10 @@ impl Stored {
         };
         let big = order == ">" || order != "<" && cfg!(target_endian = "big");
         let kind = match kind {
-            "u1" | "B" => Dtype::U8,
-            "f2" | "e" => Dtype::F16,
-            "f4" | "f" => Dtype::F32,
-            "f8" | "d" => Dtype::F64,
+            "u1" | "B" | "uint8" | "ubyte" => Dtype::U8,
+            "f2" | "e" | "float16" | "half" => Dtype::F16,
+            "f4" | "f" | "float32" | "single" => Dtype::F32,
+            "f8" | "d" | "float64" | "float" | "double" => Dtype::F64,
             _ => return None,
         };
         Some((kind, big))
@@ -112,6 +128,7 @@ impl Stored {
 
     /// Its elements in row-major order, from the file that it was listed from.
     pub fn open(&self, path: &Path) -> Result<Elements, Fault> {
+        self.check()?;
         self.elements(path).map_err(|fault| of(&self.name, fault))
     }
 
@@ -248,8 +265,9 @@ pub(crate) fn header(mut npy: impl Read, bytes: u64) -> Result<Stored, Fault> {
     Ok(stored)
 }
 
-/// The header's dictionary in any spelling that Python reads: either quotes, with
-/// prefixes, blanks, keys in any order, the long numbers of Python 2.
+/// The header's dictionary in any spelling that Python reads: texts with any quotes,
+/// prefixes and escapes, blanks, comments, keys in any order, numbers to any base, and
+/// the long numbers of Python 2.
 fn dictionary(text: &str) -> Result<Stored, Fault> {
     let mut words = words(text).peekable();
     let (mut dtype, mut shape, mut order) = (None, None, None);
@@ -257,6 +275,10 @@ fn dictionary(text: &str) -> Result<Stored, Fault> {
         return Err("has a header that is no dictionary".into());
     }
     while let Some(key) = words.next().filter(|word| word != "}") {
+        let mut key = key;
+        while let Some(part) = words.next_if(|word| word.starts_with('\'')) {
+            key += &part[1..];
+        }
         if words.next().as_deref() != Some(":") {
             return Err("has a header that is no dictionary".into());
         }
@@ -289,8 +311,7 @@ fn dictionary(text: &str) -> Result<Stored, Fault> {
         [open, sides @ .., close] if open == "(" && close == ")" => sides,
         _ => return Err("has no shape".into()),
     };
-    let side = |word: &String| word.trim_end_matches(['L', 'l']).parse().ok();
-    let sides: Option<Vec<usize>> = sides.iter().filter(|word| *word != ",").map(side).collect();
+    let sides: Option<Vec<usize>> = sides.iter().filter(|word| *word != ",").map(|word| side(word)).collect();
     Ok(Stored {
         name: String::new(),
         dtype: dtype.unwrap_or_default(),
@@ -299,15 +320,21 @@ fn dictionary(text: &str) -> Result<Stored, Fault> {
         header: 0,
         bytes: 0,
         entry: None,
+        broken: None,
     })
 }
 
-/// What a value is as a text; nothing for a value of another kind.
+fn side(word: &str) -> Option<usize> {
+    let word = word.trim_end_matches(['L', 'l']).replace('_', "").to_ascii_lowercase();
+    let bases = [("0x", 16), ("0o", 8), ("0b", 2)];
+    let based = bases.iter().find_map(|(prefix, base)| Some((word.strip_prefix(prefix)?, *base)));
+    let (digits, base) = based.unwrap_or((word.as_str(), 10));
+    usize::from_str_radix(digits, base).ok()
+}
+
+/// What a value is as a text, which may be in parts; nothing for a value of another kind.
 fn string(value: &[String]) -> String {
-    match value {
-        [text] => text.strip_prefix('\'').unwrap_or_default().to_string(),
-        _ => String::new(),
-    }
+    value.iter().map(|part| part.strip_prefix('\'')).collect::<Option<String>>().unwrap_or_default()
 }
 
 /// A Python literal as punctuation, names and numbers; a text begins with `'`.
@@ -315,20 +342,54 @@ fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     let mut rest = text;
     std::iter::from_fn(move || {
         rest = rest.trim_start();
+        while let Some(comment) = rest.strip_prefix('#') {
+            rest = comment.split_once('\n').map_or("", |(_, behind)| behind).trim_start();
+        }
         let first = rest.chars().next()?;
-        let quoted = rest.trim_start_matches(['u', 'U', 'b', 'B']);
-        let word = match quoted.chars().next() {
-            Some(quote @ ('\'' | '"')) => {
-                let (text, behind) = quoted[1..].split_once(quote).unwrap_or((&quoted[1..], ""));
-                rest = behind;
-                return Some(format!("'{text}"));
-            }
-            _ if "{}[]():,".contains(first) => &rest[..1],
-            _ => rest.split(|c: char| c.is_whitespace() || "{}[]():,'\"".contains(c)).next()?,
+        if let Some((text, behind)) = quoted(rest) {
+            rest = behind;
+            return Some(format!("'{text}"));
+        }
+        let word = match "{}[]():,".contains(first) {
+            true => &rest[..1],
+            // A quote that ends nothing.
+            false if "'\"".contains(first) => rest,
+            false => rest.split(|c: char| c.is_whitespace() || "{}[]():,'\"#".contains(c)).next()?,
         };
         rest = &rest[word.len()..];
         Some(word.to_string())
     })
+}
+
+/// The text that Python writes at the beginning of `code`, and what follows it.
+fn quoted(code: &str) -> Option<(String, &str)> {
+    let body = code.trim_start_matches(['u', 'U', 'b', 'B', 'r', 'R']);
+    let raw = code[..code.len() - body.len()].contains(['r', 'R']);
+    let quote = body.get(..1).filter(|quote| ["'", "\""].contains(quote))?;
+    let end = if body.starts_with(&quote.repeat(3)) { quote.repeat(3) } else { quote.to_string() };
+    let (mut rest, mut text) = (&body[end.len()..], String::new());
+    while !rest.starts_with(&end) {
+        let first = rest.chars().next()?;
+        rest = &rest[first.len_utf8()..];
+        if raw || first != '\\' {
+            text.push(first);
+            continue;
+        }
+        let escape = rest.chars().next()?;
+        rest = &rest[escape.len_utf8()..];
+        let digits = [('x', 2), ('u', 4), ('U', 8)].iter().find(|(kind, _)| *kind == escape);
+        match (escape, digits) {
+            (_, Some((_, digits))) => {
+                text.push(char::from_u32(u32::from_str_radix(rest.get(..*digits)?, 16).ok()?)?);
+                rest = &rest[*digits..];
+            }
+            ('n', _) => text.push('\n'),
+            ('t', _) => text.push('\t'),
+            ('\n', _) => {}
+            (other, _) => text.push(other),
+        }
+    }
+    Some((text, &rest[end.len()..]))
 }
 
 /// What is wrong with an array, as something wrong with the file.

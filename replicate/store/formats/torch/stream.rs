@@ -333,6 +333,10 @@ pub(super) fn zip<'a>(bytes: &'a [u8]) -> Result<(&'a [u8], Storages<'a>), Fault
         return Err(Fault::broken("a zip archive without data.pkl, which torch.save writes"));
     };
     let stored = |entry: &Entry| match entry.stored(bytes) {
+        _ if entry.unread().is_some() => {
+            let how = entry.unread().unwrap_or_default();
+            Err(Fault::broken(format!("{} {how}, which torch.save does not do", quote(&entry.name))))
+        }
         Ok(Some(content)) => Ok((entry.name.clone(), content)),
         Ok(None) => {
             Err(Fault::broken(format!("{} compressed, which torch.save does not do", quote(&entry.name))))
