@@ -4,14 +4,23 @@
 mod common;
 
 use candle_core::{Device, Result, Tensor, Var};
-use common::{Fixture, unit};
+use common::{Fixture, relative_error, unit};
+use replicate::app::selftest::parity::{self, tiny};
 use replicate::app::selftest::steps::CASES;
+use replicate::experiment::Recipe;
+use replicate::method::all_rows;
 use replicate::method::equations::diffuse;
 use replicate::method::noise::seventh_root;
+use replicate::method::one_step::one_step;
 use replicate::method::score_based::sid;
+use replicate::network::params::{Arrays, Params, Source};
+use replicate::network::unet::Denoiser;
+use replicate::settings::Scale;
+use replicate::train::net::strip;
+use replicate::train::state;
 
 const B: usize = 4;
-/// Of one loss or one element of a gradient, relative to the array's largest.
+/// Of one loss, or of one element of an image's gradient relative to the largest.
 const LOSS: f64 = 1e-5;
 
 fn fixture() -> Fixture {
@@ -27,92 +36,167 @@ fn image(name: &str, scale: f32) -> Tensor {
     Tensor::from_vec(values, (B, 3, 16, 16), &Device::Cpu).unwrap()
 }
 
+fn normal(name: &str) -> Tensor {
+    image(name, 3f32.sqrt())
+}
+
+/// EDM's noise levels.
+fn log_normal(name: &str) -> Vec<f32> {
+    unit(name, B).into_iter().map(|u| (-1.2 + 1.2 * 3f32.sqrt() * u).exp()).collect()
+}
+
+/// SiD's noise levels.
+fn seventh_roots(name: &str) -> Vec<f32> {
+    unit(name, B).into_iter().map(|u| seventh_root(0.8 * f64::from(u + 1.0) / 2.0) as f32).collect()
+}
+
 /// Every element by itself: the losses of a batch span decades.
-fn each_is_close(what: &str, ours: &[f32], expected: &[f32], tolerance: f64) {
+fn each_is_close(what: &str, ours: &[f32], expected: &[f32]) {
     assert_eq!(ours.len(), expected.len(), "{what}");
     for (i, (ours, expected)) in ours.iter().zip(expected).enumerate() {
         let error = f64::from((ours - expected).abs() / expected.abs().max(1e-30));
-        assert!(error < tolerance, "{what}, element {i}: {ours} for {expected}");
+        assert!(error < LOSS, "{what}, element {i}: {ours} for {expected}");
     }
 }
 
-/// The fixture's stand-ins for the networks: linear in x.
+// The fixture's stand-ins for the networks.
+
 fn linear(slope: f64, name: &str) -> impl Fn(&Tensor) -> Result<Tensor> {
     let term = image(name, 0.1);
     move |x| (x * slope)? + &term
 }
 
-/// Each image's loss as the fixture scales it, and the gradient of their sum by the images.
-fn with_gradient(loss: impl Fn(&Tensor) -> Result<Tensor>, scale: f64) -> (Vec<f32>, Vec<f32>) {
-    let x0 = Var::from_tensor(&image("loss.images", 0.8)).unwrap();
-    let losses = (loss(&x0).unwrap() * scale).unwrap();
-    let gradients = losses.sum_all().unwrap().backward().unwrap();
-    (flat(&losses), flat(gradients.get(&x0).unwrap()))
+/// Fifteen times the 2x2 averages of the means over channels, (B, H, W).
+fn logits(x: &Tensor) -> Result<Tensor> {
+    (x.mean_keepdim(1)?.avg_pool2d(2)? * 15.0)?.squeeze(1)
 }
 
-fn check_identity(group: &str, teacher: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) {
+fn check_generator(group: &str, teacher: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) {
     let fixture = fixture();
-    let sigma: Vec<f32> =
-        unit("loss.t", B).into_iter().map(|u| seventh_root(0.8 * f64::from(u + 1.0) / 2.0) as f32).collect();
-    let (noise, fake) = (image("loss.noise", 3f32.sqrt()), linear(0.4, "loss.fake"));
-    for alpha in [0.5, 1.0, 1.2] {
-        let (losses, gradient) = with_gradient(
-            |x0| {
-                let xt = diffuse(x0, &sigma, &noise)?;
-                sid::identity(x0, &teacher(x0, &xt)?, &fake(&xt)?, alpha)
-            },
-            1.0 / B as f64,
-        );
-        let name = format!("{group}/sid_alpha{alpha:.1}");
-        each_is_close(&name, &losses, &fixture.f32(&name), LOSS);
-        let expected = fixture.f32(&format!("{name}_image_grad"));
-        for (image, (ours, expected)) in gradient.chunks(768).zip(expected.chunks(768)).enumerate() {
-            let error = common::relative_error(ours, expected);
-            assert!(f64::from(error) < LOSS, "{name}, gradient of image {image}: {error}");
+    let (sigma, noise) = (seventh_roots("loss.t"), normal("loss.noise"));
+    // Each image's loss as the fixture scales it, and the gradient of their sum.
+    let check = |name: &str, scale: f64, loss: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
+        let name = format!("{group}/{name}");
+        let x0 = Var::from_tensor(&image("loss.images", 0.8)).unwrap();
+        let losses = (loss(&x0, &diffuse(&x0, &sigma, &noise).unwrap()).unwrap() * scale).unwrap();
+        each_is_close(&name, &flat(&losses), &fixture.f32(&name));
+        let gradients = losses.sum_all().unwrap().backward().unwrap();
+        let (ours, expected) = (flat(&gradients[&x0]), fixture.f32(&format!("{name}_image_grad")));
+        for (image, (ours, expected)) in ours.chunks(768).zip(expected.chunks(768)).enumerate() {
+            let error = f64::from(relative_error(ours, expected));
+            assert!(error < LOSS, "{name}, gradient of image {image}: {error}");
         }
+    };
+    let fake = linear(0.4, "loss.fake");
+    for alpha in [0.5, 1.0, 1.2] {
+        check(&format!("sid_alpha{alpha:.1}"), 1.0 / B as f64, &|x0, xt| {
+            sid::identity(x0, &teacher(x0, xt)?, &fake(xt)?, alpha)
+        });
     }
+    check("gan", 0.01 * 768.0 / B as f64, &|x0, xt| {
+        sid::deceive(&logits(xt)?, &sid::weight(x0, &teacher(x0, xt)?)?, B)
+    });
 }
 
 #[test]
-fn the_identity_loss_of_each_image_agrees() {
+fn the_generators_losses_of_each_image_agree() {
     let teacher = linear(0.5, "loss.teacher");
-    check_identity("loss", |_, xt| teacher(xt));
+    check_generator("loss", |_, xt| teacher(xt));
 }
 
 /// A teacher that changes nothing: the weight is at its floor.
 #[test]
 fn the_weight_has_a_floor() {
-    check_identity("loss_floor", |x0, _| Ok(x0.detach()));
+    check_generator("loss_floor", |x0, _| Ok(x0.detach()));
 }
 
 #[test]
-fn the_fake_scores_loss_agrees() {
-    let root3 = 3f32.sqrt();
-    let sigma: Vec<f32> = unit("loss.sigma", B).into_iter().map(|u| (-1.2 + 1.2 * root3 * u).exp()).collect();
-    let (x0, noise) = (image("loss.images", 0.8), image("loss.noise", root3));
-    let fake = linear(0.4, "loss.fake")(&diffuse(&x0, &sigma, &noise).unwrap()).unwrap();
-    let each = |i: usize| {
+fn the_fake_scores_losses_of_each_image_agree() {
+    let (fixture, sigma) = (fixture(), log_normal("loss.sigma"));
+    let (x0, noise) = (image("loss.images", 0.8), normal("loss.noise"));
+    let diffused = |x0: &Tensor| diffuse(x0, &sigma, &noise).unwrap();
+    let xt = diffused(&x0);
+    let [l_real, l_fake] = [&diffused(&image("loss.real", 0.8)), &xt].map(|x| logits(x).unwrap());
+    let told = sid::discriminate(&l_real, &l_fake, &sigma, B).unwrap();
+    each_is_close("discriminator", &flat(&(told / B as f64).unwrap()), &fixture.f32("loss/discriminator"));
+    let fake = linear(0.4, "loss.fake")(&xt).unwrap();
+    let score = |i: usize| {
         let of = |t: &Tensor| t.narrow(0, i, 1).unwrap();
         let loss = sid::fake_score(&of(&fake), &of(&x0), &sigma[i..=i]).unwrap();
         loss.to_scalar::<f32>().unwrap() / B as f32
     };
-    each_is_close(
-        "fake score",
-        &(0..B).map(each).collect::<Vec<_>>(),
-        &fixture().f32("loss/fake_score"),
-        LOSS,
-    );
+    each_is_close("score", &(0..B).map(score).collect::<Vec<_>>(), &fixture.f32("loss/fake_score"));
 }
 
 #[test]
 fn first_steps_agree() {
     let fixture = fixture();
-    let cases: Vec<_> = CASES.iter().filter(|case| case.file == "distillation.npz").collect();
-    assert!(!cases.is_empty());
-    let checks = cases.into_iter().flat_map(|case| case.checks(&fixture.0, &Device::Cpu, &unit).unwrap());
-    let checks: Vec<_> = checks.collect();
+    let cases = CASES.iter().filter(|case| case.file == "distillation.npz");
+    let checks: Vec<_> =
+        cases.flat_map(|case| case.checks(&fixture.0, &Device::Cpu, &unit).unwrap()).collect();
     for check in &checks {
         println!("{}: {:.1e} of {:.0e}", check.name, check.measured, check.tolerance);
     }
-    assert!(checks.iter().all(|check| check.passed));
+    assert!(checks.len() > 10 && checks.iter().all(|check| check.passed));
+}
+
+/// SiDA's first iteration, each of its four losses by itself: the norms of every parameter's
+/// gradient, and the logits.
+#[test]
+fn each_loss_of_sida_has_its_gradients() {
+    let (fixture, config, device) = (fixture(), tiny(), Device::Cpu);
+    let (params, _) = parity::filled_denoiser(&config, &device, &unit).unwrap();
+    let weights = parity::filled(&params, &unit);
+    let load = |weights: &Arrays| {
+        let source = Source { given: weights, drawn: &[], cell: "" };
+        Params::build(&device, &source, |vb| Denoiser::new(&config, vb)).unwrap()
+    };
+    let ((generator_params, generator), (fake_params, fake)) = (load(&weights), load(&weights));
+    let check = |array: &str, loss: &Tensor, params: &Params, tolerance: f64| {
+        let gradients = loss.backward().unwrap();
+        let mut worst = 0f64;
+        for (name, var) in params.iter() {
+            let squares = |g: &Tensor| flat(g).iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
+            let norm = gradients.get(var).map_or(0.0, |gradient| squares(gradient).sqrt());
+            let expected = f64::from(fixture.f32(&format!("sida/{array}/{name}"))[0]);
+            worst = worst.max((norm - expected).abs() / expected.max(1e-30));
+        }
+        println!("{array}: {worst:.1e} of {tolerance:.0e}");
+        assert!(worst < tolerance, "{array}: {worst}");
+    };
+
+    let (sigma, noise) = (log_normal("step0.critic.sigma"), normal("step0.critic.noise"));
+    let x0 = one_step(&generator, &normal("step0.critic.z"), 2.5).unwrap().detach();
+    let diffused = |x0: &Tensor| diffuse(x0, &sigma, &noise).unwrap();
+    let (denoised, l_fake) = fake.with_features(&diffused(&x0), &sigma, None).unwrap();
+    let l_real = fake.features(&diffused(&image("step0.real", 0.8)), &sigma, None).unwrap();
+    for (array, logits) in [("logits_fake", &l_fake), ("logits_real", &l_real)] {
+        let error = relative_error(&flat(logits), &fixture.f32(&format!("sida/first/{array}")));
+        assert!(error < 1e-4, "{array}: {error}");
+    }
+    let score = sid::fake_score(&denoised, &x0, &sigma).unwrap();
+    check("fake_grad_norm_score", &score, &fake_params, 1e-4);
+    let told = sid::discriminate(&l_real, &l_fake, &sigma, B).unwrap().mean_all().unwrap();
+    check("fake_grad_norm_discriminator", &told, &fake_params, 1e-4);
+
+    // The generator's losses meet the fake score after its step, as the row takes it.
+    let row = all_rows().find(|row| row.id == "sida").unwrap();
+    let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
+    recipe.set("critic_lr=1e-3").unwrap();
+    let setup = recipe.setup(&device, &row, Some(&weights), "parity");
+    let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
+    let case = CASES.iter().find(|case| case.group == "sida").unwrap();
+    method.step(&case.given(0, &device, &unit).unwrap().batch(0, B)).unwrap();
+    let (_, fake) = load(&strip(&state(&mut *method).unwrap(), "fake.weights."));
+    let (_, teacher) = load(&weights);
+    let sigma = seventh_roots("step0.generator.t");
+    let x0 = one_step(&generator, &normal("step0.generator.z"), 2.5).unwrap();
+    let xt = diffuse(&x0, &sigma, &normal("step0.generator.noise")).unwrap();
+    let t = teacher.forward(&xt, &sigma, None).unwrap();
+    let (q, logits) = fake.with_features(&xt, &sigma, None).unwrap();
+    let identity = sid::identity(&x0, &t, &q, 1.0).unwrap().mean_all().unwrap();
+    check("grad_norm_sid", &identity, &generator_params, 3e-4);
+    let weight = sid::weight(&x0, &t).unwrap();
+    let gan = (sid::deceive(&logits, &weight, B).unwrap().mean_all().unwrap() * (0.01 * 768.0)).unwrap();
+    check("grad_norm_gan", &gan, &generator_params, 1e-4);
 }

@@ -107,7 +107,7 @@ fn network<'a>(training: &'a Trained, name: &str) -> &'a Network {
 }
 
 fn learned(training: &Trained, config: &Config) -> impl Iterator<Item = (Role, Count)> {
-    let learned = training.networks.iter().filter(|network| network.role != Role::Frozen);
+    let learned = training.networks.iter().filter(|network| network.role.learns());
     learned.map(|network| (network.role, network.size.count(config)))
 }
 

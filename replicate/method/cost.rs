@@ -22,6 +22,11 @@ impl Network {
         Network { name, size, role: Role::Trained }
     }
 
+    /// A part of another network, with its parameters.
+    pub const fn part(name: &'static str, size: Size) -> Network {
+        Network { name, size, role: Role::Part }
+    }
+
     /// Without gradients of its parameters.
     pub const fn frozen(name: &'static str, size: Size) -> Network {
         Network { name, size, role: Role::Frozen }
@@ -33,6 +38,7 @@ pub enum Role {
     Averaged,
     Trained,
     Frozen,
+    Part,
 }
 
 impl Display for Role {
@@ -46,12 +52,17 @@ impl Display for Role {
 }
 
 impl Role {
+    pub fn learns(self) -> bool {
+        matches!(self, Role::Averaged | Role::Trained)
+    }
+
     /// Copies of the parameters in memory: values, gradients, Adam's moments, average.
     pub fn copies(self) -> u64 {
         match self {
             Role::Averaged => 5,
             Role::Trained => 4,
             Role::Frozen => 1,
+            Role::Part => 0,
         }
     }
 }

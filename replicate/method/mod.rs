@@ -224,6 +224,7 @@ pub const TABLE1: &[Row] = &[
     row("ddim", sampler::ddim::SPEC, FULL),
     row("dpm-solver-fast", sampler::dpm_solver::SPEC, FULL),
     row("sid", sid::SID, FULL),
+    row("sida", sid::SIDA, FULL),
     row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
 ];
 

@@ -86,6 +86,9 @@ const fn ours(row: &'static str, group: &'static str) -> Case {
     }
 }
 
+/// Past both thresholds of its warm-up from the first step on.
+const SIDA: &[&str] = &["sida_generator_from=0", "sida_adversary_from=0"];
+
 const fn sid(row: &'static str, group: &'static str) -> Case {
     Case {
         row,
@@ -113,6 +116,12 @@ pub const CASES: &[Case] = &[
         changes: &["sid_alpha=1.2"],
         gradients: &[("generator", "grad_norm")],
         ..sid("sid", "sid_alpha1.2")
+    },
+    Case { changes: SIDA, gradients: &[("fake", "fake_grad_norm_clipped")], ..sid("sida", "sida") },
+    Case { changes: &[SIDA[0], SIDA[1], "sida_group=2"], ..sid("sida", "sida_groups") },
+    Case {
+        changes: &["sida_generator_from=4", "sida_adversary_from=8"],
+        ..sid("sida", "sida_warmup")
     },
 ];
 
