@@ -296,6 +296,12 @@ impl Recipe {
         self.resolved(self.one_step.generator_start, row)
     }
 
+    /// The row whose generator this row's goes on from, unless it was changed by hand where the
+    /// generator starts.
+    pub fn first_stage(&self, row: &Row) -> Option<Row> {
+        row.before().filter(|_| self.one_step.generator_start == Start::Row)
+    }
+
     /// What the row's critic, or fake score, starts from.
     pub fn critic_start(&self, row: &Row) -> Initialization {
         self.resolved(self.one_step.critic_start, row)

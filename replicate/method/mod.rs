@@ -192,6 +192,21 @@ pub struct Row {
     pub id: &'static str,
     pub method: Spec,
     pub start: Initialization,
+    /// The row of the same seed whose generator this row's starts from; all other networks
+    /// start from `start`.
+    pub generator: Option<&'static str>,
+}
+
+impl Row {
+    /// The row whose generator this row's starts from.
+    ///
+    /// # Panics
+    /// If the registry does not have it.
+    pub fn before(&self) -> Option<Row> {
+        let row = |id| all_rows().find(|row| row.id == id);
+        self.generator
+            .map(|id| row(id).unwrap_or_else(|| panic!("{} starts from {id}, which is no row", self.id)))
+    }
 }
 
 impl PartialEq for Row {
@@ -205,7 +220,7 @@ impl Eq for Row {}
 const FULL: Initialization = Initialization::MultiLevel(Data::Target);
 
 const fn row(id: &'static str, method: Spec, start: Initialization) -> Row {
-    Row { id, method, start }
+    Row { id, method, start, generator: None }
 }
 
 const DIJS: Spec = ratio!(DiJs, "Eq 9");
@@ -225,6 +240,7 @@ pub const TABLE1: &[Row] = &[
     row("dpm-solver-fast", sampler::dpm_solver::SPEC, FULL),
     row("sid", sid::SID, FULL),
     row("sida", sid::SIDA, FULL),
+    Row { generator: Some("sid"), ..row("sid2a", sid::SIDA, FULL) },
     row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
 ];
 

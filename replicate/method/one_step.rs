@@ -84,7 +84,8 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Line 2 of both algorithms: it starts from the pre-trained weights, or is drawn.
+    /// Line 2 of both algorithms: it starts from the pre-trained weights, or is drawn, or
+    /// starts from another row's generator.
     pub fn new(setup: &Setup) -> Result<Generator> {
         let s = setup.settings;
         let net = denoiser(setup, "generator", setup.start.generator)?.averaged(s.ema_half_life)?;

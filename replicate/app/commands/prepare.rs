@@ -137,8 +137,17 @@ fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>>
             memory: 0,
         });
     }
+    let mut all: Vec<Row> = Vec::new();
+    for cell in cells {
+        let before = recipe.first_stage(cell).filter(|_| !runner.published(cell.start));
+        for row in before.into_iter().chain([*cell]) {
+            if !all.contains(&row) {
+                all.push(row);
+            }
+        }
+    }
     for seed in seeds {
-        for cell in cells {
+        for cell in &all {
             let name = format!("{}, seed {seed}", cell.id);
             if runner.stored(cell, *seed)?.is_some() {
                 items.push(Item { name, what: "there".into(), cost: Cost::default(), memory: 0 });

@@ -119,10 +119,7 @@ pub const CASES: &[Case] = &[
     },
     Case { changes: SIDA, gradients: &[("fake", "fake_grad_norm_clipped")], ..sid("sida", "sida") },
     Case { changes: &[SIDA[0], SIDA[1], "sida_group=2"], ..sid("sida", "sida_groups") },
-    Case {
-        changes: &["sida_generator_from=4", "sida_adversary_from=8"],
-        ..sid("sida", "sida_warmup")
-    },
+    Case { changes: &["sida_generator_from=4", "sida_adversary_from=8"], ..sid("sida", "sida_warmup") },
 ];
 
 const BATCH: usize = 4;
@@ -197,7 +194,10 @@ impl Case {
     }
 
     /// What iteration `k` draws.
-    fn given(&self, k: usize, device: &Device, unit: Unit) -> Result<Given> {
+    ///
+    /// # Errors
+    /// What the device fails with.
+    pub fn given(&self, k: usize, device: &Device, unit: Unit) -> Result<Given> {
         let mut given = Given::default();
         for (name, draw) in self.draws {
             given.tensors.insert(name.to_string(), values(*draw, k, device, unit)?);

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 pub enum Input {
     /// EDM's checkpoint: the teacher, and the multi-level initialisation.
     Checkpoint,
+    /// The published generator of the row of that id, from which another row starts.
+    Generator(&'static str),
     /// The weights of the feature network.
     Inception,
     Cifar(Set, Split),
@@ -25,6 +27,7 @@ impl Input {
         let drill = scale == Scale::Drill;
         let id = match self {
             Input::Checkpoint => "edm",
+            Input::Generator(row) => row,
             Input::Inception => "inception",
             Input::Statistics => "fid-reference",
             Input::Cifar(set, split) if !drill => return cifar::assets(set, split),
@@ -47,6 +50,13 @@ impl Runner<'_> {
         let starts = || cells.iter().flat_map(|cell| self.recipe.initial(cell));
         if starts().any(|start| self.published(start)) {
             all.push(Input::Checkpoint);
+        }
+        let published = cells.iter().filter(|cell| self.published(cell.start));
+        let generators = published.filter_map(|cell| Some(Input::Generator(self.recipe.first_stage(cell)?.id)));
+        for generator in generators {
+            if !all.contains(&generator) {
+                all.push(generator);
+            }
         }
         let own_features = self.recipe.scale.has_own_features();
         if !own_features {

@@ -1,6 +1,7 @@
 //! One row of one seed: what it is made from, its training, its samples and scores.
 
 use super::artifact::{Artifact, Made, Outputs};
+use super::inputs::Input;
 use super::outcome::{Outcome, read_trial, trial_text, values_text, write_timing};
 use super::weights::read_weights;
 use super::{Runner, SAMPLES, SCORES, WEIGHTS, keys};
@@ -39,7 +40,7 @@ impl Runner<'_> {
         {
             return Ok(outcome);
         }
-        let parents = self.make_parents(row)?;
+        let parents = self.make_parents(row, seed)?;
         let weights = match row.method.training {
             None => None,
             Some(_) => {
@@ -57,7 +58,7 @@ impl Runner<'_> {
     /// The result of one row of one seed that this code made, or else the newest one that
     /// other code made in the same experiment; nothing is run.
     pub fn stored(&mut self, row: &Row, seed: u64) -> Result<Option<Outcome>> {
-        if let Some(parents) = self.find_parents(row)? {
+        if let Some(parents) = self.find_parents(row, seed)? {
             let weights = match row.method.training {
                 None => None,
                 Some(_) => {
@@ -126,13 +127,17 @@ impl Runner<'_> {
     }
 
     /// Digests of what a row is made from, where all of it is here.
-    fn find_parents(&mut self, row: &Row) -> Result<Option<Parents>> {
+    fn find_parents(&mut self, row: &Row, seed: u64) -> Result<Option<Parents>> {
         let mut digests = Vec::new();
         for start in self.recipe.initial(row) {
             let Some(digest) = self.find_pretrained_digest(start)? else { return Ok(None) };
             digests.push((start, digest));
         }
-        let (start, others) = self.starts(row, &digests);
+        let (start, mut others) = self.starts(row, &digests);
+        if let Some(before) = self.recipe.first_stage(row) {
+            let Some(digest) = self.find_generator_digest(row, &before, seed)? else { return Ok(None) };
+            others.push(("generator", digest));
+        }
         let Some(features) = self.find_features_digest()? else { return Ok(None) };
         let Some(images) = self.find_images_digest(Data::Target)? else { return Ok(None) };
         let reference = match self.recipe.scale.procedural() {
@@ -146,18 +151,35 @@ impl Runner<'_> {
     }
 
     /// The same; what is missing is made.
-    fn make_parents(&mut self, row: &Row) -> Result<Parents> {
+    fn make_parents(&mut self, row: &Row, seed: u64) -> Result<Parents> {
         let mut digests = Vec::new();
         for start in self.recipe.initial(row) {
             digests.push((start, self.pretrained_digest(start)?));
         }
-        let (start, others) = self.starts(row, &digests);
+        let (start, mut others) = self.starts(row, &digests);
+        if let Some(before) = self.recipe.first_stage(row) {
+            let digest = match self.find_generator_digest(row, &before, seed)? {
+                Some(digest) => digest,
+                None => self.generator(row, &before, seed)?.1,
+            };
+            others.push(("generator", digest));
+        }
         let reference = match self.recipe.scale.procedural() {
             true => None,
             false => Some(self.images_digest(self.recipe.reference())?),
         };
         let (features, images) = (self.features_digest()?, self.images_digest(Data::Target)?);
         Ok(Parents { start, others, images, reference, features })
+    }
+
+    /// The SHA-256 of the generator of `before`, from which that of `row` starts.
+    fn find_generator_digest(&mut self, row: &Row, before: &Row, seed: u64) -> Result<Option<String>> {
+        if self.published(row.start) {
+            return Ok(self.input(Input::Generator(before.id))?.map(|(_, sha256)| sha256));
+        }
+        let Some(parents) = self.find_parents(before, seed)? else { return Ok(None) };
+        let artifact = self.weights_artifact(before, seed, &parents);
+        Ok(self.find(&artifact)?.and_then(|made| made.digest(WEIGHTS).map(str::to_string)))
     }
 
     /// The digest of the row's start, and those of the networks that start otherwise.
@@ -228,11 +250,16 @@ impl Runner<'_> {
     /// Trains the row's method and leaves its weights.
     fn train(&mut self, lock: &Lock, row: &Row, seed: u64) -> Result<Outputs> {
         let start = self.starting_weights(row)?;
+        let generator = match self.recipe.first_stage(row) {
+            Some(before) => Some(self.generator(row, &before, seed)?.0),
+            None => None,
+        };
         self.images(Data::Target)?;
         self.prepare_evaluator()?;
         let (recipe, device) = (&self.recipe, &self.settings.device);
         let cell = self.streams(seed);
-        let setup = recipe.setup(device, row, &start, &cell);
+        let mut setup = recipe.setup(device, row, &start, &cell);
+        setup.start.generator = generator.as_ref().or(setup.start.generator);
         let training = row.method.training.as_ref().expect("the row has a training");
         let mut method = (training.build)(&setup)?;
         let sizes: Vec<f64> = method.nets().iter().map(|(_, net)| net.params.count() as f64).collect();

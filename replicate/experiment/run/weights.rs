@@ -6,7 +6,7 @@ use super::outcome::write_timing;
 use super::{Runner, SHIPPED, WEIGHTS, keys};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::experiment::{Data, Initialization, Recipe, Scale};
+use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
 use crate::measure::classifier::{Classifier, ClassifierMethod, ClassifierTraining, Layout};
 use crate::measure::evaluate::FeatureNetwork;
 use crate::measure::inception::Inception;
@@ -38,7 +38,7 @@ impl Runner<'_> {
             return Ok(shipped);
         }
         if self.published(start) {
-            return self.checkpoint();
+            return self.network(Input::Checkpoint);
         }
         let data = start.data();
         let images = self.images_digest(data)?;
@@ -66,6 +66,21 @@ impl Runner<'_> {
         let Some(images) = self.find_images_digest(start.data())? else { return Ok(None) };
         let artifact = self.pretraining_artifact(start, images);
         Ok(self.find(&artifact)?.and_then(|made| made.digest(WEIGHTS).map(str::to_string)))
+    }
+
+    /// The generator of `before`, from which that of `row` starts, with its SHA-256: a
+    /// published one where the scale takes published networks, else that of the same seed,
+    /// whose row is run where it is missing.
+    pub(super) fn generator(&mut self, row: &Row, before: &Row, seed: u64) -> Result<(Arrays, String)> {
+        if self.published(row.start) {
+            return self.network(Input::Generator(before.id));
+        }
+        let outcome = self.row(before, seed)?;
+        let Some(weights) = outcome.weights else {
+            let what = format!("the weights of {} are not in the store beside its scores", before.id);
+            return Err(Error::Run(format!("{what}\n  run it again without --keep")));
+        };
+        read_weights(&weights.entry)
     }
 
     /// Whether what `start` names is there: nothing is trained for it.
@@ -125,9 +140,9 @@ impl Runner<'_> {
         !self.settings.from_scratch && self.recipe.has_checkpoint(start)
     }
 
-    /// EDM's network, every tensor of it and no other.
-    fn checkpoint(&mut self) -> Result<(Arrays, String)> {
-        let (path, sha256) = self.require(Input::Checkpoint)?;
+    /// The file's network, every tensor of EDM's and no other.
+    fn network(&mut self, file: Input) -> Result<(Arrays, String)> {
+        let (path, sha256) = self.require(file)?;
         let arrays = torch::read(&path)?.edm_network()?;
         let network = &self.recipe.network;
         let (_, shapes) = outline(|vb| Denoiser::new(network, vb))?;

@@ -89,7 +89,8 @@ const CALLS: (&[Call], &[Call]) = {
         Call { step: 1, network: "fake", pass: Pass::Through, times: 1.0 },
         Call { step: 1, network: "teacher", pass: Pass::Through, times: 1.0 },
     ];
-    const DATA: Call = Call { step: 0, network: "encoder of the fake score", pass: Pass::Trained, times: 1.0 };
+    const DATA: Call =
+        Call { step: 0, network: "encoder of the fake score", pass: Pass::Trained, times: 1.0 };
     (&SID, &[SID[0], SID[1], DATA, SID[2], SID[3], SID[4]])
 };
 
@@ -236,7 +237,8 @@ impl Method for Sid {
         // The gradient reaches x_0 directly, and through x_t and both networks.
         let fake = &self.fake.frozen;
         let generator_levels = Levels::SeventhRoot { share: settings.t_max };
-        let passed = |from: fn(&SidaSettings) -> u64| adversary.is_none_or(|s| batch.images_before() >= from(s));
+        let passed =
+            |from: fn(&SidaSettings) -> u64| adversary.is_none_or(|s| batch.images_before() >= from(s));
         let (moves, deceives) = (passed(|s| s.generator_from), passed(|s| s.adversary_from));
         let generator = self.generator.follow(batch, moves, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;
@@ -248,7 +250,8 @@ impl Method for Sid {
             };
             let (q, logits) = fake.with_features(&xt, &sigma, None)?;
             let sid = identity(x0, &t, &q, settings.alpha)?.mean_all()?;
-            let gan = (deceive(&logits, &weight(x0, &t)?, s.group)?.mean_all()? * (s.adversary * pixels(x0)))?;
+            let gan =
+                (deceive(&logits, &weight(x0, &t)?, s.group)?.mean_all()? * (s.adversary * pixels(x0)))?;
             let loss = if deceives { ((&sid + &gan)? * 0.5)? } else { sid.clone() };
             Ok(vec![loss, sid, gan])
         })?;
