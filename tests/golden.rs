@@ -457,6 +457,14 @@ fn the_papers_tables_hold_what_it_prints() {
     assert_eq!((row("dijs").fid, row("dijs").is, row("dijs").nfe), (Some(2.39), Some(9.93), 1));
     assert_eq!((row("edm").fid, row("edm").nfe), (Some(2.04), 35));
     assert_eq!((row("ddim").fid, row("ddim").is, row("ddim").nfe), (Some(8.23), None, 10));
+    // What the number of another network or setting is held against instead.
+    let target = |id: &str| row(id).target.as_ref().map(|target| target.fid);
+    assert_eq!(target("dijs"), None);
+    assert_eq!((target("ddim"), target("dpm-solver-fast")), (Some(Some(15.69)), Some(None)));
+    assert_eq!(target("sid2a"), Some(Some(1.50)));
+    let targets = paper::targets(&directory).unwrap();
+    let held = |id: &str| targets.iter().find(|(row, _)| row == id).map(|(_, fid)| *fid);
+    assert_eq!((held("sid2a"), held("sid")), (Some(Fid::Value(1.50)), Some(Fid::Value(2.03))));
     // What is run is registered, with the calls that the paper prints.
     let run = rows.iter().filter(|row| row.kind != Kind::Cited);
     let presets = Overrides::none(Scale::Paper);
@@ -501,13 +509,13 @@ fn the_golden_files_are_well_formed() {
     }
 }
 
-const TABLE1: &str = "id,section,label,nfe,fid,is,kind,ours
-edm,Accelerated,\"EDM (Karras et al., 2022)\",35,2.04,9.84,run,Heun
-ddim,Accelerated,DDIM,10,8.23,,cited,
-diff-instruct,Distillation,Diff-Instruct,1,4.53,,run,Algorithm 1
-dirm,Score-free / Class-ratio-based Distillation (Ours),DiRM,1,4.87,9.85,run,Eq 10
-dikl,Score-free / Class-ratio-based Distillation (Ours),DiKL,1,3.81,9.90,run,Eq 8
-dijs,Score-free / Class-ratio-based Distillation (Ours),DiJS,1,2.39,9.93,run,Eq 9
+const TABLE1: &str = "id,section,label,nfe,fid,is,kind,ours,target,target_source
+edm,Accelerated,\"EDM (Karras et al., 2022)\",35,2.04,9.84,run,Heun,,
+ddim,Accelerated,DDIM,10,8.23,,cited,,15.69,another network
+diff-instruct,Distillation,Diff-Instruct,1,4.53,,run,Algorithm 1,,
+dirm,Score-free / Class-ratio-based Distillation (Ours),DiRM,1,4.87,9.85,run,Eq 10,,
+dikl,Score-free / Class-ratio-based Distillation (Ours),DiKL,1,3.81,9.90,run,Eq 8,,
+dijs,Score-free / Class-ratio-based Distillation (Ours),DiJS,1,2.39,9.93,run,Eq 9,,
 ";
 const TABLE2: &str = "id,initialization,dataset,fid,cell
 init-none,No initialization,,collapsed,init-none
@@ -546,9 +554,11 @@ fn a_paper_file_that_is_wrong_is_refused_with_file_line_and_expectation() {
         assert_eq!(error.exit_code(), EXIT_INPUT);
         assert!(error.to_string().contains(expected), "{error}");
     };
-    refused("4.87", "4,87", "table1.csv is invalid: expected 8 fields on line 5, found 9");
+    refused("4.87", "4,87", "table1.csv is invalid: expected 10 fields on line 5, found 11");
     refused("4.87", "low", "a number in column `fid` on line 5, found `low`");
     refused("cited,", "seen,", "`cited` or `run` in column `kind` on line 3");
+    refused("15.69", "many", "a number in column `target` on line 3");
+    refused("another network", "", "a text in column `target_source` on line 3");
     refused("cited,", "cited,Heun", "nothing, as the row is only cited in column `ours`");
     refused("dikl,Score", "dijs,Score", "something that no line before has in column `id` on line 7");
     refused("6.20,init-50", "6.20,", "table2.csv is invalid: expected a text in column `cell` on line 3");

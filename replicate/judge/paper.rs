@@ -30,6 +30,16 @@ pub struct Row1 {
     /// `None` where the paper prints a dash.
     pub is: Option<f64>,
     pub kind: Kind,
+    /// What holds for our network in place of the printed FID, where that is another's.
+    pub target: Option<Target>,
+}
+
+/// The FID that a row of ours can be held against.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Target {
+    /// `None` where nobody has measured one.
+    pub fid: Option<f64>,
+    pub source: String,
 }
 
 /// The FID column of Table 2.
@@ -195,7 +205,8 @@ pub struct Setting {
     pub fields: Vec<String>,
 }
 
-const TABLE1: [&str; 8] = ["id", "section", "label", "nfe", "fid", "is", "kind", "ours"];
+const TABLE1: [&str; 10] =
+    ["id", "section", "label", "nfe", "fid", "is", "kind", "ours", "target", "target_source"];
 const TABLE2: [&str; 5] = ["id", "initialization", "dataset", "fid", "cell"];
 const CLAIMS: [&str; 9] = ["id", "claim", "where", "kind", "left", "op", "right", "factor", "note"];
 const SETUP: [&str; 8] = ["name", "value", "paper", "where", "reading", "status", "owner", "fields"];
@@ -219,6 +230,13 @@ pub fn table1(directory: &Path) -> Result<Vec<Row1>> {
                 ("run", Some(_)) => Kind::Run,
                 ("run", None) => return Err(line.wrong("ours", "a text")),
                 _ => return Err(line.wrong("kind", "`cited` or `run`")),
+            },
+            target: match line.optional("target") {
+                None => None,
+                Some(target) => Some(Target {
+                    fid: if target == "none" { None } else { Some(line.positive("target")?) },
+                    source: line.text("target_source")?.to_string(),
+                }),
             },
         })
     })
@@ -252,6 +270,20 @@ pub fn printed(directory: &Path) -> Result<Vec<(String, Fid)>> {
         }
     }
     Ok(printed)
+}
+
+/// As [`printed`], but what holds for our network in place of a number that is another's;
+/// nothing where nobody has measured one.
+pub fn targets(directory: &Path) -> Result<Vec<(String, Fid)>> {
+    let mut targets = printed(directory)?;
+    for (id, target) in table1(directory)?.into_iter().filter_map(|row| Some((row.id, row.target?))) {
+        targets.retain(|(row, _)| *row != id || target.fid.is_some());
+        let known = targets.iter_mut().find(|(row, _)| *row == id);
+        if let (Some((_, fid)), Some(target)) = (known, target.fid) {
+            *fid = Fid::Value(target);
+        }
+    }
+    Ok(targets)
 }
 
 /// `claims.csv` of `directory`, in file order. The rows that claims name must be

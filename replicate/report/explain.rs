@@ -123,6 +123,13 @@ fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
     for (network, other) in starts.into_iter().filter(|(_, other)| *other != row.start) {
         page.entry("", &format!("but the {network} from {}", start(other, recipe)));
     }
+    if let Some(before) = recipe.first_stage(row) {
+        let text = match recipe.has_checkpoint(row.start) {
+            true => format!("the published one of {}", before.id),
+            false => format!("that of {} of the same seed, which is run first", before.id),
+        };
+        page.entry("", &format!("but the generator from {text}"));
+    }
     if let Some(training) = &method.training {
         let batch = recipe.budget.batch;
         let iterations = thousands(recipe.iterations(row));

@@ -60,6 +60,10 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
     });
     let mut table =
         measured.table("Table 1", "Sample quality on CIFAR-10.", columns.to_vec(), cells.collect());
+    for (row, target) in rows.iter().filter_map(|row| Some((row, row.target.as_ref()?))) {
+        let fid = target.fid.map_or("no number".to_string(), |fid| format!("{fid:.2}"));
+        table.notes.push(format!("{}: {fid} is what holds for our network. {}", row.label, target.source));
+    }
     if rows.iter().any(|row| row.kind == Kind::Cited) {
         table.notes.push("cited: printed in the paper from another publication; not run by us.".to_string());
     }

@@ -158,10 +158,15 @@ fn against_paper(root: &Path, scale: &str, cells: &[Row], scores: &[Score], json
     let mut outside = false;
     let mut missing = false;
     let mut lines = Vec::new();
-    let ours = paper::printed(&root.join("paper"))?;
+    let (printed, ours) = (paper::printed(&root.join("paper"))?, paper::targets(&root.join("paper"))?);
     for cell in cells.iter().filter(|cell| ours.iter().all(|(row, _)| row != cell.id)) {
         missing = true;
-        say(&format!("{}: the paper prints no number", cell.id));
+        let theirs = printed.iter().any(|(row, _)| row == cell.id);
+        say(&format!(
+            "{}: {}",
+            cell.id,
+            if theirs { "the printed number is another network's" } else { "the paper prints no number" }
+        ));
     }
     for (row, printed) in ours.into_iter().filter(|(row, _)| cells.iter().any(|cell| cell.id == row)) {
         let metric = if printed == Fid::Collapsed { "collapse" } else { "fd" };
@@ -188,18 +193,23 @@ fn against_paper(root: &Path, scale: &str, cells: &[Row], scores: &[Score], json
     if json {
         let objects: Vec<_> = lines
             .iter()
-            .map(|(row, paper, ours, verdict)| {
-                let paper = match paper {
+            .map(|(row, target, ours, verdict)| {
+                let json = |fid: &Fid| match fid {
                     Fid::Value(fid) => serde_json::json!(fid),
                     Fid::Collapsed => serde_json::json!("collapsed"),
                 };
-                serde_json::json!({ "row": row, "paper_fid": paper, "ours": ours, "verdict": verdict })
+                let paper = printed.iter().find(|(id, _)| id == row).map(|(_, fid)| json(fid));
+                serde_json::json!({
+                    "row": row, "paper_fid": paper, "target_fid": json(target), "ours": ours, "verdict": verdict
+                })
             })
             .collect();
         println!("{}", serde_json::to_string_pretty(&objects).expect("strings and numbers"));
     } else {
         for (row, paper, ours, verdict) in lines {
-            println!("{row:14} paper {paper:9}  ours {ours:20}  {verdict}");
+            let known = printed.iter().any(|(id, fid)| *id == row && *fid == paper);
+            let whose = if known { "paper " } else { "target" };
+            println!("{row:14} {whose} {paper:8}  ours {ours:20}  {verdict}");
         }
     }
     Ok(if outside {

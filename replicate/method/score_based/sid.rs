@@ -24,29 +24,29 @@ use candle_core::{Result, Tensor, bail};
 settings! {
     pub struct SidSettings: "sid", "sid_" {
         /// Share of the estimated squared distance of the scores that the loss takes off again.
-        alpha: f64 = [1.0], 0.0..=2.0, "", Stated("Table 1; the authors' default is 1.2");
+        alpha: f64 = [1.0], 0.0..=2.0, "";
         /// Highest noise level of the generator's step, from 0.002 up in the seventh root.
-        t_max: f64 = [0.8], 0.0..=1.0, "of the way to 80", Silent("SiD's code: 800 of 1000");
+        t_max: f64 = [0.8], 0.0..=1.0, "of the way to 80";
     }
 }
 
 settings! {
-    pub struct SidaSettings: "SiDA", "sida_" {
+    pub struct SidaSettings: "sid", "sida_" {
         /// Images over which the adversary's logits and the weights are averaged apart, so that
         /// an image's weight falls on its whole group.
-        group: usize = [32], 1..=LARGEST_BATCH, "images", Silent("SiDA's code: images of a GPU's pass");
+        group: usize = [32], 1..=LARGEST_BATCH, "images";
         /// Largest element of the fake score's gradient, of sums over pixels.
-        clip: f64 = [1.0], 0.0..=1e30, "", Silent("SiDA's code");
+        clip: f64 = [1.0], 0.0..=1e30, "";
         /// Weight of the fake score's task of telling images apart.
-        discriminator: f64 = [1.0], 0.0..=1e6, "", Silent("SiDA's code");
+        discriminator: f64 = [1.0], 0.0..=1e6, "";
         /// Weight of the generator's adversarial loss of a pixel.
-        adversary: f64 = [0.01], 0.0..=1e6, "", Silent("SiDA's code");
+        adversary: f64 = [0.01], 0.0..=1e6, "";
         /// The generator moves after so many images, or a thirtieth of the training if that is
         /// less.
-        generator_from: u64 = [100_000], 0..=MOST_IMAGES, "images", Silent("SiDA's code; the cap is ours");
+        generator_from: u64 = [100_000], 0..=MOST_IMAGES, "images";
         /// The adversarial loss counts after so many images, or a fifteenth of the training if
         /// that is less.
-        adversary_from: u64 = [200_000], 0..=MOST_IMAGES, "images", Silent("SiDA's code; the cap is ours");
+        adversary_from: u64 = [200_000], 0..=MOST_IMAGES, "images";
     }
 }
 
