@@ -4,12 +4,15 @@
 mod common;
 
 use assert_cmd::cargo::cargo_bin_cmd;
+use candle_core::Device;
 use common::drill::{self, CIFAR10_PER_CLASS, Set};
 use common::server::Server;
 use replicate::app::collect::Collecting;
 use replicate::app::score::source::{self, Input};
+use replicate::app::selftest::parity::{self, filled_denoiser};
 use replicate::data::Images;
 use replicate::experiment::run::SCORES;
+use replicate::store::{Array, write_safetensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -221,8 +224,17 @@ fn what_cannot_be_sampled_says_what_to_do() {
     let tiny = common::directory().join("edm-tiny.pkl");
     let tiny = tiny.display();
     let root = env!("CARGO_MANIFEST_DIR");
+    // A network that is told classes.
+    let (params, _) = filled_denoiser(&parity::tiny(), &Device::Cpu, &common::unit).unwrap();
+    let mut conditional = params.arrays().unwrap();
+    conditional.insert("model.map_label.weight".into(), Array { shape: vec![64, 10], data: vec![0.0; 640] });
+    let conditional = write_safetensors(&conditional, &BTreeMap::new());
+    std::fs::write(dir.join("conditional.safetensors"), conditional).unwrap();
     let cases = [
-        ("edm --seeds 9-3 --out new".to_string(), 2, "expected a range such as 0-49999"),
+        ("conditional.safetensors --seeds 0-9 --out new".to_string(), 3, "model.map_label.weight"),
+        (format!("{tiny} --sampler amed-plugin --seeds 0-9 --out new"), 2, "run the row amed-plugin"),
+        ("edm --sampler amed-plugin --steps 2 --seeds 0-9 --out new".into(), 2, "a whole number from 3"),
+        ("edm --seeds 9-3 --out new".into(), 2, "expected a range such as 0-49999"),
         ("edm --seeds 0,1,2 --out new".into(), 2, "expected a range such as 0-49999"),
         ("edm --seeds -1-5 --out new".into(), 2, "expected a range such as 0-49999"),
         ("edm --seeds 0-100000000 --out new".into(), 2, "below 100000000"),

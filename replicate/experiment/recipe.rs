@@ -383,10 +383,12 @@ impl Recipe {
     /// Images of the row's training: what knows no pre-training sees those of the others'
     /// pre-training, too.
     pub fn images_of(&self, row: &Row) -> u64 {
-        match row.method.training.as_ref().and_then(|training| training.from_scratch) {
+        let training = row.method.training.as_ref();
+        let images = match training.and_then(|training| training.from_scratch) {
             Some(published) => published.min(self.pretraining.images + self.budget.images),
             None => self.budget.images,
-        }
+        };
+        training.and_then(|training| training.at_most).map_or(images, |most| images.min(most))
     }
 
     /// The real images that scores compare with.

@@ -4,38 +4,66 @@
 //! code (zju-pi/diff-sampler at 68d5ce4).
 
 use super::ipndm::{History, ipndm};
+pub use super::predictor::{Prediction, Predictor};
 use super::schedule::polynomial;
 use super::{Denoise, start};
-use crate::network::params::{Params, Source};
-use crate::train::adam::{Adam, AdamConfig};
+use crate::method::cost::{Call, Network, Pass, Size};
+use crate::method::{Sampler, Setup, Spec, Trained};
+use crate::network::params::{Arrays, Params, Source};
+use crate::network::unet::{Config, Denoiser};
+use crate::settings::{Settings, settings};
+use crate::train::Method;
+use crate::train::adam::AdamConfig;
+use crate::train::batch::Batch;
+use crate::train::net::{Learned, Net};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, bail};
-use candle_nn::ops::sigmoid;
-use candle_nn::{Init, VarBuilder};
+use candle_nn::VarBuilder;
+use std::cell::RefCell;
 use std::collections::VecDeque;
 
-/// Bounds of the two corrections: 1 +- these.
-const SCALE_DIR: f64 = 0.01;
-const SCALE_TIME: f64 = 0.2;
+settings! {
+    pub struct AmedSettings: "amed", "amed_" {
+        /// Network calls, two an interval; an odd number takes the first slope without one.
+        calls: usize = [5], 3..=1000, "";
+        /// Learning rate of the predictor.
+        lr: f64 = [5e-3], 0.0..=1e30, "";
+    }
+}
+
+/// The calls of a predictor's training are those for five network calls.
+pub const SPEC: Spec = Spec {
+    name: "AMED-Plugin on iPNDM",
+    cite: "Zhou et al. 2024, arXiv 2312.00094, Algorithm 2",
+    file: file!(),
+    fingerprint: None,
+    training: Some(Trained {
+        build: |setup| Ok(Box::new(Plugin::new(setup)?)),
+        networks: &[
+            Network::trained("predictor", Size::Other(|config| Predictor::count(pooled(config)))),
+            Network::frozen("teacher", Size::Denoiser),
+        ],
+        calls: &[
+            Call { step: 0, network: "teacher", pass: Pass::Forward, times: 9.0 + 2.0 },
+            Call { step: 1, network: "teacher", pass: Pass::Through, times: 3.0 },
+        ],
+        from_scratch: None,
+        at_most: Some(10_000),
+    }),
+    nfe: |overrides| AmedSettings::with(overrides).calls,
+    settings: &[AmedSettings::listed],
+    sampler: |setup, weights| Ok(Box::new(Trajectories::new(setup, weights)?)),
+};
+
 /// Levels that the teacher has inside each interval (M).
 const TEACHER_LEVELS: usize = 2;
 const ADAM: AdamConfig = AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, rectified: false };
-const LEARNING_RATE: f64 = 5e-3;
 /// With fewer calls iPNDM never comes to its order 4.
 const FEWEST_CALLS: usize = 3;
 
-/// D(x; sigma) in float64 at one level an image (B), and the output (B, C, H, W) of the
-/// last encoder block in the same call.
+/// D(x; sigma) in float64 at one level an image (B), and the means (B, H, W) over the channels
+/// of the last encoder block's output in the same call.
 pub type Encode<'a> = &'a dyn Fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)>;
-
-/// g_phi's output for one interval, each one number an image (B) in float64.
-pub struct Prediction {
-    /// Place of the middle level: 0 is the interval's first, 1 its last.
-    pub r: Tensor,
-    /// Factor of the second half's direction (c_n).
-    pub scale_dir: Tensor,
-    /// Factor of the level that the denoiser is told in the middle (a_n).
-    pub scale_time: Tensor,
-}
 
 /// g_phi: the pooled feature (B, H W) and the two levels of an interval.
 pub type Predict<'a> = &'a dyn Fn(&Tensor, f64, f64) -> Result<Prediction>;
@@ -93,7 +121,7 @@ impl Amed {
             ((x / (1.0 + s * s).sqrt())?, Tensor::zeros((images, self.pooled), DType::F64, device)?)
         } else {
             let (denoised, feature) = encode(x, &Tensor::full(s, images, device)?)?;
-            (((x - denoised)? / s)?, feature.mean(1)?.flatten_from(1)?.to_dtype(DType::F64)?)
+            (((x - denoised)? / s)?, feature.flatten_from(1)?.to_dtype(DType::F64)?)
         };
         let Prediction { r, scale_dir, scale_time } = predict(&feature, s, t)?;
         // t^r s^(1 - r)
@@ -123,95 +151,11 @@ fn per_image(values: &Tensor) -> Result<Tensor> {
     values.reshape(((), 1, 1, 1))
 }
 
-struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Linear {
-    fn new(inputs: usize, outputs: usize, init: Init, vb: VarBuilder) -> Result<Linear> {
-        Ok(Linear {
-            weight: vb.get_with_hints((outputs, inputs), "weight", init)?,
-            bias: vb.get_with_hints(outputs, "bias", Init::Const(0.0))?,
-        })
-    }
-
-    /// float32 parameters, float64 values.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (weight, bias) = (self.weight.to_dtype(DType::F64)?, self.bias.to_dtype(DType::F64)?);
-        x.matmul(&weight.t()?)?.broadcast_add(&bias)
-    }
-}
-
-/// g_phi (section 3.3, Fig. 6): 8,971 parameters for a feature of 8x8.
-pub struct Predictor {
-    map_layer0: Linear,
-    enc_layer0: Linear,
-    enc_layer1: Linear,
-    fc_r: Linear,
-    fc_scale_dir: Linear,
-    fc_scale_time: Linear,
-}
-
-/// Numbers that a level is embedded in.
-const EMBEDDING: usize = 8;
-const HIDDEN: usize = 128;
-const BOTTLENECK: usize = 4;
-
-impl Predictor {
-    /// For a feature of `pooled` numbers.
-    pub fn new(pooled: usize, vb: VarBuilder) -> Result<Predictor> {
-        let normal = |inputs: usize, outputs: usize, name: &str| {
-            let init = Init::Randn { mean: 0.0, stdev: (1.0 / inputs as f64).sqrt() };
-            Linear::new(inputs, outputs, init, vb.pp(name))
-        };
-        let xavier = (6.0 / (2 * EMBEDDING) as f64).sqrt();
-        let uniform = Init::Uniform { lo: -xavier, up: xavier };
-        let head = |name: &str| normal(BOTTLENECK + 2 * EMBEDDING, 1, name);
-        Ok(Predictor {
-            map_layer0: Linear::new(EMBEDDING, EMBEDDING, uniform, vb.pp("map_layer0"))?,
-            enc_layer0: normal(pooled, HIDDEN, "enc_layer0")?,
-            enc_layer1: normal(HIDDEN, BOTTLENECK, "enc_layer1")?,
-            fc_r: head("fc_r")?,
-            fc_scale_dir: head("fc_scale_dir")?,
-            fc_scale_time: head("fc_scale_time")?,
-        })
-    }
-
-    /// Of the pooled feature (B, H W), in float64, and an interval from level `s` to `t`.
-    pub fn forward(&self, feature: &Tensor, s: f64, t: f64) -> Result<Prediction> {
-        let images = feature.dim(0)?;
-        let bottleneck = self.enc_layer1.forward(&self.enc_layer0.forward(feature)?.silu()?)?;
-        let embed = |level: f64| -> Result<Tensor> {
-            let map = self.map_layer0.forward(&embedding(level, feature.device())?)?.silu()?;
-            map.broadcast_as((images, EMBEDDING))?.contiguous()
-        };
-        let all = Tensor::cat(&[bottleneck, embed(s)?, embed(t)?], 1)?;
-        let head = |fc: &Linear| sigmoid(&fc.forward(&all)?.squeeze(1)?);
-        // 1 +- bound
-        let factor = |fc: &Linear, bound: f64| head(fc)?.affine(2.0 * bound, 1.0 - bound);
-        Ok(Prediction {
-            r: head(&self.fc_r)?,
-            scale_dir: factor(&self.fc_scale_dir, SCALE_DIR)?,
-            scale_time: factor(&self.fc_scale_time, SCALE_TIME)?,
-        })
-    }
-}
-
-/// Sines, then cosines, of sigma itself at four frequencies from 1 to 1e-4: (1, 8).
-fn embedding(sigma: f64, device: &Device) -> Result<Tensor> {
-    let half = EMBEDDING / 2;
-    let angles = (0..half).map(|j| sigma * libm::pow(1e-4, j as f64 / (half - 1) as f64));
-    let values: Vec<f64> = angles.clone().map(libm::sin).chain(angles.map(libm::cos)).collect();
-    Tensor::from_vec(values, (1, EMBEDDING), device)
-}
-
 /// Training of g_phi (section 3.4): it needs no images, only the denoiser.
 pub struct Training {
     pub amed: Amed,
-    pub params: Params,
-    pub adam: Adam,
-    predictor: Predictor,
+    pub predictor: Net<Predictor>,
+    lr: f64,
 }
 
 /// A student on its way, and where its teacher was.
@@ -224,66 +168,165 @@ pub struct Trajectory {
 }
 
 impl Training {
-    pub fn new(device: &Device, source: &Source, amed: Amed) -> Result<Training> {
-        let (params, predictor) = Params::build(device, source, |vb| Predictor::new(amed.pooled, vb))?;
-        let adam = Adam::new(ADAM, &params)?;
-        Ok(Training { amed, params, adam, predictor })
+    pub fn new(device: &Device, source: &Source, amed: Amed, lr: f64) -> Result<Training> {
+        let predictor = Net::new(device, source, ADAM, |vb| Predictor::new(amed.pooled, vb))?;
+        Ok(Training { amed, predictor, lr })
     }
 
-    /// One batch of latents `z` ~ N(0, I) (B, C, H, W): the intervals one after the other,
-    /// an update of g_phi after each. Returns their losses.
-    ///
-    /// # Errors
-    /// As [`Training::update`].
-    pub fn step(&mut self, encode: Encode, z: &Tensor) -> Result<Vec<f64>> {
-        let mut trajectory = self.start(encode, z)?;
-        (1..self.amed.levels.len()).map(|_| self.update(encode, &mut trajectory)).collect()
+    /// One batch of latents: the intervals one after the other, an update of g_phi after each.
+    /// Returns their losses: squared distances from the teacher, summed over pixels, means
+    /// over images. Their gradients go through the middle level, both factors, and the
+    /// denoiser by its input and its level. A loss is NaN where its gradient is not finite,
+    /// and g_phi is not updated then.
+    pub fn step(&mut self, encode: Encode, batch: &Batch) -> Result<Vec<Tensor>> {
+        let mut trajectories = self.start(encode, batch)?;
+        (1..self.amed.levels.len()).map(|_| self.update(encode, batch, &mut trajectories)).collect()
     }
 
-    pub fn start(&self, encode: Encode, z: &Tensor) -> Result<Trajectory> {
+    /// One trajectory for each part of the batch.
+    pub fn start(&self, encode: Encode, batch: &Batch) -> Result<Vec<Trajectory>> {
+        let parts = batch.parts(1).into_iter();
+        parts.map(|part| Trajectory::new(&self.amed, encode, &part.normal("generator.z")?)).collect()
+    }
+
+    /// Brings the students across their next interval and updates g_phi.
+    pub fn update(
+        &mut self,
+        encode: Encode,
+        batch: &Batch,
+        trajectories: &mut [Trajectory],
+    ) -> Result<Tensor> {
+        let (amed, students) = (&self.amed, RefCell::new(trajectories.iter_mut()));
+        let (gradients, losses) = self.predictor.gradients(batch, |predictor, _| {
+            let mut students = students.borrow_mut();
+            Ok(vec![students.next().expect("a student for each part").advance(amed, encode, predictor)?])
+        })?;
+        if !finite(&self.predictor.learned.params, &gradients, &losses[0])? {
+            return &losses[0] * f64::NAN;
+        }
+        self.predictor.update(batch, gradients, self.lr)?;
+        Ok(losses[0].clone())
+    }
+}
+
+/// Whether no gradient, nor the loss, is infinite or NaN.
+fn finite(params: &Params, gradients: &GradStore, loss: &Tensor) -> Result<bool> {
+    let of = params.iter().filter_map(|(_, parameter)| gradients.get(parameter));
+    let sum =
+        of.map(|gradient| gradient.abs()?.sum_all()).try_fold(loss.to_dtype(DType::F32)?, |sum, g| sum + g?);
+    Ok(sum?.to_scalar::<f32>()?.is_finite())
+}
+
+impl Trajectory {
+    /// From latents `z` ~ N(0, I) (B, C, H, W).
+    fn new(amed: &Amed, encode: Encode, z: &Tensor) -> Result<Trajectory> {
         let denoise = |x: &Tensor, sigma: f64| -> Result<Tensor> {
             Ok(encode(x, &Tensor::full(sigma, x.dim(0)?, x.device())?)?.0)
         };
         Ok(Trajectory {
-            x: start(z, &self.amed.levels)?,
+            x: start(z, &amed.levels)?,
             history: History::default(),
-            targets: self.amed.targets(&denoise, z)?.into(),
+            targets: amed.targets(&denoise, z)?.into(),
         })
     }
 
-    /// Brings the student across its next interval and updates g_phi. The loss is the
-    /// squared distance from the teacher, summed over pixels, mean over images; its
-    /// gradient goes through the middle level, both factors, and the denoiser by its
-    /// input and its level.
-    ///
+    /// Across the next interval; the loss.
+    fn advance(&mut self, amed: &Amed, encode: Encode, predictor: &Predictor) -> Result<Tensor> {
+        let interval = amed.levels.len() - 1 - self.targets.len();
+        let Some(target) = self.targets.pop_front() else { bail!("the trajectory is at its end") };
+        let predict = |feature: &Tensor, s: f64, t: f64| predictor.forward(feature, s, t);
+        let end = amed.interval(encode, &predict, &mut self.history, &self.x, interval)?;
+        // The next interval begins where g_phi brought it before its update.
+        self.x = end.detach();
+        (end - target)?.sqr()?.sum_all()? / self.x.dim(0)? as f64
+    }
+}
+
+/// A network's D and encoder: the network itself is float32.
+pub fn encode(denoiser: &Denoiser) -> impl Fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)> {
+    |x, sigma| {
+        let (denoised, feature) = denoiser.tracked(&x.to_dtype(DType::F32)?, sigma)?;
+        Ok((denoised.to_dtype(DType::F64)?, feature))
+    }
+}
+
+/// H W of the last encoder block's output.
+fn pooled(config: &Config) -> usize {
+    (config.size >> (config.channel_mult.len() - 1)).pow(2)
+}
+
+/// The predictor of a teacher, in training.
+struct Plugin {
+    teacher: Denoiser,
+    training: Training,
+}
+
+impl Plugin {
     /// # Errors
-    /// If the loss or a gradient is not finite: g_phi is as before.
-    pub fn update(&mut self, encode: Encode, trajectory: &mut Trajectory) -> Result<f64> {
-        let Trajectory { x, history, targets } = trajectory;
-        let interval = self.amed.levels.len() - 1 - targets.len();
-        let Some(target) = targets.pop_front() else { bail!("the trajectory is at its end") };
-        let predict = |feature: &Tensor, s: f64, t: f64| self.predictor.forward(feature, s, t);
-        let end = self.amed.interval(encode, &predict, history, x, interval)?;
-        let loss = ((&end - target)?.sqr()?.sum_all()? / x.dim(0)? as f64)?;
-        let gradients = loss.backward()?;
-        let loss = loss.to_scalar::<f64>()?;
-        let finite = |gradient: &Tensor| -> Result<bool> {
-            Ok(gradient.abs()?.sum_all()?.to_scalar::<f32>()?.is_finite())
+    /// Without weights: there is no teacher then.
+    fn new(setup: &Setup) -> Result<Plugin> {
+        let Some(weights) = setup.start else {
+            bail!("AMED-Plugin needs a teacher: it cannot start from random weights")
         };
-        let place = format!("interval {} of AMED's predictor", interval + 1);
-        if !loss.is_finite() {
-            bail!("the loss in {place} is not finite ({loss})");
+        let AmedSettings { calls, lr } = setup.own();
+        let (none, cell) = (Arrays::new(), format!("{} predictor", setup.cell));
+        let source = Source { given: &none, drawn: &[""], cell: &cell };
+        let amed = Amed::new(calls, pooled(setup.network))?;
+        Ok(Plugin {
+            teacher: Denoiser::load(setup.network, weights, setup.device)?,
+            training: Training::new(setup.device, &source, amed, lr)?,
+        })
+    }
+}
+
+impl Method for Plugin {
+    fn columns(&self) -> &'static [&'static str] {
+        &["predictor_loss"]
+    }
+
+    /// The value is the sum of all intervals' losses.
+    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let losses = self.training.step(&encode(&self.teacher), batch)?;
+        Ok(vec![Tensor::stack(&losses, 0)?.sum_all()?.to_dtype(DType::F32)?])
+    }
+
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("predictor", &mut self.training.predictor.learned)]
+    }
+}
+
+/// The teacher's samples by a trained predictor.
+struct Trajectories {
+    teacher: Denoiser,
+    predictor: Predictor,
+    amed: Amed,
+}
+
+impl Trajectories {
+    /// `weights` are those of g_phi.
+    fn new(setup: &Setup, weights: &Arrays) -> Result<Trajectories> {
+        if !weights.contains_key("fc_r.weight") {
+            bail!("the weights have no predictor; run the row amed-plugin, which trains one for its teacher");
         }
-        for (name, parameter) in self.params.iter() {
-            if let Some(gradient) = gradients.get(parameter)
-                && !finite(gradient)?
-            {
-                bail!("the gradient of {name} in {place} is not finite");
-            }
-        }
-        self.adam.update(&self.params, &gradients, LEARNING_RATE)?;
-        // Where g_phi brought it before this update.
-        *x = end.detach();
-        Ok(loss)
+        let Some(teacher) = setup.start else { bail!("AMED-Plugin samples a teacher, and there is none") };
+        let amed = Amed::new(setup.own::<AmedSettings>().calls, pooled(setup.network))?;
+        let build = |vb: VarBuilder| Predictor::new(amed.pooled, vb);
+        let source = Source { given: weights, drawn: &[], cell: "" };
+        Ok(Trajectories {
+            teacher: Denoiser::load(setup.network, teacher, setup.device)?,
+            predictor: Params::build(setup.device, &source, build)?.0.frozen(build)?,
+            amed,
+        })
+    }
+}
+
+impl Sampler for Trajectories {
+    fn nfe(&self) -> usize {
+        self.amed.nfe()
+    }
+
+    fn sample(&self, z: &Tensor) -> Result<Tensor> {
+        let predict = |feature: &Tensor, s: f64, t: f64| self.predictor.forward(feature, s, t);
+        self.amed.sample(&encode(&self.teacher), &predict, z)
     }
 }

@@ -9,6 +9,7 @@ pub mod ddim;
 pub mod dpm_solver;
 pub mod edm;
 pub mod ipndm;
+pub mod predictor;
 pub mod schedule;
 
 use crate::network::unet::Denoiser;

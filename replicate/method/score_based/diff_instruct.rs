@@ -34,6 +34,7 @@ pub const SPEC: Spec = Spec {
             Call { step: 1, network: "teacher", pass: Pass::Forward, times: 1.0 },
         ],
         from_scratch: None,
+        at_most: None,
     }),
     nfe: |_| 1,
     settings: &[OneStep::listed],

@@ -55,7 +55,8 @@ const CALLS: &[Call] = &[
 ];
 
 const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec {
-    let training = Some(Trained { build, networks: NETWORKS, calls, from_scratch: Some(50_000_000) });
+    let training =
+        Some(Trained { build, networks: NETWORKS, calls, from_scratch: Some(50_000_000), at_most: None });
     let cite = "Wang et al. 2023, arXiv 2206.02262";
     Spec {
         name,
