@@ -177,6 +177,17 @@ impl Table {
         self.visible().into_iter().map(|i| row.cells[i].shown(self.columns[i].content, counted)).collect()
     }
 
+    /// What stands in one row, in one line.
+    pub fn line(&self, id: &str) -> Option<String> {
+        let row = self.rows.iter().find(|row| row.id == id)?;
+        let cells = self.visible().into_iter().zip(self.texts(row)).filter(|(_, text)| text != "-");
+        let named = cells.map(|(i, text)| match i {
+            0 => text,
+            _ => format!("{} {text}", self.columns[i].title),
+        });
+        Some(format!("{}: {}", self.name, named.collect::<Vec<_>>().join(", ")))
+    }
+
     /// For a terminal; columns as wide as their content.
     pub fn to_text(&self, colour: bool) -> String {
         let columns: Vec<&Column> = self.visible().into_iter().map(|i| &self.columns[i]).collect();

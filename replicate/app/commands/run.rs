@@ -140,10 +140,16 @@ fn experiment(
         _ = std::fs::remove_file(output.join(".writable"));
     }
     let (mut outcomes, mut failed) = (Vec::new(), None);
+    let fills = writes_tables(targets, &runner) && rows.len() > 1;
     for seed in seeds {
         for row in rows {
             match runner.row(row, *seed) {
-                Ok(outcome) => outcomes.push(outcome),
+                Ok(outcome) => {
+                    outcomes.push(outcome);
+                    if fills {
+                        filled(&mut runner, targets, row, &root(place.root.as_deref())?)?;
+                    }
+                }
                 // One row that diverges says nothing about the others.
                 Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                     say(&format!("error: {} of seed {seed} failed: {error}", row.id));
@@ -181,6 +187,16 @@ fn smaller(runner: &Runner, row: &Row, tried: usize) -> usize {
 /// A changed experiment is no row of a table.
 fn writes_tables(targets: &[String], runner: &Runner) -> bool {
     tables(targets).next().is_some() && runner.recipe().overrides.changes.is_empty()
+}
+
+/// Prints what the tables that were asked for say of the row now.
+fn filled(runner: &mut Runner, targets: &[String], row: &Row, root: &Path) -> Result<()> {
+    for (which, _) in tables(targets) {
+        if let Some(line) = report::build(which, runner, root)?.line(row.id) {
+            println!("{line}");
+        }
+    }
+    Ok(())
 }
 
 /// A count as such, the category by its name.
