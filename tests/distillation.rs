@@ -7,8 +7,8 @@ use candle_core::{Device, Result, Tensor, Var};
 use common::{Fixture, relative_error, unit};
 use replicate::app::selftest::parity::{self, tiny};
 use replicate::app::selftest::steps::CASES;
-use replicate::experiment::Recipe;
-use replicate::method::all_rows;
+use replicate::experiment::run::{Runner, Settings, WEIGHTS};
+use replicate::experiment::{Recipe, Row, all_rows};
 use replicate::method::equations::diffuse;
 use replicate::method::noise::seventh_root;
 use replicate::method::one_step::one_step;
@@ -16,8 +16,11 @@ use replicate::method::score_based::sid;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::Denoiser;
 use replicate::settings::Scale;
+use replicate::store::Array;
 use replicate::train::net::strip;
-use replicate::train::state;
+use replicate::train::watch::{Mode, Watch};
+use replicate::train::{published, state};
+use std::sync::atomic::AtomicBool;
 
 const B: usize = 4;
 /// Of one loss, or of one element of an image's gradient relative to the largest.
@@ -169,35 +172,93 @@ fn each_loss_of_sida_has_its_gradients() {
     let (sigma, noise) = (log_normal("step0.critic.sigma"), normal("step0.critic.noise"));
     let x0 = one_step(&generator, &normal("step0.critic.z"), 2.5).unwrap().detach();
     let diffused = |x0: &Tensor| diffuse(x0, &sigma, &noise).unwrap();
-    let (denoised, l_fake) = fake.with_features(&diffused(&x0), &sigma, None).unwrap();
+    // A gradient is computed once, so each loss has a pass of its own.
+    let pass = || fake.with_features(&diffused(&x0), &sigma, None).unwrap();
+    let score = sid::fake_score(&pass().0, &x0, &sigma).unwrap();
+    check("fake_grad_norm_score", &score, &fake_params, 1e-4);
+    let (_, l_fake) = pass();
     let l_real = fake.features(&diffused(&image("step0.real", 0.8)), &sigma, None).unwrap();
     for (array, logits) in [("logits_fake", &l_fake), ("logits_real", &l_real)] {
         let error = relative_error(&flat(logits), &fixture.f32(&format!("sida/first/{array}")));
         assert!(error < 1e-4, "{array}: {error}");
     }
-    let score = sid::fake_score(&denoised, &x0, &sigma).unwrap();
-    check("fake_grad_norm_score", &score, &fake_params, 1e-4);
     let told = sid::discriminate(&l_real, &l_fake, &sigma, B).unwrap().mean_all().unwrap();
     check("fake_grad_norm_discriminator", &told, &fake_params, 1e-4);
 
     // The generator's losses meet the fake score after its step, as the row takes it.
-    let row = all_rows().find(|row| row.id == "sida").unwrap();
+    let row = row("sida");
     let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
     recipe.set("critic_lr=1e-3").unwrap();
-    let setup = recipe.setup(&device, &row, Some(&weights), "parity");
+    let start = [(row.start, weights.clone())];
+    let setup = recipe.setup(&device, &row, &start, "parity");
     let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
     let case = CASES.iter().find(|case| case.group == "sida").unwrap();
     method.step(&case.given(0, &device, &unit).unwrap().batch(0, B)).unwrap();
     let (_, fake) = load(&strip(&state(&mut *method).unwrap(), "fake.weights."));
     let (_, teacher) = load(&weights);
     let sigma = seventh_roots("step0.generator.t");
-    let x0 = one_step(&generator, &normal("step0.generator.z"), 2.5).unwrap();
-    let xt = diffuse(&x0, &sigma, &normal("step0.generator.noise")).unwrap();
-    let t = teacher.forward(&xt, &sigma, None).unwrap();
-    let (q, logits) = fake.with_features(&xt, &sigma, None).unwrap();
-    let identity = sid::identity(&x0, &t, &q, 1.0).unwrap().mean_all().unwrap();
-    check("grad_norm_sid", &identity, &generator_params, 3e-4);
-    let weight = sid::weight(&x0, &t).unwrap();
-    let gan = (sid::deceive(&logits, &weight, B).unwrap().mean_all().unwrap() * (0.01 * 768.0)).unwrap();
-    check("grad_norm_gan", &gan, &generator_params, 1e-4);
+    let losses = || {
+        let x0 = one_step(&generator, &normal("step0.generator.z"), 2.5).unwrap();
+        let xt = diffuse(&x0, &sigma, &normal("step0.generator.noise")).unwrap();
+        let t = teacher.forward(&xt, &sigma, None).unwrap();
+        let (q, logits) = fake.with_features(&xt, &sigma, None).unwrap();
+        let identity = sid::identity(&x0, &t, &q, 1.0).unwrap().mean_all().unwrap();
+        let gan = sid::deceive(&logits, &sid::weight(&x0, &t).unwrap(), B).unwrap().mean_all().unwrap();
+        (identity, (gan * (0.01 * 768.0)).unwrap())
+    };
+    check("grad_norm_sid", &losses().0, &generator_params, 3e-4);
+    check("grad_norm_gan", &losses().1, &generator_params, 1e-4);
+}
+
+fn row(id: &str) -> Row {
+    all_rows().find(|row| row.id == id).unwrap()
+}
+
+/// The generator alone starts from another row's.
+#[test]
+fn a_generator_can_start_from_another_rows() {
+    let (mut recipe, device) = (Recipe::of(Scale::Smoke), Device::Cpu);
+    recipe.network = tiny();
+    let (params, _) = parity::filled_denoiser(&recipe.network, &device, &unit).unwrap();
+    let (start, other) = (parity::filled(&params, &unit), params.arrays().unwrap());
+    let moved = |arrays: &Arrays| {
+        let halved =
+            |array: &Array| Array { data: array.data.iter().map(|v| v / 2.0).collect(), ..array.clone() };
+        arrays.iter().map(|(name, array)| (name.clone(), halved(array))).collect::<Arrays>()
+    };
+    let other = moved(&other);
+    let row = row("sid2a");
+    assert_eq!(row.before().unwrap().id, "sid");
+    let starts = [(row.start, start.clone())];
+    let mut setup = recipe.setup(&device, &row, &starts, "start");
+    setup.start.generator = Some(&other);
+    let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
+    assert!(published(&mut *method).unwrap() == other, "its average");
+    let state = state(&mut *method).unwrap();
+    assert!(strip(&state, "generator.weights.") == other && strip(&state, "fake.weights.") == start);
+}
+
+#[test]
+fn sid2a_runs_sid_of_its_seed_first() {
+    let (store, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+    let settings = Settings {
+        store: store.path().into(),
+        root: env!("CARGO_MANIFEST_DIR").into(),
+        data: None,
+        device: Device::Cpu,
+        from_scratch: false,
+        microbatch: None,
+        keep: false,
+    };
+    let recipe = Recipe::of(Scale::Smoke);
+    let mut runner = Runner::new(settings, recipe, Watch::new(Mode::None), &stop).unwrap();
+    assert!(runner.stored(&row("sid2a"), 5).unwrap().is_none());
+    let weights = runner.row(&row("sid2a"), 5).unwrap().weights.unwrap();
+    assert!(runner.stored(&row("sid"), 4).unwrap().is_none());
+    let sid = runner.stored(&row("sid"), 5).unwrap().expect("it was run").weights.unwrap();
+    let digest = sid.digest(WEIGHTS).unwrap();
+    assert_eq!(weights.manifest.inputs["generator start"], digest);
+    let text = &weights.manifest.experiment;
+    assert!(text.contains(&format!("generator start sha256 = {digest}\n")), "{text}");
+    assert!(runner.stored(&row("sid2a"), 5).unwrap().is_some());
 }

@@ -71,6 +71,7 @@ fn every_cell_of_both_tables_from_a_local_server() {
     let (images, network) = (place.input(&sha256_hex(&cifar10)), place.input(&sha256_hex(&inception)));
     let mut files = BTreeMap::from([
         ("drill-edm".to_string(), drill::edm_snapshot(&drill::network())),
+        ("drill-sid".to_string(), drill::sid_snapshot(&drill::network())),
         ("drill-inception".to_string(), inception),
         ("drill-cifar10".to_string(), cifar10),
         ("drill-cifar100".to_string(), drill::cifar_archive(Set::Cifar100, CIFAR100_PER_CLASS)),

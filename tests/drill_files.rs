@@ -23,6 +23,7 @@ use replicate::store::{Array, sha256_hex};
 
 /// The program's table of assets has these hashes.
 const EDM: &str = "2866c9f457dc1c79d71b1f7818ef652c3c51ae3d9ceff92d58038068bb28a0e1";
+const SID: &str = "490e8b84d47c082a6a01e240799e8689bf1c9f72dbf2581531000ad13ba217d5";
 const INCEPTION: &str = "99e43ca863a7ffe122b5212197078482c7854499abfe686b6c991211be86f082";
 const CIFAR10: &str = "165b9c5be5de9ad32332f78102d44661da2aa88500df8e790de371e75f45582d";
 const CIFAR100: &str = "c7a095a929159525947113d40f2808704ee6f4864ebc0f87eacadb417a00e98c";
@@ -37,6 +38,7 @@ fn assert_pinned(name: &str, bytes: &[u8], sha256: &str) {
 fn the_snapshot_holds_the_network() {
     let snapshot = drill::edm_snapshot(&drill::network());
     assert_pinned("edm", &snapshot, EDM);
+    assert_pinned("sid", &drill::sid_snapshot(&drill::network()), SID);
 
     let checkpoint = torch::parse(Path::new("edm"), &snapshot).unwrap();
     assert_eq!(checkpoint.format, Format::Pickle(4));

@@ -511,7 +511,7 @@ fn the_golden_files_are_well_formed() {
 
 const TABLE1: &str = "id,section,label,nfe,fid,is,kind,ours,target,target_source
 edm,Accelerated,\"EDM (Karras et al., 2022)\",35,2.04,9.84,run,Heun,,
-ddim,Accelerated,DDIM,10,8.23,,cited,,15.69,another network
+ddim,Accelerated,DDIM,10,8.23,,cited,,,
 diff-instruct,Distillation,Diff-Instruct,1,4.53,,run,Algorithm 1,,
 dirm,Score-free / Class-ratio-based Distillation (Ours),DiRM,1,4.87,9.85,run,Eq 10,,
 dikl,Score-free / Class-ratio-based Distillation (Ours),DiKL,1,3.81,9.90,run,Eq 8,,
@@ -557,8 +557,8 @@ fn a_paper_file_that_is_wrong_is_refused_with_file_line_and_expectation() {
     refused("4.87", "4,87", "table1.csv is invalid: expected 10 fields on line 5, found 11");
     refused("4.87", "low", "a number in column `fid` on line 5, found `low`");
     refused("cited,", "seen,", "`cited` or `run` in column `kind` on line 3");
-    refused("15.69", "many", "a number in column `target` on line 3");
-    refused("another network", "", "a text in column `target_source` on line 3");
+    refused("cited,,,", "cited,,many,why", "a number in column `target` on line 3");
+    refused("cited,,,", "cited,,15.69,", "a text in column `target_source` on line 3");
     refused("cited,", "cited,Heun", "nothing, as the row is only cited in column `ours`");
     refused("dikl,Score", "dijs,Score", "something that no line before has in column `id` on line 7");
     refused("6.20,init-50", "6.20,", "table2.csv is invalid: expected a text in column `cell` on line 3");
@@ -1120,6 +1120,16 @@ fn a_cited_row_never_shows_a_number_of_ours() {
         assert!(!text.contains("777"), "{text}");
         assert!(text.lines().any(|line| line.contains("DDIM") && line.contains("cited")), "{text}");
     }
+}
+
+#[test]
+fn a_target_that_is_not_the_printed_number_is_said() {
+    let mut rows = paper_rows().0;
+    let target = |fid| Some(paper::Target { fid, source: "Another network".into() });
+    (rows[0].target, rows[1].target) = (target(Some(1.97)), target(None));
+    let text = table1(&rows, &[], &[], "mini").to_text(false);
+    assert!(text.contains("the target is 1.97, not the printed 2.04. Another network."), "{text}");
+    assert!(text.contains("DDIM: the printed 8.23 is no target. Another network."), "{text}");
 }
 
 #[test]

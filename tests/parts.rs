@@ -44,7 +44,10 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
     // No step changes what the next one's gradients are of. With beta1 = 0 the first
     // moments of one step are its gradients.
     let one_step = OneStep { generator_lr: 0.0, critic_lr: 0.0, ..paper.one_step.clone() };
-    let recipe = Recipe { network: config(), one_step, ..paper };
+    let mut recipe = Recipe { network: config(), one_step, ..paper };
+    // Not all of the batch, and more than the smallest part.
+    recipe.set("sida_group=3").unwrap();
+    recipe.set("amed_lr=0").unwrap();
     let start = [(row.start, weights)];
     let setup = recipe.setup(&Device::Cpu, row, &start, "parts");
     let mut given = Given { microbatch, ..Given::default() };

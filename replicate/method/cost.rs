@@ -47,6 +47,7 @@ impl Display for Role {
             Role::Averaged => "averaged",
             Role::Trained => "trained",
             Role::Frozen => "frozen",
+            Role::Part => "a part of it",
         })
     }
 }

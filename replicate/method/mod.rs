@@ -101,6 +101,8 @@ pub struct Trained {
     /// Images of the published training, where the method knows no pre-training. It sees no
     /// more than the others' pre-training and one-step training together.
     pub from_scratch: Option<u64>,
+    /// Images of a published training that is short by its nature: it sees no more.
+    pub at_most: Option<u64>,
 }
 
 /// Training images.
@@ -192,9 +194,17 @@ pub struct Row {
     pub id: &'static str,
     pub method: Spec,
     pub start: Initialization,
-    /// The row of the same seed whose generator this row's starts from; all other networks
-    /// start from `start`.
-    pub generator: Option<&'static str>,
+    /// Where the generator starts, if not where all other networks do.
+    pub generator: Option<FirstStage>,
+}
+
+/// A row whose generator another row's goes on from: that of the same seed, or the published
+/// one where the networks of a scale are published.
+#[derive(Clone, Copy)]
+pub struct FirstStage {
+    pub row: &'static str,
+    /// Images that the published generator has seen.
+    pub published: u64,
 }
 
 impl Row {
@@ -203,9 +213,9 @@ impl Row {
     /// # Panics
     /// If the registry does not have it.
     pub fn before(&self) -> Option<Row> {
-        let row = |id| all_rows().find(|row| row.id == id);
-        self.generator
-            .map(|id| row(id).unwrap_or_else(|| panic!("{} starts from {id}, which is no row", self.id)))
+        let id = self.generator?.row;
+        let found = all_rows().find(|row| row.id == id);
+        Some(found.unwrap_or_else(|| panic!("{} starts from {id}, which is no row", self.id)))
     }
 }
 
@@ -238,9 +248,10 @@ pub const TABLE1: &[Row] = &[
     FULL_INITIALIZATION,
     row("ddim", sampler::ddim::SPEC, FULL),
     row("dpm-solver-fast", sampler::dpm_solver::SPEC, FULL),
+    row("amed-plugin", sampler::amed::SPEC, FULL),
     row("sid", sid::SID, FULL),
     row("sida", sid::SIDA, FULL),
-    Row { generator: Some("sid"), ..row("sid2a", sid::SIDA, FULL) },
+    Row { generator: Some(sid::FIRST_STAGE), ..row("sid2a", sid::SIDA, FULL) },
     row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
 ];
 

@@ -1,11 +1,14 @@
-//! The sentences that no table can say: the verdict, and which runs have not learned.
+//! The sentences that no table can say: the verdict, which runs have not learned, and which
+//! rows have seen other images than the rest.
 
+use crate::experiment::{Recipe, Scale, all_rows};
 use crate::judge::claims::{ClaimResult, ClaimVerdict, handful};
 use crate::judge::golden::{Comparison, Score, Status};
+use crate::judge::paper::{Kind, Row1};
 use crate::measure::metrics::modes::COLLAPSED;
 use crate::report::curves::{Curve, collapsed};
 use crate::report::verdicts::{claim_counts, status_counts};
-use crate::text::and;
+use crate::text::{and, thousands};
 use std::collections::BTreeSet;
 
 /// What a reader wants to know first, in two sentences: how the paper's claims stand, and how
@@ -76,4 +79,47 @@ pub fn not_learned(runs: &BTreeSet<(String, u64)>, scale: &str) -> Option<String
             and(&names)
         )
     })
+}
+
+/// What the trained rows have seen where it is not what the others have.
+pub(crate) fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
+    let Some(scale) = Scale::ALL.into_iter().find(|known| known.name() == scale) else {
+        return Vec::new();
+    };
+    let recipe = Recipe::of(scale);
+    let shared = recipe.budget.images;
+    let trained = rows.iter().filter(|row| row.kind == Kind::Run).filter_map(|row| {
+        let known = all_rows().find(|known| known.id == row.id)?;
+        known.method.training.map(|training| (row, known, training))
+    });
+    let mut notes = Vec::new();
+    for (row, known, training) in trained {
+        let seen = thousands(recipe.images_of(&known));
+        if training.from_scratch.is_some() {
+            notes.push(format!(
+                "{}: without pre-training; it sees {seen} images, the others {} after a pre-training of {}.",
+                row.label,
+                thousands(shared),
+                thousands(recipe.pretraining.images)
+            ));
+        }
+        if training.at_most.is_some_and(|most| most < shared) {
+            notes
+                .push(format!("{}: its training ends after {seen} images, as the published one.", row.label));
+        }
+        if let Some(first) = known.generator {
+            let label =
+                rows.iter().find(|row| row.id == first.row).map_or(first.row, |row| row.label.as_str());
+            let (whose, images) = match recipe.has_checkpoint(known.start) {
+                true => (format!("the published generator of {label}"), first.published),
+                false => (format!("the generator of {label} of the same seed"), shared),
+            };
+            notes.push(format!(
+                "{}: it goes on from {whose}, which had seen {} images; its own are {seen}.",
+                row.label,
+                thousands(images)
+            ));
+        }
+    }
+    notes
 }

@@ -5,6 +5,7 @@ use crate::judge::differences::{COVERAGE, Difference, Gap};
 use crate::judge::golden::{Comparison, STATISTICAL, Sample, Score, Status, TIME, plain, seeds, values};
 use crate::judge::paper::{Fid, Kind, Row1, Row2};
 use crate::measure::metrics::modes::{COLLAPSED, STATES};
+use crate::report::notes::budgets;
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use crate::report::verdicts::{status_text, status_tone};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,9 +61,14 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
     });
     let mut table =
         measured.table("Table 1", "Sample quality on CIFAR-10.", columns.to_vec(), cells.collect());
+    table.notes.extend(budgets(rows, measured.scale));
     for (row, target) in rows.iter().filter_map(|row| Some((row, row.target.as_ref()?))) {
-        let fid = target.fid.map_or("no number".to_string(), |fid| format!("{fid:.2}"));
-        table.notes.push(format!("{}: {fid} is what holds for our network. {}", row.label, target.source));
+        let printed = row.fid.map_or("number".to_string(), |fid| format!("{fid:.2}"));
+        let text = match target.fid {
+            Some(fid) => format!("the target is {fid:.2}, not the printed {printed}"),
+            None => format!("the printed {printed} is no target"),
+        };
+        table.notes.push(format!("{}: {text}. {}.", row.label, target.source));
     }
     if rows.iter().any(|row| row.kind == Kind::Cited) {
         table.notes.push("cited: printed in the paper from another publication; not run by us.".to_string());

@@ -12,7 +12,7 @@ mod pickle;
 mod torch;
 
 pub use cifar::{Set, cifar_archive};
-pub use edm::edm_snapshot;
+pub use edm::{edm_snapshot, sid_snapshot};
 pub use inception::inception_pth;
 pub use npz::fid_reference;
 use replicate::network::unet::Config;

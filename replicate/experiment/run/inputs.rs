@@ -52,7 +52,8 @@ impl Runner<'_> {
             all.push(Input::Checkpoint);
         }
         let published = cells.iter().filter(|cell| self.published(cell.start));
-        let generators = published.filter_map(|cell| Some(Input::Generator(self.recipe.first_stage(cell)?.id)));
+        let generators =
+            published.filter_map(|cell| Some(Input::Generator(self.recipe.first_stage(cell)?.id)));
         for generator in generators {
             if !all.contains(&generator) {
                 all.push(generator);

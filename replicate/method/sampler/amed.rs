@@ -265,7 +265,7 @@ impl Plugin {
     /// # Errors
     /// Without weights: there is no teacher then.
     fn new(setup: &Setup) -> Result<Plugin> {
-        let Some(weights) = setup.start else {
+        let Some(weights) = setup.start.row else {
             bail!("AMED-Plugin needs a teacher: it cannot start from random weights")
         };
         let AmedSettings { calls, lr } = setup.own();
@@ -308,7 +308,9 @@ impl Trajectories {
         if !weights.contains_key("fc_r.weight") {
             bail!("the weights have no predictor; run the row amed-plugin, which trains one for its teacher");
         }
-        let Some(teacher) = setup.start else { bail!("AMED-Plugin samples a teacher, and there is none") };
+        let Some(teacher) = setup.start.row else {
+            bail!("AMED-Plugin samples a teacher, and there is none")
+        };
         let amed = Amed::new(setup.own::<AmedSettings>().calls, pooled(setup.network))?;
         let build = |vb: VarBuilder| Predictor::new(amed.pooled, vb);
         let source = Source { given: weights, drawn: &[], cell: "" };

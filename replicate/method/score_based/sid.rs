@@ -12,10 +12,10 @@
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{class_ratio, diffuse, dsm, softplus};
 use crate::method::noise::{Levels, edm_weight};
-use crate::method::one_step::{self, Generator, denoiser};
-use crate::method::{Build, Setup, Spec, Trained};
+use crate::method::one_step::{self, Generator, OneStep, denoiser};
+use crate::method::{Build, FirstStage, Setup, Spec, Trained};
 use crate::network::unet::Denoiser;
-use crate::settings::{LARGEST_BATCH, MOST_IMAGES, Settings, settings};
+use crate::settings::{LARGEST_BATCH, MOST_IMAGES, Overrides, Setting, Settings, settings};
 use crate::train::Method;
 use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
@@ -51,48 +51,58 @@ settings! {
 }
 
 pub const SID: Spec = Spec {
-    settings: &[SidSettings::listed],
-    ..spec("sid", "Zhou et al. 2024, arXiv 2404.04057", |s| Ok(Box::new(Sid::new(s)?)), CALLS.0)
+    cite: "Zhou et al. 2024, arXiv 2404.04057",
+    settings: &[shared, SidSettings::listed],
+    ..spec("sid", |s| Ok(Box::new(Sid::new(s)?)), &[GENERATOR, TEACHER, FAKE], &CALLS)
 };
 
 pub const SIDA: Spec = Spec {
-    settings: &[SidSettings::listed, SidaSettings::listed],
-    ..spec("sida", "Zhou et al. 2024, arXiv 2410.14919", |s| Ok(Box::new(Sid::adversarial(s)?)), CALLS.1)
+    cite: "Zhou et al. 2024, arXiv 2410.14919",
+    settings: &[shared, SidSettings::listed, SidaSettings::listed],
+    ..spec(
+        "sida",
+        |s| Ok(Box::new(Sid::adversarial(s)?)),
+        &[GENERATOR, TEACHER, FAKE, ENCODER],
+        &[CALLS[0], CALLS[1], DATA, CALLS[2], CALLS[3], CALLS[4]],
+    )
 };
 
-const fn spec(name: &'static str, cite: &'static str, build: Build, calls: &'static [Call]) -> Spec {
-    Spec {
-        name,
-        cite,
-        file: file!(),
-        fingerprint: None,
-        training: Some(Trained { build, networks: NETWORKS, calls, from_scratch: None }),
-        nfe: |_| 1,
-        settings: &[],
-        sampler: one_step::sampler,
-    }
+/// SiD's generator, the published one with alpha 1.2.
+pub const FIRST_STAGE: FirstStage = FirstStage { row: "sid", published: 403_968_000 };
+
+const fn spec(
+    name: &'static str,
+    build: Build,
+    networks: &'static [Network],
+    calls: &'static [Call],
+) -> Spec {
+    let training = Some(Trained { build, networks, calls, from_scratch: None, at_most: None });
+    let sampler = one_step::sampler;
+    Spec { name, cite: "", file: file!(), fingerprint: None, training, nfe: |_| 1, settings: &[], sampler }
 }
 
-const NETWORKS: &[Network] = &[
-    Network::averaged("generator", Size::Denoiser),
-    Network::trained("fake", Size::Denoiser),
-    Network::frozen("teacher", Size::Denoiser),
-    Network::part("encoder of the fake score", Size::Critic),
-];
+/// What it takes of the settings of every one-step training: all but the weight of the loss and
+/// the levels of the generator's step, which are its own.
+fn shared(overrides: &Overrides) -> Vec<Setting> {
+    let mut settings = OneStep::listed(overrides);
+    settings.retain(|setting| !["weight", "generator_levels"].contains(&setting.field.name));
+    settings
+}
 
-/// Without the adversary, and with it.
-const CALLS: (&[Call], &[Call]) = {
-    const SID: [Call; 5] = [
-        Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
-        Call { step: 0, network: "fake", pass: Pass::Trained, times: 1.0 },
-        Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
-        Call { step: 1, network: "fake", pass: Pass::Through, times: 1.0 },
-        Call { step: 1, network: "teacher", pass: Pass::Through, times: 1.0 },
-    ];
-    const DATA: Call =
-        Call { step: 0, network: "encoder of the fake score", pass: Pass::Trained, times: 1.0 };
-    (&SID, &[SID[0], SID[1], DATA, SID[2], SID[3], SID[4]])
-};
+const GENERATOR: Network = Network::averaged("generator", Size::Denoiser);
+const TEACHER: Network = Network::frozen("teacher", Size::Denoiser);
+const FAKE: Network = Network::trained("fake", Size::Denoiser);
+const ENCODER: Network = Network::part("encoder", Size::Critic);
+
+const CALLS: [Call; 5] = [
+    Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
+    Call { step: 0, network: "fake", pass: Pass::Trained, times: 1.0 },
+    Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
+    Call { step: 1, network: "fake", pass: Pass::Through, times: 1.0 },
+    Call { step: 1, network: "teacher", pass: Pass::Through, times: 1.0 },
+];
+/// What the adversary sees of the training images.
+const DATA: Call = Call { step: 0, network: "encoder", pass: Pass::Trained, times: 1.0 };
 
 /// The authors' factor of the generator's loss. Adam takes it out again, but for its
 /// epsilon.
@@ -164,6 +174,7 @@ pub struct Sid {
     teacher: Denoiser,
     levels: Levels,
     fake_lr: f64,
+    fake_steps: usize,
     settings: SidSettings,
     adversary: Option<SidaSettings>,
 }
@@ -184,6 +195,7 @@ impl Sid {
             teacher: Denoiser::load(setup.network, weights, setup.device)?,
             levels: s.levels(),
             fake_lr: s.critic_lr,
+            fake_steps: s.critic_steps,
             settings: setup.own(),
             adversary: None,
         })
@@ -218,7 +230,7 @@ impl Method for Sid {
         let (settings, adversary) = (&self.settings, self.adversary.as_ref());
 
         // The fake score learns to denoise generated images, its encoder to know them.
-        let mut values = self.fake.descend(batch, self.fake_lr, |fake, b| {
+        let mut values = self.fake.descend_times(self.fake_steps, batch, self.fake_lr, |fake, b| {
             let (sigma, noise) = (levels.draw(b, "critic.sigma")?, b.normal("critic.noise_fake")?);
             let (x0, labels) =
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;

@@ -170,7 +170,7 @@ const ASSETS: &[Asset] = &[
     },
     Asset {
         id: "sid",
-        what: "SiD's published one-step generator for CIFAR-10 (pickle), to cross-check FID and IS",
+        what: "SiD's published one-step generator for CIFAR-10 (pickle): SiD²A starts from it; to cross-check FID and IS",
         bytes: Some(223_165_173),
         // The hub's own record of the file.
         hash: Hash::OneSource("13cb3be19dd92c67f423db24839919c92b23179d8bce9c9a7badd508f99ff15b"),
@@ -188,6 +188,7 @@ const ASSETS: &[Asset] = &[
 /// starts.
 const DRILL: &[Asset] = &[
     drill("drill-edm", "a small network as an EDM snapshot", DRILL_EDM),
+    drill("drill-sid", "another small network as an EDM snapshot", DRILL_SID),
     drill("drill-inception", "Inception-v3 filled by a formula (PyTorch, legacy format)", DRILL_INCEPTION),
     Asset {
         id: "drill-fid-reference",
@@ -201,6 +202,7 @@ const DRILL: &[Asset] = &[
 ];
 
 const DRILL_EDM: &str = "2866c9f457dc1c79d71b1f7818ef652c3c51ae3d9ceff92d58038068bb28a0e1";
+const DRILL_SID: &str = "490e8b84d47c082a6a01e240799e8689bf1c9f72dbf2581531000ad13ba217d5";
 const DRILL_INCEPTION: &str = "99e43ca863a7ffe122b5212197078482c7854499abfe686b6c991211be86f082";
 const DRILL_CIFAR10: &str = "165b9c5be5de9ad32332f78102d44661da2aa88500df8e790de371e75f45582d";
 const DRILL_CIFAR100: &str = "c7a095a929159525947113d40f2808704ee6f4864ebc0f87eacadb417a00e98c";

@@ -18,13 +18,23 @@ const MODULE_SRC: &str = "# The source text of EDM's classes stands here in a sn
 /// A pickle of {ema, loss_fn, augment_pipe, dataset_kwargs} with the classes and
 /// the modules' dictionaries of 2022, when EDM's snapshots were published.
 pub fn edm_snapshot(config: &Config) -> Vec<u8> {
+    snapshot(config, "")
+}
+
+/// The same of another network: the formula reads names that begin with `sid.`.
+pub fn sid_snapshot(config: &Config) -> Vec<u8> {
+    snapshot(config, "sid.")
+}
+
+fn snapshot(config: &Config, prefix: &str) -> Vec<u8> {
     let mut network = Module::default();
     // It has no parameters, and is a module all the same.
     network.child("model").child("map_noise");
     for (name, shape) in parameters(config) {
         let (path, parameter) = name.rsplit_once('.').expect("a parameter lies in a module");
         let module = path.split('.').fold(&mut network, Module::child);
-        let values = unit_of(&name, shape.iter().product()).into_iter().map(edm_value(&name, &shape));
+        let values = unit_of(&format!("{prefix}{name}"), shape.iter().product());
+        let values = values.into_iter().map(edm_value(&name, &shape));
         let arguments = vec![stored(values, &shape), Object::Bool(false), ordered(vec![])];
         module
             .parameters

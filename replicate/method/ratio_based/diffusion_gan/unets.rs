@@ -42,7 +42,7 @@ const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec 
         cite: "Wang et al. 2023, arXiv 2206.02262, on the networks of this paper",
         file: FILE,
         fingerprint: None,
-        training: Some(Trained { build, networks: NETWORKS, calls, from_scratch: None }),
+        training: Some(Trained { build, networks: NETWORKS, calls, from_scratch: None, at_most: None }),
         nfe: |_| 1,
         settings: &[OneStep::listed, DiffGan::listed],
         sampler: one_step::sampler,
