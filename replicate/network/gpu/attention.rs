@@ -1,5 +1,5 @@
-//! Single-head self-attention over pixels: batched matrix products, and a softmax that
-//! is one pass over each row.
+//! Single-head self-attention over pixels: batched matrix products, and a softmax in one pass over
+//! each row.
 
 use super::compile::kernel;
 use super::shift::per_image;
@@ -14,13 +14,13 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{Layout, Result, Tensor, bail, builder_arg};
 
-/// softmax(q k^T / sqrt(C)) v. `qkv` (B, T, 3C) with q, k and v interleaved, channel
-/// 3c + {0, 1, 2}, and a shift of it. Gives (B, T, C).
+/// Computes softmax(q k^T / sqrt(C)) v, (B, T, C). `qkv` (B, T, 3C) has q, k and v interleaved:
+/// channel 3c + {0, 1, 2}. `shift` is added to it first.
 pub fn attention(qkv: &Tensor, shift: Option<&Tensor>) -> Result<Tensor> {
     with_args([qkv], |[qkv]| with_options([shift], |[shift]| by_type!(qkv, forward(qkv, shift))))
 }
 
-/// The gradient of `qkv` from that of the output.
+/// Computes the gradient of `qkv` from `da`, that of the output.
 pub fn attention_backward(qkv: &Tensor, shift: Option<&Tensor>, da: &Tensor) -> Result<Tensor> {
     with_args([qkv, da], |[qkv, da]| with_options([shift], |[shift]| by_type!(qkv, backward(qkv, shift, da))))
 }
@@ -33,13 +33,14 @@ struct Geometry {
     channels: usize,
 }
 
-/// z = x y or one of its transposes, all row-major; z (rows, columns), `inner` summed.
+/// A product z = x y, or one with transposed factors. All are row-major; z is (rows, columns), and
+/// `inner` is summed over.
 #[derive(Clone, Copy)]
 struct Product {
     rows: usize,
     columns: usize,
     inner: usize,
-    /// Whether x is stored as (inner, rows), y as (columns, inner).
+    /// True if x is stored as (inner, rows), and if y is stored as (columns, inner).
     transposed: [bool; 2],
 }
 
@@ -56,36 +57,37 @@ impl Geometry {
         1.0 / (self.channels as f32).sqrt()
     }
 
-    /// Of q, k, v or the output.
+    /// Values of q, of k, of v or of the output.
     fn values(self) -> usize {
         self.batch * self.tokens * self.channels
     }
 
-    /// Of the weights: (B, queries, keys).
+    /// Attention weights: (B, queries, keys).
     fn pairs(self) -> usize {
         self.batch * self.tokens * self.tokens
     }
 
-    /// q k^T, da v^T: (queries, keys).
+    /// Products q k^T and da v^T, (queries, keys).
     fn scores(self) -> Product {
         let (rows, columns, inner) = (self.tokens, self.tokens, self.channels);
         Product { rows, columns, inner, transposed: [false, true] }
     }
 
-    /// p v, dq = ds k: (queries, channels) from keys.
+    /// Products p v and dq = ds k: (queries, channels), summed over keys.
     fn to_queries(self) -> Product {
         let (rows, columns, inner) = (self.tokens, self.channels, self.tokens);
         Product { rows, columns, inner, transposed: [false, false] }
     }
 
-    /// dv = p^T da, dk = ds^T q: (keys, channels) from queries.
+    /// Products dv = p^T da and dk = ds^T q: (keys, channels), summed over queries.
     fn to_keys(self) -> Product {
         Product { transposed: [true, false], ..self.to_queries() }
     }
 }
 
 impl Product {
-    /// What cuBLAS is told, for which every matrix is its transpose: z^T = y^T x^T.
+    /// Configuration for cuBLAS. It is column-major, so it sees every matrix transposed and
+    /// computes z^T = y^T x^T.
     fn config<T: Element>(&self, batch: usize) -> StridedBatchedConfig<T> {
         let Product { rows, columns, inner, transposed: [x, y] } = *self;
         let operation =
@@ -121,12 +123,12 @@ impl Product {
     where
         CudaBlas: Gemm<T>,
     {
-        // SAFETY: each slice is of its matrices, one for each image, as `Geometry` says.
+        // SAFETY: each slice holds its matrices, one for each image, with the sizes of `Geometry`.
         unsafe { blas.gemm_strided_batched(self.config::<T>(batch), y, x, z) }.w()
     }
 }
 
-/// q, k and v one behind the other.
+/// Separates q, k and v into one buffer, one after the other.
 fn parts<T: Element>(g: Geometry, qkv: Arg, shift: Option<Arg>) -> Result<CudaSlice<T>> {
     let (n, per_image) = (3 * g.values(), per_image(shift, g.batch, 3 * g.channels)?);
     count(n)?;
@@ -138,7 +140,7 @@ fn parts<T: Element>(g: Geometry, qkv: Arg, shift: Option<Arg>) -> Result<CudaSl
     optional(&mut call, &shift);
     call.arg(&per_image).arg(&mut out);
     builder_arg!(call, g.values() as u32, g.channels as u32, g.tokens as u32);
-    // SAFETY: the kernel's parameters in their order; it checks the count.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks the count.
     unsafe { call.launch(elements(g.values())) }.w()?;
     Ok(out)
 }
@@ -151,7 +153,7 @@ fn part_mut<T: Element>(g: Geometry, parts: &mut CudaSlice<T>, which: usize) -> 
     parts.slice_mut(which * g.values()..(which + 1) * g.values())
 }
 
-/// p = softmax(q k^T / sqrt(C)): (B, queries, keys).
+/// Computes p = softmax(q k^T / sqrt(C)), (B, queries, keys).
 fn weights<T: Element>(g: Geometry, parts: &CudaSlice<T>, device: &CudaDevice) -> Result<CudaSlice<T>>
 where
     CudaBlas: Gemm<T>,
@@ -163,7 +165,7 @@ where
     let mut call = function.builder();
     call.arg(&mut p);
     builder_arg!(call, g.tokens as u32, g.scale());
-    // SAFETY: the kernel's parameters in their order; a block for each row.
+    // SAFETY: the arguments match the kernel's parameters; there is a block for each row.
     unsafe { call.launch(rows(g.batch * g.tokens, g.tokens)) }.w()?;
     Ok(p)
 }
@@ -199,7 +201,7 @@ where
     let mut call = function.builder();
     call.arg(&p).arg(&mut ds);
     builder_arg!(call, g.tokens as u32, g.scale());
-    // SAFETY: the kernel's parameters in their order; a block for each row.
+    // SAFETY: the arguments match the kernel's parameters; there is a block for each row.
     unsafe { call.launch(rows(g.batch * g.tokens, g.tokens)) }.w()?;
     g.to_queries().run(&blas, g.batch, &ds, &part(g, &parts, 1), &mut part_mut(g, &mut d, 0))?;
     g.to_keys().run(&blas, g.batch, &ds, &part(g, &parts, 0), &mut part_mut(g, &mut d, 1))?;
@@ -209,7 +211,7 @@ where
     let mut call = function.builder();
     call.arg(&d).arg(&mut dqkv);
     builder_arg!(call, g.values() as u32);
-    // SAFETY: the kernel's parameters in their order; it checks the count.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks the count.
     unsafe { call.launch(elements(g.values())) }.w()?;
     Ok(tensor(dqkv, qkv.layout.shape().clone(), device))
 }
@@ -219,7 +221,7 @@ mod tests {
     use super::*;
     use crate::rng::Stream;
 
-    /// What cuBLAS does with a configuration: column-major, c = op(a) op(b).
+    /// Computes c = op(a) op(b) in column-major order, as cuBLAS does for a configuration.
     fn gemm(config: &StridedBatchedConfig<f32>, a: &[f32], b: &[f32], c: &mut [f32]) {
         let GemmConfig { transa, transb, m, n, k, lda, ldb, ldc, .. } = config.gemm;
         let at = |matrix: &[f32], operation, ld: i32, row: i32, column: i32| {
@@ -247,7 +249,7 @@ mod tests {
         let of_square = |image: usize, i: usize, j: usize| square[(image * t + i) * t + j];
         let near = |found: f32, expected: f32| assert!((found - expected).abs() < 1e-5, "{found} {expected}");
 
-        // x y is asked of cuBLAS as y x.
+        // cuBLAS takes the operands of x y in the order y, x.
         let mut scores = vec![0f32; g.pairs()];
         gemm(&g.scores().config(g.batch), &b, &a, &mut scores);
         let mut queries = vec![0f32; g.values()];

@@ -1,12 +1,12 @@
-//! The way back through a network: from the gradient of its output to those of its input
-//! and its parameters.
+//! The backward pass of a network: from the gradient of its output to those of its input and its
+//! parameters.
 
 use super::tape::{Shift, Step, add, group_norm, resampled};
 use crate::network::Param;
 use crate::network::gpu;
 use candle_core::{DType, Result, Tensor};
 
-/// `scale` times a map: what a linear operation passes on without a pass over it.
+/// A gradient as a map and a factor, so that linear operations need no pass over the map.
 #[derive(Clone)]
 pub(super) struct Gradient {
     pub map: Tensor,
@@ -18,17 +18,17 @@ impl Gradient {
         Gradient { map, scale: 1.0 }
     }
 
-    /// Multiplied out; for rows, and float32.
+    /// Multiplies the factor out. Only for rows and float32 maps.
     pub fn exact(self) -> Result<Tensor> {
         if self.scale == 1.0 { Ok(self.map) } else { self.map * f64::from(self.scale) }
     }
 }
 
-/// On the way back through a network.
+/// State of a backward pass.
 struct Backward {
-    /// Of every node, as far as they have arrived.
+    /// Sum of the gradients of each node so far.
     nodes: Vec<Option<Gradient>>,
-    /// Of the parameters that the pass reaches, if they are trained.
+    /// Gradients of the parameters reached so far; `None` if they are not trained.
     parameters: Option<Vec<Option<Tensor>>>,
 }
 
@@ -49,7 +49,7 @@ impl Backward {
         self.parameters.as_mut().map_or(Ok(()), |sums| add(&mut sums[param.0], more))
     }
 
-    /// From its gradient of every image, (B, C).
+    /// Adds the gradient of a shift, given for each image as (B, C), to its bias and rows.
     fn give_shift(&mut self, shift: &Shift, each: Tensor) -> Result<()> {
         if !shift.biases.is_empty() {
             let sum = cuda::column_sums(&each.unsqueeze(0)?)?.squeeze(0)?;
@@ -61,7 +61,8 @@ impl Backward {
         shift.terms.iter().try_for_each(|term| self.give(Some(*term), Gradient::of(rows.clone())))
     }
 
-    /// The same from the maps that it was added to.
+    /// Adds the gradient of a shift, given `d`, `scale` times which is that of the maps it was
+    /// added to.
     fn give_shift_of(&mut self, shift: Option<&Shift>, d: &Tensor, scale: f32) -> Result<()> {
         match shift.filter(|shift| shift.tracked()) {
             Some(shift) => self.give_shift(shift, cuda::pixel_sums(d, scale)?),
@@ -70,18 +71,18 @@ impl Backward {
     }
 }
 
-/// What is left of a forward pass.
+/// A finished forward pass.
 pub(super) struct Taken {
     pub steps: Vec<(Step, usize)>,
     pub nodes: usize,
-    /// Ids of those that have a gradient.
+    /// Ids of the inputs that have a gradient.
     pub inputs: Vec<usize>,
     pub outputs: Vec<Option<usize>>,
 }
 
 impl Taken {
-    /// From the gradients of the outputs to those of the inputs and of the parameters, if they
-    /// are `trained`.
+    /// Computes the gradients of the inputs from those of the outputs, and the gradients of the
+    /// parameters if they are `trained`.
     pub fn backward(
         self,
         parameters: &[Tensor],
@@ -93,7 +94,7 @@ impl Taken {
         for (output, dy) in self.outputs.into_iter().zip(dy) {
             back.give(output, Gradient::of(dy))?;
         }
-        // Each step is dropped when it is done with, and its values with it.
+        // Steps are dropped one by one to free their values early.
         for (step, id) in self.steps.into_iter().rev() {
             let Some(dy) = back.nodes[id].take() else { continue };
             let passed = |map: Tensor| Gradient { map, scale: dy.scale };
@@ -136,7 +137,7 @@ impl Taken {
                 }
                 Step::Norm { x, norm, kept } => {
                     let affine = [norm.gamma, norm.beta].map(|param| &parameters[param.0]);
-                    // What else has arrived for x is added on the way.
+                    // The kernel adds the gradient that x already has, which saves a pass.
                     let plus = x.id.and_then(|id| back.nodes[id].take());
                     let arriving = cuda::Arriving {
                         dy: (&dy.map, dy.scale),

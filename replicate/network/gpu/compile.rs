@@ -1,4 +1,4 @@
-//! The kernels, compiled once a process for whatever GPU is there.
+//! Compiles the kernels, once in a process, for the GPU at hand.
 
 use super::Element;
 use candle_core::cuda_backend::CudaDevice;
@@ -34,13 +34,13 @@ impl Kernel {
     }
 }
 
-/// The kernel of that name.
+/// Returns the kernel of this name.
 pub(super) fn plain(device: &CudaDevice, name: &str) -> Result<Kernel> {
     let function = device.get_or_load_custom_func(name, "replicate", ptx()?)?;
     Ok(Kernel { function: function.into_cuda_function(), stream: device.cuda_stream() })
 }
 
-/// The kernel of that name for elements of the type `T`.
+/// Returns the kernel of this name for elements of type `T`.
 pub(super) fn kernel<T: Element>(device: &CudaDevice, name: &str) -> Result<Kernel> {
     plain(device, &format!("{name}_{}", T::SUFFIX))
 }
@@ -49,7 +49,7 @@ pub(super) fn kernel<T: Element>(device: &CudaDevice, name: &str) -> Result<Kern
 mod tests {
     use super::*;
 
-    /// Needs the compiler's library, and neither a driver nor a GPU.
+    /// Needs the library of the compiler, but neither a driver nor a GPU.
     #[test]
     fn the_kernels_compile_and_have_the_names_that_are_asked_for() {
         let ptx = ptx().unwrap();
@@ -79,7 +79,7 @@ mod tests {
         for name in names {
             assert!(ptx.contains(&format!(".entry {name}(")), "no kernel {name}");
         }
-        // An atomic sum has no order.
+        // Atomic sums have no fixed order.
         assert!(!ptx.contains("atom.") && !ptx.contains("red.global"));
     }
 }

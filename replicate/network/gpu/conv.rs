@@ -1,4 +1,4 @@
-//! Convolution, stride 1, same size, 1x1 or 3x3, through cuDNN.
+//! Convolution with stride 1, same size and a 1x1 or 3x3 kernel, through cuDNN.
 
 use super::compile::kernel;
 use super::{Arg, Element, by_type, count, elements, tensor, uninitialised, with_args};
@@ -19,30 +19,31 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// `scale` times weights (O, C, k, k) in float32, k odd, as cuDNN takes them: (O, k, k, C),
+/// Converts `scale` times weights (O, C, k, k) in float32, k odd, to cuDNN's layout (O, k, k, C),
 /// rounded to the type of `like`.
 pub fn filters(w: &Tensor, like: &Tensor, scale: f32) -> Result<Tensor> {
     with_args([w], |[w]| by_type!(like, channels_last(w, scale)))
 }
 
-/// x * w: `x` (B, H, W, C), `w` from [`filters`]; gives (B, H, W, O). The products are
+/// Computes x * w, (B, H, W, O), from `x` (B, H, W, C) and `w` from [`filters`]. Products are
 /// summed in float32.
 pub fn conv2d(x: &Tensor, w: &Tensor) -> Result<Tensor> {
     with_args([x, w], |[x, w]| by_type!(x, forward(x, w)))
 }
 
-/// The gradient of x from `dy` (B, H, W, O), of its type; `w` from [`filters`].
+/// Computes the gradient of x from `dy` (B, H, W, O), in the type of `dy`; `w` is from [`filters`].
 pub fn data_gradient(w: &Tensor, dy: &Tensor) -> Result<Tensor> {
     with_args([w, dy], |[w, dy]| by_type!(dy, to_data(w, dy)))
 }
 
-/// `scale` times the gradient of weights of the shape `w`, (O, C, k, k), in float32, from a
-/// sum that cuDNN rounds to the type of `x` and `dy`.
+/// Computes `scale` times the gradient of weights of shape `w`, (O, C, k, k), in float32. cuDNN
+/// rounds the sum to the type of `x` and `dy` first.
 pub fn filter_gradient(x: &Tensor, w: &Shape, dy: &Tensor, scale: f32) -> Result<Tensor> {
     with_args([x, dy], |[x, dy]| by_type!(x, to_filter(x, w, dy, scale)))
 }
 
-// Pinned: all three add in one order, and cuDNN's heuristics might choose others elsewhere.
+// The algorithms are fixed: all three sum in one order, and cuDNN's heuristics could choose others
+// on another GPU.
 const FORWARD: cudnnConvolutionFwdAlgo_t =
     cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM;
 const DATA: cudnnConvolutionBwdDataAlgo_t = cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1;
@@ -60,7 +61,7 @@ struct Geometry {
     kernel: usize,
 }
 
-/// What cuDNN has to know of a convolution, made once.
+/// cuDNN's descriptors of a convolution, created once.
 struct Plan<T> {
     convolution: ConvDescriptor<f32>,
     x: TensorDescriptor<T>,
@@ -90,12 +91,12 @@ impl<T: Element> Plan<T> {
     }
 }
 
-/// cuDNN of one device on one thread, which its handles must not leave.
+/// cuDNN of one device on one thread. Its handles must not leave the thread.
 struct Library {
     cudnn: Arc<Cudnn>,
     plans: HashMap<(Geometry, DType), Rc<dyn Any>>,
-    /// As large as any pass has needed: all work of a device is on one stream, so the
-    /// next one begins when this one has ended.
+    /// The largest workspace that any pass has needed. Passes can share it: all work of a device is
+    /// on one stream, so one ends before the next begins.
     workspace: CudaSlice<u8>,
 }
 
@@ -137,7 +138,7 @@ fn with_library<R>(device: &CudaDevice, f: impl FnOnce(&mut Library) -> Result<R
 }
 
 impl Geometry {
-    /// Of maps (B, H, W, ...) and weights (O, k, k, C).
+    /// Sizes from maps (B, H, W, ...) and weights (O, k, k, C).
     fn of(maps: &Shape, w: &Shape) -> Result<Geometry> {
         let (batch, height, width, _) = maps.dims4()?;
         let (outputs, kernel, other, inputs) = w.dims4()?;
@@ -159,7 +160,7 @@ fn channels_last<T: Element>(w: Arg, scale: f32) -> Result<Tensor> {
     let mut call = function.builder();
     call.arg(&ws).arg(&mut out);
     builder_arg!(call, count(n)?, inputs as u32, (height * width) as u32, scale);
-    // SAFETY: the kernel's parameters in their order; it checks the count.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks the count.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(tensor(out, (outputs, height, width, inputs), w.device()))
 }
@@ -177,7 +178,7 @@ fn forward<T: Element>(x: Arg, w: Arg) -> Result<Tensor> {
         let pass = ConvForward { conv: &plan.convolution, x: &plan.x, w: &plan.w, y: &plan.y };
         library.reserve(pass.get_workspace_size(FORWARD)?, device)?;
         let workspace = Some(&mut library.workspace);
-        // SAFETY: the descriptors are of these slices' sizes and type.
+        // SAFETY: the descriptors have the sizes and type of these slices.
         unsafe { pass.launch(FORWARD, workspace, (T::ONE, T::ZERO), &xs, &ws, &mut y)? };
         Ok(())
     })?;
@@ -197,7 +198,7 @@ fn to_data<T: Element>(w: Arg, dy: Arg) -> Result<Tensor> {
         let pass = ConvBackwardData { conv: &plan.convolution, dx: &plan.x, w: &plan.w, dy: &plan.y };
         library.reserve(pass.get_workspace_size(DATA)?, device)?;
         let workspace = Some(&mut library.workspace);
-        // SAFETY: the descriptors are of these slices' sizes and type.
+        // SAFETY: the descriptors have the sizes and type of these slices.
         unsafe { pass.launch(DATA, workspace, (T::ONE, T::ZERO), &mut dx, &ws, &dys)? };
         Ok(())
     })?;
@@ -217,7 +218,7 @@ fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg, scale: f32) -> Result<Tenso
         let pass = ConvBackwardFilter { conv: &plan.convolution, x: &plan.x, dw: &plan.w, dy: &plan.y };
         library.reserve(pass.get_workspace_size(FILTER)?, device)?;
         let workspace = Some(&mut library.workspace);
-        // SAFETY: the descriptors are of these slices' sizes and type.
+        // SAFETY: the descriptors have the sizes and type of these slices.
         unsafe { pass.launch(FILTER, workspace, (T::ONE, T::ZERO), &xs, &mut last, &dys)? };
         Ok(())
     })?;
@@ -226,7 +227,7 @@ fn to_filter<T: Element>(x: Arg, w: &Shape, dy: Arg, scale: f32) -> Result<Tenso
     let mut call = function.builder();
     call.arg(&last).arg(&mut dw);
     builder_arg!(call, count(n)?, inputs as u32, (kernel_height * kernel_width) as u32, scale);
-    // SAFETY: the kernel's parameters in their order; it checks the count.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks the count.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(tensor(dw, w.clone(), device))
 }

@@ -1,11 +1,12 @@
-//! The heavy operations on a GPU: convolutions through cuDNN, matrix products through
-//! cuBLAS, the rest in kernels of our own: forward and backward of the plain compositions of
-//! [`crate::network::reference`], of maps with the channels last, (B, H, W, C): what tensor cores
-//! take as it is. On float32 no TF32 is used; on bfloat16 activations the
-//! parameters and the statistics are float32, and what one operation leaves to the next
-//! is rounded. The same input is meant to give the same bits: no atomics, and cuDNN's
-//! deterministic algorithms. None of it has run on a card yet; `tests/standin` runs it on
-//! a CPU, with what takes the libraries' place there.
+//! The heavy operations on a GPU, forward and backward: convolutions through cuDNN, matrix products
+//! through cuBLAS, the rest as kernels of this crate. They compute the same as the compositions in
+//! [`crate::network::reference`]. Maps have the channels last, (B, H, W, C), the layout of tensor
+//! cores.
+//!
+//! In float32 no TF32 is used. With bfloat16 activations, parameters and statistics are float32 and
+//! the output of each operation is rounded. The same input should give the same bits: there are no
+//! atomics, and cuDNN's deterministic algorithms are used. None of this has run on a real GPU yet;
+//! `tests/standin` runs it on a CPU, with replacements for the libraries.
 
 mod attention;
 mod backward;
@@ -37,15 +38,15 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
-/// Whether the operations here take `x`.
+/// True if the operations of this module take `x`.
 pub fn takes(x: &Tensor) -> bool {
     x.device().is_cuda() && matches!(x.dtype(), DType::F32 | DType::BF16)
 }
 
-/// The type of an activation.
+/// Type of an activation.
 trait Element: CudaDType + CudnnDataType + DeviceRepr + Copy + 'static {
     const DTYPE: DType;
-    /// Of the names of its kernels.
+    /// Suffix of the names of its kernels.
     const SUFFIX: &str;
     const ZERO: Self;
     const ONE: Self;
@@ -77,7 +78,7 @@ macro_rules! by_type {
 }
 use by_type;
 
-/// A contiguous tensor on a GPU, as a custom operation gets it.
+/// A contiguous tensor on a GPU, as the argument of a custom operation.
 #[derive(Clone, Copy)]
 struct Arg<'a> {
     storage: &'a CudaStorage,
@@ -105,7 +106,7 @@ impl<'a> Arg<'a> {
     }
 }
 
-/// Calls `f` with the memory of the tensors that there are.
+/// Calls `f` with the memory of those tensors that are `Some`.
 fn with_options<const N: usize, R>(
     tensors: [Option<&Tensor>; N],
     f: impl FnOnce([Option<Arg>; N]) -> Result<R>,
@@ -122,12 +123,12 @@ fn with_options<const N: usize, R>(
     f(args)
 }
 
-/// Calls `f` with the tensors' memory.
+/// Calls `f` with the memory of the tensors.
 fn with_args<const N: usize, R>(tensors: [&Tensor; N], f: impl FnOnce([Arg; N]) -> Result<R>) -> Result<R> {
     with_options(tensors.map(Some), |args| f(args.map(|arg| arg.expect("as it was given"))))
 }
 
-/// Gives a kernel the address of `view`, or null.
+/// Passes the address of `view`, or null, to a kernel.
 fn optional<'a, T>(call: &mut LaunchArgs<'a>, view: &'a Option<CudaView<'a, T>>) {
     match view {
         Some(view) => call.arg(view),
@@ -139,20 +140,23 @@ fn storage<T: CudaDType>(slice: CudaSlice<T>, device: &CudaDevice) -> CudaStorag
     CudaStorage::wrap_cuda_slice(slice, device.clone())
 }
 
-/// A result without a history.
+/// Makes a tensor without a history.
 fn tensor<T: CudaDType>(slice: CudaSlice<T>, shape: impl Into<Shape>, device: &CudaDevice) -> Tensor {
     Tensor::from_storage(Storage::Cuda(storage(slice, device)), shape, BackpropOp::none(), false)
 }
 
-/// Memory of which nothing is read before it is written.
+/// Allocates memory that must be written before it is read.
 fn uninitialised<T: DeviceRepr>(n: usize, device: &CudaDevice) -> Result<CudaSlice<T>> {
-    // SAFETY: every caller gives it to a kernel or library that writes what is read later.
+    // SAFETY: every caller passes it to a kernel or library that writes all that is read later.
     unsafe { device.alloc::<T>(n) }
 }
 
 const THREADS: u32 = 256;
 
-/// A count as the kernels take it.
+/// Converts a count to the type of the kernels.
+///
+/// # Errors
+/// If it is 2^31 or more.
 fn count(n: usize) -> Result<u32> {
     if n >= 1 << 31 {
         bail!("{n} values are more than a kernel takes at once: a smaller batch, or --microbatch");
@@ -160,13 +164,14 @@ fn count(n: usize) -> Result<u32> {
     Ok(n as u32)
 }
 
-/// Threads for `n` elements, several for each where there are many.
+/// Launch configuration for `n` elements; threads take several elements if there are many.
 fn elements(n: usize) -> LaunchConfig {
     let blocks = n.div_ceil(THREADS as usize).clamp(1, 65_536) as u32;
     LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
 }
 
-/// A block for each of `rows` rows of `n` values. [`THREADS`] is `MOST` of the kernels.
+/// Launch configuration with a block for each of `rows` rows of `n` values. [`THREADS`] is `MOST`
+/// of the kernels.
 fn rows(rows: usize, n: usize) -> LaunchConfig {
     let threads = (n as u32).next_power_of_two().clamp(32, THREADS);
     LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }

@@ -1,4 +1,4 @@
-//! Standard normal numbers made where they are needed.
+//! Standard normal numbers generated on the GPU.
 
 use super::compile::plain;
 use super::{count, elements, tensor, uninitialised};
@@ -6,9 +6,9 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Device, Result, Shape, Tensor, builder_arg};
 
-/// Numbers of one step of the stream with this `key`, from the number `first` on, from the
-/// same integers as on the host. Logarithm, sine and cosine are the GPU's: the numbers may be up to
-/// 4e-6 from the host's.
+/// Generates the numbers of one step of the stream with this `key`, from index `first` on. The
+/// random integers are those of the host; logarithm, sine and cosine are the GPU's, so the numbers
+/// may differ by up to 4e-6.
 pub fn normals(
     key: [u32; 2],
     step: u64,
@@ -24,7 +24,7 @@ pub fn normals(
     let mut call = function.builder();
     call.arg(&mut out);
     builder_arg!(call, count(n)?, (first / 4) as u64, key[0], key[1], step);
-    // SAFETY: the kernel's parameters in their order; it checks n.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks n.
     unsafe { call.launch(elements(n / 4)) }.w()?;
     let all = tensor(out, n, device);
     all.narrow(0, 0, shape.elem_count())?.reshape(shape)

@@ -1,4 +1,4 @@
-//! Group normalisation, with SiLU in the same pass where asked.
+//! Group normalisation, optionally fused with SiLU.
 
 use super::compile::kernel;
 use super::shift::per_image;
@@ -14,21 +14,21 @@ pub struct GroupNorm {
     pub silu: bool,
 }
 
-/// Channels that a block takes where the groups allow it: with two bytes each, what it
-/// reads of a pixel is two of the memory's sectors.
+/// Channels that a block takes if the groups allow it. In bfloat16 their values of a pixel fill two
+/// memory sectors.
 const WIDTH: usize = 32;
 
-/// What a gradient that arrives is made of, and what is added to the one that is passed on.
+/// The incoming gradient, and a term that is added to the outgoing one.
 #[derive(Clone, Copy)]
 pub struct Arriving<'a> {
-    /// scale dy
+    /// Incoming gradient: the map and its factor.
     pub dy: (&'a Tensor, f32),
     pub plus: Option<(&'a Tensor, f32)>,
 }
 
 impl GroupNorm {
-    /// Of `x` (B, H, W, C) and a shift of it, with `gamma` and `beta` (C) in float32; and the
-    /// mean and 1 / standard deviation of every group, (B, groups, 2) in float32.
+    /// Normalises `x` (B, H, W, C) plus `shift`, with `gamma` and `beta` (C) in float32. Also
+    /// returns mean and 1 / standard deviation of every group, (B, groups, 2) in float32.
     pub fn forward(
         &self,
         x: &Tensor,
@@ -40,9 +40,8 @@ impl GroupNorm {
         })
     }
 
-    /// The gradient of x, and those of beta, gamma and the shift from every image,
-    /// (3, B, C) in float32, of which the last is nothing where there is no shift; `kept` is
-    /// from the forward pass.
+    /// Computes the gradient of x, and for each image those of beta, gamma and the shift: (3, B, C)
+    /// in float32. The last is undefined if there is no shift. `kept` comes from the forward pass.
     pub fn backward(
         &self,
         x: &Tensor,
@@ -59,7 +58,7 @@ impl GroupNorm {
         })
     }
 
-    /// Groups that one block does, and blocks for `images` of `channels`.
+    /// Returns the groups that one block takes, and the blocks for `images` of `channels`.
     fn blocks(&self, images: usize, channels: usize) -> (u32, usize) {
         let at_once = (WIDTH * self.groups / channels).clamp(1, self.groups);
         (at_once as u32, images * self.groups.div_ceil(at_once))
@@ -86,7 +85,7 @@ fn forward<T: Element>(
     optional(&mut call, &shift);
     call.arg(&per_image).arg(&gammas).arg(&betas).arg(&mut y).arg(&mut kept);
     builder_arg!(call, c as u32, op.groups as u32, (h * w) as u32, at_once, op.eps, u32::from(op.silu));
-    // SAFETY: the kernel's parameters in their order; blocks for the groups of each image.
+    // SAFETY: the arguments match the kernel's parameters; the blocks cover the groups of each image.
     unsafe { call.launch(rows(blocks, THREADS as usize)) }.w()?;
     Ok((tensor(y, x.layout.shape().clone(), device), tensor(kept, (b, op.groups, 2), device)))
 }
@@ -122,7 +121,7 @@ fn backward<T: Element>(
     call.arg(&mut dx).arg(&mut sums);
     builder_arg!(call, b as u32, c as u32, op.groups as u32, (h * w) as u32, at_once, u32::from(op.silu));
     builder_arg!(call, dy_scale, plus_scale);
-    // SAFETY: the kernel's parameters in their order; blocks for the groups of each image.
+    // SAFETY: the arguments match the kernel's parameters; the blocks cover the groups of each image.
     unsafe { call.launch(rows(blocks, THREADS as usize)) }.w()?;
     Ok((tensor(dx, x.layout.shape().clone(), device), tensor(sums, (3, b, c), device)))
 }

@@ -1,4 +1,4 @@
-//! Operations on one value or on 2x2 pixels.
+//! Operations on single values or on 2x2 pixels.
 
 use super::compile::kernel;
 use super::{Arg, Element, by_type, count, elements, storage, tensor, uninitialised, with_args};
@@ -9,36 +9,37 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail, builder_arg};
 use std::ops::Range;
 
-/// x sigmoid(x)
+/// Computes x sigmoid(x).
 pub fn silu(x: &Tensor) -> Result<Tensor> {
     with_args([x], |[x]| by_type!(x, activated(x, None)))
 }
 
+/// Computes the gradient of [`silu`] with respect to x.
 pub fn silu_backward(x: &Tensor, dy: &Tensor) -> Result<Tensor> {
     with_args([x, dy], |[x, dy]| by_type!(x, activated(x, Some(dy))))
 }
 
-/// `weight` times the sum of each 2x2 block of `x` (B, H, W, C).
+/// Computes `weight` times the sum of each 2x2 block of `x` (B, H, W, C).
 pub fn down2(x: &Tensor, weight: f32) -> Result<Tensor> {
     with_args([x], |[x]| by_type!(x, resampled(x, true, weight)))
 }
 
-/// `weight` times each pixel of `x` (B, H, W, C), four times.
+/// Repeats `weight` times each pixel of `x` (B, H, W, C) in a 2x2 block.
 pub fn up2(x: &Tensor, weight: f32) -> Result<Tensor> {
     with_args([x], |[x]| by_type!(x, resampled(x, false, weight)))
 }
 
-/// The channels of `y` (B, H, W, C) that are in `range`.
+/// Copies the channels of `y` (B, H, W, C) that are in `range`.
 pub fn channels(y: &Tensor, range: Range<usize>) -> Result<Tensor> {
     with_args([y], |[y]| by_type!(y, of_channels(y, range)))
 }
 
-/// a x + b y
+/// Computes a x + b y.
 pub fn weighted_sum([a, b]: [f32; 2], x: &Tensor, y: &Tensor) -> Result<Tensor> {
     with_args([x, y], |[x, y]| by_type!(x, added([a, b], x, y)))
 }
 
-/// The factors of `batch` images on the device, and whether there is one for each.
+/// Copies the factors of `batch` images to the device; the flag is 1 if each image has its own.
 fn factors(a: &[f32], batch: usize, device: &CudaDevice) -> Result<(CudaSlice<f32>, u32)> {
     if a.len() != 1 && a.len() != batch {
         bail!("{} factors for {batch} images", a.len());
@@ -46,7 +47,7 @@ fn factors(a: &[f32], batch: usize, device: &CudaDevice) -> Result<(CudaSlice<f3
     Ok((device.clone_htod(a)?, u32::from(a.len() > 1)))
 }
 
-/// The forward pass of [`crate::network::cpu::scale_images`].
+/// Forward pass of [`crate::network::scale_images`].
 pub fn scale_images(a: &[f32], x: (&CudaStorage, &Layout)) -> Result<(CudaStorage, Shape)> {
     let x = Arg { storage: x.0, layout: x.1 };
     Ok((by_type!(x, of_images(a, x))?, x.layout.shape().clone()))
@@ -60,12 +61,12 @@ fn of_images<T: Element>(a: &[f32], x: Arg) -> Result<CudaStorage> {
     let mut call = function.builder();
     call.arg(&xs).arg(&a).arg(&mut y);
     builder_arg!(call, count(n)?, (n / batch) as u32, many);
-    // SAFETY: the kernel's parameters in their order; it checks n.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(storage(y, device))
 }
 
-/// The forward pass of [`crate::network::cpu::mix`].
+/// Forward pass of [`crate::network::mix`].
 pub fn mix(
     factors: [&[f32]; 2],
     x: (&CudaStorage, &Layout),
@@ -86,7 +87,7 @@ fn mixed<T: Element>([a, c]: [&[f32]; 2], x: Arg, y: Arg) -> Result<CudaStorage>
     let mut call = function.builder();
     call.arg(&xs).arg(&a).arg(&many_a).arg(&ys).arg(&c).arg(&many_c).arg(&mut out);
     builder_arg!(call, count(n)?, (n / batch) as u32);
-    // SAFETY: the kernel's parameters in their order; it checks n.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(storage(out, device))
 }
@@ -101,12 +102,12 @@ fn added<T: Element>([a, b]: [f32; 2], x: Arg, y: Arg) -> Result<Tensor> {
     let mut call = function.builder();
     call.arg(&xs).arg(&a).arg(&ys).arg(&b).arg(&mut out);
     builder_arg!(call, count(n)?);
-    // SAFETY: the kernel's parameters in their order; it checks n.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks n.
     unsafe { call.launch(elements(n.div_ceil(4))) }.w()?;
     Ok(tensor(out, x.layout.shape().clone(), device))
 }
 
-/// x s(x), or with `dy` its gradient.
+/// Computes x s(x) with s the sigmoid, or with `dy` its gradient.
 fn activated<T: Element>(x: Arg, dy: Option<Arg>) -> Result<Tensor> {
     let (n, device) = (x.len(), x.device());
     if dy.is_some_and(|dy| dy.len() != n) {
@@ -122,13 +123,12 @@ fn activated<T: Element>(x: Arg, dy: Option<Arg>) -> Result<Tensor> {
     }
     call.arg(&mut out);
     builder_arg!(call, count(n)?);
-    // SAFETY: the parameters of either kernel in their order; it checks n.
+    // SAFETY: the arguments match the parameters of either kernel, which checks n.
     unsafe { call.launch(elements(n)) }.w()?;
     Ok(tensor(out, x.layout.shape().clone(), device))
 }
 
-/// To half the size or to twice the size: each is the other's backward with the same
-/// weight.
+/// Halves or doubles the size. Each is the backward pass of the other with the same weight.
 fn resampled<T: Element>(x: Arg, half: bool, weight: f32) -> Result<Tensor> {
     let (b, h, w, c) = x.layout.shape().dims4()?;
     if half && (h % 2 != 0 || w % 2 != 0) {
@@ -146,10 +146,10 @@ fn resampled<T: Element>(x: Arg, half: bool, weight: f32) -> Result<Tensor> {
     let (function, xs) = (kernel::<T>(device, name)?, x.view::<T>()?);
     let mut call = function.builder();
     call.arg(&xs).arg(&mut y);
-    // Places in x are counted, too.
+    // The kernels also index x.
     count(x.len())?;
     builder_arg!(call, count(n)?, width as u32, c as u32, weight);
-    // SAFETY: the kernel's parameters in their order; it checks n.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks n.
     unsafe { call.launch(elements(n.div_ceil(4))) }.w()?;
     Ok(tensor(y, shape, device))
 }

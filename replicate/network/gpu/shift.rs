@@ -1,5 +1,5 @@
-//! What is added to every pixel of maps, and the sums that its gradient is made of. A shift
-//! is (C), or (B, C) for one row an image, float32.
+//! Adds a shift to every pixel of maps, and computes the sums of its gradient. A shift is (C), or
+//! (B, C) with one row for each image, in float32.
 
 use super::compile::{kernel, plain};
 use super::{
@@ -13,18 +13,17 @@ use candle_core::{Result, Tensor, bail, builder_arg};
 /// `LANE` of the kernels.
 const LANE: usize = 32;
 
-/// y + scale (shift + residual): `y` and `residual` (B, H, W, C).
+/// Computes y + scale (shift + residual), with `y` and `residual` (B, H, W, C).
 pub fn finish(y: &Tensor, shift: Option<&Tensor>, residual: Option<&Tensor>, scale: f32) -> Result<Tensor> {
     with_args([y], |[y]| with_options([shift, residual], |options| by_type!(y, finished(y, options, scale))))
 }
 
-/// `scale` times the sums of `x` (B, H, W, C) over the pixels, (B, C), in float32.
+/// Computes `scale` times the sums of `x` (B, H, W, C) over the pixels, (B, C) in float32.
 pub fn pixel_sums(x: &Tensor, scale: f32) -> Result<Tensor> {
     with_args([x], |[x]| by_type!(x, over_pixels(x, scale)))
 }
 
-/// The sums of the columns of each part of `x` (parts, rows, columns): (parts, columns), all
-/// float32.
+/// Sums the columns of each part of `x` (parts, rows, columns) to (parts, columns), all float32.
 pub fn column_sums(x: &Tensor) -> Result<Tensor> {
     with_args([x], |[x]| {
         let ((parts, rows, columns), device) = (x.layout.shape().dims3()?, x.device());
@@ -34,13 +33,16 @@ pub fn column_sums(x: &Tensor) -> Result<Tensor> {
         let mut call = function.builder();
         call.arg(&xs).arg(&mut sums);
         builder_arg!(call, count(n)?, rows as u32, columns as u32);
-        // SAFETY: the kernel's parameters in their order; it checks the count.
+        // SAFETY: the arguments match the kernel's parameters; the kernel checks the count.
         unsafe { call.launch(elements(n)) }.w()?;
         Ok(tensor(sums, (parts, columns), device))
     })
 }
 
-/// Whether a shift of `channels` has a row for each of `images`.
+/// Returns 1 if the shift has a row for each of `images`, 0 if all share one or there is none.
+///
+/// # Errors
+/// If its shape is another.
 pub(super) fn per_image(shift: Option<Arg>, images: usize, channels: usize) -> Result<u32> {
     match shift.map(|shift| shift.layout.dims()) {
         Some(dims) if dims == [images, channels] => Ok(1),
@@ -65,7 +67,7 @@ fn finished<T: Element>(y: Arg, [shift, residual]: [Option<Arg>; 2], scale: f32)
     optional(&mut call, &residual);
     count(y.len())?;
     builder_arg!(call, (b * h * w) as u32, c as u32, (h * w) as u32, per_image, scale);
-    // SAFETY: the kernel's parameters in their order; it checks the count.
+    // SAFETY: the arguments match the kernel's parameters; the kernel checks the count.
     unsafe { call.launch(elements(y.len().div_ceil(4))) }.w()?;
     Ok(tensor(z, y.layout.shape().clone(), device))
 }
@@ -77,7 +79,8 @@ fn over_pixels<T: Element>(x: Arg, scale: f32) -> Result<Tensor> {
     let mut call = function.builder();
     call.arg(&xs).arg(&mut sums);
     builder_arg!(call, c as u32, (h * w) as u32, scale);
-    // SAFETY: the kernel's parameters in their order; blocks for the channels of each image.
+    // SAFETY: the arguments match the kernel's parameters; the blocks cover the channels of each
+    // image.
     unsafe { call.launch(rows(b * c.div_ceil(LANE), THREADS as usize)) }.w()?;
     Ok(tensor(sums, (b, c), device))
 }

@@ -1,10 +1,9 @@
-//! A network on a GPU: cuDNN's convolutions, cuBLAS and kernels of our own, forward over a
-//! batch and backward over what was taken down on the way. Candle sees one operation of
-//! the images; what it would do with the gradient of every step, adding it to zeros, costs
-//! more memory traffic than most steps.
+//! Runs a network on a GPU with cuDNN, cuBLAS and kernels of this crate, and records the operations
+//! for its backward pass. For candle the network is one operation on the images: candle would add
+//! the gradient of every step to zeros, which costs more memory traffic than most steps.
 //!
-//! Maps have the channels last, (B, H, W, C), and are float32 or bfloat16. Rows of channels,
-//! (B, 1, 1, C), are float32.
+//! Maps have the channels last, (B, H, W, C), in float32 or bfloat16. Rows of channels, (B, 1, 1,
+//! C), are float32.
 
 use self::backward::{Gradient, Taken};
 use crate::network::dual::Tangents;
@@ -18,12 +17,12 @@ use candle_core::{
 use std::cell::RefCell;
 use std::sync::Mutex;
 
-/// A value, and where its gradient is summed, if it has one.
+/// A value, and the index of its gradient if it has one.
 #[derive(Clone)]
 pub struct Node {
     map: Tensor,
     id: Option<usize>,
-    /// Still to be added to the map: who reads it next does so on the way.
+    /// Still to be added to the map; the next operation that reads it adds it in the same pass.
     shift: Option<Shift>,
 }
 
@@ -32,13 +31,13 @@ impl Node {
         self.shift.as_ref().map(|shift| &shift.rows)
     }
 
-    /// Whether a gradient goes to what the shift is made of.
+    /// True if a gradient reaches the terms of the shift.
     fn shift_tracked(&self) -> bool {
         self.shift.as_ref().is_some_and(Shift::tracked)
     }
 }
 
-/// What is added to every pixel, (C), or (B, C) for one row an image, and where its gradient
+/// A term added to every pixel, (C), or (B, C) with one row for each image, and where its gradient
 /// goes.
 #[derive(Clone)]
 struct Shift {
@@ -48,7 +47,7 @@ struct Shift {
 }
 
 impl Shift {
-    /// The sum of two of them.
+    /// Returns the sum of two shifts.
     fn and(self, other: Option<&Shift>) -> Result<Shift> {
         let Some(other) = other else { return Ok(self) };
         // The one with fewer dimensions is broadcast.
@@ -67,26 +66,26 @@ impl Shift {
     }
 }
 
-/// One operation, with what its gradient needs: of its operands the ids, and the maps only
-/// where they are read again.
+/// A recorded operation with the values that its gradient needs: the ids of its operands, and their
+/// maps only if they are read again.
 enum Step {
     Conv {
-        /// Where the weight is trained.
+        /// The input, if the weight is trained.
         x: Option<Tensor>,
         input: Option<usize>,
         weight: Param,
-        /// `scale` times the weight, as cuDNN takes it.
+        /// `scale` times the weight in cuDNN's layout.
         filters: Tensor,
         scale: f32,
     },
-    /// y + scale (shift + residual)
+    /// y + scale (shift + residual).
     Finish {
         y: Option<usize>,
         shift: Option<Shift>,
         residual: Option<usize>,
         scale: f32,
     },
-    /// Of rows.
+    /// A linear layer on rows.
     Linear {
         x: Option<Tensor>,
         input: Option<usize>,
@@ -135,17 +134,17 @@ enum Step {
     },
     Resample {
         x: Option<usize>,
-        /// The way back, vertically and horizontally.
+        /// The vertical and horizontal resampling of the backward pass.
         back: [Resample; 2],
     },
 }
 
-/// Runs the operations of a network, and takes down those that a gradient goes through.
+/// Runs the operations of a network, and records those that need a gradient.
 pub struct Fused<'a> {
-    /// Without a history.
+    /// Parameters without their history.
     parameters: &'a [Tensor],
     trained: bool,
-    /// The operation, and the id of its result.
+    /// Each operation with the id of its result.
     steps: Vec<(Step, usize)>,
     nodes: usize,
 }
@@ -161,7 +160,7 @@ impl Fused<'_> {
         self.nodes - 1
     }
 
-    /// Takes the step down if a gradient goes through it.
+    /// Makes a node; records the step if a gradient passes through it.
     fn push(&mut self, map: Tensor, tracked: bool, step: impl FnOnce() -> Step) -> Node {
         let id = tracked.then(|| self.id());
         if let Some(id) = id {
@@ -170,8 +169,8 @@ impl Fused<'_> {
         Node { map, id, shift: None }
     }
 
-    /// y + scale (shift + residual), of which `y` has no shift of its own and that of the
-    /// residual is in `shift`.
+    /// Computes y + scale (shift + residual). `shift` must include the shift of the residual, and
+    /// `y` must have none.
     fn finish(&mut self, y: &Node, shift: Option<Shift>, residual: Option<(&Node, f32)>) -> Result<Node> {
         let (residual, scale) = residual.unzip();
         let scale = scale.unwrap_or(1.0);
@@ -182,7 +181,7 @@ impl Fused<'_> {
         Ok(self.push(z, tracked, || Step::Finish { y: y.id, shift, residual, scale }))
     }
 
-    /// For operations that do not add the shift themselves.
+    /// Adds the pending shift, for operations that do not do so themselves.
     fn settled(&mut self, x: &Node) -> Result<Node> {
         match &x.shift {
             Some(shift) => self.finish(x, Some(shift.clone()), None),
@@ -190,7 +189,7 @@ impl Fused<'_> {
         }
     }
 
-    /// Of rows (B, 1, 1, C).
+    /// Applies a linear layer to rows (B, 1, 1, C).
     fn linear(&mut self, x: &Node, weight: Param, bias: Option<Param>, plus: Plus<Node>) -> Result<Node> {
         let (w, m) = (&self.parameters[weight.0], &x.map);
         let (images, outputs) = (m.dim(0)?, w.dim(0)?);
@@ -210,7 +209,7 @@ impl Fused<'_> {
     }
 }
 
-/// From (B, C, H, W) in float32, or rows (B, C).
+/// Converts (B, C, H, W) in float32, or rows (B, C), to a map.
 fn to_map(x: &Tensor, maps: DType) -> Result<Tensor> {
     match *x.dims() {
         [b, c] => x.reshape((b, 1, 1, c)),
@@ -218,7 +217,7 @@ fn to_map(x: &Tensor, maps: DType) -> Result<Tensor> {
     }
 }
 
-/// To (B, C, H, W) in float32.
+/// Converts a map to (B, C, H, W) in float32.
 fn from_map(map: &Tensor) -> Result<Tensor> {
     map.to_dtype(DType::F32)?.permute((0, 3, 1, 2))?.contiguous()
 }
@@ -307,7 +306,7 @@ impl Ops for Fused<'_> {
         Ok(self.push(y, id.is_some(), || Step::Mean { x: id, shape, dtype }))
     }
 
-    // No kernels of our own yet: these are candle's.
+    // There are no kernels for these operations yet, so they are composed of candle's.
     fn leaky(&mut self, x: &Node, by: &Node, gain: f32) -> Result<Node> {
         let (x, by) = (self.settled(x)?, self.settled(by)?);
         let positive = by.map.gt(0f32)?.to_dtype(x.map.dtype())?;
@@ -336,7 +335,8 @@ impl Ops for Fused<'_> {
     }
 }
 
-// No kernels of our own: those of the gradients, which have the same slopes, and candle's.
+// There are no kernels for these derivatives: they use candle's operations and the kernels of the
+// gradients, which have the same slopes.
 impl Tangents for Fused<'_> {
     fn add(&mut self, a: &Node, b: &Node) -> Result<Node> {
         let (a, b) = (self.settled(a)?, self.settled(b)?);
@@ -392,7 +392,8 @@ impl Tangents for Fused<'_> {
 }
 
 impl Fused<'_> {
-    /// The maps of `x` and `dx`, for derivatives that have no derivative here.
+    /// Returns the maps of `x` and `dx`. Fails if a gradient would have to pass through this
+    /// derivative, which has none here.
     fn untracked(&mut self, what: &str, x: &Node, dx: &Node) -> Result<[Tensor; 2]> {
         let tracked = |node: &Node| node.id.is_some() || node.shift_tracked();
         if self.trained || tracked(x) || tracked(dx) {
@@ -402,7 +403,7 @@ impl Fused<'_> {
     }
 }
 
-/// Of a map (B, H, W, C).
+/// Resamples a map (B, H, W, C).
 fn resampled(x: &Tensor, [vertical, horizontal]: [&Resample; 2]) -> Result<Tensor> {
     vertical.along(&horizontal.along(x, 2)?, 1)
 }
@@ -416,12 +417,13 @@ fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
 }
 
 thread_local! {
-    /// Parameters and their gradients, between a backward pass and [`gradients`].
+    /// Parameters and their gradients, from a backward pass to [`gradients`].
     static DELIVERED: RefCell<Vec<(Tensor, Tensor)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The gradients of `loss`: candle's, and those of the parameters of networks, which go
-/// past it; where a parameter is made of others, those of the others.
+/// Computes the gradients of `loss`: those from candle, and those of network parameters, which
+/// bypass candle. If a parameter is computed from other tensors, their gradients are returned
+/// instead.
 pub fn gradients(loss: &Tensor) -> Result<GradStore> {
     DELIVERED.with_borrow_mut(Vec::clear);
     let mut gradients = loss.backward()?;
@@ -431,7 +433,8 @@ pub fn gradients(loss: &Tensor) -> Result<GradStore> {
         add(&mut sum, more)?;
         gradients.insert(&parameter, sum.expect("it was just added to"));
     }
-    // The sum of their products with what arrived has the gradients of what they are made of.
+    // The gradient of sum(parameter * its gradient) is that of the tensors from which it is
+    // computed.
     let products = made.iter().map(|(made, more)| (made * more)?.sum_all()).collect::<Result<Vec<_>>>()?;
     if !products.is_empty() {
         gradients.extend(Tensor::stack(&products, 0)?.sum_all()?.backward()?)?;
@@ -439,13 +442,12 @@ pub fn gradients(loss: &Tensor) -> Result<GradStore> {
     Ok(gradients)
 }
 
-/// The outputs of `walk` over `inputs`, (B, C, H, W) or rows (B, C), in float32 on a GPU;
-/// what the operations leave to each other is of the type `maps`. Gradients reach inputs
-/// through candle, `parameters` through [`gradients`], where candle tracks them. Outputs are
-/// (B, C, H, W), or (B, C) where H = W = 1, in float32.
+/// Runs `walk` on `inputs`, each (B, C, H, W) or rows (B, C), in float32 on a GPU. Activations are
+/// of the type `maps`; outputs are float32, (B, C, H, W), or (B, C) where H = W = 1. If candle
+/// tracks them, inputs get their gradients through candle, and `parameters` through [`gradients`].
 ///
 /// # Errors
-/// What `walk` fails with.
+/// If `walk` fails.
 pub fn apply(
     parameters: &[Tensor],
     inputs: &[&Tensor],
@@ -474,7 +476,8 @@ pub fn apply(
         inputs: nodes.iter().filter_map(|node| node.id).collect(),
         outputs: outputs.iter().map(|output| output.id).collect(),
     };
-    // Candle asks for gradients where an argument has one: this one stands for all parameters.
+    // Candle asks for a gradient only if an argument has one, so this variable stands for all
+    // parameters.
     let all = Var::zeros(1, DType::F32, inputs[0].device())?;
     let x = if tracked.is_empty() { all.as_tensor().detach() } else { pack(&tracked)? };
     let shapes = |tensors: &[Tensor]| tensors.iter().map(|x| x.shape().clone()).collect::<Vec<_>>();
@@ -491,16 +494,16 @@ pub fn apply(
     unpack(&x.apply_op2(&all, done)?, &shapes)
 }
 
-/// A forward pass that was made, as candle's operation of the inputs that it tracks.
+/// A finished forward pass as a candle operation of the tracked inputs.
 struct Done {
-    /// Those that candle tracks, if any.
+    /// The parameters that candle tracks, if any.
     parameters: Vec<Tensor>,
     detached: Vec<Tensor>,
-    /// All outputs.
+    /// All outputs, packed.
     y: Tensor,
     inputs: Vec<Shape>,
     outputs: Vec<Shape>,
-    /// Of the gradients that the pass begins with.
+    /// Types of the gradients at which the pass begins.
     dtypes: Vec<DType>,
     taken: Mutex<Option<Taken>>,
 }

@@ -1,4 +1,4 @@
-//! Adam and the moving average, each one kernel over all parameters.
+//! Adam and the moving average, each as one kernel over all parameters.
 
 use super::compile::plain;
 use super::{Arg, THREADS, with_args};
@@ -6,7 +6,7 @@ use candle_core::cuda_backend::cudarc::driver::{DevicePtr, LaunchConfig, PushKer
 use candle_core::cuda_backend::{CudaDevice, WrapErr};
 use candle_core::{Result, Tensor, bail};
 
-/// What Adam has of one parameter, all float32 and of one shape.
+/// State of Adam for one parameter, all float32 and of one shape.
 pub struct Moments<'a> {
     pub weights: &'a Tensor,
     pub first: &'a Tensor,
@@ -14,11 +14,10 @@ pub struct Moments<'a> {
     pub gradient: &'a Tensor,
 }
 
-/// One step of Adam in place: `size` is lr / (1 - beta1^t), `correction`
-/// 1 / sqrt(1 - beta2^t).
+/// Takes one step of Adam in place. `size` is lr / (1 - beta1^t); `correction` is 1 / sqrt(1 -
+/// beta2^t).
 ///
-/// Weights and moments change under every tensor that shares their memory, as a
-/// `Var`'s do.
+/// Weights and moments change in every tensor that shares their memory, as with a `Var`.
 pub fn adam<'a>(
     all: impl Iterator<Item = Moments<'a>>,
     betas: [f64; 2],
@@ -45,7 +44,7 @@ pub fn adam<'a>(
     )
 }
 
-/// average = beta average + (1 - beta) weights, in place, of each (average, weights).
+/// Computes average = beta average + (1 - beta) weights in place, for each pair (average, weights).
 pub fn average<'a>(all: impl Iterator<Item = (&'a Tensor, &'a Tensor)>, beta: f64) -> Result<()> {
     let mut table = Table::default();
     for (average, weights) in all {
@@ -61,13 +60,15 @@ struct Table {
     parameters: u32,
     longest: usize,
     device: Option<CudaDevice>,
-    /// The gradients, or what else came last: perhaps copies that nobody else holds.
+    /// The last tensors of all rows (gradients, or weights to average), kept alive because they may
+    /// be temporary copies.
     alive: Vec<Tensor>,
 }
 
 impl Table {
     fn add<const N: usize>(&mut self, tensors: [&Tensor; N]) -> Result<()> {
-        // The gradient alone may be a copy: what a kernel writes must be the tensor's own memory.
+        // Only the last tensor may be a copy: a kernel must write to the memory of the others
+        // themselves.
         let (last, own) = tensors.split_last().expect("at least one");
         if !own.iter().all(|tensor| tensor.is_contiguous()) {
             bail!("a parameter or its moment is not contiguous");
@@ -104,9 +105,9 @@ impl Table {
             block_dim: (THREADS, 1, 1),
             shared_mem_bytes: 0,
         };
-        // SAFETY: the kernel's parameters in their order. The addresses are of tensors that
-        // the caller holds or that `alive` keeps; all work of a device is on one stream, so
-        // that what reads them before or after does not see half of an update.
+        // SAFETY: the arguments match the kernel's parameters. The addresses belong to tensors that
+        // the caller holds or that `alive` keeps. All work of a device is on one stream, so no
+        // reader sees half of an update.
         unsafe { call.launch(config) }.w()?;
         Ok(())
     }

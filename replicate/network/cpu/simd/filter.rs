@@ -1,24 +1,22 @@
-//! Convolution for inference on the CPU, channels innermost: any kernel, stride
-//! and padding, bias and ReLU included.
+//! Convolution for inference on the CPU, channels last: any kernel, stride and padding, with bias
+//! and ReLU.
 //!
-//! Under one tap of the kernel the channels of an input pixel lie side by side,
-//! so a register block only needs to know where its input pixels are: there is
-//! no copy of the image, and kernels, strides and padding differ in a table of
-//! offsets alone.
+//! The channels of one input pixel are contiguous, so a register block only needs the positions of
+//! its input pixels. There is no copy of the image; kernel, stride and padding change only a table
+//! of offsets.
 //!
-//! Each output value is one fused chain (the bias, then the taps row by row, then
-//! the input channels), so its bits depend neither on the images around
-//! it nor on the number of threads.
+//! Each output value is one chain of fused multiply-adds (bias, then taps row by row, then input
+//! channels), so its bits depend neither on the other images nor on the number of threads.
 
 use super::product::{Ends, Panels, Rows, product};
 use crate::network::cpu::maps::{Maps, Window};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Most output pixels in a task: their inputs, a part of the chain of each, stay
-/// in the L2 cache from one panel of output channels to the next.
+/// Most output pixels in a task. Their inputs for one part of the chain stay in the L2 cache from
+/// one panel of output channels to the next.
 const TASK: usize = 96;
-/// In a table of offsets: a pixel of the padding.
+/// Entry in a table of offsets for a pixel of the padding.
 const OUTSIDE: usize = usize::MAX;
 
 /// Weights of one convolution.
@@ -26,18 +24,18 @@ pub struct Filter {
     window: Window,
     inputs: usize,
     outputs: usize,
-    /// Of (tap, input), outputs.
+    /// The weight as a matrix (tap and input, output).
     panels: Panels,
     bias: Vec<f32>,
     relu: bool,
 }
 
 impl Filter {
-    /// `weight` (outputs, inputs, vertical, horizontal), `bias` (outputs);
-    /// `relu`: the output is max(0, y) instead of y.
+    /// Packs `weight` (outputs, inputs, vertical, horizontal) and `bias` (outputs). If `relu`, the
+    /// output is max(0, y).
     ///
     /// # Panics
-    /// If the weights are not of these sizes.
+    /// If the sizes of the weights do not fit.
     pub fn new(window: Window, weight: &[f32], bias: &[f32], relu: bool) -> Filter {
         let taps = window.kernel[0] * window.kernel[1];
         let outputs = bias.len();
@@ -49,13 +47,13 @@ impl Filter {
         Filter { window, inputs, outputs, panels, bias: bias.to_vec(), relu }
     }
 
-    /// Height, width and channels of the output for those of the input.
+    /// Returns height, width and channels of the output for those of the input.
     pub fn output_shape(&self, [height, width, _]: [usize; 3]) -> [usize; 3] {
         let [height, width] = self.window.output(height, width);
         [height, width, self.outputs]
     }
 
-    /// Convolves `x` into the channels of `y` from `channel` on.
+    /// Convolves `x` and writes to the channels of `y` from `channel` on.
     ///
     /// # Panics
     /// If the sizes do not fit.
@@ -80,7 +78,7 @@ impl Filter {
         );
     }
 
-    /// Where each step finds the input of each output pixel: [pixel][step].
+    /// Offset of the input of each output pixel and step: [pixel][step].
     fn offsets(
         &self,
         steps: &Steps,
@@ -95,7 +93,8 @@ impl Filter {
             let (image, oy, ox) = (pixel / (height * width), pixel / width % height, pixel % width);
             let (top, left) = (oy * self.window.stride, ox * self.window.stride);
             for (ky, row) in offsets.chunks_exact_mut(steps.columns).enumerate() {
-                // Wrapped round, a pixel above or to the left is too far, too.
+                // A pixel above or to the left wraps round to a large index, so one comparison is
+                // enough.
                 let iy = (top + ky).wrapping_sub(self.window.padding[0]);
                 if iy >= x.height {
                     continue;
@@ -112,17 +111,17 @@ impl Filter {
     }
 }
 
-/// Rows of a whole number of register blocks of every kind.
+/// A multiple of the rows of every kind of register block.
 const BLOCK: usize = 24;
 
-/// Whole register blocks, and as many tasks for each thread.
+/// Pixels of a task: whole register blocks, and equally many tasks for each thread.
 fn pixels_in_a_task(pixels: usize, threads: usize) -> usize {
     let tasks = threads * pixels.div_ceil(threads * TASK);
     pixels.div_ceil(tasks).next_multiple_of(BLOCK)
 }
 
-/// A kernel as steps, each over values that lie side by side: the channels of one
-/// tap, or of a whole row of taps where no pixel can be outside.
+/// A kernel as steps over contiguous values: the channels of one tap, or of a whole row of taps if
+/// there is no horizontal padding.
 struct Steps {
     rows: usize,
     columns: usize,
@@ -144,13 +143,13 @@ impl Steps {
     }
 }
 
-/// Rows at offsets of their own, or in the padding.
+/// Rows whose steps begin at any offset or lie in the padding.
 #[derive(Clone, Copy)]
 struct Table<'a> {
     x: &'a [f32],
-    /// What the padding holds, as long as a step.
+    /// Values of the padding, as many as a step has.
     zeros: &'a [f32],
-    /// [row][step]
+    /// Offsets [row][step].
     offsets: &'a [usize],
     steps: usize,
 }

@@ -1,27 +1,26 @@
-//! Sixteen float32 lanes with one meaning on every CPU: the same operations in
-//! the same order, multiply-add always fused, so a kernel gives the same bits
-//! with AVX-512, with AVX2 and without either. The choice is made at run time;
-//! the binary is portable.
+//! Sixteen float32 lanes with the same semantics on every CPU: same operations, same order,
+//! multiply-add always fused. A kernel gives the same bits with AVX-512, with AVX2 and without
+//! either. The instruction set is chosen at run time, so the binary is portable.
 
-/// Lanes of one value.
+/// Values in a vector.
 pub const LANES: usize = 16;
 
-/// Exponents subtracted from 254, and a fraction that spreads the error evenly.
+/// Magic constant of [`Lanes::guess_reciprocal`]: 254 in the exponent, and a fraction that centres
+/// the error.
 const RECIPROCAL: u32 = 0x7EF3_11C7;
 
-/// Sixteen lanes. `fma` rounds once.
+/// Sixteen float32 lanes. `fma` rounds once.
 ///
 /// # Safety
-/// The methods of `Avx512` and `Avx2` may only run where these features exist;
-/// [`run`] sees to that. Pointers must be valid for sixteen values, or for `n`
-/// in the `_part` methods.
+/// The methods of `Avx512` and `Avx2` may only be called on CPUs with these features, which [`run`]
+/// ensures. Pointers must be valid for sixteen values, or for `n` values in the `_part` methods.
 pub trait Lanes: Copy {
-    /// Whether there are 32 registers for a whole value, rather than 16 for half of one.
+    /// True if there are 32 registers of sixteen lanes, false if there are 16 registers of eight.
     const WIDE: bool;
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
-    /// The first `n` < 16 lanes; the others are 0.
+    /// Loads the first `n` < 16 lanes; the others are 0.
     #[inline(always)]
     unsafe fn load_part(p: *const f32, n: usize) -> Self {
         let mut all = [0f32; LANES];
@@ -30,7 +29,7 @@ pub trait Lanes: Copy {
             Self::load(all.as_ptr())
         }
     }
-    /// The first `n` < 16 lanes; nothing else is written.
+    /// Stores the first `n` < 16 lanes and nothing else.
     #[inline(always)]
     unsafe fn store_part(self, p: *mut f32, n: usize) {
         let mut all = [0f32; LANES];
@@ -39,31 +38,32 @@ pub trait Lanes: Copy {
             std::ptr::copy_nonoverlapping(all.as_ptr(), p, n);
         }
     }
-    /// Sixteen lanes where `n` values are left, or those that are.
+    /// Loads sixteen lanes, or `n` if fewer are left.
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> Self {
         unsafe { if n >= LANES { Self::load(p) } else { Self::load_part(p, n) } }
     }
-    /// Sixteen lanes where there is room for `n` values, or those that fit.
+    /// Stores sixteen lanes, or `n` if there is room for fewer.
     #[inline(always)]
     unsafe fn store_first(self, p: *mut f32, n: usize) {
         unsafe { if n >= LANES { self.store(p) } else { self.store_part(p, n) } }
     }
-    /// self + a * b
+    /// Computes self + a * b.
     unsafe fn fma(self, a: Self, b: Self) -> Self;
     unsafe fn add(self, o: Self) -> Self;
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
-    /// The second operand where either is NaN.
+    /// Returns the second operand if either is NaN.
     unsafe fn max(self, o: Self) -> Self;
-    /// The second operand where either is NaN.
+    /// Returns the second operand if either is NaN.
     unsafe fn min(self, o: Self) -> Self;
-    /// 2^n for integral n in -126..=127.
+    /// Computes 2^n for integral n in -126..=127.
     unsafe fn exp2i(self) -> Self;
-    /// 1 / x within 13 %, for x from 1 to 2^126: the bits of x subtracted from a constant.
+    /// Approximates 1 / x within 13 % for x from 1 to 2^126, by subtracting the bits of x from a
+    /// constant.
     unsafe fn guess_reciprocal(self) -> Self;
 
-    /// Lanes summed in a fixed tree, halves onto halves.
+    /// Sums the lanes in a fixed binary tree.
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let mut l = [0f32; LANES];
@@ -76,7 +76,7 @@ pub trait Lanes: Copy {
         l[0]
     }
 
-    /// e^x, relative error below 2e-7 in [-87, 88]; clamped outside. NaN stays NaN.
+    /// Computes e^x with a relative error below 2e-7 in [-87, 88]; clamped outside. NaN stays NaN.
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         unsafe {
@@ -94,13 +94,13 @@ pub trait Lanes: Copy {
         }
     }
 
-    /// 1 / (1 + e^-x), error below 2e-7; Newton's method is several times faster than
-    /// a division.
+    /// Computes 1 / (1 + e^-x) with an error below 2e-7. Uses Newton's method, which is several
+    /// times faster than a division.
     #[inline(always)]
     unsafe fn sigmoid(self) -> Self {
         unsafe {
             let one = Self::splat(1.0);
-            // Beyond e^87 the guess would leave the range of float32.
+            // Beyond e^87 the first guess would leave the range of float32.
             let e = Self::splat(87.0).min(Self::splat(0.0).sub(self)).exp();
             let minus = Self::splat(0.0).sub(one.add(e));
             let mut r = Self::splat(0.0).sub(minus).guess_reciprocal();
@@ -112,13 +112,13 @@ pub trait Lanes: Copy {
     }
 }
 
-/// A kernel body, written once for all lanes.
+/// A kernel body, written once for all instruction sets.
 pub trait Kernel {
     type Out;
     fn run<L: Lanes>(self) -> Self::Out;
 }
 
-/// Runs `kernel` with the fastest lanes of this CPU.
+/// Runs `kernel` with the fastest instruction set of this CPU.
 pub fn run<K: Kernel>(kernel: K) -> K::Out {
     #[cfg(target_arch = "x86_64")]
     {
@@ -146,7 +146,7 @@ unsafe fn run_avx2<K: Kernel>(kernel: K) -> K::Out {
     kernel.run::<avx2::Avx2>()
 }
 
-/// Runs a kernel with every kind of lanes that this CPU has, plain Rust first.
+/// Runs a kernel with every instruction set of this CPU, plain Rust first.
 #[cfg(test)]
 pub fn run_each<K: Kernel>(kernel: impl Fn() -> K) -> Vec<(&'static str, K::Out)> {
     let mut all = vec![("portable", kernel().run::<Portable>())];
@@ -164,7 +164,7 @@ pub fn run_each<K: Kernel>(kernel: impl Fn() -> K) -> Vec<(&'static str, K::Out)
     all
 }
 
-/// Plain Rust: the reference for the others, and what other architectures use.
+/// Plain Rust: the reference for the others, and the fallback on other architectures.
 #[derive(Clone, Copy)]
 pub struct Portable([f32; LANES]);
 
@@ -190,7 +190,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
-        // SAFETY: as in load.
+        // SAFETY: as in `load`.
         unsafe { *p.cast::<[f32; LANES]>() = self.0 };
     }
     #[inline(always)]
@@ -209,7 +209,7 @@ impl Lanes for Portable {
     unsafe fn mul(self, o: Self) -> Self {
         self.zip(o, |a, b| a * b)
     }
-    // As the x86 instructions: the second operand where either is NaN.
+    // Like the x86 instructions, returns the second operand if either is NaN.
     #[inline(always)]
     unsafe fn max(self, o: Self) -> Self {
         self.zip(o, |a, b| if a > b { a } else { b })
@@ -236,8 +236,8 @@ mod avx2 {
     #[derive(Clone, Copy)]
     pub struct Avx2(__m256, __m256);
 
-    // SAFETY of every block: run_avx2 is the only caller, and it is reached
-    // only where the features were detected; pointers by the trait's contract.
+    // SAFETY of every block: run_avx2 is the only caller and is reached only if the features were
+    // detected; pointers are valid by the trait's contract.
     impl super::Lanes for Avx2 {
         const WIDE: bool = false;
         #[inline(always)]
@@ -311,8 +311,8 @@ mod avx512 {
     #[derive(Clone, Copy)]
     pub struct Avx512(__m512);
 
-    // SAFETY of every block: run_avx512 is the only caller, and it is reached
-    // only where the feature was detected; pointers by the trait's contract.
+    // SAFETY of every block: run_avx512 is the only caller and is reached only if the feature was
+    // detected; pointers are valid by the trait's contract.
     impl super::Lanes for Avx512 {
         const WIDE: bool = true;
         #[inline(always)]
@@ -406,7 +406,7 @@ mod tests {
         x
     }
 
-    /// The bits do not depend on the instruction set.
+    /// The instruction set does not change the bits.
     #[test]
     fn all_lanes_give_the_same_bits() {
         let x = inputs();

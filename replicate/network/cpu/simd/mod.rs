@@ -1,4 +1,4 @@
-//! Inner loops in vectors of the CPU.
+//! Inner loops with vector instructions.
 
 pub(crate) mod filter;
 pub(crate) mod lanes;

@@ -1,8 +1,7 @@
-//! The two inner loops that everything heavy is made of: rows times a matrix,
-//! and its transpose, the sum of outer products of rows. Both keep a block of
-//! sums in registers. Each output value is one fused chain over its inputs in
-//! a fixed order, so its bits depend neither on the rows around it, nor on the
-//! block that it was in, nor on the CPU's vectors.
+//! The two inner loops of all heavy operations: rows times a matrix, and its transpose, the sum of
+//! outer products of rows. Both keep a block of sums in registers. Each output value is one chain
+//! of fused multiply-adds over its inputs in a fixed order, so its bits do not depend on the other
+//! rows, on its place in a block, or on the instruction set.
 
 use super::lanes::{Kernel, LANES, Lanes, run};
 use crate::network::cpu::memory::Aligned;
@@ -10,12 +9,11 @@ use std::ops::Range;
 
 /// Columns of a panel: two vectors.
 pub const PANEL: usize = 2 * LANES;
-/// Links of a chain between two visits to memory. The part of a panel that they
-/// need (32 KiB) stays in the L1 cache from one block of rows to the next.
+/// Most links of a chain before its sum is stored. The part of a panel that they need (32 KiB)
+/// stays in the L1 cache from one block of rows to the next.
 const DEPTH: usize = 256;
 
-/// A matrix (inner, columns), reordered to [panel of 32 columns][inner][32] and
-/// filled up with 0.
+/// A matrix (inner, columns), stored as [panel of 32 columns][inner][32] and padded with 0.
 pub struct Panels {
     pub(in crate::network::cpu) inner: usize,
     pub(in crate::network::cpu) columns: usize,
@@ -27,6 +25,7 @@ impl Panels {
         Panels { inner, columns, values: Aligned::zeros(columns.div_ceil(PANEL) * inner * PANEL) }
     }
 
+    /// Packs the matrix with elements `value(row, column)`.
     pub fn new(inner: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Panels {
         let mut panels = Panels::zeros(inner, columns);
         let each = (inner * PANEL).max(1);
@@ -47,18 +46,19 @@ impl Panels {
     }
 }
 
-/// Where the values of each row are: in `steps` stretches of `length` values
-/// that lie side by side.
+/// Positions of the values of each row: `steps` runs of `length` contiguous values.
 pub trait Rows: Copy {
     fn count(&self) -> usize;
     fn steps(&self) -> usize;
     fn length(&self) -> usize;
+    /// Returns a pointer to the values of one step of a row.
+    ///
     /// # Safety
-    /// `step` and `row` are below their counts; `length` values can be read there.
+    /// `step` and `row` must be below their counts; `length` values can be read from the pointer.
     unsafe fn at(&self, step: usize, row: usize) -> *const f32;
 }
 
-/// Rows that lie one behind the other.
+/// Contiguous rows, one after the other.
 #[derive(Clone, Copy)]
 pub struct Dense<'a> {
     pub values: &'a [f32],
@@ -82,7 +82,7 @@ impl Rows for Dense<'_> {
     }
 }
 
-/// Row r of step s begins at `x[starts[r] + taps[s]]`.
+/// Rows of which row r, step s begins at `x[starts[r] + taps[s]]`.
 #[derive(Clone, Copy)]
 pub struct Shifted<'a> {
     x: &'a [f32],
@@ -92,8 +92,10 @@ pub struct Shifted<'a> {
 }
 
 impl<'a> Shifted<'a> {
+    /// Checks that all rows lie within `x`.
+    ///
     /// # Panics
-    /// If `x` does not reach to the end of a row.
+    /// If a row would end beyond `x`.
     pub fn new(x: &'a [f32], starts: &'a [usize], taps: &'a [usize], length: usize) -> Shifted<'a> {
         let last = |all: &[usize]| all.iter().max().copied().unwrap_or(0);
         assert!(last(starts) + last(taps) + length <= x.len() || starts.is_empty(), "rows outside of x");
@@ -118,35 +120,36 @@ impl Rows for Shifted<'_> {
     }
 }
 
-/// What a product begins and ends with.
+/// Initial values of a product, and the operations on its result.
 #[derive(Clone, Copy)]
 pub struct Ends<'a> {
-    /// The chains begin with these: `columns` values, or as many for each `group` rows.
+    /// Initial values of the chains: `columns` values, or as many for each group of `group` rows.
     pub bias: Option<&'a [f32]>,
     pub group: usize,
-    /// Added to the finished chains, at the stride of the output.
+    /// Added to the finished chains; has the stride of the output.
     pub residual: Option<&'a [f32]>,
-    /// Applied after the residual.
+    /// Factor applied after the residual.
     pub scale: f32,
-    /// max(0, y) at last.
+    /// If true, applies max(0, y) at the end.
     pub relu: bool,
 }
 
 impl Default for Ends<'_> {
-    /// Nothing at all.
+    /// No bias, residual, scale or ReLU.
     fn default() -> Self {
         Ends { bias: None, group: 0, residual: None, scale: 1.0, relu: false }
     }
 }
 
 impl Ends<'_> {
-    /// Whether the finished chains are not the output yet.
+    /// True if the finished chains still have to be changed to give the output.
     fn changes(&self) -> bool {
         self.residual.is_some() || self.scale != 1.0 || self.relu
     }
 }
 
-/// out[r * stride + c] = f(sum over k of row r's k-th value times panels[k][c]).
+/// Computes out[r * stride + c] = f(sum over k of row r's k-th value times panels[k][c]), with f as
+/// `ends` describe.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -164,7 +167,7 @@ pub fn product<R: Rows>(rows: R, panels: &Panels, ends: Ends, out: &mut [f32], s
     run(Product { rows, panels, ends, out, stride });
 }
 
-/// [`product`], whose sizes are not checked again.
+/// Arguments of [`product`] whose sizes have been checked.
 pub struct Product<'a, R> {
     pub rows: R,
     pub panels: &'a Panels,
@@ -178,15 +181,14 @@ struct Part<'a> {
     steps: Range<usize>,
     values: Range<usize>,
     weights: &'a [f32],
-    /// First column, and how many.
+    /// First column, and the number of columns.
     column: usize,
     columns: usize,
     first: bool,
     last: bool,
 }
 
-/// The chain in parts of about [`DEPTH`]: steps, and of each step the values
-/// from and to where.
+/// Splits the chain into parts of about [`DEPTH`]: a range of steps, and a range of values in each.
 fn parts(steps: usize, length: usize) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let even = |n: usize, most: usize| n.div_ceil(n.div_ceil(most));
     let (few, values) = (even(steps, (DEPTH / length).max(1)), even(length, DEPTH));
@@ -218,7 +220,7 @@ impl<R: Rows> Kernel for Product<'_, R> {
                     first: from == 0,
                     last: steps.end == all && values.end == length,
                 };
-                // SAFETY: `product` checked the sizes of everything.
+                // SAFETY: `product` checked all sizes.
                 unsafe {
                     if L::WIDE && part.columns > LANES {
                         self.panel::<L, 8, 2>(&part, 0);
@@ -237,7 +239,7 @@ impl<R: Rows> Kernel for Product<'_, R> {
 }
 
 impl<R: Rows> Product<'_, R> {
-    /// `V` vectors of a panel from column `skip` on, all rows.
+    /// Computes all rows for `V` vectors of a panel, from column `skip` on.
     #[inline(always)]
     unsafe fn panel<L: Lanes, const P: usize, const V: usize>(&mut self, part: &Part, skip: usize) {
         let count = self.rows.count();
@@ -292,7 +294,7 @@ impl<R: Rows> Product<'_, R> {
                             *a = a.fma(s, w);
                         }
                     }
-                    // Past the end after the last one, where nothing is read.
+                    // After the last step this points past the end, where nothing is read.
                     w = w.wrapping_add(PANEL);
                 }
             }
@@ -313,10 +315,10 @@ impl<R: Rows> Product<'_, R> {
         }
     }
 
-    // The rare ways are apart: what they do to the sums by reference would keep
-    // them out of the registers.
+    // The rare cases are separate functions: they take the sums by reference, which would keep the
+    // sums out of registers if they were inlined here.
 
-    /// The sums of an earlier part, or the bias.
+    /// Returns the sums of an earlier part, or the bias.
     #[inline(always)]
     unsafe fn begun<L: Lanes, const P: usize, const V: usize>(
         &self,
@@ -359,7 +361,7 @@ impl<R: Rows> Product<'_, R> {
                 }
                 for (a, m) in acc.iter_mut().zip(more) {
                     *a = a.add(m).mul(L::splat(self.ends.scale));
-                    // max gives its second operand where one is NaN: a NaN stays.
+                    // max returns its second operand if one is NaN, so a NaN stays.
                     if self.ends.relu {
                         *a = L::splat(0.0).max(*a);
                     }
@@ -383,13 +385,13 @@ impl<R: Rows> Product<'_, R> {
     }
 }
 
-/// The first `width` values at `p`, as far as the vectors reach.
+/// Loads the first `width` values at `p`, or as many as the vectors hold.
 #[inline(always)]
 unsafe fn load<L: Lanes, const V: usize>(vectors: &mut [L; V], p: *const f32, width: usize) {
     for (v, vector) in vectors.iter_mut().enumerate() {
         let at = v * LANES;
         if width > at {
-            // SAFETY: `width` values can be read, no more are.
+            // SAFETY: `width` values can be read, and no more are.
             *vector = unsafe { L::load_first(p.add(at), width - at) };
         }
     }
@@ -400,20 +402,20 @@ unsafe fn store<L: Lanes, const V: usize>(vectors: &[L; V], p: *mut f32, width: 
     for (v, vector) in vectors.iter().enumerate() {
         let at = v * LANES;
         if width > at {
-            // SAFETY: `width` values can be written, no more are.
+            // SAFETY: `width` values can be written, and no more are.
             unsafe { vector.store_first(p.add(at), width - at) };
         }
     }
 }
 
-/// The sums over the rows of sixteen columns of a matrix, from column `at` on.
+/// Sums sixteen columns of a matrix over its rows, from column `at` on.
 ///
 /// # Safety
-/// `at` is below `columns`.
+/// `at` must be below `columns`.
 #[inline(always)]
 pub unsafe fn column_sums<L: Lanes>(matrix: &[f32], columns: usize, at: usize) -> L {
     let (rows, width) = (matrix.len() / columns, columns - at);
-    // SAFETY: `width` values of each row from `at` on.
+    // SAFETY: reads `width` values of each row from `at` on.
     unsafe {
         // Four chains hide the latency of an addition.
         let mut acc = [L::splat(0.0); 4];
@@ -425,9 +427,8 @@ pub unsafe fn column_sums<L: Lanes>(matrix: &[f32], columns: usize, at: usize) -
     }
 }
 
-/// sums[(s * length + k) * columns + c] += sum over rows r of x's value k of
-/// step s of row r, times y[r * columns + c]: the gradient of [`product`] with
-/// respect to its panels.
+/// Computes sums[(s * length + k) * columns + c] += sum over rows r of value k in step s of row r
+/// of x, times y[r * columns + c]. This is the gradient of [`product`] with respect to its panels.
 ///
 /// # Panics
 /// If the sizes do not fit.
@@ -437,7 +438,7 @@ pub fn outer<R: Rows>(x: R, y: &[f32], columns: usize, sums: &mut [f32]) {
     run(Outer { x, y, columns, sums });
 }
 
-/// [`outer`], whose sizes are not checked again.
+/// Arguments of [`outer`] whose sizes have been checked.
 pub struct Outer<'a, R> {
     pub x: R,
     pub y: &'a [f32],
@@ -569,7 +570,7 @@ mod tests {
         }
     }
 
-    /// The bits do not depend on the instruction set, and the values are right.
+    /// The instruction set does not change the bits, and the values are right.
     #[test]
     fn all_lanes_give_the_same_bits() {
         for (count, length, columns) in [(1, 1, 1), (37, 19, 41), (50, 300, 16), (14, 32, 96), (29, 9, 64)] {

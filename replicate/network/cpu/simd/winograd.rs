@@ -1,13 +1,13 @@
-//! 3x3 convolution by Winograd's F(2x2, 3x3) (Lavin and Gray 2016): a tile of 2x2
-//! outputs costs 16 multiplications for each pair of channels instead of 36. In
-//! the tile's own basis the convolution is 16 matrix products, one for each of its
-//! 4x4 coefficients, and so is the weight gradient:
+//! 3x3 convolution by Winograd's F(2x2, 3x3) (Lavin and Gray 2016): a tile of 2x2 outputs takes 16
+//! multiplications for each pair of channels instead of 36. In the transformed basis the
+//! convolution is 16 matrix products, one for each coefficient of a tile, and so is the weight
+//! gradient:
 //!
 //! y = A^T [(G g G^T) (B^T d B)] A, dg = G^T [(A dy A^T) (B^T d B)] G
 //!
-//! with the products in brackets coefficient by coefficient, summed over the input
-//! channels or over the tiles. The matrices hold 0, 1, -1 and 1/2, so the rounding
-//! errors are of the order of the direct sum's.
+//! The products in brackets are elementwise, summed over the input channels or over the tiles. The
+//! matrices contain 0, 1, -1 and 1/2, so the rounding errors are as small as those of the direct
+//! sum.
 
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::product::{Dense, Ends, Outer, Panels, Product};
@@ -22,8 +22,8 @@ pub fn sums_len(inputs: usize, outputs: usize) -> usize {
     COEFFICIENTS * inputs * outputs
 }
 
-/// G g G^T of each 3x3 kernel, `g(input, output, tap)`: one matrix (inputs, outputs)
-/// for each coefficient.
+/// Computes G g G^T of each 3x3 kernel `g(input, output, tap)`: one matrix (inputs, outputs) for
+/// each coefficient.
 pub fn panels(inputs: usize, outputs: usize, g: impl Fn(usize, usize, usize) -> f32) -> Vec<Panels> {
     let mut all: Vec<Panels> = (0..COEFFICIENTS).map(|_| Panels::zeros(inputs, outputs)).collect();
     for i in 0..inputs {
@@ -45,17 +45,17 @@ pub fn panels(inputs: usize, outputs: usize, g: impl Fn(usize, usize, usize) -> 
     all
 }
 
-/// G v
+/// Computes G v.
 fn spread([a, b, c]: [f32; 3]) -> [f32; 4] {
     [a, 0.5 * (a + c) + 0.5 * b, 0.5 * (a + c) - 0.5 * b, c]
 }
 
-/// G^T v
+/// Computes G^T v.
 fn gather([a, b, c, d]: [f32; 4]) -> [f32; 3] {
     [a + 0.5 * (b + c), 0.5 * (b - c), 0.5 * (b + c) + d]
 }
 
-/// G^T [sums] G for each pair of channels: the nine taps' gradients.
+/// Computes G^T [sums] G for one pair of channels: the gradients of the nine taps.
 pub fn taps(sums: &[f32], pair: usize, pairs: usize) -> [f32; 9] {
     let at = |row: usize, column: usize| sums[(row * 4 + column) * pairs + pair];
     let mut half = [[0f32; 4]; 3];
@@ -72,7 +72,7 @@ pub fn taps(sums: &[f32], pair: usize, pairs: usize) -> [f32; 9] {
     nine
 }
 
-/// y = x * w + bias, as `ends` say (without ReLU); `panels` of [`panels`].
+/// Computes y = x * w + bias, then applies `ends` (without ReLU). `panels` come from [`panels`].
 pub fn convolve(x: &Maps, panels: &[Panels], ends: Ends) -> Maps {
     let mut y = Maps::stale(x.images, [x.height, x.width, panels[0].columns]);
     let same = |p: &Panels| p.inner == x.channels && p.columns == y.channels;
@@ -108,27 +108,28 @@ impl Tiles {
         Tiles { rows, columns, height: x.height, width: x.width, count: x.images * rows * columns }
     }
 
-    /// Tiles at a time: their coefficients, `channels` of each, stay in the L2 cache.
+    /// Number of tiles to process together, so that their coefficients with `channels` values each
+    /// stay in the L2 cache.
     fn at_once(&self, channels: usize) -> usize {
-        // Whole register blocks of 8 and of 12 rows.
+        // A multiple of the register blocks of 8 and of 12 rows.
         (4096 / channels).clamp(48, 192).next_multiple_of(24).min(self.count)
     }
 
-    /// Image, and the first row and column of outputs.
+    /// Returns the image, and the first output row and column of the tile.
     fn place(&self, tile: usize) -> (usize, usize, usize) {
         let (row, column) = (tile / self.columns % self.rows, tile % self.columns);
         (tile / (self.rows * self.columns), 2 * row, 2 * column)
     }
 
-    /// The pixel (y, x) of the image, if it has one: the index among all pixels.
+    /// Returns the index of pixel (y, x) among all pixels, or `None` outside the image.
     fn pixel(&self, image: usize, y: usize, x: usize) -> Option<usize> {
-        // Wrapped round, a pixel above or to the left is too far, too.
+        // A pixel above or to the left wraps round to a large index, so one comparison is enough.
         (y < self.height && x < self.width).then(|| (image * self.height + y) * self.width + x)
     }
 }
 
-/// Where the rows of the 4x4 pixels that a tile reads begin: in the image, or at its
-/// edges in a copy with zeros around.
+/// Pointers to the 4 rows of 4 pixels that a tile reads: into the image, or at its edges into a
+/// copy padded with zeros.
 struct Patch {
     rows: [*const f32; 4],
     patch: Buffer,
@@ -139,7 +140,7 @@ impl Patch {
         Patch { rows: [std::ptr::null(); 4], patch: Buffer::stale(16 * channels) }
     }
 
-    /// The pixels from (y, x) on, counted round from below zero.
+    /// Points to the 4x4 pixels from (y, x) on; negative positions are wrapped round.
     #[inline(always)]
     fn look<L: Lanes>(&mut self, maps: &Maps, tiles: Tiles, image: usize, [y, x]: [usize; 2]) {
         let (values, channels) = (maps.values(), maps.channels);
@@ -174,7 +175,7 @@ impl Patch {
     }
 }
 
-/// B^T d B of tiles from `first` on, `d` the 4x4 inputs of the tile's 2x2 outputs, to
+/// Computes B^T d B of the `n` tiles from `first` on, with `d` the 4x4 inputs of a tile, to
 /// (coefficient, tile, channel).
 #[inline(always)]
 unsafe fn transform_inputs<L: Lanes>(x: &Maps, tiles: Tiles, first: usize, n: usize, to: &mut [f32]) {
@@ -207,10 +208,10 @@ unsafe fn transform_inputs<L: Lanes>(x: &Maps, tiles: Tiles, first: usize, n: us
     }
 }
 
-/// B^T v
+/// Computes B^T v.
 #[inline(always)]
 unsafe fn input_basis<L: Lanes>(v: [L; 4]) -> [L; 4] {
-    // SAFETY: no pointers.
+    // SAFETY: uses no pointers.
     unsafe { [v[0].sub(v[2]), v[1].add(v[2]), v[2].sub(v[1]), v[1].sub(v[3])] }
 }
 
@@ -249,7 +250,7 @@ impl Kernel for Convolve<'_> {
     }
 }
 
-/// A^T m A, with the bias, the residual and the scale.
+/// Computes A^T m A, with the bias, the residual and the scale.
 #[inline(always)]
 unsafe fn transform_outputs<L: Lanes>(
     m: &[f32],
@@ -265,7 +266,8 @@ unsafe fn transform_outputs<L: Lanes>(
         let bias = ends.bias.map(|bias| bias[if ends.group == 0 { 0 } else { image * channels }..].as_ptr());
         for c in (0..channels).step_by(LANES) {
             let width = channels - c;
-            // SAFETY: `channels` values in each coefficient of a tile, of the bias, and of each pixel.
+            // SAFETY: `channels` values in each coefficient of a tile, of the bias, and of each
+            // pixel.
             unsafe {
                 let mut half = [[L::splat(0.0); 4]; 2];
                 for j in 0..4 {
@@ -300,10 +302,10 @@ unsafe fn transform_outputs<L: Lanes>(
     }
 }
 
-/// A^T v
+/// Computes A^T v.
 #[inline(always)]
 unsafe fn output_basis<L: Lanes>(v: [L; 4]) -> [L; 2] {
-    // SAFETY: no pointers.
+    // SAFETY: uses no pointers.
     unsafe { [v[0].add(v[1]).add(v[2]), v[1].sub(v[2]).sub(v[3])] }
 }
 
@@ -341,7 +343,7 @@ impl Kernel for Gradient<'_> {
     }
 }
 
-/// A dy A^T of tiles from `first` on.
+/// Computes A dy A^T of the tiles from `first` on.
 #[inline(always)]
 unsafe fn transform_gradients<L: Lanes>(
     dy: &Maps,
@@ -387,10 +389,10 @@ unsafe fn transform_gradients<L: Lanes>(
     }
 }
 
-/// A v
+/// Computes A v.
 #[inline(always)]
 unsafe fn gradient_basis<L: Lanes>(v: [L; 2]) -> [L; 4] {
-    // SAFETY: no pointers.
+    // SAFETY: uses no pointers.
     unsafe { [v[0], v[0].add(v[1]), v[0].sub(v[1]), L::splat(0.0).sub(v[1])] }
 }
 
@@ -431,8 +433,8 @@ mod tests {
         }
     }
 
-    /// The direct sums in float64, at every pixel and for every weight; the same bits
-    /// from every kind of lanes.
+    /// Compares with the direct sums in float64, at every pixel and for every weight; every
+    /// instruction set gives the same bits.
     #[test]
     fn as_the_direct_sums_with_all_lanes() {
         for (images, [height, width], inputs, outputs) in

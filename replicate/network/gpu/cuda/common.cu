@@ -1,16 +1,16 @@
-// What the kernels share. They are compiled at run time without any header: this file,
-// then `maps.cu` for float32 and for bfloat16, then `others.cu`.
+// Code shared by the kernels. They are compiled at run time without any header: this file, then
+// `maps.cu` for float32 and for bfloat16, then `others.cu`.
 //
-// No atomics: every sum has one order, so the same input gives the same bits. Blocks are
-// one-dimensional and have a power of two of at most MOST threads. Counts are below 2^31:
-// division by 64-bit numbers would cost more than what the memory takes.
+// There are no atomics: every sum has a fixed order, so the same input gives the same bits. Blocks
+// are one-dimensional; the number of threads is a power of two, at most MOST. Counts are below
+// 2^31, because a 64-bit division would take longer than the memory accesses.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define restrict __restrict__
 #define MOST 256
-// Channels that a block of pixel_sums has.
+// Channels that a block of pixel_sums takes.
 #define LANE 32
 #define EACH(i, n) for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += gridDim.x * blockDim.x)
 
@@ -18,7 +18,7 @@ struct bf16 {
     unsigned short bits;
 };
 
-// Neighbours that are read or written by one instruction.
+// Adjacent values that are read or written by one instruction.
 template <u32 N, typename T>
 struct alignas(N * sizeof(T)) Pack {
     T of[N];
@@ -27,7 +27,7 @@ struct alignas(N * sizeof(T)) Pack {
 __device__ inline float load(const float* p, u64 i) { return p[i]; }
 __device__ inline float load(const bf16* p, u64 i) { return __uint_as_float((u32)p[i].bits << 16); }
 __device__ inline void store(float* p, u64 i, float v) { p[i] = v; }
-// To the nearest, ties to even; a NaN stays one.
+// Rounds to the nearest, ties to even; a NaN stays one.
 __device__ inline void store(bf16* p, u64 i, float v) {
     u32 u = __float_as_uint(v);
     p[i].bits = (unsigned short)(v != v ? 0x7fc0u : (u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
@@ -51,7 +51,7 @@ __device__ inline float silu_slope(float x) {
     return s * (1.0f + x * (1.0f - s));
 }
 
-// The sum over the block, in every thread. `shared` is free again afterwards.
+// Returns the sum over the block in every thread. `shared` is free again afterwards.
 __device__ inline float block_sum(float v, float* shared) {
     shared[threadIdx.x] = v;
     __syncthreads();
@@ -76,9 +76,9 @@ __device__ inline float block_max(float v, float* shared) {
     return most;
 }
 
-// The part of a group norm that a block does: some whole groups of one image, side by
-// side, so that what it reads of a pixel is one piece. A thread has N channels of one
-// group; those of a lane have all channels of a pixel, and lanes share the pixels.
+// The part of a group norm that one block computes: some whole groups of one image, contiguous in
+// each pixel. A thread has N channels of one group; the threads of a lane have all channels of a
+// pixel, and the lanes divide the pixels.
 template <u32 N>
 struct Tile {
     u32 image, first, width, per_group, channel, lane, lanes;
@@ -94,7 +94,7 @@ struct Tile {
         lanes = blockDim.x / (width / N);
     }
 
-    // The place of this thread's channels in pixel 0 of maps, and in rows of one an image.
+    // Index of this thread's channels in pixel 0 of maps; then in rows with one row for each image.
     __device__ inline u64 start(u32 channels, u32 pixels) const {
         return (u64)image * pixels * channels + first + channel;
     }
@@ -103,16 +103,16 @@ struct Tile {
         return (u64)image * groups + (first + channel) / per_group;
     }
 
-    // The pixels of this thread begin here; those beyond the last lane have none.
+    // First pixel of this thread; threads beyond the last lane have none.
     __device__ inline u32 from(u32 pixels) const { return lane < lanes ? lane : pixels; }
 
-    // What is still to be added to this thread's channels: 0, one row, or one an image.
+    // Reads the shift of this thread's channels: 0, one row for all images, or one for each.
     __device__ inline void read(float (&values)[N], const float* shift, u32 channels, u32 per_image) const {
         for (u32 k = 0; k < N; k++)
             values[k] = shift ? shift[(per_image ? (u64)image * channels : 0) + first + channel + k] : 0.0f;
     }
 
-    // The sums of v over the lanes for each channel, in `shared` until the next barrier.
+    // Sums v over the lanes for each channel; the sums stay in `shared` until the next barrier.
     __device__ inline void channel_sums(const float (&v)[N], float* shared) const {
         float* mine = shared + lane * width + channel;
         if (lane < lanes)
@@ -125,7 +125,7 @@ struct Tile {
         }
     }
 
-    // Of the channels' sums, times `weights` where there are some, that of this thread's group.
+    // Sums the channels of this thread's group, multiplied by `weights` if given.
     __device__ inline float group_sum(const float* weights, const float* shared) const {
         float sum = 0.0f;
         for (u32 i = 0, c = channel / per_group * per_group; i < per_group; i++, c++)

@@ -1,20 +1,19 @@
-// Everything of a network that is neither a convolution nor a matrix product, for maps of
-// `Value`, float32 or bfloat16, with the channels last: (images, pixels, channels).
-// Arithmetic, parameters and rows of channels are float32. KERNEL(name) is the name with
-// the type behind it.
+// All operations of a network that are neither a convolution nor a matrix product, for maps of
+// `Value`, float32 or bfloat16, with the channels last: (images, pixels, channels). Arithmetic,
+// parameters and rows of channels are float32. KERNEL(name) is the name with the type appended.
 //
-// A thread takes N channels at once, four where they allow it, and several pixels: threads
-// that ask for two bytes at a time would not keep the memory busy.
+// A thread takes N channels at once, four if the sizes allow it, and several pixels: threads that
+// read two bytes at a time could not saturate the memory.
 #define BY_FOURS(fits, function, ...) ((fits) ? function<4>(__VA_ARGS__) : function<1>(__VA_ARGS__))
 
-// Whether maps begin where four values can be read at once; null does.
+// True if four values can be read at once at the start of each map; a null pointer counts as true.
 __device__ inline bool aligned(const Value* a, const Value* b, const Value* c = nullptr,
                                const Value* d = nullptr) {
     return ((u64)a | (u64)b | (u64)c | (u64)d) % (4 * sizeof(Value)) == 0;
 }
 
-// Mean and 1 / standard deviation of a thread's group, from one pass over x + add: every
-// thread's own mean and squares about it first (Chan, Golub and LeVeque 1983).
+// Computes mean and 1 / standard deviation of a thread's group in one pass over x + add. Each
+// thread first computes its own mean and squares about it (Chan, Golub and LeVeque 1983).
 template <u32 N>
 __device__ inline void statistics(const Tile<N>& tile, const Value* restrict x, const float (&add)[N],
                                   u32 channels, u32 pixels, float eps, float* shared, float& mean,
@@ -44,8 +43,8 @@ __device__ inline void statistics(const Tile<N>& tile, const Value* restrict x, 
     rstd = 1.0f / sqrtf(tile.group_sum(nullptr, shared) / n + eps);
 }
 
-// Of x + shift, where there is a shift: (channels), or (images, channels). Keeps mean and
-// 1 / standard deviation of every group of every image.
+// Group norm of x + shift. The shift, if not null, is (channels), or (images, channels). Keeps mean
+// and 1 / standard deviation of every group of every image.
 template <u32 N>
 __device__ inline void group_norm(const Value* restrict x, const float* restrict shift, u32 per_image,
                                   const float* restrict gamma, const float* restrict beta, Value* restrict y,
@@ -87,9 +86,9 @@ extern "C" __global__ void KERNEL(group_norm)(const Value* restrict x, const flo
              kept, channels, groups, pixels, at_once, eps, silu, shared);
 }
 
-// With u = gamma xhat + beta and du = dy_scale dy f'(u): dx, to which plus_scale plus is
-// added where there is one; and for every channel of every image the sums of du, of
-// du xhat and, as the shift's gradient, of dx alone: sums (3, images, channels).
+// With u = gamma xhat + beta and du = dy_scale dy f'(u): computes dx, adds plus_scale plus if plus
+// is not null, and for every channel of every image the sums of du, of du xhat and, as the gradient
+// of the shift, of dx alone: sums (3, images, channels).
 template <u32 N>
 __device__ inline void group_norm_backward(const Value* restrict x, const float* restrict shift,
                                            u32 per_image, const float* restrict gamma,
@@ -111,7 +110,7 @@ __device__ inline void group_norm_backward(const Value* restrict x, const float*
         b[k] = beta[tile.first + tile.channel + k];
         add[k] -= mean;
     }
-    // xhat and du of a pixel.
+    // Reads xhat and du of a pixel.
     auto read = [&](u32 p) {
         load(xhat, x, (u64)p * channels);
         load(du, dy, (u64)p * channels);
@@ -170,7 +169,7 @@ extern "C" __global__ void KERNEL(group_norm_backward)(const Value* restrict x, 
              plus_scale, shared);
 }
 
-// softmax(scale s) of a row of n for each block, in place.
+// Computes softmax(scale s) of a row of n in each block, in place.
 extern "C" __global__ void KERNEL(softmax)(Value* s, u32 n, float scale) {
     __shared__ float shared[MOST];
     s += (u64)blockIdx.x * n;
@@ -183,7 +182,7 @@ extern "C" __global__ void KERNEL(softmax)(Value* s, u32 n, float scale) {
     for (u32 i = threadIdx.x; i < n; i += blockDim.x) store(s, i, expf(scale * load(s, i) - most) / sum);
 }
 
-// ds = scale p (dp - sum p dp), in place of dp.
+// Computes ds = scale p (dp - sum p dp), in place of dp.
 extern "C" __global__ void KERNEL(softmax_backward)(const Value* p, Value* dp, u32 n, float scale) {
     __shared__ float shared[MOST];
     p += (u64)blockIdx.x * n;
@@ -194,9 +193,9 @@ extern "C" __global__ void KERNEL(softmax_backward)(const Value* p, Value* dp, u
     for (u32 i = threadIdx.x; i < n; i += blockDim.x) store(dp, i, scale * load(p, i) * (load(dp, i) - dot));
 }
 
-// z = y + scale (shift + residual), of which shift and residual may be null; z may be y.
-// All but the shift are (rows, channels), a row a pixel of an image; the shift is
-// (channels), or (images, channels).
+// Computes z = y + scale (shift + residual). Shift and residual may be null; z may be y. All but
+// the shift are (rows, channels) with a row for each pixel of each image; the shift is (channels),
+// or (images, channels).
 template <u32 N>
 __device__ inline void finish(const Value* y, Value* z, const float* restrict shift,
                               const Value* restrict residual, u32 rows, u32 channels, u32 pixels,
@@ -220,8 +219,8 @@ extern "C" __global__ void KERNEL(finish)(const Value* y, Value* z, const float*
              pixels, per_image, scale);
 }
 
-// scale times the sums over the pixels of x (images, pixels, channels): (images, channels).
-// A block for each LANE channels of each image.
+// Computes scale times the sums over the pixels of x (images, pixels, channels): (images,
+// channels). There is a block for each LANE channels of each image.
 template <u32 N>
 __device__ inline void pixel_sums(const Value* restrict x, float* restrict sums, u32 channels, u32 pixels,
                                   float scale, float* shared) {
@@ -252,7 +251,8 @@ extern "C" __global__ void KERNEL(pixel_sums)(const Value* restrict x, float* re
     BY_FOURS(channels % 4 == 0 && aligned(x, x), pixel_sums, x, sums, channels, pixels, scale, shared);
 }
 
-// scale times weights (outputs, channels, taps) as cuDNN takes them: (outputs, taps, channels).
+// Converts scale times weights (outputs, channels, taps) to cuDNN's layout (outputs, taps,
+// channels).
 extern "C" __global__ void KERNEL(channels_last)(const float* restrict w, Value* restrict y, u32 n,
                                                  u32 channels, u32 taps, float scale) {
     EACH(i, n) {
@@ -261,7 +261,7 @@ extern "C" __global__ void KERNEL(channels_last)(const float* restrict w, Value*
     }
 }
 
-// And back.
+// The inverse of channels_last.
 extern "C" __global__ void KERNEL(channels_first)(const Value* restrict w, float* restrict y, u32 n,
                                                   u32 channels, u32 taps, float scale) {
     EACH(i, n) {
@@ -270,9 +270,9 @@ extern "C" __global__ void KERNEL(channels_first)(const Value* restrict w, float
     }
 }
 
-// q, k and v, each (images, pixels, channels), of qkv (images, pixels, channels, 3), to which
-// the shift is added, where there is one: (channels, 3), or (images, channels, 3). n is
-// images pixels channels.
+// Separates q, k and v, each (images, pixels, channels), from qkv (images, pixels, channels, 3).
+// Adds the shift if it is not null: (channels, 3), or (images, channels, 3). n is images * pixels *
+// channels.
 extern "C" __global__ void KERNEL(split3)(const Value* restrict qkv, const float* restrict shift,
                                           u32 per_image, Value* restrict parts, u32 n, u32 channels,
                                           u32 pixels) {
@@ -283,14 +283,14 @@ extern "C" __global__ void KERNEL(split3)(const Value* restrict qkv, const float
     }
 }
 
-// And back.
+// The inverse of split3.
 extern "C" __global__ void KERNEL(join3)(const Value* restrict parts, Value* restrict qkv, u32 n) {
     EACH(i, n)
     for (u32 k = 0; k < 3; k++) qkv[3 * i + k] = parts[k * n + i];
 }
 
-// y (rows, w, channels) = weight times the sums of 2 x 2 pixels of x (2 rows, 2w, channels);
-// n values of y.
+// Computes y (rows, w, channels) = weight times the sums of 2 x 2 pixels of x (2 rows, 2w,
+// channels); n is the number of values of y.
 template <u32 N>
 __device__ inline void down2(const Value* restrict x, Value* restrict y, u32 n, u32 w, u32 channels,
                              float weight) {
@@ -313,8 +313,8 @@ extern "C" __global__ void KERNEL(down2)(const Value* restrict x, Value* restric
     BY_FOURS(channels % 4 == 0 && aligned(x, y), down2, x, y, n, w, channels, weight);
 }
 
-// y (2 rows, 2w, channels) = weight times each pixel of x (rows, w, channels) four times;
-// n values of y.
+// Computes y (2 rows, 2w, channels) = weight times each pixel of x (rows, w, channels), repeated in
+// 2 x 2 pixels; n is the number of values of y.
 template <u32 N>
 __device__ inline void up2(const Value* restrict x, Value* restrict y, u32 n, u32 w, u32 channels,
                            float weight) {
@@ -333,7 +333,7 @@ extern "C" __global__ void KERNEL(up2)(const Value* restrict x, Value* restrict 
     BY_FOURS(channels % 4 == 0 && aligned(x, y), up2, x, y, n, w, channels, weight);
 }
 
-// y = a x for each image, of `each` values; a has one value for all unless `many`.
+// Computes y = a x for each image of `each` values; a has one value for all images unless `many`.
 extern "C" __global__ void KERNEL(scale_images)(const Value* restrict x, const float* restrict a,
                                                 Value* restrict y, u32 n, u32 each, u32 many) {
     EACH(i, n) store(y, i, a[many ? i / each : 0] * load(x, i));
@@ -348,7 +348,7 @@ extern "C" __global__ void KERNEL(mix)(const Value* restrict x, const float* res
     }
 }
 
-// y = a x + b z
+// Computes y = a x + b z.
 template <u32 N>
 __device__ inline void weighted_sum(const Value* restrict x, float a, const Value* restrict z, float b,
                                     Value* restrict y, u32 n) {

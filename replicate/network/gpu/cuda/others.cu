@@ -1,4 +1,4 @@
-// The sum of every column of each part of x (parts, rows, columns): n = parts columns.
+// Sums every column of each part of x (parts, rows, columns): n = parts * columns.
 extern "C" __global__ void column_sums(const float* restrict x, float* restrict sums, u32 n, u32 rows,
                                        u32 columns) {
     EACH(i, n) {
@@ -9,9 +9,9 @@ extern "C" __global__ void column_sums(const float* restrict x, float* restrict 
     }
 }
 
-// Adam on many tensors: a row of blocks for each. `table` has for each tensor the
-// addresses of w, m, v and the gradient, and their length. `size` is lr / (1 - beta1^t),
-// `correction` 1 / sqrt(1 - beta2^t).
+// Adam on many tensors, with a row of blocks for each. `table` has for each tensor the addresses of
+// w, m, v and the gradient, and their length. `size` is lr / (1 - beta1^t), `correction` is 1 /
+// sqrt(1 - beta2^t).
 extern "C" __global__ void adam(const u64* table, float beta1, float rest1, float beta2, float rest2,
                                 float eps, float size, float correction) {
     const u64* tensor = table + 5 * (u64)blockIdx.y;
@@ -25,7 +25,7 @@ extern "C" __global__ void adam(const u64* table, float beta1, float rest1, floa
     }
 }
 
-// average = beta average + rest w; `table` has for each tensor the addresses of the
+// Computes average = beta average + rest w. `table` has for each tensor the addresses of the
 // average and of w, and their length.
 extern "C" __global__ void average(const u64* table, float beta, float rest) {
     const u64* tensor = table + 3 * (u64)blockIdx.y;
@@ -34,7 +34,7 @@ extern "C" __global__ void average(const u64* table, float beta, float rest) {
     EACH(i, tensor[2]) e[i] = beta * e[i] + rest * w[i];
 }
 
-// Philox4x32-10 (Salmon et al. 2011), as the host has it.
+// Philox4x32-10 (Salmon et al. 2011), the same as on the host.
 __device__ inline void philox(u32 c[4], u32 k0, u32 k1) {
     for (int round = 0; round < 10; round++) {
         if (round > 0) {
@@ -50,8 +50,8 @@ __device__ inline void philox(u32 c[4], u32 k0, u32 k1) {
     }
 }
 
-// n numbers of one step of a stream, after `before` fours, standard normal (Box and
-// Muller 1958); n is a multiple of 4.
+// Generates n standard normal numbers (Box and Muller 1958) of one step of a stream, after the
+// first 4 * `before`; n is a multiple of 4.
 extern "C" __global__ void normals(float* restrict out, u32 n, u64 before, u32 k0, u32 k1, u64 step) {
     EACH(block, n / 4) {
         u64 at = before + block;
@@ -68,9 +68,9 @@ extern "C" __global__ void normals(float* restrict out, u32 n, u64 before, u32 k
     }
 }
 
-// EDM's augmentation, of planes (images, channels, size, size). `table` has the filter's
-// taps, then a row for each image: mirrored left to right, top to bottom, whether pixels
-// move, and from a pixel to where it comes from a matrix about the centre and a shift.
+// EDM's augmentation of planes (images, channels, size, size). `table` has the filter's taps, then
+// a row for each image: mirror left to right, mirror top to bottom, whether pixels move, and the
+// map from a pixel to its source, a matrix about the centre and a shift.
 #define TAPS 12
 
 struct Row {
@@ -89,14 +89,15 @@ struct Row {
         return plane[y * size + x];
     }
 
-    // Of a plane with size - 1 more pixels on every side: what is reflected there.
+    // Index in the plane of pixel i of a plane that is extended by reflection, size - 1 pixels on
+    // each side.
     __device__ inline u32 inside(u32 i) const {
         u32 margin = size - 1;
         return i < margin ? margin - i : i < margin + size ? i - margin : 3 * margin - i;
     }
 };
 
-// Each plane reflected outwards, at twice the resolution.
+// Extends each plane by reflection and doubles its resolution.
 extern "C" __global__ void enlarged(const float* restrict table, const float* restrict planes,
                                     float* restrict fine, u32 n, u32 channels, u32 size) {
     u32 padded = 3 * size - 2, side = 2 * padded;
@@ -121,7 +122,7 @@ extern "C" __global__ void enlarged(const float* restrict table, const float* re
     }
 }
 
-// Those at twice the resolution of the result and a filter's reach around it; 0 beyond.
+// Samples it at twice the resolution of the result, with a margin for the filter; 0 outside.
 extern "C" __global__ void sampled(const float* restrict table, const float* restrict fine,
                                    float* restrict samples, u32 n, u32 channels, u32 size) {
     u32 reach = 2 * (size - 1) + TAPS;
@@ -139,7 +140,7 @@ extern "C" __global__ void sampled(const float* restrict table, const float* res
         for (int c = 0; c < 2; c++) {
             float values[2];
             for (int r = 0; r < 2; r++) {
-                // As floats: what lies far outside has no number.
+                // Compared as floats: a position far outside has no integer.
                 float px = left + (float)c, py = top + (float)r;
                 bool in = px >= 0.0f && py >= 0.0f && px < (float)side && py < (float)side;
                 values[r] = in ? from[(int)py * side + (int)px] : 0.0f;
@@ -150,7 +151,7 @@ extern "C" __global__ void sampled(const float* restrict table, const float* res
     }
 }
 
-// Brought down again; a plane whose pixels do not move is mirrored only.
+// Reduces the samples to the size of the result; planes whose pixels do not move are only mirrored.
 extern "C" __global__ void reduced(const float* restrict table, const float* restrict planes,
                                    const float* restrict samples, float* restrict out, u32 n, u32 channels,
                                    u32 size) {
