@@ -1,5 +1,5 @@
-//! The small classifiers whose features and logits stand in for Inception-v3's, one of
-//! glyphs and one of CIFAR-10 at 16x16. What is measured with them is called FD, not FID.
+//! Small classifiers whose features and logits replace those of Inception-v3: one of glyphs, and
+//! one of CIFAR-10 at 16x16. Distances in their features are called FD, not FID.
 
 use crate::data::Images;
 use crate::measure::metrics::Features;
@@ -13,16 +13,16 @@ use crate::train::net::{Learned, Net};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-/// Sizes of a classifier.
+/// Layers of a classifier.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
-    /// (input channels, output channels, halve first) of each convolution.
+    /// Input channels, output channels and whether to halve the size first, for each convolution.
     layers: &'static [(usize, usize, bool)],
     pub classes: usize,
 }
 
 impl Layout {
-    /// Digits and invented characters.
+    /// Classes: digits and invented characters.
     pub const GLYPHS: Layout = Layout {
         layers: &[(3, 32, false), (32, 48, false), (48, 64, true), (64, 64, false), (64, 64, true)],
         classes: 110,
@@ -39,7 +39,7 @@ impl Layout {
         classes: 10,
     };
 
-    /// The classifier of a scale that has one.
+    /// Layers of the classifier of a scale that uses one.
     pub fn of(scale: Scale) -> Layout {
         if scale.procedural() { Layout::GLYPHS } else { Layout::CIFAR10 }
     }
@@ -95,23 +95,26 @@ impl Classifier {
         Ok(Classifier { layout, parameters: b.parameters(), layers, head })
     }
 
-    /// A network that only evaluates, with the given weights.
+    /// Builds the network with these weights, without gradients.
+    ///
+    /// # Errors
+    /// If an array is missing or has the wrong shape.
     pub fn load(layout: Layout, device: &Device, weights: &Arrays) -> Result<Classifier> {
         let new = |vb: VarBuilder| Classifier::new(layout, vb);
         let source = Source { given: weights, drawn: &[], cell: "" };
         Params::build(device, &source, new)?.0.frozen(new)
     }
 
-    /// Features (B, F) and logits (B, classes) of images (B, 3, H, W) in [-1, 1].
+    /// Computes features (B, F) and logits (B, classes) of images (B, 3, H, W) in [-1, 1].
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        // What measures is never rounded.
+        // Metrics are always computed in float32.
         let mut outputs = network::forward(&self.parameters, &[x], DType::F32, self)?;
         let logits = outputs.remove(1);
         Ok((outputs.remove(0), logits))
     }
 
-    /// Features and logits of 8-bit images. On a CPU, the bits of an image's
-    /// features do not depend on the images around it.
+    /// Extracts features and logits of 8-bit images. On a CPU, the bits of an image's features do
+    /// not depend on the other images.
     pub fn extract(&self, images: &Images, device: &Device) -> Result<(Features, Features)> {
         const BATCH: usize = 250;
         let (mut features, mut logits) = (
@@ -129,7 +132,7 @@ impl Classifier {
     }
 }
 
-/// From images to features and logits.
+/// Input: images. Outputs: features and logits.
 impl Walk for Classifier {
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
         let mut x = inputs[0].clone();
@@ -176,7 +179,7 @@ impl ClassifierTraining {
     }
 }
 
-/// Its training: classification by cross-entropy.
+/// Training of the classifier with cross-entropy.
 pub struct ClassifierMethod {
     settings: ClassifierTraining,
     net: Net<Classifier>,

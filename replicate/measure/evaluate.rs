@@ -1,4 +1,4 @@
-//! Images in, scores out: features once, every metric from them.
+//! Scores images: extracts features once, and computes every metric from them.
 
 use crate::data::Images;
 use crate::error::{Error, Result};
@@ -18,11 +18,11 @@ use candle_core::Device;
 
 /// Number of target classes.
 pub const TARGETS: usize = 10;
-/// What is measured of a set of images, in the order of the scores file.
+/// Metrics in the order of the scores file.
 pub const METRICS: [&str; 9] =
     ["fd", "is", "kid", "precision", "recall", "classes", "covered", "diversity", "collapse"];
 const KID_SUBSETS: usize = 20;
-/// Images in a KID subset, fewer where there are not that many.
+/// Images in a KID subset; fewer if there are not that many.
 const KID_SUBSET_SIZE: usize = 500;
 
 settings! {
@@ -48,11 +48,11 @@ settings! {
     }
 }
 
-/// What turns images into features.
+/// A network that extracts features from images.
 pub enum FeatureNetwork {
-    /// Ours, which knows the ten target classes itself.
+    /// Our classifier, whose first ten logits are the target classes.
     Classifier(Classifier, Device),
-    /// A target class is there the mean feature of its real images.
+    /// Inception-v3; it represents a target class by the mean feature of its real images.
     Inception(Inception),
 }
 
@@ -64,7 +64,7 @@ impl FeatureNetwork {
         }
     }
 
-    /// Features and logits of all `images`.
+    /// Extracts features and logits of all `images`.
     fn extract(&self, images: &Images) -> Result<(Features, Features)> {
         match self {
             FeatureNetwork::Classifier(classifier, device) => Ok(classifier.extract(images, device)?),
@@ -73,23 +73,22 @@ impl FeatureNetwork {
     }
 }
 
-/// What the real images look like to a feature network.
+/// Features of the real images, as the metrics need them.
 pub struct Reference {
-    /// Of all of them.
+    /// Statistics of all real images.
     pub statistics: Statistics,
-    /// Features of the first ones, for KID, precision and recall.
+    /// Features of the first images, for KID, precision and recall.
     pub neighbourhood: Features,
-    /// The mean features of the target classes; empty where the feature network
-    /// knows them itself.
+    /// Mean features of the target classes; empty if the feature network has logits for them.
     pub class_means: Features,
 }
 
 impl Reference {
-    /// Of labelled images, in an order that mixes the classes.
+    /// Measures labelled images, whose order must mix the classes. Calls `watch` with the number of
+    /// images done.
     ///
     /// # Errors
-    /// `Run` where a target class has no image; what `watch`, which is told how many
-    /// images are done, returns.
+    /// `Run` if a target class has no image, and any error of `watch`.
     pub fn measure(
         network: &FeatureNetwork,
         images: &Images,
@@ -130,7 +129,7 @@ impl Reference {
     }
 }
 
-/// The feature network and the real images' statistics.
+/// Feature network and statistics of the real images.
 pub struct Evaluator {
     network: FeatureNetwork,
     evaluation: Evaluation,
@@ -144,13 +143,13 @@ impl Evaluator {
         Ok(Evaluator { network, evaluation, reference, factor })
     }
 
-    /// The Fréchet distance of our real images from others that were measured with
-    /// the same features.
+    /// Computes the Fréchet distance between our real images and others measured with the same
+    /// features.
     pub fn distance_to(&self, theirs: &Statistics) -> Result<f64> {
         distance(&self.factor, &theirs.factor()?)
     }
 
-    /// What is looked at along a run, from fewer images than the scores.
+    /// Computes the scores shown during a run, from fewer images than the final scores.
     pub fn interim(&self, images: &Images) -> Result<InterimScores> {
         let (features, logits) = self.network.extract(images)?;
         let (_, recall) = self.precision_recall(&features);
@@ -159,7 +158,7 @@ impl Evaluator {
         Ok(InterimScores { fd: self.distance_of(&features)?, recall, classes, collapsed })
     }
 
-    /// Of the first images of the neighbourhood, as many on either side.
+    /// Computes precision and recall of the first images, equally many generated and real.
     fn precision_recall(&self, features: &Features) -> (f64, f64) {
         let reference = &self.reference.neighbourhood;
         let n = features.len().min(reference.len());
@@ -172,7 +171,7 @@ impl Evaluator {
         distance(&moments.factor()?, &self.factor)
     }
 
-    /// Every metric by name, in the order of the scores file, of one trial.
+    /// Computes every metric of one trial, in the order of the scores file.
     pub fn scores(&self, images: &Images) -> Result<Vec<(&'static str, f64)>> {
         let (features, logits) = self.network.extract(images)?;
         let (precision, recall) = self.precision_recall(&features);
@@ -195,8 +194,7 @@ impl Evaluator {
         Ok(METRICS.into_iter().zip(values).collect())
     }
 
-    /// Logits of the ten target classes: which of them an image is most like,
-    /// and not whether it might be something else.
+    /// Returns logits (n, 10) that tell which of the ten target classes an image resembles most.
     fn target_logits(&self, features: &Features, logits: &Features) -> Features {
         match self.network {
             FeatureNetwork::Classifier(..) => {
@@ -208,8 +206,8 @@ impl Evaluator {
     }
 }
 
-/// Minus the squared distance of each row of `features` to each of `means`, which
-/// serves as logits: the argmax is the nearest mean.
+/// Returns minus the squared distance of each row of `features` to each of `means`. As logits,
+/// their argmax is the nearest mean.
 fn nearness(features: &Features, means: &Features) -> Features {
     let near = |row: &[f32], mean: &[f32]| -> f32 {
         -row.iter().zip(mean).map(|(a, b)| (*a as f64 - *b as f64).powi(2)).sum::<f64>() as f32
@@ -219,8 +217,8 @@ fn nearness(features: &Features, means: &Features) -> Features {
     Features::new(means.len(), rows.collect())
 }
 
-/// The scores of several trials as those of one cell: means, and the smallest
-/// `fd`, which is what EDM prints. The state is that of the mean recall and classes.
+/// Combines the scores of several trials: means, and the smallest `fd`, as EDM reports it.
+/// `collapse` is computed from the mean recall and mean classes.
 pub fn over_trials(trials: &[Vec<(&'static str, f64)>]) -> Vec<(&'static str, f64)> {
     let values = |at: usize| trials.iter().map(move |scores| scores[at].1);
     let mean = |at: usize| values(at).sum::<f64>() / trials.len() as f64;
@@ -265,7 +263,7 @@ mod tests {
         let value = |name: &str| three.iter().find(|(known, _)| *known == name).unwrap().1;
         assert_eq!((value("fd"), value("fd_min")), (4.0, 1.0));
         assert!((value("recall") - 0.05).abs() < 1e-12 && (value("classes") - 4.2).abs() < 1e-12);
-        // Of the means: each trial alone said "healthy" here.
+        // From the means; each trial alone was "healthy" here.
         assert_eq!(value("collapse"), 2.0);
     }
 }

@@ -1,4 +1,4 @@
-//! What is measured of images: features, distances, scores, collapse.
+//! Measurements of images: features, distances, scores, collapse.
 
 pub mod classifier;
 pub mod evaluate;

@@ -1,4 +1,4 @@
-//! From latents to images: those of the grids and those that are scored.
+//! Generates images from latents: for the grids, and for the scores.
 
 use crate::data::Images;
 use crate::data::grid::GRID;
@@ -9,8 +9,8 @@ use crate::rng::Stream;
 use candle_core::{Device, Tensor};
 use std::ops::Range;
 
-/// Images of the latents of every grid, `each` of them for an image: the same in every panel
-/// of every row.
+/// Generates the images of a grid. They use the same latents in every panel of every row; a sampler
+/// takes `each` latents for an image.
 pub fn generate_grid(
     config: &Config,
     device: &Device,
@@ -24,21 +24,21 @@ pub fn generate_grid(
     generate(0..n, |range| sample(&latents.narrow(0, range.start, range.len())?))
 }
 
-/// The stream of an image's latent `k`.
+/// Name of the stream of an image's `k`-th latent.
 fn latent(k: usize) -> String {
     if k == 0 { "z".into() } else { format!("z{k}") }
 }
 
-/// (B, each C, H, W) of tensors (B, C, H, W).
+/// Concatenates `each` tensors (B, C, H, W) along the channels: (B, each C, H, W).
 fn stacked(each: usize, of: impl Fn(usize) -> candle_core::Result<Tensor>) -> candle_core::Result<Tensor> {
     Tensor::cat(&(0..each).map(of).collect::<candle_core::Result<Vec<_>>>()?, 1)
 }
 
-/// The images of `range` in batches, which `sample` makes (B, C, H, W); on a CPU
-/// the batch never changes an image.
+/// Generates the images of `range` in batches (B, C, H, W) made by `sample`. On a CPU an image does
+/// not depend on its batch.
 ///
 /// # Errors
-/// `Run` when a value is not finite: as bytes it would pass for black.
+/// `Run` if a value is not finite; as a byte it would look like black.
 pub fn generate(
     range: Range<usize>,
     mut sample: impl FnMut(Range<usize>) -> candle_core::Result<Tensor>,
@@ -59,18 +59,19 @@ pub fn generate(
     Ok(all)
 }
 
-/// The latents that a cell is scored on: the same for every row of a seed.
+/// Latents for scoring; they are the same for every row of a seed.
 #[derive(Clone, Copy)]
 pub struct ScoreLatents<'a> {
     pub config: &'a Config,
     pub seed: u64,
     pub device: &'a Device,
-    /// Of an image, for its sampler.
+    /// Latents that the sampler takes for one image.
     pub each: usize,
 }
 
 impl ScoreLatents<'_> {
-    /// Those of the images of `range`, (B, each C, H, W), whatever was asked for before.
+    /// Returns the latents of the images in `range`, (B, each C, H, W). They do not depend on
+    /// earlier calls.
     pub fn at(&self, range: Range<usize>) -> candle_core::Result<Tensor> {
         let (c, size) = (self.config.image_channels, self.config.size);
         let (cell, shape) = (format!("score seed {}", self.seed), (range.len(), c, size, size));

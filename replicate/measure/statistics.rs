@@ -1,5 +1,5 @@
-//! Mean and covariance of a feature network's outputs, in EDM's form: an `.npz` of
-//! `mu` (d) and `sigma` (d x d), float64.
+//! Mean and covariance of a feature network's outputs, in EDM's format: an `.npz` with `mu` (d) and
+//! `sigma` (d x d), float64.
 
 use crate::error::Result;
 use crate::measure::metrics::frechet::Factor;
@@ -15,21 +15,22 @@ pub struct Statistics {
     pub covariance: Vec<f64>,
 }
 
-/// Dimensions of the widest features.
+/// Largest number of dimensions that is accepted.
 pub const WIDEST: usize = 8192;
 
 impl Statistics {
+    /// Reads statistics from a file.
+    ///
     /// # Errors
-    /// `Malformed` unless `path` holds finite `mu` and a symmetric `sigma` of one size.
+    /// `Malformed` unless `path` holds a finite `mu` and a symmetric `sigma` of one size.
     pub fn read(path: &Path) -> Result<Statistics> {
         Statistics::parse(path).map_err(|fault| {
             fault.at(path, "an .npz with the arrays mu (d) and sigma (d x d)", "fetch or make it again")
         })
     }
 
-    /// `mu` and `sigma` of a file, and none of what it may hold beside them. The
-    /// two halves of `sigma` may differ by the rounding of float32, in which many
-    /// programs sum, and are averaged.
+    /// Parses `mu` and `sigma` of a file and ignores other arrays. The two triangles of `sigma` may
+    /// differ by the rounding of float32, in which many programs sum; they are averaged.
     pub fn parse(path: &Path) -> std::result::Result<Statistics, Fault> {
         let (arrays, _) = npz::list(path)?;
         let find = |name: &str| {
@@ -70,7 +71,7 @@ impl Statistics {
         Ok(Statistics { mean, covariance })
     }
 
-    /// What distances are taken of; costs about d^3.
+    /// Factors the covariance for distances. Takes O(d^3) time.
     ///
     /// # Errors
     /// As [`Factor::new`].
@@ -78,7 +79,7 @@ impl Statistics {
         Factor::new(self.mean.clone(), &self.covariance)
     }
 
-    /// As a file.
+    /// Returns the content of an `.npz` file.
     pub fn to_npz(&self) -> Vec<u8> {
         let d = self.mean.len();
         let array = |shape: &[usize], data: &[f64]| Array { shape: shape.to_vec(), data: data.to_vec() };

@@ -1,9 +1,9 @@
-//! The network's layers of this project's kernels, channels last: for the CPU.
+//! Layers of the network built on the kernels of this crate, channels last, for the CPU.
 
 use super::topology::Layer;
 use crate::network::cpu::{Filter, Maps, average_pool, max_pool};
 
-/// Height, width and channels behind layers in a row.
+/// Returns height, width and channels after a sequence of layers.
 pub fn shape(layers: &[Layer<Filter>], from: [usize; 3]) -> [usize; 3] {
     layers.iter().fold(from, |from, layer| match layer {
         Layer::Conv(filter) => filter.output_shape(from),
@@ -18,7 +18,7 @@ pub fn shape(layers: &[Layer<Filter>], from: [usize; 3]) -> [usize; 3] {
     })
 }
 
-/// `x` through layers in a row, into the channels of `y` from `channel` on.
+/// Runs a sequence of layers on `x` and writes to the channels of `y` from `channel` on.
 pub fn forward(layers: &[Layer<Filter>], x: &Maps, y: &mut Maps, channel: usize) {
     let Some((last, before)) = layers.split_last() else { return };
     let mut between: Option<Maps> = None;

@@ -1,5 +1,5 @@
-//! The network of candle's operations, channels first: for devices other than
-//! the CPU, and what the tests hold the kernels against.
+//! The network composed of candle's operations, channels first. It runs on devices other than the
+//! CPU and is the reference in tests of the kernels.
 
 use super::topology::Layer;
 use crate::network::cpu::{Maps, Window};
@@ -14,7 +14,7 @@ pub struct Conv {
 }
 
 impl Conv {
-    /// `x` (B, C, H, W) convolved.
+    /// Convolves `x` (B, C, H, W).
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let Window { stride, padding: [vertical, horizontal], .. } = self.window;
         let y = if vertical == horizontal {
@@ -27,13 +27,13 @@ impl Conv {
     }
 }
 
-/// `x` (B, C, H, W) through layers in a row.
+/// Runs a sequence of layers on `x` (B, C, H, W).
 pub fn forward(layers: &[Layer<Conv>], x: &Tensor) -> Result<Tensor> {
     let mut x = x.clone();
     for layer in layers {
         x = match layer {
             Layer::Conv(conv) => conv.apply(&x)?,
-            // Padding with 0 is as good as with -inf: what is pooled went through a ReLU.
+            // Padding with 0 equals padding with -inf here, because the input comes from a ReLU.
             Layer::MaxPool(window) => {
                 pad(&x, *window)?.max_pool2d_with_stride(both(window.kernel), both([window.stride; 2]))?
             }
@@ -52,7 +52,7 @@ pub fn forward(layers: &[Layer<Conv>], x: &Tensor) -> Result<Tensor> {
     Ok(x)
 }
 
-/// The mean under the window, padding counted.
+/// Average pooling that counts the padding.
 fn pool_mean(x: &Tensor, window: Window) -> Result<Tensor> {
     pad(x, window)?.avg_pool2d_with_stride(both(window.kernel), both([window.stride; 2]))
 }
@@ -66,13 +66,13 @@ fn both([vertical, horizontal]: [usize; 2]) -> (usize, usize) {
     (vertical, horizontal)
 }
 
-/// (n, H, W, C) values as a (n, C, H, W) tensor.
+/// Converts (n, H, W, C) values to a (n, C, H, W) tensor.
 pub fn input(x: &Maps, device: &Device) -> Result<Tensor> {
     let x = Tensor::from_slice(x.values(), (x.images, x.height, x.width, x.channels), device)?;
     x.permute((0, 3, 1, 2))?.contiguous()
 }
 
-/// The mean over the pixels of (B, C, H, W): (B, C, 1, 1).
+/// Mean over the pixels of (B, C, H, W): (B, C, 1, 1).
 pub fn mean(x: &Tensor) -> Result<Tensor> {
     x.mean_keepdim((2, 3))
 }

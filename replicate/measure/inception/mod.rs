@@ -1,8 +1,8 @@
 //! The FID network: Inception-v3 with the TensorFlow weights of 2015, from
 //! `pt_inception-2015-12-05-6726825d.pth` (pytorch-fid, torch-fidelity).
 //!
-//! Preprocessing as torch-fidelity and NVIDIA do it, see [`resize`]. Batch
-//! normalisation (eps 0.001) is folded into the convolutions, in float64.
+//! Preprocessing follows torch-fidelity and NVIDIA, see [`resize`]. Batch normalisation
+//! (eps 0.001) is folded into the convolutions, in float64.
 //!
 //! ```text
 //! (n, 3, size, size) bytes -> resize -> 299 x 299
@@ -30,12 +30,12 @@ pub use self::resize::{SIDE, resize};
 
 /// Length of a feature vector.
 pub const FEATURES: usize = 2048;
-/// The classes of the TensorFlow graph: 1000 of ImageNet and 8 that are unused.
+/// Classes of the TensorFlow graph: 1000 of ImageNet and 8 unused ones.
 pub const CLASSES: usize = 1008;
-/// Channels at the four depths where the field takes features.
+/// Channels at the four depths at which features are usually taken.
 pub const DEPTHS: [usize; 4] = [64, 192, 768, FEATURES];
 
-/// Images at a time: their activations take 100 MB.
+/// Images in a chunk; their activations take 100 MB.
 const CHUNK: usize = 8;
 
 pub struct Inception {
@@ -53,25 +53,23 @@ struct Network<C> {
     head: C,
 }
 
-/// What the network makes of some images at every depth.
+/// Outputs of the network at every depth, for some images.
 pub struct Probe {
-    /// What enters: (n, 299, 299, 3), (x - 128) / 128.
+    /// Input of the network: (n, 299, 299, 3), (x - 128) / 128.
     pub resized: Vec<f32>,
-    /// Means over the pixels, of [`DEPTHS`] channels.
+    /// Means over the pixels at each depth, with the channels of [`DEPTHS`].
     pub features: Vec<Features>,
-    /// Without bias, as the Inception Score takes them.
+    /// Logits without bias, which the Inception Score uses.
     pub logits_unbiased: Features,
     pub logits: Features,
 }
 
 impl Inception {
-    /// The network with a checkpoint's weights. Its `num_batches_tracked` are
-    /// not needed and not looked at.
+    /// Loads the network from a checkpoint. Ignores the values of `num_batches_tracked`.
     ///
     /// # Errors
-    /// `Malformed`, naming the file, with every tensor that is missing, extra or
-    /// mis-shaped; and for weights that are not f32, or not finite once the
-    /// normalisation is folded into them.
+    /// `Malformed`, with the file and every tensor that is missing, extra or mis-shaped, or if a
+    /// weight is not float32 or is not finite after the normalisation is folded in.
     pub fn load(device: &Device, checkpoint: Checkpoint) -> Result<Inception> {
         if !device.is_cpu() {
             return Inception::load_composed(device, checkpoint);
@@ -81,8 +79,8 @@ impl Inception {
         Ok(Inception { form: Form::Kernels(network), head_bias })
     }
 
-    /// [`Inception::load`] of candle's operations, on any device: the reference
-    /// for the kernels.
+    /// Loads the network composed of candle's operations, for any device. It is the reference for
+    /// the kernels.
     ///
     /// # Errors
     /// As [`Inception::load`].
@@ -98,7 +96,7 @@ impl Inception {
         Ok(Inception { form: Form::Composed(network, device.clone()), head_bias })
     }
 
-    /// Every entry of the file in its order: name and shape.
+    /// Lists every entry of the file in order: name and shape.
     pub fn entries() -> Vec<(String, Vec<usize>)> {
         let mut entries = Vec::new();
         for layer in stages().into_iter().flatten() {
@@ -119,19 +117,19 @@ impl Inception {
         entries
     }
 
-    /// Features (n x 2048) and logits without bias (n x 1008) of images `range`
-    /// of `images`: RGB, any square size. On the CPU the bits of an image's features
-    /// depend neither on the images around it nor on the number of threads.
+    /// Extracts features (n x 2048) and logits without bias (n x 1008) of the images in `range`:
+    /// RGB, any square size. On the CPU the bits of an image's features depend neither on the other
+    /// images nor on the number of threads.
     ///
     /// # Errors
-    /// `Run` for images that are not RGB, or a range beyond the last one.
+    /// `Run` if the images are not RGB, or if the range exceeds them.
     pub fn extract(&self, images: &Images, range: Range<usize>) -> Result<(Features, Features)> {
         let last = DEPTHS.len() - 1;
         let (mut means, logits) = self.forward(images, range, last..DEPTHS.len())?;
         Ok((Features::new(FEATURES, means.remove(0)), Features::new(CLASSES, logits)))
     }
 
-    /// [`Inception::extract`] with what lies between.
+    /// Computes [`Inception::extract`] together with the intermediate values.
     ///
     /// # Errors
     /// As [`Inception::extract`].
@@ -153,7 +151,7 @@ impl Inception {
         })
     }
 
-    /// The means over the pixels at `depths`, and the logits without bias.
+    /// Computes the means over the pixels at `depths`, and the logits without bias.
     fn forward(
         &self,
         images: &Images,
@@ -191,8 +189,8 @@ impl Inception {
 }
 
 impl<C> Network<C> {
-    /// The network whose convolutions are what `make` makes of them, and the
-    /// bias of its logits.
+    /// Builds the network with convolutions converted by `make`; also returns the bias of its
+    /// logits.
     fn load(checkpoint: Checkpoint, make: impl Fn(Folded) -> Result<C>) -> Result<(Network<C>, Vec<f32>)> {
         let mut weights = Weights::new(checkpoint)?;
         let mut stage = |layers| map(layers, &mut |conv| make(weights.folded(&conv)?));
@@ -211,7 +209,7 @@ impl<C> Network<C> {
 }
 
 impl Network<composed::Conv> {
-    /// `x` (B, 3, 299, 299).
+    /// Runs on `x` (B, 3, 299, 299).
     fn forward(&self, x: &Tensor, depths: Range<usize>) -> Result<(Vec<Vec<f32>>, Vec<f32>)> {
         let (mut x, mut means) = (x.clone(), Vec::new());
         for (depth, stage) in self.stages.iter().enumerate() {
@@ -225,7 +223,7 @@ impl Network<composed::Conv> {
 }
 
 impl Network<Filter> {
-    /// `x` (n, 299, 299, 3).
+    /// Runs on `x` (n, 299, 299, 3).
     fn forward(&self, mut x: Maps, depths: Range<usize>) -> (Vec<Vec<f32>>, Vec<f32>) {
         let mut means = Vec::new();
         for (depth, stage) in self.stages.iter().enumerate() {

@@ -1,21 +1,20 @@
-//! Images as the FID network takes them: TensorFlow 1's bilinear resize to
-//! 299 x 299, then (x - 128) / 128.
+//! Preprocessing of the FID network: TensorFlow 1's bilinear resize to 299 x 299, then (x - 128) /
+//! 128.
 
 use crate::data::Images;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Height and width of what the network takes.
+/// Height and width of the network's input.
 pub const SIDE: usize = 299;
 
-/// Images `range` of `images` as (n, 299, 299, channels) values in `resized`.
+/// Writes the images in `range` to `resized` as (n, 299, 299, channels) values.
 ///
-/// Output pixel i lies at input i * size / 299 (corners, not centres, are
-/// aligned), in float32 as TensorFlow 1 computed it; beyond the last pixel the
-/// last one is repeated.
+/// Output pixel i samples input position i * size / 299, so corners are aligned, not centres. This
+/// is in float32, as in TensorFlow 1. Beyond the last pixel the last one is repeated.
 ///
 /// # Panics
-/// If there are no such images, or `resized` is not of that size.
+/// If the range exceeds the images, or if `resized` has another size.
 pub fn resize(images: &Images, range: Range<usize>, resized: &mut [f32]) {
     let (size, row) = (images.size, SIDE * images.channels);
     let places: Vec<(usize, usize, f32)> = (0..SIDE)

@@ -1,22 +1,21 @@
-//! The FID network's layers: Inception-v3 as torchvision names it, with the
-//! pooling of the TF-2015 graph that the weights come from (pooling does not
-//! count padding, and the last block's pooling is a maximum).
+//! Layers of the FID network: Inception-v3 with torchvision's names and the pooling of the TF-2015
+//! graph of the weights (pooling does not count padding; the last block uses max pooling).
 
 use crate::error::Result;
 use crate::network::cpu::Window;
 
-/// A layer whose convolutions are `C`.
+/// A layer whose convolutions are of type `C`.
 pub enum Layer<C> {
     Conv(C),
     MaxPool(Window),
-    /// The padding is not counted.
+    /// Average pooling that does not count the padding.
     AveragePool(Window),
-    /// Every branch on the same input; their outputs side by side.
+    /// Branches on the same input; their outputs are concatenated along the channels.
     Fork(Vec<Vec<Layer<C>>>),
 }
 
 impl<C> Layer<C> {
-    /// The same layer with each convolution made into another.
+    /// Converts every convolution of the layer.
     pub fn map<D>(self, f: &mut dyn FnMut(C) -> Result<D>) -> Result<Layer<D>> {
         Ok(match self {
             Layer::Conv(conv) => Layer::Conv(f(conv)?),
@@ -30,13 +29,13 @@ impl<C> Layer<C> {
     }
 }
 
-/// [`Layer::map`] for layers in a row.
+/// Applies [`Layer::map`] to a sequence of layers.
 pub fn map<C, D>(layers: Vec<Layer<C>>, f: &mut dyn FnMut(C) -> Result<D>) -> Result<Vec<Layer<D>>> {
     layers.into_iter().map(|layer| layer.map(f)).collect()
 }
 
-/// A convolution without bias, followed by batch normalisation and ReLU:
-/// `name.conv` and `name.bn` in a checkpoint.
+/// A convolution without bias, followed by batch normalisation and ReLU; `name.conv` and `name.bn`
+/// in a checkpoint.
 pub struct Conv {
     pub name: String,
     pub inputs: usize,
@@ -44,8 +43,8 @@ pub struct Conv {
     pub window: Window,
 }
 
-/// The layers up to each of the four depths at which features are taken: 64,
-/// 192, 768 and 2048 channels.
+/// Returns the layers up to each of the four depths at which features are taken: 64, 192, 768 and
+/// 2048 channels.
 pub fn stages() -> [Vec<Layer<Conv>>; 4] {
     [
         vec![
@@ -90,10 +89,10 @@ fn valid(name: &str, inputs: usize, outputs: usize, kernel: [usize; 2], stride: 
     Layer::Conv(Conv { name: name.into(), inputs, outputs, window })
 }
 
-/// Convolutions in a row: name, output channels, kernel.
+/// A sequence of convolutions: name, output channels, kernel.
 type Row = [(&'static str, usize, [usize; 2])];
 
-/// Convolutions that keep the size of the image.
+/// Makes convolutions that keep the size of the image.
 fn branch(block: &str, inputs: usize, convs: &Row) -> Vec<Layer<Conv>> {
     let inputs = std::iter::once(inputs).chain(convs.iter().map(|conv| conv.1));
     convs
@@ -103,7 +102,7 @@ fn branch(block: &str, inputs: usize, convs: &Row) -> Vec<Layer<Conv>> {
         .collect()
 }
 
-/// [`branch`], whose last convolution halves the image.
+/// Makes a [`branch`] whose last convolution halves the image.
 fn halving(block: &str, inputs: usize, convs: &Row) -> Vec<Layer<Conv>> {
     let mut branch = branch(block, inputs, convs);
     if let Some(Layer::Conv(last)) = branch.last_mut() {
@@ -139,7 +138,7 @@ fn mixed_6a(name: &str, inputs: usize) -> Layer<Conv> {
     ])
 }
 
-/// `narrow`: channels between the 7-wide convolutions.
+/// Makes a `Mixed_6` block; `narrow` is the number of channels between its 7-wide convolutions.
 fn mixed_6(name: &str, narrow: usize) -> Layer<Conv> {
     let inputs = 768;
     let mut pooled = vec![Layer::AveragePool(SAME)];

@@ -1,5 +1,5 @@
-//! The network's weights from a checkpoint: strict, and with the batch
-//! normalisation folded into the convolutions.
+//! Reads the network's weights strictly from a checkpoint, and folds the batch normalisation into
+//! the convolutions.
 
 use super::Inception;
 use super::topology::Conv;
@@ -11,12 +11,12 @@ use crate::store::formats::torch::{Checkpoint, Dtype, require};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// What each normalisation counts in training and nobody needs afterwards.
+/// Training counter of each normalisation, which inference does not need.
 pub const COUNTER: &str = "num_batches_tracked";
-/// Of the normalisations, as in the TensorFlow graph.
+/// Epsilon of the normalisations, as in the TensorFlow graph.
 const EPS: f64 = 1e-3;
 
-/// A convolution and the normalisation behind it as one.
+/// A convolution merged with its normalisation.
 pub struct Folded {
     pub window: Window,
     /// Output channels, input channels, vertical, horizontal.
@@ -27,15 +27,17 @@ pub struct Folded {
     pub relu: bool,
 }
 
-/// The tensors that count, all there.
+/// The tensors that inference needs, complete.
 pub struct Weights {
     path: PathBuf,
     arrays: Arrays,
 }
 
 impl Weights {
+    /// Checks the tensors of a checkpoint.
+    ///
     /// # Errors
-    /// `Malformed` for a tensor that is missing, extra, mis-shaped or not f32.
+    /// `Malformed` if a tensor is missing, extra, mis-shaped or not float32.
     pub fn new(mut checkpoint: Checkpoint) -> Result<Weights> {
         let (counters, needed): (Vec<_>, Vec<_>) =
             Inception::entries().into_iter().partition(|(name, _)| name.ends_with(COUNTER));
@@ -55,21 +57,21 @@ impl Weights {
         }
     }
 
-    /// A tensor as it is.
+    /// Takes the values of a tensor.
     ///
     /// # Errors
-    /// `Malformed` where a value is not finite.
+    /// `Malformed` if a value is not finite.
     pub fn finite(&mut self, name: &str) -> Result<Vec<f32>> {
         let values = self.take(name).data;
         self.check(name, &values)?;
         Ok(values)
     }
 
-    /// w scale and beta - mean scale, with scale = gamma / sqrt(var + eps), in
-    /// float64.
+    /// Folds a normalisation into its convolution in float64: the weight is w scale and the bias is
+    /// beta - mean scale, with scale = gamma / sqrt(var + eps).
     ///
     /// # Errors
-    /// `Malformed` where a value is not finite, as behind a negative variance.
+    /// `Malformed` if a result is not finite, for example because of a negative variance.
     pub fn folded(&mut self, conv: &Conv) -> Result<Folded> {
         let Array { shape, data: mut weight } = self.take(&format!("{}.conv.weight", conv.name));
         let mut of = |part: &str| {

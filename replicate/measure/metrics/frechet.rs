@@ -1,6 +1,5 @@
-//! Fréchet distance between Gaussians fitted to two sets of features (Heusel et
-//! al. 2017), with the statistics of EDM's `fid.py`: float64 sums, covariance
-//! over N - 1.
+//! Fréchet distance between Gaussians fitted to two sets of features (Heusel et al. 2017), with the
+//! statistics of EDM's `fid.py`: float64 sums, covariance over N - 1.
 
 use faer::diag::Diag;
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -16,25 +15,24 @@ use crate::error::{Error, Result};
 /// An eigenvalue below minus this times the largest is not a rounding error.
 const NEGATIVE: f64 = 1e-6;
 
-/// Pivots of as many times the rounding error are no rounding errors.
+/// Pivots above this times the rounding error are certainly not rounding errors.
 const FAR_FROM_SINGULAR: f64 = 1e3;
 
 /// Samples whose outer products are added in one pass over the sums.
 const BLOCK: usize = 64;
 
-/// Running sums of a stream of features: N, the sum of f, and the sum of f f'.
+/// Running sums of a stream of features f: N, sum f, and sum f f'.
 ///
-/// Every entry is added up in the order in which the samples come, and the
-/// product of two float32 numbers is exact in float64: the sums have the same
-/// bits whatever the chunks, the threads, and the CPU's fused operations.
+/// Every entry is summed in the order of the samples, and the product of two float32 numbers is
+/// exact in float64. So the bits do not depend on the chunks, the threads or fused instructions.
 #[derive(Clone, Debug)]
 pub struct Moments {
     dim: usize,
     count: usize,
     sum: Vec<f64>,
-    /// dim x dim, row-major; only the upper triangle is kept up to date.
+    /// dim x dim, row-major; only the upper triangle is valid.
     products: Vec<f64>,
-    /// (sample, dimension) of the first value that is NaN or infinite.
+    /// Sample and dimension of the first value that is NaN or infinite.
     non_finite: Option<(usize, usize)>,
 }
 
@@ -71,18 +69,18 @@ impl Moments {
         }
     }
 
-    /// The number of samples, N.
+    /// Number of samples, N.
     pub fn count(&self) -> usize {
         self.count
     }
 
-    /// `dim` values; NaN while there is no sample.
+    /// Mean (`dim`); NaN if there are no samples.
     pub fn mean(&self) -> Vec<f64> {
         self.sum.iter().map(|sum| sum / self.count as f64).collect()
     }
 
-    /// (sum f f' - N mu mu') / (N - 1), `dim` x `dim`, row-major and exactly
-    /// symmetric (EDM, our reading). Not finite with fewer than two samples.
+    /// Covariance (sum f f' - N mu mu') / (N - 1), `dim` x `dim`, row-major and exactly symmetric
+    /// (EDM, our reading). Not finite with fewer than two samples.
     pub fn covariance(&self) -> Vec<f64> {
         let (dim, n, mean) = (self.dim, self.count as f64, self.mean());
         let mut covariance = vec![0.0; dim * dim];
@@ -96,12 +94,11 @@ impl Moments {
         covariance
     }
 
-    /// What [`distance`] needs of these samples: made once, it serves any number
-    /// of distances.
+    /// Factors the covariance for [`distance`]; the result can be used for any number of distances.
     ///
     /// # Errors
-    /// [`Error::Run`] with fewer than two samples, a NaN or infinite feature, or
-    /// a decomposition that does not converge.
+    /// [`Error::Run`] if there are fewer than two samples or a NaN or infinite feature, or if a
+    /// decomposition does not converge.
     pub fn factor(&self) -> Result<Factor> {
         self.check("given")?;
         Factor::new(self.mean(), &self.covariance())
@@ -126,8 +123,8 @@ impl Moments {
 
 /// Adds x_i x_j, j = i.., of every sample x of the block to `row`.
 fn add_products(row: &mut [f64], i: usize, block: &[f64], dim: usize) {
-    // Four samples at a time save three quarters of the traffic on `row`; the
-    // additions keep the order of one at a time.
+    // Four samples at a time save three quarters of the traffic on `row`. The additions keep the
+    // order of one at a time.
     let mut groups = block.chunks_exact(4 * dim);
     for group in &mut groups {
         let (first, second) = group.split_at(2 * dim);
@@ -142,11 +139,11 @@ fn add_products(row: &mut [f64], i: usize, block: &[f64], dim: usize) {
     }
 }
 
-/// |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2), never negative.
+/// Computes |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2), never negative.
 ///
 /// # Errors
-/// [`Error::Run`] with fewer than two samples or a NaN or infinite feature in
-/// either set, different dimensions, or a decomposition that does not converge.
+/// [`Error::Run`] if either set has fewer than two samples or a NaN or infinite feature, the
+/// dimensions differ, or a decomposition does not converge.
 pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64> {
     a.check("first")?;
     b.check("second")?;
@@ -155,19 +152,17 @@ pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64> {
     distance(&a?, &b?)
 }
 
-/// [`frechet_distance`] of two sets whose covariances are factored already, with
-/// the same bits.
+/// Computes [`frechet_distance`] from covariances that are already factored, with the same bits.
 ///
-/// With S = F F' the last trace is the sum of the singular values of F_a' F_b,
-/// whichever factors are taken: Cholesky's where the covariance is far from
-/// singular, else U L^(1/2) from the symmetric eigen-decomposition without what is
-/// zero up to rounding. The singular values are the roots of
-/// the eigenvalues of S_a^(1/2) S_b S_a^(1/2), but carry an error of the size of
-/// the rounding and not of its square root, which is what makes a matrix square
-/// root unreliable where a covariance is singular.
+/// With S = F F' the last trace is the sum of the singular values of F_a' F_b, for any choice of
+/// factors. F is Cholesky's factor if the covariance is far from singular; otherwise U L^(1/2) of
+/// the symmetric eigen-decomposition, without the eigenvalues that are zero up to rounding. The
+/// singular values are the roots of the eigenvalues of S_a^(1/2) S_b S_a^(1/2), but their error is
+/// of the size of the rounding instead of its square root. That square root makes a matrix square
+/// root unreliable for a singular covariance.
 ///
 /// # Errors
-/// [`Error::Run`] with different dimensions, or a decomposition that does not converge.
+/// [`Error::Run`] if the dimensions differ, or if a decomposition does not converge.
 pub fn distance(a: &Factor, b: &Factor) -> Result<f64> {
     same_dim(a.dim(), b.dim())?;
     let shift: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b) * (a - b)).sum();
@@ -183,7 +178,7 @@ fn same_dim(a: usize, b: usize) -> Result<()> {
     }
 }
 
-/// A Gaussian with its covariance's factor F, dim x rank.
+/// A Gaussian whose covariance is given by its factor F, dim x rank.
 #[derive(Clone, Debug)]
 pub struct Factor {
     mean: Vec<f64>,
@@ -192,15 +187,14 @@ pub struct Factor {
 }
 
 impl Factor {
-    /// Of a mean and a symmetric covariance, row-major. Takes time of the order of
-    /// dim^3.
+    /// Factors a symmetric covariance, row-major. Takes O(dim^3) time.
     ///
     /// # Errors
-    /// [`Error::Run`] if the matrix has a negative eigenvalue, beyond rounding, or
-    /// its decomposition does not converge.
+    /// [`Error::Run`] if an eigenvalue is negative beyond rounding, or if the decomposition does
+    /// not converge.
     ///
     /// # Panics
-    /// If `covariance` is not dim x dim, or dim is 0.
+    /// If `covariance` is not dim x dim, or if dim is 0.
     pub fn new(mean: Vec<f64>, covariance: &[f64]) -> Result<Factor> {
         let dim = mean.len();
         let trace: f64 = (0..dim).map(|i| covariance[i * dim + i]).sum();
@@ -227,11 +221,11 @@ impl Factor {
         )
         .map_err(|e| not_converged("eigen-decomposition of a covariance", e))?;
 
-        // What the subtraction in the covariance rounds away: an eigenvalue
-        // below it is noise around zero, and its root would be far above it.
+        // Rounding error of the subtraction in the covariance. An eigenvalue below it is noise
+        // around zero, and its root would be far above the noise.
         let largest = values[dim - 1];
         let noise = dim as f64 * f64::EPSILON * (largest + mean_square);
-        // The sums of many samples, all alike, carry more of it than one subtraction.
+        // The sums of many identical samples carry a larger error than one subtraction.
         if values[0] < -(FAR_FROM_SINGULAR * noise).max(NEGATIVE * largest) {
             return Err(Error::Run(format!(
                 "the Fréchet distance needs covariances; a matrix with the eigenvalue {:e} is none",
@@ -250,7 +244,7 @@ impl Factor {
         self.mean.len()
     }
 
-    /// tr (S_a S_b)^(1/2).
+    /// Computes tr (S_a S_b)^(1/2).
     fn overlap(&self, other: &Factor) -> Result<f64> {
         let (rows, columns) = (self.factor.ncols(), other.factor.ncols());
         let mut product = Mat::zeros(rows, columns);
@@ -272,8 +266,8 @@ impl Factor {
     }
 }
 
-/// The lower triangle L with S = L L', if every pivot is above `least`. The smallest
-/// eigenvalue can lie below the smallest pivot, by a factor of up to the dimension.
+/// Returns the lower triangle L with S = L L', or `None` if a pivot is not above `least`. The
+/// smallest eigenvalue can be smaller than the smallest pivot, by a factor of up to the dimension.
 fn cholesky(covariance: &[f64], dim: usize, least: f64) -> Option<Mat<f64>> {
     let mut l = Mat::from_fn(dim, dim, |i, j| covariance[i * dim + j]);
     let scratch = llt::factor::cholesky_in_place_scratch::<f64>(dim, Par::Seq, Default::default());
@@ -286,7 +280,7 @@ fn cholesky(covariance: &[f64], dim: usize, least: f64) -> Option<Mat<f64>> {
     )
     .ok()?;
     let far = (0..dim).all(|i| l[(i, i)] * l[(i, i)] > least);
-    // Above the diagonal is whatever the factorisation left there.
+    // The factorisation leaves arbitrary values above the diagonal.
     far.then(|| Mat::from_fn(dim, dim, |i, j| if i >= j { l[(i, j)] } else { 0.0 }))
 }
 

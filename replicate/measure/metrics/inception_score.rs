@@ -1,13 +1,13 @@
-//! Inception Score (Salimans et al. 2016): how confident the classifier is about
-//! each image, and how evenly the images spread over its classes.
+//! Inception Score (Salimans et al. 2016): high if the classifier is confident about each image and
+//! the images spread evenly over its classes.
 
 use rayon::prelude::*;
 
 use super::{Features, mean_and_population_sd};
 
-/// exp of the mean KL(p(y|x) || p(y)) in each of `splits` contiguous parts, not
-/// shuffled: (mean, population standard deviation) over the parts. For CIFAR-10
-/// the field uses the 1008 bias-free Inception logits and 10 splits.
+/// Computes exp of the mean KL(p(y|x) || p(y)) in each of `splits` contiguous parts, not shuffled.
+/// Returns (mean, population standard deviation) over the parts. For CIFAR-10 the field uses the
+/// 1008 bias-free Inception logits and 10 splits.
 ///
 /// NaN in a logit gives NaN.
 ///
@@ -19,8 +19,8 @@ pub fn inception_score(logits: &Features, splits: usize) -> (f64, f64) {
     predictions.score()
 }
 
-/// [`inception_score`] of a stream of `n` rows of logits, with the same bits
-/// however the rows are chunked. Holds `splits` x classes numbers.
+/// Computes [`inception_score`] of a stream of `n` rows of logits. The bits do not depend on the
+/// chunks. Holds `splits` x classes numbers.
 #[derive(Clone, Debug)]
 pub struct Predictions {
     n: usize,
@@ -32,13 +32,15 @@ pub struct Predictions {
 #[derive(Clone, Debug)]
 struct Split {
     rows: usize,
-    /// Of p(y|x).
+    /// Sum of p(y|x).
     marginal: Vec<f64>,
-    /// Of the entropy of p(y|x).
+    /// Sum of the entropies of p(y|x).
     conditional: f64,
 }
 
 impl Predictions {
+    /// Starts the sums for `n` rows.
+    ///
     /// # Panics
     /// If `splits` is 0 or greater than `n`.
     pub fn new(classes: usize, n: usize, splits: usize) -> Predictions {
@@ -54,12 +56,12 @@ impl Predictions {
     /// Adds the next rows.
     ///
     /// # Panics
-    /// If there are other classes, or more than `n` rows in all.
+    /// If the number of classes differs, or if there are more than `n` rows in all.
     pub fn push(&mut self, logits: &Features) {
         assert_eq!(logits.dim, self.splits[0].marginal.len(), "logits of other classes");
         assert!(self.seen + logits.len() <= self.n, "more than {} rows of logits", self.n);
         let count = self.splits.len();
-        // Bounds what is held of the predictions at a time.
+        // Bounds the memory of the predictions.
         for block in logits.rows.chunks(256 * logits.dim) {
             let predictions: Vec<_> = block
                 .par_chunks(logits.dim)
@@ -69,7 +71,7 @@ impl Predictions {
                 })
                 .collect();
             for (entropy, prediction) in predictions {
-                // The inverse of the parts' first rows, i n / splits rounded down.
+                // Inverts i n / splits rounded down, the first row of part i.
                 let split = &mut self.splits[((self.seen + 1) * count - 1) / self.n];
                 split.conditional += entropy;
                 split.marginal.iter_mut().zip(&prediction).for_each(|(sum, p)| *sum += p);
@@ -78,7 +80,7 @@ impl Predictions {
         }
     }
 
-    /// (mean, population standard deviation) over the parts.
+    /// Returns (mean, population standard deviation) over the parts.
     ///
     /// # Panics
     /// Unless `n` rows were added.
@@ -88,7 +90,7 @@ impl Predictions {
         mean_and_population_sd(&scores)
     }
 
-    /// The score of all rows as one part.
+    /// Returns the score of all rows as one part.
     ///
     /// # Panics
     /// Unless `n` rows were added.
@@ -104,8 +106,8 @@ impl Predictions {
 }
 
 impl Split {
-    /// The mean KL is the entropy of the mean prediction less the mean entropy of
-    /// the predictions.
+    /// Computes the score of the part. The mean KL is the entropy of the mean prediction minus the
+    /// mean entropy of the predictions.
     fn score(&self) -> f64 {
         let n = self.rows as f64;
         let marginal: Vec<f64> = self.marginal.iter().map(|sum| sum / n).collect();
@@ -120,7 +122,7 @@ fn softmax(logits: &[f32]) -> Vec<f64> {
     weights.iter().map(|w| w / total).collect()
 }
 
-/// -sum p log p in nats, with 0 log 0 = 0.
+/// Entropy -sum p log p in nats, with 0 log 0 = 0.
 pub(super) fn entropy(distribution: &[f64]) -> f64 {
     distribution.iter().filter(|p| **p != 0.0).map(|&p| -p * libm::log(p)).sum()
 }

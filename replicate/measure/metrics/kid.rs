@@ -1,14 +1,13 @@
-//! Kernel Inception Distance (Bińkowski et al. 2018): an unbiased MMD^2 with the
-//! polynomial kernel k(x, y) = (<x, y>/d + 1)^3.
+//! Kernel Inception Distance (Bińkowski et al. 2018): an unbiased MMD^2 with the polynomial kernel
+//! k(x, y) = (<x, y>/d + 1)^3.
 
 use rayon::prelude::*;
 
 use super::{Features, INNER_BLOCK, OUTER_BLOCK, inner_products, mean_and_population_sd, squared_norm};
 use crate::rng::{Draws, Stream};
 
-/// The unbiased estimate of MMD^2: kernel means over distinct pairs within each
-/// set, less twice the mean over all pairs between them. May be negative. NaN in
-/// a feature gives NaN.
+/// Computes the unbiased estimate of MMD^2: the kernel means over distinct pairs within each set,
+/// minus twice the mean over all pairs between them. May be negative. NaN in a feature gives NaN.
 ///
 /// # Panics
 /// If the dimensions differ or either set has fewer than two rows.
@@ -19,9 +18,8 @@ pub fn mmd2_poly3(a: &Features, b: &Features) -> f64 {
     mean_within(a) + mean_within(b) - 2.0 * between
 }
 
-/// Mean and population standard deviation of [`mmd2_poly3`] over `subsets` pairs
-/// of random subsets, drawn without replacement; subset i from
-/// `stream.at(i)`.
+/// Returns mean and population standard deviation of [`mmd2_poly3`] over `subsets` pairs of random
+/// subsets, drawn without replacement. Subset i uses `stream.at(i)`.
 ///
 /// # Panics
 /// If `subsets` is 0 or either set is smaller than `subset_size`.
@@ -74,7 +72,7 @@ fn kernel(inner_product: f64, dim: usize) -> f64 {
     root * root * root
 }
 
-/// The first `size` places of a Fisher-Yates shuffle.
+/// Draws the first `size` elements of a Fisher-Yates shuffle.
 fn draw_subset(set: &Features, size: usize, draws: &mut Draws) -> Features {
     let n = set.len();
     assert!(size <= n, "cannot draw {size} of {n} rows without replacement");

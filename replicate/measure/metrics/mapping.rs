@@ -1,14 +1,13 @@
-//! How far two generators are apart as maps from latents to images, the
-//! quantity of the paper's function-space hypothesis (Section 3).
+//! Distance between two generators as maps from latents to images. It tests the paper's
+//! function-space hypothesis (Section 3).
 
-/// Root mean square difference of the images that two generators make of the
-/// same latents, divided by that of the images which `reference` makes of
-/// different latents (each image against the next one): 0 is the same map, 1 is
-/// as far apart as the images of two unrelated latents. `a` and `reference`
-/// hold n images of `len` pixels one after the other, in the same order.
+/// Computes the root mean square difference between the images of two generators for the same
+/// latents, divided by that between images of `reference` for different latents (each image against
+/// the next). 0 means the same map; 1 means as different as the images of two unrelated latents.
+/// `a` and `reference` hold n images of `len` values one after the other, in the same order.
 ///
 /// # Panics
-/// If the two are not equally long, or there are fewer than two images.
+/// If the two differ in length, or if there are fewer than two images.
 pub fn map_distance(a: &[u8], reference: &[u8], len: usize) -> f64 {
     assert_eq!(a.len(), reference.len(), "one image of each generator for every latent");
     assert!(len > 0 && a.len() % len == 0 && a.len() >= 2 * len, "two images at least");

@@ -1,11 +1,9 @@
-//! The metrics: features in, numbers out. Nothing here knows of tensors,
-//! networks or experiments; whoever extracts the features decides whether
-//! [`frechet`] gives an FID (Inception-v3) or an FD (any other network).
+//! Metrics of features. This module knows no tensors, networks or experiments: the features decide
+//! whether [`frechet`] gives an FID (Inception-v3) or an FD (any other network).
 //!
-//! All arithmetic is float64 in an order that depends neither on the number of
-//! threads nor on how the features were batched: on one machine the same
-//! features give the same bits. Between machines the last bits may differ,
-//! because the linear algebra picks its kernels by what the CPU offers.
+//! All arithmetic is float64 in an order that depends neither on the number of threads nor on the
+//! batches of the features: on one machine the same features give the same bits. Between machines
+//! the last bits may differ, because the linear algebra chooses kernels for the CPU.
 
 pub mod frechet;
 pub mod inception_score;
@@ -17,7 +15,7 @@ pub mod precision_recall;
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
 
-/// Row-major n x `dim` array: one row per image, of network features or logits.
+/// Row-major n x `dim` array of network features or logits, one row for each image.
 #[derive(Clone, Debug)]
 pub struct Features {
     pub dim: usize,
@@ -25,6 +23,8 @@ pub struct Features {
 }
 
 impl Features {
+    /// Takes values row by row.
+    ///
     /// # Panics
     /// If `dim` is 0 or `rows` is not a whole number of rows.
     pub fn new(dim: usize, rows: Vec<f32>) -> Features {
@@ -33,7 +33,7 @@ impl Features {
         Features { dim, rows }
     }
 
-    /// The number of rows.
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.rows.len() / self.dim
     }
@@ -55,9 +55,9 @@ impl Features {
     }
 }
 
-/// Rows of one set that are compared at a time with [`INNER_BLOCK`] rows of the
-/// other: bounds the memory of all pairwise metrics. The outer blocks are
-/// what the threads share, so results do not depend on who takes which.
+/// Rows of one set that are compared at a time with [`INNER_BLOCK`] rows of the other. This bounds
+/// the memory of all pairwise metrics. Threads share the outer blocks, so results do not depend on
+/// how they are distributed.
 const OUTER_BLOCK: usize = 128;
 const INNER_BLOCK: usize = 512;
 

@@ -1,37 +1,36 @@
-//! Which modes a generator covers, and the written criterion of "collapsed".
+//! Modes that a generator covers, and the criterion of collapse.
 
 use super::Features;
 use super::inception_score::entropy;
 
-/// A target class counts as covered from this share of the samples that a
-/// uniform generator would give it.
+/// A target class counts as covered if it has at least this fraction of the samples that a uniform
+/// generator would give it.
 pub const COVERED_SHARE: f64 = 0.10;
 
-/// What a classifier sees in a set of generated images.
+/// Classes and diversity of a set of generated images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Modes {
-    /// exp of the entropy of the histogram of predicted classes, over all
-    /// columns of the logits: 1 for one class, k for k equally frequent ones.
+    /// exp of the entropy of the histogram of predicted classes, over all columns of the logits: 1
+    /// for one class, k for k equally frequent ones.
     pub effective_classes: f64,
-    /// How many target classes have at least [`COVERED_SHARE`] of n / targets
-    /// samples.
+    /// Number of target classes with at least [`COVERED_SHARE`] of n / targets samples.
     pub covered: usize,
-    /// Mean Euclidean distance between the features of the disjoint pairs
-    /// (i, i + n/2): an unbiased estimate of that between two independent
-    /// samples, in time linear in n. 0 for one repeated image.
+    /// Mean Euclidean distance between the features of the disjoint pairs (i, i + n/2). It
+    /// estimates the distance between two independent samples without bias, in time linear in n. 0
+    /// if one image is repeated.
     pub diversity: f64,
 }
 
-/// The modes of n samples, from their `logits` (n x classes) and `features`
-/// (n x any). The classes `0..targets` are the ones that the generator should
-/// make. The predicted class is the argmax, the first one of equals.
+/// Measures the modes of n samples from their `logits` (n x classes) and `features` (n x any). The
+/// classes `0..targets` are those that the generator should make. The predicted class is the
+/// argmax, the first one of equals.
 ///
-/// A NaN logit gives NaN effective classes and no covered class; a NaN feature
-/// gives a NaN diversity.
+/// A NaN logit gives NaN effective classes and no covered class; a NaN feature gives a NaN
+/// diversity.
 ///
 /// # Panics
-/// If there are fewer than two samples, not as many logits as features, or no
-/// or more targets than classes.
+/// If there are fewer than two samples, the numbers of logits and features differ, or `targets` is
+/// 0 or exceeds the number of classes.
 pub fn modes(logits: &Features, features: &Features, targets: usize) -> Modes {
     let (n, classes) = (logits.len(), logits.dim);
     assert!(n >= 2, "modes need at least 2 samples, there are {n}");
@@ -61,16 +60,16 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| (a as f64 - b as f64) * (a as f64 - b as f64)).sum::<f64>().sqrt()
 }
 
-/// Collapsed: recall below this and fewer effective classes than
+/// Collapsed if recall is below this and there are fewer effective classes than
 /// [`COLLAPSED_CLASSES`] of the target classes.
 pub const COLLAPSED_RECALL: f64 = 0.10;
 pub const COLLAPSED_CLASSES: f64 = 0.50;
-/// Degraded: recall below this or fewer effective classes than
-/// [`DEGRADED_CLASSES`] of the target classes.
+/// Degraded if recall is below this or there are fewer effective classes than [`DEGRADED_CLASSES`]
+/// of the target classes.
 pub const DEGRADED_RECALL: f64 = 0.50;
 pub const DEGRADED_CLASSES: f64 = 0.85;
 
-/// What the tables call a row; a result, never an error.
+/// State of a generator in the tables. It is a result, never an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Collapse {
     /// The generator misses almost all of the data and makes few of the classes.
@@ -80,15 +79,15 @@ pub enum Collapse {
     Healthy,
 }
 
-/// The categories as scores have them.
+/// Values of the states in the scores.
 pub const HEALTHY: f64 = 0.0;
 pub const DEGRADED: f64 = 1.0;
 pub const COLLAPSED: f64 = 2.0;
-/// And as readers do.
+/// Names of the states.
 pub const STATES: [(&str, f64); 3] = [("healthy", HEALTHY), ("degraded", DEGRADED), ("collapsed", COLLAPSED)];
 
 impl Collapse {
-    /// As a score.
+    /// Returns the value of the state in the scores.
     pub fn code(self) -> f64 {
         match self {
             Collapse::Healthy => HEALTHY,
@@ -98,13 +97,13 @@ impl Collapse {
     }
 }
 
-/// The criterion, ours: the paper says "collapsed" without one. The thresholds
-/// were set with recall at k = 5 and 2048 samples on either side, and with
-/// the effective classes of [`modes`]; `classes` is the number of target classes.
+/// Decides the state of a generator. The criterion is ours: the paper says "collapsed" without one.
+/// The thresholds were set with recall at k = 5, 2048 samples on either side, and the effective
+/// classes of [`modes`]. `classes` is the number of target classes.
 ///
-/// Both conditions are needed: blur or noise alone can ruin recall, and keeps
-/// the classes. An untrained network meets the criterion too: whether a row was
-/// trained long enough is for the caller to know.
+/// Both conditions are needed: blur or noise alone can ruin recall but keeps the classes. An
+/// untrained network also meets the criterion, so the caller must know whether it was trained long
+/// enough.
 ///
 /// # Panics
 /// If a value is NaN, which is divergence and not collapse.

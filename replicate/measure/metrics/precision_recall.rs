@@ -1,18 +1,18 @@
-//! Improved precision and recall (Kynkäänniemi et al. 2019): each set's manifold
-//! is the union of balls around its points that reach to their k-th nearest
-//! neighbour in the set.
+//! Improved precision and recall (Kynkäänniemi et al. 2019). The manifold of a set is the union of
+//! balls around its points, each with the distance to the k-th nearest neighbour in the set as
+//! radius.
 
 use rayon::prelude::*;
 
 use super::{Features, INNER_BLOCK, OUTER_BLOCK, inner_products, squared_norm};
 
-/// (precision, recall): the part of the generated points on the reference's
-/// manifold (quality), and the part of the reference points on the generated
-/// manifold (coverage, the detector of collapse). Balls are closed, a point is
-/// not its own neighbour; with k = 3 this is torch-fidelity's definition.
+/// Returns (precision, recall). Precision is the fraction of generated points on the reference's
+/// manifold (quality); recall is the fraction of reference points on the generated manifold
+/// (coverage, the detector of collapse). Balls are closed, and a point is not its own neighbour;
+/// with k = 3 this is torch-fidelity's definition.
 ///
-/// Both depend on the sizes of the sets: compare only at equal sizes and k.
-/// A NaN or infinite feature gives (NaN, NaN).
+/// Both depend on the sizes of the sets: compare only at equal sizes and k. A NaN or infinite
+/// feature gives (NaN, NaN).
 ///
 /// # Panics
 /// If the dimensions differ, k is 0, or either set has no more than k rows.
@@ -26,7 +26,7 @@ pub fn precision_recall(generated: &Features, reference: &Features, k: usize) ->
     (coverage(generated, reference, k), coverage(reference, generated, k))
 }
 
-/// The part of `points` on the manifold of `set`.
+/// Fraction of `points` on the manifold of `set`.
 fn coverage(points: &Features, set: &Features, k: usize) -> f64 {
     let nearest = fold_distances(set, set, vec![f64::INFINITY; k], |nearest, point, other, distance| {
         if point != other && distance < nearest[k - 1] {
@@ -41,8 +41,8 @@ fn coverage(points: &Features, set: &Features, k: usize) -> f64 {
     covered.iter().filter(|c| **c).count() as f64 / points.len() as f64
 }
 
-/// One state per point: `start`, folded over (point, index in `set`, squared
-/// distance between them) in the order of `set`.
+/// Folds `start` for each point over (point, index in `set`, squared distance between them), in the
+/// order of `set`.
 fn fold_distances<S: Clone + Send + Sync>(
     points: &Features,
     set: &Features,
@@ -62,8 +62,8 @@ fn fold_distances<S: Clone + Send + Sync>(
                     let other = s * INNER_BLOCK + i;
                     let scale = norm + norms[other];
                     let distance = scale - 2.0 * product;
-                    // Equal points must be at distance 0 exactly: the balls of a
-                    // generator that repeats one image have no radius.
+                    // Equal points must have distance exactly 0: if a generator repeats one image,
+                    // its balls have radius 0.
                     let noise = dim as f64 * f64::EPSILON * scale;
                     let distance = if distance <= noise { 0.0 } else { distance };
                     fold(state, b * OUTER_BLOCK + p, other, distance);
