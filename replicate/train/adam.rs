@@ -12,7 +12,7 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, InplaceOp3, Layout, Res
 use candle_nn::VarBuilder;
 use std::collections::BTreeMap;
 
-/// What becomes of a learning rate after its warm-up.
+/// Course of a learning rate after its warm-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Schedule {
     Constant,
@@ -30,13 +30,14 @@ pub struct AdamConfig {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
-    /// RAdam (Liu et al. 2020): no second moment while its variance is unknown, a
-    /// smaller step while it is large.
+    /// RAdam (Liu et al. 2020): uses no second moment while its variance is unknown, and a smaller
+    /// step while the variance is large.
     pub rectified: bool,
 }
 
 impl AdamConfig {
-    /// Step `t`, counted from 1: x -= size m / (scale sqrt(v) + eps), as PyTorch computes it.
+    /// Returns the coefficients of step `t`, counted from 1: x -= size m / (scale sqrt(v) + eps),
+    /// as PyTorch computes it.
     fn step(self, t: u64, lr: f64) -> Step {
         let AdamConfig { beta1, beta2, eps, rectified } = self;
         let (size, correction) = (lr / (1.0 - beta1.powi(t as i32)), 1.0 - beta2.powi(t as i32));
@@ -44,7 +45,7 @@ impl AdamConfig {
             return Step { size, scale: 1.0 / correction.sqrt(), eps };
         }
         let most = 2.0 / (1.0 - beta2) - 1.0;
-        // Length of the average that the second moment is so far.
+        // Effective length of the average in the second moment so far.
         let length = most - 2.0 * t as f64 * (1.0 - correction) / correction;
         if length <= 5.0 {
             return Step { size, scale: 0.0, eps: 1.0 };
@@ -54,7 +55,7 @@ impl AdamConfig {
     }
 }
 
-/// `lr` after a linear warm-up over the first `images`.
+/// Returns `lr` after a linear warm-up over the first `images`.
 pub fn warmed_up(lr: f64, images: u64, batch: &Batch) -> f64 {
     lr * (batch.images_seen() as f64 / images.max(1) as f64).min(1.0)
 }
@@ -66,7 +67,7 @@ pub fn cosine(warmup: u64, total: u64, batch: &Batch) -> f64 {
     0.5 * (1.0 + libm::cos(std::f64::consts::PI * along.min(1.0)))
 }
 
-/// a = beta a + (1 - beta) x, or x^2, in one pass on the CPU.
+/// Computes a = beta a + (1 - beta) x, or x^2, in one pass on the CPU.
 struct Toward {
     beta: f32,
     square: bool,
@@ -86,7 +87,7 @@ impl InplaceOp2 for Toward {
     }
 }
 
-/// x -= size m / (scale sqrt(v) + eps), in one pass on the CPU.
+/// Computes x -= size m / (scale sqrt(v) + eps), in one pass on the CPU.
 struct Step {
     size: f64,
     scale: f64,
@@ -116,12 +117,12 @@ impl InplaceOp3 for Step {
     }
 }
 
-/// Name of the number of steps among the state's arrays.
+/// Name of the array with the number of steps.
 const STEPS: &str = "steps";
-/// As many steps are one of the higher of two float32 numbers that hold the count exactly.
+/// Base of the two float32 digits that hold the number of steps exactly.
 const HIGHER: u64 = 1 << 24;
 
-/// Kingma and Ba 2015, or its rectified form, as PyTorch computes it.
+/// Adam (Kingma and Ba 2015) or RAdam, as PyTorch computes them.
 pub struct Adam {
     config: AdamConfig,
     step: u64,
@@ -137,7 +138,7 @@ impl Adam {
         Ok(Adam { config, step: 0, moments })
     }
 
-    /// One update; a parameter without a gradient stays as it is.
+    /// Takes one step. A parameter without a gradient does not change.
     pub fn update(&mut self, params: &Params, grads: &GradStore, lr: f64) -> Result<()> {
         self.step += 1;
         let AdamConfig { beta1, beta2, .. } = self.config;
@@ -174,7 +175,7 @@ impl Adam {
         Ok(())
     }
 
-    /// Moments as `m.NAME`, `v.NAME`, and the number of steps as `steps`.
+    /// Returns the state: moments as `m.NAME` and `v.NAME`, and the number of steps as `steps`.
     pub fn arrays(&self) -> Result<Arrays> {
         let steps = [self.step / HIGHER, self.step % HIGHER].map(|part| part as f32);
         let mut all = Arrays::from([(STEPS.into(), Array { shape: vec![2], data: steps.to_vec() })]);
@@ -185,6 +186,10 @@ impl Adam {
         Ok(all)
     }
 
+    /// Restores the state from [`Adam::arrays`].
+    ///
+    /// # Errors
+    /// If an array is missing or has the wrong shape.
     pub fn restore(&mut self, arrays: &Arrays) -> Result<()> {
         let steps = from_array(STEPS, arrays, &2.into(), &Device::Cpu)?.to_vec1::<f32>()?;
         self.step = steps[0] as u64 * HIGHER + steps[1] as u64;
@@ -196,7 +201,7 @@ impl Adam {
     }
 }
 
-/// A moving average of parameters.
+/// An exponential moving average (EMA) of parameters.
 pub struct Ema {
     decay: Decay,
     average: BTreeMap<String, Var>,
@@ -204,21 +209,21 @@ pub struct Ema {
 
 #[derive(Clone, Copy)]
 enum Decay {
-    /// In images (EDM's `--ema`), no longer than `RAMP` of those seen so far.
+    /// Half-life in images (EDM's `--ema`), limited to `RAMP` times the images seen so far.
     HalfLife(f64),
-    /// Of one step.
+    /// Decay of one step.
     Step(f64),
 }
 
 const RAMP: f64 = 0.05;
 
 impl Ema {
-    /// Starts at the present values.
+    /// Starts at the present values; `half_life_images` is in images.
     pub fn new(half_life_images: u64, params: &Params) -> Result<Ema> {
         Ema::from(Decay::HalfLife(half_life_images as f64), params)
     }
 
-    /// Each step leaves `decay` of the average.
+    /// Starts at the present values; each step keeps `decay` of the average.
     pub fn of_steps(decay: f64, params: &Params) -> Result<Ema> {
         Ema::from(Decay::Step(decay), params)
     }
@@ -231,14 +236,14 @@ impl Ema {
         Ok(Ema { decay, average })
     }
 
-    /// A network of the averaged parameters, without gradients: it follows every update.
+    /// Builds a network on the averaged parameters, without gradients. It follows every update.
     pub fn network<M>(&self, build: impl FnOnce(VarBuilder) -> Result<M>) -> Result<M> {
         let tensors = self.average.iter().map(|(name, e)| (name.clone(), e.as_detached_tensor())).collect();
         let device = self.average.values().next().map_or(Device::Cpu, |e| e.device().clone());
         build(VarBuilder::from_tensors(tensors, DType::F32, &device))
     }
 
-    /// After a step that brought the images seen to `images`.
+    /// Updates the average after a step; `images` is the number of images seen so far.
     pub fn update(&mut self, params: &Params, images: u64, batch: usize) -> Result<()> {
         let decay = match self.decay {
             Decay::HalfLife(images_left) => {
@@ -246,7 +251,7 @@ impl Ema {
             }
             Decay::Step(decay) => decay,
         };
-        // Of a float32, so that what is left is one too and the two make 1.
+        // Rounded to float32, so that beta and 1 - beta are both float32 and sum to 1.
         let beta = decay as f32 as f64;
         #[cfg(feature = "cudnn")]
         if self.average.values().next().is_some_and(|e| e.device().is_cuda()) {

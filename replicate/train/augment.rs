@@ -1,18 +1,16 @@
-//! EDM's augmentation of training images (Karras et al. 2022, Appendix F.2;
-//! the wavelet filters are of StyleGAN2-ADA, Karras et al. 2020, Appendix B):
-//! mirroring, scaling, rotation, stretching and translation. A network sees
-//! which of them were done as nine labels, so that they do not leak into what
-//! it generates without labels.
+//! EDM's augmentation of training images (Karras et al. 2022, Appendix F.2): mirroring, scaling,
+//! rotation, stretching and translation. The wavelet filters are those of StyleGAN2-ADA (Karras et
+//! al. 2020, Appendix B). The network sees the applied transformations as nine labels, so that they
+//! do not leak into images that it generates without labels.
 //!
-//! The values are those of EDM's CIFAR-10 training, which takes no other
-//! transformations. Two things differ on purpose, neither by more than 1e-4:
+//! The values are those of EDM's CIFAR-10 training, which uses no other transformations. Two things
+//! differ on purpose, neither by more than 1e-4:
 //!
-//! - EDM pads a batch by what its farthest image needs, so that an image depends
-//!   on its neighbours. Here every image is padded as far as reflection allows,
-//!   which is what EDM does where a neighbour needs it all. In 1600 draws the two
-//!   differed by 7e-5 at most, and only where an image shrinks.
-//! - An image that nothing but mirroring happened to is not resampled. EDM's
-//!   filters give it back but for rounding.
+//! - EDM pads a batch for the image that moves farthest, so an image depends on the others in its
+//!   batch. Here every image is padded as far as reflection allows, which is EDM's padding when
+//!   another image needs all of it. In 1600 draws the two differed by at most 7e-5, and only when an
+//!   image shrinks.
+//! - An image that is only mirrored is not resampled. EDM's filters reproduce it up to rounding.
 
 #[cfg(feature = "cudnn")]
 use crate::network;
@@ -22,22 +20,22 @@ use rayon::prelude::*;
 use std::f32::consts::PI;
 use std::fmt;
 
-/// Length of an image's label: mirrored, upside down, log scale, cos - 1 and
-/// sin of the rotation, log stretch along two axes, shift right and down.
+/// Length of an image's label: mirrored, upside down, log scale, cos - 1 and sin of the rotation,
+/// log stretch along two axes, shift right and down.
 pub const LABELS: usize = 9;
 
-/// EDM's multiplier of p for mirroring: with any p but 0 it is a fair coin.
+/// EDM's multiplier of p for mirroring: for any p except 0 it is a fair coin.
 const XFLIP: f64 = 1e8;
-/// How often the axis of a stretch is drawn too; otherwise it is horizontal.
+/// Probability that the axis of a stretch is drawn; otherwise it is horizontal.
 const ANISO_ROTATE: f32 = 0.5;
-/// Standard deviations of the base-2 logarithms of scale and stretch, and of a
-/// translation in image sizes.
+/// Standard deviations of the base-2 logarithms of scale and stretch, and of a translation in image
+/// sizes.
 const SCALE_STD: f32 = 0.2;
 const ANISO_STD: f32 = 0.2;
 const TRANSLATE_STD: f32 = 0.125;
 
-/// The pipeline at strength p: each transformation happens with probability p,
-/// mirroring as a coin decides, upside down with probability p / 2.
+/// The pipeline at strength p. Each transformation happens with probability p, except mirroring
+/// (1/2) and upside down (p / 2).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Augmentation {
     pub p: f64,
@@ -49,8 +47,8 @@ impl fmt::Display for Augmentation {
     }
 }
 
-/// The random numbers of one image, before p decides which of them count. A gate
-/// is uniform in [0, 1) and opens below the probability.
+/// Random numbers of one image, before p decides which of them are used. A gate is uniform in [0,
+/// 1) and opens below the probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Numbers {
     pub xflip: bool,
@@ -60,12 +58,12 @@ pub struct Numbers {
     /// Standard normal.
     pub scale: f32,
     pub scale_gate: f32,
-    /// Uniform in [0, 1): the angle from -pi to pi.
+    /// Uniform in [0, 1), for an angle from -pi to pi.
     pub rotate: f32,
     pub rotate_gate: f32,
     /// Standard normal.
     pub aniso: f32,
-    /// Uniform in [0, 1): the angle from -pi to pi.
+    /// Uniform in [0, 1), for an angle from -pi to pi.
     pub aniso_angle: f32,
     pub aniso_gate: f32,
     pub aniso_angle_gate: f32,
@@ -75,8 +73,7 @@ pub struct Numbers {
 }
 
 impl Numbers {
-    /// In the order of the fields, which is EDM's; the same count of words
-    /// whatever comes.
+    /// Draws in the order of the fields, which is EDM's. Always takes the same number of words.
     pub fn draw(draws: &mut Draws) -> Numbers {
         Numbers {
             xflip: draws.below(2) == 1,
@@ -97,18 +94,18 @@ impl Numbers {
     }
 }
 
-/// What happens to one image; all zero is nothing.
+/// Transformations of one image; all zero means none.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Draw {
-    /// Left becomes right.
+    /// Mirrors left to right.
     pub xflip: bool,
-    /// Top becomes bottom.
+    /// Mirrors top to bottom.
     pub yflip: bool,
-    /// The image grows by 2^(0.2 scale).
+    /// Scales the image by 2^(0.2 scale).
     pub scale: f32,
     /// Radians, counter-clockwise.
     pub rotate: f32,
-    /// The image grows by 2^(0.2 aniso) along one axis and shrinks by it across.
+    /// Stretches the image by 2^(0.2 aniso) along one axis, and shrinks it by the same across.
     pub aniso: f32,
     /// Radians, counter-clockwise from the horizontal to that axis.
     pub aniso_angle: f32,
@@ -117,12 +114,12 @@ pub struct Draw {
 }
 
 impl Augmentation {
-    /// One image's draw, from the next numbers of its stream.
+    /// Draws the transformations of one image from the next numbers of its stream.
     pub fn draw(&self, draws: &mut Draws) -> Draw {
         self.gate(&Numbers::draw(draws))
     }
 
-    /// What p lets through of `numbers`.
+    /// Keeps those transformations of `numbers` whose gates are open at p.
     pub fn gate(&self, numbers: &Numbers) -> Draw {
         let open = |gate: f32, multiplier: f64| (gate as f64) < multiplier * self.p;
         let pass = |gate: f32, value: f32| if open(gate, 1.0) { value } else { 0.0 };
@@ -141,7 +138,7 @@ impl Augmentation {
 }
 
 impl Draw {
-    /// The label that the network sees.
+    /// Returns the label that the network sees.
     pub fn labels(&self) -> [f32; LABELS] {
         let (sin, cos) = libm::sincosf(self.rotate);
         let (aniso_sin, aniso_cos) = libm::sincosf(self.aniso_angle);
@@ -159,23 +156,24 @@ impl Draw {
         ]
     }
 
-    /// What a GPU's kernels take of it.
+    /// Returns the numbers for the GPU's kernels.
     #[cfg(feature = "cudnn")]
     fn row(&self, size: usize) -> [f32; 9] {
         let Source { linear: [[a, b], [c, d]], shift: [right, down], .. } = Source::of(self, size);
         [self.xflip.into(), self.yflip.into(), self.resamples().into(), a, b, c, d, right, down]
     }
 
-    /// Whether pixels move off their grid.
+    /// True if pixels move off their grid.
     fn resamples(&self) -> bool {
         self.scale != 0.0 || self.rotate != 0.0 || self.aniso != 0.0 || self.translate != [0.0; 2]
     }
 }
 
-/// One image (channels, size, size), in [-1, 1] as a rule, and its label. The
-/// filters overshoot: values of the result are below 3.7 in size.
+/// Augments one image (channels, size, size), usually in [-1, 1], and returns it with its label.
+/// The filters overshoot: results are below 3.7 in magnitude.
 ///
-/// Panics when the image has another length.
+/// # Panics
+/// If the image has another length.
 pub fn apply(image: &[f32], channels: usize, size: usize, draw: &Draw) -> (Vec<f32>, [f32; LABELS]) {
     assert_eq!(image.len(), channels * size * size, "an image is {channels} x {size} x {size}");
     let source = Source::of(draw, size);
@@ -186,10 +184,11 @@ pub fn apply(image: &[f32], channels: usize, size: usize, draw: &Draw) -> (Vec<f
     (planes.collect(), draw.labels())
 }
 
-/// A batch (n, channels, size, size) with a draw each, on all threads. An image's
-/// result does not depend on the others.
+/// Augments a batch (n, channels, size, size) with one draw for each image, on all threads. An
+/// image's result does not depend on the others.
 ///
-/// Panics when the batch has another length.
+/// # Panics
+/// If the batch has another length.
 fn transformed(images: &[f32], channels: usize, size: usize, draws: &[Draw]) -> Vec<f32> {
     let len = channels * size * size;
     assert_eq!(images.len(), draws.len() * len, "{} images of {channels} x {size} x {size}", draws.len());
@@ -199,11 +198,11 @@ fn transformed(images: &[f32], channels: usize, size: usize, draws: &[Draw]) -> 
     out
 }
 
-/// Images (B, C, size, size) with a draw each, on the device that they are on; one on a GPU
-/// is there within rounding what it is here.
+/// Augments images (B, C, size, size) with one draw for each, on their own device. Results on a GPU
+/// equal those on the CPU up to rounding.
 ///
 /// # Errors
-/// What the device fails with.
+/// If an operation on the device fails.
 pub fn apply_where_it_is(images: &Tensor, draws: &[Draw]) -> candle_core::Result<Tensor> {
     let (_, channels, size, _) = images.dims4()?;
     #[cfg(feature = "cudnn")]
@@ -226,8 +225,8 @@ fn mirrored(plane: &[f32], size: usize, draw: &Draw) -> Vec<f32> {
     plane
 }
 
-/// Where a position of the result comes from in the image, in pixels: x is taken
-/// to `centre + linear (x - shift - centre)`.
+/// Affine map from a position of the result to its source in the image, in pixels: x maps to
+/// `centre + linear (x - shift - centre)`.
 struct Source {
     linear: [[f32; 2]; 2],
     shift: [f32; 2],
@@ -238,7 +237,7 @@ impl Source {
     fn of(draw: &Draw, size: usize) -> Source {
         let shrink = libm::exp2f(-SCALE_STD * draw.scale);
         let stretch = libm::exp2f(ANISO_STD * draw.aniso);
-        // The inverse of each, the last one first; y points down.
+        // The inverse of each transformation, the last one first; y points down.
         let (sin, cos) = libm::sincosf(draw.rotate);
         let (aniso_sin, aniso_cos) = libm::sincosf(draw.aniso_angle);
         let turn = [[cos * shrink, -sin * shrink], [sin * shrink, cos * shrink]];
@@ -261,8 +260,8 @@ fn product(a: [[f32; 2]; 2], b: [[f32; 2]; 2]) -> [[f32; 2]; 2] {
     a.map(|row| [row[0] * b[0][0] + row[1] * b[1][0], row[0] * b[0][1] + row[1] * b[1][1]])
 }
 
-/// The symlet with six vanishing moments (Daubechies 1992, Table 6.3), an
-/// orthonormal low-pass filter: going up and down again changes nothing.
+/// The symlet with six vanishing moments (Daubechies 1992, Table 6.3), an orthonormal low-pass
+/// filter: upsampling and downsampling with it changes nothing.
 const SYM6: [f32; 12] = [
     0.015404109,
     0.003490712,
@@ -279,8 +278,8 @@ const SYM6: [f32; 12] = [
 ];
 const TAPS: usize = SYM6.len();
 
-/// One plane: reflected outwards, at twice the resolution, sampled where `source`
-/// says, and brought down again. What lies beyond the reflections is 0.
+/// Resamples one plane: extends it by reflection, doubles its resolution, samples it at `source`,
+/// and reduces it again. Values beyond the reflections are 0.
 fn resampled(plane: &[f32], size: usize, source: &Source) -> Vec<f32> {
     let margin = size - 1;
     let padded = size + 2 * margin;
@@ -302,8 +301,7 @@ fn resampled(plane: &[f32], size: usize, source: &Source) -> Vec<f32> {
     transposed(&downsampled(&transposed(&narrow, reach), size, size), size)
 }
 
-/// The plane with `margin` more pixels on every side, mirrored about the
-/// outermost ones.
+/// Adds `margin` pixels on every side of the plane, mirrored about the outermost pixels.
 fn reflected(plane: &[f32], size: usize, margin: usize) -> Vec<f32> {
     let inside = |i: usize| match i {
         i if i < margin => margin - i,
@@ -315,14 +313,14 @@ fn reflected(plane: &[f32], size: usize, margin: usize) -> Vec<f32> {
     (0..padded).flat_map(row).collect()
 }
 
-/// Twice as many rows, each of `columns` values: rows 2i and 2i + 1 stand at i and
-/// i + 1/2 of the old ones.
+/// Doubles the number of rows, each of `columns` values: rows 2i and 2i + 1 are at i and i + 1/2 of
+/// the old rows.
 fn upsampled(plane: &[f32], columns: usize) -> Vec<f32> {
     let rows = plane.len() / columns;
     let mut out = vec![0.0; 2 * plane.len()];
     for (m, out) in out.chunks_mut(columns).enumerate() {
         for k in 0..TAPS / 2 {
-            // Only every second row of the stuffed plane is not zero.
+            // Only every second row of the zero-stuffed plane is not zero.
             let (tap, row) = (TAPS - 1 - 2 * k - m % 2, (m / 2 + m % 2 + k).checked_sub(TAPS / 4));
             if let Some(row) = row.filter(|row| *row < rows) {
                 add(out, SYM6[tap], &plane[row * columns..][..columns]);
@@ -332,7 +330,7 @@ fn upsampled(plane: &[f32], columns: usize) -> Vec<f32> {
     out
 }
 
-/// `rows` rows of `columns` values, the i-th from the rows 2i to 2i + 11 of the plane.
+/// Returns `rows` rows of `columns` values, the i-th from the rows 2i to 2i + 11 of the plane.
 fn downsampled(plane: &[f32], columns: usize, rows: usize) -> Vec<f32> {
     let mut out = vec![0.0; rows * columns];
     for (i, out) in out.chunks_mut(columns).enumerate() {
@@ -355,7 +353,7 @@ fn transposed(plane: &[f32], columns: usize) -> Vec<f32> {
     out
 }
 
-/// The value at (x, y) of a plane stored by columns, `side` of each; 0 outside.
+/// Interpolates at (x, y) in a plane stored by columns, `side` of each; 0 outside.
 fn bilinear(fine: &[f32], side: usize, [x, y]: [f32; 2]) -> f32 {
     let (left, top) = (x.floor(), y.floor());
     let (i, j) = (left as i32, top as i32);
@@ -392,7 +390,7 @@ mod tests {
 
     #[test]
     fn resampling_in_place_gives_the_image_back() {
-        // Smaller than the filters' reach, reflections would not do.
+        // Sizes from 7 on: a smaller image has too few reflections for the filters' reach.
         for size in [7, 8, 16, 32] {
             let plane = Stream::new("augment test", "plane").normals(size as u64, size * size);
             let again = resampled(&plane, size, &Source::of(&Draw::default(), size));

@@ -1,6 +1,6 @@
-//! What one iteration consumes: images and random numbers, each by its name. All of
-//! it is a pure function of (cell, name, step), so nothing about a generator of random
-//! numbers is saved, and every row of a seed sees the same images and noise.
+//! Inputs of one iteration: images and random numbers, by name. They are pure functions of (cell,
+//! name, step), so no generator state is saved, and every row of a seed sees the same images and
+//! noise.
 
 use crate::data::Images;
 use crate::network;
@@ -10,21 +10,21 @@ use candle_core::{Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Where the batches of a training come from.
+/// Source of the batches of a training.
 pub struct Batches<'a> {
     pub images: &'a Images,
     pub device: Device,
     /// Images of one iteration.
     pub size: usize,
-    /// At most so many of them in memory at a time.
+    /// Most images of a batch in memory at a time.
     pub microbatch: usize,
     pub augmentation: Augmentation,
-    /// Names the random streams.
+    /// Key of the random streams.
     pub cell: String,
 }
 
 impl Batches<'_> {
-    /// The batch of iteration `step`, counted from 0.
+    /// Returns the batch of iteration `step`, counted from 0.
     pub fn at(&self, step: u64) -> Batch<'_> {
         Batch { source: Source::Drawn(self), step, size: self.size, nth: 0, rows: 0..self.size }
     }
@@ -33,14 +33,14 @@ impl Batches<'_> {
 /// Values that are given instead of drawn, for a comparison with another program.
 #[derive(Default)]
 pub struct Given {
-    /// (B, C, H, W), or (B) for one value an image.
+    /// Each (B, C, H, W), or (B) for one value per image.
     pub tensors: BTreeMap<String, Tensor>,
     pub augment: BTreeMap<String, Vec<Draw>>,
     pub microbatch: Option<usize>,
 }
 
 impl Given {
-    /// The batch of these values, of `size` images.
+    /// Makes a batch of `size` images with these values.
     pub fn batch(&self, step: u64, size: usize) -> Batch<'_> {
         Batch { source: Source::Given(self), step, size, nth: 0, rows: 0..size }
     }
@@ -59,7 +59,7 @@ enum Source<'a> {
     Given(&'a Given),
 }
 
-/// The images and random numbers of one iteration, or of some of its images.
+/// The images and random numbers of one iteration, or of a microbatch.
 #[derive(Clone)]
 pub struct Batch<'a> {
     source: Source<'a>,
@@ -67,14 +67,15 @@ pub struct Batch<'a> {
     pub step: u64,
     /// Images of the whole batch.
     pub size: usize,
-    /// Which of several steps of one network in the iteration, counted from 0.
+    /// Index of the step if a network takes several in one iteration, counted from 0.
     nth: usize,
     rows: Range<usize>,
 }
 
 impl<'a> Batch<'a> {
-    /// For the `nth` step of one network in this iteration: the first sees this batch, each
-    /// other has draws of its own, of the streams "critic.z 1", "critic.z 2" and so on.
+    /// Returns the batch for the `nth` step of one network in this iteration. The first step sees
+    /// this batch; the others have separate draws, from streams such as "critic.z 1" and "critic.z
+    /// 2".
     pub fn nth(&self, nth: usize) -> Batch<'a> {
         Batch { nth, ..self.clone() }
     }
@@ -87,7 +88,7 @@ impl<'a> Batch<'a> {
         Stream::new(&batches.cell, &self.named(name))
     }
 
-    /// Images here.
+    /// Images in this microbatch.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
@@ -96,7 +97,7 @@ impl<'a> Batch<'a> {
         self.rows.is_empty()
     }
 
-    /// The images' places in the whole batch.
+    /// Range of these images in the whole batch.
     pub fn places(&self) -> Range<usize> {
         self.rows.clone()
     }
@@ -111,12 +112,12 @@ impl<'a> Batch<'a> {
         self.step * self.size as u64
     }
 
-    /// As much of the whole batch as is here.
+    /// Fraction of the whole batch in this microbatch.
     pub fn share(&self) -> f64 {
         self.len() as f64 / self.size as f64
     }
 
-    /// Microbatches, none of which cuts a group of `group` images.
+    /// Splits the batch into microbatches without splitting a group of `group` images.
     pub fn parts(&self, group: usize) -> Vec<Batch<'a>> {
         let microbatch = match self.source {
             Source::Drawn(batches) => batches.microbatch,
@@ -127,7 +128,7 @@ impl<'a> Batch<'a> {
         self.rows.clone().step_by(each).map(part).collect()
     }
 
-    /// Standard normal numbers of the images' shape (B, C, H, W).
+    /// Draws standard normal numbers with the shape of the images, (B, C, H, W).
     pub fn normal(&self, name: &str) -> Result<Tensor> {
         match self.source {
             Source::Drawn(b) => self.normal_of(name, (b.images.channels, b.images.size, b.images.size)),
@@ -135,7 +136,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Standard normal numbers (B, C, H, W) of another shape than the images'.
+    /// Draws standard normal numbers (B, C, H, W) with another shape than the images.
     pub fn normal_of(&self, name: &str, (c, h, w): (usize, usize, usize)) -> Result<Tensor> {
         match self.source {
             Source::Drawn(b) => {
@@ -146,7 +147,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// One value an image, which `draw` takes from the stream of that name.
+    /// Draws one value for each image; `draw` takes it from the stream `name`.
     pub fn each(&self, name: &str, mut draw: impl FnMut(&mut Draws) -> f32) -> Result<Vec<f32>> {
         match self.source {
             Source::Drawn(b) => {
@@ -158,7 +159,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// `n` values for the whole batch, the same for `every` iterations.
+    /// Draws `n` values for the whole batch; they stay the same for `every` iterations.
     pub fn common(
         &self,
         name: &str,
@@ -175,7 +176,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// `x` (B, C, H, W), half of the images mirrored, where images are augmented at all.
+    /// Mirrors half of the images `x` (B, C, H, W) if images are augmented; else returns `x`.
     pub fn mirror(&self, name: &str, x: &Tensor) -> Result<Tensor> {
         match self.source {
             Source::Drawn(b) if b.augmentation.p > 0.0 => {
@@ -187,8 +188,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// `x` (B, C, H, W), each image moved by up to `most` pixels in either direction; the
-    /// border is repeated. No gradient passes.
+    /// Moves each image of `x` (B, C, H, W) by up to `most` pixels in either direction, and repeats
+    /// its border. Gradients do not pass.
     pub fn shifted(&self, name: &str, x: &Tensor, most: usize) -> Result<Tensor> {
         let draw = |axis: &str| {
             self.each(&format!("{name}.{axis}"), |draws| draws.below(2 * most + 1) as f32 - most as f32)
@@ -209,10 +210,10 @@ impl<'a> Batch<'a> {
         Tensor::from_vec(to, x.dims(), x.device())
     }
 
-    /// The stream of that name, for what is drawn once for the whole batch.
+    /// Returns the draws of the stream `name`, for values that are drawn once for the whole batch.
     ///
     /// # Errors
-    /// Where values are given instead of drawn.
+    /// If values are given instead of drawn.
     pub fn draws(&self, name: &str) -> Result<Draws> {
         match self.source {
             Source::Drawn(b) => Ok(self.stream(b, name).at(self.step)),
@@ -220,7 +221,7 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Training images (B, C, H, W) in [-1, 1].
+    /// Draws training images (B, C, H, W) in [-1, 1].
     pub fn images(&self, name: &str) -> Result<Tensor> {
         match self.source {
             Source::Drawn(b) => {
@@ -231,10 +232,10 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Classes of the images of that name.
+    /// Returns the classes of the images that [`Batch::images`] draws with the same name.
     ///
     /// # Errors
-    /// Where values are given instead of drawn.
+    /// If values are given instead of drawn.
     pub fn labels(&self, name: &str) -> Result<Vec<u32>> {
         match self.source {
             Source::Drawn(b) => Ok(self.indices(name, b).into_iter().map(|i| b.images.labels[i]).collect()),
@@ -242,8 +243,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// `x` (B, C, H, W) after EDM's augmentation, and its labels (B x 9) one after the
-    /// other; where nothing is augmented, `x` as it is. No gradient passes.
+    /// Applies EDM's augmentation to `x` (B, C, H, W); also returns the labels, B x 9 in one row.
+    /// Returns `x` itself if nothing is augmented. Gradients do not pass.
     pub fn augment(&self, name: &str, x: &Tensor) -> Result<(Tensor, Option<Vec<f32>>)> {
         let draws = match self.source {
             Source::Drawn(b) if b.augmentation.p > 0.0 => {

@@ -1,6 +1,6 @@
-//! The loop around every training: resume, step, log, tick, checkpoint, stop. Step k is
-//! a pure function of the weights and of k, so a run that was stopped ends in the same
-//! bytes as one that was not.
+//! The training loop: resume, step, log, tick, checkpoint, stop. Step k is a pure function of the
+//! weights and of k, so an interrupted run ends with the same bytes as one that was not
+//! interrupted.
 
 pub mod adam;
 pub mod augment;
@@ -27,28 +27,28 @@ pub trait Method {
     /// Names of the values of a step: the columns of metrics.csv.
     fn columns(&self) -> &'static [&'static str];
 
-    /// One iteration. Gives a value for each column: scalars on the device, unread, so
-    /// that a GPU need not wait for the host between the parts of an iteration.
+    /// Takes one iteration and returns a value for each column. The values are scalars on the
+    /// device, not read yet: reading would make a GPU wait in the middle of an iteration.
     fn step(&mut self, batch: &Batch) -> candle_core::Result<Vec<Tensor>>;
 
-    /// Its networks by name; what the first one learned is published.
+    /// Its networks by name. The weights of the first one are published.
     fn nets(&mut self) -> Vec<(&'static str, &mut Learned)>;
 
-    /// Numbers beside the networks that the next step depends on.
+    /// Numbers outside the networks that the next step depends on.
     fn memory(&mut self) -> Vec<(&'static str, &mut f64)> {
         Vec::new()
     }
 }
 
-/// What can be seen of a training at a tick.
+/// Samples and scores at a tick.
 #[derive(Default)]
 pub struct Snapshot {
     pub scores: Option<InterimScores>,
-    /// Images of the latents that all grids of a scale show.
+    /// Images from the latents that all grids of a scale share.
     pub grid: Option<Images>,
 }
 
-/// Where a training stands, measured on few images.
+/// Scores during a training, from few images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct InterimScores {
     /// Fréchet distance in the features of the feature network.
@@ -57,36 +57,37 @@ pub struct InterimScores {
     pub recall: f64,
     /// Effective number of target classes.
     pub classes: f64,
-    /// Whether recall and classes meet the criterion of collapse.
+    /// True if recall and classes meet the criterion of collapse.
     pub collapsed: bool,
 }
 
-/// How long, and how often to write a line, a grid and a checkpoint.
+/// Length of a training in images, and its number of ticks. Each tick writes a line, a grid and a
+/// checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Budget {
     pub images: u64,
     pub ticks: u64,
 }
 
-/// What a finished training leaves.
+/// Result of a finished training.
 pub struct Trained {
     pub weights: Arrays,
     /// Names of the files written, metrics.csv first.
     pub outputs: Vec<String>,
     pub images: u64,
-    /// Seconds inside the steps of this process, and how many steps.
+    /// Seconds spent in the steps of this process; `steps` is their number.
     pub step_seconds: f64,
     pub steps: u64,
 }
 
 pub const METRICS_FILE: &str = "metrics.csv";
 
-/// Runs `method` to the end of its budget, from the entry's checkpoint where there is
-/// one. `snapshot` makes what a tick shows of the weights that would be published.
+/// Trains `method` to the end of its budget. Resumes from the entry's checkpoint if there is one.
+/// `snapshot` makes the samples and scores of a tick from the weights that would be published.
 ///
 /// # Errors
-/// `Interrupted` when `stop` is set: a checkpoint has been written then.
-/// `Diverged` when a value is not finite: the last checkpoint is left.
+/// `Interrupted` if `stop` was set; a checkpoint has been written. `Diverged` if a value is not
+/// finite; the last checkpoint is kept.
 pub fn train(
     lock: &Lock,
     budget: Budget,
@@ -162,13 +163,13 @@ pub fn train(
     })
 }
 
-/// The weights that a training publishes.
+/// Returns the weights that a training publishes.
 pub fn published(method: &mut dyn Method) -> candle_core::Result<Arrays> {
     let (_, first) = method.nets().into_iter().next().expect("a method has a network");
     first.weights()
 }
 
-/// Everything that the next step depends on.
+/// Returns everything that the next step depends on.
 pub fn state(method: &mut dyn Method) -> candle_core::Result<Arrays> {
     let mut all = Arrays::new();
     for (name, net) in method.nets() {
@@ -180,7 +181,7 @@ pub fn state(method: &mut dyn Method) -> candle_core::Result<Arrays> {
     Ok(all)
 }
 
-/// Takes up a training where `state` left it.
+/// Restores a training from its `state`.
 pub fn restore(method: &mut dyn Method, state: &Arrays) -> candle_core::Result<()> {
     for (name, net) in method.nets() {
         net.restore(name, state)?;
@@ -195,7 +196,7 @@ pub fn restore(method: &mut dyn Method, state: &Arrays) -> candle_core::Result<(
     Ok(())
 }
 
-/// A float64 as four float32 numbers of 16 bits each.
+/// Encodes a float64 as four float32 numbers of 16 bits each.
 fn exact(value: f64) -> Array {
     let bits = value.to_bits();
     Array { shape: vec![4], data: (0..4).map(|i| (bits >> (16 * i) & 0xffff) as f32).collect() }
@@ -217,7 +218,7 @@ fn check_finite(lock: &Lock, columns: &[&str], values: &[f64], images: u64) -> R
     }
 }
 
-/// What is not finite is never written over a good checkpoint.
+/// Fails on values that are not finite, so that they never overwrite a good checkpoint.
 fn finite(lock: &Lock, state: Arrays, images: u64) -> Result<Arrays> {
     match state.iter().find(|(_, array)| array.data.iter().any(|v| !v.is_finite())) {
         None => Ok(state),
@@ -238,7 +239,7 @@ fn save(lock: &Lock, tensors: Arrays, images: u64, log: &Log) -> Result<()> {
     lock.save_checkpoint(&Checkpoint { images, tensors, text: log.text() })
 }
 
-/// The lines written so far and the sums since the last one.
+/// Lines of metrics.csv so far, and sums since the last line.
 struct Log {
     csv: String,
     sums: Vec<f64>,
@@ -256,8 +257,8 @@ impl Log {
         }
     }
 
-    /// A grid, a line, and a note where the samples collapse. `steps` since the last
-    /// tick; none before the first step.
+    /// Writes a grid and a line, and notes when samples start or stop being collapsed. `steps`
+    /// counts the steps since the last tick; it is `None` before the first step.
     fn tick(
         &mut self,
         lock: &Lock,
@@ -272,7 +273,7 @@ impl Log {
             lock.write(&name, png)?;
             self.outputs.push(name);
         }
-        // An untrained network meets the criterion, too: the first tick does not count.
+        // The first tick does not count: an untrained network also meets the criterion of collapse.
         let before = self.csv.lines().count() > 2 && self.scores.is_some_and(|scores| scores.collapsed);
         if let Some(now) = scores
             && at.images > 0
@@ -293,7 +294,7 @@ impl Log {
         Ok(())
     }
 
-    /// Adds the means since the last line; before the first step there are none.
+    /// Adds a line with the means since the last one; before the first step they are empty.
     fn line(&mut self, images: u64, steps: Option<u64>) {
         let mut line = images.to_string();
         for sum in &mut self.sums {

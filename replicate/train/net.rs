@@ -1,5 +1,5 @@
-//! A network in training, and all that is written once for every method: gradient
-//! accumulation, the optimiser's step, the average, state and restore.
+//! A network in training, and the code that all methods share: gradient accumulation, optimiser
+//! step, moving average, saving and restoring.
 
 use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
@@ -9,29 +9,33 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
-/// A network in training: what is learned, and the network with and without gradients.
+/// A network in training, with and without gradients.
 pub struct Net<M> {
     pub learned: Learned,
     pub model: M,
-    /// The same parameters without gradients; they follow every update.
+    /// The network on the same parameters without gradients; it follows every update.
     pub frozen: M,
-    /// Images whose loss must be computed together, in microbatches too.
+    /// Consecutive images whose loss must be computed together, also in microbatches.
     group: usize,
     /// Bound of each element of a gradient.
     clip: Option<f64>,
 }
 
-/// What a training changes: parameters, the optimiser's state, the moving average.
+/// State that a training changes: parameters, optimiser, moving averages.
 pub struct Learned {
     pub params: Params,
     optimiser: Adam,
-    /// Published.
+    /// Average that is published.
     average: Option<Ema>,
-    /// Of a network that the loss asks.
+    /// Average of a target network that the loss uses.
     target: Option<Ema>,
 }
 
 impl<M> Net<M> {
+    /// Builds the network and its optimiser.
+    ///
+    /// # Errors
+    /// If a given array is missing or has the wrong shape.
     pub fn new(
         device: &Device,
         source: &Source,
@@ -50,15 +54,14 @@ impl<M> Net<M> {
         })
     }
 
-    /// Keeps a moving average of the parameters, with a half-life in images; it is
-    /// what is published.
+    /// Keeps and publishes a moving average of the parameters, with a half-life in images.
     pub fn averaged(mut self, half_life: u64) -> Result<Net<M>> {
         self.learned.average = Some(Ema::new(half_life, &self.learned.params)?);
         Ok(self)
     }
 
-    /// A network of the same kind whose weights follow these, each step of the optimiser
-    /// leaving `decay` of the difference.
+    /// Also returns a target network whose weights are a moving average of these; each optimiser
+    /// step keeps `decay` of the average.
     pub fn followed(mut self, decay: f64, build: impl Fn(VarBuilder) -> Result<M>) -> Result<(Net<M>, M)> {
         let target = Ema::of_steps(decay, &self.learned.params)?;
         let network = target.network(build)?;
@@ -66,21 +69,21 @@ impl<M> Net<M> {
         Ok((self, network))
     }
 
-    /// Never cuts `images` consecutive images of a batch apart.
+    /// Keeps every `images` consecutive images of a batch in one microbatch.
     pub fn in_groups(mut self, images: usize) -> Net<M> {
         self.group = images;
         self
     }
 
-    /// Bounds each element of a gradient to [-bound, bound].
+    /// Clips each element of a gradient to [-bound, bound].
     pub fn clipped(mut self, bound: f64) -> Net<M> {
         self.clip = Some(bound);
         self
     }
 
-    /// One step of the optimiser down the first value of `loss`, a mean over the images
-    /// that it is given; the others are watched. Gives the values of the whole batch:
-    /// scalars on the device, because reading them would wait for a GPU.
+    /// Takes one optimiser step on the first value of `loss`, which must be a mean over its images;
+    /// the other values are only logged. Returns the values for the whole batch as scalars on the
+    /// device, because reading them would wait for the GPU.
     pub fn descend(
         &mut self,
         batch: &Batch,
@@ -92,7 +95,8 @@ impl<M> Net<M> {
         Ok(values)
     }
 
-    /// `times` steps as [`Net::descend`], each with draws of its own; the values of the last.
+    /// Takes `times` steps with [`Net::descend`], each with separate draws. Returns the values of
+    /// the last step.
     pub fn descend_times(
         &mut self,
         times: usize,
@@ -103,7 +107,7 @@ impl<M> Net<M> {
         (0..times).try_fold(Vec::new(), |_, nth| self.descend(&batch.nth(nth), lr, &loss))
     }
 
-    /// The gradients of the first value of `loss` over the whole batch, and all values.
+    /// Computes the gradients of the first value of `loss` over the whole batch, and all values.
     pub fn gradients(
         &self,
         batch: &Batch,
@@ -124,7 +128,7 @@ impl<M> Net<M> {
         Ok((sum.expect("a batch is not empty"), totals))
     }
 
-    /// The optimiser's step, then those of the averages.
+    /// Takes the optimiser's step, then updates the averages.
     pub fn update(&mut self, batch: &Batch, mut gradients: GradStore, lr: f64) -> Result<()> {
         let Learned { params, optimiser, average, target } = &mut self.learned;
         if let Some(bound) = self.clip {
@@ -143,7 +147,7 @@ impl<M> Net<M> {
 }
 
 impl Learned {
-    /// What is published: the average where there is one, else the parameters.
+    /// Returns the published weights: the average if there is one, else the parameters.
     pub fn weights(&self) -> Result<Arrays> {
         match &self.average {
             Some(average) => average.arrays(),
@@ -151,7 +155,8 @@ impl Learned {
         }
     }
 
-    /// Everything that the next step depends on, under names that begin with `prefix`.
+    /// Adds everything that the next step depends on to `into`, with names that begin with
+    /// `prefix`.
     pub fn state(&self, prefix: &str, into: &mut Arrays) -> Result<()> {
         let mut add = |kind: &str, arrays: Arrays| {
             into.extend(arrays.into_iter().map(|(name, array)| (format!("{prefix}.{kind}.{name}"), array)));
@@ -179,12 +184,12 @@ impl Learned {
     }
 }
 
-/// The arrays whose names start with `prefix`, without it.
+/// Returns the arrays whose names start with `prefix`, without the prefix.
 pub fn strip(arrays: &Arrays, prefix: &str) -> Arrays {
     arrays.iter().filter_map(|(n, a)| Some((n.strip_prefix(prefix)?.to_string(), a.clone()))).collect()
 }
 
-/// A value of a part of the batch, as much of it as the part is of the whole.
+/// Weights the value of a microbatch by its share of the batch.
 fn shared(value: Tensor, share: f64) -> Result<Tensor> {
     if share == 1.0 { Ok(value) } else { value * share }
 }

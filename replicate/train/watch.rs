@@ -1,15 +1,13 @@
-//! Watching a run: a bar on a terminal, plain lines in a pipe. Everything goes
-//! to standard error; results go to standard output.
+//! Shows the progress of a run: a bar on a terminal, plain lines in a pipe. Progress goes to
+//! standard error; results go to standard output.
 //!
-//! TensorBoard gets a file besides, `events.out.tfevents.SECONDS.PID.replicate`
-//! in the entry's directory. It is a view and no result: `metrics.csv` is what
-//! counts and what is published. Every process begins a file of its own, and
-//! TensorBoard joins those of a directory. Steps are images, and the tags are
-//! the columns of `metrics.csv`, `images_per_second` and `grid`. A column's
-//! value is that of the last step before the tick, where `metrics.csv` has the
-//! mean since the tick before; fd, recall and classes are the same in both.
-//! TensorBoard shows ten grids of a run, or more with the option
-//! `--samples_per_plugin images=100`.
+//! The TensorBoard mode also writes a file `events.out.tfevents.SECONDS.PID.replicate` to the
+//! entry's directory. The file is only a view; `metrics.csv` is the result that is published. Every
+//! process begins a file of its own, and TensorBoard joins those of a directory. Steps are images.
+//! The tags are the columns of `metrics.csv`, `images_per_second` and `grid`. The value of a column
+//! is that of the last step before the tick, while `metrics.csv` has the mean since the previous
+//! tick; fd, recall and classes are the same in both. TensorBoard shows ten grids of a run, or more
+//! with the option `--samples_per_plugin images=100`.
 
 use crate::error::printable;
 use crate::text::duration;
@@ -22,7 +20,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// The least time between two lines about sampling.
+/// Least time between two lines about sampling.
 const SAMPLING: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -41,24 +39,24 @@ pub enum Mode {
 }
 
 impl Mode {
-    /// A bar where somebody looks, lines where nobody does.
+    /// Bar if standard error is a terminal, else lines.
     pub fn fitting() -> Mode {
         if std::io::stderr().is_terminal() { Mode::Bar } else { Mode::Lines }
     }
 }
 
-/// Where a training stands.
+/// State of a training.
 pub struct Progress<'a> {
     pub images: u64,
     pub columns: &'a [&'a str],
-    /// One for each column, or none before the first step.
+    /// One value for each column; empty before the first step.
     pub values: &'a [f64],
     pub scores: Option<InterimScores>,
 }
 
 impl Progress<'_> {
-    /// The columns once they have values, then the interim scores. NaN is what
-    /// does not exist: VSD has no classifier's probabilities.
+    /// Returns the columns once they have values, then the interim scores. A value that does not
+    /// exist is NaN: VSD, for example, has no probabilities of a classifier.
     fn values(&self) -> impl Iterator<Item = (&str, f64)> {
         let columns = self.columns.iter().zip(self.values).map(|(name, value)| (*name, *value));
         let scores = self.scores.map(|q| [("fd", q.fd), ("recall", q.recall), ("classes", q.classes)]);
@@ -71,7 +69,7 @@ pub struct Watch {
     label: String,
     pace: Pace,
     bar: Option<ProgressBar>,
-    /// The sampling under way, and when it was last spoken of.
+    /// The sampling in progress, and when its progress was last printed.
     sampling: Option<(Pace, Instant)>,
     events: Option<Events>,
     noted: BTreeSet<String>,
@@ -83,7 +81,7 @@ impl Watch {
         Watch { mode, label: String::new(), pace, bar: None, sampling: None, events: None, noted }
     }
 
-    /// A sentence that is not about progress; said once.
+    /// Prints a message that is not about progress, once.
     pub fn note(&mut self, text: &str) {
         if !self.noted.insert(text.to_string()) {
             return;
@@ -91,14 +89,14 @@ impl Watch {
         match (&self.bar, self.mode) {
             (_, Mode::None) => {}
             (_, Mode::Json) => say(&format!("{}", serde_json::json!({ "note": text }))),
-            // Unlike the bar's own println, this also speaks where no bar is drawn.
+            // Unlike the bar's own println, this also prints if no bar is drawn.
             (Some(bar), _) => bar.suspend(|| say(text)),
             (None, _) => say(text),
         }
     }
 
-    /// A training of `total` images that goes on after `from`, with its entry's
-    /// directory.
+    /// Starts the progress of a training of `total` images, resumed after `from`. `dir` is its
+    /// entry's directory.
     pub fn begin(&mut self, label: &str, dir: &Path, total: u64, from: u64) {
         self.label = label.to_string();
         self.pace = Pace::new(total, from);
@@ -118,7 +116,7 @@ impl Watch {
         }
     }
 
-    /// After every step.
+    /// Shows progress; call after every step.
     pub fn progress(&mut self, at: &Progress) {
         if let Some(bar) = &self.bar {
             bar.set_position(at.images.min(self.pace.total));
@@ -126,9 +124,9 @@ impl Watch {
         }
     }
 
-    /// After every tick, with the PNG file of its grid of samples.
+    /// Shows a tick; `grid` is the PNG file of its samples.
     pub fn tick(&mut self, at: &Progress, grid: Option<&[u8]>) {
-        // The last batch is a whole one.
+        // The last batch is always whole, so a run can exceed its total.
         self.pace.total = self.pace.total.max(at.images);
         match self.mode {
             Mode::Lines | Mode::Tensorboard => {
@@ -146,7 +144,7 @@ impl Watch {
         if let Some(mut events) = self.events.take() {
             match events.write(at, self.pace.rate(at.images), grid) {
                 Ok(()) => self.events = Some(events),
-                // What follows a torn record could not be read: the file ends here.
+                // A record after a torn one could not be read, so the file ends here.
                 Err(error) => self.no_events(&events.path, &error),
             }
         }
@@ -159,9 +157,9 @@ impl Watch {
         }
     }
 
-    /// After every batch of a sampling, with the number of images that are
-    /// `done`; not between [`begin`](Watch::begin) and [`end`](Watch::end). The
-    /// first call starts the clock, the one with `done == total` is the last.
+    /// Shows the progress of sampling; call after every batch with the number of images `done`, but
+    /// not between [`begin`](Watch::begin) and [`end`](Watch::end). The first call starts the
+    /// clock; the one with `done == total` is the last.
     pub fn sampling(&mut self, label: &str, done: usize, total: usize) {
         let (done, total) = (done as u64, total as u64);
         let (pace, said) = self.sampling.get_or_insert_with(|| (Pace::new(total, done), Instant::now()));
@@ -206,7 +204,7 @@ impl Watch {
     }
 }
 
-/// How fast, and how long still.
+/// Speed of a run, and the time left.
 struct Pace {
     total: u64,
     from: u64,
@@ -218,7 +216,7 @@ impl Pace {
         Pace { total, from, started: Instant::now() }
     }
 
-    /// Images a second, once there are any.
+    /// Images per second, once there are any.
     fn rate(&self, images: u64) -> Option<f64> {
         let seen = images.saturating_sub(self.from);
         (seen > 0).then(|| seen as f64 / self.started.elapsed().as_secs_f64().max(1e-9))
@@ -243,7 +241,7 @@ impl Pace {
     }
 }
 
-/// A file for TensorBoard.
+/// An events file for TensorBoard.
 struct Events {
     path: PathBuf,
     file: File,
@@ -252,7 +250,7 @@ struct Events {
 impl Events {
     fn create(dir: &Path) -> io::Result<Events> {
         let wall = wall();
-        // Never a file that exists: its last record may be torn.
+        // Never reuses an existing file, whose last record may be torn.
         let mut seconds = wall as u64;
         let (path, mut file) = loop {
             let name = format!("events.out.tfevents.{seconds}.{}.replicate", std::process::id());
@@ -267,7 +265,7 @@ impl Events {
         Ok(Events { path, file })
     }
 
-    /// Everything of a tick at once; nothing is held back in a buffer.
+    /// Writes all records of a tick at once, without a buffer.
     fn write(&mut self, at: &Progress, rate: Option<f64>, grid: Option<&[u8]>) -> io::Result<()> {
         let wall = wall();
         let rate = rate.map(|rate| ("images_per_second", rate));
@@ -285,7 +283,7 @@ impl Events {
     }
 }
 
-/// Width and height, from the header that every PNG file begins with.
+/// Reads width and height from the header of a PNG file.
 pub(crate) fn png_size(png: &[u8]) -> Option<(u32, u32)> {
     let word = |at: usize| Some(u32::from_be_bytes(png.get(at..at + 4)?.try_into().ok()?));
     Some((word(16)?, word(20)?))
@@ -307,7 +305,7 @@ fn line(label: &str, images: u64, total: u64, details: &str) -> String {
     format!("{label:14} {images:>9}/{total} images  {details}")
 }
 
-/// To standard error. A full disk behind it must not end a run.
+/// Prints a line to standard error. Ignores failures: a full disk must not end a run.
 pub fn say(line: &str) {
     _ = writeln!(std::io::stderr(), "{}", printable(line));
 }
