@@ -1,14 +1,13 @@
-//! Everything that can go wrong, each with the remedy in its text and an exit
-//! code of its own.
+//! Errors of the program, each with a remedy in its text and an exit code.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// All good.
+/// Success.
 pub const EXIT_GOOD: i32 = 0;
-/// A value outside its tolerance, or a claim that does not hold.
+/// A value is outside its tolerance, or a claim does not hold.
 pub const EXIT_OUTSIDE: i32 = 1;
 /// The command line asks for something that does not exist.
 pub const EXIT_USAGE: i32 = 2;
@@ -16,9 +15,9 @@ pub const EXIT_USAGE: i32 = 2;
 pub const EXIT_INPUT: i32 = 3;
 /// A run failed: it diverged, ran out of memory, or could not write.
 pub const EXIT_RUN: i32 = 4;
-/// Something asked for has not been run yet; nothing failed.
+/// A requested result has not been run yet; nothing failed.
 pub const EXIT_INCOMPLETE: i32 = 5;
-/// Stopped by a signal after a durable checkpoint: run the same command again.
+/// A signal stopped the run after a durable checkpoint; run the same command again.
 pub const EXIT_INTERRUPTED: i32 = 75;
 
 #[derive(thiserror::Error, Debug)]
@@ -54,26 +53,28 @@ pub enum Error {
 }
 
 impl Error {
+    /// Makes the error of a file operation on `path`.
     pub fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.to_path_buf();
         move |source| Error::Io { action, path, source }
     }
 
-    /// Of a device that cannot be used, with what its driver said.
+    /// Makes the error of a device that cannot be used; `said` is the driver's message.
     pub fn device(name: &str, said: &str) -> Error {
         Error::Run(format!("{name} cannot be used: {said}{}", device_remedy(said)))
     }
 
-    /// Whether a device had too little memory.
+    /// True if a device had too little memory.
     pub fn is_out_of_memory(&self) -> bool {
         matches!(self, Error::Tensor(error) if out_of_memory(&error.to_string()))
     }
 
-    /// Whether a device failed in a way that it does not come back from in this process.
+    /// True if a device failed in a way that this process cannot recover from.
     pub fn is_device_lost(&self) -> bool {
         matches!(self, Error::Tensor(error) if device_failed(&error.to_string())) && !self.is_out_of_memory()
     }
 
+    /// Exit code of the program for this error.
     pub fn exit_code(&self) -> i32 {
         match self {
             Error::Usage(_) => EXIT_USAGE,
@@ -84,8 +85,8 @@ impl Error {
     }
 }
 
-/// What to do about an error of the system: a place can be chosen for what is
-/// written, but not for what is read.
+/// Suggests a remedy for a system error. A user can choose another place for output files, but not
+/// for input files.
 fn io_remedy(action: &str, source: &std::io::Error) -> &'static str {
     let reads = ["read", "open", "list"].contains(&action);
     match source.kind() {
@@ -114,8 +115,7 @@ fn io_remedy(action: &str, source: &std::io::Error) -> &'static str {
     }
 }
 
-/// Whether a terminal obeys a character instead of showing it, or shows others in
-/// another order because of it.
+/// True for control characters, and for characters that change the direction of text.
 fn steers(c: char) -> bool {
     let turns =
         matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -134,20 +134,20 @@ fn escaped(text: &str, keep: char) -> String {
     shown
 }
 
-/// A text that somebody else wrote, as a part of a line: what steers a terminal is
-/// escaped, and all behind 200 characters is cut.
+/// Escapes control characters of a foreign text for use within a line, and cuts it after 200
+/// characters.
 pub fn shown(text: &str) -> String {
     const MOST: usize = 200;
     let short: String = text.chars().take(MOST).collect();
     escaped(&short, ' ') + if short.len() < text.len() { "…" } else { "" }
 }
 
-/// A path as a part of a line.
+/// Escapes a path for use within a line.
 pub fn shown_path(path: &Path) -> String {
     escaped(&path.to_string_lossy(), ' ')
 }
 
-/// A text of several lines in which nothing steers a terminal.
+/// Escapes control characters of a text, but keeps its line breaks.
 pub fn printable(text: &str) -> String {
     escaped(text, '\n')
 }
@@ -171,12 +171,12 @@ fn device_failed(said: &str) -> bool {
     says(said, &["CUDA_ERROR_", "CUBLAS_STATUS_", "CUDNN_STATUS_"]) && !refused(said)
 }
 
-/// Whether a library does not do what it was asked for: the device is well.
+/// True if a library rejected the call, while the device still works.
 fn refused(said: &str) -> bool {
     says(said, &["STATUS_NOT_SUPPORTED", "STATUS_BAD_PARAM", "STATUS_INVALID_VALUE"])
 }
 
-/// What to do about an error of CUDA, by the code in its text; nothing for others.
+/// Suggests a remedy for a CUDA error by the code in its text; empty for other errors.
 fn device_remedy(said: &str) -> &'static str {
     let any = |codes| says(said, codes);
     if out_of_memory(said) {

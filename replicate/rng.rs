@@ -1,24 +1,21 @@
-//! Keyed, counter-based randomness: every number is a pure function of
-//! (cell, stream name, step, index), so nothing has to be saved to resume and
-//! the same noise reaches every device (a GPU makes its own from the same integers,
-//! within 4e-6).
+//! Keyed, counter-based random numbers. Every number is a pure function of (cell, stream name,
+//! step, index), so resuming needs no saved state, and every device gets the same noise (a GPU
+//! computes its own from the same integers, within 4e-6).
 //!
-//! The generator is Philox4x32-10 (Salmon et al. 2011). Transcendental
-//! functions come from `libm`, not from the platform, so the bits do not
-//! depend on the operating system.
+//! The generator is Philox4x32-10 (Salmon et al. 2011). Transcendental functions come from `libm`
+//! instead of the platform, so the bits do not depend on the operating system.
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-/// One named stream of one cell. Two streams with different names never share
-/// a number.
+/// A named stream of a cell. Streams with different names never share a number.
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
     key: [u32; 2],
 }
 
 impl Stream {
-    /// `cell` names what is being made (it contains the seed), `name` what the
+    /// Opens a stream. `cell` names the experiment, including its seed; `name` says what the
     /// numbers are for.
     pub fn new(cell: &str, name: &str) -> Stream {
         let mut hash = Sha256::new();
@@ -30,28 +27,27 @@ impl Stream {
         Stream { key: [word(0), word(4)] }
     }
 
-    /// What tells this stream from others, for a generator elsewhere.
+    /// Key of the stream, for a generator on another device.
     #[cfg(feature = "cudnn")]
     pub(crate) fn key(&self) -> [u32; 2] {
         self.key
     }
 
-    /// The draws of one step (or of one image), from its first number.
+    /// Returns the draws of one step (or of one image), from its first number.
     pub fn at(&self, step: u64) -> Draws {
         Draws { key: self.key, step, block: 0, buffer: [0; 4], left: 0 }
     }
 
-    /// `n` standard normal numbers of one step. The same values as calling
-    /// `at(step).fill_normal()`, made on all threads.
+    /// Returns `n` standard normal numbers of one step: the values of `at(step).fill_normal()`,
+    /// computed on all threads.
     pub fn normals(&self, step: u64, n: usize) -> Vec<f32> {
         self.normals_from(step, 0, n)
     }
 
-    /// Numbers `first` to `first + n` of [`Stream::normals`].
+    /// Returns numbers `first` to `first + n` of [`Stream::normals`].
     ///
     /// # Panics
-    /// If `first` is not a multiple of 4, the numbers that the generator makes at
-    /// a time.
+    /// If `first` is not a multiple of 4, the block size of the generator.
     pub fn normals_from(&self, step: u64, first: usize, n: usize) -> Vec<f32> {
         assert!(first.is_multiple_of(4), "the generator makes four numbers at a time");
         let mut out = vec![0f32; n];
@@ -87,7 +83,7 @@ impl Draws {
         self.buffer[3 - self.left]
     }
 
-    /// Uniform in [0, 1), 24 bits.
+    /// Uniform in [0, 1), with 24 random bits.
     pub fn uniform(&mut self) -> f32 {
         (self.next_u32() >> 8) as f32 * (1.0 / (1 << 24) as f32)
     }
@@ -97,7 +93,7 @@ impl Draws {
         ((self.next_u32() as u64 * n as u64) >> 32) as usize
     }
 
-    /// The numbers below `n` in a random order (Fisher and Yates).
+    /// Random permutation of the numbers below `n` (Fisher and Yates).
     pub fn permutation(&mut self, n: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..n).collect();
         for i in (1..n).rev() {
@@ -112,8 +108,8 @@ impl Draws {
         box_muller(a, b).0
     }
 
-    /// Standard normal numbers, two from every two words. Only the last value
-    /// of an odd length wastes a word.
+    /// Fills `out` with standard normal numbers, two from every two words. An odd length wastes one
+    /// number.
     pub fn fill_normal(&mut self, out: &mut [f32]) {
         for pair in out.chunks_mut(2) {
             let (a, b) = (self.next_u32(), self.next_u32());
@@ -126,8 +122,7 @@ impl Draws {
     }
 }
 
-/// Box and Muller 1958. The first word is mapped to (0, 1], so the logarithm
-/// is finite.
+/// Box-Muller transform (1958). The first word is mapped to (0, 1], so the logarithm is finite.
 fn box_muller(a: u32, b: u32) -> (f32, f32) {
     let u = ((a >> 8) + 1) as f32 * (1.0 / (1 << 24) as f32);
     let angle = (b >> 8) as f32 * (std::f32::consts::TAU / (1 << 24) as f32);

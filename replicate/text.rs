@@ -1,7 +1,7 @@
-//! Numbers and lists as people read them, the same in every command.
+//! Formats numbers and lists for people, in the same way in every command.
 
-/// A time with as many digits as it deserves: "45s", "1m30s", "8 min", "2.5 h", "43 h",
-/// "31 days", "17 years"; "unknown" where it is not a number.
+/// Formats a time with suitable precision: "45s", "1m30s", "8 min", "2.5 h", "43 h", "31 days", "17
+/// years"; "unknown" if it is not finite.
 pub fn duration(seconds: f64) -> String {
     if !seconds.is_finite() {
         return "unknown".into();
@@ -19,7 +19,7 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A size in powers of 1000 with two digits or three: "512 B", "3.1 MB".
+/// Formats a size in powers of 1000 with two or three digits: "512 B", "3.1 MB".
 pub fn bytes(n: u64) -> String {
     let (mut value, mut unit) = (n as f64, "B");
     for larger in ["kB", "MB", "GB", "TB", "PB"] {
@@ -31,7 +31,7 @@ pub fn bytes(n: u64) -> String {
     if unit != "B" && value < 9.95 { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
 }
 
-/// "19,200"
+/// Groups digits by thousands: "19,200".
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let groups: Vec<&str> =
@@ -39,13 +39,13 @@ pub fn thousands(n: u64) -> String {
     groups.join(",")
 }
 
-/// With its first letter in upper case.
+/// Capitalises the first letter.
 pub fn capital(text: &str) -> String {
     let mut letters = text.chars();
     letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
 }
 
-/// "a, b and c"
+/// Joins items: "a, b and c".
 pub fn and<T: AsRef<str>>(items: &[T]) -> String {
     let items: Vec<&str> = items.iter().map(AsRef::as_ref).collect();
     match items.split_last() {
@@ -55,7 +55,7 @@ pub fn and<T: AsRef<str>>(items: &[T]) -> String {
     }
 }
 
-/// "a, b or c"
+/// Joins items: "a, b or c".
 pub fn or<T: AsRef<str>>(items: &[T]) -> String {
     let text = and(items);
     match text.rsplit_once(" and ") {
@@ -64,12 +64,12 @@ pub fn or<T: AsRef<str>>(items: &[T]) -> String {
     }
 }
 
-/// "1 seed", "3 seeds"
+/// Formats a count with its noun: "1 seed", "3 seeds".
 pub fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-/// "unknown row 'dijz': did you mean 'dijs'? it is one of edm, …"
+/// Makes the message "unknown row 'dijz': did you mean 'dijs'? it is one of edm, …".
 pub fn unknown<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>) -> String {
     let known: Vec<&str> = known.collect();
     let nearest = known.iter().max_by(|a, b| strsim::jaro(given, a).total_cmp(&strsim::jaro(given, b)));
@@ -80,7 +80,7 @@ pub fn unknown<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>
     format!("unknown {what} '{given}': {hint}it is one of {}", known.join(", "))
 }
 
-/// Lines of at most `width` characters; a longer word is cut.
+/// Wraps text to lines of at most `width` characters; a longer word is cut.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split_whitespace() {
