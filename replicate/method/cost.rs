@@ -1,4 +1,4 @@
-//! What a method's iteration consists of, for the estimate of its time and memory.
+//! Networks and passes of a method's iteration, from which its time and memory are estimated.
 
 use crate::network::count::Count;
 use crate::network::unet::Config;
@@ -13,21 +13,22 @@ pub struct Network {
 }
 
 impl Network {
-    /// Trained and averaged: what is published.
+    /// Makes a network that is trained, averaged and published.
     pub const fn averaged(name: &'static str, size: Size) -> Network {
         Network { name, size, role: Role::Averaged }
     }
 
+    /// Makes a network that is trained.
     pub const fn trained(name: &'static str, size: Size) -> Network {
         Network { name, size, role: Role::Trained }
     }
 
-    /// A part of another network, with its parameters.
+    /// Makes a part of another network; it has no parameters of its own.
     pub const fn part(name: &'static str, size: Size) -> Network {
         Network { name, size, role: Role::Part }
     }
 
-    /// Without gradients of its parameters.
+    /// Makes a network whose parameters get no gradients.
     pub const fn frozen(name: &'static str, size: Size) -> Network {
         Network { name, size, role: Role::Frozen }
     }
@@ -68,12 +69,12 @@ impl Role {
     }
 }
 
-/// Which network it is.
+/// Kind of a network, which decides its size.
 #[derive(Clone, Copy)]
 pub enum Size {
     Denoiser,
     Critic,
-    /// Any other, counted from the scale's configuration.
+    /// Any other network, counted from the scale's configuration.
     Other(fn(&Config) -> Count),
 }
 
@@ -90,8 +91,8 @@ impl Size {
 /// Passes through a network in one iteration.
 #[derive(Clone, Copy)]
 pub struct Call {
-    /// Calls of one step share its peak of memory. Where a method has the settings of
-    /// every one-step training, its step 0 is done `critic_steps` times.
+    /// Calls of one step share its peak of memory. If a method has the settings of one-step
+    /// training, its step 0 runs `critic_steps` times.
     pub step: usize,
     pub network: &'static str,
     pub pass: Pass,
@@ -109,8 +110,8 @@ pub enum Pass {
 }
 
 impl Pass {
-    /// In forward passes: a pass backwards costs one for the gradient of the inputs and
-    /// one for that of the parameters.
+    /// Cost in forward passes. The gradient of the inputs costs one forward pass, and so does that
+    /// of the parameters.
     pub fn forwards(self) -> f64 {
         match self {
             Pass::Forward => 1.0,

@@ -1,5 +1,5 @@
-//! The paper, and the other rows of Table 1: one file, one method. This page has the
-//! traits and the registry, which is the only place that knows all methods.
+//! The methods of the paper and of the other rows of Table 1, one file for each. This module has
+//! the traits and the registry, which is the only place that knows all methods.
 
 pub mod cost;
 pub mod equations;
@@ -24,47 +24,47 @@ use crate::train::Method;
 use candle_core::{Device, Result, Tensor};
 use std::fmt::{Display, Formatter};
 
-/// From latents to images, by networks that are not trained any more.
+/// Makes images from latents with trained networks.
 pub trait Sampler {
-    /// Network calls an image.
+    /// Network calls for one image (NFE).
     fn nfe(&self) -> usize;
 
-    /// Latents of one image: one, where nothing is random but where it starts.
+    /// Latents for one image: 1 if only the start is random.
     fn latents(&self) -> usize {
         1
     }
 
-    /// Images (B, C, H, W) in [-1, 1] of latents z ~ N(0, I) of that shape; of several for an
-    /// image, one behind the other among the channels.
+    /// Makes images (B, C, H, W) in [-1, 1] from latents z ~ N(0, I) of the same shape. If an image
+    /// takes several latents, they are concatenated along the channels.
     fn sample(&self, z: &Tensor) -> Result<Tensor>;
 }
 
-/// What a method is built from.
+/// Inputs from which a method is built.
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
     pub device: &'a Device,
     pub network: &'a Config,
     pub settings: &'a OneStep,
     pub overrides: &'a Overrides,
-    /// Images that the training sees.
+    /// Images of the whole training.
     pub images: u64,
     pub start: Starts<'a>,
-    /// Names the streams of what is drawn.
+    /// Key of the random streams.
     pub cell: &'a str,
 }
 
-/// Weights of the initialisation; `None` draws everything.
+/// Weights of the initialisation; `None` means random.
 #[derive(Clone, Copy, Default)]
 pub struct Starts<'a> {
-    /// Of the row: also of a method's teacher.
+    /// Initialisation of the row, and of a method's teacher.
     pub row: Option<&'a Arrays>,
     pub generator: Option<&'a Arrays>,
-    /// Of the critic, or of the fake score.
+    /// Initialisation of the critic, or of the fake score.
     pub critic: Option<&'a Arrays>,
 }
 
 impl Setup<'_> {
-    /// A method's own settings.
+    /// Returns a method's own settings.
     pub fn own<S: Settings>(&self) -> S {
         S::with(self.overrides)
     }
@@ -72,24 +72,24 @@ impl Setup<'_> {
 
 pub type Build = fn(&Setup) -> Result<Box<dyn Method>>;
 
-/// What the rest of the program knows of a method.
+/// Description of a method for the rest of the program.
 #[derive(Clone, Copy)]
 pub struct Spec {
-    /// Its line in the key of a result.
+    /// Name in the key of a result.
     pub name: &'static str,
-    /// Where it is written down.
+    /// Source in the literature.
     pub cite: &'static str,
-    /// Its source: part of the key of its results.
+    /// Source file; its digest is part of the key of the results.
     pub file: &'static str,
-    /// What its keys say of the code that they name by its values, not its source.
+    /// Digest of code that keys identify by its values instead of its source.
     pub fingerprint: Option<fn() -> String>,
-    /// `None` where the weights of the initialisation are sampled as they are.
+    /// `None` if the weights of the initialisation are sampled without further training.
     pub training: Option<Trained>,
-    /// Network calls an image.
+    /// Network calls for one image (NFE).
     pub nfe: fn(&Overrides) -> usize,
-    /// The method's own settings, beside those of every one-step training: `&[Sid::listed]`.
+    /// The method's own settings, in addition to those of one-step training: `&[Sid::listed]`.
     pub settings: &'static [fn(&Overrides) -> Vec<Setting>],
-    /// The sampler of the published weights.
+    /// Makes the sampler of the published weights.
     pub sampler: fn(&Setup, &Arrays) -> Result<Box<dyn Sampler>>,
 }
 
@@ -98,10 +98,10 @@ pub struct Trained {
     pub build: Build,
     pub networks: &'static [Network],
     pub calls: &'static [Call],
-    /// Images of the published training, where the method knows no pre-training. It sees no
-    /// more than the others' pre-training and one-step training together.
+    /// Images of the published training, for a method without pre-training. It sees at most as many
+    /// as the other methods in pre-training and one-step training together.
     pub from_scratch: Option<u64>,
-    /// Images of a published training that is short by its nature: it sees no more.
+    /// Images of the published training, if that is short by design; it sees no more.
     pub at_most: Option<u64>,
 }
 
@@ -110,12 +110,12 @@ pub struct Trained {
 pub enum Data {
     /// The ten target classes: CIFAR-10, or the digits.
     Target,
-    /// More images of the target classes, which no network is trained on: scores compare with
-    /// them where the training images would flatter.
+    /// More images of the target classes, which no network is trained on. Scores compare with them
+    /// if the training images would favour a network that memorises.
     HeldOut,
     /// The first n source classes: CIFAR-100 without overlap, or invented characters.
     Sources(usize),
-    /// The first n invented characters, also where the sources are files.
+    /// The first n invented characters, also if the sources are files.
     Characters(usize),
 }
 
@@ -130,7 +130,7 @@ impl Display for Data {
     }
 }
 
-/// What a row starts from (Table 2).
+/// Initialisation of a row (Table 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Initialization {
     Random,
@@ -141,7 +141,7 @@ pub enum Initialization {
 }
 
 impl Initialization {
-    /// The images of its pre-training.
+    /// Returns the images of its pre-training.
     pub fn data(self) -> Data {
         match self {
             Initialization::MultiLevel(data) => data,
@@ -160,10 +160,10 @@ impl Display for Initialization {
     }
 }
 
-/// Where a network of a row starts.
+/// Initialisation of one network of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// As the row does.
+    /// The same as the row's.
     Row,
     From(Initialization),
 }
@@ -194,12 +194,12 @@ pub struct Row {
     pub id: &'static str,
     pub method: Spec,
     pub start: Initialization,
-    /// Where the generator starts, if not where all other networks do.
+    /// Row whose generator this row starts from; `None` if it starts like the other networks.
     pub generator: Option<FirstStage>,
 }
 
-/// A row whose generator another row's goes on from: that of the same seed, or the published
-/// one where the networks of a scale are published.
+/// A row whose generator another row continues from: that of the same seed, or the published one
+/// for scales whose networks are published.
 #[derive(Clone, Copy)]
 pub struct FirstStage {
     pub row: &'static str,
@@ -208,7 +208,7 @@ pub struct FirstStage {
 }
 
 impl Row {
-    /// The row whose generator this row's starts from.
+    /// Returns the row whose generator this row starts from.
     ///
     /// # Panics
     /// If the registry does not have it.
@@ -235,11 +235,11 @@ const fn row(id: &'static str, method: Spec, start: Initialization) -> Row {
 
 const DIJS: Spec = ratio!(DiJs, "Eq 9");
 
-/// The full multi-level initialisation, which the others are compared with.
+/// The full multi-level initialisation, with which Table 2 compares the others.
 pub const FULL_INITIALIZATION: Row = row("dijs", DIJS, FULL);
 
-/// Table 1, the paper's own rows first. A new method is its file, a line here, and a line
-/// in paper/table1.csv.
+/// Table 1, the paper's own rows first. A new method needs its file, a line here, and a line in
+/// paper/table1.csv.
 pub const TABLE1: &[Row] = &[
     row("edm", edm::SPEC, FULL),
     row("diff-instruct", diff_instruct::SPEC, FULL),
@@ -265,7 +265,7 @@ pub const TABLE2: &[Row] = &[
     FULL_INITIALIZATION,
 ];
 
-/// Rows of no table: what the paper says of Diffusion-GAN, put to the test.
+/// Rows outside the tables, which test the paper's statements about Diffusion-GAN.
 pub const ABLATIONS: &[Row] = &[
     row("diff-gan-no-r1", diffusion_gan::NO_R1, Initialization::Random),
     row("diff-gan-near-r1", diffusion_gan::APPROXIMATE, Initialization::Random),
@@ -275,7 +275,7 @@ pub const ABLATIONS: &[Row] = &[
     row("diff-gan-unet-none-no-r1", diffusion_gan::UNETS_NO_R1, Initialization::Random),
 ];
 
-/// Every row once.
+/// Returns every row once.
 pub fn all_rows() -> impl Iterator<Item = Row> {
     let table2 = TABLE2.iter().filter(|row| **row != FULL_INITIALIZATION);
     TABLE1.iter().chain(table2).chain(ABLATIONS).copied()

@@ -1,17 +1,17 @@
-//! Noise levels and their weights (Karras et al. 2022, Table 1), host-side float32.
+//! Noise levels and their weights (Karras et al. 2022, Table 1), in float32 on the host.
 
 use crate::network::precondition::SIGMA_DATA;
 use crate::settings::Choice;
 use crate::train::batch::Batch;
 use candle_core::Result;
 
-/// Where noise levels come from while a network trains.
+/// Distribution of the noise levels in training.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Levels {
-    /// ln sigma ~ N(mean, sd^2): EDM's training distribution; the paper is
-    /// silent, and its closest relatives (Diff-Instruct, SiD) use it.
+    /// ln sigma ~ N(mean, sd^2), EDM's training distribution. The paper does not give one; its
+    /// closest relatives (Diff-Instruct, SiD) use this.
     LogNormal { mean: f32, sd: f32 },
-    /// Uniform in sigma^(1/7), from 0.002 over this share of the way to 80 (SiD).
+    /// Uniform in sigma^(1/7), from 0.002 up to the fraction `share` of the way to 80 (SiD).
     SeventhRoot { share: f64 },
     /// One level only: the paper's "single-level DSM" (section 3).
     Fixed(f32),
@@ -22,7 +22,7 @@ impl Levels {
         Levels::LogNormal { mean: mean as f32, sd: sd as f32 }
     }
 
-    /// One level for each image of the batch, from the stream of that name.
+    /// Draws one level for each image of the batch, from the stream `name`.
     pub fn draw(&self, batch: &Batch, name: &str) -> Result<Vec<f32>> {
         match *self {
             Levels::LogNormal { mean, sd } => {
@@ -50,8 +50,8 @@ pub const SIGMA_MIN: f64 = 0.002;
 pub const SIGMA_MAX: f64 = 80.0;
 const RHO: f64 = 7.0;
 
-/// The level at place `v` of EDM's grid, which is uniform in sigma^(1/7) from 0.002 at 0 to
-/// 80 at 1 (Eq 5).
+/// Returns the level at position `v` of EDM's grid, which is uniform in sigma^(1/7) from 0.002 at 0
+/// to 80 at 1 (Eq 5).
 pub fn seventh_root(v: f64) -> f64 {
     let (max, min) = (libm::pow(SIGMA_MAX, 1.0 / RHO), libm::pow(SIGMA_MIN, 1.0 / RHO));
     libm::pow(max + (1.0 - v) * (min - max), RHO)
@@ -63,10 +63,10 @@ pub fn edm_weight(sigma: f32) -> f32 {
     (sigma * sigma + d2) / (sigma * sigma * d2)
 }
 
-/// Where the generator's step takes its noise levels from.
+/// Distribution of the noise levels in the generator's step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum GeneratorLevels {
-    /// Those of the critic's step.
+    /// The same as in the critic's step.
     LogNormal,
     /// SiD's: the lower [`SHARE`] of EDM's grid.
     Karras,
@@ -77,10 +77,10 @@ impl Choice for GeneratorLevels {
         &[("lognormal", GeneratorLevels::LogNormal), ("karras", GeneratorLevels::Karras)];
 }
 
-/// Of the way to 80: SiD's 800 of 1000.
+/// Fraction of EDM's grid that SiD uses: 800 of 1000 levels.
 pub const SHARE: f64 = 0.8;
 
-/// Weight of the generator's loss over noise levels.
+/// Weight of the generator's loss as a function of the noise level.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Weight {
     /// The paper's w(t) = sigma^2 (appendix B).
@@ -93,7 +93,7 @@ impl Choice for Weight {
 }
 
 impl Weight {
-    /// At one level an image.
+    /// Returns the weight of each image for levels `sigma` (B).
     pub fn of(self, sigma: &[f32]) -> Vec<f32> {
         match self {
             Weight::SigmaSquared => sigma.iter().map(|s| s * s).collect(),

@@ -1,5 +1,4 @@
-//! What every one-step row shares: the generator g(z) = D(sigma_init z; sigma_init), and
-//! how it is trained.
+//! The one-step generator g(z) = D(sigma_init z; sigma_init), its settings and its training.
 
 use crate::method::noise::{GeneratorLevels, Levels, SHARE, Weight};
 use crate::method::{Sampler, Setup, Start};
@@ -53,7 +52,7 @@ impl OneStep {
         Levels::log_normal(self.p_mean, self.p_std)
     }
 
-    /// Of the generator's step.
+    /// Noise levels of the generator's step.
     pub fn generator_levels(&self) -> Levels {
         match self.generator_levels {
             GeneratorLevels::LogNormal => self.levels(),
@@ -65,13 +64,14 @@ impl OneStep {
         AdamConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps, rectified: false }
     }
 
-    /// Of the images that the critic sees.
+    /// Augmentation of the images that the critic sees.
     pub fn augmentation(&self) -> Augmentation {
         Augmentation { p: self.augment_p }
     }
 }
 
-/// g(z) = D(sigma_init z; sigma_init), images (B, C, H, W) of latents of that shape.
+/// Computes g(z) = D(sigma_init z; sigma_init), images (B, C, H, W), from latents z of the same
+/// shape.
 pub fn one_step(denoiser: &Denoiser, z: &Tensor, sigma_init: f64) -> Result<Tensor> {
     denoiser.forward(&(z * sigma_init)?, &vec![sigma_init as f32; z.dim(0)?], None)
 }
@@ -84,26 +84,26 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// Line 2 of both algorithms: it starts from the pre-trained weights, or is drawn, or
-    /// starts from another row's generator.
+    /// Line 2 of both algorithms: the generator starts from the pre-trained weights, from another
+    /// row's generator, or from random weights.
     pub fn new(setup: &Setup) -> Result<Generator> {
         let s = setup.settings;
         let net = denoiser(setup, "generator", setup.start.generator)?.averaged(s.ema_half_life)?;
         Ok(Generator { net, sigma_init: s.sigma_init, lr: s.generator_lr })
     }
 
-    /// Never cuts `images` consecutive images of a batch apart.
+    /// Keeps every `images` consecutive images of a batch in one microbatch.
     pub fn in_groups(mut self, images: usize) -> Generator {
         self.net = self.net.in_groups(images);
         self
     }
 
-    /// Images without gradients.
+    /// Generates images without gradients.
     pub fn frozen(&self, z: &Tensor) -> Result<Tensor> {
         one_step(&self.net.frozen, z, self.sigma_init)
     }
 
-    /// Lines 5 and 6: one step down `loss`, a function of generated images.
+    /// Lines 5 and 6: takes one step on `loss`, a function of generated images.
     pub fn descend(
         &mut self,
         batch: &Batch,
@@ -113,8 +113,8 @@ impl Generator {
         Ok(values.into_iter().next().expect("a loss"))
     }
 
-    /// One step down the first of several values; none where the generator is not to move
-    /// yet. Its average then stays what it is, too.
+    /// Takes one step on the first of several values. If `moves` is false, neither the generator
+    /// nor its average changes.
     pub fn follow(
         &mut self,
         batch: &Batch,
@@ -132,8 +132,8 @@ impl Generator {
     }
 }
 
-/// A U-Net in training that starts from the weights `start`, or is drawn in the
-/// streams of `part`.
+/// Makes a U-Net for training, with the weights `start` or with random weights from the streams of
+/// `part`.
 pub fn denoiser(setup: &Setup, part: &str, start: Option<&Arrays>) -> Result<Net<Denoiser>> {
     let (none, cell) = (Arrays::new(), format!("{} {part}", setup.cell));
     let drawn: &[&str] = if start.is_some() { &[] } else { &[""] };
@@ -157,7 +157,7 @@ impl Sampler for OneCall {
     }
 }
 
-/// The generator with these weights.
+/// Makes the sampler of the generator with these weights.
 pub fn sampler(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
     let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
     Ok(Box::new(OneCall { denoiser, sigma_init: setup.settings.sigma_init }))

@@ -44,7 +44,7 @@ settings! {
 }
 
 impl Pretraining {
-    /// Of a multi-level pre-training.
+    /// Noise levels of a multi-level pre-training.
     pub fn levels(&self) -> Levels {
         Levels::log_normal(self.p_mean, self.p_std)
     }
@@ -65,11 +65,11 @@ pub struct ScoreMatching {
     net: Net<Denoiser>,
 }
 
-/// Images of a step in memory at a time, as EDM's 512 on eight devices.
+/// Images of a step in memory at a time; EDM has 512 on eight devices.
 pub const MICROBATCH: usize = 64;
 
 impl ScoreMatching {
-    /// `cell` names the random streams.
+    /// Makes the training with random weights; `cell` is the key of the random streams.
     pub fn new(
         device: &Device,
         network: &Config,

@@ -1,5 +1,5 @@
-//! Preprocessing of the FID network: TensorFlow 1's bilinear resize to 299 x 299, then (x - 128) /
-//! 128.
+//! Preprocessing of the FID network: TensorFlow 1's bilinear resize to 299 x 299, then
+//! (x - 128) / 128.
 
 use crate::data::Images;
 use rayon::prelude::*;

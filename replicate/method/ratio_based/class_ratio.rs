@@ -1,5 +1,5 @@
-//! Algorithm 2: a one-step generator from class-ratio estimation, without a teacher's
-//! scores (section 3.2, Eq 6-10). Rows DiKL, DiJS and DiRM of Table 1; all of Table 2.
+//! Algorithm 2: trains a one-step generator by class-ratio estimation, without a teacher's scores
+//! (section 3.2, Eq 6-10). Rows DiKL, DiJS and DiRM of Table 1; all of Table 2.
 
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{Divergence, class_ratio, diffuse};
@@ -17,7 +17,7 @@ use candle_core::{Device, Result, Tensor, Var};
 const NETWORKS: &[Network] =
     &[Network::averaged("generator", Size::Denoiser), Network::trained("critic", Size::Critic)];
 
-/// The rows differ in their divergence alone: `ratio!(DiJs, "Eq 9")`.
+/// Makes the row of a divergence, for example `ratio!(DiJs, "Eq 9")`. The rows differ only in it.
 macro_rules! ratio {
     ($divergence:ident, $equation:literal) => {
         $crate::method::ratio_based::class_ratio::spec(
@@ -30,6 +30,7 @@ macro_rules! ratio {
 }
 pub(crate) use ratio;
 
+/// Describes the method with one divergence, which `build` and `fingerprint` belong to.
 pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerprint: fn() -> String) -> Spec {
     let calls = &[
         Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
@@ -52,8 +53,9 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerpr
     }
 }
 
-/// Names a divergence by the values and slopes of its phi, so that another divergence in
-/// the same source changes no key. Rounded: the last bits are the machine's.
+/// Identifies a divergence by the values and slopes of its phi, so that another divergence in the
+/// same source changes no key. The values are rounded, because their last bits depend on the
+/// machine.
 pub fn fingerprint(divergence: Divergence) -> String {
     let logits: Vec<f64> = (-32..=32).map(|i| 0.25 * f64::from(i)).collect();
     let values = || {
@@ -72,6 +74,7 @@ pub fn build(setup: &Setup, divergence: Divergence) -> Result<Box<dyn Method>> {
     Ok(Box::new(ClassRatio::new(setup, divergence)?))
 }
 
+/// Class-ratio estimation in training: generator and critic.
 pub struct ClassRatio {
     generator: Generator,
     critic: Net<Critic>,
@@ -80,8 +83,8 @@ pub struct ClassRatio {
 }
 
 impl ClassRatio {
-    /// Line 2: the critic's encoder starts as the generator's does, where nothing is changed; its
-    /// head is drawn.
+    /// Line 2: the critic's encoder starts like the generator, unless a setting changes that. Its
+    /// head is random.
     pub fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
         let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
         let start = setup.start.critic;
@@ -116,7 +119,7 @@ impl Method for ClassRatio {
             Ok(vec![class_ratio(&l_real, &l_fake)?, c_real, c_fake])
         })?;
 
-        // Lines 5 and 6: down the estimated divergence, by w(t) (Eq 8-10, appendix B).
+        // Lines 5 and 6: a step on the divergence, weighted by w(t) (Eq 8-10, appendix B).
         let critic_net = &self.critic.frozen;
         let generator = self.generator.descend(batch, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;
@@ -133,7 +136,7 @@ impl Method for ClassRatio {
     }
 }
 
-/// The mean of c = sigmoid(l), without a gradient.
+/// Returns the mean of c = sigmoid(l), without a gradient.
 fn probability(logits: &Tensor) -> Result<Tensor> {
     let e = (logits.detach().neg()?.exp()? + 1.0)?;
     e.recip()?.mean_all()

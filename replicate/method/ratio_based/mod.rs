@@ -1,4 +1,4 @@
-//! Methods that estimate a ratio of densities with a critic.
+//! Methods that estimate a density ratio with a critic.
 
 pub mod class_ratio;
 pub mod diffusion_gan;

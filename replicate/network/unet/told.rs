@@ -13,8 +13,8 @@ pub struct Conditioning<'a> {
     pub augment: Option<&'a [f32]>,
 }
 
-/// Frequencies f of the positional embedding of c_noise, rows [sin n f | cos n f]. EDM computes cos
-/// | sin and swaps the halves.
+/// Frequencies f of the positional embedding of c_noise, rows [sin n f | cos n f]. EDM
+/// computes the cosines first and then swaps the halves.
 pub(super) struct Positions(Vec<f32>);
 
 impl Positions {

@@ -1,19 +1,19 @@
-//! The diffusion of Diffusion-GAN, and how its length follows the discriminator.
+//! The diffusion of Diffusion-GAN, whose length adapts to the discriminator.
 
 use crate::network::mix;
 use candle_core::{Result, Tensor};
 
-/// Noise that all of the diffusion adds, as a share of the images' unit.
+/// Standard deviation of the noise of a complete diffusion, in units of the images.
 const NOISE: f32 = 0.05;
 
-/// The diffusion in T steps: x_t = signal_t x + noise_t eps, from t = 0, the image, to T.
+/// A diffusion in T steps: x_t = signal_t x + noise_t eps, from the image at t = 0 to t = T.
 pub struct Chain {
     signal: Vec<f32>,
     noise: Vec<f32>,
 }
 
 impl Chain {
-    /// beta_i from 1e-4 to 0.02 in equal steps, whatever their number.
+    /// Makes a diffusion with beta_i in equal steps from 1e-4 to 0.02, for any number of steps.
     pub fn new(steps: usize) -> Chain {
         let beta = |i: usize| 1e-4 + (0.02 - 1e-4) * i as f64 / (steps.max(2) - 1) as f64;
         let (mut kept, mut signal, mut noise) = (1f32, vec![1.0], vec![0.0]);
@@ -25,38 +25,38 @@ impl Chain {
         Chain { signal, noise }
     }
 
-    /// T
+    /// Number of steps T.
     pub fn steps(&self) -> usize {
         self.signal.len() - 1
     }
 
-    /// Factors of an image's signal after `t` steps, one for each.
+    /// Returns the factors of the images' signal after `t` steps, one for each image.
     pub fn signal(&self, t: &[usize]) -> Vec<f32> {
         t.iter().map(|t| self.signal[*t]).collect()
     }
 
-    /// Standard deviations of the noise after `t` steps.
+    /// Returns the standard deviations of the noise after `t` steps, one for each image.
     pub fn noise(&self, t: &[usize]) -> Vec<f32> {
         t.iter().map(|t| self.noise[*t]).collect()
     }
 
-    /// Images `x` (B, C, H, W) after `t` steps (B).
+    /// Diffuses images `x` (B, C, H, W) for `t` steps (B).
     pub fn diffuse(&self, x: &Tensor, t: &[usize], eps: &Tensor) -> Result<Tensor> {
         mix(x, &self.signal(t), eps, &self.noise(t))
     }
 
-    /// The times from which each image draws its own: of every number `u` in [0, 1) one between
-    /// 1 and T, t as likely as t - 1 is large, and as many zeros.
+    /// Returns the times that images choose from: for every number `u` in [0, 1) a time t from 1 to
+    /// T with probability proportional to t - 1, and equally many zeros.
     pub fn times(&self, u: &[f64]) -> Vec<usize> {
         let last = self.steps();
         let all = (last * (last - 1) / 2) as f64;
-        // The share of t and below is t (t - 1) / 2 of all.
+        // The probability of times up to t is t (t - 1) / 2 divided by that of T.
         let drawn = u.iter().map(|u| (1..last).find(|t| (t * (t - 1) / 2) as f64 / all > *u).unwrap_or(last));
         drawn.chain(std::iter::repeat_n(0, u.len())).collect()
     }
 }
 
-/// How far images are diffused: further while the discriminator knows the data too well.
+/// Length of the diffusion, which grows while the discriminator recognises the data too well.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Adaptive {
     /// Between 0 and 1.
@@ -73,12 +73,13 @@ impl Adaptive {
     /// Iterations from one change to the next.
     pub const EVERY: u64 = 4;
 
-    /// T
+    /// Number of steps T at the present p.
     pub fn steps(&self) -> usize {
         libm::rint(Self::FEWEST + (Self::MOST - Self::FEWEST) * self.p) as usize
     }
 
-    /// After iterations of `batch` images in which `sign` was the mean sign of the logits of data.
+    /// Updates p after iterations of `batch` images; `sign` is the mean sign of the logits of data
+    /// in them.
     pub fn update(&mut self, sign: f64, batch: usize) {
         let step = (batch as u64 * Self::EVERY) as f64 / Self::IMAGES;
         let direction = if sign == Self::TARGET { 0.0 } else { (sign - Self::TARGET).signum() };

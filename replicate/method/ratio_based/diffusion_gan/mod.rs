@@ -1,6 +1,7 @@
-//! Diffusion-GAN (Wang et al. 2023): a GAN from scratch whose discriminator sees images after
-//! some steps of a diffusion, as many as it can bear. What the paper leaves open is as in its
-//! code (Zhendong-Wang/Diffusion-GAN at 2ca5e7a, `--cfg cifar --target 0.6 --ts_dist priority`).
+//! Diffusion-GAN (Wang et al. 2023): a GAN without pre-training, whose discriminator sees diffused
+//! images. The length of the diffusion adapts to the discriminator. Details that the paper leaves
+//! open follow its code (Zhendong-Wang/Diffusion-GAN at 2ca5e7a,
+//! `--cfg cifar --target 0.6 --ts_dist priority`).
 
 pub mod chain;
 mod players;
@@ -23,20 +24,21 @@ use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
 use candle_core::{Result, Tensor, Var};
 
+/// Diffusion-GAN as published.
 pub const SPEC: Spec =
     spec("diffusion-gan", CALLS, |setup| Ok(Box::new(StyleGan::train(setup, &setup.own())?)));
 
-/// Without the gradient penalty.
+/// The same without the gradient penalty.
 pub const NO_R1: Spec = spec("diffusion-gan without R1", CALLS.split_at(4).0, |setup| {
     Ok(Box::new(StyleGan::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
 });
 
-/// With differences in the place of the gradient.
+/// The same with differences of logits instead of the gradient.
 pub const APPROXIMATE: Spec = spec("diffusion-gan, approximate R1", CALLS, |setup| {
     Ok(Box::new(StyleGan::train(setup, &DiffGan { penalty: Penalty::Approximate, ..setup.own() })?))
 });
 
-/// The home of every variant.
+/// Source file of all variants.
 const FILE: &str = file!();
 
 const NETWORKS: &[Network] = &[
@@ -44,7 +46,7 @@ const NETWORKS: &[Network] = &[
     Network::trained("critic", Size::Other(|config| Discriminator::count(&networks(config, 1)))),
 ];
 
-/// The last two are the penalty's: the slope, then images and tangents in the place of two passes.
+/// The last two are for the penalty: the slope, then images and tangents, which cost two passes.
 const CALLS: &[Call] = &[
     Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
     Call { step: 0, network: "critic", pass: Pass::Through, times: 1.0 },
@@ -92,7 +94,7 @@ settings! {
     }
 }
 
-/// What stands for R1.
+/// Form of the gradient penalty R1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Penalty {
     Exact,
@@ -106,8 +108,8 @@ impl Choice for Penalty {
 }
 
 impl DiffGan {
-    /// Adam of a network whose regulariser takes a step of its own after every `every` others:
-    /// as if the `every` and one were one step (StyleGAN2).
+    /// Returns learning rate and Adam of a network whose regulariser takes an extra step after
+    /// every `every` steps, corrected so that these `every` + 1 steps count as `every` (StyleGAN2).
     fn adam(&self, every: u64) -> (f64, AdamConfig) {
         let share = every as f64 / (every + 1) as f64;
         let beta2 = libm::pow(self.beta2, share);
@@ -115,20 +117,21 @@ impl DiffGan {
     }
 }
 
-/// Times that are drawn beside as many zeros.
+/// Times that are drawn; equally many zeros are added.
 const TIMES: usize = 32;
-/// Size of the differences of the approximate penalty.
+/// Size of the differences in the approximate penalty.
 const BESIDE: f64 = 0.01;
 
+/// Diffusion-GAN in training.
 pub struct DiffusionGan<P: Players> {
     players: P,
     generator: Net<P::Generator>,
     critic: Net<P::Critic>,
     settings: DiffGan,
-    /// Of the generator and of the critic.
+    /// Learning rates of the generator and of the critic.
     rates: [f64; 2],
     adaptive: Adaptive,
-    /// Sum of the mean signs of the logits of data since T was last changed, and their number.
+    /// Sum of the mean signs of the logits of data since the last change of T, and their number.
     signs: [f64; 2],
 }
 
@@ -144,7 +147,8 @@ impl<P: Players> DiffusionGan<P> {
         DiffusionGan { players, generator, critic, settings, rates, adaptive, signs: [0.0; 2] }
     }
 
-    /// R1's step of its own, and the mean sign of the logits of data.
+    /// Takes the extra step on R1. Returns the weighted penalty and the mean sign of the logits of
+    /// data.
     fn penalize(&mut self, batch: &Batch, diffusion: &Diffusion) -> Result<[Tensor; 2]> {
         let DiffGan { gamma, penalty_every, penalty, .. } = self.settings;
         let weight = 0.5 * gamma * penalty_every as f64;
@@ -177,7 +181,7 @@ impl<P: Players> Method for DiffusionGan<P> {
         let diffusion = Diffusion::new(batch, self.adaptive.steps())?;
         let (players, [generator_lr, lr]) = (&self.players, self.rates);
 
-        // Gmain: the logits of samples rise.
+        // Gmain: raises the logits of generated images.
         let frozen = &self.critic.frozen;
         let generator = self.generator.descend(batch, generator_lr, |generator, b| {
             let fake = players.generate(generator, b, "generator")?;
@@ -185,7 +189,7 @@ impl<P: Players> Method for DiffusionGan<P> {
             Ok(vec![generator_loss(&players.logits(frozen, &seen)?)?])
         })?;
 
-        // Dmain, against the generator as it now is.
+        // Dmain, with the updated generator.
         let frozen = &self.generator.frozen;
         let critic = self.critic.descend(batch, lr, |critic, b| {
             let fake = players.generate(frozen, b, "critic")?;
@@ -225,19 +229,19 @@ impl<P: Players> Method for DiffusionGan<P> {
     }
 }
 
-/// Training images, mirrored where the scale augments.
+/// Draws training images, mirrored if the scale augments images.
 fn real(b: &Batch) -> Result<Tensor> {
     b.mirror("critic.mirror", &b.images("critic.index")?)
 }
 
-/// How the images of an iteration are diffused.
+/// Diffusion of the images of an iteration.
 struct Diffusion {
     chain: Chain,
     times: Vec<usize>,
 }
 
 impl Diffusion {
-    /// The times are drawn anew when T may change.
+    /// Times are drawn anew at the iterations in which T may change.
     fn new(batch: &Batch, steps: usize) -> Result<Diffusion> {
         let chain = Chain::new(steps);
         let u = batch.common("times", Adaptive::EVERY, TIMES, Draws::uniform)?;
@@ -245,7 +249,8 @@ impl Diffusion {
         Ok(Diffusion { chain, times })
     }
 
-    /// `x`, which are `of` data or samples, each after a time of its own.
+    /// Diffuses `x`, each image for a random time. `of` names them in the streams: "real" or
+    /// "fake".
     fn see(&self, b: &Batch, step: &str, of: &str, x: &Tensor) -> Result<Seen> {
         let u = b.each(&format!("{step}.t_{of}"), Draws::uniform)?;
         let t: Vec<usize> = u.iter().map(|u| self.times[(u * self.times.len() as f32) as usize]).collect();
@@ -254,27 +259,27 @@ impl Diffusion {
     }
 }
 
-/// What the generator minimises: mean softplus(-l) of the logits of its images.
+/// The generator's loss: the mean softplus(-l) of the logits (B) of its images.
 pub fn generator_loss(fake: &Tensor) -> Result<Tensor> {
     softplus(&fake.neg()?)?.mean_all()
 }
 
 /// The gradient penalty R1 of the logits of data (Mescheder et al. 2018).
 pub struct R1 {
-    /// The mean over images of |grad l|^2, with respect to the image before its diffusion and l
-    /// the sum of all logits.
+    /// The mean over images of |grad l|^2. The gradient is with respect to the image before its
+    /// diffusion, and l is the sum of all logits.
     pub size: Tensor,
-    /// Its gradient with respect to the parameters is that of `size`; its value is twice as
+    /// Loss whose gradient with respect to the parameters is that of `size`. Its value is twice as
     /// large.
     pub loss: Tensor,
-    /// Without gradients.
+    /// Logits without gradients.
     pub logits: Tensor,
 }
 
-/// R1 of `seen`; `frozen` is the critic without gradients.
+/// Computes R1 at the images `seen`. `frozen` is the critic without gradients.
 ///
-/// With v = grad l held constant, |grad l|^2 has twice the gradient of <v, grad l>, which is
-/// the derivative of l along v: no second derivative is needed.
+/// With v = grad l held constant, |grad l|^2 has twice the gradient of <v, grad l>, which is the
+/// derivative of l along v. So no second derivative is needed.
 pub fn r1<P: Players>(players: &P, critic: &P::Critic, frozen: &P::Critic, seen: &Seen) -> Result<R1> {
     let images = seen.x.dim(0)? as f64;
     let x = Var::from_tensor(&seen.x.detach())?;
@@ -282,15 +287,16 @@ pub fn r1<P: Players>(players: &P, critic: &P::Critic, frozen: &P::Critic, seen:
     let Some(slope) = elsewhere::gradients(&logits.sum_all()?)?.remove(&x) else {
         candle_core::bail!("the logits do not depend on the images")
     };
-    // From the diffused image to the image, and of a step along it back to the diffused one.
+    // Chain rule: from the diffused image to the image, and for the step along v back to the
+    // diffused image.
     let v = scale_images(&slope.detach(), &seen.signal)?;
     let along = players.along(critic, seen, &scale_images(&v, &seen.signal)?)?;
     let (size, loss) = ((v.sqr()?.sum_all()? / images)?, (along.sum_all()? * (2.0 / images))?);
     Ok(R1 { size, loss, logits: logits.detach() })
 }
 
-/// What is taken for R1 where the derivative is not (Lin et al. 2025): the mean squared
-/// difference of the logits of images and of the same images `sigma` beside, over sigma^2.
+/// Approximates R1 without derivatives (Lin et al. 2025): the mean squared difference between the
+/// logits (B) of images and of the same images with noise of size `sigma`, divided by sigma^2.
 pub fn approximate_r1(logits: &Tensor, beside: &Tensor, sigma: f64) -> Result<R1> {
     let size = ((logits - beside)?.sqr()?.mean_all()? / (sigma * sigma))?;
     Ok(R1 { loss: size.clone(), size, logits: logits.detach() })

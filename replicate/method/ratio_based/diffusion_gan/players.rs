@@ -1,4 +1,4 @@
-//! Who plays: StyleGAN2's networks, and those of the paper.
+//! Generator and critic of Diffusion-GAN: StyleGAN2's networks here, or those of the paper.
 
 use super::chain::Chain;
 use super::{DiffGan, DiffusionGan};
@@ -10,8 +10,8 @@ use crate::train::batch::Batch;
 use crate::train::net::Net;
 use candle_core::{Result, Tensor};
 
-/// Images (B, C, H, W) as a critic sees them: x_t, after `t` steps that took `signal` of the
-/// image and brought `noise`, each (B).
+/// Images (B, C, H, W) as a critic sees them: x_t after `t` steps, with factor `signal` of the
+/// image and standard deviation `noise`, each (B).
 pub struct Seen {
     pub x: Tensor,
     pub t: Vec<f32>,
@@ -25,28 +25,29 @@ impl Seen {
         Seen { x, t: t.iter().map(|t| *t as f32).collect(), signal, noise }
     }
 
-    /// The same of other images.
+    /// Replaces the images.
     pub fn with(&self, x: Tensor) -> Seen {
         Seen { x, t: self.t.clone(), signal: self.signal.clone(), noise: self.noise.clone() }
     }
 }
 
-/// A generator and a critic, and how each is asked.
+/// A pair of generator and critic, and how to call them.
 pub trait Players {
     type Generator;
     type Critic;
 
-    /// Images of what the batch draws under names that begin with `step`.
+    /// Generates images; the batch draws their latents under names that begin with `step`.
     fn generate(&self, generator: &Self::Generator, b: &Batch, step: &str) -> Result<Tensor>;
 
-    /// Logits (B), positive for data.
+    /// Computes logits (B), positive for data.
     fn logits(&self, critic: &Self::Critic, seen: &Seen) -> Result<Tensor>;
 
-    /// Their derivatives along `dx`, whose gradients with respect to the parameters are exact.
+    /// Computes the derivatives of the logits along `dx`; their gradients for the parameters are
+    /// exact.
     fn along(&self, critic: &Self::Critic, seen: &Seen, dx: &Tensor) -> Result<Tensor>;
 }
 
-/// StyleGAN2's.
+/// The networks of StyleGAN2.
 pub struct StyleGan {
     /// Length of z.
     pub latent: usize,
@@ -72,7 +73,8 @@ impl Players for StyleGan {
     }
 }
 
-/// As large as the scale's U-Net suggests: 512 channels at 32 x 32 pixels, 32 at 16 x 16.
+/// Chooses the size of the networks from the scale's U-Net: 512 channels for 32 x 32 pixels, 32 for
+/// 16 x 16.
 pub fn networks(unet: &unet::Config, group: usize) -> Config {
     let levels = (unet.size / 2).ilog2() as usize;
     Config {
@@ -83,7 +85,8 @@ pub fn networks(unet: &unet::Config, group: usize) -> Config {
     }
 }
 
-/// As if the generator had a regulariser, which this configuration switches off.
+/// Interval of the generator's regulariser. This configuration switches the regulariser off, but
+/// its correction of the learning rate still applies.
 const GENERATOR_EVERY: u64 = 4;
 
 impl StyleGan {
@@ -91,7 +94,7 @@ impl StyleGan {
         StyleGan::of(&networks(setup.network, settings.group), setup, settings)
     }
 
-    /// With networks of another size than the scale's.
+    /// Makes the training with networks of another size than the scale's.
     pub fn of(config: &Config, setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<StyleGan>> {
         let (none, device) = (Arrays::new(), setup.device);
         let cell = |part: &str| format!("{} {part}", setup.cell);
@@ -108,7 +111,8 @@ impl StyleGan {
     }
 }
 
-/// A trained generator: z begins the first of an image's latents, its noise the second.
+/// A trained generator. Its z is the beginning of an image's first latent, its noise that of the
+/// second.
 struct Sampled {
     generator: Generator,
     latent: usize,
@@ -136,7 +140,7 @@ impl Sampler for Sampled {
     }
 }
 
-/// The generator with these weights.
+/// Makes the sampler of the generator with these weights.
 pub fn sampler(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
     let config = networks(setup.network, 1);
     let generator = Generator::load(&config, weights, setup.device)?;

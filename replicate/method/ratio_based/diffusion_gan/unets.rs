@@ -1,5 +1,5 @@
-//! The same objective on the networks of the other rows: does Diffusion-GAN need StyleGAN2 and
-//! the gradient penalty, as the paper says (section 1)?
+//! Diffusion-GAN's objective on the networks of the other rows. It tests the paper's statement that
+//! Diffusion-GAN needs StyleGAN2 and the gradient penalty (section 1).
 
 use super::players::{Players, Seen};
 use super::{DiffGan, DiffusionGan, FILE};
@@ -18,7 +18,7 @@ use candle_core::{Result, Tensor};
 pub const UNETS: Spec =
     spec("diffusion-gan on U-Nets", CALLS, |setup| Ok(Box::new(UNets::train(setup, &setup.own())?)));
 
-/// Without the gradient penalty.
+/// The same without the gradient penalty.
 pub const UNETS_NO_R1: Spec = spec("diffusion-gan on U-Nets, without R1", CALLS.split_at(4).0, |setup| {
     Ok(Box::new(UNets::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
 });
@@ -26,7 +26,7 @@ pub const UNETS_NO_R1: Spec = spec("diffusion-gan on U-Nets, without R1", CALLS.
 const NETWORKS: &[Network] =
     &[Network::averaged("generator", Size::Denoiser), Network::trained("critic", Size::Critic)];
 
-/// The last two are the penalty's: the slope, then images and tangents in the place of two passes.
+/// The last two are for the penalty: the slope, then images and tangents, which cost two passes.
 const CALLS: &[Call] = &[
     Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
     Call { step: 0, network: "critic", pass: Pass::Through, times: 1.0 },
@@ -49,16 +49,16 @@ const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec 
     }
 }
 
-/// EDM's smallest noise level, told of images without noise.
+/// EDM's smallest noise level, the conditioning of images without noise.
 const LEAST: f32 = 0.002;
 
-/// The paper's networks.
+/// The networks of the paper.
 pub struct UNets {
     sigma_init: f64,
 }
 
 impl UNets {
-    /// Rates, moments and averages are those of the one-step training.
+    /// Makes the training with the rates, moments and averages of the one-step training.
     pub fn train(setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<UNets>> {
         let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
         let drawn: &[&str] = if setup.start.critic.is_some() { &[CRITIC_HEAD] } else { &[""] };
@@ -70,7 +70,7 @@ impl UNets {
         Ok(DiffusionGan::new(players, Generator::new(setup)?.net, critic, settings, rates))
     }
 
-    /// The image unshrunk, and the noise level that it then has.
+    /// Divides the images by their signal, which gives them the noise level [`UNets::sigma`].
     fn unshrunk(x: &Tensor, seen: &Seen) -> Result<Tensor> {
         scale_images(x, &seen.signal.iter().map(|s| 1.0 / s).collect::<Vec<_>>())
     }

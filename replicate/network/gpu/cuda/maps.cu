@@ -271,8 +271,8 @@ extern "C" __global__ void KERNEL(channels_first)(const Value* restrict w, float
 }
 
 // Separates q, k and v, each (images, pixels, channels), from qkv (images, pixels, channels, 3).
-// Adds the shift if it is not null: (channels, 3), or (images, channels, 3). n is images * pixels *
-// channels.
+// Adds the shift if it is not null: (channels, 3), or (images, channels, 3). n is
+// images * pixels * channels.
 extern "C" __global__ void KERNEL(split3)(const Value* restrict qkv, const float* restrict shift,
                                           u32 per_image, Value* restrict parts, u32 n, u32 channels,
                                           u32 pixels) {

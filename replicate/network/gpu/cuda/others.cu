@@ -10,8 +10,8 @@ extern "C" __global__ void column_sums(const float* restrict x, float* restrict 
 }
 
 // Adam on many tensors, with a row of blocks for each. `table` has for each tensor the addresses of
-// w, m, v and the gradient, and their length. `size` is lr / (1 - beta1^t), `correction` is 1 /
-// sqrt(1 - beta2^t).
+// w, m, v and the gradient, and their length. `size` is lr / (1 - beta1^t), `correction` is
+// 1 / sqrt(1 - beta2^t).
 extern "C" __global__ void adam(const u64* table, float beta1, float rest1, float beta2, float rest2,
                                 float eps, float size, float correction) {
     const u64* tensor = table + 5 * (u64)blockIdx.y;
