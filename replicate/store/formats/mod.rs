@@ -1,6 +1,5 @@
-//! File formats that are read and written, and what is common to all of them:
-//! why a file cannot be used, what is left out of a set, and formats that are
-//! known but not read.
+//! File formats that the program reads and writes, and what they share: faults of files, files that
+//! are skipped, and recognition of formats that it does not read.
 
 pub mod npz;
 pub mod safetensors;
@@ -13,18 +12,18 @@ use std::path::Path;
 
 use crate::error::{Error, shown};
 
-/// Why a file cannot be used.
+/// Reason why a file cannot be used.
 #[derive(Debug)]
 pub enum Fault {
-    /// The system does not give its bytes; its content may be good.
+    /// The system cannot read it; its content may be good.
     Unreadable(io::Error),
-    /// What is wrong with its content: "it" and this make a sentence.
+    /// Its content is wrong. The text completes a sentence that begins with "it".
     Content(String),
 }
 
 impl Fault {
-    /// Of an error that any reader returned: one of the system, however deep it
-    /// lies, is not the file's fault.
+    /// Converts the error of any reader. If a system error is nested in it, the file is not at
+    /// fault.
     pub fn of(error: &(dyn StdError + 'static), what: impl FnOnce() -> String) -> Fault {
         match system_error(error) {
             Some(error) => Fault::Unreadable(error),
@@ -32,7 +31,7 @@ impl Fault {
         }
     }
 
-    /// Puts `before` in front of what is wrong.
+    /// Prepends `before` to the description of a content fault.
     pub fn with(self, before: impl FnOnce() -> String) -> Fault {
         match self {
             Fault::Content(what) => Fault::Content(format!("{}{what}", before())),
@@ -40,7 +39,7 @@ impl Fault {
         }
     }
 
-    /// As the error of the file at `path`.
+    /// Converts the fault to the error of the file at `path`.
     pub fn at(self, path: &Path, expected: &str, remedy: &str) -> Error {
         match self {
             Fault::Unreadable(error) => Error::io("read", path)(error),
@@ -82,19 +81,19 @@ impl From<io::Error> for Fault {
     }
 }
 
-/// The error of the system that an error comes from, if it comes from one.
-/// Decoders report damage as `io::Error` too, but without a code.
+/// Finds the system error that caused an error. Decoders report damage as `io::Error` too, but
+/// without a system code.
 fn system_error(error: &(dyn StdError + 'static)) -> Option<io::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
         next = error.source();
         if let Some(error) = error.downcast_ref::<io::Error>() {
             match (error.raw_os_error(), error.kind()) {
-                // A place beyond what a file can have is one that the file claims.
+                // A position beyond what a file can have comes from a wrong number in the file.
                 (Some(libc::EINVAL | libc::EOVERFLOW), _) => return None,
                 (Some(code), _) => return Some(io::Error::from_raw_os_error(code)),
                 (None, kind @ ErrorKind::OutOfMemory) => return Some(kind.into()),
-                // `source` skips what is boxed in it.
+                // `source` skips the error that is boxed inside.
                 _ => next = error.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
             }
         }
@@ -102,8 +101,7 @@ fn system_error(error: &(dyn StdError + 'static)) -> Option<io::Error> {
     None
 }
 
-/// Names that systems and tools give to what people do not see, beside all that
-/// begin with a dot.
+/// Hidden names of systems and tools, in addition to all that begin with a dot.
 const UNSEEN: [&str; 8] = [
     "__MACOSX",
     "@eaDir",
@@ -115,7 +113,7 @@ const UNSEEN: [&str; 8] = [
     "desktop.ini",
 ];
 
-/// Whether a file, by its path within a set, is hidden or lies in a hidden folder.
+/// True if a file, given by its path within a set, is hidden or lies in a hidden folder.
 pub fn is_hidden(path: impl AsRef<Path>) -> bool {
     let mut parts = path.as_ref().as_os_str().as_encoded_bytes().split(|byte| b"/\\".contains(byte));
     parts.any(|part| {
@@ -125,7 +123,7 @@ pub fn is_hidden(path: impl AsRef<Path>) -> bool {
     })
 }
 
-/// What a folder or an archive holds beside the set that is read from it.
+/// Files of a folder or archive that do not belong to the set read from it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
     hidden: usize,
@@ -139,7 +137,7 @@ impl LeftOut {
         self.example(path.as_ref());
     }
 
-    /// A file of a kind that belongs to no set.
+    /// Counts a file of a kind that belongs to no set.
     pub fn other(&mut self, path: impl AsRef<Path>) {
         self.others += 1;
         self.example(path.as_ref());
@@ -151,7 +149,7 @@ impl LeftOut {
         }
     }
 
-    /// `None` where nothing was left out.
+    /// Describes the skipped files; `None` if there are none.
     pub fn note(&self) -> Option<String> {
         let count = |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}"));
         let counts = [count(self.hidden, "hidden"), count(self.others, "of other kinds")];
@@ -163,7 +161,7 @@ impl LeftOut {
     }
 }
 
-/// Beginnings of files that people have in place of what is read.
+/// First bytes of formats that users may supply by mistake, with descriptions.
 const FOREIGN: [(&[u8], &str); 18] = [
     (b"\x1f\x8b", "compressed with gzip"),
     (b"BZh", "compressed with bzip2"),
@@ -185,7 +183,7 @@ const FOREIGN: [(&[u8], &str); 18] = [
     (b"<html", "a web page"),
 ];
 
-/// What a file is by its first bytes, where it is none of what its reader expects.
+/// Recognises a format that no reader expects by its first bytes.
 pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
     FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, what)| *what)
 }

@@ -1,7 +1,7 @@
-//! NumPy's files: an `.npy` is an array, an `.npz` a zip of them. Read are uint8
-//! and floats of 16, 32 and 64 bits in either byte order and either order of the
-//! axes, whole or as a stream of rows; written are float64. (candle's reader
-//! knows one spelling of the header, and refuses Fortran order and streams.)
+//! NumPy's files: an `.npy` is an array, an `.npz` a zip of them. Reads uint8 and floats of 16, 32
+//! and 64 bits in either byte order and either order of the axes, whole or as a stream of rows;
+//! writes float64. (candle's reader accepts only one spelling of the header, no Fortran order and
+//! no streams.)
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -13,39 +13,39 @@ use super::{Fault, LeftOut, is_hidden};
 use crate::error::shown;
 use crate::store::formats::unzip::{self, Entry};
 
-/// Row-major.
+/// A row-major array.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
     pub shape: Vec<usize>,
     pub data: Vec<f64>,
 }
 
-/// Bytes of an array that is held in memory.
+/// Most bytes of an array that is read into memory.
 const MOST: u64 = 1 << 29;
 /// NumPy itself warns of headers above 10,000 bytes.
 const LONGEST_HEADER: usize = 1 << 16;
 
-/// An array in a file, none of whose numbers has been read.
+/// An array in a file, whose numbers have not been read.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// Without its `.npy`; empty for the one array of an `.npy` file.
+    /// Name without `.npy`; empty for the array of an `.npy` file.
     pub name: String,
-    /// As the file has it: `|u1`, `<f4`, `>f8`; empty for a type with fields.
+    /// Type as in the file: `|u1`, `<f4`, `>f8`; empty for a type with fields.
     pub dtype: String,
     pub shape: Vec<usize>,
     pub(crate) fortran_order: bool,
-    /// Bytes before the numbers, and of the numbers.
+    /// Length of the header in bytes; `bytes` is that of the numbers.
     pub(crate) header: u64,
     bytes: u64,
-    /// Where an `.npz` has it.
+    /// Its file in the `.npz`.
     entry: Option<Entry>,
-    /// Why it cannot be read.
+    /// Reason why it cannot be read.
     broken: Option<String>,
 }
 
-/// The arrays of an `.npz`, or the one of an `.npy`, whatever the name says. What
-/// is hidden in a zip, or is no array, is left out; whether an array can be read
-/// shows when it is, so that one that nobody asks for may be of any kind.
+/// Lists the arrays of an `.npz`, or the one of an `.npy`, whatever the file's name. Skips hidden
+/// files of a zip and files that are no arrays. Reports an unreadable array only when it is read,
+/// so unused arrays may be of any kind.
 pub fn list(path: &Path) -> Result<(Vec<Stored>, LeftOut), Fault> {
     let file = File::open(path)?;
     let mut magic = Vec::new();
@@ -75,7 +75,7 @@ pub fn list(path: &Path) -> Result<(Vec<Stored>, LeftOut), Fault> {
     Ok((arrays, left_out))
 }
 
-/// Every array of the file by its name; all must be floats.
+/// Reads every array of the file by name; all must be floats.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Array>, Fault> {
     list(path)?.0.into_iter().map(|stored| Ok((stored.name.clone(), stored.read(path)?))).collect()
 }
@@ -86,19 +86,21 @@ impl Stored {
         Stored { name, dtype, shape, fortran_order: false, header: 0, bytes: 0, entry, broken: Some(what) }
     }
 
+    /// Checks whether the array can be read.
+    ///
     /// # Errors
-    /// Why it cannot be read, as far as that is known without its numbers.
+    /// The reason why it cannot be read, as far as the header shows it.
     pub fn check(&self) -> Result<(), Fault> {
         self.broken.as_ref().map_or(Ok(()), |what| Err(of(&self.name, what.clone().into())))
     }
 
-    /// The number of elements; `None` if there are more than a machine can count.
+    /// Number of elements; `None` if it overflows.
     fn count(&self) -> Option<u64> {
         self.shape.iter().try_fold(1u64, |n, &side| n.checked_mul(side as u64))
     }
 
-    /// The type of the elements and whether the first byte is the most significant;
-    /// `None` for types that are not read.
+    /// Type of the elements, and whether the first byte is the most significant. `None` for types
+    /// that this module does not read.
     pub fn kind(&self) -> Option<(Dtype, bool)> {
         let (order, kind) = match self.dtype.split_at_checked(1) {
             Some((order @ ("<" | ">" | "=" | "|"), kind)) => (order, kind),
@@ -115,7 +117,7 @@ impl Stored {
         Some((kind, big))
     }
 
-    /// All of it, from the file that it was listed from.
+    /// Reads the whole array; `path` is the file that it was listed from.
     pub fn read(&self, path: &Path) -> Result<Array, Fault> {
         let count = self.count().filter(|count| *count <= MOST / 8);
         let count = count.ok_or_else(|| of(&self.name, format!("has the shape {:?}", self.shape).into()))?;
@@ -126,7 +128,7 @@ impl Stored {
         Ok(Array { shape: self.shape.clone(), data })
     }
 
-    /// Its elements in row-major order, from the file that it was listed from.
+    /// Streams its elements in row-major order; `path` is the file that it was listed from.
     pub fn open(&self, path: &Path) -> Result<Elements, Fault> {
         self.check()?;
         self.elements(path).map_err(|fault| of(&self.name, fault))
@@ -148,7 +150,7 @@ impl Stored {
         };
         std::io::copy(&mut source.by_ref().take(self.header), &mut std::io::sink())?;
         let mut elements = Elements { name: self.name.clone(), kind, big_endian, left: count, source };
-        // Along one axis both orders are the same.
+        // Both orders are the same if only one axis is longer than 1.
         if self.fortran_order && self.shape.iter().filter(|side| **side > 1).count() > 1 {
             if self.bytes > MOST {
                 return Err("is in Fortran order and too large to be turned in memory \
@@ -163,7 +165,8 @@ impl Stored {
     }
 }
 
-/// Elements of `size` bytes whose first axis runs fastest, as if the last one did.
+/// Converts elements of `size` bytes from Fortran order (first axis fastest) to C order (last axis
+/// fastest).
 pub(crate) fn row_major(columns: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
     let mut rows = Vec::with_capacity(columns.len());
     let mut index = vec![0; shape.len()];
@@ -181,7 +184,7 @@ pub(crate) fn row_major(columns: &[u8], shape: &[usize], size: usize) -> Vec<u8>
     rows
 }
 
-/// The elements of an array in row-major order.
+/// A stream of the elements of an array in row-major order.
 pub struct Elements {
     name: String,
     kind: Dtype,
@@ -191,7 +194,7 @@ pub struct Elements {
 }
 
 impl Elements {
-    /// The next `n` elements of a uint8 array.
+    /// Reads the next `n` elements of a uint8 array.
     pub fn bytes(&mut self, n: usize) -> Result<Vec<u8>, Fault> {
         match self.kind {
             Dtype::U8 => self.raw(n),
@@ -199,7 +202,7 @@ impl Elements {
         }
     }
 
-    /// The next `n` elements of an array of floats.
+    /// Reads the next `n` elements of an array of floats.
     pub fn floats(&mut self, n: usize) -> Result<Vec<f64>, Fault> {
         if self.kind == Dtype::U8 {
             return Err(of(&self.name, "is uint8, not float16, float32 or float64".into()));
@@ -216,7 +219,7 @@ impl Elements {
         let named = |fault: Fault| of(&self.name, fault);
         let left = self.left.checked_sub(n as u64).ok_or_else(|| named("is cut off".into()))?;
         let wanted = n * self.kind.size();
-        // Not all at once: a deflated file may promise more than it has.
+        // Allocated in steps: a deflated file may announce more than it has.
         let mut raw = Vec::with_capacity(wanted.min(1 << 24));
         let read = self.source.by_ref().take(wanted as u64).read_to_end(&mut raw);
         read.map_err(|error| named(error.into()))?;
@@ -224,7 +227,7 @@ impl Elements {
             return Err(named("is cut off".into()));
         }
         self.left = left;
-        // The end of a zip's entry is where its checksum is compared.
+        // A zip's checksum is verified at the end of the entry.
         if left == 0 && self.source.read(&mut [0]).map_err(|error| of(&self.name, error.into()))? != 0 {
             return Err(of(&self.name, "goes on behind its end".into()));
         }
@@ -234,8 +237,8 @@ impl Elements {
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 
-/// The format of `numpy.save` up to the numbers: magic, version, a Python
-/// dictionary. `bytes` is the length of the whole.
+/// Reads the header of `numpy.save`'s format: magic, version, a Python dictionary. `bytes` is the
+/// length of the file.
 pub(crate) fn header(mut npy: impl Read, bytes: u64) -> Result<Stored, Fault> {
     let mut exactly = |length: usize| -> Result<Vec<u8>, Fault> {
         let mut part = Vec::new();
@@ -265,9 +268,9 @@ pub(crate) fn header(mut npy: impl Read, bytes: u64) -> Result<Stored, Fault> {
     Ok(stored)
 }
 
-/// The header's dictionary in any spelling that Python reads: texts with any quotes,
-/// prefixes and escapes, blanks, comments, keys in any order, numbers to any base, and
-/// the long numbers of Python 2.
+/// Parses the header's dictionary in any spelling that Python reads: strings with any quotes,
+/// prefixes and escapes, whitespace, comments, keys in any order, integers of any base, and the
+/// long integers of Python 2.
 fn dictionary(text: &str) -> Result<Stored, Fault> {
     let mut words = words(text).peekable();
     let (mut dtype, mut shape, mut order) = (None, None, None);
@@ -293,7 +296,7 @@ fn dictionary(text: &str) -> Result<Stored, Fault> {
         }
         words.next_if(|word| word == ",");
         match key.as_str() {
-            // A type with fields is a list, and stays without a name.
+            // A type with fields is a list; its name stays empty.
             "'descr" => dtype = Some(string(&value)),
             "'shape" => shape = Some(value),
             "'fortran_order" => order = Some(value),
@@ -332,12 +335,12 @@ fn side(word: &str) -> Option<usize> {
     usize::from_str_radix(digits, base).ok()
 }
 
-/// What a value is as a text, which may be in parts; nothing for a value of another kind.
+/// Joins the parts of a string literal; empty if the value is not a string.
 fn string(value: &[String]) -> String {
     value.iter().map(|part| part.strip_prefix('\'')).collect::<Option<String>>().unwrap_or_default()
 }
 
-/// A Python literal as punctuation, names and numbers; a text begins with `'`.
+/// Splits a Python literal into punctuation, names and numbers; a string begins with `'`.
 fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -352,7 +355,7 @@ fn words(text: &str) -> impl Iterator<Item = String> + '_ {
         }
         let word = match "{}[]():,".contains(first) {
             true => &rest[..1],
-            // A quote that ends nothing.
+            // An unterminated quote.
             false if "'\"".contains(first) => rest,
             false => rest.split(|c: char| c.is_whitespace() || "{}[]():,'\"#".contains(c)).next()?,
         };
@@ -361,7 +364,7 @@ fn words(text: &str) -> impl Iterator<Item = String> + '_ {
     })
 }
 
-/// The text that Python writes at the beginning of `code`, and what follows it.
+/// Reads the string literal at the beginning of `code`; also returns what follows it.
 fn quoted(code: &str) -> Option<(String, &str)> {
     let body = code.trim_start_matches(['u', 'U', 'b', 'B', 'r', 'R']);
     let raw = code[..code.len() - body.len()].contains(['r', 'R']);
@@ -392,7 +395,7 @@ fn quoted(code: &str) -> Option<(String, &str)> {
     Some((text, &rest[end.len()..]))
 }
 
-/// What is wrong with an array, as something wrong with the file.
+/// Converts the fault of an array to one of the file.
 fn of(name: &str, fault: Fault) -> Fault {
     fault.with(|| match name {
         "" => "holds an array that ".into(),
@@ -400,8 +403,7 @@ fn of(name: &str, fault: Fault) -> Fault {
     })
 }
 
-/// An `.npz` of float64 arrays, as `numpy.savez` writes it. The same arrays give
-/// the same bytes.
+/// Writes an `.npz` of float64 arrays like `numpy.savez`. The same arrays give the same bytes.
 pub fn write(arrays: &[(&str, &Array)]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
     let stored = zip::write::SimpleFileOptions::default()
@@ -416,7 +418,7 @@ pub fn write(arrays: &[(&str, &Array)]) -> Vec<u8> {
     zip.finish().expect("writing to memory").into_inner()
 }
 
-/// What comes before the numbers of an array in C order: they begin at a multiple of 64
+/// Makes the header of an array in C order, padded so that the numbers begin at a multiple of 64
 /// bytes.
 pub fn begin(dtype: &str, shape: &[usize]) -> Vec<u8> {
     let sides: Vec<String> = shape.iter().map(usize::to_string).collect();

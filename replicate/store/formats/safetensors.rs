@@ -1,4 +1,4 @@
-//! The safetensors format, for f32: a length, a JSON header, the numbers.
+//! The safetensors format for float32: a length, a JSON header, the numbers.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,8 +9,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::store::hex;
 
-/// A tensor on the host, row-major. `data` has as many elements as `shape`
-/// says.
+/// A row-major tensor on the host. `data` has as many elements as `shape` says.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Array {
     pub shape: Vec<usize>,
@@ -20,7 +19,7 @@ pub struct Array {
 const METADATA: &str = "__metadata__";
 const F32: &str = "F32";
 
-/// The JSON at the beginning of a safetensors file.
+/// The JSON header of a safetensors file.
 #[derive(Serialize, Deserialize)]
 struct Header {
     #[serde(rename = "__metadata__", default)]
@@ -37,7 +36,7 @@ struct View {
     data_offsets: [usize; 2],
 }
 
-/// The header with its length before it, padded to a multiple of 8 bytes.
+/// Makes the header with its length before it, padded to a multiple of 8 bytes.
 fn header(tensors: &BTreeMap<String, Array>, text: &BTreeMap<String, String>) -> Vec<u8> {
     assert!(!tensors.contains_key(METADATA), "no tensor can be named {METADATA}");
     let mut end = 0;
@@ -62,13 +61,12 @@ fn header(tensors: &BTreeMap<String, Array>, text: &BTreeMap<String, String>) ->
     bytes
 }
 
-/// Serialises in the safetensors format, as the same bytes every time: names
-/// are sorted (the `safetensors` crate writes the metadata in the random order
-/// of a hash map). Every bit of every number is kept.
+/// Serialises to the safetensors format. The bytes are always the same: names are sorted (the
+/// `safetensors` crate writes the metadata in the random order of a hash map). Keeps every bit of
+/// every number.
 ///
 /// # Panics
-/// When an array's shape and number of elements disagree, or a tensor is named
-/// `__metadata__`.
+/// If an array's shape and number of elements disagree, or if a tensor is named `__metadata__`.
 pub fn write_safetensors(tensors: &BTreeMap<String, Array>, text: &BTreeMap<String, String>) -> Vec<u8> {
     let mut bytes = header(tensors, text);
     bytes.reserve_exact(tensors.values().map(|array| 4 * array.data.len()).sum());
@@ -78,11 +76,11 @@ pub fn write_safetensors(tensors: &BTreeMap<String, Array>, text: &BTreeMap<Stri
     bytes
 }
 
-/// Reads a safetensors file of f32 tensors, and its metadata.
+/// Reads a safetensors file of float32 tensors, and its metadata.
 ///
 /// # Errors
-/// `Malformed`, naming `path_for_errors`, for anything else. Allocates no more
-/// than a small multiple of `bytes`, whatever the file claims.
+/// `Malformed`, with `path_for_errors`, for anything else. Allocates at most a small multiple of
+/// `bytes`, whatever the file claims.
 pub fn read_safetensors(
     path_for_errors: &Path,
     bytes: &[u8],

@@ -1,5 +1,5 @@
-//! The files in a zip, stored or deflated, as streams: what one may cost is
-//! bounded by what its reader asks for. Nothing is written to the disk.
+//! Streams the files in a zip, stored or deflated. The reader bounds the cost of each file, and
+//! nothing is written to the disk.
 
 use std::io::{self, Cursor, ErrorKind, Read, Seek, SeekFrom, Take};
 
@@ -10,7 +10,7 @@ use zip::{CompressionMethod, ZipArchive};
 use super::Fault;
 use crate::error::shown;
 
-/// One file of an archive, as the archive's directory describes it.
+/// One file of an archive, as described in the archive's directory.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub name: String,
@@ -26,13 +26,13 @@ pub struct Entry {
 enum Packing {
     Stored,
     Deflated,
-    /// Not read; says how: "encrypted", "compressed with …".
+    /// Not supported; the text says how it is packed: "encrypted", "compressed with …".
     Other(String),
 }
 
-/// The files of an archive, without its directories, in the archive's order. No
-/// two of them have the same name, or bytes in common. A file that cannot be
-/// unpacked is an error only when it is opened.
+/// Lists the files of an archive, without its directories, in the archive's order. No two of them
+/// have the same name or share bytes. A file that cannot be unpacked is an error only when it is
+/// opened.
 pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, Fault> {
     let wrong = |error: &zip::result::ZipError, what: &str| Fault::of(error, || format!("{what}: {error}"));
     let mut zip = ZipArchive::new(archive).map_err(|error| wrong(&error, "is not a zip file"))?;
@@ -40,7 +40,7 @@ pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, Fault> {
         return Err("has two files of one name".into());
     }
     let unreadable = |error| wrong(&error, "has an unreadable part");
-    // They could take much longer to read than the archive is long.
+    // Overlapping files could take much longer to read than the archive is long.
     if zip.has_overlapping_files().map_err(unreadable)? {
         return Err("has files that overlap".into());
     }
@@ -67,7 +67,7 @@ pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, Fault> {
 }
 
 impl Entry {
-    /// How it is packed, where that is not read.
+    /// Describes the packing if it is not supported.
     pub fn unread(&self) -> Option<&str> {
         match &self.packing {
             Packing::Other(how) => Some(how),
@@ -75,7 +75,7 @@ impl Entry {
         }
     }
 
-    /// The content, from the archive that the entry is of.
+    /// Opens the content; `archive` must be the one that the entry is from.
     pub fn open<R: Read + Seek>(&self, mut archive: R) -> io::Result<Content<R>> {
         archive.seek(SeekFrom::Start(self.start))?;
         let packed = archive.take(self.packed);
@@ -89,21 +89,21 @@ impl Entry {
         Ok(Content { packed, left: self.bytes, crc: Crc::new(), expected: self.crc })
     }
 
-    /// The content as a part of the archive, once its length and checksum were
-    /// compared; `None` where it is compressed.
+    /// Returns the content as a slice of the archive after verifying its length and checksum;
+    /// `None` if it is compressed.
     pub fn stored<'a>(&self, archive: &'a [u8]) -> io::Result<Option<&'a [u8]>> {
         if matches!(self.packing, Packing::Deflated) {
             return Ok(None);
         }
         io::copy(&mut self.open(Cursor::new(archive))?, &mut io::sink())?;
-        // An empty file may be said to lie behind the archive's end.
+        // An empty file may claim to begin after the archive's end.
         let content = archive.get(self.start as usize..).and_then(|rest| rest.get(..self.bytes as usize));
         Ok(Some(content.unwrap_or_default()))
     }
 }
 
-/// Reading ends with an error unless length and checksum are those of the
-/// archive's directory.
+/// Content of an entry. Reading fails at the end unless length and checksum match the archive's
+/// directory.
 pub struct Content<R> {
     packed: Packed<R>,
     left: u64,

@@ -1,5 +1,5 @@
-//! What a file may construct. Nothing else can be named in it, and none of it is
-//! ever called: a name only says what its arguments mean.
+//! The allow-list of names in a pickle. None of them is ever called: a name only says what its
+//! arguments mean.
 
 use super::Dtype;
 
@@ -12,13 +12,13 @@ pub(crate) enum Constructor {
     Encode,
     /// `bytes()` and `bytearray(bytes)`, likewise.
     Bytes,
-    /// An object of EDM's: the class's source text, its name, its `__dict__`.
+    /// An object of EDM's: the source text of its class, its name, its `__dict__`.
     Persistent,
     ModuleDict,
-    /// Around a tensor: a parameter, with or without attributes.
+    /// A parameter: a tensor with or without attributes.
     RebuildParameter,
     RebuildTensor,
-    /// As the former, of untyped bytes, with the type as an argument.
+    /// Like `RebuildTensor` with untyped bytes; the type is an argument.
     RebuildTyped,
     /// `(function, type, arguments, attributes)`: a tensor with attributes.
     RebuildFromType,
@@ -27,23 +27,23 @@ pub(crate) enum Constructor {
     /// A legacy torch stream with one storage.
     LoadFromBytes,
     Storage(Dtype),
-    /// The type of a tensor's elements, as a value.
+    /// Type of a tensor's elements, as a value.
     Dtype(Dtype),
-    /// What `torch.load(weights_only=True)` takes as well and no tensor needs: a
+    /// Objects that `torch.load(weights_only=True)` also accepts and that no tensor needs: a
     /// device, a size, a layout, a class of tensors, a complex number.
     Inert,
-    /// A number of NumPy's: its type, its bytes.
+    /// A NumPy number: its type, its bytes.
     NumpyScalar,
-    /// An empty array; what it holds comes as its state.
+    /// An empty NumPy array; its content comes as its state.
     NumpyArray,
     /// `(bytes, type, shape, order)`: how protocol 5 writes arrays.
     NumpyFromBuffer,
-    /// NumPy's array as a type, an argument of the others.
+    /// NumPy's array type, an argument of the others.
     NumpyArrayType,
     NumpyDtype,
 }
 
-/// What a name means, under the modules of Python 2 and 3 and of NumPy 1 and 2.
+/// Looks up a name under the modules of Python 2 and 3 and of NumPy 1 and 2.
 pub(super) fn constructor(module: &str, name: &str) -> Option<Constructor> {
     use Constructor::*;
     Some(match (module, name) {
@@ -84,7 +84,7 @@ pub(super) fn constructor(module: &str, name: &str) -> Option<Constructor> {
     })
 }
 
-/// `torch.NAME`: a storage, a type of elements, or what is inert.
+/// Looks up `torch.NAME`: a storage, a type of elements, or an inert object.
 fn of_torch(name: &str) -> Option<Constructor> {
     const KINDS: [(Dtype, &str, &[&str]); 10] = [
         (Dtype::F64, "Double", &["float64", "double"]),
@@ -106,7 +106,7 @@ fn of_torch(name: &str) -> Option<Constructor> {
     if let Some((dtype, ..)) = KINDS.iter().find(|(.., names)| names.contains(&name)) {
         return Some(Constructor::Dtype(*dtype));
     }
-    // Types of elements that are not read end in their width, as `complex64` and `float8_e5m2`.
+    // Types that are not read end with their width, for example `complex64` and `float8_e5m2`.
     let other = ["uint", "complex", "float8_e", "float4_e", "qint", "quint", "bits"];
     let is_type = other.iter().any(|kind| name.strip_prefix(kind).is_some_and(|rest| !rest.is_empty()));
     let inert = matches!(name, "Size" | "Tensor" | "device" | "cfloat" | "cdouble" | "chalf");

@@ -1,4 +1,4 @@
-//! EDM's network out of a snapshot, under the names of [`crate::network::unet`].
+//! Extracts EDM's network from a snapshot, with the names of [`crate::network::unet`].
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,24 +7,23 @@ use super::{Checkpoint, Dtype, malformed};
 use crate::error::Result;
 use crate::store::Array;
 
-/// The averaged network of a snapshot {ema, loss_fn, augment_pipe,
-/// dataset_kwargs}.
+/// Prefix of the averaged network in a snapshot {ema, loss_fn, augment_pipe, dataset_kwargs}.
 const EMA: &str = "ema.";
 const FILTER: &str = ".resample_filter";
 const FILTER_SHAPE: [usize; 4] = [1, 1, 2, 2];
 const FILTER_VALUE: f32 = 0.25;
 
 impl Checkpoint {
-    /// The parameters of EDM's averaged network: a snapshot's `ema.NAME`
-    /// becomes `NAME`, a state dict's names stay. `NAME` is what
-    /// [`crate::network::unet::Denoiser`] calls the parameter (`model.map_layer0.weight`,
-    /// `model.enc.32x32_block0.conv0.weight`, …): nothing else is renamed.
+    /// Extracts the parameters of EDM's averaged network. A snapshot's `ema.NAME` becomes `NAME`;
+    /// the names of a state dict stay. `NAME` is the name in [`crate::network::unet::Denoiser`]
+    /// (`model.map_layer0.weight`, `model.enc.32x32_block0.conv0.weight`, …); nothing else is
+    /// renamed.
     ///
-    /// The `resample_filter` buffers are left out. They are not learned, and the
-    /// network here has the filter \[1, 1\] built in.
+    /// Leaves out the `resample_filter` buffers. They are not learned, and the network here has the
+    /// filter \[1, 1\] built in.
     ///
     /// # Errors
-    /// `Malformed` when a filter is another one, or when there is no network.
+    /// `Malformed` if a filter is a different one, or if there is no network.
     pub fn edm_network(self) -> Result<BTreeMap<String, Array>> {
         let Checkpoint { path, format, tensors } = self;
         let tensors = averaged(tensors);
@@ -41,10 +40,10 @@ impl Checkpoint {
     }
 }
 
-/// [`Checkpoint::edm_network`] of what was written as safetensors.
+/// Does the same as [`Checkpoint::edm_network`] for arrays from a safetensors file.
 ///
 /// # Errors
-/// `Malformed` when a filter is another one.
+/// `Malformed` if a filter is a different one.
 pub fn edm_network(path: &Path, arrays: BTreeMap<String, Array>) -> Result<BTreeMap<String, Array>> {
     without_filters(path, averaged(arrays.into_iter().collect()).into_iter().collect())
 }

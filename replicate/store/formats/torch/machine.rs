@@ -1,5 +1,5 @@
-//! The stack machine of Python's pickles: it builds the graph of [`super::pickle`] and
-//! calls nothing.
+//! The stack machine of Python's pickles. It builds the graph of [`super::pickle`] and calls
+//! nothing.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use super::allowed::{Constructor, constructor};
 use super::pickle::{Node, NodeId, Pickle, Value};
 use super::{Budget, Fault, quote};
 
-/// Opcodes by the names of Python's `pickletools`.
+/// Opcodes with the names of Python's `pickletools`.
 #[rustfmt::skip]
 pub(super) mod op {
     pub const MARK: u8 = b'(';
@@ -78,16 +78,16 @@ pub(super) mod op {
     pub const READONLY_BUFFER: u8 = 0x98;
 }
 
-/// Python's own pickler recurses, and so cannot nest deeper than this.
+/// Largest number of open marks. Python's own pickler recurses, so it cannot nest deeper.
 const MAX_MARKS: usize = 1000;
 
 pub(super) struct Machine<'a> {
     bytes: &'a [u8],
     pub at: usize,
-    /// Whether opcodes of every protocol are known.
+    /// True if the opcodes of every protocol are accepted.
     pub any: bool,
     stack: Vec<Value<'a>>,
-    /// Heights of the stack at the marks that are still open.
+    /// Heights of the stack at the open marks.
     marks: Vec<usize>,
     memo: HashMap<u64, Value<'a>>,
     /// One more than the largest index in the memo.
@@ -112,7 +112,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// One opcode; the result of the pickle at STOP.
+    /// Executes one opcode; returns the result of the pickle at STOP.
     fn step(&mut self, budget: &mut Budget) -> Result<Option<Value<'a>>, Fault> {
         let opcode = self.number(1)? as u8;
         let value = match opcode {
@@ -136,7 +136,7 @@ impl<'a> Machine<'a> {
                 return Ok(None);
             }
             op::POP => {
-                // Python pops the mark where nothing is above it.
+                // Python pops the mark if nothing is above it.
                 if self.marks.last() == Some(&self.stack.len()) {
                     self.marks.pop();
                 } else {
@@ -212,7 +212,7 @@ impl<'a> Machine<'a> {
             op::SHORT_BINUNICODE => self.text(1)?,
             op::BINUNICODE => self.text(4)?,
             op::BINUNICODE8 => self.text(8)?,
-            // Python 2's strings: text where they are text.
+            // Strings of Python 2: text if they are valid UTF-8, else bytes.
             op::SHORT_BINSTRING | op::BINSTRING => {
                 let bytes = self.counted(if opcode == op::BINSTRING { 4 } else { 1 })?;
                 std::str::from_utf8(bytes).map_or(Value::Bytes(bytes), Value::Str)
@@ -338,12 +338,12 @@ impl<'a> Machine<'a> {
         Ok(taken)
     }
 
-    /// An unsigned little-endian number of up to 8 bytes.
+    /// Reads an unsigned little-endian number of up to 8 bytes.
     fn number(&mut self, size: u64) -> Result<u64, Fault> {
         Ok(self.take(size)?.iter().rev().fold(0, |number, byte| number << 8 | *byte as u64))
     }
 
-    /// Bytes behind their length, a number of `size` bytes.
+    /// Reads bytes after their length, a number of `size` bytes.
     fn counted(&mut self, size: u64) -> Result<&'a [u8], Fault> {
         let length = self.number(size)?;
         self.take(length)
@@ -374,7 +374,7 @@ impl<'a> Machine<'a> {
         self.line()?.parse().map_err(|_| Fault::broken("a memo entry without a number"))
     }
 
-    /// `'…'` with the escapes of Python 2.
+    /// Reads `'…'` with the escapes of Python 2.
     fn python2_string(&mut self, budget: &mut Budget) -> Result<Value<'a>, Fault> {
         let line = self.line_bytes()?;
         let quoted = match line {
@@ -407,13 +407,13 @@ impl<'a> Machine<'a> {
         Ok(self.new_node(Node::Bytes(bytes)))
     }
 
-    /// Latin-1, with other characters as `\uXXXX` and `\UXXXXXXXX`.
+    /// Reads Latin-1 text, in which other characters are `\uXXXX` and `\UXXXXXXXX`.
     fn escaped_text(&mut self, budget: &mut Budget) -> Result<Value<'a>, Fault> {
         let line = self.line_bytes()?;
         if line.is_ascii() && !line.contains(&b'\\') {
             return Ok(Value::Str(std::str::from_utf8(line).expect("ASCII")));
         }
-        // A character of Latin-1 takes two bytes as UTF-8.
+        // A Latin-1 character takes up to two bytes in UTF-8.
         budget.bytes(2 * line.len())?;
         let (mut text, mut rest) = (String::with_capacity(2 * line.len()), line);
         while let Some((&byte, behind)) = rest.split_first() {
@@ -446,7 +446,7 @@ impl<'a> Machine<'a> {
         Ok(Value::Int(bytes.iter().rev().fold(sign, |number, byte| number << 8 | *byte as i64)))
     }
 
-    /// Never takes what lies under an open mark.
+    /// Pops a value; never one below an open mark.
     fn pop(&mut self) -> Result<Value<'a>, Fault> {
         if self.stack.len() == self.marks.last().copied().unwrap_or(0) {
             return Err(Fault::broken("a value taken from an empty stack"));
@@ -461,7 +461,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The container on top of the stack.
+    /// Returns the container on top of the stack.
     fn top(&mut self) -> Result<&mut Node<'a>, Fault> {
         match self.stack.last() {
             Some(Value::Node(id)) if self.marks.last() != Some(&self.stack.len()) => {
@@ -476,8 +476,8 @@ impl<'a> Machine<'a> {
         Value::Node(self.nodes.len() as NodeId - 1)
     }
 
-    /// Picklers number the memo in order, from 0, or from 1 as Python 2's
-    /// `cPickle`; only `pickletools.optimize` leaves entries out.
+    /// Stores the top of the stack in the memo. Picklers number the memo in order, from 0, or from
+    /// 1 in Python 2's `cPickle`; only `pickletools.optimize` leaves entries out.
     fn put(&mut self, index: u64) -> Result<Option<Value<'a>>, Fault> {
         let value = self.pop()?;
         self.stack.push(value);
@@ -519,7 +519,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// One that is too large for what it could mean here is kept as a number without value.
+/// Parses an integer. One that is too large to matter here becomes a number without a value.
 fn integer(text: &str) -> Result<Value<'static>, Fault> {
     let digits = text.strip_prefix('-').unwrap_or(text);
     match text.parse() {

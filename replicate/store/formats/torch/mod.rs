@@ -1,5 +1,5 @@
-//! Checkpoints that Python wrote, read without Python: EDM snapshots, torch
-//! zips and legacy torch streams, into named tensors.
+//! Reads checkpoints written by Python without Python: EDM snapshots, torch zips and legacy torch
+//! streams, into named tensors.
 //!
 //! ```text
 //! bytes -> pickle    the stack machine: an inert graph, allow-listed names only
@@ -8,9 +8,9 @@
 //!       -> edm       the averaged network, under the names of unet.rs
 //! ```
 //!
-//! Nothing in a file is ever executed, and what a file may cost is bounded: at
-//! most [`MAX_OPCODES`] opcodes in all its pickles together, and at most
-//! [`COPIES`] times its own length in tensors and names.
+//! Nothing in a file is ever executed, and the cost of a file is bounded: at most [`MAX_OPCODES`]
+//! opcodes in all its pickles together, and at most [`COPIES`] times its own length in tensors and
+//! names.
 
 mod allowed;
 mod edm;
@@ -30,18 +30,18 @@ use super::foreign;
 use crate::error::{Error, Result};
 use crate::store::Array;
 
-/// Opcodes in all pickles of a file. A snapshot with the tensors of EDM's CIFAR-10
-/// network takes 66,000.
+/// Most opcodes in all pickles of a file. A snapshot with the tensors of EDM's CIFAR-10 network
+/// takes 66,000.
 pub const MAX_OPCODES: u32 = 1 << 18;
 
-/// Bytes of tensors and names, per byte of the file. torch writes a storage once,
-/// also where tied weights have two names; more would be a trick.
+/// Most bytes of tensors and names for each byte of the file. torch writes a storage once, even if
+/// tied weights have two names; a file that needs more is malicious.
 pub const COPIES: usize = 4;
 
-/// How a file wraps its pickle.
+/// The container of a file's pickles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// A plain pickle of this protocol, as EDM's snapshots are.
+    /// A plain pickle of this protocol, such as EDM's snapshots.
     Pickle(u8),
     TorchZip,
     TorchLegacy,
@@ -60,18 +60,17 @@ impl fmt::Display for Format {
 /// Every tensor of a file.
 #[derive(Clone, Debug)]
 pub struct Checkpoint {
-    /// Where it was read from, for messages.
+    /// Path of the file, for messages.
     pub path: PathBuf,
     pub format: Format,
-    /// By full name, in the file's order.
+    /// Tensors by full name, in the file's order.
     pub tensors: Vec<(String, Tensor)>,
 }
 
-/// Every tensor of a file, whose format is recognised by content.
+/// Reads every tensor of a file, whose format is recognised by content.
 ///
 /// # Errors
-/// `Missing` where there is no such file; `Malformed` for everything that is
-/// not a whole checkpoint of tensors.
+/// `Missing` if there is no such file; `Malformed` if it is not a complete checkpoint of tensors.
 pub fn read(path: &Path) -> Result<Checkpoint> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
@@ -96,7 +95,7 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
     parse(path, &std::fs::read(path).map_err(Error::io("read", path))?)
 }
 
-/// [`read`], of bytes that are in memory; `path` is for messages.
+/// Reads a checkpoint from memory like [`read`]; `path` is for messages.
 ///
 /// # Errors
 /// As [`read`].
@@ -141,10 +140,10 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     }
 }
 
-/// A plain pickle of any protocol that is no checkpoint. The error says what is
-/// wrong with it.
+/// Reads a plain pickle of any protocol that is not a checkpoint. The error says what is wrong with
+/// it.
 pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, String> {
-    // 50,000 labels of two kinds may be objects of NumPy's, of eight opcodes each.
+    // 50,000 labels of two kinds may be NumPy objects of eight opcodes each.
     let mut budget = Budget { opcodes: 8 * MAX_OPCODES, ..Budget::of(bytes) };
     let read = pickle::Pickle::read_any(bytes, &mut budget);
     read.and_then(|pickle| whole(pickle, bytes)).map_err(|fault| match fault {
@@ -154,7 +153,8 @@ pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, 
     })
 }
 
-/// The length of a header in 8 bytes, then JSON: to a reader of pickles it looks like one.
+/// Recognises safetensors, a length in 8 bytes and then JSON, which a pickle reader could mistake
+/// for a pickle.
 fn is_safetensors(bytes: &[u8]) -> bool {
     bytes.get(5..9) == Some(b"\0\0\0{")
 }
@@ -176,7 +176,7 @@ fn parse_bytes(bytes: &[u8]) -> std::result::Result<(Format, Vec<(String, Tensor
     Ok((format, names::named_tensors(&pickle, &storages, &mut budget)?))
 }
 
-/// A pickle with nothing behind it.
+/// Checks that nothing follows the pickle.
 fn whole<'a>(pickle: pickle::Pickle<'a>, bytes: &[u8]) -> std::result::Result<pickle::Pickle<'a>, Fault> {
     match bytes.len() - pickle.end {
         0 => Ok(pickle),
@@ -185,11 +185,11 @@ fn whole<'a>(pickle: pickle::Pickle<'a>, bytes: &[u8]) -> std::result::Result<pi
 }
 
 impl Checkpoint {
-    /// Every tensor as f32, by name: f64 is rounded, the rest is exact.
+    /// Converts every tensor to float32, by name. float64 is rounded; other types are exact.
     ///
     /// # Errors
-    /// `Malformed` for an integer that f32 cannot hold, and for the one name
-    /// that a safetensors file cannot have.
+    /// `Malformed` if float32 cannot represent an integer, or if a tensor has the name that
+    /// safetensors reserves.
     pub fn arrays(self) -> Result<BTreeMap<String, Array>> {
         let path = self.path;
         let array = |(name, tensor): (String, Tensor)| match tensor.to_array() {
@@ -210,7 +210,7 @@ impl Checkpoint {
         self.tensors.into_iter().map(array).collect()
     }
 
-    /// Format, names, types, shapes and statistics, a line for each tensor.
+    /// Describes the file: format, then names, types, shapes and statistics, one line per tensor.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         let bytes: usize = self.tensors.iter().map(|(_, tensor)| tensor.data.len()).sum();
@@ -246,14 +246,13 @@ impl Checkpoint {
     }
 }
 
-/// How many names of a kind an error lists before it only counts them.
+/// Most names of a kind that an error lists.
 const LISTED: usize = 20;
 
-/// Strict loading: `arrays` has every name in `shapes` with that shape, and no
-/// other.
+/// Checks for strict loading that `arrays` has exactly the names in `shapes`, with these shapes.
 ///
 /// # Errors
-/// `Malformed`, naming `path`, with all that is missing, extra or mis-shaped.
+/// `Malformed`, with `path`, and everything that is missing, extra or mis-shaped.
 pub fn require(
     path: &Path,
     arrays: &BTreeMap<String, Array>,
@@ -294,12 +293,12 @@ fn malformed(path: &Path, expected: String, found: String, remedy: &str) -> Erro
     Error::Malformed { path: path.to_path_buf(), expected, found, remedy: remedy.into() }
 }
 
-/// What is wrong with a file.
+/// Reason why a checkpoint cannot be read.
 #[derive(Debug)]
 enum Fault {
-    /// It is no checkpoint, or is damaged.
+    /// It is not a checkpoint, or it is damaged.
     Broken(String),
-    /// It asks for what this reader does not do on purpose.
+    /// It needs something that this reader refuses on purpose.
     Refused(String),
     /// It is a compiled module.
     Module,
@@ -331,14 +330,14 @@ impl Fault {
     }
 }
 
-/// What the rest of a file may still cost.
+/// Remaining budget for reading a file.
 struct Budget {
     opcodes: u32,
     bytes: usize,
 }
 
 impl Budget {
-    /// For one file.
+    /// Makes the budget of one file.
     fn of(bytes: &[u8]) -> Budget {
         Budget { opcodes: MAX_OPCODES, bytes: bytes.len().saturating_mul(COPIES) }
     }
@@ -362,7 +361,7 @@ impl Budget {
     }
 }
 
-/// A text of the file's for a message: escaped and cut.
+/// Quotes a text of the file for a message: escaped and cut.
 fn quote(text: &str) -> String {
     const SHOWN: usize = 60;
     let shown: String = text.chars().take(SHOWN).collect();

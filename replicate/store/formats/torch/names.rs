@@ -1,5 +1,5 @@
-//! Names for the tensors of an object graph: the path of dictionary keys, list
-//! indices and modules that leads to each, joined by dots.
+//! Names the tensors of an object graph by the path that leads to each: dictionary keys, list
+//! indices and modules, joined by dots.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,15 +7,14 @@ use super::pickle::{Constructor, Node, NodeId, Pickle, Value};
 use super::stream::{Storages, call, is_tensor, tensor};
 use super::{Budget, Fault, Tensor, quote};
 
-/// A snapshot nests a module in a module a few times.
+/// Deepest nesting; a snapshot nests modules only a few times.
 const MAX_DEPTH: usize = 64;
 const MAX_NAME: usize = 1024;
 
-/// Every tensor that is reached from the root of a pickle, in the file's order.
+/// Returns every tensor that can be reached from the root of a pickle, in the file's order.
 ///
-/// A module (an object whose state has `_parameters`) gives what PyTorch's
-/// `state_dict` gives: its parameters, its buffers, then its modules. Of any
-/// other object of EDM's, every attribute counts.
+/// A module (an object whose state has `_parameters`) gives the entries of PyTorch's `state_dict`:
+/// its parameters, its buffers, then its modules. Other objects of EDM's give every attribute.
 pub(super) fn named_tensors(
     pickle: &Pickle,
     storages: &Storages,
@@ -27,7 +26,7 @@ pub(super) fn named_tensors(
     Ok(walk.found)
 }
 
-/// How far the walk is with a container.
+/// Progress of the walk through a container.
 enum Visit {
     Within,
     /// Number of tensors below it.
@@ -49,7 +48,7 @@ impl<'a> Walk<'_, 'a> {
             return self.tensor(name, value);
         }
         let Value::Node(id) = value else { return Ok(()) };
-        // A container is entered once, which bounds the time, whatever the file shares.
+        // Each container is entered once, which bounds the time even if the file shares containers.
         match self.visits.get(&id) {
             Some(Visit::Within) => {
                 return Err(Fault::refused(format!("{} within itself", quote(name))));
@@ -116,7 +115,7 @@ impl<'a> Walk<'_, 'a> {
         }
     }
 
-    /// A `__dict__`.
+    /// Walks through a `__dict__`.
     fn object(&mut self, name: &str, state: Value<'a>, depth: usize) -> Result<(), Fault> {
         let Some(parameters) = self.pickle.get(state, "_parameters") else {
             return self.value(name, state, depth);

@@ -1,18 +1,15 @@
-//! Python's pickle format as data: protocols 0 to 5, interpreted without ever
-//! calling anything. (The text opcodes of protocols 0 and 1 are read in CIFAR's
-//! batches only: no checkpoint has them.)
+//! Python's pickle format as data: protocols 0 to 5, interpreted without calling anything. (The
+//! text opcodes of protocols 0 and 1 are accepted only in CIFAR's batches; no checkpoint has them.)
 //!
-//! A pickle is a program for a stack machine that may call whatever Python can
-//! import. Here a call is kept as a [`Node::Object`], a name with arguments, and
-//! only the names in [`super::allowed`] can be said at all; every other name is an
-//! error. What the objects mean is decided afterwards, in `torch` and `names`,
-//! and for the batches of CIFAR's python files in `data::cifar::python`.
+//! A pickle is a program for a stack machine that may call anything that Python can import. Here a
+//! call is kept as a [`Node::Object`], a name with arguments, and only the names in
+//! [`super::allowed`] are accepted. The meaning of the objects is decided later, in `torch` and
+//! `names`, and for CIFAR's python files in `data::cifar::python`.
 //!
-//! The machine is ours because the crates at hand do not serve: candle's knows
-//! the opcodes of a flat state dict only, and a general unpickler either drops
-//! the names of the constructors or puts no bound on what a file may cost. Here
-//! strings and payloads are borrowed from the file, every opcode does a bounded
-//! amount of work, and [`Budget`] bounds the number of opcodes.
+//! The machine is our own, because available crates do not fit: candle's knows only the opcodes of
+//! a flat state dict, and general unpicklers either drop the names of the constructors or do not
+//! bound the cost of a file. Here strings and payloads are borrowed from the file, every opcode
+//! does a bounded amount of work, and [`Budget`] bounds the number of opcodes.
 
 use std::borrow::Cow;
 
@@ -23,8 +20,8 @@ use super::{Budget, Fault};
 /// Index of a node in its pickle.
 pub(crate) type NodeId = u32;
 
-/// A value on the stack. Small: containers are nodes, so that two references to
-/// one container stay one container.
+/// A value on the stack. It is small: containers are nodes, so two references to one container
+/// remain one container.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Value<'a> {
     None,
@@ -41,36 +38,36 @@ pub(crate) enum Value<'a> {
 
 #[derive(Debug)]
 pub(crate) enum Node<'a> {
-    /// A text or bytes that the file has in another spelling.
+    /// A text or bytes that are encoded differently in the file.
     Text(String),
     Bytes(Vec<u8>),
     Tuple(Vec<Value<'a>>),
     List(Vec<Value<'a>>),
     Dict(Vec<(Value<'a>, Value<'a>)>),
-    /// Its members are not kept.
+    /// A set, whose members are not kept.
     Set,
-    /// A call that was not made.
+    /// A call that was not executed.
     Object {
         constructor: Constructor,
         arguments: Value<'a>,
         entries: Vec<(Value<'a>, Value<'a>)>,
         state: Value<'a>,
     },
-    /// Something outside the pickle, by its persistent id.
+    /// A persistent id, which refers to something outside the pickle.
     Outside(Value<'a>),
 }
 
-/// What one pickle holds.
+/// Content of one pickle.
 pub(crate) struct Pickle<'a> {
     pub(super) nodes: Vec<Node<'a>>,
     pub root: Value<'a>,
     pub protocol: u8,
-    /// Where the bytes behind the pickle begin.
+    /// Position of the first byte after the pickle.
     pub end: usize,
 }
 
 impl<'a> Pickle<'a> {
-    /// The pickle of protocol 2 to 5 that begins at byte `at`.
+    /// Reads the pickle of protocol 2 to 5 that begins at byte `at`.
     pub(super) fn read(bytes: &'a [u8], at: usize, budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
         let mut machine = Machine::new(bytes, at);
         let protocol = match machine.take(2)? {
@@ -81,7 +78,8 @@ impl<'a> Pickle<'a> {
         machine.run(protocol, budget)
     }
 
-    /// A dictionary that is all of `bytes`, of any protocol. The first two do not say so.
+    /// Reads a dictionary that fills `bytes`, in any protocol. Protocols 0 and 1 do not state their
+    /// number.
     pub(super) fn read_any(bytes: &'a [u8], budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
         let mut machine = Machine::new(bytes, 0);
         machine.any = true;
@@ -114,9 +112,9 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// At most `most` bytes, in any of the forms in which the protocols and either
-    /// Python write them; texts stand for the bytes that they were in Python 2.
-    /// (Many objects may share one text: decoding has a bound.)
+    /// Returns at most `most` bytes, in any form in which the protocols and Python 2 or 3 write
+    /// them; texts stand for the bytes that they were in Python 2. The bound is needed because many
+    /// objects may share one text.
     pub fn bytes<'p>(&'p self, value: Value<'a>, most: usize) -> Option<Cow<'p, [u8]>> {
         if let Some(text) = self.text(value) {
             return Some(text.as_bytes().into());
@@ -155,7 +153,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// The entries of a `dict`, `OrderedDict` or `EasyDict`.
+    /// Returns the entries of a `dict`, `OrderedDict` or `EasyDict`.
     pub fn entries(&self, value: Value<'a>) -> Option<&[(Value<'a>, Value<'a>)]> {
         match value {
             Value::Node(id) => match self.node(id) {
@@ -171,7 +169,7 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// What a dictionary has under a text.
+    /// Returns the value of a dictionary under a text key.
     pub fn get(&self, dict: Value<'a>, key: &str) -> Option<Value<'a>> {
         let is_key = |(k, _): &&(Value<'a>, Value<'a>)| self.text(*k) == Some(key);
         self.entries(dict)?.iter().find(is_key).map(|(_, value)| *value)

@@ -1,5 +1,5 @@
-//! What `torch.save` wraps around a pickle: the storages, in a zip or behind
-//! one another in a legacy stream; and tensors, which are views of storages.
+//! Containers that `torch.save` puts around a pickle: a zip with the storages, or a legacy stream
+//! with the storages one after the other. Also tensors, which are views of storages.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -9,10 +9,10 @@ use super::pickle::{Constructor, Node, Pickle, Value};
 use super::{Budget, Dtype, Fault, Tensor, quote};
 use crate::store::formats::unzip::{self, Entry};
 
-/// The storages that lie outside a pickle, by key.
+/// Storages outside a pickle, by key.
 pub(super) type Storages<'a> = HashMap<Cow<'a, str>, &'a [u8]>;
 
-/// Whether a value is a tensor or a parameter.
+/// True if a value is a tensor or a parameter.
 pub(super) fn is_tensor(pickle: &Pickle, value: Value) -> bool {
     use Constructor::*;
     call(pickle, value).is_some_and(|(constructor, _)| {
@@ -20,7 +20,7 @@ pub(super) fn is_tensor(pickle: &Pickle, value: Value) -> bool {
     })
 }
 
-/// Constructor and arguments of an object.
+/// Returns constructor and arguments of an object.
 pub(super) fn call<'p, 'a>(
     pickle: &'p Pickle<'a>,
     value: Value<'a>,
@@ -32,9 +32,8 @@ pub(super) fn call<'p, 'a>(
     }
 }
 
-/// The tensor that a call of `_rebuild_tensor_v2` and the like describes, or one
-/// around it: a parameter's, or that of a tensor with attributes, which are not
-/// looked at.
+/// Reads the tensor described by a call of `_rebuild_tensor_v2` and similar functions. Unwraps
+/// parameters and tensors with attributes, and ignores the attributes.
 pub(super) fn tensor(
     pickle: &Pickle,
     storages: &Storages,
@@ -92,7 +91,7 @@ pub(super) fn tensor(
     }
 }
 
-/// A parameter around a tensor with attributes around a tensor has two.
+/// Most wrappers around a tensor; a parameter around a tensor with attributes has two.
 const MAX_LAYERS: usize = 4;
 
 /// A tensor's view of its storage, in elements.
@@ -103,9 +102,8 @@ struct View {
 }
 
 impl View {
-    /// The elements in row-major order. Views that show an element more than
-    /// once (expanded tensors) may have many more elements than the storage,
-    /// and are refused.
+    /// Copies the elements in row-major order. Refuses views that show an element more than once
+    /// (expanded tensors), because they may have many more elements than the storage.
     fn gather(&self, dtype: Dtype, storage: &[u8], budget: &mut Budget) -> Result<Tensor, Fault> {
         let size = dtype.size();
         let available = storage.len() / size;
@@ -132,7 +130,7 @@ impl View {
         self.shape.iter().try_fold(1usize, |count, n| count.checked_mul(*n))
     }
 
-    /// Whether the last element lies within the storage.
+    /// True if the last element lies within the storage.
     fn fits(&self, count: usize, available: usize) -> bool {
         if count == 0 {
             return self.offset <= available;
@@ -174,7 +172,7 @@ impl View {
     }
 }
 
-/// torch's own limit is 64; no network here goes beyond 4.
+/// Most dimensions. torch's own limit is 64; no network here has more than 4.
 const MAX_DIMENSIONS: usize = 16;
 
 fn number(value: Value) -> Result<usize, Fault> {
@@ -192,8 +190,8 @@ fn numbers(pickle: &Pickle, value: Value) -> Result<Vec<usize>, Fault> {
     }
 }
 
-/// What a persistent id says of a storage: ('storage', type, key, location,
-/// number of elements), and None for the view of older streams.
+/// A storage as a persistent id describes it: ('storage', type, key, location, number of elements),
+/// and None for the view in older streams.
 struct Reference<'a> {
     dtype: Dtype,
     key: &'a str,
@@ -230,18 +228,17 @@ fn reference<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Result<Reference<'a>,
     }
 }
 
-/// 0x1950a86a20f9469cfc6c, the first pickle of a legacy stream.
+/// The first pickle of a legacy stream: 0x1950a86a20f9469cfc6c.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
 const LEGACY_PROTOCOL: i64 = 1001;
 
-/// Whether a pickle is the first one of a legacy stream.
+/// True if a pickle is the first one of a legacy stream.
 pub(super) fn is_legacy_magic(pickle: &Pickle) -> bool {
     matches!(pickle.root, Value::Long(bytes) if bytes == MAGIC)
 }
 
-/// A legacy stream from behind its magic number at byte `at`: protocol version,
-/// system, object, keys of the storages, then each storage's number of elements
-/// and little-endian bytes.
+/// Reads a legacy stream after its magic number, from byte `at`: protocol version, system, object,
+/// keys of the storages, then each storage's number of elements and little-endian bytes.
 pub(super) fn legacy<'a>(
     bytes: &'a [u8],
     at: usize,
@@ -304,7 +301,7 @@ fn truncated(key: &str) -> Fault {
     Fault::broken(format!("the end of the file within the storage {}", quote(key)))
 }
 
-/// The one storage of a legacy stream whose object is a storage.
+/// Reads a legacy stream whose object is a storage.
 fn legacy_storage<'a>(bytes: &'a [u8], budget: &mut Budget) -> Result<(Dtype, &'a [u8]), Fault> {
     let magic = Pickle::read(bytes, 0, budget)?;
     if !is_legacy_magic(&magic) {
@@ -320,8 +317,8 @@ fn legacy_storage<'a>(bytes: &'a [u8], budget: &mut Budget) -> Result<(Dtype, &'
 
 pub(super) const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 
-/// `data.pkl` and the storages of a torch zip. torch stores without
-/// compression, so everything is borrowed from the file; checksums are verified.
+/// Returns `data.pkl` and the storages of a torch zip. torch stores them without compression, so
+/// they are borrowed from the file. Checksums are verified.
 pub(super) fn zip<'a>(bytes: &'a [u8]) -> Result<(&'a [u8], Storages<'a>), Fault> {
     let entries = unzip::entries(Cursor::new(bytes));
     let entries = entries.map_err(|fault| Fault::broken(format!("a file that {fault}")))?;

@@ -1,4 +1,4 @@
-//! Tensors as they come out of a file: contiguous, of any of torch's plain types.
+//! Tensors read from a file: contiguous, of any of torch's plain types.
 
 use crate::store::Array;
 
@@ -32,7 +32,7 @@ impl Dtype {
         matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
     }
 
-    /// One element from its little-endian bytes.
+    /// Converts one element from its little-endian bytes.
     pub fn value(self, bytes: &[u8]) -> f64 {
         let bits = bytes.iter().rev().fold(0u64, |bits, byte| bits << 8 | *byte as u64);
         match self {
@@ -66,7 +66,7 @@ impl std::fmt::Display for Dtype {
     }
 }
 
-/// IEEE 754 binary16: 1 sign, 5 exponent and 10 fraction bits.
+/// Converts an IEEE 754 binary16: 1 sign, 5 exponent and 10 fraction bits.
 fn half(bits: u16) -> f64 {
     let sign = if bits & 0x8000 != 0 { -1.0 } else { 1.0 };
     let (exponent, fraction) = ((bits >> 10 & 31) as i32, (bits & 1023) as f64);
@@ -78,8 +78,8 @@ fn half(bits: u16) -> f64 {
     }
 }
 
-/// `data` is row-major and little-endian, and has as many elements as `shape`
-/// says; the strides of the file are gone.
+/// A contiguous tensor. `data` is row-major and little-endian and has as many elements as `shape`
+/// says; the strides of the file are resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
     pub dtype: Dtype,
@@ -88,13 +88,13 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// The elements in row-major order. Exact but for integers beyond 2^53.
+    /// Elements in row-major order; exact except for integers beyond 2^53.
     pub fn values(&self) -> impl Iterator<Item = f64> {
         self.data.chunks_exact(self.dtype.size()).map(|bytes| self.dtype.value(bytes))
     }
 
-    /// As f32: f64 is rounded; an integer that f32 cannot count up to (beyond
-    /// 2^24) is an error that tells it.
+    /// Converts to float32; float64 is rounded. The error is an integer that float32 cannot
+    /// represent (beyond 2^24).
     pub(super) fn to_array(&self) -> Result<Array, f64> {
         const EXACT: f64 = (1 << f32::MANTISSA_DIGITS) as f64;
         if !self.dtype.is_float()
@@ -103,7 +103,7 @@ impl Tensor {
             return Err(large);
         }
         let data = match self.dtype {
-            // Not through f64, which would change the bits of some NaNs.
+            // Not through float64, which would change the bits of some NaNs.
             Dtype::F32 => self.data.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
             _ => self.values().map(|value| value as f32).collect(),
         };
