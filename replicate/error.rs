@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+/// Result with this program's error.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Success.
@@ -20,6 +21,7 @@ pub const EXIT_INCOMPLETE: i32 = 5;
 /// A signal stopped the run after a durable checkpoint; run the same command again.
 pub const EXIT_INTERRUPTED: i32 = 75;
 
+/// An error of the program; its text ends with a remedy if there is one.
 #[derive(thiserror::Error, Debug)]
 pub enum Error {
     #[error("{0}")]

@@ -71,6 +71,7 @@ pub struct Draws {
 }
 
 impl Draws {
+    /// Returns the next 32 random bits.
     pub fn next_u32(&mut self) -> u32 {
         if self.left == 0 {
             let counter =

@@ -27,6 +27,7 @@ impl Layout {
         layers: &[(3, 32, false), (32, 48, false), (48, 64, true), (64, 64, false), (64, 64, true)],
         classes: 110,
     };
+    /// The ten classes of CIFAR-10.
     pub const CIFAR10: Layout = Layout {
         layers: &[
             (3, 48, false),
@@ -57,6 +58,7 @@ struct Layer {
     halve: bool,
 }
 
+/// A convolutional classifier with group norm, whose features are means over the last map.
 pub struct Classifier {
     pub layout: Layout,
     pub(crate) parameters: Vec<Tensor>,
@@ -66,6 +68,7 @@ pub struct Classifier {
 }
 
 impl Classifier {
+    /// Builds the network on the parameters of `vb`.
     pub fn new(layout: Layout, vb: VarBuilder) -> Result<Classifier> {
         let uniform = |fan_in: usize| {
             let bound = (3.0 / fan_in as f64).sqrt();
@@ -174,6 +177,7 @@ settings! {
 }
 
 impl ClassifierTraining {
+    /// Adam of the training.
     pub fn adam(&self) -> AdamConfig {
         AdamConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps, rectified: false }
     }
@@ -186,6 +190,7 @@ pub struct ClassifierMethod {
 }
 
 impl ClassifierMethod {
+    /// Makes the training with random weights.
     pub fn new(device: &Device, layout: Layout, settings: &ClassifierTraining) -> Result<ClassifierMethod> {
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell: "classifier" };

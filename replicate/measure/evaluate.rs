@@ -138,6 +138,10 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
+    /// Factors the covariance of the real images.
+    ///
+    /// # Errors
+    /// See [`Statistics::factor`].
     pub fn new(network: FeatureNetwork, evaluation: Evaluation, reference: Reference) -> Result<Evaluator> {
         let factor = reference.statistics.factor()?;
         Ok(Evaluator { network, evaluation, reference, factor })

@@ -8,6 +8,7 @@ use crate::store::formats::npz::{self, Array, Stored};
 use crate::store::formats::torch::Dtype;
 use std::path::Path;
 
+/// Mean and covariance of features.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Statistics {
     pub mean: Vec<f64>,
@@ -74,7 +75,7 @@ impl Statistics {
     /// Factors the covariance for distances. Takes O(d^3) time.
     ///
     /// # Errors
-    /// As [`Factor::new`].
+    /// See [`Factor::new`].
     pub fn factor(&self) -> Result<Factor> {
         Factor::new(self.mean.clone(), &self.covariance)
     }

@@ -34,6 +34,7 @@ impl Network {
     }
 }
 
+/// Use of a network in training, which decides its memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Averaged,
@@ -54,6 +55,7 @@ impl Display for Role {
 }
 
 impl Role {
+    /// True if the parameters are trained.
     pub fn learns(self) -> bool {
         matches!(self, Role::Averaged | Role::Trained)
     }
@@ -79,6 +81,7 @@ pub enum Size {
 }
 
 impl Size {
+    /// Counts the network at the scale's configuration.
     pub fn count(self, config: &Config) -> Count {
         match self {
             Size::Denoiser => Count::denoiser(config),
@@ -100,6 +103,7 @@ pub struct Call {
     pub times: f64,
 }
 
+/// Kind of a pass, which decides its cost.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Pass {
     Forward,

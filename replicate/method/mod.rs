@@ -70,6 +70,7 @@ impl Setup<'_> {
     }
 }
 
+/// Makes a method in training.
 pub type Build = fn(&Setup) -> Result<Box<dyn Method>>;
 
 /// Description of a method for the rest of the program.
@@ -93,6 +94,7 @@ pub struct Spec {
     pub sampler: fn(&Setup, &Arrays) -> Result<Box<dyn Sampler>>,
 }
 
+/// Training of a method, and its cost.
 #[derive(Clone, Copy)]
 pub struct Trained {
     pub build: Build,
@@ -163,7 +165,7 @@ impl Display for Initialization {
 /// Initialisation of one network of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// The same as the row's.
+    /// Starts like the row.
     Row,
     From(Initialization),
 }

@@ -18,6 +18,7 @@ pub enum Levels {
 }
 
 impl Levels {
+    /// ln sigma ~ N(mean, sd^2).
     pub fn log_normal(mean: f64, sd: f64) -> Levels {
         Levels::LogNormal { mean: mean as f32, sd: sd as f32 }
     }
@@ -46,6 +47,7 @@ impl std::fmt::Display for Levels {
     }
 }
 
+/// EDM's smallest and largest noise levels.
 pub const SIGMA_MIN: f64 = 0.002;
 pub const SIGMA_MAX: f64 = 80.0;
 const RHO: f64 = 7.0;
@@ -66,7 +68,7 @@ pub fn edm_weight(sigma: f32) -> f32 {
 /// Distribution of the noise levels in the generator's step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum GeneratorLevels {
-    /// The same as in the critic's step.
+    /// Levels of the critic's step.
     LogNormal,
     /// SiD's: the lower [`SHARE`] of EDM's grid.
     Karras,

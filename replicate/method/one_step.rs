@@ -48,6 +48,7 @@ settings! {
 }
 
 impl OneStep {
+    /// Noise levels of the critic's step.
     pub fn levels(&self) -> Levels {
         Levels::log_normal(self.p_mean, self.p_std)
     }
@@ -60,6 +61,7 @@ impl OneStep {
         }
     }
 
+    /// Adam of all networks.
     pub fn adam(&self) -> AdamConfig {
         AdamConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps, rectified: false }
     }

@@ -49,10 +49,12 @@ impl Pretraining {
         Levels::log_normal(self.p_mean, self.p_std)
     }
 
+    /// Adam of the pre-training.
     pub fn adam(&self) -> AdamConfig {
         AdamConfig { beta1: self.beta1, beta2: self.beta2, eps: self.eps, rectified: false }
     }
 
+    /// Augmentation of the training images.
     pub fn augmentation(&self) -> Augmentation {
         Augmentation { p: self.augment_p }
     }

@@ -47,6 +47,7 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
+    /// Starts with an empty list.
     pub fn new(vb: VarBuilder<'a>) -> Builder<'a> {
         Builder { vb, list: Rc::default() }
     }
@@ -79,6 +80,7 @@ pub struct Plus<'a, M> {
 }
 
 impl<'a, M> Plus<'a, M> {
+    /// Adds nothing.
     pub const NOTHING: Plus<'a, M> = Plus { term: None, residual: None };
 }
 

@@ -12,6 +12,7 @@ use candle_nn::{Init, VarBuilder, var_builder::SimpleBackend};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+/// Arrays by name.
 pub type Arrays = BTreeMap<String, Array>;
 
 /// The trainable parameters of one network.
@@ -61,6 +62,7 @@ impl Params {
         network(VarBuilder::from_tensors(tensors, DType::F32, &self.device))
     }
 
+    /// Parameters by name, sorted.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &Var)> {
         self.vars.iter()
     }

@@ -25,6 +25,7 @@ impl Choice for Schedule {
         &[("constant", Schedule::Constant), ("cosine", Schedule::Cosine)];
 }
 
+/// Settings of Adam or RAdam.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamConfig {
     pub beta1: f64,
@@ -130,6 +131,7 @@ pub struct Adam {
 }
 
 impl Adam {
+    /// Starts with zero moments.
     pub fn new(config: AdamConfig, params: &Params) -> Result<Adam> {
         let moments = params
             .iter()
@@ -270,10 +272,15 @@ impl Ema {
         Ok(())
     }
 
+    /// Returns the average by name.
     pub fn arrays(&self) -> Result<Arrays> {
         self.average.iter().map(|(name, e)| Ok((name.clone(), to_array(e)?))).collect()
     }
 
+    /// Restores the average from [`Ema::arrays`].
+    ///
+    /// # Errors
+    /// If an array is missing or has the wrong shape.
     pub fn restore(&mut self, arrays: &Arrays) -> Result<()> {
         for (name, e) in &self.average {
             e.set(&from_array(name, arrays, e.shape(), e.device())?)?;

@@ -93,6 +93,7 @@ impl<'a> Batch<'a> {
         self.rows.len()
     }
 
+    /// True if there are no images.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

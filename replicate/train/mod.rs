@@ -80,6 +80,7 @@ pub struct Trained {
     pub steps: u64,
 }
 
+/// Name of the file with the values of all ticks.
 pub const METRICS_FILE: &str = "metrics.csv";
 
 /// Trains `method` to the end of its budget. Resumes from the entry's checkpoint if there is one.

@@ -171,6 +171,10 @@ impl Learned {
         Ok(())
     }
 
+    /// Restores what [`Learned::state`] added.
+    ///
+    /// # Errors
+    /// If an array is missing or has the wrong shape.
     pub fn restore(&mut self, prefix: &str, from: &Arrays) -> Result<()> {
         let of = |kind: &str| strip(from, &format!("{prefix}.{kind}."));
         self.params.assign(&of("weights"))?;

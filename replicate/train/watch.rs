@@ -64,6 +64,7 @@ impl Progress<'_> {
     }
 }
 
+/// Shows the progress of a run in one mode.
 pub struct Watch {
     mode: Mode,
     label: String,
@@ -150,6 +151,7 @@ impl Watch {
         }
     }
 
+    /// Ends the progress of a training.
     pub fn end(&mut self) {
         self.events = None;
         if let Some(bar) = self.bar.take() {

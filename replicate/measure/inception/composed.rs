@@ -77,6 +77,7 @@ pub fn mean(x: &Tensor) -> Result<Tensor> {
     x.mean_keepdim((2, 3))
 }
 
+/// Copies the values of a tensor to the host.
 pub fn values(x: &Tensor) -> Result<Vec<f32>> {
     x.flatten_all()?.to_vec1()
 }

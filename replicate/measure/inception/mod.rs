@@ -38,6 +38,7 @@ pub const DEPTHS: [usize; 4] = [64, 192, 768, FEATURES];
 /// Images in a chunk; their activations take 100 MB.
 const CHUNK: usize = 8;
 
+/// Inception-v3 on one device.
 pub struct Inception {
     form: Form,
     head_bias: Vec<f32>,
@@ -83,7 +84,7 @@ impl Inception {
     /// the kernels.
     ///
     /// # Errors
-    /// As [`Inception::load`].
+    /// See [`Inception::load`].
     pub fn load_composed(device: &Device, checkpoint: Checkpoint) -> Result<Inception> {
         let (network, head_bias) = Network::load(checkpoint, |conv: Folded| {
             Ok(composed::Conv {
@@ -132,7 +133,7 @@ impl Inception {
     /// Computes [`Inception::extract`] together with the intermediate values.
     ///
     /// # Errors
-    /// As [`Inception::extract`].
+    /// See [`Inception::extract`].
     pub fn probe(&self, images: &Images, range: Range<usize>) -> Result<Probe> {
         let (means, unbiased) = self.forward(images, range.clone(), 0..DEPTHS.len())?;
         let mut logits = unbiased.clone();

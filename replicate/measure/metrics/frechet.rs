@@ -37,6 +37,7 @@ pub struct Moments {
 }
 
 impl Moments {
+    /// Starts the sums of features with `dim` dimensions.
     pub fn new(dim: usize) -> Moments {
         Moments { dim, count: 0, sum: vec![0.0; dim], products: vec![0.0; dim * dim], non_finite: None }
     }
@@ -240,6 +241,7 @@ impl Factor {
         })
     }
 
+    /// Number of dimensions.
     pub fn dim(&self) -> usize {
         self.mean.len()
     }

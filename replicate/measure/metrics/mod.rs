@@ -38,10 +38,12 @@ impl Features {
         self.rows.len() / self.dim
     }
 
+    /// True if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
+    /// Values of row `i`.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.rows[i * self.dim..(i + 1) * self.dim]
     }

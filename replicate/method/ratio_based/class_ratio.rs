@@ -70,6 +70,7 @@ pub fn fingerprint(divergence: Divergence) -> String {
     sha256_hex(text.join(" ").as_bytes())[..16].to_string()
 }
 
+/// Makes the training with one divergence.
 pub fn build(setup: &Setup, divergence: Divergence) -> Result<Box<dyn Method>> {
     Ok(Box::new(ClassRatio::new(setup, divergence)?))
 }

@@ -35,6 +35,7 @@ impl Maps {
         Maps::stale(self.images, self.shape())
     }
 
+    /// Copies the maps.
     pub fn copy(&self) -> Maps {
         let mut copy = self.like();
         copy.values_mut().copy_from_slice(self.values());
@@ -51,6 +52,7 @@ impl Maps {
         [self.height, self.width, self.channels]
     }
 
+    /// Values in row-major order, (images, height, width, channels).
     pub fn values(&self) -> &[f32] {
         &self.values
     }

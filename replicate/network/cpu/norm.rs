@@ -36,7 +36,7 @@ impl GroupNorm<'_> {
     /// Computes y and its derivative along `dx`.
     ///
     /// # Panics
-    /// As [`GroupNorm::forward`], and if `dx` differs in size from `x`.
+    /// See [`GroupNorm::forward`]; also if `dx` differs in size from `x`.
     pub fn along(&self, x: &Maps, dx: &Maps) -> [Maps; 2] {
         self.check(x);
         assert!(dx.images == x.images && dx.shape() == x.shape(), "a tangent of another size");
@@ -50,7 +50,7 @@ impl GroupNorm<'_> {
     /// Computes the gradient with respect to x, and adds those of gamma and beta to theirs.
     ///
     /// # Panics
-    /// As [`GroupNorm::forward`], and if the gradient differs in size from `x`.
+    /// See [`GroupNorm::forward`]; also if the gradient differs in size from `x`.
     pub fn backward(
         &self,
         x: &Maps,

@@ -7,6 +7,7 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{Result, Tensor, bail, builder_arg};
 
+/// Group normalisation over `groups` channel groups of each image, followed by SiLU if `silu`.
 #[derive(Clone, Copy)]
 pub struct GroupNorm {
     pub groups: usize,

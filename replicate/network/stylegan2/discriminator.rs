@@ -14,6 +14,7 @@ const SMOOTH: Resample = Resample { up: 1, pad: [2, 2], taps: BLUR, down: 1 };
 /// this is stride 2 without padding.
 const HALVE: Resample = Resample { up: 1, pad: [-1, -1], taps: &[1.0], down: 2 };
 
+/// The discriminator of StyleGAN2, conditioned on the diffusion time.
 pub struct Discriminator {
     /// Layers down to 4 x 4 pixels.
     body: Sequence,
@@ -33,6 +34,10 @@ fn sequence(vb: &VarBuilder, make: impl FnOnce(&Maker) -> Result<Vec<Layer>>) ->
 }
 
 impl Discriminator {
+    /// Builds the network on the parameters of `vb`.
+    ///
+    /// # Errors
+    /// If the configuration has no channels, or if a parameter cannot be made.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Discriminator> {
         let Some((_, lowest)) = config.levels().next() else { bail!("a discriminator has channels") };
         let body = sequence(&vb, |maker| {
@@ -101,7 +106,7 @@ impl Discriminator {
     /// and the derivative of the standard deviation is tracked through its features.
     ///
     /// # Errors
-    /// As [`Discriminator::forward`].
+    /// See [`Discriminator::forward`].
     pub fn along(&self, x: &Tensor, dx: &Tensor, t: &[f32]) -> Result<Tensor> {
         let [h, dh] = self.body.along(x, dx)?;
         let (values, tangents) = (Centred::new(&h, self.group)?, Centred::new(&dh, self.group)?);

@@ -35,6 +35,7 @@ struct Block {
 }
 
 impl Generator {
+    /// Builds the network on the parameters of `vb`.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Generator> {
         let maker = Maker::new(vb);
         let mapping = mapping(&maker.pp("mapping"), MAPPING_LAYERS, config.latent)?;

@@ -20,6 +20,7 @@ pub struct Critic {
 pub const CRITIC_HEAD: &str = "critic.";
 
 impl Critic {
+    /// Builds the network on the parameters of `vb`.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Critic> {
         let b = Builder::new(vb);
         let encoder = Encoder::new(config, SecondTime::None, b.pp("model"))?;

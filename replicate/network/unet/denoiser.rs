@@ -19,10 +19,12 @@ pub struct Denoiser {
 }
 
 impl Denoiser {
+    /// Builds the network on the parameters of `vb`.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Denoiser> {
         Denoiser::with_second_time(config, SecondTime::None, vb)
     }
 
+    /// Builds the network with a second noise level.
     pub fn with_second_time(config: &Config, second: SecondTime, vb: VarBuilder) -> Result<Denoiser> {
         let b = Builder::new(vb).pp("model");
         let encoder = Encoder::new(config, second, b.clone())?;

@@ -21,7 +21,7 @@ use crate::settings::{FIXED, Scale, Settings, settings};
 use crate::store::Array;
 use candle_core::{Result, Tensor, bail};
 
-/// How a network is conditioned on a second noise level, the one to jump to. It belongs to a
+/// Conditioning of a network on a second noise level, the one to jump to. It belongs to a
 /// method, not to the configuration of a scale.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SecondTime {

@@ -18,15 +18,18 @@ pub struct Conditioning<'a> {
 pub(super) struct Positions(Vec<f32>);
 
 impl Positions {
+    /// Makes the frequencies for rows of `channels` values.
     pub fn new(channels: usize) -> Positions {
         let half = channels / 2;
         Positions((0..half).map(|i| libm::powf(1e-4, i as f32 / (half - 1) as f32)).collect())
     }
 
+    /// Values of a row.
     pub fn channels(&self) -> usize {
         2 * self.0.len()
     }
 
+    /// Computes the embedding (B, channels) of c_noise (B), row by row.
     pub fn rows(&self, noise: &[f32]) -> Vec<f32> {
         let mut rows = Vec::with_capacity(noise.len() * self.channels());
         for n in noise {

@@ -132,6 +132,7 @@ pub struct LeftOut {
 }
 
 impl LeftOut {
+    /// Counts a hidden file.
     pub fn hidden(&mut self, path: impl AsRef<Path>) {
         self.hidden += 1;
         self.example(path.as_ref());

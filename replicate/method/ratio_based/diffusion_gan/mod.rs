@@ -28,12 +28,12 @@ use candle_core::{Result, Tensor, Var};
 pub const SPEC: Spec =
     spec("diffusion-gan", CALLS, |setup| Ok(Box::new(StyleGan::train(setup, &setup.own())?)));
 
-/// The same without the gradient penalty.
+/// Diffusion-GAN without the gradient penalty.
 pub const NO_R1: Spec = spec("diffusion-gan without R1", CALLS.split_at(4).0, |setup| {
     Ok(Box::new(StyleGan::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
 });
 
-/// The same with differences of logits instead of the gradient.
+/// Diffusion-GAN with differences of logits instead of the gradient.
 pub const APPROXIMATE: Spec = spec("diffusion-gan, approximate R1", CALLS, |setup| {
     Ok(Box::new(StyleGan::train(setup, &DiffGan { penalty: Penalty::Approximate, ..setup.own() })?))
 });

@@ -20,6 +20,7 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// Describes images `x` (B, C, H, W) after `t` steps (B) of `chain`.
     pub fn new(x: Tensor, chain: &Chain, t: &[usize]) -> Seen {
         let (signal, noise) = (chain.signal(t), chain.noise(t));
         Seen { x, t: t.iter().map(|t| *t as f32).collect(), signal, noise }
@@ -90,6 +91,7 @@ pub fn networks(unet: &unet::Config, group: usize) -> Config {
 const GENERATOR_EVERY: u64 = 4;
 
 impl StyleGan {
+    /// Makes the training with the networks that fit the scale.
     pub fn train(setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<StyleGan>> {
         StyleGan::of(&networks(setup.network, settings.group), setup, settings)
     }

@@ -18,7 +18,7 @@ use candle_core::{Result, Tensor};
 pub const UNETS: Spec =
     spec("diffusion-gan on U-Nets", CALLS, |setup| Ok(Box::new(UNets::train(setup, &setup.own())?)));
 
-/// The same without the gradient penalty.
+/// The objective without the gradient penalty.
 pub const UNETS_NO_R1: Spec = spec("diffusion-gan on U-Nets, without R1", CALLS.split_at(4).0, |setup| {
     Ok(Box::new(UNets::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
 });

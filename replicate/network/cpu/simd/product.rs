@@ -40,6 +40,7 @@ impl Panels {
         panels
     }
 
+    /// Sets the element in row `k` of a column.
     #[inline(always)]
     pub fn set(&mut self, k: usize, column: usize, value: f32) {
         self.values[(column / PANEL * self.inner + k) * PANEL + column % PANEL] = value;

@@ -98,7 +98,7 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
 /// Reads a checkpoint from memory like [`read`]; `path` is for messages.
 ///
 /// # Errors
-/// As [`read`].
+/// See [`read`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     if is_safetensors(bytes) {
         return Err(malformed(

@@ -93,14 +93,17 @@ impl<'a> Pickle<'a> {
         }
     }
 
+    /// Returns a node by its index.
     pub fn node(&self, id: NodeId) -> &Node<'a> {
         &self.nodes[id as usize]
     }
 
+    /// All nodes, in the order in which they were made.
     pub fn nodes(&self) -> &[Node<'a>] {
         &self.nodes
     }
 
+    /// Returns the text of a value, or `None` if it is not text.
     pub fn text<'p>(&'p self, value: Value<'a>) -> Option<&'p str> {
         match value {
             Value::Str(text) => Some(text),
@@ -143,6 +146,7 @@ impl<'a> Pickle<'a> {
 }
 
 impl<'a> Pickle<'a> {
+    /// Returns the members of a tuple, or `None` if it is not a tuple.
     pub fn tuple(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
         match value {
             Value::Node(id) => match self.node(id) {
