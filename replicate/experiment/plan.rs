@@ -69,7 +69,7 @@ pub fn row(recipe: &Recipe, row: &Row) -> Cost {
         return Cost { flop: scores, disk_bytes, peak_disk_bytes: disk_bytes, ..Cost::default() };
     };
     let steps = recipe.iterations(row);
-    let looks = looks(steps, recipe.budget.ticks);
+    let looks = looks(steps, recipe.ticks_of(row));
     let quick = e.quick_samples;
     let look = (GRID_IMAGES + quick) as f64 * sample + features(quick);
     let step_flop = recipe.budget.batch as f64 * step(recipe, row, training);

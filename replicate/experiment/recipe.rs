@@ -396,6 +396,14 @@ impl Recipe {
         if self.scale.has_own_features() { Data::HeldOut } else { Data::Target }
     }
 
+    /// How often the row's training writes a line, a grid and a checkpoint: less often where it
+    /// is shorter than the others, and often enough for a curve.
+    pub fn ticks_of(&self, row: &Row) -> u64 {
+        let ticks = self.budget.ticks;
+        let share = (ticks * self.images_of(row)).div_ceil(self.budget.images);
+        share.clamp(ticks.min(10), ticks)
+    }
+
     /// Whole iterations of the row's training.
     pub fn iterations(&self, row: &Row) -> u64 {
         self.images_of(row).div_ceil(self.budget.batch as u64)

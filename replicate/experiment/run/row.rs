@@ -280,7 +280,7 @@ impl Runner<'_> {
             let grid = generate_grid(&recipe.network, device, latents.each, |z| sampler.sample(z))?;
             Ok(Snapshot { scores: Some(evaluator.interim(&images)?), grid: Some(grid) })
         };
-        let budget = Budget { images: recipe.images_of(row), ticks: recipe.budget.ticks };
+        let budget = Budget { images: recipe.images_of(row), ticks: recipe.ticks_of(row) };
         let trained = train(lock, budget, &batches, &mut *method, &mut snapshot, &mut self.watch, self.stop)?;
         write_timing(lock, &trained)?;
         lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
