@@ -116,7 +116,7 @@ impl Network for Pointwise {
     }
 }
 
-/// Leaky ReLU, and its derivative along a constant; factors of images and of rows themselves.
+/// Leaky ReLU, and its derivative along a constant; what a mask lets through; factors of images and of rows themselves.
 struct Modulation;
 
 impl Network for Modulation {
@@ -127,7 +127,8 @@ impl Network for Modulation {
         let y = ops.scale(x, &rows)?;
         let y = ops.leaky(&y, &y, 1.5)?;
         let along = ops.leaky(x, &y, 0.7)?;
-        ops.concat(&y, &along)
+        let kept = ops.gate(&along, x, [1.25, 0.0])?;
+        ops.concat(&y, &kept)
     }
 }
 

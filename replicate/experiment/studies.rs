@@ -113,8 +113,7 @@ impl Study {
     /// `Usage` for a scale at which the question is not asked, or for a value that cannot be set.
     pub fn recipes(&self, base: &Recipe) -> Result<Vec<Recipe>> {
         let handful = matches!(base.scale, Scale::Smoke | Scale::Drill);
-        let small_enough = self.scales.contains(&Scale::Mini) || !matches!(base.scale, Scale::Smoke);
-        if !self.scales.contains(&base.scale) && !(handful && small_enough) {
+        if !self.scales.contains(&base.scale) && !handful {
             let scales: Vec<&str> = self.scales.iter().map(|scale| scale.name()).collect();
             return Err(Error::Usage(format!(
                 "study {} is not for --scale {}: it is for {}",

@@ -131,7 +131,7 @@ impl Ops for Counter<'_> {
         self.output([c, 1, 1])
     }
 
-    fn leaky(&mut self, x: &Size, _: &Size, _: f32) -> Result<Size> {
+    fn gate(&mut self, x: &Size, _: &Size, _: [f32; 2]) -> Result<Size> {
         self.output(*x)
     }
 

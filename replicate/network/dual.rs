@@ -108,8 +108,8 @@ impl<O: Tangents> Ops for Dual<'_, O> {
         self.both(x, |ops, x| ops.mean(x))
     }
 
-    fn leaky(&mut self, x: &Self::Map, by: &Self::Map, gain: f32) -> Result<Self::Map> {
-        self.both(x, |ops, x| ops.leaky(x, &by.value, gain))
+    fn gate(&mut self, x: &Self::Map, by: &Self::Map, factors: [f32; 2]) -> Result<Self::Map> {
+        self.both(x, |ops, x| ops.gate(x, &by.value, factors))
     }
 
     fn scale(&mut self, x: &Self::Map, rows: &Self::Map) -> Result<Self::Map> {

@@ -92,8 +92,8 @@ impl Ops for Exact<'_, '_> {
         self.composed.mean(x)
     }
 
-    fn leaky(&mut self, x: &Tensor, by: &Tensor, gain: f32) -> Result<Tensor> {
-        self.composed.leaky(x, by, gain)
+    fn gate(&mut self, x: &Tensor, by: &Tensor, factors: [f32; 2]) -> Result<Tensor> {
+        self.composed.gate(x, by, factors)
     }
 
     fn scale(&mut self, x: &Tensor, rows: &Tensor) -> Result<Tensor> {

@@ -114,7 +114,11 @@ pub trait Ops {
     fn mean(&mut self, x: &Self::Map) -> Result<Self::Map>;
     /// `gain` x where `by` > 0, and a fifth of that elsewhere. With `by` = x it is leaky ReLU; with
     /// a tangent for x it is its derivative. Only x gets a gradient.
-    fn leaky(&mut self, x: &Self::Map, by: &Self::Map, gain: f32) -> Result<Self::Map>;
+    fn leaky(&mut self, x: &Self::Map, by: &Self::Map, gain: f32) -> Result<Self::Map> {
+        self.gate(x, by, [gain, gain * LEAK])
+    }
+    /// Multiplies x by `factors[0]` where `by` > 0, and by `factors[1]` elsewhere. Only x gets a gradient.
+    fn gate(&mut self, x: &Self::Map, by: &Self::Map, factors: [f32; 2]) -> Result<Self::Map>;
     /// Multiplies every pixel by its image's row of factors, (B, C, 1, 1).
     fn scale(&mut self, x: &Self::Map, rows: &Self::Map) -> Result<Self::Map>;
     /// 1 / sqrt(x + eps).

@@ -2,7 +2,7 @@
 //! tested against, and the backend of GPUs without cuDNN.
 
 use crate::network::dual::Tangents;
-use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample};
+use crate::network::{Norm, Ops, Param, Plus, Resample};
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Result, Tensor};
 
@@ -113,9 +113,8 @@ impl Ops for Composed<'_> {
         x.mean_keepdim((2, 3))
     }
 
-    fn leaky(&mut self, x: &Tensor, by: &Tensor, gain: f32) -> Result<Tensor> {
-        let slope =
-            by.gt(0f32)?.to_dtype(x.dtype())?.affine((gain * (1.0 - LEAK)).into(), (gain * LEAK).into());
+    fn gate(&mut self, x: &Tensor, by: &Tensor, [open, closed]: [f32; 2]) -> Result<Tensor> {
+        let slope = by.gt(0f32)?.to_dtype(x.dtype())?.affine((open - closed).into(), closed.into());
         x * slope?.detach()
     }
 

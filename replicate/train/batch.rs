@@ -4,6 +4,7 @@
 
 use crate::data::Images;
 use crate::network;
+use crate::network::unet::Masks;
 use crate::rng::{Draws, Stream};
 use crate::train::augment::{self, Augmentation, Draw};
 use candle_core::{Device, Result, Tensor, bail};
@@ -148,6 +149,20 @@ impl<'a> Batch<'a> {
         }
     }
 
+    /// What dropout with probability `p` keeps of maps (channels, height, width); `None` where it
+    /// drops nothing.
+    pub fn dropout(&self, name: &str, p: f64, maps: &[(usize, usize, usize)]) -> Result<Option<Masks>> {
+        if p == 0.0 {
+            return Ok(None);
+        }
+        // The share p of normal numbers lies below it.
+        let bound = quantile(p);
+        let mask = |(i, shape): (usize, &(usize, usize, usize))| {
+            self.normal_of(&format!("{name} {i}"), *shape)? - bound
+        };
+        Ok(Some(Masks { keep: maps.iter().enumerate().map(mask).collect::<Result<_>>()?, p }))
+    }
+
     /// Draws one value for each image; `draw` takes it from the stream `name`.
     pub fn each(&self, name: &str, mut draw: impl FnMut(&mut Draws) -> f32) -> Result<Vec<f32>> {
         match self.source {
@@ -273,6 +288,17 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// The z with P(N(0, 1) < z) = `p`, by bisection.
+fn quantile(p: f64) -> f64 {
+    let (mut low, mut high) = (-10.0, 10.0);
+    for _ in 0..60 {
+        let middle = 0.5 * (low + high);
+        let below = 0.5 * libm::erfc(-middle * std::f64::consts::FRAC_1_SQRT_2);
+        if below < p { low = middle } else { high = middle }
+    }
+    0.5 * (low + high)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -292,5 +318,13 @@ mod tests {
         let second = [9.0, 9.0, 9.0, 12.0, 12.0, 12.0, 15.0, 15.0, 15.0];
         assert_eq!(shifted, [first, second].concat());
         Ok(())
+    }
+
+    #[test]
+    fn quantiles_are_scipy_s() {
+        // scipy.stats.norm.ppf
+        for (p, z) in [(0.13, -1.1263911290388007), (0.5, 0.0), (0.999, 3.090232306167813)] {
+            assert!((quantile(p) - z).abs() < 1e-9, "{p}");
+        }
     }
 }

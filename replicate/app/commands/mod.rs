@@ -52,6 +52,9 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
         Command::Report { table: Some(which), place, format, .. } => {
             report::table(which, &place, format, stop)
         }
+        Command::Report { table: None, format, .. } if format != Format::Text => {
+            Err(Error::Usage("--format is for a table, or for --by SETTING".into()))
+        }
         Command::Report { table: None, place, output, .. } => report::report(&place, &output, stop),
         Command::Figures { place, output } => report::figures_only(&place, &output, stop),
         Command::Fetch { what, store, from, offline } => {

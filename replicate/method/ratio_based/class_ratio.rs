@@ -115,7 +115,10 @@ impl Method for ClassRatio {
             let (real, real_labels) = b.augment("critic.augment_real", &b.images("critic.index")?)?;
             let fake = diffuse(&fake, &sigma, &b.normal("critic.noise_fake")?)?;
             let real = diffuse(&real, &sigma, &b.normal("critic.noise_real")?)?;
-            let [l_real, l_fake] = critic.both(&real, &fake, &sigma, real_labels.zip(fake_labels))?;
+            let masks =
+                |part: &str| b.dropout(&format!("critic.dropout_{part}"), s.dropout, &critic.dropped());
+            let masks = masks("real")?.zip(masks("fake")?);
+            let [l_real, l_fake] = critic.both(&real, &fake, &sigma, real_labels.zip(fake_labels), masks)?;
             let [c_real, c_fake] = [probability(&l_real)?, probability(&l_fake)?];
             Ok(vec![class_ratio(&l_real, &l_fake)?, c_real, c_fake])
         })?;

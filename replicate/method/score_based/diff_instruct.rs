@@ -80,7 +80,9 @@ impl Method for DiffInstruct {
             let (x0, labels) =
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
             let xt = diffuse(&x0, &sigma, &b.normal("critic.noise_fake")?)?;
-            Ok(vec![dsm(&fake.forward(&xt, &sigma, labels.as_deref())?, &x0, &sigma)?])
+            let masks = b.dropout("critic.dropout_fake", s.dropout, &fake.dropped())?;
+            let denoised = fake.dropping(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
+            Ok(vec![dsm(&denoised, &x0, &sigma)?])
         })?;
 
         // Lines 5 and 6: along the difference of the scores, by w(t) (Eq 5, appendix B).

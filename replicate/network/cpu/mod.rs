@@ -18,7 +18,7 @@ pub use maps::{Maps, Window, average_pool, max_pool};
 pub(crate) use memory::Aligned;
 pub(crate) use norm::{GroupNorm, Statistics};
 pub(crate) use pointwise::{
-    add, concat, down2, leaky, mean, mean_backward, rsqrt, rsqrt_backward, scale, scale_backward, silu,
+    add, concat, down2, gate, mean, mean_backward, rsqrt, rsqrt_backward, scale, scale_backward, silu,
     silu_backward, split, up2,
 };
 pub(crate) use resample::resample;

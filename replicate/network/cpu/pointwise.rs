@@ -2,7 +2,6 @@
 
 use super::maps::Maps;
 use super::simd::lanes::{Kernel, LANES, Lanes, run};
-use crate::network::LEAK;
 
 /// Computes x sigmoid(x).
 pub fn silu(x: &Maps) -> Maps {
@@ -158,33 +157,33 @@ pub fn add(a: &mut Maps, b: &Maps) {
     }
 }
 
-/// Computes `gain` x where `by` > 0, and a fifth of that elsewhere. Applied to a gradient, it is
+/// Multiplies x by the first factor where `by` > 0, and by the second elsewhere. Applied to a gradient, it is
 /// also its own backward pass.
 ///
 /// # Panics
 /// If the maps differ in size.
-pub fn leaky(x: &Maps, by: &Maps, gain: f32) -> Maps {
+pub fn gate(x: &Maps, by: &Maps, factors: [f32; 2]) -> Maps {
     assert!(x.images == by.images && x.shape() == by.shape(), "maps of other sizes");
     let mut y = x.like();
-    run(Leaky { x: x.values(), by: by.values(), gain, y: y.values_mut() });
+    run(Gate { x: x.values(), by: by.values(), factors, y: y.values_mut() });
     y
 }
 
-struct Leaky<'a> {
+struct Gate<'a> {
     x: &'a [f32],
     by: &'a [f32],
-    gain: f32,
+    factors: [f32; 2],
     y: &'a mut [f32],
 }
 
-impl Kernel for Leaky<'_> {
+impl Kernel for Gate<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let leak = self.gain * LEAK;
+        let [open, closed] = self.factors;
         for ((y, x), by) in self.y.iter_mut().zip(self.x).zip(self.by) {
-            *y = x * if *by > 0.0 { self.gain } else { leak };
+            *y = x * if *by > 0.0 { open } else { closed };
         }
     }
 }

@@ -179,7 +179,7 @@ impl Taken {
                     let map = dy.map.to_dtype(dtype)?.broadcast_as(&shape)?.contiguous()?;
                     back.give(x, Gradient { map, scale: dy.scale / (h * w) as f32 })?;
                 }
-                Step::Leaky { x, slope } => back.give(x, passed((&dy.map * slope)?))?,
+                Step::Gate { x, slope } => back.give(x, passed((&dy.map * slope)?))?,
                 Step::Scale { x, rows } => {
                     if rows.id.is_some() {
                         let products = (&x.map * &dy.map)?.to_dtype(DType::F32)?;

@@ -8,7 +8,7 @@
 use self::backward::{Gradient, Taken};
 use crate::network::dual::Tangents;
 use crate::network::gpu::{self as cuda};
-use crate::network::{LEAK, Norm, Ops, Param, Plus, Resample, mix, pack, unpack};
+use crate::network::{Norm, Ops, Param, Plus, Resample, mix, pack, unpack};
 use candle_core::backend::BackendStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{
@@ -120,7 +120,7 @@ enum Step {
         shape: Shape,
         dtype: DType,
     },
-    Leaky {
+    Gate {
         x: Option<usize>,
         slope: Tensor,
     },
@@ -307,11 +307,11 @@ impl Ops for Fused<'_> {
     }
 
     // There are no kernels for these operations yet, so they are composed of candle's.
-    fn leaky(&mut self, x: &Node, by: &Node, gain: f32) -> Result<Node> {
+    fn gate(&mut self, x: &Node, by: &Node, [open, closed]: [f32; 2]) -> Result<Node> {
         let (x, by) = (self.settled(x)?, self.settled(by)?);
         let positive = by.map.gt(0f32)?.to_dtype(x.map.dtype())?;
-        let slope = positive.affine((gain * (1.0 - LEAK)).into(), (gain * LEAK).into())?;
-        Ok(self.push((&x.map * &slope)?, x.id.is_some(), || Step::Leaky { x: x.id, slope }))
+        let slope = positive.affine((open - closed).into(), closed.into())?;
+        Ok(self.push((&x.map * &slope)?, x.id.is_some(), || Step::Gate { x: x.id, slope }))
     }
 
     fn scale(&mut self, x: &Node, rows: &Node) -> Result<Node> {

@@ -3,6 +3,7 @@
 use crate::network::{Builder, Norm, Ops, Param, Plus};
 use candle_core::Result;
 use candle_nn::Init;
+use std::cell::RefCell;
 
 /// Factor of residual sums, which keeps their variance.
 const SKIP_SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
@@ -113,6 +114,24 @@ pub(super) struct Embedding<M> {
     pub first: M,
     /// Second embedding, if every block reads one.
     pub second: Option<M>,
+    pub dropped: Dropped<M>,
+}
+
+/// What the dropout of each block keeps, in the blocks' order: maps that are positive there, and
+/// the factor of what is kept. Nothing is dropped without maps.
+pub(super) struct Dropped<M> {
+    keep: RefCell<std::vec::IntoIter<M>>,
+    factor: f32,
+}
+
+impl<M: Clone> Dropped<M> {
+    pub fn new(keep: &[M], factor: f32) -> Dropped<M> {
+        Dropped { keep: RefCell::new(keep.to_vec().into_iter()), factor }
+    }
+
+    fn next(&self) -> Option<(M, f32)> {
+        Some((self.keep.borrow_mut().next()?, self.factor))
+    }
 }
 
 /// Widths of the embeddings that the blocks read.
@@ -172,7 +191,10 @@ impl Block {
         }
         let h = ops.norm(x, &self.norm0)?;
         let h = self.conv0.forward(ops, &h, Plus { term: Some(&term), residual: None })?;
-        let h = ops.norm(&h, &self.norm1)?;
+        let mut h = ops.norm(&h, &self.norm1)?;
+        if let Some((keep, factor)) = emb.dropped.next() {
+            h = ops.gate(&h, &keep, [factor, 0.0])?;
+        }
         let skip = match &self.skip {
             Some(skip) => &skip.forward(ops, x, Plus::NOTHING)?,
             None => x,

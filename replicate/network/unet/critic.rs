@@ -1,7 +1,7 @@
 //! The critic: the encoder half of the U-Net with a head that tells real from generated images.
 
-use super::blocks::{Linear, norm};
-use super::{Conditioning, Config, Encoder, SecondTime, inputs, run};
+use super::blocks::{Dropped, Embedding, Linear, norm};
+use super::{Blocks, Conditioning, Config, Encoder, Masks, SecondTime, inputs, run_dropping};
 use crate::network::precondition::Precondition;
 use crate::network::{Builder, Norm, Ops, Walk, exact, scale_images};
 use candle_core::{Result, Tensor};
@@ -34,10 +34,25 @@ impl Critic {
     /// Computes logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B); `augment` as for
     /// [`Denoiser::forward`].
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
+        self.dropping(x, sigma, augment, None)
+    }
+
+    fn dropping(
+        &self,
+        x: &Tensor,
+        sigma: &[f32],
+        augment: Option<&[f32]>,
+        masks: Option<&Masks>,
+    ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
         let told = Conditioning { noise: &c.noise, second: None, augment };
         let (x, told) = (scale_images(x, &c.input)?, self.encoder.told(&told, x)?);
-        run(&self.parameters, &x, &told, self)?.remove(0).flatten_all()
+        run_dropping(&self.parameters, &x, &told, masks, self)?.remove(0).flatten_all()
+    }
+
+    /// Channels, height and width of what each residual block drops out of.
+    pub fn dropped(&self) -> Vec<(usize, usize, usize)> {
+        self.encoder.dropped.clone()
     }
 
     /// Computes logits (B) at `x` (B, C, H, W) and their derivatives along `dx`. The gradients of
@@ -53,18 +68,22 @@ impl Critic {
     }
 
     /// Computes logits (B) of real and of generated images (B, C, H, W) at the same noise levels in
-    /// one pass. `labels` are those of both, if they were augmented.
+    /// one pass. `labels` are those of both, if they were augmented,
+    /// and `masks` those of both for dropout.
     pub fn both(
         &self,
         real: &Tensor,
         fake: &Tensor,
         sigma: &[f32],
         labels: Option<(Vec<f32>, Vec<f32>)>,
+        masks: Option<(Masks, Masks)>,
     ) -> Result<[Tensor; 2]> {
         let n = sigma.len();
         let labels = labels.map(|(real, fake)| [real, fake].concat());
         let images = Tensor::cat(&[real, fake], 0)?;
-        let logits = self.forward(&images, &[sigma, sigma].concat(), labels.as_deref())?;
+        let masks = masks.map(|(real, fake)| Masks::cat(&real, &fake)).transpose()?;
+        let sigma = [sigma, sigma].concat();
+        let logits = self.dropping(&images, &sigma, labels.as_deref(), masks.as_ref())?;
         Ok([logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?])
     }
 }
@@ -72,7 +91,18 @@ impl Critic {
 /// Inputs: the scaled images, then their conditioning. Output: a logit.
 impl Walk for Critic {
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
-        let emb = self.encoder.embed(ops, &inputs[1..])?;
+        self.through(ops, inputs, Dropped::new(&[], 1.0))
+    }
+}
+
+impl Blocks for Critic {
+    fn through<O: Ops>(
+        &self,
+        ops: &mut O,
+        inputs: &[O::Map],
+        dropped: Dropped<O::Map>,
+    ) -> Result<Vec<O::Map>> {
+        let emb = Embedding { dropped, ..self.encoder.embed(ops, &inputs[1..])? };
         let last = self.encoder.forward(ops, &inputs[0], &emb)?.pop();
         let normed = ops.norm(&last.expect("an encoder has blocks"), &self.norm)?;
         let pooled = ops.mean(&normed)?;

@@ -1,7 +1,8 @@
 //! The whole U-Net with its preconditioning.
 
+use super::blocks::{Dropped, Embedding};
 use super::told::depending;
-use super::{Conditioning, Config, Decoder, Encoder, SecondTime, inputs, run};
+use super::{Blocks, Conditioning, Config, Decoder, Encoder, Masks, SecondTime, inputs, run, run_dropping};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::precondition::Precondition;
 use crate::network::{self, Builder, Ops, Walk, activations, mix, scale_images};
@@ -53,6 +54,25 @@ impl Denoiser {
         let c = Precondition::at(sigma);
         let told = Conditioning { noise: &c.noise, second: None, augment };
         mix(x, &c.skip, &self.raw(&scale_images(x, &c.input)?, &told)?, &c.out)
+    }
+
+    /// Computes [`Denoiser::forward`] with dropout.
+    pub fn dropping(
+        &self,
+        x: &Tensor,
+        sigma: &[f32],
+        augment: Option<&[f32]>,
+        masks: Option<&Masks>,
+    ) -> Result<Tensor> {
+        let c = Precondition::at(sigma);
+        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment }, x)?;
+        let f = run_dropping(&self.parameters, &scale_images(x, &c.input)?, &told, masks, self)?.remove(0);
+        mix(x, &c.skip, &f, &c.out)
+    }
+
+    /// Channels, height and width of what each residual block drops out of.
+    pub fn dropped(&self) -> Vec<(usize, usize, usize)> {
+        [self.encoder.dropped.as_slice(), &self.decoder.dropped].concat()
     }
 
     /// Computes F(x; c_noise), the U-Net itself, on inputs that are already scaled.
@@ -143,9 +163,20 @@ impl Denoiser {
 /// Inputs: the scaled images, then their conditioning. Output: F.
 impl Walk for Denoiser {
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
-        let mut both = Both(self).walk(ops, inputs)?;
-        both.truncate(1);
-        Ok(both)
+        self.through(ops, inputs, Dropped::new(&[], 1.0))
+    }
+}
+
+impl Blocks for Denoiser {
+    fn through<O: Ops>(
+        &self,
+        ops: &mut O,
+        inputs: &[O::Map],
+        dropped: Dropped<O::Map>,
+    ) -> Result<Vec<O::Map>> {
+        let emb = Embedding { dropped, ..self.encoder.embed(ops, &inputs[1..])? };
+        let skips = self.encoder.forward(ops, &inputs[0], &emb)?;
+        Ok(vec![self.decoder.forward(ops, skips, &emb)?])
     }
 }
 

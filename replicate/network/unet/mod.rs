@@ -11,9 +11,9 @@ mod told;
 pub use self::critic::{CRITIC_HEAD, Critic};
 pub use self::denoiser::Denoiser;
 pub use self::recognise::recognise;
-pub use self::told::Conditioning;
+pub use self::told::{Conditioning, Masks};
 
-use self::blocks::{Block, Conv, Embedding, Linear, Resample, Widths, ZERO, norm};
+use self::blocks::{Block, Conv, Dropped, Embedding, Linear, Resample, Widths, ZERO, norm};
 use self::told::{Positions, rows};
 use crate::network::params::Arrays;
 use crate::network::{self, Builder, Norm, Ops, Plus, Walk, activations};
@@ -138,6 +138,8 @@ struct Encoder {
     blocks: Vec<EncoderBlock>,
     /// Channels of each block's output, in order.
     channels: Vec<usize>,
+    /// What the residual blocks drop out of: channels, height and width.
+    dropped: Vec<(usize, usize, usize)>,
 }
 
 /// Embedding of the second time.
@@ -170,7 +172,7 @@ impl Encoder {
     fn new(config: &Config, second: SecondTime, b: Builder) -> Result<Encoder> {
         let (ch, emb) = (config.model_channels, config.embedding(second));
         let mut blocks = Vec::new();
-        let mut channels = Vec::new();
+        let (mut channels, mut dropped) = (Vec::new(), Vec::new());
         let mut current = config.image_channels;
         let enc = b.pp("enc");
         for (level, mult) in config.channel_mult.iter().enumerate() {
@@ -183,6 +185,7 @@ impl Encoder {
                 let b = enc.pp(format!("{size}x{size}_down"));
                 let block = Block::new(current, current, emb, Resample::Down, false, b)?;
                 blocks.push(EncoderBlock::Residual(block));
+                dropped.push((current, size, size));
             }
             channels.push(current);
             for i in 0..config.blocks {
@@ -191,6 +194,7 @@ impl Encoder {
                 let block = Block::new(current, ch * mult, emb, Resample::Keep, attention, b)?;
                 current = ch * mult;
                 blocks.push(EncoderBlock::Residual(block));
+                dropped.push((current, size, size));
                 channels.push(current);
             }
         }
@@ -206,6 +210,7 @@ impl Encoder {
             second: Second::new(config, second, b)?,
             blocks,
             channels,
+            dropped,
         })
     }
 
@@ -249,7 +254,7 @@ impl Encoder {
                 None => other = Some(ops.silu(&h)?),
             }
         }
-        Ok(Embedding { first: ops.silu(&first)?, second: other })
+        Ok(Embedding { first: ops.silu(&first)?, second: other, dropped: Dropped::new(&[], 1.0) })
     }
 
     fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, emb: &Embedding<O::Map>) -> Result<Vec<O::Map>> {
@@ -275,9 +280,48 @@ fn inputs<'a>(x: &'a Tensor, told: &'a [Tensor]) -> Vec<&'a Tensor> {
     std::iter::once(x).chain(told).collect()
 }
 
+/// A network of residual blocks.
+trait Blocks: Sync {
+    fn through<O: Ops>(
+        &self,
+        ops: &mut O,
+        inputs: &[O::Map],
+        dropped: Dropped<O::Map>,
+    ) -> Result<Vec<O::Map>>;
+}
+
+/// The same with dropout: the last inputs, so many, are positive where something is kept.
+struct Dropping<'a, B> {
+    network: &'a B,
+    masks: usize,
+    factor: f32,
+}
+
+impl<B: Blocks> Walk for Dropping<'_, B> {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        let (inputs, keep) = inputs.split_at(inputs.len() - self.masks);
+        self.network.through(ops, inputs, Dropped::new(keep, self.factor))
+    }
+}
+
+/// As [`run`], with dropout where there are masks.
+fn run_dropping<B: Blocks + Walk>(
+    parameters: &[Tensor],
+    x: &Tensor,
+    told: &[Tensor],
+    masks: Option<&Masks>,
+    network: &B,
+) -> Result<Vec<Tensor>> {
+    let Some(Masks { keep, p }) = masks else { return run(parameters, x, told, network) };
+    let all = [told, keep].concat();
+    run(parameters, x, &all, &Dropping { network, masks: keep.len(), factor: (1.0 / (1.0 - p)) as f32 })
+}
+
 struct Decoder {
     /// Each block, and whether it takes a skip connection.
     blocks: Vec<(Block, bool)>,
+    /// As the encoder's.
+    dropped: Vec<(usize, usize, usize)>,
     norm: Norm,
     conv: Conv,
 }
@@ -286,12 +330,13 @@ impl Decoder {
     fn new(config: &Config, second: SecondTime, mut skips: Vec<usize>, b: Builder) -> Result<Decoder> {
         let (ch, emb) = (config.model_channels, config.embedding(second));
         let mut current = *skips.last().expect("an encoder has blocks");
-        let mut blocks = Vec::new();
+        let (mut blocks, mut dropped) = (Vec::new(), Vec::new());
         for (level, mult) in config.channel_mult.iter().enumerate().rev() {
             let size = config.size >> level;
             let mut add = |name: String, inputs, outputs, resample, attention, takes_skip| -> Result<()> {
                 let block = Block::new(inputs, outputs, emb, resample, attention, b.pp(name))?;
                 blocks.push((block, takes_skip));
+                dropped.push((outputs, size, size));
                 Ok(())
             };
             if level == config.channel_mult.len() - 1 {
@@ -311,6 +356,7 @@ impl Decoder {
         let last = |part: &str| b.pp(format!("{size}x{size}_aux_{part}"));
         Ok(Decoder {
             blocks,
+            dropped,
             norm: norm(current, true, last("norm"))?,
             conv: Conv::new(current, config.image_channels, 3, ZERO, Resample::Keep, last("conv"))?,
         })

@@ -13,6 +13,22 @@ pub struct Conditioning<'a> {
     pub augment: Option<&'a [f32]>,
 }
 
+/// What dropout keeps of one pass.
+pub struct Masks {
+    /// For each residual block (B, C, H, W), positive where something is kept.
+    pub keep: Vec<Tensor>,
+    /// The share that is not.
+    pub p: f64,
+}
+
+impl Masks {
+    /// Those of the images of `a`, then of `b`.
+    pub fn cat(a: &Masks, b: &Masks) -> Result<Masks> {
+        let keep = a.keep.iter().zip(&b.keep).map(|(a, b)| Tensor::cat(&[a, b], 0));
+        Ok(Masks { keep: keep.collect::<Result<_>>()?, p: a.p })
+    }
+}
+
 /// Frequencies f of the positional embedding of c_noise, rows [sin n f | cos n f]. EDM
 /// computes the cosines first and then swaps the halves.
 pub(super) struct Positions(Vec<f32>);

@@ -36,7 +36,7 @@ enum Step {
     Concat { a: Node, b: Node },
     Mean { x: Node },
     Add { a: Node, b: Node },
-    Leaky { x: Node, by: Node, gain: f32 },
+    Gate { x: Node, by: Node, factors: [f32; 2] },
     Scale { x: Node, rows: Node },
     Rsqrt { x: Node, eps: f32 },
     Resample { x: Node, resample: Resample },
@@ -180,10 +180,10 @@ impl Ops for Tape<'_> {
         Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.clone() }))
     }
 
-    fn leaky(&mut self, x: &Node, by: &Node, gain: f32) -> Result<Node> {
+    fn gate(&mut self, x: &Node, by: &Node, factors: [f32; 2]) -> Result<Node> {
         x.like(by)?;
-        let y = cpu::leaky(&x.maps, &by.maps, gain);
-        Ok(self.push(y, x.id.is_some(), || Step::Leaky { x: x.clone(), by: by.clone(), gain }))
+        let y = cpu::gate(&x.maps, &by.maps, factors);
+        Ok(self.push(y, x.id.is_some(), || Step::Gate { x: x.clone(), by: by.clone(), factors }))
     }
 
     fn scale(&mut self, x: &Node, rows: &Node) -> Result<Node> {
@@ -376,7 +376,7 @@ impl Taken {
                     add(&a, dy.copy());
                     add(&b, dy);
                 }
-                Step::Leaky { x, by, gain } => add(&x, cpu::leaky(&dy, &by.maps, gain)),
+                Step::Gate { x, by, factors } => add(&x, cpu::gate(&dy, &by.maps, factors)),
                 Step::Scale { x, rows } => {
                     if rows.id.is_some() {
                         add(&rows, cpu::scale_backward(&x.maps, &dy));
