@@ -121,6 +121,10 @@ impl<T: DataType> Column<T> {
         let (rows, there, _) = read.map_err(|error| broken(&error))?;
         match (rows, there) == (count, count) {
             true => Ok(values),
+            false if rows == count => Err(Fault::new(
+                "an image and a label in every row",
+                format!("{there} values in {count} rows"),
+            )),
             false => Err(damaged(&format!("{there} values in {count} rows"))),
         }
     }

@@ -59,7 +59,8 @@ pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Ve
 }
 
 /// The files `SPLIT-00000-of-00002.parquet` and so on of a directory, or those of its
-/// directory SPLIT, in order.
+/// directory SPLIT, in order; or all parquet files of a directory in which no name says
+/// what it is of, which are taken for training images.
 ///
 /// # Errors
 /// `Missing` for a shard that is not there.
@@ -105,6 +106,10 @@ fn shards(set: Set, split: Split, dir: &Path) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = names(&below)?.iter().map(|name| below.join(name)).collect();
     let single = format!("{split}.parquet");
     files.extend(all.contains(&single).then(|| dir.join(single)).filter(|_| files.is_empty()));
+    let says = |name: &String| ["train", "test", "val", "-of-"].iter().any(|part| name.contains(part));
+    if files.is_empty() && split == Split::Train && !all.iter().any(says) {
+        files.extend(all.iter().map(|name| dir.join(name)));
+    }
     Ok(files)
 }
 
@@ -118,12 +123,12 @@ fn hub_directory(set: Set) -> &'static str {
 /// What a file is, by its first bytes.
 fn recognise(set: Set, path: &Path) -> Result<Container> {
     let mut magic = Vec::new();
-    open(set, path)?.take(262).read_to_end(&mut magic).map_err(Error::io("read", path))?;
+    open(set, path)?.take(512).read_to_end(&mut magic).map_err(Error::io("read", path))?;
     match magic.as_slice() {
         [0x1f, 0x8b, ..] => Ok(Container::Archive { gzip: true }),
         [b'P', b'A', b'R', b'1', ..] => Ok(Container::Parquet),
         [b'P', b'K', 3, 4, ..] => Ok(Container::Zip),
-        start if start.get(257..) == Some(b"ustar") => Ok(Container::Archive { gzip: false }),
+        start if is_tar(start) => Ok(Container::Archive { gzip: false }),
         start => {
             let expected =
                 "a .tar.gz archive, a parquet file or a zip (unpacked files: name their directory)";
@@ -134,6 +139,17 @@ fn recognise(set: Set, path: &Path) -> Result<Container> {
             Err(Fault::new(expected, found).at(set, path))
         }
     }
+}
+
+/// Whether a file begins with the header of a tar's member: its sum, in octal digits, is
+/// that of its bytes with blanks in the place of the sum.
+fn is_tar(start: &[u8]) -> bool {
+    let (Some(sum), 512) = (start.get(148..156), start.len()) else { return false };
+    let digits = String::from_utf8_lossy(sum);
+    let blanks = 8 * u32::from(b' ');
+    let bytes = start.iter().map(|byte| u32::from(*byte)).sum::<u32>() + blanks
+        - sum.iter().map(|byte| u32::from(*byte)).sum::<u32>();
+    u32::from_str_radix(digits.trim_matches(['\0', ' ']), 8) == Ok(bytes)
 }
 
 /// Names in a directory: the authors', the hub's and EDM's, and those of

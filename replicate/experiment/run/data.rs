@@ -5,7 +5,7 @@ use super::inputs::Input;
 use super::{Runner, keys};
 use crate::data::cifar::{self, Set, Split};
 use crate::data::{Images, glyphs};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown_path};
 use crate::experiment::{Data, Row, Scale};
 use crate::judge::paper;
 use crate::measure::evaluate::{Evaluator, FeatureNetwork, Reference};
@@ -118,13 +118,16 @@ impl Runner<'_> {
             Some(path) => path,
             None => self.require(Input::Cifar(set, split))?.0,
         };
-        let (all, _) = cifar::read(set, split, &path)?;
+        let (all, left_out) = cifar::read(set, split, &path)?;
+        if let Some(note) = left_out.note() {
+            self.watch.note(&format!("{}: {note}", shown_path(&path)));
+        }
         if all.len() < split.full() && self.recipe.scale != Scale::Drill {
             self.watch.note(&format!(
                 "{set}: {} of {} {split} images in {}",
                 all.len(),
                 split.full(),
-                path.display()
+                shown_path(&path)
             ));
         }
         let images = match data {
