@@ -979,6 +979,32 @@ fn a_record_moves_no_file() {
         }
         assert_eq!(fs::read(&precious).unwrap(), b"mine");
     }
+    // No text, and none at all: said with the same remedy, and waited for by nobody.
+    let path = case.path("index/thing");
+    let text = |path: &Path| fs::write(path, b"\xff\xfe").unwrap();
+    let directory = |path: &Path| fs::create_dir(path).unwrap();
+    let pipe = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    for make in [&text as &dyn Fn(&Path), &directory, &pipe] {
+        if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) }.unwrap();
+        make(&path);
+        let error = case.fetch(&unpublished(thing(&good, &[])), &options()).unwrap_err();
+        assert_eq!(error.exit_code(), 3, "{error}");
+        assert!(error.to_string().contains("remove it"), "{error}");
+    }
+}
+
+#[test]
+fn a_directory_in_the_place_of_a_file_makes_way() {
+    let good = content(50);
+    let mut case = Case::new();
+    let asset = thing(&good, &[]);
+    fs::create_dir_all(case.path(asset.sha256().unwrap())).unwrap();
+    assert!(find(&case.inputs, &asset).unwrap_err().to_string().contains("not a file"));
+    let path = case.dir.path().join("given");
+    fs::write(&path, &good).unwrap();
+    let from = Some(Given::File(path));
+    let there = case.fetch(&asset, &Options { from, ..options() }).unwrap();
+    assert_eq!(fs::read(there).unwrap(), good);
 }
 
 #[test]

@@ -385,7 +385,10 @@ fn a_store_that_lost_its_format_is_known_by_its_entries() {
 fn what_a_manifest_repeats_agrees_or_it_is_damage() {
     for (from, to, says) in [
         ("objective = dijs", "objective = dikl", "does not hash to the key"),
-        ("\"label\": \"dijs-s0\"", "\"label\": \"dijs-s1\\u001b[31m\"", "has the label"),
+        ("\"label\": \"dijs-s0\"", "\"label\": \"dijs-s1\"", "has the label"),
+        ("\"label\": \"dijs-s0\"", "\"label\": \"dijs-s0\\u001b[31m\"", "steers a terminal"),
+        ("\"determinism\": \"", "\"determinism\": \"\\u202e", "steers a terminal"),
+        ("\"sha256\": \"", "\"sha256\": \"\\u001b", "without its SHA-256"),
     ] {
         let root = temp();
         let (entry, manifest) = published(root.path());
@@ -442,8 +445,15 @@ fn whatever_is_in_the_place_of_a_file_blocks_nobody() {
         fs::remove_file(entry.path("lock")).unwrap();
         make(&entry.path("lock"));
         let error = entry.lock(&mut |_| Ok(())).unwrap_err();
-        assert!(error.to_string().contains("lock"), "{error}");
+        assert!(matches!(error, Error::Malformed { .. }), "{error}");
+        assert!(error.to_string().contains("lock is invalid") && error.to_string().contains("remove it"));
     }
+    // A file that nobody wrote takes no memory.
+    let root = temp();
+    let (entry, _) = published(root.path());
+    let manifest = fs::OpenOptions::new().write(true).open(entry.path("manifest.json")).unwrap();
+    manifest.set_len(1 << 40).unwrap();
+    assert!(damage(&entry).contains("which are too many"));
 }
 
 // ---- what a stopped run left

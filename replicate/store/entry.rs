@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::checkpoint::{Checkpoint, Saved};
-use super::files::{Content, lock_file, read_if_present, remove, remove_dead, remove_temporaries, sync_dir};
+use super::files::{
+    Content, lock_file, read_if_present, read_text_if_present, remove, remove_dead, remove_temporaries,
+    sync_dir,
+};
 use super::lock::Lock;
 use super::manifest::Manifest;
 use super::{CHECKPOINT, EXPERIMENT, Key, LOCK, MANIFEST, RECORD, SLOTS, begin, sha256_hex};
@@ -75,7 +78,7 @@ impl Entry {
         let damaged = |name: &str, what: String| {
             Ok(Finished::Damaged(format!("{} {what}", shown_path(&self.path(name)))))
         };
-        let bytes = match read_if_present(&self.path(MANIFEST)) {
+        let bytes = match read_text_if_present(&self.path(MANIFEST)) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Ok(Finished::No),
             Err(error) if is_no_file(&error) => return damaged(MANIFEST, no_file(&self.path(MANIFEST))),
@@ -103,7 +106,7 @@ impl Entry {
                 format!("has the label {}, not {}", shown(&manifest.label), self.label),
             );
         }
-        match read_if_present(&self.path(EXPERIMENT)) {
+        match read_text_if_present(&self.path(EXPERIMENT)) {
             Ok(None) => return damaged(EXPERIMENT, "is missing".into()),
             Ok(Some(text)) if sha256_hex(&text) != self.key.0 => {
                 return damaged(EXPERIMENT, format!("does not hash to the key {}", self.key));
@@ -222,5 +225,9 @@ pub(super) fn is_no_file(error: &Error) -> bool {
 
 /// What is in the place of a file.
 fn no_file(path: &Path) -> String {
-    if path.is_dir() { "is a directory".into() } else { "is not a file".into() }
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => format!("has {} bytes, which are too many", metadata.len()),
+        Ok(metadata) if metadata.is_dir() => "is a directory".into(),
+        _ => "is not a file".into(),
+    }
 }

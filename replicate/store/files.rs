@@ -14,6 +14,8 @@ use super::hex;
 use crate::error::{Error, Result, shown_path};
 
 const TEMPORARY: &str = ".tmp-";
+/// Bytes of a manifest, an experiment or a record; theirs are some thousand.
+const LARGEST_TEXT: u64 = 1 << 24;
 const POLL: Duration = Duration::from_millis(200);
 
 /// Size and SHA-256 of a file.
@@ -85,7 +87,18 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 /// zero and then five times a second; an error from it ends the wait. The lock
 /// lasts until the file is closed, which the operating system does when the holder
 /// ends, however it ends.
+///
+/// # Errors
+/// `Malformed` where something else is in its place; `Io` where files cannot be locked.
 pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<File> {
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(Error::Malformed {
+            path: path.to_path_buf(),
+            expected: "a file, which is locked".into(),
+            found: "a directory or a pipe".into(),
+            remedy: "remove it, or move it elsewhere".into(),
+        });
+    }
     let mut options = OpenOptions::new();
     let file = waits_for_nobody(options.create(true).append(true)).open(path);
     let file = file.map_err(Error::io("lock", path))?;
@@ -96,6 +109,7 @@ pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -
         match file.try_lock() {
             Ok(()) => return Ok(file),
             Err(TryLockError::WouldBlock) => waiting(waited)?,
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Interrupted => continue,
             Err(TryLockError::Error(error)) => return Err(Error::io("lock", path)(error)),
         }
         std::thread::sleep(POLL);
@@ -130,10 +144,26 @@ fn is_at(_: &File, path: &Path) -> bool {
 /// # Errors
 /// `Io` of the kind `IsADirectory` for whatever is no file.
 pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
+    read_at_most(path, u64::MAX)
+}
+
+/// [`read_if_present`] of a file of text that this program wrote.
+///
+/// # Errors
+/// `Io` of the kind `IsADirectory` for a file that is too large to be one, too.
+pub(super) fn read_text_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
+    read_at_most(path, LARGEST_TEXT)
+}
+
+fn read_at_most(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
     let read = || -> io::Result<Vec<u8>> {
         let mut file = open(path)?;
+        let length = file.metadata()?.len();
+        if length > most {
+            return Err(io::Error::new(ErrorKind::IsADirectory, format!("it has {length} bytes")));
+        }
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(file.metadata()?.len() as usize).map_err(|_| ErrorKind::OutOfMemory)?;
+        bytes.try_reserve_exact(length as usize).map_err(|_| ErrorKind::OutOfMemory)?;
         file.read_to_end(&mut bytes)?;
         Ok(bytes)
     };

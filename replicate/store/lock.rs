@@ -287,7 +287,7 @@ impl Lock {
         self.make_way(&dir.join(SLOTS[save.slot]))?;
         let bytes = checkpoint.to_bytes(&self.key, save.sequence, &self.finals());
         write_atomically(&dir, SLOTS[save.slot], &bytes)?;
-        *next = Some(Save { slot: 1 - save.slot, sequence: save.sequence + 1 });
+        *next = Some(Save { slot: 1 - save.slot, sequence: save.sequence.saturating_add(1) });
         Ok(())
     }
 
@@ -307,7 +307,7 @@ impl Lock {
         let newest = self.saved()?.0.into_iter().next();
         Ok(newest.map_or(Save { slot: 0, sequence: 0 }, |newest| Save {
             slot: 1 - newest.slot,
-            sequence: newest.sequence + 1,
+            sequence: newest.sequence.saturating_add(1),
         }))
     }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::{Content, is_output_name, sha256_hex};
-use crate::error::shown;
+use super::{Content, is_output_name, is_sha256, sha256_hex};
+use crate::error::{printable, shown};
 
 /// What was made, from what, by whom. Two runs of one experiment in one
 /// determinism class differ in `provenance` only.
@@ -18,7 +19,7 @@ pub struct Manifest {
     pub experiment: String,
     /// The settings that the experiment was made with, by name.
     #[serde(default)]
-    pub settings: BTreeMap<String, serde_json::Value>,
+    pub settings: BTreeMap<String, Value>,
     /// What was changed by hand, NAME=VALUE each.
     #[serde(default)]
     pub changes: Vec<String>,
@@ -89,11 +90,29 @@ impl Manifest {
         if manifest.format != Manifest::FORMAT {
             return Err(format!("has the format {}, not {}", manifest.format, Manifest::FORMAT));
         }
-        match manifest.outputs.keys().find(|name| !is_output_name(name)) {
-            Some(name) => {
-                Err(format!("lists {:?}, which is not a name that an output can have", shown(name)))
-            }
+        if let Some(name) = manifest.outputs.keys().find(|name| !is_output_name(name)) {
+            return Err(format!("lists {:?}, which is not a name that an output can have", shown(name)));
+        }
+        if let Some((name, _)) = manifest.outputs.iter().find(|(_, output)| !is_sha256(&output.sha256)) {
+            return Err(format!("lists {name} without its SHA-256"));
+        }
+        // Its texts are printed, in messages and on the page.
+        let value = serde_json::to_value(&manifest).map_err(|error| error.to_string())?;
+        match steering_text(&value) {
+            Some(text) => Err(format!("holds text that steers a terminal: {}", shown(text))),
             None => Ok(manifest),
         }
+    }
+}
+
+fn steering_text(value: &Value) -> Option<&str> {
+    let steers = |text: &str| printable(text) != text;
+    match value {
+        Value::String(text) => steers(text).then_some(text),
+        Value::Array(values) => values.iter().find_map(steering_text),
+        Value::Object(fields) => fields
+            .iter()
+            .find_map(|(name, value)| steers(name).then_some(name.as_str()).or(steering_text(value))),
+        _ => None,
     }
 }

@@ -48,6 +48,7 @@ mod manifest;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -56,7 +57,7 @@ pub use self::checkpoint::Checkpoint;
 pub use self::entry::{Entry, Finished};
 pub(crate) use self::files::sync_dir;
 pub use self::files::{Content, lock_file, lock_to_change, write_atomically};
-use self::files::{children, read_if_present, remove_dead};
+use self::files::{children, read_text_if_present, remove_dead};
 pub use self::formats::safetensors::{Array, read_safetensors, write_safetensors};
 pub use self::lock::Lock;
 pub use self::manifest::{Manifest, Provenance};
@@ -134,7 +135,7 @@ impl Store {
         names.retain(|name| {
             !name.as_encoded_bytes().starts_with(b".") && name != "lost+found" && name != FORMAT
         });
-        let format = read_if_present(&root.join(FORMAT))?;
+        let format = read_text_if_present(&root.join(FORMAT))?;
         let is_lost = STORE_FORMAT.as_bytes().starts_with(format.as_deref().unwrap_or_default());
         let is_ours = |name: &OsStr| name == INPUTS || is_entry(name);
         let stranger = names.iter().find(|name| !is_ours(name));
@@ -171,7 +172,7 @@ impl Store {
             ("damaged entries, moved aside", damaged),
             ("checkpoints of unfinished runs", checkpoints),
             ("unfinished downloads", partial),
-            ("wrong downloads of an earlier version", quarantined),
+            ("inputs that were moved aside", quarantined),
         ];
         let of = |(what, (count, bytes)): (&'static str, (usize, u64))| Leftover { what, count, bytes };
         Ok(all.into_iter().map(of).filter(|left| left.bytes > 0).collect())
@@ -198,7 +199,7 @@ impl Store {
         }
         for name in children(&self.root)? {
             let dir = self.root.join(name);
-            let Ok(Some(bytes)) = read_if_present(&dir.join(MANIFEST)) else { continue };
+            let Ok(Some(bytes)) = read_text_if_present(&dir.join(MANIFEST)) else { continue };
             let Ok(manifest) = Manifest::parse(&bytes) else { continue };
             // It becomes a part of a path.
             if !is_sha256(&manifest.key) {
@@ -246,12 +247,29 @@ fn is_entry(name: &OsStr) -> bool {
 /// Makes a store at `root` where there is none, before anything else is written there.
 pub(crate) fn begin(root: &Path) -> Result<()> {
     fs::create_dir_all(root).map_err(Error::io("create", root))?;
-    match read_if_present(&root.join(FORMAT))? {
+    match read_text_if_present(&root.join(FORMAT))? {
         Some(format) if format == STORE_FORMAT.as_bytes() => {
             remove_dead(root, Some(FORMAT.as_ref()));
             Ok(())
         }
-        _ => write_atomically(root, FORMAT, STORE_FORMAT.as_bytes()),
+        _ => {
+            note_if_open_to_all(root);
+            write_atomically(root, FORMAT, STORE_FORMAT.as_bytes())
+        }
+    }
+}
+
+/// Says of a new store that others may change it: modes are those of the umask.
+fn note_if_open_to_all(root: &Path) {
+    #[cfg(unix)]
+    if fs::metadata(root)
+        .is_ok_and(|found| std::os::unix::fs::PermissionsExt::mode(&found.permissions()) & 0o2 != 0)
+    {
+        let path = shown_path(root);
+        _ = writeln!(
+            std::io::stderr(),
+            "note: everybody may write into {path} (umask): chmod o-w changes that"
+        );
     }
 }
 

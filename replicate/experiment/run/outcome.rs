@@ -82,7 +82,7 @@ impl Runner<'_> {
 
 /// Seconds of one iteration, from the file of times.
 fn seconds_per_step(entry: &Entry) -> Option<f64> {
-    let text = std::fs::read_to_string(entry.path(TIMING)).ok()?;
+    let text = String::from_utf8(entry.read(TIMING).ok()?).ok()?;
     let (steps, seconds) = text.lines().nth(1)?.split_once(',')?;
     let (steps, seconds): (f64, f64) = (steps.parse().ok()?, seconds.parse().ok()?);
     (steps > 0.0).then_some(seconds / steps)
@@ -121,7 +121,9 @@ fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
     let text = std::str::from_utf8(&bytes).map_err(|_| wrong("bytes that are no text"))?;
     let value = |line: &str| {
         let (name, value) = line.split_once(',')?;
-        Some((name.to_string(), value.parse().ok()?))
+        // It is printed in tables.
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        plain.then_some((name.to_string(), value.parse().ok()?))
     };
     text.lines().skip(1).map(|line| value(line).ok_or_else(|| wrong(line))).collect()
 }

@@ -83,6 +83,7 @@ impl Runner<'_> {
         for made in self.made(&wanted.label)? {
             let newer = |before: &Made| made.manifest.provenance.date > before.manifest.provenance.date;
             if keys::same_experiment(&made.manifest.experiment, &wanted.text)
+                && (made.manifest.seed, made.manifest.determinism.as_str()) == (seed, self.class)
                 && found.as_ref().is_none_or(newer)
                 && matches!(made.entry.finished()?, Finished::Yes(_))
             {
@@ -93,8 +94,14 @@ impl Runner<'_> {
         let (mut weights, wanted) = (None, scores.manifest.inputs.get("weights").cloned());
         if row.method.training.is_some() {
             let label = self.weights_artifact(row, seed, &parents).label;
-            let theirs = self.made(&label)?;
-            weights = theirs.into_iter().find(|made| made.digest(WEIGHTS) == wanted.as_deref());
+            for made in self.made(&label)? {
+                if made.digest(WEIGHTS) == wanted.as_deref()
+                    && matches!(made.entry.finished()?, Finished::Yes(_))
+                {
+                    weights = Some(made);
+                    break;
+                }
+            }
         }
         let other_code = Some(keys::code_of(&scores.manifest.experiment));
         Ok(Some(Outcome { row: *row, seed, scores, weights, other_code }))

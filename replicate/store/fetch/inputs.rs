@@ -5,6 +5,7 @@
 //! STORE/inputs/index/<id>                which of them an asset is, and whence it came
 //! STORE/inputs/partial/<id>              what has arrived of a file
 //! STORE/inputs/partial/<id>.lock         held by the one process that fetches it
+//! STORE/inputs/quarantine/               what was in the place of a file and was none
 //! ```
 
 use std::fs::{self, File};
@@ -17,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::assets::Asset;
 use crate::error::{Error, Result, shown};
 pub(super) use crate::store::files::remove;
-use crate::store::files::rename;
+use crate::store::files::{numbered_dir, read_text_if_present, rename};
 use crate::store::{Content, begin, is_sha256, lock_file, sync_dir, write_atomically};
 
 /// The inputs of one store.
@@ -41,7 +42,7 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Good(PathBuf),
-    /// The file is there, but was altered since.
+    /// The file is there, but was altered since; `found` says how.
     Damaged {
         path: PathBuf,
         expected: String,
@@ -66,8 +67,13 @@ impl Inputs {
         let path = self.dir.join(&expected);
         match Content::of(&path) {
             Ok(content) if content.sha256 == expected => Ok(State::Good(path)),
-            Ok(content) => Ok(State::Damaged { path, expected, found: content.sha256 }),
+            Ok(content) => {
+                Ok(State::Damaged { path, expected, found: format!("the SHA-256 {}", content.sha256) })
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(State::Absent),
+            Err(error) if error.kind() == ErrorKind::IsADirectory => {
+                Ok(State::Damaged { path, expected, found: "what is not a file".into() })
+            }
             Err(error) => Err(Error::io("read", &path)(error)),
         }
     }
@@ -75,13 +81,16 @@ impl Inputs {
     /// What was recorded when `asset` was last fetched.
     pub fn record(&self, asset: &Asset) -> Result<Option<Record>> {
         let path = self.record_path(asset);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::io("read", &path)(error)),
+        let record = match read_text_if_present(&path) {
+            Ok(None) => return Ok(None),
+            Ok(Some(text)) => {
+                serde_json::from_slice::<Record>(&text).map_err(|error| shown(&error.to_string()))
+            }
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::IsADirectory => {
+                Err(source.to_string())
+            }
+            Err(error) => return Err(error),
         };
-        let record: std::result::Result<Record, String> =
-            serde_json::from_str(&text).map_err(|error| error.to_string());
         // It becomes the name of a file.
         let checked = record.and_then(|record| match is_sha256(&record.sha256) {
             true => Ok(record),
@@ -106,7 +115,10 @@ impl Inputs {
     /// Size of the file that the store has of `asset`, without reading it.
     pub fn size_there(&self, asset: &Asset) -> Result<Option<u64>> {
         let Some(expected) = self.expected(asset)? else { return Ok(None) };
-        Ok(fs::metadata(self.dir.join(expected)).ok().map(|found| found.len()))
+        Ok(fs::metadata(self.dir.join(expected))
+            .ok()
+            .filter(|found| found.is_file())
+            .map(|found| found.len()))
     }
 
     pub(super) fn record_path(&self, asset: &Asset) -> PathBuf {
@@ -200,6 +212,12 @@ impl Place {
         let path = dir.join(&content.sha256);
         // On the disk before it has its name: a file with the name is whole, always.
         File::open(file).and_then(|file| file.sync_all()).map_err(Error::io("write", file))?;
+        if path.is_dir() {
+            let quarantine = dir.join("quarantine");
+            fs::create_dir_all(&quarantine).map_err(Error::io("create", &quarantine))?;
+            let aside = numbered_dir(&quarantine, "aside")?.join(&content.sha256);
+            rename(&path, &aside).map_err(Error::io("move aside", &path))?;
+        }
         rename(file, &path).and_then(|()| sync_dir(dir)).map_err(Error::io("write", &path))?;
         let record = Record {
             sha256: content.sha256.clone(),

@@ -150,7 +150,7 @@ pub fn find(inputs: &Inputs, asset: &Asset) -> Result<Option<PathBuf>> {
         State::Damaged { path, expected, found } => Err(Error::Malformed {
             path,
             expected: format!("{} with the SHA-256 {expected}", asset.id),
-            found: format!("the SHA-256 {found}"),
+            found,
             remedy: format!("`replicate fetch {}` fetches it again", asset.id),
         }),
     }
@@ -176,19 +176,21 @@ pub fn find_any(inputs: &Inputs, assets: &[&Asset]) -> Result<Option<PathBuf>> {
 /// when one of them had wrong bytes and none the right ones; `Io` when the disk is full or the like,
 /// and what has arrived remains; and what `report` returns.
 pub fn fetch(inputs: &Inputs, asset: &Asset, options: &Options, report: &mut Report) -> Result<PathBuf> {
-    if let State::Good(path) = inputs.state(asset)?
-        && inputs.partial_bytes(asset) == 0
-    {
+    if let State::Good(path) = inputs.state(asset)? {
+        // Left by a process that was killed when the file had its name already.
+        let busy = &mut |_| Err(Error::Stopped { cell: asset.id.into() });
+        if inputs.partial_bytes(asset) > 0
+            && let Ok(place) = inputs.lock(asset, busy)
+        {
+            _ = place.clear_partial();
+        }
         return Ok(path);
     }
     let why = format!("another process is fetching {}", asset.id);
     let place = inputs.lock(asset, &mut |_| report(Progress::Waiting { why: &why, left: None }))?;
     // Asked again: that process may have fetched it meanwhile.
     match inputs.state(asset)? {
-        State::Good(path) => {
-            place.clear_partial()?;
-            return Ok(path);
-        }
+        State::Good(path) => return Ok(path),
         State::Damaged { .. } => {
             let note = format!("{} was altered since it was fetched; it is fetched again", asset.id);
             report(Progress::Note(&note))?;

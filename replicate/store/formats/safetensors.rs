@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown};
 use crate::store::hex;
 
 /// A row-major tensor on the host. `data` has as many elements as `shape` says.
@@ -102,8 +102,8 @@ fn parse_safetensors(bytes: &[u8]) -> std::result::Result<Contents, String> {
         .ok()
         .and_then(|length| rest.split_at_checked(length))
         .ok_or_else(|| format!("a header of {length} bytes in a file of {}", bytes.len()))?;
-    let Header { text, tensors: views } =
-        serde_json::from_slice(json).map_err(|error| format!("a header that cannot be read: {error}"))?;
+    let Header { text, tensors: views } = serde_json::from_slice(json)
+        .map_err(|error| format!("a header that cannot be read: {}", shown(&error.to_string())))?;
 
     let mut views: Vec<_> = views.into_iter().collect();
     views.sort_by_key(|(_, view)| view.data_offsets);
@@ -111,16 +111,18 @@ fn parse_safetensors(bytes: &[u8]) -> std::result::Result<Contents, String> {
     let mut expected_begin = 0;
     for (name, View { dtype, shape, data_offsets: [begin, end] }) in views {
         if dtype != F32 {
-            return Err(format!("{name} of type {dtype}"));
+            return Err(format!("{} of type {}", shown(&name), shown(&dtype)));
         }
         let size = shape.iter().try_fold(4usize, |size, &n| size.checked_mul(n));
         if begin != expected_begin || end.checked_sub(begin) != size {
             return Err(format!(
-                "{name} of shape {shape:?} at bytes {begin} to {end}, after {expected_begin}"
+                "{} of shape {shape:?} at bytes {begin} to {end}, after {expected_begin}",
+                shown(&name)
             ));
         }
         let raw = data.get(begin..end).ok_or_else(|| {
-            format!("{} bytes of data, of which {name} is to be {begin} to {end}", data.len())
+            let (length, name) = (data.len(), shown(&name));
+            format!("{length} bytes of data, of which {name} is to be {begin} to {end}")
         })?;
         let data = raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         tensors.insert(name, Array { shape, data });

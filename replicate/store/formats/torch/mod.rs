@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 pub use self::edm::edm_network;
 pub use self::tensor::{Dtype, Tensor};
 use super::foreign;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown, shown_path};
 use crate::store::Array;
 
 /// Most opcodes in all pickles of a file. A snapshot with the tensors of EDM's CIFAR-10 network
@@ -196,14 +196,14 @@ impl Checkpoint {
             Ok(_) if name == "__metadata__" => Err(malformed(
                 &path,
                 "names that safetensors allows".into(),
-                name,
+                quote(&name),
                 "rename that tensor where the file is made",
             )),
             Ok(array) => Ok((name, array)),
             Err(large) => Err(malformed(
                 &path,
                 "integers of at most 24 bits".into(),
-                format!("{large} in {name} ({})", tensor.dtype),
+                format!("{large} in {} ({})", quote(&name), tensor.dtype),
                 "save that tensor as a floating-point one",
             )),
         };
@@ -217,7 +217,7 @@ impl Checkpoint {
         let values: usize =
             self.tensors.iter().map(|(_, tensor)| tensor.data.len() / tensor.dtype.size()).sum();
         let count = self.tensors.len();
-        let path = self.path.display();
+        let path = shown_path(&self.path);
         _ = writeln!(text, "{path}: {}, {count} tensors, {values} values, {bytes} bytes", self.format);
         let name_width = self.tensors.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(4);
         _ = writeln!(
@@ -259,10 +259,10 @@ pub fn require(
     shapes: &BTreeMap<String, Vec<usize>>,
 ) -> Result<()> {
     let missing = shapes.keys().filter(|name| !arrays.contains_key(*name)).cloned();
-    let extra = arrays.keys().filter(|name| !shapes.contains_key(*name)).cloned();
+    let extra = arrays.keys().filter(|name| !shapes.contains_key(*name)).map(|name| shown(name));
     let misshaped = arrays.iter().filter_map(|(name, array)| {
         let shape = shapes.get(name).filter(|shape| **shape != array.shape)?;
-        Some(format!("{name} {:?} instead of {shape:?}", array.shape))
+        Some(format!("{} {:?} instead of {shape:?}", shown(name), array.shape))
     });
     let parts: Vec<String> = [
         ("missing", missing.collect::<Vec<_>>()),
