@@ -2,7 +2,7 @@
 //!
 //! Nothing here is ours: our own values live in `golden`.
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, printable, shown};
 pub use crate::settings::Origin;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -455,7 +455,7 @@ impl Line<'_> {
             self.path,
             self.number,
             format!("{expected} in column `{column}`"),
-            format!("`{}`", self.field(column)),
+            format!("`{}`", shown(self.field(column))),
         )
     }
 }
@@ -481,6 +481,7 @@ pub(crate) fn read_csv<T>(
         std::io::ErrorKind::NotFound => {
             Error::Missing { path: path.to_path_buf(), what: what.to_string(), remedy: remedy.to_string() }
         }
+        std::io::ErrorKind::InvalidData => malformed(path, 1, "text in UTF-8".into(), "other bytes".into()),
         _ => Error::io("read", path)(e),
     })?;
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());
@@ -493,7 +494,7 @@ pub(crate) fn read_csv<T>(
             path,
             1,
             format!("the header `{}`", header.join(",")),
-            format!("`{}`", found.join(",")),
+            format!("`{}`", shown(&found.join(","))),
         ));
     }
     let mut rows = Vec::new();
@@ -503,6 +504,10 @@ pub(crate) fn read_csv<T>(
         if record.len() != header.len() {
             let expected = format!("{} fields", header.len());
             return Err(malformed(path, number, expected, format!("{}", record.len())));
+        }
+        // Cells are printed, in tables and beside them.
+        if let Some(cell) = record.iter().find(|cell| printable(cell) != **cell) {
+            return Err(malformed(path, number, "text that steers no terminal".into(), shown(cell)));
         }
         rows.push(parse(&Line { path, number, header, record })?);
     }

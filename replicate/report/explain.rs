@@ -221,6 +221,7 @@ fn stem(file: &'static str) -> &'static str {
 fn code(page: &mut Page, row: &Row, root: &Path) {
     let file = row.method.file;
     let Ok(text) = std::fs::read_to_string(root.join(file)) else { return };
+    let text = crate::error::printable(&text);
     page.heading("IN THE CODE");
     let head: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).collect();
     page.wrapped(&head.join(" "), 2);

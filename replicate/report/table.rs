@@ -277,10 +277,19 @@ impl Table {
             let cells = cells.flat_map(|(cell, column)| cell.csv(column.content));
             [row.id.clone(), row.section.clone()].into_iter().chain(cells).collect()
         });
-        let line =
-            |fields: Vec<String>| csv_line(&fields.iter().map(String::as_str).collect::<Vec<_>>()) + "\n";
+        let line = |fields: Vec<String>| {
+            let fields: Vec<String> = fields.into_iter().map(inert).collect();
+            csv_line(&fields.iter().map(String::as_str).collect::<Vec<_>>()) + "\n"
+        };
         std::iter::once(header).chain(rows).map(line).collect()
     }
+}
+
+/// A cell that no spreadsheet takes for a formula.
+fn inert(cell: String) -> String {
+    let begins = cell.starts_with(['=', '@']);
+    let signed = cell.starts_with(['+', '-']) && cell.contains(['(', '|', '!', '&']);
+    if begins || signed { format!("'{cell}") } else { cell }
 }
 
 /// Text in Markdown that means itself, on one line.

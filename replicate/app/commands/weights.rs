@@ -2,7 +2,7 @@
 
 use super::{lock_to_change, presets, root, runner, write_file};
 use crate::app::cli::Place;
-use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
+use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result, shown};
 use crate::experiment::run::{SHIPPED, WEIGHTS, classifier_name};
 use crate::experiment::{Data, Initialization};
 use crate::judge::golden::refuse_in_ci;
@@ -55,7 +55,7 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
         same &= write || ships.as_ref() == Some(&digest);
         let compared = match &ships {
             Some(ships) if *ships == digest => format!("{name}: the same bytes as ship, SHA-256 {digest}"),
-            Some(ships) => format!("{name}: SHA-256 {digest}, what ships has {ships}"),
+            Some(ships) => format!("{name}: SHA-256 {digest}, what ships has {}", shown(ships)),
             None => format!("{name}: SHA-256 {digest}, nothing of the name ships"),
         };
         // Said when it is written: who closes the pipe must not keep it from that.
