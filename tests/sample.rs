@@ -201,7 +201,16 @@ fn an_end_at_any_moment_loses_nothing() {
         std::fs::write(partial.join("whole/000010.png"), "half").unwrap();
         let third = begin();
         assert_eq!(third.next(), 15);
-        third.finish().unwrap();
+        drop(third);
+        // What was changed meanwhile does not count, nor what came after it.
+        let pixels = partial.join("pixels");
+        let mut spoilt = std::fs::read(&pixels).unwrap();
+        spoilt[3 * 12] ^= 1;
+        std::fs::write(&pixels, spoilt).unwrap();
+        let mut fourth = begin();
+        assert_eq!(fourth.next(), 13);
+        fourth.push(&images(13, 2)).unwrap();
+        fourth.finish().unwrap();
         assert!(read(&out) == images(10, 5) && !partial.exists(), "{}", out.display());
         let error = Collecting::begin(&out, "of a test\n", 2, 10..15).err().unwrap().to_string();
         assert!(error.contains("exists, and nothing is written over it"), "{error}");

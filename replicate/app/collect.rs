@@ -1,14 +1,15 @@
 //! Images on their way to a folder of PNG files, to a zip as EDM's data sets are, or to an
 //! array of NumPy's.
 //!
-//! `OUT.partial` has the pixels so far, in order, and the text of what they are of. What
-//! stands under its final name is whole.
+//! `OUT.partial` has the pixels so far, in order, their digests, and the text of what they
+//! are of. What stands under its final name is whole.
 
 use crate::data::Images;
 use crate::data::grid::png_of;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, shown_path};
 use crate::store::formats::npz;
-use crate::store::{hex, lock_file, write_atomically};
+use crate::store::{hex, lock_file, sha256_hex, sync_dir, write_atomically};
+use crate::train::watch::say;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Read, Seek, Write};
@@ -18,6 +19,10 @@ use std::path::{Path, PathBuf};
 /// Says of a folder or a zip how its images were made.
 const RECORD: &str = "sample.txt";
 const PIXELS: &str = "pixels";
+/// Lines `N SHA256` of the pixels, as many images at a time as were made together.
+const DIGESTS: &str = "digests";
+/// Bytes of them that are read: a line takes 80 at most.
+const MOST_DIGESTS: u64 = 1 << 26;
 const LOCK: &str = "lock";
 /// What is written under its final name in the end.
 const WHOLE: &str = "whole";
@@ -60,6 +65,7 @@ pub struct Collecting {
     partial: PathBuf,
     record: String,
     pixels: File,
+    digests: File,
     size: usize,
     numbers: Range<u64>,
     done: u64,
@@ -106,17 +112,26 @@ impl Collecting {
             Err(error) => return Err(Error::io("read", &partial.join(RECORD))(error)),
         }
         let path = partial.join(PIXELS);
-        let whole = || -> std::io::Result<(File, u64)> {
-            let file = OpenOptions::new().create(true).read(true).append(true).open(&path)?;
+        let whole = || -> std::io::Result<(File, File, u64, bool)> {
+            let open =
+                |name| OpenOptions::new().create(true).read(true).append(true).open(partial.join(name));
+            let (mut pixels, mut digests) = (open(PIXELS)?, open(DIGESTS)?);
             let image = (3 * size * size) as u64;
-            // A process that was killed may have left a part of an image.
-            let done = (file.metadata()?.len() / image).min(numbers.end - numbers.start);
-            file.set_len(done * image)?;
-            Ok((file, done))
+            let (done, kept, altered) =
+                verified(&mut pixels, &mut digests, image, numbers.end - numbers.start)?;
+            pixels.set_len(done * image)?;
+            digests.set_len(kept)?;
+            Ok((pixels, digests, done, altered))
         };
-        let (pixels, done) = whole().map_err(Error::io("open", &path))?;
+        let (pixels, digests, done, altered) = whole().map_err(Error::io("open", &path))?;
+        if altered {
+            let path = shown_path(&path);
+            say(&format!(
+                "{path} was altered since it was stopped: {done} images count, the others are made again"
+            ));
+        }
         let (out, record) = (out.to_path_buf(), record.to_string());
-        Ok(Collecting { out, container, partial, record, pixels, size, numbers, done, _lock: lock })
+        Ok(Collecting { out, container, partial, record, pixels, digests, size, numbers, done, _lock: lock })
     }
 
     /// Number of the next image; the range's end where all are there.
@@ -131,7 +146,11 @@ impl Collecting {
     pub fn push(&mut self, images: &Images) -> Result<()> {
         assert_eq!((images.channels, images.size), (3, self.size), "images of another shape");
         assert!(self.next() + images.len() as u64 <= self.numbers.end, "more images than announced");
+        let line = format!("{} {}\n", images.len(), sha256_hex(&images.pixels));
         let written = self.pixels.write_all(&images.pixels).and_then(|()| self.pixels.sync_data());
+        let written = written
+            .and_then(|()| self.digests.write_all(line.as_bytes()))
+            .and_then(|()| self.digests.sync_data());
         written.map_err(Error::io("write", &self.partial.join(PIXELS)))?;
         self.done += images.len() as u64;
         Ok(())
@@ -151,7 +170,9 @@ impl Collecting {
             Container::Npz => self.npz(&whole),
         };
         let digest = written.map_err(Error::io("write", &self.out))?;
-        fs::rename(&whole, &self.out).map_err(Error::io("write", &self.out))?;
+        let parent = self.out.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        let named = fs::rename(&whole, &self.out).and_then(|()| sync_dir(parent));
+        named.map_err(Error::io("write", &self.out))?;
         fs::remove_dir_all(&self.partial).map_err(Error::io("remove", &self.partial))?;
         Ok(digest)
     }
@@ -220,6 +241,46 @@ impl Collecting {
         zip.finish()?.into_inner()?.sync_all()?;
         Ok(digest)
     }
+}
+
+/// How many images are as they were written, the bytes of their digests, and whether
+/// others are there that are not. What a killed process did not finish is neither.
+fn verified(
+    pixels: &mut File,
+    digests: &mut File,
+    image: u64,
+    most: u64,
+) -> std::io::Result<(u64, u64, bool)> {
+    let mut text = String::new();
+    // Spoilt, it vouches for nothing.
+    _ = digests.by_ref().take(MOST_DIGESTS).read_to_string(&mut text);
+    let (mut done, mut kept) = (0, 0);
+    for line in text.split_inclusive('\n') {
+        let parts = line.strip_suffix('\n').and_then(|line| line.split_once(' '));
+        let Some((Ok(n), digest)) = parts.map(|(n, digest)| (n.parse::<u64>(), digest)) else {
+            return Ok((done, kept, line.ends_with('\n')));
+        };
+        if n == 0 || n > most - done {
+            return Ok((done, kept, true));
+        }
+        let mut hash = Sha256::new();
+        let (mut left, mut buffer) = (n * image, vec![0; 1 << 16]);
+        while left > 0 {
+            let most = left.min(buffer.len() as u64) as usize;
+            match pixels.read(&mut buffer[..most])? {
+                0 => return Ok((done, kept, true)),
+                read => {
+                    hash.update(&buffer[..read]);
+                    left -= read as u64;
+                }
+            }
+        }
+        if hex(hash.finalize()) != digest {
+            return Ok((done, kept, true));
+        }
+        (done, kept) = (done + n, kept + line.len() as u64);
+    }
+    Ok((done, kept, false))
 }
 
 /// RGB by RGB, from channel by channel.
