@@ -26,8 +26,8 @@ use crate::experiment::{Data, Recipe, Row, all_rows};
 use crate::measure::evaluate::Evaluator;
 use crate::network::device::Named;
 use crate::network::params::Arrays;
-use crate::store::{Manifest, Store};
-use crate::train::watch::Watch;
+use crate::store::{Finished, Manifest, Store};
+use crate::train::watch::{Watch, say};
 use candle_core::Device;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -158,8 +158,14 @@ impl<'a> Runner<'a> {
         let Manifest { experiment, parents, seed, .. } = &scores.manifest;
         let id = experiment.lines().find_map(|line| line.strip_prefix("row = "));
         let Some(row) = all_rows().find(|row| id == Some(row.id)) else { return Ok(None) };
-        let weights =
-            parents.get("weights").and_then(|key| all.iter().find(|made| named(made, key))).cloned();
+        let key = parents.get("weights");
+        let weights = all.iter().find(|made| Some(&made.entry.key().to_string()) == key).cloned();
+        for made in weights.iter().chain([scores]) {
+            if let Finished::Damaged(reason) = made.entry.finished()? {
+                say(&format!("{reason}: it does not count; the next run makes it again"));
+                return Ok(None);
+            }
+        }
         let other_code = Some(keys::code_of(experiment));
         Ok(Some(Outcome { row, seed: *seed, scores: scores.clone(), weights, other_code }))
     }
