@@ -185,6 +185,11 @@ impl Side {
                         stored(store, &[asset(PUBLISHED)], otherwise)?
                     }
                     Given::File(path) => path,
+                    Given::Unread(scheme) => {
+                        return Err(Error::Usage(format!(
+                            "{scheme}://…: only files are scored; download it first"
+                        )));
+                    }
                     Given::Url(url) => {
                         return Err(Error::Usage(format!("{url}: only files are scored; download it first")));
                     }

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ureq::Proxy;
 
@@ -14,6 +14,8 @@ use ureq::Proxy;
 pub enum Given {
     Url(Url),
     File(PathBuf),
+    /// An address of a scheme that is not read, such as `ftp`; the rest of it may be secret.
+    Unread(String),
 }
 
 impl Given {
@@ -24,6 +26,13 @@ impl Given {
             return Given::Url(url);
         }
         let local = known.and_then(|text| strip_scheme(text, "file"));
+        if let Some((scheme, _)) = known.and_then(|text| text.split_once("://"))
+            && !["", "file", "http", "https"].contains(&&*scheme.to_ascii_lowercase())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+            && !Path::new(text).exists()
+        {
+            return Given::Unread(scheme.to_ascii_lowercase());
+        }
         match local.map(|rest| rest.strip_prefix("//").unwrap_or(rest)) {
             Some(path) => Given::File(decoded(path.strip_prefix("localhost").unwrap_or(path))),
             None => Given::File(PathBuf::from(text)),
@@ -34,6 +43,7 @@ impl Given {
         match self {
             Given::Url(url) => Given::Url(url.below(name)),
             Given::File(dir) => Given::File(dir.join(name)),
+            Given::Unread(scheme) => Given::Unread(scheme.clone()),
         }
     }
 }
@@ -268,6 +278,10 @@ mod tests {
             ("http:/x", "http:/x"),
         ] {
             assert_eq!(Given::parse(text), Given::File(path.into()), "{text}");
+        }
+        for text in ["ftp://user:SECRET@h/a", "S3://h/a?sig=SECRET"] {
+            let given = Given::parse(text);
+            assert!(matches!(given, Given::Unread(_)) && !format!("{given:?}").contains("SECRET"), "{text}");
         }
         for text in ["http://h/a", "HTTP://h/a", " https://h:1/a b?q#f "] {
             assert!(matches!(Given::parse(text), Given::Url(_)), "{text}");

@@ -249,7 +249,9 @@ impl Download<'_> {
     fn failed(&self, error: ureq::Error, head: bool) -> Attempt<End> {
         use ureq::Error as E;
         let text = |error: &dyn std::fmt::Display| {
-            crate::error::shown(&error.to_string().replace(&self.url.secret(), &self.url.to_string()))
+            let through = if self.url.proxy().is_some() { "through the environment's proxy: " } else { "" };
+            let error = error.to_string().replace(&self.url.secret(), &self.url.to_string());
+            crate::error::shown(&format!("{through}{error}"))
         };
         match error {
             E::Timeout(_) => again("sends nothing any more"),

@@ -249,6 +249,7 @@ impl fmt::Display for Source {
         match self {
             Source::Given(Given::Url(url)) => write!(f, "{url}"),
             Source::Given(Given::File(path)) => f.write_str(&shown_path(path)),
+            Source::Given(Given::Unread(scheme)) => write!(f, "{scheme}://…"),
             Source::Hub(file) => write!(f, "hub:{}@{}:{}", file.repo, file.revision, file.path),
         }
     }
@@ -287,6 +288,9 @@ impl Fetch<'_, '_> {
     fn from(&mut self, source: &Source) -> Attempt<PathBuf> {
         match source {
             Source::Given(Given::File(path)) => self.from_file(path),
+            Source::Given(Given::Unread(scheme)) => {
+                refuse(format!("is a {scheme} address, where http, https and file are read"))
+            }
             Source::Given(Given::Url(_)) if self.options.offline => refuse("is not asked (offline)".into()),
             Source::Given(Given::Url(url)) => self.from_url(url),
             Source::Hub(file) => self.from_hub(file),
