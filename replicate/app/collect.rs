@@ -253,7 +253,7 @@ fn verified(
 ) -> std::io::Result<(u64, u64, bool)> {
     let mut text = String::new();
     // Spoilt, it vouches for nothing.
-    _ = digests.by_ref().take(MOST_DIGESTS).read_to_string(&mut text);
+    _ = Read::by_ref(digests).take(MOST_DIGESTS).read_to_string(&mut text);
     let (mut done, mut kept) = (0, 0);
     for line in text.split_inclusive('\n') {
         let parts = line.strip_suffix('\n').and_then(|line| line.split_once(' '));
