@@ -98,7 +98,11 @@ fn step(recipe: &Recipe, row: &Row, training: &Trained) -> f64 {
         0 if repeated => call.times * recipe.one_step.critic_steps as f64,
         _ => call.times,
     };
-    training.calls.iter().map(|call| times(call) * call.pass.forwards() * flop(call.network)).sum()
+    training
+        .calls
+        .iter()
+        .map(|call| times(call) * call.pass.forwards(&recipe.overrides) * flop(call.network))
+        .sum()
 }
 
 fn network<'a>(training: &'a Trained, name: &str) -> &'a Network {
@@ -126,8 +130,7 @@ pub fn memory(recipe: &Recipe, row: &Row) -> u64 {
     let kept =
         training.networks.iter().map(|n| n.role.copies() * n.size.count(config).parameters).sum::<u64>();
     let mut steps = std::collections::BTreeMap::new();
-    // What a forward pass without gradients computes is not kept.
-    for call in training.calls.iter().filter(|call| call.pass != Pass::Forward) {
+    for call in training.calls.iter().filter(|call| call.pass.is_kept()) {
         let activations = network(training, call.network).size.count(config).activations as f64;
         *steps.entry(call.step).or_insert(0.0) += recipe.budget.batch as f64 * call.times * activations;
     }
@@ -165,7 +168,7 @@ pub fn pretraining(recipe: &Recipe, start: Initialization) -> Cost {
     let p = &recipe.pretraining;
     let steps = p.images.div_ceil(p.batch as u64);
     let looks = looks(steps, recipe.budget.ticks);
-    let step_flop = p.batch as f64 * Pass::Trained.forwards() * network.flop();
+    let step_flop = p.batch as f64 * Pass::Trained.forwards(&recipe.overrides) * network.flop();
     let look = GRID_IMAGES as f64 * network.flop();
     Cost {
         flop: steps as f64 * step_flop + looks as f64 * look,
@@ -311,9 +314,10 @@ pub fn probe(device: &Device) -> error::Result<f64> {
                 seconds += step(1 + steps)?;
                 steps += 1;
             }
-            return Ok(
-                (steps * batch as u64) as f64 * Pass::Trained.forwards() * forward(&recipe.network) / seconds
-            );
+            return Ok((steps * batch as u64) as f64
+                * Pass::Trained.forwards(&recipe.overrides)
+                * forward(&recipe.network)
+                / seconds);
         }
         batch *= 4;
     }

@@ -2,6 +2,7 @@
 
 use crate::network::count::Count;
 use crate::network::unet::Config;
+use crate::settings::Overrides;
 use std::fmt::{Display, Formatter};
 
 /// A network of a method.
@@ -104,9 +105,11 @@ pub struct Call {
 }
 
 /// Kind of a pass, which decides its cost.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub enum Pass {
     Forward,
+    /// As many times forward as the settings say.
+    Repeated(fn(&Overrides) -> f64),
     /// Forward, and backward to the inputs only.
     Through,
     /// Forward, and backward to inputs and parameters.
@@ -116,11 +119,17 @@ pub enum Pass {
 impl Pass {
     /// Cost in forward passes. The gradient of the inputs costs one forward pass, and so does that
     /// of the parameters.
-    pub fn forwards(self) -> f64 {
+    pub fn forwards(self, overrides: &Overrides) -> f64 {
         match self {
             Pass::Forward => 1.0,
+            Pass::Repeated(times) => times(overrides),
             Pass::Through => 2.0,
             Pass::Trained => 3.0,
         }
+    }
+
+    /// Whether what it computes is kept for a pass backwards.
+    pub fn is_kept(self) -> bool {
+        matches!(self, Pass::Through | Pass::Trained)
     }
 }
