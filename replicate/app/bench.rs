@@ -38,7 +38,9 @@ pub enum Case {
     Dsm,
     /// DDPM++ (55.7 M parameters) on 4 images of 32 x 32
     Forward,
-    /// The same, and the gradient of a mean square for every parameter
+    /// The same, and their derivative along a direction of images and noise levels
+    Along,
+    /// As `forward`, and the gradient of a mean square for every parameter
     Backward,
     /// Inception-v3's features of 64 images of 32 x 32
     Inception,
@@ -83,8 +85,7 @@ pub fn run(case: Case, repeats: usize, device: &Device) -> Result<Measured> {
     let seconds = match case {
         Case::OneStep => iterations(Scale::Mini, repeats, device)?,
         Case::Dsm => dsm(repeats, device)?,
-        Case::Forward => denoiser(repeats, device, false)?,
-        Case::Backward => denoiser(repeats, device, true)?,
+        Case::Forward | Case::Along | Case::Backward => denoiser(case, repeats, device)?,
         Case::Inception => inception(repeats, device)?,
         Case::Frechet => frechet(repeats)?,
         Case::PaperStep => iterations(Scale::Paper, repeats, device)?,
@@ -161,7 +162,7 @@ fn steps(
     })
 }
 
-fn denoiser(repeats: usize, device: &Device, backward: bool) -> Result<Vec<f64>> {
+fn denoiser(case: Case, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let config = Config::cifar10();
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "bench" };
@@ -170,10 +171,12 @@ fn denoiser(repeats: usize, device: &Device, backward: bool) -> Result<Vec<f64>>
     let x = Tensor::from_vec(Stream::new("bench", "x").normals(0, 4 * 3072), (4, 3, 32, 32), device)?;
     let sigma = [0.1, 0.5, 2.5, 20.0];
     timed(repeats, device, |_| {
-        if backward {
-            elsewhere::gradients(&trained.forward(&x, &sigma, None)?.sqr()?.mean_all()?)?;
-        } else {
-            frozen.forward(&x, &sigma, None)?;
+        match case {
+            Case::Backward => {
+                elsewhere::gradients(&trained.forward(&x, &sigma, None)?.sqr()?.mean_all()?).map(drop)?
+            }
+            Case::Along => frozen.along([&x, &x], &sigma, &sigma, None).map(drop)?,
+            _ => frozen.forward(&x, &sigma, None).map(drop)?,
         }
         Ok(())
     })
