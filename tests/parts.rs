@@ -47,7 +47,9 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
     let mut recipe = Recipe { network: config(), one_step, ..paper };
     // Not all of the batch, and more than the smallest part.
     recipe.set("sida_group=3").unwrap();
-    recipe.set("amed_lr=0").unwrap();
+    for name in ["amed_lr", "discrete_lr", "discrete_beta1", "ctm_lr", "ctm_beta1", "sct_lr", "sct_beta1"] {
+        recipe.set(&format!("{name}=0")).unwrap();
+    }
     let start = [(row.start, weights)];
     let setup = recipe.setup(&Device::Cpu, row, &start, "parts");
     let mut given = Given { microbatch, ..Given::default() };
@@ -58,12 +60,20 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
         "critic.noise_fake",
         "generator.z",
         "generator.noise",
+        "index",
+        "noise",
+        "dsm.noise",
     ] {
         given.tensors.insert(name.into(), normal(name));
     }
     for name in ["critic.sigma", "generator.sigma"] {
         given.tensors.insert(name.into(), Tensor::ones(BATCH, DType::F32, &Device::Cpu).unwrap());
     }
+    for name in ["level", "end", "start", "dsm.place", "dsm.sigma", "sigma"] {
+        let values: Vec<f32> = (0..BATCH).map(|i| 0.2 + 0.1 * i as f32).collect();
+        given.tensors.insert(name.into(), Tensor::new(values, &Device::Cpu).unwrap());
+    }
+    given.tensors.insert("heun_steps".into(), Tensor::new(&[2f32], &Device::Cpu).unwrap());
     for name in ["critic.augment_real", "critic.augment_fake"] {
         given.augment.insert(name.into(), draws(name));
     }

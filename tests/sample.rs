@@ -45,7 +45,7 @@ fn smoke() -> &'static Path {
     static SMOKE: OnceLock<tempfile::TempDir> = OnceLock::new();
     let dir = SMOKE.get_or_init(|| {
         let dir = tempfile::tempdir().unwrap();
-        let run = "run edm dijs ddim --scale smoke --seed 3 --watch none";
+        let run = "run edm dijs ddim ctm bcm sct --scale smoke --seed 3 --watch none";
         assert_eq!(replicate(dir.path(), NOWHERE, run).code, 0);
         dir
     });
@@ -111,6 +111,19 @@ fn any_sampler_samples_any_weights() {
     let file = file.display();
     assert_eq!(heun, sampled(dir, &format!("{file} --seeds 0-19 --out file.npz")));
     assert_eq!(ddim, sampled(dir, &format!("{file} --sampler ddim --seeds 0-19 --out file-ddim.npz")));
+}
+
+/// CTM, BCM and sCT with more calls than the one of Table 1.
+#[test]
+fn consistency_rows_take_more_calls() {
+    let dir = smoke();
+    for row in ["ctm", "bcm", "sct"] {
+        let once = sampled(dir, &format!("{row} --seeds 0-19 --out {row}.npz"));
+        assert_eq!(once, sampled(dir, &format!("{row} --steps 1 --seeds 0-19 --out {row}-1.npz")));
+        assert_ne!(once, sampled(dir, &format!("{row} --steps 2 --seeds 0-19 --out {row}-2")));
+        let record = std::fs::read_to_string(dir.join(format!("{row}-2/sample.txt"))).unwrap();
+        assert!(record.contains("network calls an image 2"), "{record}");
+    }
 }
 
 /// A published snapshot, its state dict, and what `inspect --convert` makes of it.

@@ -1,6 +1,7 @@
 //! The methods of the paper and of the other rows of Table 1, one file for each. This module has
 //! the traits and the registry, which is the only place that knows all methods.
 
+pub mod consistency;
 pub mod cost;
 pub mod equations;
 pub mod noise;
@@ -10,6 +11,7 @@ pub mod sampler;
 pub mod score_based;
 pub mod score_matching;
 
+use crate::method::consistency::{bcm, ctm, ict, sct};
 use crate::method::cost::{Call, Network};
 use crate::method::equations::Divergence;
 use crate::method::one_step::OneStep;
@@ -255,6 +257,10 @@ pub const TABLE1: &[Row] = &[
     row("sida", sid::SIDA, FULL),
     Row { generator: Some(sid::FIRST_STAGE), ..row("sid2a", sid::SIDA, FULL) },
     row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
+    row("ict", ict::SPEC, Initialization::Random),
+    row("ctm", ctm::SPEC, FULL),
+    row("bcm", bcm::SPEC, Initialization::Random),
+    row("sct", sct::SPEC, FULL),
 ];
 
 /// Table 2; its last row is Table 1's DiJS.
@@ -276,6 +282,16 @@ pub const ABLATIONS: &[Row] = &[
     row("diff-gan-unet-none", diffusion_gan::UNETS, Initialization::Random),
     row("diff-gan-unet-none-no-r1", diffusion_gan::UNETS_NO_R1, Initialization::Random),
 ];
+
+/// Changes to the settings of the paper scale with which a row trains as its authors
+/// trained: `--preset published`.
+pub const PUBLISHED: &[(&str, &[&str])] =
+    &[("ict", ict::PUBLISHED), ("ctm", ctm::PUBLISHED), ("bcm", ict::PUBLISHED), ("sct", sct::PUBLISHED)];
+
+/// Returns the changes of `row`, if it has any.
+pub fn published(row: &Row) -> Option<&'static [&'static str]> {
+    PUBLISHED.iter().find(|(id, _)| *id == row.id).map(|(_, changes)| *changes)
+}
 
 /// Returns every row once.
 pub fn all_rows() -> impl Iterator<Item = Row> {

@@ -72,6 +72,21 @@ impl Params {
         self.vars.values().map(|v| v.elem_count()).sum()
     }
 
+    /// Returns the parameter of that name.
+    pub fn get(&self, name: &str) -> Option<&Var> {
+        self.vars.get(name)
+    }
+
+    /// Multiplies the gradients of a loss by `factor`, a scalar.
+    pub fn scaled_gradients(&self, mut gradients: GradStore, factor: &Tensor) -> Result<GradStore> {
+        for var in self.vars.values() {
+            if let Some(gradient) = gradients.remove(var) {
+                gradients.insert(var, gradient.broadcast_mul(factor)?.detach());
+            }
+        }
+        Ok(gradients)
+    }
+
     /// Returns the sum of two sets of gradients; `sum` is `None` for the first.
     pub fn add_gradients(&self, sum: Option<GradStore>, mut more: GradStore) -> Result<GradStore> {
         let Some(sum) = sum else { return Ok(more) };

@@ -65,6 +65,7 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
     for (row, target) in rows.iter().filter_map(|row| Some((row, row.target.as_ref()?))) {
         let printed = row.fid.map_or("number".to_string(), |fid| format!("{fid:.2}"));
         let text = match target.fid {
+            Some(fid) if row.fid == Some(fid) => format!("the target is the printed {printed}"),
             Some(fid) => format!("the target is {fid:.2}, not the printed {printed}"),
             None => format!("the printed {printed} is no target"),
         };

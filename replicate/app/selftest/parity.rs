@@ -105,12 +105,12 @@ pub(super) fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
 
 /// Shapes come from the network itself, values from the formula.
 pub fn filled(params: &Params, unit: Unit) -> Arrays {
-    let fill = |(name, var): (&String, &candle_core::Var)| {
-        let (shape, n) = (var.dims().to_vec(), var.elem_count());
-        let data = unit(name, n).into_iter().map(edm_value(name, &shape)).collect();
-        (name.clone(), Array { shape, data })
-    };
-    params.iter().map(fill).collect()
+    params.iter().map(|(name, var)| (name.clone(), filled_array(name, var.dims(), unit))).collect()
+}
+
+pub(super) fn filled_array(name: &str, shape: &[usize], unit: Unit) -> Array {
+    let values = unit(name, shape.iter().product());
+    Array { shape: shape.to_vec(), data: values.into_iter().map(edm_value(name, shape)).collect() }
 }
 
 /// # Errors

@@ -75,6 +75,12 @@ impl Denoiser {
         [self.encoder.dropped.as_slice(), &self.decoder.dropped].concat()
     }
 
+    /// Embeds the noise levels c_noise (B) as rows (B, model channels), before any layer.
+    pub fn embedded(&self, noise: &[f32], device: &Device) -> Result<Tensor> {
+        let positions = &self.encoder.positions;
+        Tensor::from_vec(positions.rows(noise), (noise.len(), positions.channels()), device)
+    }
+
     /// Computes F(x; c_noise), the U-Net itself, on inputs that are already scaled.
     pub fn raw(&self, x: &Tensor, told: &Conditioning) -> Result<Tensor> {
         Ok(run(&self.parameters, x, &self.encoder.told(told, x)?, self)?.remove(0))

@@ -1,0 +1,100 @@
+//! Trains bidirectional consistency models (BCM, Li & He 2024): one network jumps between any
+//! two noise levels, upwards too. It starts from random weights and learns from data alone.
+
+use super::{Discrete, Jumps, Sampling, drawn, images, jump, over_gaps, pseudo_huber, shared, student};
+use crate::method::cost::{Call, Network, Pass, Size};
+use crate::method::equations::diffuse;
+use crate::method::noise::SIGMA_MIN;
+use crate::method::{Setup, Spec, Trained};
+use crate::network::count::Count;
+use crate::network::unet::{Denoiser, SecondTime};
+use crate::rng::Draws;
+use crate::settings::Settings;
+use crate::train::Method;
+use crate::train::batch::Batch;
+use crate::train::net::{Learned, Net};
+use candle_core::{Result, Tensor};
+
+/// Joins the embedding of the level to jump to with the other one in one layer.
+const SECOND: SecondTime = SecondTime::Aligned;
+const SIZE: Size = Size::Other(|network| Count::with_second_time(network, SECOND));
+
+pub const SPEC: Spec = Spec {
+    name: "BCM",
+    cite: "Li & He 2024, Algorithm 1",
+    file: file!(),
+    fingerprint: None,
+    training: Some(Trained {
+        build: |setup| Ok(Box::new(Bcm::new(setup, setup.own())?)),
+        networks: &[Network::averaged("generator", SIZE)],
+        calls: &[
+            Call { step: 0, network: "generator", pass: Pass::Trained, times: 2.0 },
+            Call { step: 0, network: "generator", pass: Pass::Through, times: 1.0 },
+            Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
+        ],
+        from_scratch: Some(409_600_000),
+        at_most: None,
+    }),
+    nfe: |overrides| Sampling::with(overrides).steps,
+    settings: &[Discrete::listed, shared, Sampling::listed],
+    sampler: |setup, weights| Jumps::load(setup, weights),
+};
+
+pub struct Bcm {
+    net: Net<Denoiser>,
+    settings: Discrete,
+    images: u64,
+}
+
+impl Bcm {
+    pub fn new(setup: &Setup, settings: Discrete) -> Result<Bcm> {
+        Ok(Bcm {
+            net: student(setup, SECOND, [settings.beta1, settings.beta2])?,
+            settings,
+            images: setup.images,
+        })
+    }
+}
+
+impl Method for Bcm {
+    fn columns(&self) -> &'static [&'static str] {
+        &["loss", "ct_loss", "soft_loss"]
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let ladder = self.settings.of_step(batch, self.images);
+        // The highest gap is never drawn.
+        let mut below_top = ladder.p.clone();
+        *below_top.last_mut().expect("two levels make a gap") = 0.0;
+        let current = &self.net.frozen;
+        let (gradients, values) = self.net.gradients(batch, |net, b| {
+            let gaps: Vec<usize> =
+                b.each("level", Draws::uniform)?.into_iter().map(|u| drawn(&below_top, u)).collect();
+            // Any level but t and the highest.
+            let end = |(u, gap): (f32, &usize)| {
+                let mut p = ladder.p.clone();
+                p[gap + 1] = 0.0;
+                drawn(&p, u)
+            };
+            let ends: Vec<usize> = b.each("end", Draws::uniform)?.into_iter().zip(&gaps).map(end).collect();
+            let ([below, t], u) = (ladder.ends(&gaps), ladder.at(&ends));
+            let bottom = vec![SIGMA_MIN as f32; b.len()];
+            let (x0, eps) = (images(b)?, b.normal("noise")?);
+            let xt = diffuse(&x0, &t, &eps)?;
+            let target = jump(current, &diffuse(&x0, &below, &eps)?, &below, &bottom)?;
+
+            let straight = jump(net, &xt, &t, &bottom)?;
+            let ct = over_gaps(&pseudo_huber(&straight, &target)?, &t, &below)?;
+            // The second jump's weights are held constant, what it starts from is not.
+            let by_way = jump(current, &jump(net, &xt, &t, &u)?, &u, &bottom)?;
+            let soft = over_gaps(&pseudo_huber(&by_way, &target)?, &t, &u)?;
+            Ok(vec![(&ct + &soft)?, ct, soft])
+        })?;
+        self.net.update(batch, gradients, self.settings.lr)?;
+        Ok(values)
+    }
+
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("generator", &mut self.net.learned)]
+    }
+}

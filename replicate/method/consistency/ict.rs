@@ -1,0 +1,96 @@
+//! Trains consistency models as iCT does (Song & Dhariwal 2024): neighbouring noise levels of
+//! one image shall map to one image. It starts from random weights and learns from data alone.
+
+use super::{Consistent, Discrete, Sampling, drawn, images, over_gaps, pseudo_huber, raw, shared, student};
+use crate::method::cost::{Call, Network, Pass, Size};
+use crate::method::equations::diffuse;
+use crate::method::noise::SIGMA_MIN;
+use crate::method::{Setup, Spec, Trained};
+use crate::network::mix;
+use crate::network::precondition::SIGMA_DATA;
+use crate::network::unet::{Denoiser, SecondTime};
+use crate::rng::Draws;
+use crate::settings::Settings;
+use crate::train::Method;
+use crate::train::batch::Batch;
+use crate::train::net::{Learned, Net};
+use candle_core::{Result, Tensor};
+
+pub const SPEC: Spec = Spec {
+    name: "iCT",
+    cite: "Song & Dhariwal 2024, section 3",
+    file: file!(),
+    fingerprint: None,
+    training: Some(Trained {
+        build: |setup| Ok(Box::new(Ict::new(setup, setup.own())?)),
+        networks: &[Network::averaged("generator", Size::Denoiser)],
+        calls: &[
+            Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
+            Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
+        ],
+        from_scratch: Some(409_600_000),
+        at_most: None,
+    }),
+    nfe: |overrides| Sampling::with(overrides).steps,
+    settings: &[Discrete::listed, shared, Sampling::listed],
+    sampler: |setup, weights| {
+        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        let steps = setup.own::<Sampling>().steps;
+        Ok(Box::new(Consistent { denoiser, function: consistent, bottom: SIGMA_MIN, steps }))
+    },
+};
+
+/// Batch 1024, 400,000 iterations, and an average of decay 0.99993 an iteration.
+pub const PUBLISHED: &[&str] = &["batch=1024", "images=409600000", "ema_half_life=10139000"];
+
+/// Computes f(x, t) = c_skip x + c_out F(x, t), which is x at t = 0.002.
+pub fn consistent(net: &Denoiser, x: &Tensor, t: &[f32]) -> Result<Tensor> {
+    let d2 = SIGMA_DATA * SIGMA_DATA;
+    let above = |t: &f32| t - SIGMA_MIN as f32;
+    let skip: Vec<f32> = t.iter().map(|t| d2 / (above(t) * above(t) + d2)).collect();
+    let out: Vec<f32> = t.iter().map(|t| SIGMA_DATA * above(t) / (t * t + d2).sqrt()).collect();
+    mix(x, &skip, &raw(net, x, t, None)?, &out)
+}
+
+pub struct Ict {
+    net: Net<Denoiser>,
+    settings: Discrete,
+    images: u64,
+}
+
+impl Ict {
+    pub fn new(setup: &Setup, settings: Discrete) -> Result<Ict> {
+        Ok(Ict {
+            net: student(setup, SecondTime::None, [settings.beta1, settings.beta2])?,
+            settings,
+            images: setup.images,
+        })
+    }
+}
+
+impl Method for Ict {
+    fn columns(&self) -> &'static [&'static str] {
+        &["loss"]
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let ladder = self.settings.of_step(batch, self.images);
+        // The target is the network as it is, held constant: no average.
+        let current = &self.net.frozen;
+        let (gradients, values) = self.net.gradients(batch, |net, b| {
+            let gaps: Vec<usize> =
+                b.each("level", Draws::uniform)?.into_iter().map(|u| drawn(&ladder.p, u)).collect();
+            let [below, t] = ladder.ends(&gaps);
+            let (x0, eps) = (images(b)?, b.normal("noise")?);
+            let target = consistent(current, &diffuse(&x0, &below, &eps)?, &below)?;
+            let found = consistent(net, &diffuse(&x0, &t, &eps)?, &t)?;
+            Ok(vec![over_gaps(&pseudo_huber(&found, &target)?, &t, &below)?])
+        })?;
+        self.net.update(batch, gradients, self.settings.lr)?;
+        Ok(values)
+    }
+
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("generator", &mut self.net.learned)]
+    }
+}

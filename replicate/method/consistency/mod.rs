@@ -1,0 +1,231 @@
+//! Consistency models: levels, jumps, distance and samplers that iCT, BCM, CTM and sCT share.
+//!
+//! x_t = x_0 + t eps, t = sigma, from 0.002 to 80; F is the raw U-Net with EDM's c_in and
+//! c_noise. An image is f(80 z), z ~ N(0, I), in one call.
+
+pub mod bcm;
+pub mod ctm;
+pub mod ict;
+pub mod sct;
+
+use crate::method::one_step::OneStep;
+use crate::method::sampler::schedule::polynomial;
+use crate::method::{Sampler, Setup};
+use crate::network::params::{Arrays, Source};
+use crate::network::precondition::{Precondition, SIGMA_DATA};
+use crate::network::unet::{Conditioning, Denoiser, SecondTime};
+use crate::network::{mix, scale_images};
+use crate::settings::{Overrides, Setting, Settings, settings};
+use crate::train::adam::AdamConfig;
+use crate::train::batch::Batch;
+use crate::train::net::Net;
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+settings! {
+    /// Settings of a training at discrete levels, whose number doubles along the training:
+    /// iCT's, and BCM's.
+    pub struct Discrete: "discrete consistency training", "discrete_" {
+        /// Learning rate, for a network that starts at random.
+        lr: f64 = [3e-3, 3e-3, 3e-3, 3e-4, 1e-4], 0.0..=1e30, "",
+            Silent("iCT's 1e-4 at the paper scale; a run that is a thousand times shorter takes more");
+        /// RAdam's decay of the first moment.
+        beta1: f64 = [0.9], 0.0..=0.9999, "", Silent("PyTorch's, as in re-implementations of iCT");
+        /// RAdam's decay of the second moment.
+        beta2: f64 = [0.999], 0.0..=0.999999, "", Silent("PyTorch's, as in re-implementations of iCT");
+        /// Gaps between levels at the beginning, s0.
+        first_gaps: u64 = [10], 1..=100_000, "", Silent("iCT");
+        /// Gaps between levels in the end, s1.
+        last_gaps: u64 = [1280], 1..=100_000, "", Silent("iCT");
+        /// Mean of ln sigma of the gaps that are drawn.
+        p_mean: f64 = [-1.1], -10.0..=10.0, "", Silent("iCT");
+        /// Standard deviation of ln sigma of the gaps that are drawn.
+        p_std: f64 = [2.0], 0.01..=10.0, "", Silent("iCT");
+    }
+}
+
+impl Discrete {
+    /// Returns N(k) = min(s0 2^(k / K'), s1) + 1 levels in step `k` of `steps`, K' the steps of a
+    /// stage.
+    pub fn levels(&self, k: u64, steps: u64) -> usize {
+        let stages = libm::log2((self.last_gaps / self.first_gaps) as f64) + 1.0;
+        let stage = k / ((steps as f64 / stages) as u64).max(1);
+        let gaps = u32::try_from(stage).ok().and_then(|stage| 2u64.checked_pow(stage));
+        gaps.and_then(|factor| self.first_gaps.checked_mul(factor))
+            .map_or(self.last_gaps, |n| n.min(self.last_gaps)) as usize
+            + 1
+    }
+
+    /// Returns the levels of the batch's step in a training of `images`.
+    pub fn of_step(&self, batch: &Batch, images: u64) -> Ladder {
+        self.ladder(self.levels(batch.step, images.div_ceil(batch.size as u64)))
+    }
+
+    pub fn ladder(&self, levels: usize) -> Ladder {
+        let sigma: Vec<f64> = polynomial(levels).into_iter().rev().collect();
+        let place = |sigma: &f64| libm::erf((libm::log(*sigma) - self.p_mean) / (2f64.sqrt() * self.p_std));
+        let mass: Vec<f64> = sigma.windows(2).map(|pair| place(&pair[1]) - place(&pair[0])).collect();
+        let all: f64 = mass.iter().sum();
+        Ladder { sigma, p: mass.into_iter().map(|m| m / all).collect() }
+    }
+}
+
+settings! {
+    /// Settings of consistency models' samples.
+    pub struct Sampling: "consistency models", "consistency_" {
+        /// Network calls of a sample: at 80, and at EDM's levels between 80 and 0.002.
+        steps: usize = [1], 1..=1000, "", Stated("Table 1: one network call");
+    }
+}
+
+/// Levels sigma_1 < sigma_2 < ... from 0.002 up to 80, and p(i) of the gap between each and
+/// the next: the mass of a lognormal between them.
+pub struct Ladder {
+    pub sigma: Vec<f64>,
+    pub p: Vec<f64>,
+}
+
+impl Ladder {
+    /// Returns the levels of these places, counted from 0, as float32.
+    pub fn at(&self, places: &[usize]) -> Vec<f32> {
+        places.iter().map(|i| self.sigma[*i] as f32).collect()
+    }
+
+    /// Returns the levels below and above these gaps.
+    pub fn ends(&self, gaps: &[usize]) -> [Vec<f32>; 2] {
+        let above: Vec<usize> = gaps.iter().map(|i| i + 1).collect();
+        [self.at(gaps), self.at(&above)]
+    }
+}
+
+/// Returns the place that u in [0, 1) draws: how many running sums of `p` are at most u of
+/// their total.
+pub fn drawn(p: &[f64], u: f32) -> usize {
+    let mut sum = 0.0;
+    let sums: Vec<f64> = p.iter().map(|p| (sum += p, sum).1).collect();
+    sums.partition_point(|running| running / sum <= f64::from(u))
+}
+
+/// Computes d(a, b) = sqrt(|a - b|^2 + c^2) - c of each image (B), c = 0.00054 sqrt(values of an image).
+pub fn pseudo_huber(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let difference = (a - b)?.flatten_from(1)?;
+    let c = 0.00054 * (difference.dim(1)? as f64).sqrt();
+    (difference.sqr()?.sum(1)? + c * c)?.sqrt()? - c
+}
+
+/// Computes the mean over images of `x` (B) divided by |t - u|.
+pub fn over_gaps(x: &Tensor, t: &[f32], u: &[f32]) -> Result<Tensor> {
+    let weight: Vec<f32> = t.iter().zip(u).map(|(t, u)| 1.0 / (t - u).abs()).collect();
+    (x * Tensor::from_vec(weight, x.dims(), x.device())?)?.mean_all()
+}
+
+/// Computes J(x, t, u), the jump from level t to level u: one Euler step of EDM's denoiser, whose
+/// network is told u as well. J(x, t, t) = x.
+pub fn jump(net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]) -> Result<Tensor> {
+    let d2 = SIGMA_DATA * SIGMA_DATA;
+    let of = |f: fn(f32, f32, f32) -> f32| t.iter().zip(u).map(|(t, u)| f(*t, *u, d2)).collect::<Vec<_>>();
+    let skip = of(|t, u, d2| (t * u + d2) / (t * t + d2));
+    let out = of(|t, u, d2| d2.sqrt() * (t - u) / (t * t + d2).sqrt());
+    mix(x, &skip, &raw(net, x, t, Some(u))?, &out)
+}
+
+/// Computes F(c_in x; ln t / 4), told ln u / 4 as well if the network has a second time.
+fn raw(net: &Denoiser, x: &Tensor, t: &[f32], u: Option<&[f32]>) -> Result<Tensor> {
+    let c = Precondition::at(t);
+    let second = u.map(|u| Precondition::at(u).noise);
+    let told = Conditioning { noise: &c.noise, second: second.as_deref(), augment: None };
+    net.raw(&scale_images(x, &c.input)?, &told)
+}
+
+/// Reads training images; half of them are mirrored at scales that augment.
+fn images(b: &Batch) -> Result<Tensor> {
+    b.mirror("mirror", &b.images("index")?)
+}
+
+/// Lists the settings that consistency models share with every one-step training.
+fn shared(overrides: &Overrides) -> Vec<Setting> {
+    shared_named(overrides, &["eps", "ema_half_life", "augment_p"])
+}
+
+fn shared_named(overrides: &Overrides, names: &[&str]) -> Vec<Setting> {
+    let mut all = OneStep::listed(overrides);
+    all.retain(|setting| names.contains(&setting.field.name));
+    all
+}
+
+fn radam(setup: &Setup, [beta1, beta2]: [f64; 2]) -> AdamConfig {
+    AdamConfig { beta1, beta2, eps: setup.settings.eps, rectified: true }
+}
+
+/// Makes the network in training with the average that is published. Draws the layers that
+/// the given weights lack.
+fn student(setup: &Setup, second: SecondTime, betas: [f64; 2]) -> Result<Net<Denoiser>> {
+    let (none, cell) = (Arrays::new(), format!("{} generator", setup.cell));
+    let drawn = if setup.start.generator.is_some() { second.layers() } else { &[""] };
+    let source = Source { given: setup.start.generator.unwrap_or(&none), drawn, cell: &cell };
+    let build = |vb: VarBuilder| Denoiser::with_second_time(setup.network, second, vb);
+    Net::new(setup.device, &source, radam(setup, betas), build)?.averaged(setup.settings.ema_half_life)
+}
+
+/// Samples by a function that maps every level to an image: x = f(80 z, 80), then noise
+/// again, and f once more, at lower and lower levels.
+struct Consistent {
+    denoiser: Denoiser,
+    function: fn(&Denoiser, &Tensor, &[f32]) -> Result<Tensor>,
+    /// The level at which the function changes nothing.
+    bottom: f64,
+    steps: usize,
+}
+
+impl Sampler for Consistent {
+    fn nfe(&self) -> usize {
+        self.steps
+    }
+
+    fn latents(&self) -> usize {
+        self.steps
+    }
+
+    fn sample(&self, z: &Tensor) -> Result<Tensor> {
+        let (n, levels) = (z.dim(0)?, polynomial(self.steps + 1));
+        let mut image = None;
+        for (z, level) in z.chunk(self.steps, 1)?.iter().zip(levels) {
+            let x = match image {
+                None => (z * level)?,
+                Some(x) => (x + (z * (level * level - self.bottom * self.bottom).sqrt())?)?,
+            };
+            image = Some((self.function)(&self.denoiser, &x, &vec![level as f32; n])?);
+        }
+        Ok(image.expect("a step"))
+    }
+}
+
+/// Samples by jumps J.
+struct Jumps {
+    denoiser: Denoiser,
+    steps: usize,
+}
+
+impl Jumps {
+    fn load(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
+        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        Ok(Box::new(Jumps { denoiser, steps: setup.own::<Sampling>().steps }))
+    }
+}
+
+impl Sampler for Jumps {
+    fn nfe(&self) -> usize {
+        self.steps
+    }
+
+    fn sample(&self, z: &Tensor) -> Result<Tensor> {
+        jumps(&self.denoiser, z, self.steps)
+    }
+}
+
+/// Makes images of z in so many jumps along EDM's levels from 80 to 0.002.
+pub fn jumps(net: &Denoiser, z: &Tensor, steps: usize) -> Result<Tensor> {
+    let (levels, n) = (polynomial(steps + 1), z.dim(0)?);
+    let at = |level: f64| vec![level as f32; n];
+    levels.windows(2).try_fold((z * levels[0])?, |x, pair| jump(net, &x, &at(pair[0]), &at(pair[1])))
+}

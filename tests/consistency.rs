@@ -1,0 +1,299 @@
+//! iCT, BCM, CTM and sCT: schedules, tangents and first iterations against `consistency.npz`
+//! (`tests/parity/consistency.md`), and what their formulas promise without one.
+
+mod common;
+
+use candle_core::{Device, Result, Tensor, Var};
+use candle_nn::VarBuilder;
+use common::{Fixture, relative_error, unit};
+use replicate::app::selftest::parity::{filled, tiny};
+use replicate::app::selftest::steps::CASES;
+use replicate::experiment::{Recipe, Scale};
+use replicate::method::consistency::sct::{self, Point};
+use replicate::method::consistency::{Discrete, drawn, ict, jump, jumps, pseudo_huber};
+use replicate::method::sampler::schedule::polynomial;
+use replicate::method::{PUBLISHED, all_rows};
+use replicate::network::params::{Arrays, Params, Source};
+use replicate::network::unet::{Denoiser, SecondTime, aligned};
+use replicate::settings::Settings;
+
+const B: usize = 4;
+
+fn fixture() -> Fixture {
+    Fixture::open("consistency.npz")
+}
+
+fn paper() -> Discrete {
+    Discrete::at(Scale::Paper)
+}
+
+fn flat(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn image(name: &str, scale: f32) -> Tensor {
+    let values: Vec<f32> = unit(name, B * 768).into_iter().map(|u| u * scale).collect();
+    Tensor::from_vec(values, (B, 3, 16, 16), &Device::Cpu).unwrap()
+}
+
+/// The tiny network, filled, and its parameters.
+fn network(second_time: SecondTime) -> (Params, Denoiser) {
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "consistency" };
+    let build = |vb: VarBuilder| Denoiser::with_second_time(&tiny(), second_time, vb);
+    let (params, net) = Params::build(&Device::Cpu, &source, build).unwrap();
+    params.assign(&filled(&params, &unit)).unwrap();
+    (params, net)
+}
+
+fn close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
+    let error = relative_error(&flat(found), &flat(expected));
+    assert!(error < tolerance, "{what} is off by {error:e}");
+}
+
+#[test]
+fn numbers_of_levels_are_ict_s() {
+    let fixture = fixture();
+    let integers = |name: &str| fixture.get(name).to_vec1::<i64>().unwrap();
+    let settings = paper();
+    let levels = |k: i64, steps| settings.levels(k as u64, steps) as i64;
+    for (k, n) in integers("schedule/paper_k").into_iter().zip(integers("schedule/paper_n")) {
+        assert_eq!(levels(k, 400_000), n, "step {k}");
+    }
+    assert_eq!((0..600).map(|k| levels(k, 600)).collect::<Vec<_>>(), integers("schedule/mini_n"));
+    // A run that is shorter than its stages, and one that goes on after them.
+    assert_eq!([levels(0, 3), levels(1, 3), levels(2, 3)], [11, 21, 41]);
+    assert_eq!(levels(1 << 40, 600), 1281);
+}
+
+#[test]
+fn levels_and_their_probabilities_are_ict_s() {
+    let fixture = fixture();
+    for n in [11, 21, 321, 1281] {
+        let ladder = paper().ladder(n);
+        for (found, name) in [(&ladder.sigma, "sigma"), (&ladder.p, "p")] {
+            for (found, expected) in found.iter().zip(fixture.f64(&format!("schedule/{name}_{n}"))) {
+                assert!((found / expected - 1.0).abs() < 1e-11, "{name} of {n}: {found} for {expected}");
+            }
+        }
+        assert_eq!((ladder.sigma.len(), ladder.p.len()), (n, n - 1));
+        assert!((ladder.p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+    }
+    let p = [0.25, 0.0, 0.5, 0.25, 0.0];
+    for (u, place) in [(0.0, 0), (0.2499, 0), (0.25, 2), (0.7499, 2), (0.75, 3), (0.999_999_9, 3)] {
+        assert_eq!(drawn(&p, u), place, "{u}");
+        assert_eq!(drawn(&p.map(|p| 3.0 * p), u), place, "only shares count: {u}");
+    }
+}
+
+#[test]
+fn the_distance_is_one_number_an_image() {
+    let (a, b) = (image("a", 1.0), image("b", 1.0));
+    let found = flat(&pseudo_huber(&a, &b).unwrap());
+    let (a, b) = (flat(&a), flat(&b));
+    let c = 0.00054 * 768f64.sqrt();
+    for (i, found) in found.into_iter().enumerate() {
+        let pairs = a[i * 768..(i + 1) * 768].iter().zip(&b[i * 768..]);
+        let squares: f64 = pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        assert!((f64::from(found) / ((squares + c * c).sqrt() - c) - 1.0).abs() < 1e-5);
+    }
+    // It is differentiable where both images are one.
+    let x = Var::from_tensor(&image("a", 1.0)).unwrap();
+    let distance = pseudo_huber(&x, &image("a", 1.0)).unwrap();
+    assert_eq!(flat(&distance), [0.0; B]);
+    let gradient = distance.sum_all().unwrap().backward().unwrap();
+    assert!(flat(gradient.get(&x).unwrap()).iter().all(|g| *g == 0.0));
+}
+
+#[test]
+fn the_lowest_level_is_left_as_it_is() {
+    let (x, net) = (image("x", 1.0), network(SecondTime::None).1);
+    assert_eq!(flat(&ict::consistent(&net, &x, &[0.002; B]).unwrap()), flat(&x));
+}
+
+#[test]
+fn a_jump_to_where_it_is_goes_nowhere() {
+    let (x, t) = (image("x", 3.0), [0.002, 0.7, 2.5, 80.0]);
+    for second in [SecondTime::Aligned, SecondTime::PerBlock] {
+        let net = network(second).1;
+        assert_eq!(flat(&jump(&net, &x, &t, &t).unwrap()), flat(&x));
+    }
+}
+
+/// With the second time ignored J is an Euler step of EDM's denoiser, up or down.
+#[test]
+fn a_jump_is_an_euler_step_of_the_denoiser() {
+    let (plain, one) = network(SecondTime::None);
+    let (params, two) = network(SecondTime::Aligned);
+    params.assign(&aligned(plain.arrays().unwrap()).unwrap()).unwrap();
+    let (x, t, u) = (image("x", 3.0), [0.02f32, 0.7, 2.5, 80.0], [0.002f32, 3.0, 0.9, 0.002]);
+    let denoised = one.forward(&x, &t, None).unwrap();
+    let expected: Vec<f32> = (0..B)
+        .flat_map(|i| {
+            let (left, part) = (f64::from(u[i] / t[i]), |all: &Tensor| flat(&all.get(i).unwrap()));
+            let euler = move |(x, d): (f32, f32)| (left * f64::from(x) + (1.0 - left) * f64::from(d)) as f32;
+            part(&x).into_iter().zip(part(&denoised)).map(euler)
+        })
+        .collect();
+    let error = relative_error(&flat(&jump(&two, &x, &t, &u).unwrap()), &expected);
+    assert!(error < 1e-6, "{error:e}");
+}
+
+/// One jump from 80 to 0.002, or several along EDM's levels.
+#[test]
+fn samples_are_jumps_from_the_top() {
+    let (z, net) = (image("z", 3f32.sqrt()), network(SecondTime::PerBlock).1);
+    for steps in [1, 2, 5] {
+        let levels = polynomial(steps + 1);
+        assert!((levels[0] - 80.0).abs() < 1e-12 && (levels[steps] - 0.002).abs() < 1e-12);
+        let mut x = (&z * 80.0).unwrap();
+        for pair in levels.windows(2) {
+            x = jump(&net, &x, &[pair[0] as f32; B], &[pair[1] as f32; B]).unwrap();
+        }
+        assert_eq!(flat(&jumps(&net, &z, steps).unwrap()), flat(&x));
+    }
+}
+
+/// Two calls of a row's sampler, each of which has noise of its own where it maps to images.
+#[test]
+fn two_calls_are_the_formula_s() {
+    let level = polynomial(3)[1];
+    let (z, again) = (image("z", 3f32.sqrt()), image("again", 3f32.sqrt()));
+    let noise = |bottom: f64| (&again * (level * level - bottom * bottom).sqrt()).unwrap();
+    let at = |level: f64| [level as f32; B];
+    for (id, second) in [
+        ("ict", SecondTime::None),
+        ("sct", SecondTime::None),
+        ("bcm", SecondTime::Aligned),
+        ("ctm", SecondTime::PerBlock),
+    ] {
+        let row = all_rows().find(|row| row.id == id).unwrap();
+        let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
+        recipe.set("consistency_steps=2").unwrap();
+        assert_eq!((row.method.nfe)(&recipe.overrides), 2);
+        let (params, net) = network(second);
+        let setup = recipe.setup(&Device::Cpu, &row, &[], "");
+        let sampler = (row.method.sampler)(&setup, &params.arrays().unwrap()).unwrap();
+        let top = (&z * 80.0).unwrap();
+        let (latents, expected) = match id {
+            "ict" => {
+                let x = (ict::consistent(&net, &top, &at(80.0)).unwrap() + noise(0.002)).unwrap();
+                (Tensor::cat(&[&z, &again], 1).unwrap(), ict::consistent(&net, &x, &at(level)).unwrap())
+            }
+            "sct" => {
+                let x = (net.forward(&top, &at(80.0), None).unwrap() + noise(0.0)).unwrap();
+                (Tensor::cat(&[&z, &again], 1).unwrap(), net.forward(&x, &at(level), None).unwrap())
+            }
+            _ => (z.clone(), jumps(&net, &z, 2).unwrap()),
+        };
+        assert_eq!(sampler.latents() * 3, latents.dim(1).unwrap(), "{id}");
+        close(id, &sampler.sample(&latents).unwrap(), &expected, 1e-6);
+    }
+}
+
+#[test]
+fn published_recipes_are_of_settings_that_the_rows_use() {
+    for (id, changes) in PUBLISHED {
+        let row = all_rows().find(|row| row.id == *id).unwrap();
+        let mut recipe = Recipe::of(Scale::Paper);
+        for change in *changes {
+            recipe.set(change).unwrap();
+        }
+        recipe.changes_used_by(&[row]).unwrap();
+        assert_eq!(recipe.changes(), *changes, "{id}: each is another value than the scale's");
+        let expected = if *id == "ctm" { 100_000 } else { 400_000 };
+        assert_eq!(recipe.iterations(&row), expected, "{id}");
+    }
+}
+
+/// A gradient passes through the input of a network whose weights are held constant.
+#[test]
+fn the_outer_jump_is_differentiated_by_its_input_alone() {
+    let (params, net) = network(SecondTime::Aligned);
+    let frozen = params.frozen(|vb| Denoiser::with_second_time(&tiny(), SecondTime::Aligned, vb)).unwrap();
+    let (x, t, u, bottom) = (image("x", 3.0), [2.5; B], [0.5; B], [0.002; B]);
+    let loss = |outer: &Denoiser, inner: &Denoiser| -> Result<_> {
+        let landed = jump(outer, &jump(inner, &x, &t, &u)?, &u, &bottom)?;
+        pseudo_huber(&landed, &image("aim", 0.8))?.mean_all()
+    };
+    let gradients = |outer, inner| {
+        let all = loss(outer, inner).unwrap().backward().unwrap();
+        let of = |var: &Var| all.get(var).map_or(0.0, |g| flat(g).iter().map(|g| g * g).sum::<f32>());
+        params.iter().map(|(_, var)| of(var)).collect::<Vec<f32>>()
+    };
+    let (inner, outer) = (gradients(&frozen, &net), gradients(&net, &frozen));
+    assert!(inner.iter().sum::<f32>() > 0.0 && outer.iter().sum::<f32>() > 0.0 && inner != outer);
+    assert!(gradients(&frozen, &frozen).iter().all(|g| *g == 0.0));
+}
+
+/// TrigFlow's D = cos t x_t - sin t sigma_d F_trig(x_t / sigma_d) is EDM's D(x_sigma; sigma).
+#[test]
+fn trigflow_s_denoiser_is_edm_s() {
+    let (x0, eps, net) = (image("x", 0.8), image("eps", 3f32.sqrt()), network(SecondTime::None).1);
+    let sigma = [0.02f32, 0.5, 2.5, 80.0];
+    let point = Point::at(&x0, &(&eps * 0.5).unwrap(), &sigma).unwrap();
+    let f = net.raw(&point.input, &point.told()).unwrap();
+    let by = |of: fn(f32) -> f32| {
+        Tensor::new(&sigma.map(|sigma| of((2.0 * sigma).atan())), &Device::Cpu)
+            .unwrap()
+            .reshape((B, 1, 1, 1))
+            .unwrap()
+    };
+    // x_t = input / 2, F_trig = -F, sigma_d = 1 / 2.
+    let trig = |x: &Tensor, of| (x * 0.5).unwrap().broadcast_mul(&by(of)).unwrap();
+    let found = (trig(&point.input, f32::cos) + trig(&f, f32::sin)).unwrap();
+    let noisy = replicate::method::equations::diffuse(&x0, &sigma, &eps).unwrap();
+    close("the denoiser", &found, &net.forward(&noisy, &sigma, None).unwrap(), 1e-5);
+}
+
+/// g with and without the network's derivative, before and after it is normalised.
+#[test]
+fn tangents_are_the_reference_s() {
+    let fixture = fixture();
+    let net = network(SecondTime::None).0.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap();
+    let sigma = fixture.f32("tangent/sigma");
+    let point = Point::at(&fixture.get("tangent/x0"), &fixture.get("tangent/z"), &sigma).unwrap();
+    let [f, df] = point.derivative(&net).unwrap();
+    for r in ["0.0", "0.5", "1.0"] {
+        let g = point.tangent(&f, &df, r.parse().unwrap()).unwrap();
+        for (name, found) in [("g", &g), ("normalised", &sct::normalised(&g).unwrap())] {
+            // In float32 the reference itself is off by as much.
+            let expected = fixture.f64(&format!("tangent64/{name}_r{r}"));
+            let error = relative_error(&flat(found), &expected.iter().map(|v| *v as f32).collect::<Vec<_>>());
+            println!("{name} at r = {r}: {error:.1e}");
+            assert!(error < 2e-5, "{name} at r = {r} is off by {error:e}");
+        }
+    }
+}
+
+/// Without the network's derivative it is diffusion matching, -cos^2 t (sigma_d F_trig - v).
+#[test]
+fn the_first_tangents_match_the_diffusion() {
+    let (x0, z, sigma) = (image("x", 0.8), image("z", 0.8), [0.02f32, 0.5, 2.5, 80.0]);
+    let point = Point::at(&x0, &z, &sigma).unwrap();
+    let f = image("f", 1.0);
+    let found = point.tangent(&f, &image("df", 1.0), 0.0).unwrap();
+    let each = |t: &Tensor| flat(t).into_iter().map(f64::from).collect::<Vec<_>>();
+    let (x0, z, f) = (each(&x0), each(&z), each(&f));
+    let expected: Vec<f32> = (0..B * 768)
+        .map(|i| {
+            let (sin, cos) = f64::from(2.0 * sigma[i / 768]).atan().sin_cos();
+            (-cos * cos * (-0.5 * f[i] - (cos * z[i] - sin * x0[i]))) as f32
+        })
+        .collect();
+    let error = relative_error(&flat(&found), &expected);
+    assert!(error < 1e-6, "{error:e}");
+}
+
+#[test]
+fn first_steps_agree() {
+    let fixture = fixture();
+    let cases: Vec<_> = CASES.iter().filter(|case| case.file == "consistency.npz").collect();
+    assert_eq!(cases.len(), 4);
+    for case in cases {
+        for check in case.checks(&fixture.0, &Device::Cpu, &unit).unwrap() {
+            println!("{}: {:.1e}", check.name, check.measured);
+            assert!(check.passed, "{}: {} of {}", check.name, check.measured, check.tolerance);
+        }
+    }
+}
