@@ -220,6 +220,11 @@ pub struct Running {
     /// Stop both training stages after so many images (2000, 50k, 1.5M)
     #[arg(long, value_parser = images)]
     pub until: Option<u64>,
+    /// Train as the row's authors did at the paper scale: their batch, length and average
+    ///
+    /// By default every row has the budget of the paper's own rows.
+    #[arg(long)]
+    pub preset: Option<Preset>,
     /// Override a setting; several values make one experiment each. --help lists all settings
     ///
     /// Overrides are stored separately from the paper's rows.
@@ -246,6 +251,12 @@ pub struct Running {
     /// Where the table is written as CSV and Markdown
     #[arg(short, long, default_value = "report")]
     pub output: PathBuf,
+}
+
+/// Settings that go together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Preset {
+    Published,
 }
 
 #[derive(Args, Debug)]

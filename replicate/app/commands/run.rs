@@ -4,7 +4,7 @@ use super::{
     list, prepare, recipes, render, report, root, select, settings, studies, tables, unique, write_file,
     write_table,
 };
-use crate::app::cli::{Explain, Format, Place, Running};
+use crate::app::cli::{Explain, Format, Place, Preset, Running};
 use crate::app::machine;
 use crate::error::{EXIT_GOOD, Error, Result};
 use crate::experiment::run::{Outcome, Runner};
@@ -12,6 +12,7 @@ use crate::experiment::studies::Study;
 use crate::experiment::{Recipe, Row, Scale, plan};
 use crate::judge::golden::{self, Score, TIME};
 use crate::measure::metrics::modes::STATES;
+use crate::method;
 use crate::network::device;
 use crate::train::watch::{Mode, Watch, say};
 use std::path::Path;
@@ -66,13 +67,18 @@ pub fn run(arguments: &Running, stop: &AtomicBool) -> Result<i32> {
 
 /// Every experiment in the order of the command line, those of studies last.
 fn work(arguments: &Running, studies: &[Study], targets: &[String]) -> Result<Vec<Work>> {
-    let Running { place, seed, until, set, .. } = arguments;
+    let Running { place, seed, until, set, preset, .. } = arguments;
     let seeds = |usual: &[u64]| unique(if seed.is_empty() { usual } else { seed });
     let mut all = Vec::new();
     if !targets.is_empty() || studies.is_empty() {
         let rows = select(targets, place)?;
-        for recipe in recipes(place, set, *until, &rows)? {
-            all.push(Work { targets: targets.to_vec(), rows: rows.clone(), recipe, seeds: seeds(&[0]) });
+        // Each row has a published recipe of its own.
+        let together = if preset.is_some() { rows.chunks(1) } else { rows.chunks(rows.len()) };
+        for rows in together {
+            let set = [published(rows, arguments)?, set.clone()].concat();
+            for recipe in recipes(place, &set, *until, rows)? {
+                all.push(Work { targets: targets.to_vec(), rows: rows.to_vec(), recipe, seeds: seeds(&[0]) });
+            }
         }
     }
     for study in studies {
@@ -100,6 +106,27 @@ fn say_hours(arguments: &Running, work: &[Work], cells: usize) -> Result<()> {
         false => return Err(Error::Usage(format!("{text}: --yes runs them"))),
     }
     Ok(())
+}
+
+/// The changes of `--preset published`, of one row.
+fn published(rows: &[Row], arguments: &Running) -> Result<Vec<String>> {
+    let (Some(Preset::Published), [row]) = (arguments.preset, rows) else { return Ok(Vec::new()) };
+    if arguments.place.scale != Scale::Paper.name() {
+        return Err(Error::Usage(
+            "--preset published is for --scale paper: nobody else has the others".into(),
+        ));
+    }
+    match method::published(row) {
+        Some(changes) => Ok(changes.iter().map(|change| change.to_string()).collect()),
+        None => {
+            let known: Vec<&str> = method::PUBLISHED.iter().map(|(id, _)| *id).collect();
+            Err(Error::Usage(format!(
+                "--preset published: {} has none; these rows do: {}",
+                row.id,
+                known.join(", ")
+            )))
+        }
+    }
 }
 
 /// Runs the rows of one recipe.
