@@ -45,7 +45,7 @@ fn usage_errors_suggest_and_exit_2() {
     let mut all = String::new();
     for arguments in [
         &["run", "dijz", "--store", store][..],
-        &["run", "dijs", "--scale", "tiny", "--store", store],
+        &["run", "dijs", "--scale", "huge", "--store", store],
         &["run", "dijs", "--device", "gpu", "--store", store],
         &["run", "dijs", "--set", "sigma=2", "--store", store],
         &["run", "dijs", "--set", "sigma_init=much", "--store", store],

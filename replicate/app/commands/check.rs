@@ -208,8 +208,8 @@ fn against_paper(root: &Path, scale: &str, cells: &[Row], scores: &[Score], json
     } else {
         for (row, paper, ours, verdict) in lines {
             let known = printed.iter().any(|(id, fid)| *id == row && *fid == paper);
-            let whose = if known { "paper " } else { "target" };
-            println!("{row:14} {whose} {paper:8}  ours {ours:20}  {verdict}");
+            let theirs = format!("{} {paper}", if known { "paper" } else { "target" });
+            println!("{row:14} {theirs:15}  ours {ours:20}  {verdict}");
         }
     }
     Ok(if outside {

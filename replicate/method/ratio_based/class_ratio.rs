@@ -84,8 +84,7 @@ pub struct ClassRatio {
 }
 
 impl ClassRatio {
-    /// Line 2: the critic's encoder starts like the generator, unless a setting changes that. Its
-    /// head is random.
+    /// Line 2: the critic's encoder starts like the generator, unless set otherwise. Its head is drawn.
     pub fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
         let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
         let start = setup.start.critic;
