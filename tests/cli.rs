@@ -53,7 +53,6 @@ fn usage_errors_suggest_and_exit_2() {
         &["run", "dijs", "--sed", "1", "--store", store],
         &["run", "dijs", "--seed", "-1", "--store", store],
         &["run", "dijs", "--seed", "0,one", "--store", store],
-        &["run", "sct", "--store", store],
         &["run", "dijs", "--scale", "smoke", "--data", "cifar", "--store", store],
         &["score", "cifar10", "--data", "cifar", "--store", store],
         &["report", "--format", "csv", "--output", "out", "--store", store],
