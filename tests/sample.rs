@@ -285,6 +285,7 @@ fn what_cannot_be_sampled_says_what_to_do() {
             replicate(dir, NOWHERE, &format!("sample {arguments} --scale smoke --seed 3 --watch none"));
         assert_eq!(ended.code, code, "{arguments}: {}", ended.err);
         assert!(ended.err.contains(said), "{arguments}: {said} is not in\n{}", ended.err);
+        assert!(!ended.err.contains("candle_core::"), "{arguments}: a backtrace\n{}", ended.err);
         assert!(!dir.join("new").exists() && !dir.join("new.partial").exists(), "{arguments}");
     }
     assert_eq!(std::fs::read_to_string(dir.join("there/file")).unwrap(), "kept");

@@ -701,7 +701,9 @@ fn the_gradient_of_the_predictor_is_a_derivative() {
 /// gradients of its outputs and parameters, where the student comes, the parameters.
 #[test]
 fn six_updates_of_the_predictor_agree() {
-    let (fixture, teacher) = (fixture(), tiny_denoiser());
+    let fixture = fixture();
+    let (params, _) = parity::filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap();
+    let teacher = params.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap();
     let teacher = encode(&teacher);
     let mut training = training(5, &predictor_arrays());
     let amed = Amed::new(5, POOLED).unwrap();

@@ -199,8 +199,11 @@ fn network(path: &Path, weights: &Arrays) -> Result<Config> {
 fn not_of(error: Error, weights: &str, sampler: &Row) -> Error {
     match error {
         Error::Tensor(error) if !matches!(error, candle_core::Error::Cuda(_)) => Error::Usage(format!(
-            "{weights} cannot be sampled as {} is ({}): {error}",
-            sampler.id, sampler.method.name
+            "{weights} cannot be sampled as {} is ({}): {}",
+            sampler.id,
+            sampler.method.name,
+            // A backtrace may follow.
+            error.to_string().lines().next().unwrap_or_default()
         )),
         other => other,
     }
