@@ -1,7 +1,7 @@
 # What people type. Everything else is `replicate --help`.
 SCALE  ?= mini
 DEVICE ?= cpu
-SEED   ?= 0
+SEED   ?= $(or $(SEEDS),0)
 STORE  ?= $(or $(REPLICATE_STORE),store)
 DATA   ?=
 ROWS   ?=

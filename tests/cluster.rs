@@ -3,6 +3,7 @@
 //! script is run, a requeued job runs again, the signal before the time limit goes
 //! to what srun started and not to the shell.
 
+use replicate::experiment::TABLE1;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -140,6 +141,7 @@ fn begun(store: &Path, label: &str) -> bool {
 
 // ---- Slurm
 
+/// Runs a job at once, unless what it waits for has failed.
 const SBATCH: &str = r#"#!/usr/bin/env bash
 set -euo pipefail
 echo "sbatch $*" >> "$FAKE/log"
@@ -147,7 +149,12 @@ id=$(($(cat "$FAKE/id") + 100))
 echo "$id" > "$FAKE/id"
 array=
 while [[ $1 == --* ]]; do
-    case $1 in --array=*) array=${1#--array=} ;; esac
+    case $1 in
+        --array=*) array=${1#--array=} array=${array%\%*} ;;
+        --dependency=afterok:*)
+            [ "$(cat "$FAKE/code-${1##*:}")" = 0 ] || { echo "$id;cluster" && exit; }
+            ;;
+    esac
     shift
 done
 cp "$1" "$FAKE/spool-$id"
@@ -167,6 +174,7 @@ job() {
         fi
         code=0
         wait "$pid" || code=$?
+        echo "$code" > "$FAKE/code-$name"
         echo "job $name: exit $code" >> "$FAKE/log"
         [ -e "$FAKE/requeue-$name" ] || again=
     done
@@ -183,8 +191,23 @@ fi
 echo "$id;cluster"
 "#;
 
+/// Notes jobs and their numbers, and runs none.
+const QUEUE: &str = r#"#!/usr/bin/env bash
+echo "sbatch $*" >> "$FAKE/log"
+id=$(($(cat "$FAKE/id") + 100))
+echo "$id" | tee "$FAKE/id"
+"#;
+
+/// A CUDA program: where no driver is, it does not start.
+const CUDA: &str = r#"#!/usr/bin/env bash
+[ -n "${IN_STEP:-}" ] || exit 127
+exec "$PROGRAM" "$@"
+"#;
+
 const SRUN: &str = r#"#!/usr/bin/env bash
+echo "srun $*" >> "$FAKE/log"
 while [[ $1 == --* ]]; do shift; done
+export IN_STEP=1
 echo $$ > "$FAKE/step-${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 exec "$@"
 "#;
@@ -198,7 +221,6 @@ echo "scontrol $*" >> "$FAKE/log"
 const STUB: &str = r#"#!/usr/bin/env bash
 echo "replicate $*" >> "$FAKE/log"
 case $1 in
-    list) printf 'dijs\nedm\n' ;;
     run)
         trap 'exit 75' TERM
         touch "$FAKE/running"
@@ -233,7 +255,19 @@ impl Cluster {
         command.arg("paper/cluster/slurm.sh").args(arguments).current_dir(checkout());
         let path = std::env::var("PATH").unwrap();
         command.env("PATH", format!("{}:{path}", self.dir.path().display()));
-        for unset in ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "DATA", "REPLICATE_STORE"]
+        for unset in
+            ["SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_CPUS_PER_TASK", "DATA"]
+                .into_iter()
+                .chain([
+                    "CELLS",
+                    "SEEDS",
+                    "SEED",
+                    "FETCH",
+                    "THROTTLE",
+                    "PRELUDE",
+                    "CONTAINER",
+                    "REPLICATE_STORE",
+                ])
         {
             command.env_remove(unset);
         }
@@ -258,70 +292,193 @@ impl Cluster {
     }
 }
 
+/// Slurm with a program that starts in its steps only.
+fn slurm() -> Cluster {
+    Cluster::with(&[("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL), ("replicate", CUDA)])
+}
+
+fn submit(cluster: &Cluster, cells: &str, seeds: &str) -> Command {
+    let mut script = cluster.script(&cluster.path("replicate"), &["--partition=gpu", "--time=01:00:00"]);
+    script.env("PROGRAM", env!("CARGO_BIN_EXE_replicate")).env("DEVICE", "cpu");
+    script.env("CELLS", cells).env("SEEDS", seeds).env("SCALE", "smoke");
+    script
+}
+
 #[test]
 fn a_slurm_array_makes_what_one_worker_makes() {
-    let cluster = Cluster::with(&[("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)]);
-    let mut script =
-        cluster.script(env!("CARGO_BIN_EXE_replicate").as_ref(), &["--partition=gpu", "--time=01:00:00"]);
-    script.env("CELLS", CELLS.join(" ")).env("SEEDS", "0").env("SCALE", "smoke").env("DEVICE", "cpu");
+    let cluster = slurm();
+    let mut script = submit(&cluster, &CELLS.join(" "), "0");
     // DiJS comes near its time limit once.
-    script.env("SIGNALLED", "100_0");
+    script.env("SIGNALLED", "200_0");
     let output = script.output().unwrap();
     let (log, outputs) = (cluster.log(), cluster.outputs());
     assert!(output.status.success(), "{}\n{log}\n{outputs}", String::from_utf8_lossy(&output.stderr));
     let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("array 100: 2 tasks") && said.contains("job 200 reports"), "{said}");
+    assert!(said.contains("array 200: 2 tasks") && said.contains("job 300 reports"), "{said}");
 
     let submitted: Vec<&str> = log.lines().filter(|line| line.starts_with("sbatch")).collect();
-    let common = "sbatch --parsable --export=ALL --partition=gpu --time=01:00:00";
+    let job = |name: &str, rest: &str| {
+        let log = if name.ends_with("report") { "%j" } else { "%A_%a" };
+        format!(
+            "sbatch --parsable --export=ALL --job-name={name} --output=logs/%x-{log}.log --partition=gpu \
+             --time=01:00:00 {rest}"
+        )
+    };
     let at = "paper/cluster/slurm.sh";
     assert_eq!(
         submitted,
         [
-            format!("{common} --array=0-1 {at} task"),
-            format!("{common} --dependency=afterany:100 {at} report")
+            job("replicate-start", &format!("--array=0-0 {at} pretrain edm")),
+            job(
+                "replicate",
+                &format!(
+                    "--array=0-1 --dependency=afterok:100_0 --kill-on-invalid-dep=yes {at} task dijs init-none"
+                )
+            ),
+            job("replicate-report", &format!("--dependency=afterany:200 {at} report")),
         ]
     );
     let ends = |job: &str| -> Vec<&str> {
         log.lines().filter_map(|line| line.strip_prefix(&format!("job {job}: exit "))).collect()
     };
-    assert_eq!(ends("100_1"), ["0"], "{log}\n{outputs}");
-    assert_eq!(ends("100_0"), ["75", "0"], "stopped, queued again, finished: {log}\n{outputs}");
+    assert_eq!(ends("100_0"), ["0"], "{log}\n{outputs}");
+    assert_eq!(ends("200_1"), ["0"], "{log}\n{outputs}");
+    assert_eq!(ends("200_0"), ["75", "0"], "stopped, queued again, finished: {log}\n{outputs}");
     assert_eq!(
         log.lines().filter(|line| line.starts_with("scontrol")).collect::<Vec<_>>(),
-        ["scontrol requeue 100_0"]
+        ["scontrol requeue 200_0"]
     );
 
     assert_same(&results(&cluster.path("store")), &alone().1);
     assert!(cluster.path("report/index.html").is_file(), "{outputs}");
-    let checked = std::fs::read_to_string(cluster.path("slurm-200.out")).unwrap();
+    let checked = std::fs::read_to_string(cluster.path("slurm-300.out")).unwrap();
     assert!(checked.contains("same     dijs smoke "), "{checked}");
 }
 
 #[test]
-fn what_is_fetched_is_fetched_before_the_array() {
-    let sbatch = "#!/usr/bin/env bash\necho \"sbatch $*\" >> \"$FAKE/log\"\necho 7\n";
-    let cluster = Cluster::with(&[("sbatch", sbatch), ("replicate", STUB)]);
-    for (scale, fetches) in [("mini", false), ("small", true), ("paper", true)] {
-        let mut script = cluster.script(&cluster.path("replicate"), &[]);
-        script.env("SCALE", scale).env("SEEDS", "3,5,8").env_remove("CELLS");
-        let output = script.output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let log = cluster.log();
-        let fetch = format!("replicate fetch paper --store {}", cluster.path("store").display());
-        let array = "sbatch --parsable --export=ALL --array=0-5 paper/cluster/slurm.sh task";
-        let line = |wanted: &str| log.lines().position(|line| line == wanted);
-        assert!(line(array).is_some(), "two rows, three seeds: {log}");
-        assert_eq!(line(&fetch).is_some_and(|at| Some(at) < line(array)), fetches, "{scale}: {log}");
-        std::fs::remove_file(cluster.path("log")).unwrap();
+fn seeds_of_one_pretraining_wait_for_it_in_the_queue() {
+    let cluster = slurm();
+    let output = submit(&cluster, "init-single init-10", "0,1").output().unwrap();
+    let (log, outputs) = (cluster.log(), cluster.outputs());
+    assert!(output.status.success(), "{log}\n{outputs}");
+    for job in ["100_0", "100_1", "200_0", "200_1", "300_0", "300_1"] {
+        assert!(log.contains(&format!("job {job}: exit 0\n")), "{job}: {log}\n{outputs}");
+    }
+    assert!(log.contains("--dependency=afterok:100_1 --kill-on-invalid-dep=yes"), "{log}");
+    assert!(!outputs.contains("waiting, another process"), "{outputs}");
+}
+
+#[test]
+fn what_starts_from_a_pretraining_that_failed_is_not_run() {
+    let cluster = slurm();
+    let mut script = submit(&cluster, "init-single", "0");
+    let broken = "#!/usr/bin/env bash\ncase $* in *--pretrain*) exit 4 ;; esac\n";
+    std::fs::write(cluster.path("replicate"), broken).unwrap();
+    assert!(script.output().unwrap().status.success());
+    let log = cluster.log();
+    assert!(log.contains("job 100_0: exit 4") && !log.contains("job 200_0"), "{log}");
+}
+
+#[test]
+fn the_report_of_a_failed_row_trains_nothing() {
+    let cluster = slurm();
+    let (store, _) = alone();
+    let before = results(store.path());
+    let mut script = submit(&cluster, "dijs edm init-none", "0");
+    let mut job = cluster.script(&cluster.path("replicate"), &["report"]);
+    job.envs(script.env("STORE", store.path()).get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let output = job.env("SLURM_JOB_ID", "9").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(5), "{said}");
+    assert!(
+        said.contains("missing: edm, seed 0; run it with: replicate run edm --scale smoke --store "),
+        "{said}"
+    );
+    assert!(said.contains("same     dijs smoke ") && cluster.path("report/index.html").is_file(), "{said}");
+    assert_same(&results(store.path()), &before);
+}
+
+#[test]
+fn an_empty_list_submits_nothing() {
+    let cluster = slurm();
+    for (cells, seeds) in [("", "0"), (" ", "0"), ("dijs", "")] {
+        let output = submit(&cluster, cells, seeds).output().unwrap();
+        // An empty list of seeds is the default.
+        let empty = cells.trim().is_empty();
+        assert_eq!(output.status.code(), if empty { Some(2) } else { Some(0) }, "{cells:?} {seeds:?}");
+        assert_eq!(cluster.log().contains("sbatch"), !empty, "{}", cluster.log());
+    }
+}
+
+#[test]
+fn arrays_are_the_scripts_and_can_be_throttled() {
+    let cluster = Cluster::with(&[("sbatch", QUEUE), ("replicate", CUDA)]);
+    let output = cluster.script(&cluster.path("replicate"), &["--array=0-29%4"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("THROTTLE=4"));
+    let mut script = submit(&cluster, "dijs init-50", "0,1,2");
+    assert!(script.env("THROTTLE", "4").output().unwrap().status.success());
+    let log = cluster.log();
+    for wanted in
+        ["--array=0-1%4 ", "--array=0-2%4 --dependency=afterok:100_0", "afterok:100_1", "afterany:200:300 "]
+    {
+        assert!(log.contains(wanted), "{wanted}: {log}");
+    }
+}
+
+#[test]
+fn a_job_takes_a_prelude_and_a_container() {
+    let container =
+        "#!/usr/bin/env bash\necho \"container $*, $MODULE\" >> \"$FAKE/log\"\nshift 3\nexec \"$@\"\n";
+    let program = "#!/usr/bin/env bash\nexit 0\n";
+    let cluster = Cluster::with(&[("srun", SRUN), ("apptainer", container), ("replicate", program)]);
+    for (name, command, wanted) in [
+        ("apptainer", "apptainer exec --nv x.sif", "container exec --nv x.sif replicate run dijs --seed 0"),
+        (
+            "pyxis",
+            "--container-image=x.sqsh",
+            "srun --ntasks=1 --cpus-per-task=2 --container-image=x.sqsh replicate run",
+        ),
+    ] {
+        let mut job = cluster.script("replicate".as_ref(), &["task", "dijs"]);
+        job.env("PRELUDE", "export MODULE=cuda").env("CONTAINER", command).env("SLURM_ARRAY_TASK_ID", "0");
+        let output = job.env("SLURM_JOB_ID", "7").output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(cluster.log().contains(wanted), "{name}: {}", cluster.log());
+    }
+    assert!(cluster.log().contains(", cuda\n"), "{}", cluster.log());
+}
+
+#[test]
+fn what_is_fetched_is_fetched_before_the_rows() {
+    for (program, here) in [(STUB, true), (CUDA, false)] {
+        let cluster = Cluster::with(&[("sbatch", QUEUE), ("replicate", program)]);
+        for (scale, fetches) in [("mini", false), ("small", true), ("paper", true)] {
+            let mut script = cluster.script(&cluster.path("replicate"), &[]);
+            script.env("SCALE", scale).env("SEEDS", "3,5,8").env_remove("CELLS");
+            let output = script.output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let log = cluster.log();
+            let fetch = format!("replicate fetch paper --store {}", cluster.path("store").display());
+            let line = |wanted: &str| log.lines().position(|line| line.contains(wanted));
+            let rows = TABLE1.len() + 1;
+            let array = format!("--array=0-{} ", 3 * rows - 1);
+            assert!(line(&array).is_some(), "every row of Table 1 and init-none, three seeds: {log}");
+            assert!(line("pretrain edm init-single init-10 init-50 init-90").is_some(), "{log}");
+            let fetched = line(if here { &fetch } else { "slurm.sh fetch" });
+            assert_eq!(fetched.is_some_and(|at| Some(at) < line("pretrain")), fetches, "{scale}: {log}");
+            assert_eq!(log.contains("--dependency=afterok:100 --kill"), fetches && !here, "{scale}: {log}");
+            std::fs::remove_file(cluster.path("log")).unwrap();
+            std::fs::write(cluster.path("id"), "0").unwrap();
+        }
     }
 }
 
 /// A task of the array whose worker runs until it is told to stop.
 fn running_task(cluster: &Cluster) -> Child {
-    let mut task = cluster.script(&cluster.path("replicate"), &["task"]);
+    let mut task = cluster.script(&cluster.path("replicate"), &["task", "dijs", "edm"]);
     task.env("SEEDS", "3,5").env("SLURM_ARRAY_JOB_ID", "40").env("SLURM_ARRAY_TASK_ID", "3");
-    task.env("SLURM_JOB_ID", "43").env_remove("CELLS");
+    task.env("SLURM_JOB_ID", "43");
     let task = task.process_group(0).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("the worker", || cluster.path("running").exists());
     let log = cluster.log();
