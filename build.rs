@@ -11,6 +11,7 @@ use std::process::Command;
 
 /// Crates whose arithmetic or bytes are part of a result.
 const ARITHMETIC: [&str; 6] = ["candle", "faer", "gemm", "libm", "png", "private-gemm"];
+
 fn main() {
     println!("cargo::rerun-if-changed=replicate");
     println!("cargo::rerun-if-changed=Cargo.lock");
@@ -46,16 +47,27 @@ fn main() {
     let candle = lock.split("name = \"candle-core\"\nversion = \"").nth(1).and_then(|t| t.split('"').next());
     println!("cargo::rustc-env=CANDLE_VERSION={}", candle.unwrap_or("unknown"));
 
-    let git = |arguments: &[&str]| {
-        let out = Command::new("git").args(arguments).output().ok().filter(|o| o.status.success())?;
+    let output = |program: &str, arguments: &[&str]| {
+        let out = Command::new(program).args(arguments).output().ok().filter(|o| o.status.success())?;
         Some(String::from_utf8_lossy(&out.stdout).trim().to_string())
     };
-    println!(
-        "cargo::rustc-env=GIT_COMMIT={}",
-        git(&["rev-parse", "HEAD"]).unwrap_or_else(|| "unknown".into())
-    );
+    let rustc = output(&std::env::var("RUSTC").unwrap_or("rustc".into()), &["--version"]);
+    println!("cargo::rustc-env=RUSTC_VERSION={}", rustc.unwrap_or_default());
+    // Unpacked inside another repository, that one's commit would say nothing of these sources.
+    let canonical = |path: String| Path::new(&path).canonicalize().ok();
+    let top = output("git", &["rev-parse", "--show-toplevel"]).and_then(canonical);
+    let own = top.is_some() && top == canonical(".".into());
+    let git = |arguments: &[&str]| own.then(|| output("git", arguments)).flatten();
+    let commit = git(&["rev-parse", "HEAD"]).or_else(published).unwrap_or_else(|| "unknown".into());
+    println!("cargo::rustc-env=GIT_COMMIT={commit}");
     let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| !s.is_empty());
     println!("cargo::rustc-env=GIT_DIRTY={dirty}");
+}
+
+/// The commit that `cargo package` records in a package.
+fn published() -> Option<String> {
+    let text = std::fs::read_to_string(".cargo_vcs_info.json").ok()?;
+    Some(text.split("\"sha1\": \"").nth(1)?.split('"').next()?.to_string())
 }
 
 fn walk(dir: &Path, files: &mut Vec<PathBuf>) {

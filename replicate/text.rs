@@ -80,6 +80,14 @@ pub fn unknown<'a>(what: &str, given: &str, known: impl Iterator<Item = &'a str>
     format!("unknown {what} '{given}': {hint}it is one of {}", known.join(", "))
 }
 
+/// A word that a shell takes as it is.
+pub fn quoted(text: &str) -> String {
+    match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:,=+".contains(c)) && !text.is_empty() {
+        true => text.to_string(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 /// Wraps text to lines of at most `width` characters; a longer word is cut.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];

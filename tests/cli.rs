@@ -100,6 +100,57 @@ fn reading_makes_no_store() {
 }
 
 #[test]
+fn shells_and_manuals_know_every_command() {
+    let bash = replicate(&["completions", "bash"]);
+    let dir = tempfile::tempdir().unwrap();
+    let man = replicate(&["man", dir.path().to_str().unwrap()]);
+    assert!(bash.status.success() && man.status.success(), "{}", text(&man.stderr));
+    let help = text(&replicate(&["--help"]).stdout);
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    for command in commands.take_while(|line| !line.is_empty()).filter(|line| !line.starts_with("   ")) {
+        let name = command.split_whitespace().next().unwrap();
+        assert!(
+            text(&bash.stdout).contains(&format!("replicate__{name}")) || text(&bash.stdout).contains(name)
+        );
+        assert!(name == "help" || dir.path().join(format!("replicate-{name}.1")).is_file(), "{name}");
+    }
+    let page = std::fs::read_to_string(dir.path().join("replicate-run.1")).unwrap();
+    assert!(page.contains("\\-\\-like") && page.contains("generator_lr"), "{page}");
+}
+
+/// Any build plans for a GPU that is not here.
+#[test]
+fn a_plan_needs_no_gpu() {
+    let plan = |arguments: &str| {
+        let store = "--dry-run --scale paper --store nowhere";
+        let words: Vec<&str> = arguments.split(' ').chain(store.split(' ')).collect();
+        let output = replicate(&[&["run"], &words[..]].concat());
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (code, said) = plan("table1 --like h200 --time 24:00:00");
+    assert_eq!(code, Some(0), "{said}");
+    let of_dijs = said.lines().find(|line| line.contains("  dijs, seed 0")).unwrap();
+    assert!(of_dijs.contains("GPU-h") && of_dijs.ends_with(" 9"), "hours and requeues a row: {said}");
+    for wanted in ["141 GB on the GPU", "not measured", "CC BY-NC-SA 4.0", "download  4", "at the fullest"] {
+        assert!(said.contains(wanted), "{wanted}: {said}");
+    }
+    // Of 28 EFLOP at 100 TFLOP a second.
+    let (code, said) = plan("dijs --device cuda:0,bf16 --rate 100T");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("~77.8 GPU-h") && said.contains("as given with --rate"), "{said}");
+    for (arguments, wanted) in [
+        ("dijs --device cuda:0", "--like h200"),
+        ("dijs --rate 0", "500G or 40T"),
+        ("dijs --like h200 --time 4h", "04:00:00"),
+        ("dijs --like p100", "h200, h100, a100, l40s"),
+    ] {
+        let (code, said) = plan(arguments);
+        assert_eq!(code, Some(2), "{arguments}: {said}");
+        assert!(said.contains(wanted), "{arguments}: {said}");
+    }
+}
+
+#[test]
 fn a_plan_says_what_cannot_be_fetched() {
     let plan = |mirror: Option<&str>| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));

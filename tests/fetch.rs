@@ -42,6 +42,7 @@ fn thing(content: &[u8], addresses: &[String]) -> Asset {
     Asset {
         id: "thing",
         what: "a thing",
+        licence: "MIT",
         bytes: Some(content.len() as u64),
         hash: Hash::Several(sha256(content).leak()),
         from: urls.leak(),
@@ -192,7 +193,8 @@ fn a_404_is_final_and_says_what_to_do() {
     let error = case.fetch(&asset, &options()).unwrap_err();
     assert_eq!(error.exit_code(), EXIT_INPUT);
     let text = error.to_string();
-    for part in ["thing", &url, "404", "replicate fetch thing --from FILE", "REPLICATE_MIRROR"] {
+    for part in ["thing", &url, "404", "replicate fetch thing --store ", " --from FILE`", "REPLICATE_MIRROR"]
+    {
         assert!(text.contains(part), "{part} in: {text}");
     }
     assert_eq!(server.requests().len(), 1, "it is not asked again");
@@ -556,7 +558,7 @@ fn offline_asks_nobody_and_says_what_to_do() {
     let error = case.fetch(&asset, &Options { offline: true, ..options() }).unwrap_err();
     assert_eq!(error.exit_code(), EXIT_INPUT);
     let text = error.to_string();
-    for part in ["without --offline", "replicate fetch thing --from FILE", &server.url] {
+    for part in ["without --offline", "replicate fetch thing --store ", " --from FILE`", &server.url] {
         assert!(text.contains(part), "{part} in: {text}");
     }
     assert_eq!(server.requests().len(), 0);
@@ -1046,4 +1048,16 @@ fn assets_are_chosen_by_id_or_family() {
     let error = select("cifar11").unwrap_err();
     assert_eq!(error.exit_code(), EXIT_USAGE);
     assert!(error.to_string().contains("fid-reference"), "{error}");
+}
+
+/// EDM's licence forbids commercial use, and goes with what is made from its checkpoint.
+#[test]
+fn every_asset_has_its_licence() {
+    for asset in replicate::store::fetch::assets() {
+        assert!(!asset.licence.is_empty(), "{}", asset.id);
+    }
+    let edm = named("edm").unwrap();
+    assert_eq!(edm.licence, "CC BY-NC-SA 4.0");
+    assert_eq!(replicate::store::fetch::licence_of(edm.sha256().unwrap()), Some(edm.licence));
+    assert_eq!(replicate::store::fetch::licence_of(&"0".repeat(64)), None);
 }

@@ -354,7 +354,8 @@ fn record(place: &Place, bytes: &[u8]) -> Told {
 }
 
 /// Nobody published its size or its SHA-256.
-const THING: Asset = Asset { id: "thing", what: "a thing", bytes: None, hash: Hash::Unpublished, from: &[] };
+const THING: Asset =
+    Asset { id: "thing", what: "a thing", licence: "MIT", bytes: None, hash: Hash::Unpublished, from: &[] };
 
 /// All files of `paper/`, as their first line says which it is.
 fn paper_of(place: &Place, bytes: &[u8]) -> Told {

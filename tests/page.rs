@@ -133,6 +133,7 @@ fn run(row: &str, seed: u64) -> Run {
         commit: "04d6b0a3d95072333465ffa5f6e4c25327452711".to_string(),
         dirty: true,
         machine: AWKWARD.to_string(),
+        licences: vec!["start CC <BY-NC-SA> 4.0".to_string()],
         determinism: "cpu".to_string(),
         wall_seconds: if seed == 0 { 133.56 } else { f64::NAN },
         images: 1_234_567,

@@ -2,6 +2,7 @@
 //! networks' parameters, and against what a run leaves on the disk.
 
 use candle_core::{DType, Device, Tensor};
+use replicate::app::machine::Card;
 use replicate::data::Images;
 use replicate::data::grid::GRID;
 use replicate::experiment::plan;
@@ -374,4 +375,31 @@ fn memory_is_what_a_process_takes() {
         );
         assert!(peak < estimate && estimate < 2 * peak, "{name}");
     }
+}
+
+/// README's hours of a row on an H200, as the plan counts them.
+#[test]
+fn readme_has_the_plans_hours() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let recipe = Recipe::of(Scale::Paper);
+    let hours = |flop: f64, bfloat16: bool| {
+        let hours = flop / Card::H200.rate(bfloat16).0 / 3600.0;
+        if hours < 9.95 { format!("{hours:.1}") } else { format!("{hours:.0}") }
+    };
+    let table = readme.split("| one seed on an H200 |").nth(1).unwrap().lines().skip(2);
+    let mut lines = 0;
+    for line in table.take_while(|line| line.starts_with('|')) {
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        let names: Vec<&str> = cells[1].split('`').skip(1).step_by(2).collect();
+        let costs: Vec<f64> = match names[..] {
+            [] => vec![plan::pretraining(&recipe, Initialization::SingleLevel).flop],
+            _ => names.iter().map(|name| plan::row(&recipe, &row(name)).flop).collect(),
+        };
+        for flop in costs {
+            let found = [plan::operations(flop), hours(flop, false), hours(flop, true)];
+            assert_eq!(cells[2..5], found.each_ref().map(String::as_str), "{line}");
+            lines += 1;
+        }
+    }
+    assert!(lines > 10, "{lines}");
 }

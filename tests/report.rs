@@ -1,5 +1,6 @@
 //! `report` and `figures` on real stores: a whole pair of rows, and nothing.
 
+use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -88,6 +89,15 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     }
     assert!(!results.contains("dijs,smoke,0,map_distance"), "dijs is what the others are compared with");
 
+    conforms_to_its_schema(&std::fs::read_to_string(output.join("results.json")).unwrap());
+    assert_eq!(
+        succeed(&store, &["report", "--format", "json"]),
+        std::fs::read_to_string(output.join("results.json")).unwrap()
+    );
+    for wrong in [&["report", "table1", "--format", "json"][..], &["report", "--format", "csv"]] {
+        assert_eq!(replicate(&store, wrong).status.code(), Some(2));
+    }
+
     let alone = dir.path().join("figures");
     succeed(&store, &["figures", "--output", alone.to_str().unwrap()]);
     for entry in std::fs::read_dir(&alone).unwrap() {
@@ -110,4 +120,93 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     std::fs::write(another.join("figure3.png"), "of somebody else").unwrap();
     succeed(&store, &["figures", "--output", another.to_str().unwrap()]);
     assert!(another.join("figure3.png").exists(), "no report was there before");
+}
+
+/// As much of JSON Schema as paper/results.schema.json uses.
+fn conforms(value: &Value, schema: &Value, at: &str) {
+    for (keyword, rule) in schema.as_object().unwrap() {
+        match keyword.as_str() {
+            "$schema" | "title" | "description" => {}
+            "const" => assert_eq!(value, rule, "{at}"),
+            "enum" => assert!(rule.as_array().unwrap().contains(value), "{at}: {value}"),
+            "type" => {
+                let known = |name: &Value| match name.as_str().unwrap() {
+                    "object" => value.is_object(),
+                    "array" => value.is_array(),
+                    "string" => value.is_string(),
+                    "boolean" => value.is_boolean(),
+                    "integer" => value.is_u64() || value.is_i64(),
+                    "number" => value.is_number(),
+                    "null" => value.is_null(),
+                    other => panic!("{other}"),
+                };
+                let names = rule.as_array().cloned().unwrap_or_else(|| vec![rule.clone()]);
+                assert!(names.iter().any(known), "{at} is no {rule}: {value}");
+            }
+            "required" => {
+                for name in rule.as_array().unwrap() {
+                    assert!(value.get(name.as_str().unwrap()).is_some(), "{at} has no {name}");
+                }
+            }
+            "properties" => {
+                for (name, rule) in rule.as_object().unwrap() {
+                    if let Some(inner) = value.get(name) {
+                        conforms(inner, rule, &format!("{at}.{name}"));
+                    }
+                }
+            }
+            "additionalProperties" => {
+                let known = schema.get("properties").and_then(Value::as_object);
+                for (name, inner) in value.as_object().unwrap() {
+                    match (known.is_some_and(|known| known.contains_key(name)), rule) {
+                        (true, _) => {}
+                        (false, Value::Bool(false)) => panic!("{at} has {name}"),
+                        (false, rule) => conforms(inner, rule, &format!("{at}.{name}")),
+                    }
+                }
+            }
+            "items" => {
+                let items = value.as_array().unwrap().iter().enumerate();
+                items.for_each(|(i, inner)| conforms(inner, rule, &format!("{at}[{i}]")));
+            }
+            other => panic!("the test does not know {other}"),
+        }
+    }
+}
+
+fn conforms_to_its_schema(json: &str) {
+    let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("paper/results.schema.json");
+    let schema = serde_json::from_str(&std::fs::read_to_string(schema).unwrap()).unwrap();
+    let results: Value = serde_json::from_str(json).unwrap();
+    conforms(&results, &schema, "results");
+    let of_dijs = &results["results"].as_array().unwrap().iter().find(|run| run["row"] == "dijs").unwrap();
+    assert!(of_dijs["metrics"]["fd"].as_f64().unwrap() > 0.0, "{of_dijs}");
+    let machine = of_dijs["machine"].as_str().unwrap();
+    assert!(machine.contains("rustc 1.") && machine.contains("threads"), "{machine}");
+    assert!(results["claims"].as_array().unwrap().len() > 20);
+}
+
+/// What the report says is missing is made, in that very store, by what it prints.
+#[test]
+fn printed_commands_can_be_pasted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("some store's");
+    let missing = |said: &str| -> Vec<String> {
+        let commands =
+            said.lines().filter_map(|line| Some(line.split_once("; run it with: ")?.1.to_string()));
+        commands.collect()
+    };
+    let nothing = replicate(&store, &["report"]);
+    let commands = missing(&String::from_utf8(nothing.stdout).unwrap());
+    let programs = Path::new(env!("CARGO_BIN_EXE_replicate")).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    for row in ["edm", "init-single"] {
+        let command = commands.iter().find(|command| command.contains(&format!("run {row} "))).unwrap();
+        let output = Command::new("sh").args(["-c", command]).env("PATH", &path).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let output = dir.path().join("out");
+    let left = missing(&succeed(&store, &["report", "--output", output.to_str().unwrap()]));
+    assert_eq!(left.len(), commands.len() - 2, "{left:?}");
+    assert!(!left.iter().any(|command| command.contains("run edm ") || command.contains("run init-single ")));
 }

@@ -158,16 +158,29 @@ case $job in
         first=$(submit replicate-start %A_%a --array="0-$((${#starts[@]} - 1))$throttle" "${after[@]}" \
             -- pretrain "${starts[@]}")
         echo "array $first: ${#starts[@]} tasks make what the rows start from"
+        # rows DEPENDENCY ROW...: every seed of these rows as an array.
+        rows() {
+            local dependency=$1 last
+            shift
+            [ $# != 0 ] || return 0
+            last=$(($# * ${#seeds[@]} - 1))
+            jobs+=("$(submit replicate %A_%a --array="0-$last$throttle" --dependency="$dependency" \
+                --kill-on-invalid-dep=yes -- task "$@")")
+            echo "array ${jobs[-1]}: $((last + 1)) tasks, $*, seeds $SEEDS"
+        }
         for i in "${!starts[@]}"; do
-            rows=()
+            now=() later=()
             for cell in "${cells[@]}"; do
-                [ "$(start_of "$cell")" != "${starts[i]}" ] || rows+=("$cell")
+                [ "$(start_of "$cell")" = "${starts[i]}" ] || continue
+                # Its generator starts where SiD's ended; at the paper scale that one is published.
+                case $SCALE-$cell in
+                    paper-sid2a) now+=("$cell") ;;
+                    *-sid2a) later+=("$cell") ;;
+                    *) now+=("$cell") ;;
+                esac
             done
-            last=$((${#rows[@]} * ${#seeds[@]} - 1))
-            array=$(submit replicate %A_%a --array="0-$last$throttle" --dependency="afterok:${first}_$i" \
-                --kill-on-invalid-dep=yes -- task "${rows[@]}")
-            jobs+=("$array")
-            echo "array $array: $((last + 1)) tasks, ${rows[*]}, seeds $SEEDS"
+            rows "afterok:${first}_$i" "${now[@]}"
+            rows "afterok:${first}_$i${now:+,afterany:${jobs[-1]-}}" "${later[@]}"
         done
         report=$(submit replicate-report %j --dependency="afterany:$(IFS=:; echo "${jobs[*]}")" -- report)
         echo "job $report reports to $OUTPUT"

@@ -1,6 +1,7 @@
 //! The command line: what can be typed, nothing of what it does.
 
 use crate::app::bench::Case;
+use crate::app::machine::Card;
 use crate::app::score::Metric;
 use crate::experiment::Recipe;
 use crate::text::wrap;
@@ -45,6 +46,7 @@ pub enum Command {
         /// Ids only, one a line
         #[arg(long)]
         ids: bool,
+        /// Print it as JSON
         #[arg(long, conflicts_with = "ids")]
         json: bool,
     },
@@ -63,11 +65,13 @@ pub enum Command {
         /// Only these seeds, separated by commas [default: all in the store]
         #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
         seed: Vec<u64>,
-        #[arg(long, default_value = "golden")]
+        /// golden: accepted values, exit code 1 outside them; paper: printed numbers; claims: its sentences
+        #[arg(long, default_value = "golden", hide_possible_values = true)]
         against: Against,
         /// Changes of the run to check, as given to it
         #[arg(long, value_name = "NAME=VALUE")]
         set: Vec<String>,
+        /// Print it as JSON
         #[arg(long)]
         json: bool,
     },
@@ -94,15 +98,16 @@ pub enum Command {
         /// Seeds, separated by commas [default: all in the store]
         #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
         seed: Vec<u64>,
+        /// Why the numbers change; it stands in golden/ with them
         #[arg(long)]
         reason: String,
     },
-    /// Print one table from what the store has, or write the whole report as a page
+    /// Print a table, or all results as JSON, from what the store has; or write the report as a page
     ///
     /// What has not been run is named with the command that runs it, and is no failure; where
     /// nothing has, nothing is written, and the exit code is 5.
     Report {
-        /// The table to print; without it index.html, report.md, results.csv, both tables and figures are written
+        /// The table to print; without it index.html, report.md, results.csv, results.json, both tables and figures are written
         #[arg(value_enum)]
         table: Option<Which>,
         /// Print the results of the store that differ in this setting
@@ -110,10 +115,34 @@ pub enum Command {
         by: Option<String>,
         #[command(flatten)]
         place: Place,
-        #[arg(long, value_enum, default_value = "text")]
-        format: Format,
+        /// text, md or csv of a table [default: text]; json of all results (paper/results.schema.json)
+        #[arg(long, value_enum, hide_possible_values = true)]
+        format: Option<Format>,
         /// Where the report is written
         #[arg(short, long, default_value = "report", conflicts_with_all = ["table", "by", "format"])]
+        output: PathBuf,
+    },
+    /// Write the store with its report as one zip for an archive or a reviewer
+    ///
+    /// It holds every finished result with its manifest, the report of --scale, golden and
+    /// printed values, RO-Crate metadata, and SHA256SUMS. Fetched files are not in it.
+    Export {
+        #[arg(value_name = "OUT.zip")]
+        out: PathBuf,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Check every byte of a zip that export wrote; exit code 1 where one has changed
+    Verify {
+        #[arg(value_name = "OUT.zip")]
+        file: PathBuf,
+    },
+    /// Print what completes commands in a shell
+    Completions { shell: clap_complete::Shell },
+    /// Write a manual page for each command
+    Man {
+        /// Where they are written: replicate.1, replicate-run.1 and so on
+        #[arg(default_value = ".")]
         output: PathBuf,
     },
     /// Write the paper's figures and a strip of samples over training for each row
@@ -140,6 +169,7 @@ pub enum Command {
     },
     /// List the tensors of an EDM snapshot or of a PyTorch file; no code in it is run
     Inspect {
+        /// EDM's .pkl, or a .pt, .pth or .safetensors
         file: PathBuf,
         /// Write them as f32 safetensors
         #[arg(long, value_name = "OUT.safetensors")]
@@ -169,6 +199,7 @@ pub enum Command {
         /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
         #[arg(long, default_value = "cpu")]
         device: String,
+        /// Print it as JSON
         #[arg(long)]
         json: bool,
     },
@@ -186,6 +217,7 @@ pub enum Command {
         /// The repository, with paper/ and golden/ [default: here, or where it was built]
         #[arg(long)]
         root: Option<PathBuf>,
+        /// Print it as JSON
         #[arg(long)]
         json: bool,
     },
@@ -236,12 +268,27 @@ pub struct Running {
     /// Take results that other code made instead of making them again
     #[arg(long)]
     pub keep: bool,
+    /// Make only what several rows share: pre-trainings and the features of the real images
+    #[arg(long, conflicts_with_all = ["stored", "dry_run", "explain"])]
+    pub pretrain: bool,
+    /// Train and sample nothing: tables of what the store has; exit code 5 where a row is missing
+    #[arg(long, conflicts_with_all = ["dry_run", "explain", "from_scratch"])]
+    pub stored: bool,
     /// Print the method and the settings that matter, or all with `full`; run nothing
     #[arg(long, value_name = "full", num_args = 0..=1, default_missing_value = "short", hide_possible_values = true)]
     pub explain: Option<Explain>,
     /// Print what would be run and fetched, what it costs and whether it can work; run nothing
     #[arg(long, conflicts_with = "explain")]
     pub dry_run: bool,
+    /// Plan for a GPU that is not here: h200, h100, a100 or l40s. Any build can
+    #[arg(long, value_enum, value_name = "GPU", requires = "dry_run", hide_possible_values = true)]
+    pub like: Option<Card>,
+    /// Plan with so many operations a second, say 40T [default: probed here, or a share of the GPU's peak]
+    #[arg(long, value_name = "FLOPS", requires = "dry_run", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Plan for jobs of at most H:MM:SS: how often each result is stopped and queued again
+    #[arg(long, value_name = "H:MM:SS", requires = "dry_run", value_parser = time)]
+    pub time: Option<f64>,
     /// Fetch nothing: what the scale needs has to be there
     #[arg(long)]
     pub offline: bool,
@@ -326,7 +373,8 @@ pub struct Sampling {
 
 #[derive(Args, Clone, Debug)]
 pub struct Place {
-    /// smoke, mini, tiny, drill, small or paper
+    /// smoke: a test of seconds; mini: drawn glyphs, minutes; tiny: CIFAR at 16x16, an evening on a
+    /// CPU; small: CIFAR, hours on a GPU; paper: as printed, days; drill: paper's path, small files
     #[arg(long, default_value = "mini")]
     pub scale: String,
     /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
@@ -367,6 +415,7 @@ pub enum Format {
     Text,
     Md,
     Csv,
+    Json,
 }
 
 /// Every setting: what can be given, and what it is.
@@ -394,6 +443,31 @@ fn images(text: &str) -> Result<u64, String> {
     match number.parse::<f64>() {
         Ok(n) if n.is_finite() && n * unit >= 1.0 && n * unit <= 1e12 => Ok((n * unit).round() as u64),
         _ => Err("expected a number of images such as 2000, 50k or 1.5M".into()),
+    }
+}
+
+/// Operations a second, with G or T behind them.
+fn rate(text: &str) -> Result<f64, String> {
+    let (number, unit) = match text.chars().last() {
+        Some('G') => (&text[..text.len() - 1], 1e9),
+        Some('T') => (&text[..text.len() - 1], 1e12),
+        _ => (text, 1.0),
+    };
+    let rate = number.parse::<f64>().ok().map(|n| n * unit);
+    rate.filter(|rate| (1e6..1e18).contains(rate))
+        .ok_or_else(|| "expected operations a second: 500G or 40T".into())
+}
+
+/// Seconds of a time limit as Slurm writes it.
+fn time(text: &str) -> Result<f64, String> {
+    let (days, clock) = text.split_once('-').unwrap_or(("0", text));
+    let parts: Option<Vec<u16>> =
+        [days].into_iter().chain(clock.split(':')).map(|part| part.parse().ok()).collect();
+    match parts.as_deref() {
+        Some(units @ [_, _, _, _]) if units.iter().any(|n| *n > 0) => {
+            Ok(units.iter().zip([86_400.0, 3600.0, 60.0, 1.0]).map(|(n, unit)| f64::from(*n) * unit).sum())
+        }
+        _ => Err("expected H:MM:SS or D-HH:MM:SS, such as 04:00:00".into()),
     }
 }
 

@@ -1,7 +1,43 @@
-//! Free memory and disk space.
+//! Free memory and disk space, and GPUs to plan for.
 
 use candle_core::Device;
+use clap::ValueEnum;
 use std::path::Path;
+
+/// A GPU that need not be here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Card {
+    H200,
+    H100,
+    A100,
+    L40s,
+}
+
+impl Card {
+    /// Bytes of memory, and operations a second at its peak by NVIDIA's data sheet: float32
+    /// without tensor cores, bfloat16 in tensor cores without sparsity.
+    fn sheet(self) -> (u64, f64, f64) {
+        let (gigabytes, float32, bfloat16) = match self {
+            Card::H200 => (141, 67.0, 989.0),
+            Card::H100 => (80, 67.0, 989.0),
+            Card::A100 => (80, 19.5, 312.0),
+            Card::L40s => (48, 91.6, 362.0),
+        };
+        (gigabytes * 1_000_000_000, float32 * 1e12, bfloat16 * 1e12)
+    }
+
+    pub fn memory(self) -> u64 {
+        self.sheet().0
+    }
+
+    /// Operations a second that a plan counts on, and the share of the peak that this is. No
+    /// share has been measured: half is what large float32 convolutions reach at best, 0.4 of
+    /// bfloat16 is the aim of `paper/SPEED.md`.
+    pub fn rate(self, bfloat16: bool) -> (f64, f64) {
+        let (_, single, half) = self.sheet();
+        if bfloat16 { (0.4 * half, 0.4) } else { (0.5 * single, 0.5) }
+    }
+}
 
 /// Bytes that may still be written where `path` is; `None` where it cannot be told.
 pub fn free_disk(path: &Path) -> Option<u64> {

@@ -69,7 +69,7 @@ fn cuda(name: &str, _: usize) -> Result<Device> {
     Err(Error::Usage(format!(
         "this program was built without CUDA and cannot use {name}\n  \
          make FEATURES=cudnn ..., or 'cargo build --release --features cudnn' (needs the CUDA toolkit and \
-         cuDNN), makes one that can"
+         cuDNN), makes one that can\n  run --dry-run --like h200 plans for one here"
     )))
 }
 
@@ -199,6 +199,29 @@ pub fn describe(device: &Device) -> String {
     }
 }
 
+#[cfg(feature = "cudnn")]
+fn cudnn() -> String {
+    let number = candle_core::cuda_backend::cudarc::cudnn::result::get_version();
+    format!(", cuDNN {}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
+}
+
+#[cfg(all(feature = "cuda", not(feature = "cudnn")))]
+fn cudnn() -> &'static str {
+    ""
+}
+
+/// [`describe`] with the versions that its results depend on: of CUDA in the driver, and of cuDNN.
+pub fn driver(device: &Device) -> String {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        let mut newest = 0;
+        // SAFETY: the driver writes one integer.
+        _ = unsafe { candle_core::cuda_backend::cudarc::driver::sys::cuDriverGetVersion(&mut newest) };
+        return format!("{}, driver for CUDA {}{}", describe(device), version(newest as u32), cudnn());
+    }
+    describe(device)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,6 +242,7 @@ mod tests {
     #[test]
     fn a_cpu_says_what_it_is() {
         assert!(describe(&Device::Cpu).starts_with("CPU, "));
+        assert_eq!(driver(&Device::Cpu), describe(&Device::Cpu));
         assert_eq!(peak_bytes(&Device::Cpu), None);
     }
 }

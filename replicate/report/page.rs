@@ -110,6 +110,8 @@ pub struct Run {
     /// Whether the sources differed from the commit.
     pub dirty: bool,
     pub machine: String,
+    /// Of the files of others that the run was made from.
+    pub licences: Vec<String>,
     /// The class within which the same experiment gives the same bytes.
     pub determinism: String,
     pub wall_seconds: f64,
@@ -502,6 +504,7 @@ fn runs(page: &Page, ids: &mut Ids) -> Option<Markup> {
                 summary { (run.row) ", seed " (run.seed) }
                 p { code { (run.command) } }
                 p { "key " code { (run.key) } " result " code { (run.result_digest) } " commit " code { (run.commit) @if run.dirty { "+" } } }
+                @if !run.licences.is_empty() { p { "made from files under licence: " (run.licences.join(", ")) } }
                 pre { (run.experiment) }
             }
         }

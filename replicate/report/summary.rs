@@ -1,11 +1,13 @@
-//! The report as Markdown, for the summary of a CI job: without pictures.
+//! The report without pictures: as Markdown, for the summary of a CI job, and as JSON.
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict};
+use crate::judge::golden::{Comparison, Score};
 use crate::report::page::{Page, TITLE, absent};
 use crate::report::studies;
 use crate::report::table::plain;
 use crate::report::tables::scale_note;
 use crate::report::verdicts::claims_table;
+use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 /// What GitHub accepts as the summary of one step, in bytes.
@@ -48,6 +50,30 @@ pub fn markdown(page: &Page) -> String {
         write!(out, "\n## {}\n\n{}", plain(&table.name), table.to_markdown()).unwrap();
     }
     within_limit(out)
+}
+
+/// Every result with its provenance, golden's verdicts, the claims and what is missing, as
+/// `paper/results.schema.json` describes them. Numbers have every digit; null is not finite.
+pub fn json(page: &Page, scores: &[Score], comparisons: &[Comparison]) -> String {
+    let results = page.runs.iter().map(|run| {
+        let of_run = scores.iter().filter(|score| score.row == run.row && score.seed == run.seed);
+        let metrics: Map<String, Value> =
+            of_run.map(|score| (score.metric.clone(), json!(score.value))).collect();
+        json!({
+            "row": run.row, "seed": run.seed, "metrics": metrics, "determinism": run.determinism,
+            "key": run.key, "result_sha256": run.result_digest, "date": run.date, "commit": run.commit,
+            "dirty": run.dirty, "machine": run.machine, "licences": run.licences, "images": run.images,
+            "wall_seconds": run.wall_seconds, "command": run.command,
+        })
+    });
+    let missing =
+        page.missing.iter().map(|missing| json!({ "what": missing.what, "command": missing.command }));
+    let report = json!({
+        "format": "replicate results 1", "scale": page.scale, "program": page.program, "verdict": page.verdict,
+        "results": results.collect::<Vec<_>>(), "golden": comparisons, "claims": page.claims,
+        "missing": missing.collect::<Vec<_>>(),
+    });
+    serde_json::to_string_pretty(&report).expect("strings, numbers and lists of them") + "\n"
 }
 
 /// Cut after a whole line, with a word on it, where it would be too long.

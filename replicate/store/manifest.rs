@@ -32,6 +32,9 @@ pub struct Manifest {
     pub parents: BTreeMap<String, String>,
     /// Name to SHA-256: the files this was made from.
     pub inputs: BTreeMap<String, String>,
+    /// Name to licence: the files of others that this was made from, or what it was made from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub licences: BTreeMap<String, String>,
     pub outputs: BTreeMap<String, Content>,
     pub provenance: Provenance,
     /// SHA-256 of the manifest's text with this field empty.
@@ -50,8 +53,28 @@ pub struct Provenance {
     pub dirty: bool,
     pub package: String,
     pub candle: String,
-    /// CPU features, thread count, device.
+    /// System, thread count, device.
     pub machine: String,
+    /// The model of the processor.
+    #[serde(default)]
+    pub cpu: String,
+    /// The widest vectors that the CPU's kernels use.
+    #[serde(default)]
+    pub vector_unit: String,
+    /// The compiler.
+    #[serde(default)]
+    pub rustc: String,
+    /// Name, memory, driver and cuDNN of the GPU; empty on a CPU.
+    #[serde(default)]
+    pub gpu: String,
+}
+
+impl Provenance {
+    /// All that is known of the machine, in one line.
+    pub fn made_on(&self) -> String {
+        let known = [&self.machine, &self.cpu, &self.vector_unit, &self.gpu, &self.rustc];
+        known.into_iter().filter(|text| !text.is_empty()).map(String::as_str).collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl Manifest {

@@ -37,6 +37,7 @@
 //! # }
 //! ```
 
+pub mod archive;
 mod checkpoint;
 mod entry;
 pub mod fetch;
@@ -62,6 +63,7 @@ pub use self::formats::safetensors::{Array, read_safetensors, write_safetensors}
 pub use self::lock::Lock;
 pub use self::manifest::{Manifest, Provenance};
 use crate::error::{Error, Result, shown, shown_path};
+use crate::text::quoted;
 
 const STORE_FORMAT: &str = "replicate store 1\n";
 const FORMAT: &str = "format";
@@ -211,6 +213,14 @@ impl Store {
             }
         }
         Ok(found)
+    }
+}
+
+/// The option that leads a printed command to the store at `root`; empty for the usual place.
+pub fn option(root: &Path) -> String {
+    match root == Path::new("store") {
+        true => String::new(),
+        false => format!(" --store {}", quoted(&root.to_string_lossy())),
     }
 }
 

@@ -100,9 +100,14 @@ fn list(inputs: &Inputs) -> Result<i32> {
             Stand::Missing { have: 0 } => "missing".to_string(),
             Stand::Missing { have } => format!("{} there", megabytes(have)),
         };
-        println!("{:24} {size:>12}  {state:14} {}; {hash}", line.asset.id, line.asset.what);
+        let Asset { id, what, licence, .. } = line.asset;
+        println!("{id:24} {size:>12}  {state:14} {licence:16} {what}; {hash}");
     }
-    println!("\nfetch one with: replicate fetch ID, several with: replicate fetch ID ID, paper, or all");
+    let option = inputs.option();
+    println!(
+        "\nThe fourth column is the licence. CC BY-NC-SA 4.0 forbids commercial use, of what is made from it, too."
+    );
+    println!("fetch one with: replicate fetch ID{option}, several with: ID ID, paper, or all");
     let all = planned.iter().all(|line| matches!(line.stand, Stand::There { .. }));
     Ok(if all { EXIT_GOOD } else { EXIT_INCOMPLETE })
 }

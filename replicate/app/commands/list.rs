@@ -1,6 +1,6 @@
 //! `list`: every row, its golden value, the seeds in the store and what a run costs.
 
-use super::{all_goldens, quiet, root};
+use super::{all_goldens, command, quiet, root};
 use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, Result};
 use crate::experiment::plan;
@@ -14,7 +14,7 @@ use crate::report::tables::metric_names;
 use crate::store::Store;
 use candle_core::Device;
 use serde::Serialize;
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,9 +25,9 @@ use std::sync::atomic::AtomicBool;
 struct Listed {
     id: &'static str,
     scale: &'static str,
-    /// As the paper prints it.
-    paper_fid: String,
-    golden_fd: Option<String>,
+    /// A number or "collapsed"; null where the paper prints none.
+    paper_fid: Option<serde_json::Value>,
+    golden_fd: Option<Accepted>,
     seeds_done: Vec<u64>,
     /// Of one seed, on this machine.
     estimated_seconds: f64,
@@ -35,6 +35,16 @@ struct Listed {
     measured: bool,
     peak_disk_bytes: u64,
     command: String,
+}
+
+/// Of golden's seeds.
+#[derive(Serialize)]
+struct Accepted {
+    mean: f64,
+    /// Null for one seed.
+    sd: Option<f64>,
+    /// By seed.
+    values: BTreeMap<u64, f64>,
 }
 
 /// Prints every cell; with `ids` the ids alone, at once.
@@ -51,7 +61,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     let probe = OnceCell::new();
     let mut rows = Vec::new();
     for cell in all_rows() {
-        rows.push(listed(&mut runner, &cell, &goldens, &printed, &device, &probe)?);
+        rows.push(listed(&mut runner, place, &cell, &goldens, &printed, &device, &probe)?);
     }
     let changed = changed(&mut runner)?;
     if json {
@@ -72,14 +82,15 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     for row in &rows {
         let done: Vec<String> = row.seeds_done.iter().map(u64::to_string).collect();
         let done = if done.is_empty() { "none".to_string() } else { done.join(",") };
-        let golden = row.golden_fd.as_deref().unwrap_or("none");
+        let accepted = row.golden_fd.as_ref();
+        let golden =
+            accepted.map_or("none".into(), |a| golden::Sample::of(a.values.values().copied()).text(2));
+        let paper =
+            printed.iter().find(|(id, _)| id == row.id).map_or("-".into(), |(_, fid)| fid.to_string());
         let time =
             format!("{}{}", if row.measured { "" } else { "~" }, plan::duration(row.estimated_seconds));
         let disk = plan::bytes(row.peak_disk_bytes);
-        println!(
-            "{:14} {:>10}  {golden:20} {done:10} {time:>10}  {disk:>7}  {}",
-            row.id, row.paper_fid, row.command
-        );
+        println!("{:14} {paper:>10}  {golden:20} {done:10} {time:>10}  {disk:>7}  {}", row.id, row.command);
     }
     println!(
         "\nTimes are for this machine: of finished runs, or (~) from a probe of a second. Disk is at most."
@@ -184,6 +195,7 @@ fn print_studies(runner: &Runner, root: &Path, rate: f64) -> Result<()> {
 
 fn listed(
     runner: &mut Runner,
+    place: &Place,
     cell: &Row,
     goldens: &[Golden],
     printed: &[(String, paper::Fid)],
@@ -215,16 +227,19 @@ fn listed(
     Ok(Listed {
         id: cell.id,
         scale,
-        paper_fid: printed
-            .iter()
-            .find(|(row, _)| row == cell.id)
-            .map_or("-".to_string(), |(_, fid)| fid.to_string()),
-        golden_fd: golden.map(|g| golden::Sample::of(g.values.values().copied()).text(2)),
+        paper_fid: printed.iter().find(|(row, _)| row == cell.id).map(|(_, fid)| match fid {
+            paper::Fid::Value(fid) => json!(fid),
+            paper::Fid::Collapsed => json!("collapsed"),
+        }),
+        golden_fd: golden.map(|g| {
+            let golden::Sample { mean, sd, .. } = golden::Sample::of(g.values.values().copied());
+            Accepted { mean, sd, values: g.values.clone() }
+        }),
         seeds_done: done,
         estimated_seconds,
         measured: seconds.is_some(),
         peak_disk_bytes: cost.peak_disk_bytes,
-        command: format!("replicate run {} --scale {scale}", cell.id),
+        command: command(cell.id, 0, place),
     })
 }
 

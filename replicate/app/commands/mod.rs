@@ -2,9 +2,9 @@
 
 mod bench;
 mod check;
+mod export;
 mod fetch;
 mod list;
-mod prepare;
 mod report;
 mod run;
 mod sample;
@@ -23,8 +23,9 @@ use crate::network::device;
 use crate::report::table::Table;
 use crate::store::formats::torch;
 use crate::store::{self, write_atomically, write_safetensors};
-use crate::text::unknown;
+use crate::text::{quoted, unknown};
 use crate::train::watch::{Mode, Watch, say};
+use clap::CommandFactory;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::IsTerminal;
@@ -48,14 +49,28 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
             check::accept(&targets, &place, &seed, &reason, stop)
         }
         Command::Diff { a, b, place, output } => studies::diff::diff([&a, &b], &place, &output, stop),
-        Command::Report { by: Some(field), place, format, .. } => studies::by(&field, &place, format, stop),
-        Command::Report { table: Some(which), place, format, .. } => {
-            report::table(which, &place, format, stop)
+        Command::Report { by: None, table: None, place, format: None, output } => {
+            report::report(&place, &output, stop)
         }
-        Command::Report { table: None, format, .. } if format != Format::Text => {
-            Err(Error::Usage("--format is for a table, or for --by SETTING".into()))
+        Command::Report { by, table, place, format, .. } => match (by, table, format) {
+            (None, None, Some(Format::Json)) => report::results(&place, stop),
+            (_, _, Some(Format::Json)) | (None, None, _) => Err(Error::Usage(
+                "--format is for a table, or for --by SETTING; json is of all results".into(),
+            )),
+            (Some(field), _, format) => studies::by(&field, &place, format.unwrap_or(Format::Text), stop),
+            (None, Some(which), format) => report::table(which, &place, format.unwrap_or(Format::Text), stop),
+        },
+        Command::Export { out, place } => export::export(&out, &place, stop),
+        Command::Verify { file } => export::verify(&file),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "replicate", &mut std::io::stdout());
+            Ok(EXIT_GOOD)
         }
-        Command::Report { table: None, place, output, .. } => report::report(&place, &output, stop),
+        Command::Man { output } => {
+            std::fs::create_dir_all(&output).map_err(Error::io("create", &output))?;
+            clap_mangen::generate_to(Cli::command(), &output).map_err(Error::io("write", &output))?;
+            Ok(EXIT_GOOD)
+        }
         Command::Figures { place, output } => report::figures_only(&place, &output, stop),
         Command::Fetch { what, store, from, offline } => {
             fetch::fetch(&what, &store, from.as_deref(), offline, stop)
@@ -202,6 +217,28 @@ fn root(given: Option<&Path>) -> Result<PathBuf> {
         })
 }
 
+/// A command that makes a row, to be pasted into a shell.
+fn command(row: &str, seed: u64, place: &Place) -> String {
+    format!("replicate run {row}{} --seed {seed}", flags(place))
+}
+
+/// The options that lead a command to the same store.
+fn flags(place: &Place) -> String {
+    let path = |path: &Path| quoted(&path.to_string_lossy());
+    let mut text = format!(" --scale {}", place.scale);
+    if let Some(root) = &place.root {
+        text += &format!(" --root {}", path(root));
+    }
+    if place.device != "cpu" {
+        text += &format!(" --device {}", quoted(&place.device));
+    }
+    text += &store::option(&place.store);
+    if let Some(data) = &place.data {
+        text += &format!(" --data {}", path(data));
+    }
+    text
+}
+
 fn unique(seeds: &[u64]) -> Vec<u64> {
     let mut seeds = seeds.to_vec();
     seeds.sort_unstable();
@@ -255,7 +292,7 @@ fn render(table: &Table, format: Format) -> String {
     match format {
         Format::Text => table.to_text(std::io::stdout().is_terminal()),
         Format::Md => table.to_markdown(),
-        Format::Csv => table.to_csv(),
+        Format::Csv | Format::Json => table.to_csv(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
 use super::{
-    all_goldens, presets, reader, render, root, scores_of, studies, study_goldens, write_file, write_table,
+    all_goldens, command, flags, presets, reader, render, root, scores_of, studies, study_goldens, write_file,
 };
 use crate::app::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
@@ -16,7 +16,7 @@ use crate::report::figures::{Panel, SHOWN, figures, strips, tile, tiles};
 use crate::report::notes::{not_learned, unlearned, verdict};
 use crate::report::page::{ERRATA, Figure, Missing, Page, Run, Sampled, html};
 use crate::report::studies::Studies;
-use crate::report::summary::markdown;
+use crate::report::summary::{json, markdown};
 use crate::report::table::Table;
 use crate::report::tables::{Measured, difference_table, labels, table1, table2};
 use crate::report::verdicts::readings_table;
@@ -44,37 +44,86 @@ pub(super) fn build(which: Which, runner: &mut Runner, root: &Path) -> Result<Ta
     Ok(gathered.table(which))
 }
 
-/// Writes index.html, report.md, results.csv, both tables and the figures.
+/// Writes index.html, report.md, results.csv, results.json, both tables and the figures.
 pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
-    let mut runner = reader(place, presets(place)?, stop)?;
-    let mut gathered = Gathered::of(&mut runner, &root)?;
-    if gathered.outcomes.is_empty() {
-        return Ok(gathered.nothing(place));
-    }
-    gathered.studies = studies::all(&mut runner, &root, place)?;
-    let real = runner.examples(SHOWN)?;
+    let Some((gathered, mut page)) = gather(place, &root, stop)? else { return Ok(EXIT_INCOMPLETE) };
     std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
-    let links = links(output, &root);
-    let page = Page { links, real: real.as_ref().and_then(tile), ..gathered.page(place, &root)? };
-    write_file(&output.join("index.html"), html(&page).as_bytes())?;
-    write_file(&output.join("report.md"), markdown(&page).as_bytes())?;
-    let changed = gathered.studies.scores.iter().filter(|score| !score.changes.is_empty());
-    let results: Vec<Score> = gathered.scores.iter().chain(changed).cloned().collect();
-    write_file(&output.join("results.csv"), write_scores(&results).as_bytes())?;
-    for (name, table) in ["table1", "table2"].into_iter().zip(&page.tables) {
-        write_table(output, name, table)?;
+    page.links = links(&relative(output, &root).unwrap_or_default());
+    let texts = texts(&gathered, &page);
+    for (name, text) in &texts {
+        write_file(&output.join(name), text.as_bytes())?;
     }
     write_figures(&output.join("figures"), page.figures.iter().chain(&page.strips))?;
     for sentence in &page.verdict {
         println!("{sentence}");
     }
-    for name in ["index.html", "report.md", "results.csv", "table1.csv", "table2.csv", "figures/captions.md"]
-    {
+    let names = texts
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| !name.starts_with("table") || name.ends_with(".csv"));
+    for name in names.chain(["figures/captions.md"]) {
         println!("{}", output.join(name).display());
     }
     say_missing(&page.missing);
     Ok(EXIT_GOOD)
+}
+
+/// Prints all results as JSON.
+pub fn results(place: &Place, stop: &AtomicBool) -> Result<i32> {
+    let root = root(place.root.as_deref())?;
+    let Some((gathered, page)) = gather(place, &root, stop)? else { return Ok(EXIT_INCOMPLETE) };
+    print!("{}", json(&page, &gathered.scores, &gathered.comparisons));
+    Ok(EXIT_GOOD)
+}
+
+/// Names and contents of the report's files; `to_root` leads from their folder to the
+/// repository's files. `None` where there is nothing to report.
+pub(super) fn files(
+    place: &Place,
+    root: &Path,
+    to_root: &str,
+    stop: &AtomicBool,
+) -> Result<Option<Vec<(String, Vec<u8>)>>> {
+    let Some((gathered, mut page)) = gather(place, root, stop)? else { return Ok(None) };
+    page.links = links(to_root);
+    // Sources are in no archive.
+    page.links.retain(|(_, address)| !address.ends_with("replicate/"));
+    let texts = texts(&gathered, &page).into_iter().map(|(name, text)| (name.to_string(), text.into_bytes()));
+    let figures = page.figures.iter().chain(&page.strips);
+    let figures = figures.map(|figure| (format!("figures/{}.png", figure.id), figure.picture.png.clone()));
+    Ok(Some(texts.chain(figures).collect()))
+}
+
+/// What the store has, and its page; `None` where it has nothing, which is said.
+fn gather(place: &Place, root: &Path, stop: &AtomicBool) -> Result<Option<(Gathered, Page)>> {
+    let mut runner = reader(place, presets(place)?, stop)?;
+    let mut gathered = Gathered::of(&mut runner, root)?;
+    if gathered.outcomes.is_empty() {
+        gathered.nothing(place);
+        return Ok(None);
+    }
+    gathered.studies = studies::all(&mut runner, root, place)?;
+    let real = runner.examples(SHOWN)?.as_ref().and_then(tile);
+    let page = Page { real, ..gathered.page(place, root)? };
+    Ok(Some((gathered, page)))
+}
+
+/// The report's files of text.
+fn texts(gathered: &Gathered, page: &Page) -> Vec<(&'static str, String)> {
+    let [first, second, ..] = &page.tables[..] else { unreachable!("a report has two tables") };
+    let changed = gathered.studies.scores.iter().filter(|score| !score.changes.is_empty());
+    let all: Vec<Score> = gathered.scores.iter().chain(changed).cloned().collect();
+    vec![
+        ("index.html", html(page)),
+        ("report.md", markdown(page)),
+        ("results.csv", write_scores(&all)),
+        ("results.json", json(page, &gathered.scores, &gathered.comparisons)),
+        ("table1.csv", first.to_csv()),
+        ("table1.md", first.to_markdown()),
+        ("table2.csv", second.to_csv()),
+        ("table2.md", second.to_markdown()),
+    ]
 }
 
 fn say_missing(missing: &[Missing]) {
@@ -398,14 +447,11 @@ pub(super) fn seeds(scores: &[Score]) -> Vec<u64> {
     scores.iter().map(|score| score.seed).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// What the page links to: addresses of the published sources, or paths from `output` to this
-/// checkout.
-fn links(output: &Path, root: &Path) -> Vec<(String, String)> {
+/// What the page links to: addresses of the published sources, or paths by `to_root`, which
+/// leads to this checkout.
+fn links(to_root: &str) -> Vec<(String, String)> {
     let (errata, code) = match REPOSITORY {
-        "" => {
-            let to = relative(output, root).unwrap_or_default();
-            (format!("{to}paper/ERRATA.md"), format!("{to}replicate/"))
-        }
+        "" => (format!("{to_root}paper/ERRATA.md"), format!("{to_root}replicate/")),
         address => (format!("{address}/blob/HEAD/paper/ERRATA.md"), address.to_string()),
     };
     let named = [("arXiv 2502.08005", PAPER.to_string()), (ERRATA, errata), ("code", code)];
@@ -421,31 +467,6 @@ fn relative(from: &Path, to: &Path) -> Option<String> {
     Some(path.components().map(|part| part.as_os_str().to_string_lossy() + "/").collect())
 }
 
-fn command(row: &str, seed: u64, place: &Place) -> String {
-    format!("replicate run {row}{} --seed {seed}", flags(place))
-}
-
-/// The options that lead a command to the same store.
-pub(super) fn flags(place: &Place) -> String {
-    let quoted = |text: &str| match text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-:,=+".contains(c))
-    {
-        true => text.to_string(),
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    };
-    let path = |path: &Path| quoted(&path.to_string_lossy());
-    let mut text = format!(" --scale {}", place.scale);
-    if place.device != "cpu" {
-        text += &format!(" --device {}", quoted(&place.device));
-    }
-    if place.store != Path::new("store") {
-        text += &format!(" --store {}", path(&place.store));
-    }
-    if let Some(data) = &place.data {
-        text += &format!(" --data {}", path(data));
-    }
-    text
-}
-
 fn run(cell: &Row, seed: u64, outcome: &Outcome, place: &Place) -> Run {
     let manifest = &outcome.training().manifest;
     Run {
@@ -456,7 +477,8 @@ fn run(cell: &Row, seed: u64, outcome: &Outcome, place: &Place) -> Run {
         date: manifest.provenance.date.clone(),
         commit: manifest.provenance.commit.clone(),
         dirty: manifest.provenance.dirty,
-        machine: manifest.provenance.machine.clone(),
+        machine: manifest.provenance.made_on(),
+        licences: manifest.licences.iter().map(|(name, licence)| format!("{name} {licence}")).collect(),
         determinism: match &outcome.other_code {
             None => manifest.determinism.clone(),
             Some(code) => format!("{}, code {code}", manifest.determinism),

@@ -1,12 +1,14 @@
 //! `run`: makes what is missing of the rows that are named, and prints their tables or scores.
 
+mod prepare;
+
 use super::{
-    list, prepare, recipes, render, report, root, select, settings, studies, tables, unique, write_file,
+    command, list, recipes, render, report, root, select, settings, studies, tables, unique, write_file,
     write_table,
 };
 use crate::app::cli::{Explain, Format, Place, Preset, Running};
 use crate::app::machine;
-use crate::error::{EXIT_GOOD, Error, Result};
+use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
 use crate::experiment::run::{Outcome, Runner};
 use crate::experiment::studies::Study;
 use crate::experiment::{Recipe, Row, Scale, plan};
@@ -139,7 +141,10 @@ fn experiment(
     stop: &AtomicBool,
 ) -> Result<i32> {
     let Running { place, offline, microbatch, output, .. } = arguments;
-    let mut settings = settings(place, arguments.from_scratch)?;
+    // What is only planned needs no device.
+    let planned = arguments.dry_run && (arguments.like.is_some() || arguments.rate.is_some());
+    let device = if planned { "cpu" } else { &place.device };
+    let mut settings = settings(&Place { device: device.into(), ..place.clone() }, arguments.from_scratch)?;
     settings.keep = arguments.keep;
     settings.microbatch = microbatch.map(|images| images as usize);
     if microbatch.is_some() && settings.device.is_cpu() {
@@ -150,16 +155,26 @@ fn experiment(
     }
     let watch = Watch::new(arguments.watch.unwrap_or_else(Mode::fitting));
     let mut runner = Runner::new(settings, recipe, watch, stop)?;
+    if planned {
+        let default = if arguments.like.is_some() { "cuda:0" } else { "cpu" };
+        let named = if place.device == "cpu" { default } else { &place.device };
+        runner = runner.made_on(named)?;
+    }
     runner.read_given(rows)?;
     if arguments.dry_run {
-        return prepare::dry_run(&mut runner, place, rows, seeds, *offline);
+        return prepare::dry_run(&mut runner, arguments, rows, seeds);
     }
     let scale = runner.recipe().scale;
     let large = matches!(scale, Scale::Small | Scale::Paper);
-    if large && runner.device().is_cpu() && arguments.until.is_none() {
+    if large && !arguments.stored && runner.device().is_cpu() && arguments.until.is_none() {
         say(&format!("--scale {scale} needs a GPU; --dry-run estimates how long it takes on this machine"));
     }
-    prepare::prepare(&mut runner, place, rows, seeds, *offline, stop)?;
+    if !arguments.stored {
+        prepare::prepare(&mut runner, place, rows, seeds, *offline, stop)?;
+    }
+    if arguments.pretrain {
+        return runner.share(rows).map(|()| EXIT_GOOD);
+    }
     if writes_tables(targets, &runner) {
         // Tried first: it should not fail after the work.
         std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
@@ -170,12 +185,24 @@ fn experiment(
     let fills = writes_tables(targets, &runner) && rows.len() > 1;
     for seed in seeds {
         for row in rows {
-            match runner.row(row, *seed) {
-                Ok(outcome) => {
+            let found = match arguments.stored {
+                true => runner.stored(row, *seed),
+                false => runner.row(row, *seed).map(Some),
+            };
+            match found {
+                Ok(Some(outcome)) => {
                     outcomes.push(outcome);
-                    if fills {
+                    if fills && !arguments.stored {
                         filled(&mut runner, targets, row, &root(place.root.as_deref())?)?;
                     }
+                }
+                Ok(None) => {
+                    println!(
+                        "missing: {}, seed {seed}; run it with: {}",
+                        row.id,
+                        command(row.id, *seed, place)
+                    );
+                    failed.get_or_insert(EXIT_INCOMPLETE);
                 }
                 // One row that diverges says nothing about the others.
                 Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
@@ -195,7 +222,9 @@ fn experiment(
         }
         // After the rows: one of them may be what the others are compared with.
         for row in rows {
-            runner.mapping(row, *seed)?;
+            if !arguments.stored || runner.has_starts(row)? {
+                runner.mapping(row, *seed)?;
+            }
         }
     }
     let ended = finish(&mut runner, place, targets, &outcomes, output)?;

@@ -262,11 +262,11 @@ fn stored(store: &Path, assets: &[&Asset], otherwise: &str) -> Result<PathBuf> {
     if let Some(path) = find_any(&Inputs::of(store), assets)? {
         return Ok(path);
     }
-    let id = assets[0].id;
+    let (id, option) = (assets[0].id, Inputs::of(store).option());
     Err(Error::Missing {
         path: store.join("inputs"),
         what: format!("{id} has not been fetched into this store"),
-        remedy: format!("`replicate fetch {id}` gets it; --store names another store{otherwise}"),
+        remedy: format!("`replicate fetch {id}{option}` gets it; --store names another store{otherwise}"),
     })
 }
 

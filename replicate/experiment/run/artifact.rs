@@ -3,6 +3,7 @@
 use super::{Runner, provenance};
 use crate::error::{Error, Result, shown_path};
 use crate::settings::{Setting, object};
+use crate::store::fetch::licence_of;
 use crate::store::{Entry, Finished, Key, Lock, Manifest};
 use crate::train::watch::say;
 use std::collections::BTreeMap;
@@ -21,6 +22,8 @@ pub struct Artifact {
     pub inputs: BTreeMap<String, String>,
     /// Name to key: the entries it is made from.
     pub parents: BTreeMap<String, String>,
+    /// Name to licence, of what the entries are made from that it is made from.
+    pub licences: BTreeMap<String, String>,
 }
 
 /// A finished artefact.
@@ -107,7 +110,10 @@ impl Runner<'_> {
         }
         let started = Instant::now();
         let outputs = maker(self, &lock)?;
-        let Artifact { text, settings, seed, inputs, parents, .. } = artifact;
+        let Artifact { text, settings, seed, inputs, parents, mut licences, .. } = artifact;
+        let licensed =
+            inputs.iter().filter_map(|(name, sha256)| Some((name.clone(), licence_of(sha256)?.into())));
+        licences.extend(licensed);
         let manifest = Manifest {
             experiment: text,
             settings: object(&settings),
@@ -117,6 +123,7 @@ impl Runner<'_> {
             determinism: self.class.to_string(),
             inputs,
             parents,
+            licences,
             provenance: provenance(started.elapsed(), &self.settings.device),
             ..Manifest::default()
         };

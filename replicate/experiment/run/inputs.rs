@@ -96,11 +96,11 @@ impl Runner<'_> {
 
     /// As `input`, where it has to be there.
     pub(super) fn require(&self, input: Input) -> Result<(PathBuf, String)> {
-        let asset = input.assets(self.recipe.scale)[0];
+        let (asset, inputs) = (input.assets(self.recipe.scale)[0], Inputs::of(&self.settings.store));
         self.input(input)?.ok_or_else(|| Error::Missing {
-            path: Inputs::of(&self.settings.store).place(asset),
+            path: inputs.place(asset),
             what: format!("--scale {} needs {}", self.recipe.scale, asset.what),
-            remedy: format!("get it with `replicate fetch {}`", asset.id),
+            remedy: format!("get it with `replicate fetch {}{}`", asset.id, inputs.option()),
         })
     }
 }

@@ -1,6 +1,7 @@
 //! Who made a result, when and where.
 
 use crate::network::activations;
+use crate::network::device::driver;
 use crate::store::Provenance;
 use candle_core::{DType, Device};
 use std::time::Duration;
@@ -20,7 +21,29 @@ pub(super) fn provenance(wall: Duration, device: &Device) -> Provenance {
             std::env::consts::ARCH,
             device.location()
         ),
+        cpu: cpu().unwrap_or_default(),
+        vector_unit: vector_unit().into(),
+        rustc: env!("RUSTC_VERSION").into(),
+        gpu: if device.is_cpu() { String::new() } else { driver(device) },
     }
+}
+
+/// As Linux names the processor.
+fn cpu() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}
+
+/// The vectors that `network::cpu` chooses.
+fn vector_unit() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx512f") {
+        return "AVX-512";
+    } else if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+        return "AVX2";
+    }
+    "plain Rust"
 }
 
 /// RFC 3339 in UTC, to the second (days to civil date: Hinnant's algorithm).

@@ -12,7 +12,7 @@ use crate::measure::evaluate::over_trials;
 use crate::measure::sample::{ScoreLatents, generate, generate_grid};
 use crate::method::{Sampler, Setup};
 use crate::network::params::Arrays;
-use crate::store::{Finished, Lock, write_safetensors};
+use crate::store::{Finished, Key, Lock, write_safetensors};
 use crate::train::batch::Batches;
 use crate::train::{Budget, Snapshot, train};
 use candle_core::Tensor;
@@ -46,7 +46,8 @@ impl Runner<'_> {
             Some(_) => {
                 let artifact = self.weights_artifact(row, seed, &parents);
                 self.explain_remake(&artifact)?;
-                Some(self.make(artifact, |runner, lock| runner.train(lock, row, seed))?)
+                let code = keys::code_of(&artifact.text);
+                Some(self.make(artifact, |runner, lock| runner.train(lock, row, seed, &code))?)
             }
         };
         let artifact = self.scores_artifact(row, seed, &parents, weights.as_ref());
@@ -224,7 +225,7 @@ impl Runner<'_> {
                 .chain(start)
                 .chain(others)
                 .collect(),
-            parents: BTreeMap::new(),
+            ..Artifact::default()
         }
     }
 
@@ -251,11 +252,20 @@ impl Runner<'_> {
                 .map(|(name, digest)| (name.to_string(), digest))
                 .collect(),
             parents: parent.into_iter().collect(),
+            licences: weights.map(|made| made.manifest.licences.clone()).unwrap_or_default(),
         }
     }
 
+    /// What the file of a row's weights says of itself.
+    fn metadata(&self, key: &Key, row: &Row, seed: u64, code: &str) -> BTreeMap<String, String> {
+        let (seed, scale) = (seed.to_string(), self.recipe.scale.to_string());
+        let lines =
+            [("row", row.id), ("seed", &seed), ("scale", &scale), ("key", &key.to_string()), ("code", code)];
+        lines.map(|(name, value)| (name.to_string(), value.to_string())).into()
+    }
+
     /// Trains the row's method and leaves its weights.
-    fn train(&mut self, lock: &Lock, row: &Row, seed: u64) -> Result<Outputs> {
+    fn train(&mut self, lock: &Lock, row: &Row, seed: u64, code: &str) -> Result<Outputs> {
         let start = self.starting_weights(row)?;
         let generator = match self.recipe.first_stage(row) {
             Some(before) => Some(self.generator(row, &before, seed)?.0),
@@ -290,7 +300,10 @@ impl Runner<'_> {
         let budget = Budget { images: recipe.images_of(row), ticks: recipe.ticks_of(row) };
         let trained = train(lock, budget, &batches, &mut *method, &mut snapshot, &mut self.watch, self.stop)?;
         write_timing(lock, &trained)?;
-        lock.write(WEIGHTS, &write_safetensors(&trained.weights, &BTreeMap::new()))?;
+        lock.write(
+            WEIGHTS,
+            &write_safetensors(&trained.weights, &self.metadata(lock.key(), row, seed, code)),
+        )?;
         let sizes = ["generator_parameters", "critic_parameters"].into_iter().zip(sizes);
         lock.write(SCORES, values_text(sizes).as_bytes())?;
         let mut names = trained.outputs;

@@ -6,7 +6,7 @@ use super::outcome::write_timing;
 use super::{Runner, SHIPPED, WEIGHTS, keys};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
-use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
+use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale};
 use crate::measure::classifier::{Classifier, ClassifierMethod, ClassifierTraining, Layout};
 use crate::measure::evaluate::FeatureNetwork;
 use crate::measure::inception::Inception;
@@ -86,6 +86,28 @@ impl Runner<'_> {
     /// Whether what `start` names is there: nothing is trained for it.
     pub fn has_pretrained(&mut self, start: Initialization) -> Result<bool> {
         Ok(self.find_pretrained_digest(start)?.is_some())
+    }
+
+    /// Makes what several rows read: the pre-trainings of `rows`, the feature network, and the
+    /// features of the real images where they are stored.
+    pub fn share(&mut self, rows: &[Row]) -> Result<()> {
+        for start in rows.iter().flat_map(|row| self.recipe.initial(row)).collect::<Vec<_>>() {
+            self.pretrained_digest(start)?;
+        }
+        match self.recipe.scale.procedural() {
+            true => self.features().map(drop),
+            false => self.prepare_evaluator(),
+        }
+    }
+
+    /// Whether what `row` starts from is there, and what it is compared with as a map.
+    pub fn has_starts(&mut self, row: &Row) -> Result<bool> {
+        for start in self.recipe.initial(row).into_iter().chain([FULL_INITIALIZATION.start]) {
+            if !self.has_pretrained(start)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The weights that ship with the repository, where they are of this recipe.

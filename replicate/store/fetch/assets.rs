@@ -8,6 +8,8 @@ pub struct Asset {
     /// What people type, and the file's name on a mirror.
     pub id: &'static str,
     pub what: &'static str,
+    /// As its publisher states it.
+    pub licence: &'static str,
     /// `None` where no source states the size.
     pub bytes: Option<u64>,
     pub hash: Hash,
@@ -63,10 +65,23 @@ pub fn named(id: &str) -> Option<&'static Asset> {
     ASSETS.iter().chain(DRILL).find(|asset| asset.id == id)
 }
 
+/// The licence of the file with that SHA-256.
+pub fn licence_of(sha256: &str) -> Option<&'static str> {
+    ASSETS.iter().chain(DRILL).find(|asset| asset.sha256() == Some(sha256)).map(|asset| asset.licence)
+}
+
+/// Of EDM's code and files, and of what SiD made from them: no commercial use.
+const NVIDIA: &str = "CC BY-NC-SA 4.0";
+/// The authors ask for a citation: Krizhevsky, Learning multiple layers of features from tiny
+/// images, 2009.
+const NONE: &str = "none stated";
+const OURS: &str = "MIT";
+
 const ASSETS: &[Asset] = &[
     Asset {
         id: "edm",
         what: "EDM's unconditional VP checkpoint for CIFAR-10 (pickle)",
+        licence: NVIDIA,
         bytes: Some(223_173_327),
         // A public download script and its audit log, one author.
         hash: Hash::OneSource("4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da"),
@@ -77,6 +92,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "inception",
         what: "Inception weights of 2015 as converted by pytorch-fid (PyTorch, legacy format)",
+        licence: "Apache-2.0",
         bytes: Some(95_628_359),
         // The file's own name begins with it; LFS pointers and several evaluation codes agree.
         hash: Hash::Several("6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
@@ -92,6 +108,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "fid-reference",
         what: "EDM's FID reference statistics of CIFAR-10 (npz: mu, sigma)",
+        licence: NVIDIA,
         bytes: None,
         // A copy, which need not be the original: github.com/Zyriix/GDD at e9267e8, refs/,
         // git blob 85281fdbac54dcfc88d0071d6c4d5d9bcb85cf8b.
@@ -101,6 +118,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "cifar10",
         what: "CIFAR-10, the authors' binary archive",
+        licence: NONE,
         bytes: Some(170_052_171),
         // md5, from the authors' page: c32a1d4ab5d03f1284b67883e8d87530.
         hash: Hash::Several("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
@@ -114,6 +132,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "cifar100",
         what: "CIFAR-100, the authors' binary archive",
+        licence: NONE,
         bytes: Some(168_513_733),
         // md5, from the authors' page: 03b5dce01913d631647c71ecec9e9cb8.
         hash: Hash::Several("58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
@@ -122,6 +141,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "cifar10-python",
         what: "CIFAR-10, the authors' archive of Python pickles",
+        licence: NONE,
         bytes: Some(170_498_071),
         // md5, from torchvision: c58f30108f718f92721af3b95e74349a.
         hash: Hash::Several("6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
@@ -135,6 +155,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "cifar100-python",
         what: "CIFAR-100, the authors' archive of Python pickles",
+        licence: NONE,
         bytes: Some(169_001_437),
         // md5, from torchvision: eb9058c3a382ffc7106e4002c42a8d85.
         hash: Hash::Several("85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
@@ -143,6 +164,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "cifar10-parquet-train",
         what: "CIFAR-10 training images as PNG in parquet",
+        licence: NONE,
         bytes: Some(119_705_255),
         hash: Hash::Several("8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883"),
         from: &[cifar10_parquet("plain_text/train-00000-of-00001.parquet")],
@@ -150,6 +172,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "cifar10-parquet-test",
         what: "CIFAR-10 test images as PNG in parquet",
+        licence: NONE,
         bytes: Some(23_940_850),
         hash: Hash::Several("841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"),
         from: &[cifar10_parquet("plain_text/test-00000-of-00001.parquet")],
@@ -157,6 +180,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "cifar100-parquet-train",
         what: "CIFAR-100 training images as PNG in parquet",
+        licence: NONE,
         bytes: Some(118_518_617),
         hash: Hash::Several("694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23"),
         from: &[cifar100_parquet("cifar100/train-00000-of-00001.parquet")],
@@ -164,6 +188,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "cifar100-parquet-test",
         what: "CIFAR-100 test images as PNG in parquet",
+        licence: NONE,
         bytes: Some(23_772_751),
         hash: Hash::Several("98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68"),
         from: &[cifar100_parquet("cifar100/test-00000-of-00001.parquet")],
@@ -171,6 +196,7 @@ const ASSETS: &[Asset] = &[
     Asset {
         id: "sid",
         what: "SiD's published one-step generator for CIFAR-10 (pickle): SiD²A starts from it; to cross-check FID and IS",
+        licence: NVIDIA,
         bytes: Some(223_165_173),
         // The hub's own record of the file.
         hash: Hash::OneSource("13cb3be19dd92c67f423db24839919c92b23179d8bce9c9a7badd508f99ff15b"),
@@ -193,6 +219,7 @@ const DRILL: &[Asset] = &[
     Asset {
         id: "drill-fid-reference",
         what: "reference statistics of the small CIFAR-10 (npz: mu, sigma)",
+        licence: OURS,
         bytes: None,
         hash: Hash::Unpublished,
         from: &[],
@@ -208,7 +235,7 @@ const DRILL_CIFAR10: &str = "165b9c5be5de9ad32332f78102d44661da2aa88500df8e790de
 const DRILL_CIFAR100: &str = "c7a095a929159525947113d40f2808704ee6f4864ebc0f87eacadb417a00e98c";
 
 const fn drill(id: &'static str, what: &'static str, sha256: &'static str) -> Asset {
-    Asset { id, what, bytes: None, hash: Hash::Several(sha256), from: &[] }
+    Asset { id, what, licence: OURS, bytes: None, hash: Hash::Several(sha256), from: &[] }
 }
 
 const fn cifar10_parquet(path: &'static str) -> Address {

@@ -61,6 +61,11 @@ impl Inputs {
         &self.dir
     }
 
+    /// The option that leads a printed command to this store.
+    pub fn option(&self) -> String {
+        crate::store::option(self.dir.parent().unwrap_or(Path::new("store")))
+    }
+
     /// Reads the whole file that the store has of `asset`, and says whether it is good.
     pub fn state(&self, asset: &Asset) -> Result<State> {
         let Some(expected) = self.expected(asset)? else { return Ok(State::Absent) };

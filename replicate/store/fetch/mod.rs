@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::address::{Given, Url};
-pub use self::assets::{Address, Asset, Hash, HubFile, assets, named};
+pub use self::assets::{Address, Asset, Hash, HubFile, assets, licence_of, named};
 use self::http::Download;
 pub use self::http::Patience;
 pub use self::hub::Hub;
@@ -151,7 +151,7 @@ pub fn find(inputs: &Inputs, asset: &Asset) -> Result<Option<PathBuf>> {
             path,
             expected: format!("{} with the SHA-256 {expected}", asset.id),
             found,
-            remedy: format!("`replicate fetch {}` fetches it again", asset.id),
+            remedy: format!("`replicate fetch {}{}` fetches it again", asset.id, inputs.option()),
         }),
     }
 }
@@ -414,14 +414,17 @@ impl Fetch<'_, '_> {
         });
         let address = address.unwrap_or_else(|| "where it is published".into());
         let by_hand = || {
-            let id = asset.id;
+            let (id, store) = (asset.id, self.inputs.option());
             format!(
-                "get it from {address} by other means and give it with `replicate fetch {id} --from FILE`"
+                "get it from {address} by other means and give it with `replicate fetch {id}{store} --from FILE`"
             )
         };
         let mut remedy = match (&self.options.from, self.options.offline) {
             (Some(_), _) => format!("name another file, or leave --from out to fetch it from {address}"),
-            (None, true) => format!("run `replicate fetch {}` without --offline, or {}", asset.id, by_hand()),
+            (None, true) => {
+                let store = self.inputs.option();
+                format!("run `replicate fetch {}{store}` without --offline, or {}", asset.id, by_hand())
+            }
             (None, false) => {
                 format!("run the same command again later, set REPLICATE_MIRROR, or {}", by_hand())
             }
@@ -454,7 +457,7 @@ impl Fetch<'_, '_> {
 
 /// What the paper scale reads; the other assets are the same images in other
 /// containers, and what confirms.
-const PAPER: [&str; 4] = ["edm", "inception", "cifar10", "cifar100"];
+const PAPER: [&str; 5] = ["edm", "inception", "cifar10", "cifar100", "sid"];
 
 /// The asset with the id `what`, or else those whose id begins with it and a
 /// hyphen; `paper` is what that scale reads, `all` is all of them.

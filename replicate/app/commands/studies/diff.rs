@@ -1,6 +1,6 @@
 //! `diff`: two results side by side.
 
-use super::super::{all_rows, reader, report::flags, write_file};
+use super::super::{all_rows, flags, reader, write_file};
 use crate::app::cli::Place;
 use crate::data::Images;
 use crate::data::grid::{GRID, png_strip};

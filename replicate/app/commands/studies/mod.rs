@@ -102,7 +102,7 @@ pub(super) fn gather(runner: &mut Runner, wanted: &[Study], root: &Path, place: 
             question: study.question.clone(),
             answer: study.answer.clone(),
             cells,
-            command: format!("replicate run {}{}", study.id, super::report::flags(place)),
+            command: format!("replicate run {}{}", study.id, super::flags(place)),
         });
     }
     runner.turn_to(presets);

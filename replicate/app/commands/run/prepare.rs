@@ -1,13 +1,15 @@
 //! Before a run: what it needs, what it costs, and whether it can work at all.
 
-use super::fetch::download;
-use crate::app::cli::Place;
+use crate::app::cli::{Place, Running};
+use crate::app::commands::fetch::download;
 use crate::app::machine::{free_disk, free_memory};
 use crate::error::{EXIT_GOOD, EXIT_INPUT, EXIT_RUN, Error, Result};
 use crate::experiment::plan::{self, Cost};
 use crate::experiment::run::{Input, Runner};
 use crate::experiment::{Initialization, Row};
+use crate::network::device::Named;
 use crate::store::fetch::{Asset, Inputs, Options};
+use crate::store::option;
 use crate::train::watch::say;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -52,7 +54,11 @@ pub fn prepare(
 
 /// How many images of a batch a GPU can hold for every one of `cells`.
 fn parts(runner: &Runner, cells: &[Row], free: Option<u64>) -> Option<usize> {
-    let free = free.filter(|_| !runner.device().is_cpu())?;
+    fitting(runner, cells, free.filter(|_| !runner.device().is_cpu())?)
+}
+
+/// The same, where so many bytes are free.
+fn fitting(runner: &Runner, cells: &[Row], free: u64) -> Option<usize> {
     let fitting = |cell: &Row| plan::fitting(runner.recipe(), cell, free);
     cells.iter().map(fitting).try_fold(usize::MAX, |least, batch| Some(least.min(batch?)))
 }
@@ -210,62 +216,116 @@ impl Needs {
     }
 }
 
+/// The machine that a plan is for.
+struct Machine {
+    /// Operations a second.
+    rate: f64,
+    /// Where the rate is from.
+    source: String,
+    memory: Option<u64>,
+    disk: Option<u64>,
+    gpu: bool,
+}
+
+impl Machine {
+    /// The device here, or the GPU that `arguments` name.
+    fn of(runner: &Runner, arguments: &Running) -> Result<Machine> {
+        let Running { place, like, rate, .. } = arguments;
+        let Named { gpu, bfloat16, .. } = Named::parse(&place.device)?;
+        let (memory, disk) = match like {
+            Some(card) => (Some(card.memory()), None),
+            // With a rate, a GPU is planned for that is not here.
+            None if gpu.is_some() && runner.device().is_cpu() => (None, None),
+            None => (free_memory(runner.device()), free_disk(&place.store)),
+        };
+        let (rate, source) = match (rate, like) {
+            (Some(rate), _) => (*rate, "as given with --rate".to_string()),
+            (None, Some(card)) => {
+                let (rate, share) = card.rate(bfloat16);
+                (rate, format!("{:.0} % of that GPU's peak: an assumption, not measured", 100.0 * share))
+            }
+            (None, None) => {
+                (plan::probe(runner.device())?, "from a probe of a second (see `replicate list`)".into())
+            }
+        };
+        Ok(Machine { rate, source, memory, disk, gpu: gpu.is_some() || like.is_some() })
+    }
+
+    fn time(&self, flop: f64) -> String {
+        match self.gpu {
+            true => format!("{:.1} GPU-h", flop / self.rate / 3600.0),
+            false => plan::duration(flop / self.rate),
+        }
+    }
+}
+
+/// Jobs of at most `limit` seconds that end 300 s earlier with a checkpoint: how many follow
+/// the first.
+fn requeues(seconds: f64, limit: f64) -> u64 {
+    (seconds / (limit - 300.0).max(limit / 2.0)).ceil().max(1.0) as u64 - 1
+}
+
 /// Prints the plan. The exit code says whether it can work as it is.
-pub fn dry_run(
-    runner: &mut Runner,
-    place: &Place,
-    cells: &[Row],
-    seeds: &[u64],
-    offline: bool,
-) -> Result<i32> {
+pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &[u64]) -> Result<i32> {
+    let Running { place, like, time: limit, offline, .. } = arguments;
     let recipe = runner.recipe().clone();
-    let rate = plan::probe(runner.device())?;
+    let machine = Machine::of(runner, arguments)?;
     let listed: Vec<String> = seeds.iter().map(u64::to_string).collect();
-    println!(
-        "Plan at scale {} on {}, seed {}. Nothing is run.\n",
-        recipe.scale,
-        place.device,
-        listed.join(", ")
-    );
+    let on = match like {
+        Some(card) => format!("a GPU like {card:?}").to_lowercase().replace("gpu", "GPU"),
+        None => place.device.clone(),
+    };
+    println!("Plan at scale {} on {on}, seed {}. Nothing is run.\n", recipe.scale, listed.join(", "));
 
     let items = items(runner, cells, seeds)?;
-    println!("  {:37} {:44} {:>12}  {:>10}  {:>7}", "what", "", "operations", "time", "disk");
+    let header = limit.map_or("", |_| "  requeued");
+    println!("  {:37} {:38} {:>10}  {:>12}  {:>7}{header}", "what", "", "operations", "time", "disk");
     for Item { name, what, cost, .. } in &items {
-        let (flop, time) = (plan::operations(cost.flop), plan::duration(plan::seconds(cost, rate)));
-        println!("  {name:37} {what:44} {flop:>12}  ~{time:>9}  {:>7}", plan::bytes(cost.peak_disk_bytes));
+        let (flop, time) = (plan::operations(cost.flop), format!("~{}", machine.time(cost.flop)));
+        let disk = plan::bytes(cost.peak_disk_bytes);
+        let again = limit.map_or(String::new(), |limit| {
+            format!("  {:>8}", requeues(plan::seconds(cost, machine.rate), limit))
+        });
+        println!("  {name:37} {what:38} {flop:>10}  {time:>12}  {disk:>7}{again}");
     }
     let flop: f64 = items.iter().map(|item| item.cost.flop).sum();
     let missing = missing(runner, place, cells)?;
     println!();
     for Missing { assets, .. } in &missing {
         let size = assets[0].bytes.map_or("unknown size".into(), plan::bytes);
-        println!("  to fetch: {:24} {size:>12}  {}", assets[0].id, assets[0].what);
+        println!("  to fetch: {:24} {size:>12}  {}; {}", assets[0].id, assets[0].what, assets[0].licence);
     }
     let download = download_bytes(&missing);
     let needs = Needs::of(&items, download);
-    let (free_disk, free_memory) = (free_disk(&place.store), free_memory(runner.device()));
-    let told = |free: Option<u64>| free.map_or("an unknown amount".into(), plan::bytes);
+    let told = |free: Option<u64>, what: &str| {
+        free.map_or(String::new(), |n| format!("; {} {what}", plan::bytes(n)))
+    };
     println!("  download  {}", plan::bytes(download));
     println!(
-        "  disk      {} stay, {} at the fullest; {} free",
+        "  disk      {} stay, {} at the fullest{}",
         plan::bytes(needs.stay),
         plan::bytes(needs.disk),
-        told(free_disk)
+        told(machine.disk, "free")
     );
-    println!("  memory    about {}; {} free", plan::bytes(needs.memory), told(free_memory));
+    let has = if like.is_some() { "on the GPU" } else { "free" };
+    println!("  memory    about {}{}", plan::bytes(needs.memory), told(machine.memory, has));
     println!(
-        "  time      ~{} for {} at {} a second, from a probe of a second (see `replicate list`)",
-        plan::duration(flop / rate),
+        "  time      ~{} for {} at {} a second, {}",
+        machine.time(flop),
         plan::operations(flop),
-        plan::operations(rate)
+        plan::operations(machine.rate),
+        machine.source
     );
-    let parts = parts(runner, cells, free_memory);
-    if let Some(problem) = needs.problem(&place.store, free_disk, free_memory, parts) {
+    let parts = match like {
+        Some(card) => fitting(runner, cells, card.memory()),
+        None => parts(runner, cells, machine.memory),
+    };
+    if let Some(problem) = needs.problem(&place.store, machine.disk, machine.memory, parts) {
         println!("\nThis cannot work: {problem}");
         return Ok(EXIT_RUN);
     }
     let required = missing.iter().filter(|missing| missing.input != Input::Statistics).count();
-    if offline && required > 0 {
+    if *offline && required > 0 {
         println!("\nThis cannot work offline: {required} files are missing.");
         return Ok(EXIT_INPUT);
     }
@@ -274,13 +334,14 @@ pub fn dry_run(
         let id = assets[0].id;
         println!(
             "\nCannot run: {id} is missing and has no download address\n  set REPLICATE_MIRROR, or give it with \
-             `replicate fetch {id} --from FILE`"
+             `replicate fetch {id}{} --from FILE`",
+            option(&place.store)
         );
         return Ok(EXIT_INPUT);
     }
-    match flop / rate > TOO_LONG {
+    match flop / machine.rate > TOO_LONG && like.is_none() {
         true => println!("\nIt can be run, but this device is too slow for it."),
-        false => println!("\nReady to run."),
+        false => println!("\nReady to run{}.", if like.is_some() { " on such a GPU" } else { "" }),
     }
     Ok(EXIT_GOOD)
 }
@@ -288,6 +349,15 @@ pub fn dry_run(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_job_is_queued_again_until_its_work_is_done() {
+        let hours = |n: f64| n * 3600.0;
+        assert_eq!(requeues(0.0, hours(4.0)), 0);
+        assert_eq!(requeues(hours(3.9), hours(4.0)), 0);
+        assert_eq!(requeues(hours(3.95), hours(4.0)), 1, "the last five minutes are for the checkpoint");
+        assert_eq!(requeues(hours(100.0), hours(24.0)), 4);
+    }
 
     #[test]
     fn what_cannot_work_is_said_with_its_remedy() {

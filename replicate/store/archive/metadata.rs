@@ -1,0 +1,116 @@
+//! What an archive says of itself, as RO-Crate 1.1 (<https://w3id.org/ro/crate/1.1>).
+
+use crate::store::Manifest;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// The file of the metadata.
+pub const METADATA: &str = "ro-crate-metadata.json";
+
+/// What is said of the whole.
+pub struct About {
+    pub name: String,
+    pub description: String,
+    /// Of the program that wrote the archive.
+    pub version: String,
+}
+
+fn reference(id: &str) -> Value {
+    json!({ "@id": id })
+}
+
+/// Address and name of a licence; `None` where a publisher states none.
+fn licence(name: &str) -> Option<(&'static str, &'static str)> {
+    match name {
+        "MIT" => Some(("https://spdx.org/licenses/MIT", "MIT License")),
+        "Apache-2.0" => Some(("https://spdx.org/licenses/Apache-2.0", "Apache License 2.0")),
+        "CC BY-NC-SA 4.0" => Some((
+            "https://creativecommons.org/licenses/by-nc-sa/4.0/",
+            "Creative Commons Attribution-NonCommercial-ShareAlike 4.0",
+        )),
+        _ => None,
+    }
+}
+
+fn format(name: &str) -> &'static str {
+    match name.rsplit('.').next() {
+        Some("json") => "application/json",
+        Some("csv") => "text/csv",
+        Some("png") => "image/png",
+        Some("html") => "text/html",
+        Some("md") => "text/markdown",
+        Some("npz") => "application/zip",
+        Some("safetensors") => "application/octet-stream",
+        _ => "text/plain",
+    }
+}
+
+/// The text of the file: every file with its size, every result of the store with its
+/// experiment's key and the action that made it, from what, when and by which commit.
+/// `entries` are directories of results with their manifests, `files` names and sizes.
+pub fn metadata(about: &About, entries: &[(String, Manifest)], files: &[(String, u64)]) -> String {
+    let mut licences = BTreeMap::from([("MIT", licence("MIT").expect("it has an address"))]);
+    let by_key: BTreeMap<&str, &str> =
+        entries.iter().map(|(dir, m)| (m.key.as_str(), dir.as_str())).collect();
+    let (mut graph, mut actions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    for (dir, manifest) in entries {
+        let held: Vec<Value> = files
+            .iter()
+            .filter(|(name, _)| name.starts_with(dir.as_str()))
+            .map(|(name, _)| reference(name))
+            .collect();
+        let mut entry = json!({
+            "@id": dir, "@type": "Dataset", "name": manifest.label, "identifier": manifest.key, "hasPart": held,
+            "description": format!("{} of seed {}, determinism class {}", manifest.label, manifest.seed, manifest.determinism),
+        });
+        // The first that has an address; a result of several files has the strictest in its manifest.
+        for name in manifest.licences.values() {
+            if let Some(known) = licence(name) {
+                licences.insert(name.as_str(), known);
+                entry["license"] = reference(known.0);
+            }
+        }
+        let id = format!("#make-{}", dir.trim_end_matches('/').replace('/', "-"));
+        let parents = manifest.parents.values().filter_map(|key| by_key.get(key.as_str()));
+        let p = &manifest.provenance;
+        actions.push(reference(&id));
+        parts.push(reference(dir));
+        graph.push(entry);
+        graph.push(json!({
+            "@id": id, "@type": "CreateAction", "name": format!("Make {}", manifest.label),
+            "instrument": reference("#replicate"), "object": parents.map(|dir| reference(dir)).collect::<Vec<_>>(),
+            "result": reference(dir), "endTime": p.date,
+            "description": format!("replicate {} at commit {}, {}", p.package, p.commit, p.machine),
+        }));
+    }
+    for (name, bytes) in files {
+        graph.push(json!({
+            "@id": name, "@type": "File", "name": name, "encodingFormat": format(name), "contentSize": bytes.to_string(),
+        }));
+        if !entries.iter().any(|(dir, _)| name.starts_with(dir.as_str())) {
+            parts.push(reference(name));
+        }
+    }
+    for (address, name) in licences.values() {
+        graph.push(json!({ "@id": address, "@type": "CreativeWork", "name": name }));
+    }
+    let newest = entries.iter().map(|(_, manifest)| manifest.provenance.date.as_str()).max();
+    let whole = [
+        json!({
+            "@id": METADATA, "@type": "CreativeWork", "about": reference("./"),
+            "conformsTo": reference("https://w3id.org/ro/crate/1.1"),
+        }),
+        json!({
+            "@id": "./", "@type": "Dataset", "name": about.name, "description": about.description,
+            "datePublished": newest.unwrap_or_default(), "license": reference("https://spdx.org/licenses/MIT"),
+            "hasPart": parts, "mentions": actions,
+        }),
+        json!({
+            "@id": "#replicate", "@type": "SoftwareApplication", "name": "replicate", "version": about.version,
+            "softwareVersion": about.version,
+        }),
+    ];
+    let graph: Vec<Value> = whole.into_iter().chain(graph).collect();
+    let crate_ = json!({ "@context": "https://w3id.org/ro/crate/1.1/context", "@graph": graph });
+    serde_json::to_string_pretty(&crate_).expect("strings and lists of them") + "\n"
+}

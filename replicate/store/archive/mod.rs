@@ -1,0 +1,211 @@
+//! A store in one file that can be checked anywhere: a zip of files as they are, with
+//! `SHA256SUMS` of all of them. Its comment is the SHA-256 of every byte before it, so that
+//! no byte of the archive can change unnoticed.
+
+mod metadata;
+
+pub use self::metadata::{About, METADATA, metadata};
+use super::files::{Content, sync_dir};
+use super::formats::unzip::{Entry, entries};
+use super::{EXPERIMENT, MANIFEST, Manifest, hex, sha256_hex};
+use crate::error::{Error, Result, shown};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use zip::write::SimpleFileOptions;
+
+/// The list of all other files, as `sha256sum -c` reads it.
+pub const SUMS: &str = "SHA256SUMS";
+/// Before the 64 digits of the comment.
+const COMMENT: &str = "sha256 ";
+const DIGITS: u64 = 64;
+
+/// An archive that is being written. It has its name once it is whole.
+pub struct Writer {
+    path: PathBuf,
+    partial: PathBuf,
+    zip: zip::ZipWriter<File>,
+    sums: BTreeMap<String, String>,
+}
+
+impl Writer {
+    /// # Errors
+    /// `Io` where nothing can be written at `path`.
+    pub fn create(path: &Path) -> Result<Writer> {
+        let mut name = path.file_name().unwrap_or_default().to_os_string();
+        name.push(".partial");
+        let partial = path.with_file_name(name);
+        let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&partial);
+        let zip = zip::ZipWriter::new(options.map_err(Error::io("write", path))?);
+        Ok(Writer { path: path.into(), partial, zip, sums: BTreeMap::new() })
+    }
+
+    /// Adds a file with this content, as it is.
+    pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.copy(name, bytes.len() as u64, &mut &bytes[..])
+    }
+
+    /// Adds the file at `path`, whatever its size.
+    pub fn add_file(&mut self, name: &str, path: &Path) -> Result<()> {
+        let open = || File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+        let (bytes, file) = open().map_err(Error::io("read", path))?;
+        self.copy(name, bytes, &mut BufReader::new(file))
+    }
+
+    fn copy(&mut self, name: &str, bytes: u64, content: &mut dyn Read) -> Result<()> {
+        let stored = SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored)
+            .last_modified_time(zip::DateTime::default())
+            .large_file(bytes >= u64::from(u32::MAX));
+        let mut copied = || -> io::Result<String> {
+            self.zip.start_file(name, stored)?;
+            let mut read = Hashed { inner: content, hash: Sha256::new() };
+            io::copy(&mut read, &mut self.zip)?;
+            Ok(hex(read.hash.finalize()))
+        };
+        let sum = copied().map_err(Error::io("write", &self.path))?;
+        self.sums.insert(name.into(), sum);
+        Ok(())
+    }
+
+    /// Adds the list of digests and the comment, and gives the archive its name.
+    pub fn finish(mut self) -> Result<()> {
+        let sums: String = self.sums.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
+        self.add(SUMS, sums.as_bytes())?;
+        let Writer { path, partial, mut zip, .. } = self;
+        let finish = || -> io::Result<()> {
+            zip.set_comment(format!("{COMMENT}{}", "0".repeat(DIGITS as usize)))?;
+            let mut file = zip.finish()?;
+            let digest = digest_before_comment(&mut file)?;
+            file.seek(SeekFrom::End(-(DIGITS as i64)))?;
+            file.write_all(digest.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&partial, &path)?;
+            sync_dir(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))
+        };
+        finish().map_err(Error::io("write", &path))
+    }
+}
+
+struct Hashed<'a> {
+    inner: &'a mut dyn Read,
+    hash: Sha256,
+}
+
+impl Read for Hashed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buffer)?;
+        self.hash.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// SHA-256 of the file but its last 64 bytes.
+fn digest_before_comment(file: &mut File) -> io::Result<String> {
+    let length = file.seek(SeekFrom::End(0))?.saturating_sub(DIGITS);
+    file.rewind()?;
+    digest(&mut file.take(length))
+}
+
+fn digest(content: &mut dyn Read) -> io::Result<String> {
+    let mut read = Hashed { inner: content, hash: Sha256::new() };
+    io::copy(&mut read, &mut io::sink())?;
+    Ok(hex(read.hash.finalize()))
+}
+
+/// What an archive holds, and what is wrong with it.
+#[derive(Debug, Default)]
+pub struct Verified {
+    pub files: usize,
+    /// Results of the store whose manifests vouch for every file.
+    pub results: usize,
+    /// One sentence each; none in a good archive.
+    pub problems: Vec<String>,
+}
+
+/// Reads every byte of the archive at `path`.
+///
+/// # Errors
+/// `Io` where the system does not give its bytes.
+pub fn verify(path: &Path) -> Result<Verified> {
+    let mut verified = Verified::default();
+    match check(path, &mut verified) {
+        Ok(()) => {}
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {
+            verified.problems.push(error.to_string());
+        }
+        Err(error) => return Err(Error::io("read", path)(error)),
+    }
+    Ok(verified)
+}
+
+fn wrong(what: impl std::fmt::Display) -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, what.to_string())
+}
+
+fn check(path: &Path, verified: &mut Verified) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let mut comment = vec![0; (COMMENT.len() as u64 + DIGITS).min(length) as usize];
+    file.seek(SeekFrom::End(-(comment.len() as i64)))?;
+    file.read_exact(&mut comment)?;
+    let recorded = comment.strip_prefix(COMMENT.as_bytes());
+    if recorded != Some(digest_before_comment(&mut file)?.as_bytes()) {
+        verified.problems.push("the archive does not end with the SHA-256 of what is before it".into());
+    }
+    let files = entries(BufReader::new(&file)).map_err(|fault| wrong(format!("it {fault}")))?;
+    let mut found = BTreeMap::new();
+    for entry in files.iter().filter(|entry| entry.name != SUMS) {
+        let sum = digest(&mut entry.open(BufReader::new(&file))?)
+            .map_err(|error| wrong(format!("{}: {error}", shown(&entry.name))))?;
+        found.insert(entry.name.as_str(), sum);
+    }
+    verified.files = found.len();
+    let text = |name: &str| -> io::Result<String> {
+        let entry: Option<&Entry> = files.iter().find(|entry| entry.name == name);
+        let mut text = String::new();
+        entry
+            .ok_or_else(|| wrong(format!("{} is missing", shown(name))))?
+            .open(BufReader::new(&file))?
+            .read_to_string(&mut text)?;
+        Ok(text)
+    };
+    let sums = text(SUMS)?;
+    let sums: BTreeMap<&str, &str> =
+        sums.lines().filter_map(|line| line.split_once("  ")).map(|(sum, name)| (name, sum)).collect();
+    for name in found.keys().chain(sums.keys().filter(|name| !found.contains_key(*name))) {
+        let problem = match (found.get(name), sums.get(name)) {
+            (Some(found), Some(sum)) if found == sum => continue,
+            (Some(_), Some(_)) => format!("does not have the SHA-256 that {SUMS} records"),
+            (Some(_), None) => format!("is not in {SUMS}"),
+            (None, _) => "is missing".into(),
+        };
+        verified.problems.push(format!("{} {problem}", shown(name)));
+    }
+    for name in found.keys().filter(|name| name.ends_with(&format!("/{MANIFEST}"))) {
+        let dir = name.trim_end_matches(MANIFEST);
+        let problem = match Manifest::parse(text(name)?.as_bytes()) {
+            Err(what) => Some(what),
+            Ok(manifest) => {
+                let is = |file: &str, sum: &str| {
+                    found.get(format!("{dir}{file}").as_str()).is_some_and(|found| found == sum)
+                };
+                let key = sha256_hex(manifest.experiment.as_bytes());
+                let altered = |(file, content): (&String, &Content)| {
+                    (!is(file, &content.sha256)).then(|| format!("does not vouch for {}", shown(file)))
+                };
+                match manifest.key == key && is(EXPERIMENT, &key) {
+                    false => Some(format!("belongs to another {EXPERIMENT}")),
+                    true => manifest.outputs.iter().find_map(altered),
+                }
+            }
+        };
+        match problem {
+            Some(problem) => verified.problems.push(format!("{} {problem}", shown(name))),
+            None => verified.results += 1,
+        }
+    }
+    Ok(())
+}
