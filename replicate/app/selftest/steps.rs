@@ -192,7 +192,11 @@ pub const CASES: &[Case] = &[
         ..sid("sida", "sida")
     },
     Case { changes: &[SIDA[0], SIDA[1], "sida_group=2"], ..sid("sida", "sida_groups") },
-    Case { changes: &["sida_generator_from=4", "sida_adversary_from=8"], ..sid("sida", "sida_warmup") },
+    Case {
+        // Of a longer training the thresholds are what they are set to.
+        changes: &["images=320", "sida_generator_from=4", "sida_adversary_from=8"],
+        ..sid("sida", "sida_warmup")
+    },
     // The iterations with 11, 21 and 1281 levels.
     Case { steps: &[0, 1, 2, 3, 14, 15], changes: &["discrete_lr=1e-3"], ..consistency("ict", "ict.") },
     // With 11, 21 and 321.
