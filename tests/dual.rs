@@ -287,7 +287,11 @@ fn the_critics_derivative_has_an_exact_gradient() {
     let mut steps = Vec::new();
     for (name, var) in params.iter() {
         let step = (random(name, var.dims()) * 1e-3).unwrap();
-        let gradient = gradients.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+        // No derivative depends on the last bias.
+        let Some(gradient) = gradients.get(var) else {
+            assert_eq!(name, "critic.head.bias");
+            continue;
+        };
         expected += sum((gradient * &step).unwrap());
         steps.push((var.clone(), step));
     }
