@@ -120,6 +120,16 @@ fn finished_within(child: &mut Child, delay: Duration) -> bool {
     false
 }
 
+/// Whether the entry of DiJS's weights has a line of metrics.
+fn has_begun(store: &Path) -> bool {
+    let mut entries = std::fs::read_dir(store).into_iter().flatten().flatten();
+    entries.any(|entry| {
+        let metrics = entry.path().join("metrics.csv");
+        let text = std::fs::read_to_string(metrics).unwrap_or_default();
+        entry.file_name().to_string_lossy().ends_with("-dijs-s0-weights") && text.lines().count() > 1
+    })
+}
+
 #[test]
 fn a_signal_writes_a_checkpoint_and_exits_75() {
     let expected = expected("dijs");
@@ -127,8 +137,12 @@ fn a_signal_writes_a_checkpoint_and_exits_75() {
         let store = tempfile::tempdir().unwrap();
         let mut stopped = 0;
         for round in 0..200 {
-            let child = replicate(store.path(), &["run", "dijs"]).spawn().unwrap();
-            std::thread::sleep(Duration::from_millis(150 + 30 * round));
+            let mut child = replicate(store.path(), &["run", "dijs"]).spawn().unwrap();
+            // Not before the training has begun, and each round a little later.
+            while !has_begun(store.path()) && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::thread::sleep(Duration::from_millis(2 * round));
             Command::new("kill")
                 .args(["-s", signal, &child.id().to_string()])
                 .stderr(Stdio::null())
