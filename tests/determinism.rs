@@ -137,12 +137,14 @@ fn a_signal_writes_a_checkpoint_and_exits_75() {
         let store = tempfile::tempdir().unwrap();
         let mut stopped = 0;
         for round in 0..200 {
+            // Not before the training has begun, and each round a little later; what goes on
+            // with a training needs a moment before it minds a signal.
+            let moment = if has_begun(store.path()) { 150 } else { 0 };
             let mut child = replicate(store.path(), &["run", "dijs"]).spawn().unwrap();
-            // Not before the training has begun, and each round a little later.
             while !has_begun(store.path()) && child.try_wait().unwrap().is_none() {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            std::thread::sleep(Duration::from_millis(2 * round));
+            std::thread::sleep(Duration::from_millis(moment + 2 * round));
             Command::new("kill")
                 .args(["-s", signal, &child.id().to_string()])
                 .stderr(Stdio::null())

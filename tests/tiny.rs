@@ -58,12 +58,12 @@ fn rows_run_on_averaged_images_and_are_compared_with_those_held_out() {
     fs::create_dir(&data).unwrap();
     write_cifar(&data, 20, 10, "first");
     let run = |arguments: &[&str]| {
-        let all = [arguments, &SHORT, &["--data", "cifar", "--store", "store", "--watch", "none"]].concat();
+        let all = [arguments, &SHORT, &["--data", "cifar", "--store", "store", "--watch", "lines"]].concat();
         replicate(dir.path(), &all)
     };
     let (code, out, err) = run(&["run", "dijs"]);
     assert_eq!(code, 0, "{out}{err}");
-    assert!(out.contains("FD") && !out.contains("FID"), "{out}");
+    assert!(out.contains("  fd  ") && !out.contains("fid"), "{out}");
     assert!(err.contains("CIFAR-10: 200 of 50000 train images in cifar"), "{err}");
     assert!(err.contains("CIFAR-10: 100 of 10000 test images in cifar"), "{err}");
     // Nothing is made twice.
