@@ -131,7 +131,9 @@ fn a_plan_needs_no_gpu() {
     assert_eq!(code, Some(0), "{said}");
     let of_dijs = said.lines().find(|line| line.contains("  dijs, seed 0")).unwrap();
     assert!(of_dijs.contains("GPU-h") && of_dijs.ends_with(" 9"), "hours and requeues a row: {said}");
-    for wanted in ["141 GB on the GPU", "not measured", "CC BY-NC-SA 4.0", "download  712 MB", "at the fullest"] {
+    for wanted in
+        ["141 GB on the GPU", "not measured", "CC BY-NC-SA 4.0", "download  712 MB", "at the fullest"]
+    {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
     // Of 28 EFLOP at 100 TFLOP a second.

@@ -82,9 +82,11 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     );
 
     let results = std::fs::read_to_string(output.join("results.csv")).unwrap();
-    for metric in
-        ["init-none,,smoke,0,map_distance_start,", "init-none,,smoke,0,map_distance_end,", "dijs,,smoke,0,fd,"]
-    {
+    for metric in [
+        "init-none,,smoke,0,map_distance_start,",
+        "init-none,,smoke,0,map_distance_end,",
+        "dijs,,smoke,0,fd,",
+    ] {
         assert!(results.contains(metric), "no {metric} in {results}");
     }
     assert!(!results.contains("dijs,,smoke,0,map_distance"), "dijs is what the others are compared with");
