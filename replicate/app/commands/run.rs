@@ -193,6 +193,8 @@ fn experiment(
                 Ok(Some(outcome)) => {
                     outcomes.push(outcome);
                     if fills && !arguments.stored {
+                        // What it is compared with may be there already; else the end of the run sees to it.
+                        runner.mapping(row, *seed)?;
                         filled(&mut runner, targets, row, &root(place.root.as_deref())?)?;
                     }
                 }
