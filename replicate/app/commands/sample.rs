@@ -101,7 +101,9 @@ fn with_steps(mut recipe: Recipe, sampler: &Row, steps: Option<&str>) -> Result<
     let Some(steps) = steps else { return Ok(recipe) };
     let settings = recipe.method_settings(sampler);
     let counted = |name: &str| name.ends_with("_steps") || name.ends_with("_calls");
-    let Some(setting) = settings.iter().find(|setting| counted(setting.field.name)) else {
+    // Steps of the one-step training are no calls of a sampler.
+    let mut own = settings.iter().filter(|setting| setting.owner != OneStep::OWNER);
+    let Some(setting) = own.find(|setting| counted(setting.field.name)) else {
         return Err(Error::Usage(format!("--steps: {} has no number of steps to choose", sampler.id)));
     };
     if (setting.field.canonical)(steps).is_none() {
