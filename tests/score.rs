@@ -709,8 +709,8 @@ fn what_is_missing_is_named_with_its_remedy() {
     for (arguments, expected) in [
         (&[&dir.path("nowhere") as &dyn AsRef<std::ffi::OsStr>][..], "nowhere"),
         (&[&ours, &"--ref", &"nosuch"], "--ref fid-reference"),
-        (&[&ours, &"--ref", &"cifar10"], "`replicate fetch cifar10`"),
-        (&[&ours, &"--ref", &"fid-reference"], "`replicate fetch fid-reference`"),
+        (&[&ours, &"--ref", &"cifar10"], "`replicate fetch cifar10 --store"),
+        (&[&ours, &"--ref", &"fid-reference"], "`replicate fetch fid-reference --store"),
         (&[&pictures], "--inception names a file"),
         (&[&pictures, &"--inception", &dir.path("none.pth")], "none.pth"),
         (&[&pictures, &"--inception", &pictures], "a.npy"),
