@@ -9,7 +9,6 @@
 //! `tests/standin` runs it on a CPU, with replacements for the libraries.
 
 mod attention;
-mod backward;
 mod compile;
 mod conv;
 mod noise;

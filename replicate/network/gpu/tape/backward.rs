@@ -1,9 +1,9 @@
 //! The backward pass of a network: from the gradient of its output to those of its input and its
 //! parameters.
 
-use super::tape::{Shift, Step, add, group_norm, resampled};
+use super::{Shift, Step, add, group_norm, resampled};
 use crate::network::Param;
-use crate::network::gpu;
+use crate::network::gpu as cuda;
 use candle_core::{DType, Result, Tensor};
 
 /// A gradient as a map and a factor, so that linear operations need no pass over the map.

@@ -5,9 +5,11 @@
 //! Maps have the channels last, (B, H, W, C), in float32 or bfloat16. Rows of channels, (B, 1, 1,
 //! C), are float32.
 
+mod backward;
+
 use self::backward::{Gradient, Taken};
 use crate::network::dual::Tangents;
-use crate::network::gpu::{self as cuda};
+use crate::network::gpu as cuda;
 use crate::network::{Norm, Ops, Param, Plus, Resample, mix, pack, unpack};
 use candle_core::backend::BackendStorage;
 use candle_core::backprop::GradStore;
