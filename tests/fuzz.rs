@@ -366,7 +366,7 @@ fn paper_of(place: &Place, bytes: &[u8]) -> Told {
     let results = [
         told(paper::table1(dir)),
         told(paper::table2(dir)),
-        told(paper::claims(dir)),
+        told(paper::claims(dir, &[])),
         told(paper::setup(dir)),
         told(paper::printed(dir)),
     ];

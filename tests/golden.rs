@@ -482,7 +482,8 @@ fn the_papers_tables_hold_what_it_prints() {
 
 #[test]
 fn the_papers_claims_are_understood() {
-    let claims = paper::claims(&repository().join("paper")).unwrap();
+    let ablations: Vec<&str> = method::ABLATIONS.iter().map(|row| row.id).collect();
+    let claims = paper::claims(&repository().join("paper"), &ablations).unwrap();
     let statement = |id: &str| &claims.iter().find(|claim| claim.id == id).unwrap().statement;
     let fd = |row: &str| Operand::Metric { metric: "fd".to_string(), row: row.to_string() };
     assert_eq!(
@@ -540,7 +541,7 @@ fn paper_files(table1: &str, table2: &str, claims: &str) -> tempfile::TempDir {
 fn paper_rows() -> (Vec<Row1>, Vec<Row2>, Vec<Claim>) {
     let directory = paper_files(TABLE1, TABLE2, CLAIMS);
     let path = directory.path();
-    (paper::table1(path).unwrap(), paper::table2(path).unwrap(), paper::claims(path).unwrap())
+    (paper::table1(path).unwrap(), paper::table2(path).unwrap(), paper::claims(path, &[]).unwrap())
 }
 
 #[test]
@@ -549,7 +550,7 @@ fn a_paper_file_that_is_wrong_is_refused_with_file_line_and_expectation() {
         let edit = |text: &str| text.replace(from, to);
         let directory = paper_files(&edit(TABLE1), &edit(TABLE2), &edit(CLAIMS));
         let path = directory.path();
-        let results = [paper::table1(path).err(), paper::table2(path).err(), paper::claims(path).err()];
+        let results = [paper::table1(path).err(), paper::table2(path).err(), paper::claims(path, &[]).err()];
         let error = results.into_iter().flatten().next().unwrap_or_else(|| panic!("{to} was taken"));
         assert_eq!(error.exit_code(), EXIT_INPUT);
         assert!(error.to_string().contains(expected), "{error}");
@@ -563,7 +564,7 @@ fn a_paper_file_that_is_wrong_is_refused_with_file_line_and_expectation() {
     refused("dikl,Score", "dijs,Score", "something that no line before has in column `id` on line 7");
     refused("6.20,init-50", "6.20,", "table2.csv is invalid: expected a text in column `cell` on line 3");
     refused("fd(dijs)", "fid(dijs)", "one of the metrics fd, is");
-    refused("fd(dikl)", "fd(ddim)", "that is run in column `right` on line 2");
+    refused("fd(dikl)", "fd(ddim)", "or an ablation, in column `right` on line 2");
     refused("fd(dikl)", "fd dikl", "`metric(row)` or a number in column `right` on line 2");
     refused(",<,", ",>,", "`<` or `~` in column `op` on line 2");
     refused("collapsed,,,", "gone,,,", "`collapsed`, `collapsed-early` or `not-collapsed` in column `op`");
@@ -1252,7 +1253,9 @@ fn the_readme_shows_the_verdicts() {
     let folder = repository();
     let read = |file: &str| golden::read_golden(&folder.join("golden").join(file)).unwrap();
     let lines = [read("table1.csv"), read("table2.csv"), read("studies.csv")].concat();
-    let (accepted, claims) = (golden::accepted(&lines), paper::claims(&folder.join("paper")).unwrap());
+    let accepted = golden::accepted(&lines);
+    let ablations: Vec<&str> = method::ABLATIONS.iter().map(|row| row.id).collect();
+    let claims = paper::claims(&folder.join("paper"), &ablations).unwrap();
     let shown = |claim: &Claim, judged: &Judgement| match judged.verdict {
         ClaimVerdict::Holds => "holds",
         ClaimVerdict::DoesNotHold => "does not hold",

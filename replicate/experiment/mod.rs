@@ -6,5 +6,7 @@ pub mod run;
 pub mod studies;
 
 pub use self::recipe::Recipe;
-pub use crate::method::{Data, FULL_INITIALIZATION, Initialization, Row, TABLE1, TABLE2, all_rows};
+pub use crate::method::{
+    ABLATIONS, Data, FULL_INITIALIZATION, Initialization, Row, TABLE1, TABLE2, all_rows,
+};
 pub use crate::settings::Scale;

@@ -287,15 +287,16 @@ pub fn targets(directory: &Path) -> Result<Vec<(String, Fid)>> {
 }
 
 /// `claims.csv` of `directory`, in file order. The rows that claims name must be
-/// run by a row of the two tables, which are read too; a row of Table 2 becomes
-/// the cell that re-runs it. Errors as [`table1`].
-pub fn claims(directory: &Path) -> Result<Vec<Claim>> {
+/// run by a row of the two tables, which are read too, or be one of `ablations`;
+/// a row of Table 2 becomes the cell that re-runs it. Errors as [`table1`].
+pub fn claims(directory: &Path, ablations: &[&str]) -> Result<Vec<Claim>> {
     let own = table1(directory)?
         .into_iter()
         .filter(|row| row.kind != Kind::Cited)
         .map(|row| (row.id.clone(), row.id));
     let shared = table2(directory)?.into_iter().map(|row| (row.id, row.cell));
-    let cells: BTreeMap<String, String> = own.chain(shared).collect();
+    let beside = ablations.iter().map(|id| (id.to_string(), id.to_string()));
+    let cells: BTreeMap<String, String> = own.chain(shared).chain(beside).collect();
     rows(&directory.join("claims.csv"), &CLAIMS, |line| {
         Ok(Claim {
             id: line.text("id")?.to_string(),
@@ -354,7 +355,7 @@ pub fn source_classes(directory: &Path, n: usize) -> Result<Vec<u32>> {
 
 fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement> {
     let cell = |column: &str, row: &str| {
-        let unknown = || line.wrong(column, "a row of table1.csv or table2.csv that is run");
+        let unknown = || line.wrong(column, "a run row of table1.csv or table2.csv, or an ablation,");
         // What is changed of it: `dijs+critic_steps=5`.
         let (row, changes) = row.split_at(row.find('+').unwrap_or(row.len()));
         cells.get(row).map(|cell| format!("{cell}{changes}")).ok_or_else(unknown)

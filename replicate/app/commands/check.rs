@@ -1,14 +1,14 @@
 //! `check` and `accept`: what the store has against golden, paper and claims.
 
 use super::{
-    all_goldens, golden_path, lock_to_change, presets, reader, recipes, report, root, select, stored,
+    all_goldens, claims, golden_path, lock_to_change, presets, reader, recipes, report, root, select, stored,
     studies, study_goldens, write_file,
 };
 use crate::app::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::humantime;
 use crate::experiment::studies::Study;
-use crate::experiment::{Recipe, Row, Scale, TABLE1, all_rows};
+use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE2, all_rows};
 use crate::judge::claims::{ClaimVerdict, evaluate_all};
 use crate::judge::golden::{
     self, Comparison, Golden, Score, Status, read_golden, refuse_in_ci, write_golden,
@@ -88,8 +88,7 @@ pub fn check(
                 cells.len() == all.len()
                     || claim.statement.rows().iter().any(|cell| rows.contains(&row(cell).as_str()))
             };
-            let claims: Vec<Claim> =
-                paper::claims(&root.join("paper"))?.into_iter().filter(|c| named(&c)).collect();
+            let claims: Vec<Claim> = claims(&root.join("paper"))?.into_iter().filter(|c| named(&c)).collect();
             // Some are about what is changed of a row.
             let mut accepted = golden::accepted(&all_goldens(&root)?);
             accepted.extend(golden::accepted(&study_goldens(&root)?));
@@ -248,9 +247,13 @@ pub fn accept(
     }
     let date = humantime(std::time::SystemTime::now());
     for which in [Which::Table1, Which::Table2] {
-        let first = |row: &str| TABLE1.iter().any(|cell| cell.id == row);
-        let ours: Vec<Score> =
-            scores.iter().filter(|score| first(&score.row) == (which == Which::Table1)).cloned().collect();
+        let initialization =
+            |row: &str| row != FULL_INITIALIZATION.id && TABLE2.iter().any(|cell| cell.id == row);
+        let ours: Vec<Score> = scores
+            .iter()
+            .filter(|score| initialization(&score.row) == (which == Which::Table2))
+            .cloned()
+            .collect();
         if ours.is_empty() {
             continue;
         }

@@ -16,9 +16,9 @@ mod weights;
 use crate::app::cli::{Cli, Command, Format, Place, Which};
 use crate::error::{EXIT_GOOD, Error, Result, shown_path};
 use crate::experiment::run::{Outcome, Runner, Settings};
-use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
+use crate::experiment::{ABLATIONS, FULL_INITIALIZATION, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
 use crate::judge::golden::{Golden, Score, read_golden};
-use crate::judge::paper::{self, Kind};
+use crate::judge::paper::{self, Claim, Kind};
 use crate::network::device;
 use crate::report::table::Table;
 use crate::store::formats::torch;
@@ -125,6 +125,11 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
 fn is_cited(row: &str, place: &Place) -> bool {
     let printed = root(place.root.as_deref()).and_then(|root| paper::table1(&root.join("paper")));
     printed.is_ok_and(|rows| rows.iter().any(|other| other.id == row && other.kind == Kind::Cited))
+}
+
+/// The claims of `paper/` about rows of the tables and about ablations.
+fn claims(paper: &Path) -> Result<Vec<Claim>> {
+    paper::claims(paper, &ABLATIONS.iter().map(|row| row.id).collect::<Vec<_>>())
 }
 
 /// The presets of the scale.

@@ -1,7 +1,8 @@
 //! `report` and `figures`: what the store has, as tables, pictures and one page.
 
 use super::{
-    all_goldens, command, flags, presets, reader, render, root, scores_of, studies, study_goldens, write_file,
+    all_goldens, claims, command, flags, presets, reader, render, root, scores_of, studies, study_goldens,
+    write_file,
 };
 use crate::app::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
@@ -247,7 +248,7 @@ impl Gathered {
         let (scale, paper) = (self.scale, root.join("paper"));
         let accepted = golden::accepted(&self.goldens);
         let (own, golden) = (seeds(&self.scores), seeds(&accepted));
-        let claims = paper::claims(&paper)?;
+        let claims = claims(&paper)?;
         let (mut all, mut all_accepted) = (self.scores.clone(), accepted.clone());
         all.extend(self.studies.scores.iter().filter(|score| !score.changes.is_empty()).cloned());
         all_accepted.extend(golden::accepted(&study_goldens(root)?));
