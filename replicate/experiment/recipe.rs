@@ -384,7 +384,8 @@ impl Recipe {
     /// pre-training, too.
     pub fn images_of(&self, row: &Row) -> u64 {
         let training = row.method.training.as_ref();
-        let images = match training.and_then(|training| training.from_scratch) {
+        let from_scratch = training.and_then(|training| training.from_scratch);
+        let images = match from_scratch.filter(|_| row.start == Initialization::Random) {
             Some(published) => published.min(self.pretraining.images + self.budget.images),
             None => self.budget.images,
         };

@@ -194,7 +194,7 @@ pub const CASES: &[Case] = &[
     Case { changes: &[SIDA[0], SIDA[1], "sida_group=2"], ..sid("sida", "sida_groups") },
     Case {
         // Of a longer training the thresholds are what they are set to.
-        changes: &["images=320", "sida_generator_from=4", "sida_adversary_from=8"],
+        changes: &["images=320", "sida_generator_from=3", "sida_adversary_from=7"],
         ..sid("sida", "sida_warmup")
     },
     // The iterations with 11, 21 and 1281 levels.

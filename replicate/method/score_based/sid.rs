@@ -250,7 +250,7 @@ impl Method for Sid {
         let fake = &self.fake.frozen;
         let generator_levels = Levels::SeventhRoot { share: settings.t_max };
         let passed =
-            |from: fn(&SidaSettings) -> u64| adversary.is_none_or(|s| batch.images_before() >= from(s));
+            |from: fn(&SidaSettings) -> u64| adversary.is_none_or(|s| batch.images_before() > from(s));
         let (moves, deceives) = (passed(|s| s.generator_from), passed(|s| s.adversary_from));
         let generator = self.generator.follow(batch, moves, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;

@@ -24,6 +24,9 @@ use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
 use candle_core::{Result, Tensor, Var};
 
+/// Images of the published training.
+const PUBLISHED_IMAGES: u64 = 50_000_000;
+
 /// Diffusion-GAN as published.
 pub const SPEC: Spec =
     spec("diffusion-gan", CALLS, |setup| Ok(Box::new(StyleGan::train(setup, &setup.own())?)));
@@ -57,8 +60,13 @@ const CALLS: &[Call] = &[
 ];
 
 const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec {
-    let training =
-        Some(Trained { build, networks: NETWORKS, calls, from_scratch: Some(50_000_000), at_most: None });
+    let training = Some(Trained {
+        build,
+        networks: NETWORKS,
+        calls,
+        from_scratch: Some(PUBLISHED_IMAGES),
+        at_most: None,
+    });
     let cite = "Wang et al. 2023, arXiv 2206.02262";
     Spec {
         name,

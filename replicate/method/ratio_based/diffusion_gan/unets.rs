@@ -2,7 +2,7 @@
 //! Diffusion-GAN needs StyleGAN2 and the gradient penalty (section 1).
 
 use super::players::{Players, Seen};
-use super::{DiffGan, DiffusionGan, FILE};
+use super::{DiffGan, DiffusionGan, FILE, PUBLISHED_IMAGES};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::one_step::{self, Generator, OneStep, one_step};
 use crate::method::{Build, Setup, Spec, Trained};
@@ -42,7 +42,13 @@ const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec 
         cite: "Wang et al. 2023, arXiv 2206.02262, on the networks of this paper",
         file: FILE,
         fingerprint: None,
-        training: Some(Trained { build, networks: NETWORKS, calls, from_scratch: None, at_most: None }),
+        training: Some(Trained {
+            build,
+            networks: NETWORKS,
+            calls,
+            from_scratch: Some(PUBLISHED_IMAGES),
+            at_most: None,
+        }),
         nfe: |_| 1,
         settings: &[OneStep::listed, DiffGan::listed],
         sampler: one_step::sampler,
