@@ -1,4 +1,4 @@
-//! What is run: the rows of both tables, and the recipe of every scale.
+//! Experiments: the rows of both tables, and the recipe of every scale.
 
 pub mod plan;
 pub mod recipe;

@@ -1,21 +1,18 @@
-//! What a run costs, counted from its recipe before anything is run: for
-//! `list` and `run --dry-run`.
+//! Estimates the cost of a run from its recipe, for `list` and `run --dry-run`.
 //!
-//! Operations are those of the convolutions, linear layers and attention, two
-//! for each multiply-add. A pass backwards costs one forward pass for the
-//! gradient of the inputs and one for that of the parameters. Norms,
-//! activations, resampling, the optimiser, the drawing of noise and of images
-//! and the metrics behind the features are not counted.
+//! Counts the operations of convolutions, linear layers and attention, two for each multiply-add. A
+//! backward pass costs one forward pass for the gradient of the inputs and one for that of the
+//! parameters. Norms, activations, resampling, the optimiser, random numbers, the drawing of
+//! images, and the metrics after the features are not counted.
 //!
-//! A time is a count over a rate, as if every operation were equally fast. At
-//! the mini scale on two CPU cores with AVX-512 a pre-training step makes 160 to 167
-//! GFLOP/s (of the operations counted: Winograd's convolutions do fewer); the ten
-//! rows of both tables took 0.87 (the teacher's samples) to 1.23 times of what is
-//! estimated from that rate. It is memory that the count leaves out: on the same
-//! cores among six times as many busy processes, backward passes slowed down more
-//! than forward ones, and the teacher's samples took 0.4 of their estimate. On a
-//! GPU, where the mini network cannot fill the device, the probe has not been
-//! compared with anything: take its estimate for larger networks as an upper bound.
+//! The time is the count divided by a rate, as if every operation were equally fast. At scale mini
+//! on two CPU cores with AVX-512, a pre-training step reaches 160 to 167 GFLOP/s (of the counted
+//! operations: Winograd's convolutions do fewer). The ten rows of both tables took 0.87 (the
+//! teacher's samples) to 1.23 times the estimate from that rate. The count ignores memory traffic:
+//! on the same cores with six times as many busy processes, backward passes slowed down more than
+//! forward passes, and the teacher's samples took 0.4 of their estimate. On a GPU the mini network
+//! does not fill the device, and the probe was not compared with any run: take its estimate for
+//! larger networks as an upper bound.
 
 use crate::data::Images;
 use crate::data::grid::GRID;
@@ -34,28 +31,27 @@ use crate::train::batch::Batches;
 use candle_core::Device;
 use std::time::Instant;
 
-/// What one entry of the store costs, its parents (pre-training, feature
-/// network) excluded.
+/// Cost of one entry of the store, without that of its parents (pre-training, feature network).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Floating-point operations: all steps, all samples, all features.
     pub flop: f64,
-    /// Steps of the training; 0 where nothing is trained.
+    /// Training steps; 0 if nothing is trained.
     pub steps: u64,
-    /// Of `flop`, those of one step.
+    /// Floating-point operations of one step, included in `flop`.
     pub step_flop: f64,
-    /// Scalars that are trained: of the generator and of the critic or fake
-    /// score; of the U-Net in a pre-training.
+    /// Trained scalars: those of the generator and of the critic or fake score, or those of the
+    /// U-Net in a pre-training.
     pub parameters: u64,
-    /// Bytes of the files that stay, an upper bound; without TensorBoard's
-    /// events, which hold the grids once more.
+    /// Upper bound of the bytes of the files that stay. It excludes TensorBoard's events, which
+    /// hold the grids a second time.
     pub disk_bytes: u64,
-    /// The most bytes there are at any moment: two checkpoints, and a third
-    /// that is being written before it replaces the older one.
+    /// Largest number of bytes at any moment: two checkpoints, and a third while it is written
+    /// before it replaces the older one.
     pub peak_disk_bytes: u64,
 }
 
-/// The training of a row where it has one, then the samples and their scores.
+/// Returns the cost of a row: its training if it has one, its samples and their scores.
 pub fn row(recipe: &Recipe, row: &Row) -> Cost {
     let (config, e) = (&recipe.network, &recipe.evaluation);
     let sample = (row.method.nfe)(&recipe.overrides) as f64 * sampled(row).count(config).flop();
@@ -83,14 +79,14 @@ pub fn row(recipe: &Recipe, row: &Row) -> Cost {
     }
 }
 
-/// The network that makes the row's samples.
+/// Returns the network that makes the row's samples.
 fn sampled(row: &Row) -> Size {
     let trained = row.method.training.iter().flat_map(|training| training.networks);
     let averaged = trained.filter(|network| network.role == Role::Averaged).map(|network| network.size);
     averaged.into_iter().next().unwrap_or(Size::Denoiser)
 }
 
-/// Operations of one iteration, an image.
+/// Returns the operations of one iteration for each image.
 fn step(recipe: &Recipe, row: &Row, training: &Trained) -> f64 {
     let flop = |name: &str| network(training, name).size.count(&recipe.network).flop();
     let repeated = recipe.method_settings(row).iter().any(|setting| setting.field.name == "critic_steps");
@@ -115,12 +111,11 @@ fn learned(training: &Trained, config: &Config) -> impl Iterator<Item = (Role, C
     learned.map(|network| (network.role, network.size.count(config)))
 }
 
-/// Bytes of memory that one step of the row's training takes at its peak, an
-/// estimate: weights, gradients, Adam's moments and averages, and the outputs of
-/// every operation of the largest of an iteration's steps. For a row that only samples,
-/// a batch of samples. On a CPU, with the mini network and a batch of 512, processes
-/// took 1.19 (DiJS) and 1.25 (Diff-Instruct) times what is counted: half as much is
-/// added.
+/// Estimates the peak memory of one training step of the row, in bytes: weights, gradients, Adam's
+/// moments and averages, and the outputs of every operation in the largest step of an iteration.
+/// For a row that only samples, it is a batch of samples. On a CPU, with the mini network and a
+/// batch of 512, processes took 1.19 (DiJS) and 1.25 (Diff-Instruct) times the count, so half of
+/// the count is added.
 pub fn memory(recipe: &Recipe, row: &Row) -> u64 {
     let config = &recipe.network;
     let Some(training) = &row.method.training else {
@@ -137,8 +132,8 @@ pub fn memory(recipe: &Recipe, row: &Row) -> u64 {
     bytes_of(kept + steps.into_values().fold(0.0, f64::max) as u64)
 }
 
-/// The largest part of the batch, halved again and again, with which the row's step
-/// fits into `bytes` of memory by [`memory`]; `None` if not even one image does.
+/// Returns the largest microbatch, from halving the batch repeatedly, whose step fits into `bytes`
+/// by [`memory`]; `None` if not even one image fits.
 pub fn fitting(recipe: &Recipe, row: &Row, bytes: u64) -> Option<usize> {
     let halves =
         std::iter::successors(Some(recipe.budget.batch), |batch| (*batch > 1).then(|| batch.div_ceil(2)));
@@ -147,19 +142,19 @@ pub fn fitting(recipe: &Recipe, row: &Row, bytes: u64) -> Option<usize> {
     halves.into_iter().find(|batch| memory(&in_parts(*batch), row) <= bytes)
 }
 
-/// Of float32 values, and half as much again.
+/// Returns the bytes of float32 values, and half as much again.
 fn bytes_of(values: u64) -> u64 {
     4 * values * 3 / 2
 }
 
-/// [`memory`] of a step of pre-training.
+/// As [`memory`], for a step of pre-training.
 pub fn pretraining_memory(recipe: &Recipe) -> u64 {
     let network = Count::denoiser(&recipe.network);
     let at_once = recipe.pretraining.batch.min(MICROBATCH) as u64;
     bytes_of(5 * network.parameters + at_once * network.activations)
 }
 
-/// Denoising score matching; nothing for `Initialization::Random`.
+/// Returns the cost of denoising score matching; zero for `Initialization::Random`.
 pub fn pretraining(recipe: &Recipe, start: Initialization) -> Cost {
     if start == Initialization::Random {
         return Cost::default();
@@ -180,55 +175,53 @@ pub fn pretraining(recipe: &Recipe, start: Initialization) -> Cost {
 }
 
 const GRID_IMAGES: usize = GRID.0 * GRID.0;
-/// The batch of `measure::sample::generate`.
+/// Batch size of `measure::sample::generate`.
 const SAMPLED_AT_ONCE: u64 = 100;
 
-/// How often a training writes a grid: at the beginning, and at each tick.
+/// Returns how often a training writes a grid: once at the start, and at each tick.
 fn looks(steps: u64, ticks: u64) -> u64 {
     1 + steps.div_ceil(steps.div_ceil(ticks).max(1))
 }
 
-/// The experiment's text, the manifest, scores and times: 4 kB or so.
+/// Bytes of the experiment's text, the manifest, scores and times: about 4 kB.
 const TEXT: u64 = 8192;
-/// Of each look: a line of the metrics, an output in the manifest.
+/// Bytes of each tick: a line of the metrics, an output in the manifest.
 const LOOK_TEXT: u64 = 256;
-/// A tensor's name, shape and place in the header of a safetensors file.
+/// Bytes of a tensor's name, shape and place in the header of a safetensors file.
 const TENSOR_TEXT: u64 = 160;
 
-/// The fields of `Cost` about disk. Each trained network is saved with Adam's
-/// two moments; `averaged` also has the average that is published.
+/// Returns the fields of `Cost` about disk. Each trained network is saved with Adam's two moments;
+/// an averaged network also with the average that is published.
 fn disk(config: &Config, looks: u64, learned: &[(Role, Count)]) -> Cost {
     let tensors = |c: &Count, copies: u64| copies * (4 * c.parameters + TENSOR_TEXT * c.tensors);
     let weights: u64 =
         learned.iter().filter(|(role, _)| *role == Role::Averaged).map(|(_, c)| tensors(c, 1)).sum();
     let text = TEXT + looks * LOOK_TEXT;
-    // The grids of the looks and that of the finished network.
+    // One grid for each tick, and one of the finished network.
     let files = text + (looks + 1) * grid_bytes(config);
     let checkpoint = weights + learned.iter().map(|(_, c)| tensors(c, 3)).sum::<u64>() + text;
     Cost { disk_bytes: files + weights, peak_disk_bytes: files + 3 * checkpoint, ..Cost::default() }
 }
 
-/// An upper bound of a grid's PNG. What the zoom repeats is compressed away; of
-/// the images themselves, noise takes 2.0 bytes a value and the worst pattern
-/// that was tried 2.13.
+/// Returns an upper bound of a grid's PNG in bytes. Compression removes the repetition of the zoom.
+/// The images themselves take 2.0 bytes a value for noise, and 2.13 for the worst pattern tried.
 fn grid_bytes(config: &Config) -> u64 {
     let values = GRID_IMAGES * config.image_channels * config.size * config.size;
     (values * 9 / 4 + 4096) as u64
 }
 
-/// Operations of the U-Net's forward pass on one image, without an
-/// augmentation label.
+/// Returns the operations of the U-Net's forward pass on one image, without an augmentation label.
 pub fn forward(config: &Config) -> f64 {
     Count::denoiser(config).flop()
 }
 
-/// Operations of the feature network's forward pass on one image.
+/// Returns the operations of the feature network's forward pass on one image.
 pub fn classifier_forward(layout: Layout, size: usize) -> f64 {
     let network = outlined(|vb| Classifier::new(layout, vb));
     Count::of(&network.parameters, &network, &[[3, size, size]]).flop()
 }
 
-/// Operations of Inception-v3 on one image of 299 pixels, our count.
+/// Operations of Inception-v3 on one image of 299 x 299 pixels, by our count.
 const INCEPTION_FLOP: f64 = 11.4e9;
 
 fn features_forward(recipe: &Recipe) -> f64 {
@@ -238,8 +231,8 @@ fn features_forward(recipe: &Recipe) -> f64 {
     }
 }
 
-/// The features of the real images, which are measured once for all cells; nothing
-/// where they are drawn.
+/// Returns the cost of the real images' features, which are measured once for all cells; zero if
+/// the images are drawn.
 pub fn reference(recipe: &Recipe) -> Cost {
     if recipe.scale.procedural() {
         return Cost::default();
@@ -259,27 +252,26 @@ pub fn reference(recipe: &Recipe) -> Cost {
     }
 }
 
-/// Estimated seconds of `cost` at so many operations a second: of [`probe`], or
-/// of a finished run ([`Cost::rate`]).
+/// Estimates the seconds of `cost` at a rate from [`probe`] or from a finished run
+/// ([`Cost::rate`]).
 pub fn seconds(cost: &Cost, flops_per_second: f64) -> f64 {
     cost.flop / flops_per_second
 }
 
 impl Cost {
-    /// Operations a second of a finished run of this cost that took
-    /// `seconds_per_step`: for the same row, a better guide than any probe.
+    /// Returns the operations per second of a finished run of this cost, from its
+    /// `seconds_per_step`. For the same row it is more accurate than a probe.
     pub fn rate(&self, seconds_per_step: f64) -> f64 {
         self.step_flop / seconds_per_step
     }
 }
 
-/// Operations a second on `device` of the mini network's denoising score
-/// matching steps, measured in about a second. The batch grows until a step
-/// takes a tenth of a second, so that what precedes and follows the arithmetic
-/// counts for little.
+/// Measures the operations per second on `device`, for the mini network's denoising score matching
+/// steps. It takes about a second. The batch grows until a step takes a tenth of a second, so that
+/// the overhead of a step counts for little.
 ///
 /// # Errors
-/// What a training step can fail with.
+/// Those of a training step.
 pub fn probe(device: &Device) -> error::Result<f64> {
     const LONG_STEP: f64 = 0.1;
     const LARGEST_BATCH: usize = 1024;
@@ -323,7 +315,7 @@ pub fn probe(device: &Device) -> error::Result<f64> {
     }
 }
 
-/// A number of operations with two digits or three: "17.9 TFLOP".
+/// Formats a number of operations with two or three digits: "17.9 TFLOP".
 pub fn operations(flop: f64) -> String {
     let units = ["FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"];
     let (mut value, mut unit) = (flop, 0);

@@ -1,4 +1,4 @@
-//! What a scale fixes, for all rows alike, and what is changed by hand.
+//! The settings of a scale, shared by all rows, and their overrides.
 
 use super::{Data, FULL_INITIALIZATION, Initialization, Row, all_rows};
 use crate::error::{Error, Result};
@@ -15,21 +15,21 @@ use crate::text::{or, unknown};
 use candle_core::Device;
 
 settings! {
-    /// Budget of the one-step training, and the images that are drawn for it.
+    /// Budget of the one-step training, and the number of drawn images.
     pub struct Budget: "budget", "" {
         /// Length of the one-step training.
         images: u64 = [192, 38_400, 128_000, 10_000_000, 100_000_000], 1..=MOST_IMAGES, "images";
         /// Images of one iteration.
         batch: usize = [16, 64, 64, 64, 64], 1..=LARGEST_BATCH, "images";
-        /// How often a training writes a line, a grid and a checkpoint.
+        /// Number of times a training writes a line, a grid and a checkpoint.
         ticks: u64 = [12, 10, 10, 200, 200], 1..=1_000_000, "", Ours("enough points for a curve");
-        /// Training images of each class, where they are drawn; 0 where they are read.
+        /// Training images of each class if they are drawn; 0 if they are read from files.
         images_per_class: usize = [20, 1000, 0, 0, 0], 1..=1_000_000, "images",
             Ours("as many as two minutes of training can use");
     }
 }
 
-/// Every setting that all rows share, and what was changed by hand.
+/// Every setting that all rows share, and the overrides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recipe {
     pub scale: Scale,
@@ -39,7 +39,7 @@ pub struct Recipe {
     pub budget: Budget,
     pub evaluation: Evaluation,
     pub classifier: ClassifierTraining,
-    /// What was changed by hand, of the methods' own settings too; empty for the paper's rows.
+    /// Overrides, including those of the methods' own settings; empty for the paper's rows.
     pub overrides: Overrides,
 }
 
@@ -76,7 +76,7 @@ impl Recipe {
         }
     }
 
-    /// The fields of every setting: the shared ones, then those of the methods.
+    /// Returns the fields of every setting: the shared ones, then those of the methods.
     pub fn fields() -> Vec<&'static Field> {
         let shared = [
             Config::fields(),
@@ -96,11 +96,11 @@ impl Recipe {
         all
     }
 
-    /// Changes one setting: `NAME=VALUE`. The result is another experiment, with the
-    /// change in its label: it can never stand in for the paper's row.
+    /// Overrides one setting: `NAME=VALUE`. The result is a separate experiment with the override
+    /// in its label, so it cannot replace the paper's row.
     ///
     /// # Errors
-    /// `Usage` for an unknown name, or a value that is not as expected.
+    /// `Usage` for an unknown name or an invalid value.
     pub fn set(&mut self, change: &str) -> Result<()> {
         let wrong = |why: String| Error::Usage(format!("cannot set '{change}': {why}"));
         let fields = Recipe::fields();
@@ -120,7 +120,7 @@ impl Recipe {
         Ok(())
     }
 
-    /// Whether the settings go with each other; the error says which do not.
+    /// Checks that the settings are compatible; the error names those that are not.
     fn consistent(&self) -> std::result::Result<(), String> {
         let (n, e) = (&self.network, &self.evaluation);
         if self.pretraining.augment_p.max(self.one_step.augment_p) > 0.0 && n.augment_labels == 0 {
@@ -144,10 +144,10 @@ impl Recipe {
         Ok(())
     }
 
-    /// Whether each change by hand is of a setting that one of `rows` uses.
+    /// Checks that at least one of `rows` uses each overridden setting.
     ///
     /// # Errors
-    /// `Usage` otherwise.
+    /// `Usage` if no row uses one.
     pub fn changes_used_by(&self, rows: &[Row]) -> Result<()> {
         let used: Vec<&str> =
             rows.iter().flat_map(|row| self.used(row)).map(|setting| setting.field.name).collect();
@@ -181,14 +181,14 @@ impl Recipe {
         *self = changed;
     }
 
-    /// The text of the setting of that name, a method's own too.
+    /// Returns the text of a setting by name, including methods' own settings.
     pub fn value(&self, name: &str) -> Option<String> {
         let own = all_rows().flat_map(|row| self.method_settings(&row));
         let mut all = self.shared().into_iter().chain(own);
         all.find(|setting| setting.field.name == name).map(|setting| setting.value)
     }
 
-    /// Every setting that all rows share.
+    /// Returns every setting that all rows share.
     pub fn shared(&self) -> Vec<Setting> {
         [
             self.network.list(),
@@ -201,7 +201,7 @@ impl Recipe {
         .concat()
     }
 
-    /// The settings of the row's method: those that it shares with others, and its own.
+    /// Returns the settings of the row's method: the shared ones and its own.
     pub fn method_settings(&self, row: &Row) -> Vec<Setting> {
         let shared = self.shared();
         let own = row.method.settings.iter().flat_map(|listed| listed(&self.overrides));
@@ -212,13 +212,13 @@ impl Recipe {
         .collect()
     }
 
-    /// Every setting that decides what the row measures.
+    /// Returns every setting that affects the row's measurements.
     pub fn used(&self, row: &Row) -> Vec<Setting> {
         let training = row.method.training.as_ref();
         let trained: Vec<Initialization> =
             self.initial(row).into_iter().filter(|start| !self.has_checkpoint(*start)).collect();
         let pretrained = !trained.is_empty();
-        // What knows no pre-training sees its images, too.
+        // A method without pre-training gets the images of the others' pre-training as well.
         let from_scratch = training.is_some_and(|training| training.from_scratch.is_some());
         let uses = |setting: &Setting| match setting.field.name {
             "teacher_images" => pretrained || from_scratch,
@@ -236,26 +236,26 @@ impl Recipe {
         shared.chain(self.method_settings(row)).collect()
     }
 
-    /// As [`Recipe::used`], of the row's weights alone.
+    /// As [`Recipe::used`], for the row's weights only.
     pub fn training_settings(&self, row: &Row) -> Vec<Setting> {
         let mut used = self.used(row);
         used.retain(|setting| ![Evaluation::OWNER, ClassifierTraining::OWNER].contains(&setting.owner));
         used
     }
 
-    /// The changes as they are given to `--set` and `--until`: "sigma_init=2".
+    /// Returns the overrides in the form of `--set` and `--until`: "sigma_init=2".
     pub fn changes(&self) -> Vec<String> {
         self.overrides.changes.iter().map(|(name, text)| format!("{name}={text}")).collect()
     }
 
-    /// The same in one order, whatever was given first: what names an experiment to people.
+    /// As [`Recipe::changes`], sorted, so that the same overrides give the same name in any order.
     pub fn sorted_changes(&self) -> Vec<String> {
         let mut changes = self.changes();
         changes.sort();
         changes
     }
 
-    /// The recipe of a scale with these changes, as [`Recipe::changes`] gives them.
+    /// Makes the recipe of a scale with overrides in the form of [`Recipe::changes`].
     ///
     /// # Errors
     /// As [`Recipe::set`].
@@ -270,8 +270,7 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Stops both stages early; where the features are Inception's, the scores are
-    /// taken of fewer images as well.
+    /// Stops both stages early. If the features are Inception's, it also scores fewer images.
     pub fn until(&mut self, images: u64) {
         let before = self.clone();
         if !self.scale.has_own_features() {
@@ -284,25 +283,25 @@ impl Recipe {
         self.budget.images = self.budget.images.min(images);
         self.pretraining.images = self.pretraining.images.min(images);
         self.pretraining.warmup_images = self.pretraining.warmup_images.min(images / 4);
-        // A grid and a checkpoint at every step would be most of a short run.
+        // In a short run, a grid and a checkpoint at every step would take most of the time.
         self.budget.ticks = self.budget.ticks.min(10);
         if *self != before {
             self.overrides.changes.push(("until".into(), images.to_string()));
         }
     }
 
-    /// What the row's generator starts from.
+    /// Returns the initialisation of the row's generator.
     pub fn generator_start(&self, row: &Row) -> Initialization {
         self.resolved(self.one_step.generator_start, row)
     }
 
-    /// The row whose generator this row's goes on from, unless it was changed by hand where the
-    /// generator starts.
+    /// Returns the row whose generator this row's starts from; `None` if it has none or
+    /// `generator_start` is overridden.
     pub fn first_stage(&self, row: &Row) -> Option<Row> {
         row.before().filter(|_| self.one_step.generator_start == Start::Row)
     }
 
-    /// What the row's critic, or fake score, starts from.
+    /// Returns the initialisation of the row's critic or fake score.
     pub fn critic_start(&self, row: &Row) -> Initialization {
         self.resolved(self.one_step.critic_start, row)
     }
@@ -310,7 +309,7 @@ impl Recipe {
     fn resolved(&self, start: Start, row: &Row) -> Initialization {
         match start {
             Start::Row => row.start,
-            // On a scale that draws its images the source classes are these characters.
+            // On a scale with drawn images, the source classes are these characters.
             Start::From(Initialization::MultiLevel(Data::Characters(n))) if self.scale.procedural() => {
                 Initialization::MultiLevel(Data::Sources(n))
             }
@@ -318,7 +317,8 @@ impl Recipe {
         }
     }
 
-    /// The pre-trainings that the row needs, each once; its own is the first where it has one.
+    /// Returns the pre-trainings that the row needs, each once; that of the row itself, if any,
+    /// comes first.
     pub fn initial(&self, row: &Row) -> Vec<Initialization> {
         let mut all: Vec<Initialization> = Vec::new();
         for start in [row.start, self.generator_start(row), self.critic_start(row)] {
@@ -329,13 +329,13 @@ impl Recipe {
         all
     }
 
-    /// Noise level of the grids of a pre-training: what a generator would start from.
+    /// Returns the noise level of a pre-training's grids: the level at which a generator starts.
     pub fn grid_sigma(&self) -> f64 {
-        // Another sigma_init trains no other teacher.
+        // The preset: overriding sigma_init must not change the teacher.
         OneStep::at(self.scale).sigma_init
     }
 
-    /// Noise levels of the pre-training from which `start` comes.
+    /// Returns the noise levels of the pre-training behind `start`.
     pub fn pretraining_levels(&self, start: Initialization) -> Levels {
         match start {
             Initialization::SingleLevel => Levels::Fixed(self.one_step.sigma_init as f32),
@@ -343,7 +343,7 @@ impl Recipe {
         }
     }
 
-    /// Whether `start` is pre-trained in the same way in both recipes.
+    /// True if both recipes pre-train `start` in the same way.
     pub fn pretrains_like(&self, other: &Recipe, start: Initialization) -> bool {
         self.network == other.network
             && self.budget.images_per_class == other.budget.images_per_class
@@ -351,8 +351,8 @@ impl Recipe {
             && self.pretraining_levels(start) == other.pretraining_levels(start)
     }
 
-    /// Whether `start` is a published checkpoint at this scale. A pre-training or a network
-    /// that was changed by name is not what was published.
+    /// True if `start` is a published checkpoint at this scale. It is not if a setting of the
+    /// pre-training or of the network is overridden.
     pub fn has_checkpoint(&self, start: Initialization) -> bool {
         let trained_by = || Pretraining::fields().iter().chain(Config::fields());
         let published = |name: &str| trained_by().all(|field| field.name != name);
@@ -361,8 +361,8 @@ impl Recipe {
             && self.overrides.changes.iter().all(|(name, _)| published(name))
     }
 
-    /// What the method of `row` is built from: `weights` are those of [`Recipe::initial`];
-    /// `cell` names the streams of what is drawn.
+    /// Returns the inputs from which the row's method is built. `weights` are those of
+    /// [`Recipe::initial`]; `cell` is the key of the random streams.
     pub fn setup<'a>(
         &'a self,
         device: &'a Device,
@@ -380,8 +380,8 @@ impl Recipe {
         Setup { device, network, settings, overrides, images: self.images_of(row), start, cell }
     }
 
-    /// Images of the row's training: what knows no pre-training sees those of the others'
-    /// pre-training, too.
+    /// Returns the number of images in the row's training. A method without pre-training also gets
+    /// the images of the others' pre-training.
     pub fn images_of(&self, row: &Row) -> u64 {
         let training = row.method.training.as_ref();
         let from_scratch = training.and_then(|training| training.from_scratch);
@@ -392,20 +392,20 @@ impl Recipe {
         training.and_then(|training| training.at_most).map_or(images, |most| images.min(most))
     }
 
-    /// The real images that scores compare with.
+    /// Returns the real images that scores compare with.
     pub fn reference(&self) -> Data {
         if self.scale.has_own_features() { Data::HeldOut } else { Data::Target }
     }
 
-    /// How often the row's training writes a line, a grid and a checkpoint: less often where it
-    /// is shorter than the others, and often enough for a curve.
+    /// Returns the number of ticks in the row's training. A shorter training has fewer, but enough
+    /// for a curve.
     pub fn ticks_of(&self, row: &Row) -> u64 {
         let ticks = self.budget.ticks;
         let share = (ticks * self.images_of(row)).div_ceil(self.budget.images);
         share.clamp(ticks.min(10), ticks)
     }
 
-    /// Whole iterations of the row's training.
+    /// Returns the number of whole iterations in the row's training.
     pub fn iterations(&self, row: &Row) -> u64 {
         self.images_of(row).div_ceil(self.budget.batch as u64)
     }

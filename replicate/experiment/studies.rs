@@ -1,6 +1,6 @@
-//! Studies: what happens when a choice is made otherwise. Each is a line of
-//! paper/studies.csv, a product of values, rows and seeds; each of its cells is an ordinary
-//! result, stored under what is changed.
+//! Studies: they measure the effect of other choices of settings. Each is a line of
+//! paper/studies.csv, a product of values, rows and seeds. Each of its cells is an ordinary result,
+//! stored under its overrides.
 
 use crate::error::{Error, Result};
 use crate::experiment::{Recipe, Row, Scale, all_rows};
@@ -16,35 +16,34 @@ pub struct Study {
     pub id: String,
     pub question: String,
     pub rows: Vec<Row>,
-    /// The fields that are changed, each with its values.
+    /// Overridden fields, each with its values.
     pub axes: Vec<(&'static Field, Vec<Value>)>,
-    /// Those at which the question is asked.
+    /// Scales for which the study is meant.
     pub scales: Vec<Scale>,
     pub seeds: Vec<u64>,
-    /// The metric that answers it.
+    /// Metric that answers the question.
     pub answer: String,
 }
 
 /// A value of a field.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// As `--set` takes it.
+    /// In the form of `--set`.
     Text(String),
-    /// So many times what the scale has: `x2`.
+    /// A multiple of the scale's preset: `x2`.
     Times(f64),
-    /// So many times another field of the cell: `generator_lr*20`, or its value: `generator_start`.
+    /// A multiple of another field of the cell, `generator_lr*20`, or its value, `generator_start`.
     Of(String, f64),
 }
 
-/// What a study can be answered by.
+/// Metrics that can answer a study.
 const ANSWERS: [&str; 4] = ["fd", "recall", "classes", "halfway_fd"];
 const COLUMNS: [&str; 7] = ["id", "question", "rows", "changes", "scales", "seeds", "answer"];
 
-/// studies.csv of `directory`, in file order.
+/// Reads studies.csv of `directory`, in file order.
 ///
 /// # Errors
-/// `Missing`; `Malformed` with the line and what was expected there, for a field that is no
-/// setting, too.
+/// `Missing`; `Malformed` with the line and the expected content, also for an unknown setting.
 pub fn studies(directory: &Path) -> Result<Vec<Study>> {
     let remedy = "it belongs to the repository: restore it from version control";
     let fields = Recipe::fields();
@@ -73,7 +72,7 @@ fn words<T>(line: &Line, column: &str, expected: &str, read: impl Fn(&str) -> Op
     line.text(column)?.split_whitespace().map(word).collect()
 }
 
-/// `NAME=VALUE,VALUE NAME=VALUE`
+/// Parses `NAME=VALUE,VALUE NAME=VALUE`.
 fn axes(line: &Line, fields: &[&'static Field]) -> Result<Vec<(&'static Field, Vec<Value>)>> {
     let known = |name: &str| fields.iter().find(|field| field.name == name).copied();
     let axis = |word: &str| {
@@ -106,11 +105,11 @@ fn axes(line: &Line, fields: &[&'static Field]) -> Result<Vec<(&'static Field, V
 }
 
 impl Study {
-    /// The recipes of every combination of values, changed from `base`: the last field
-    /// changes fastest.
+    /// Returns the recipes of every combination of values on top of `base`; the last field varies
+    /// fastest.
     ///
     /// # Errors
-    /// `Usage` for a scale at which the question is not asked, or for a value that cannot be set.
+    /// `Usage` for a scale that the study is not meant for, or for an invalid value.
     pub fn recipes(&self, base: &Recipe) -> Result<Vec<Recipe>> {
         let handful = matches!(base.scale, Scale::Smoke | Scale::Drill);
         if !self.scales.contains(&base.scale) && !handful {
@@ -143,12 +142,13 @@ impl Study {
         Error::Usage(format!("study {}: {error}", self.id))
     }
 
-    /// Whether it is the scale's experiments read otherwise: one combination of values.
+    /// True if the study has one combination of values: it repeats the scale's experiments under
+    /// another reading.
     pub fn is_reading(&self) -> bool {
         self.axes.iter().all(|(_, values)| values.len() == 1)
     }
 
-    /// The fields and values of a cell, as people read them.
+    /// Formats the fields and values of a cell for people.
     pub fn values(&self, recipe: &Recipe) -> String {
         let value =
             |field: &Field| format!("{} {}", field.name, recipe.value(field.name).unwrap_or_default());
@@ -157,13 +157,13 @@ impl Study {
 }
 
 impl Value {
-    /// As `--set` takes it in `recipe`.
+    /// Returns the value in the form of `--set` in `recipe`.
     fn text(&self, name: &str, recipe: &Recipe) -> String {
         let times = |of: Option<String>, times: f64| {
             let of = of.unwrap_or_default();
             match (of.parse::<u64>(), of.parse::<f64>()) {
                 (Ok(whole), _) => format!("{}", (whole as f64 * times).round()),
-                // 20 times 5e-5 is 1e-3, whatever the last bit of the product.
+                // Rounds, so that 20 times 5e-5 is exactly 1e-3.
                 (_, Ok(number)) => {
                     format!("{}", format!("{:.12e}", number * times).parse::<f64>().unwrap_or(f64::NAN))
                 }

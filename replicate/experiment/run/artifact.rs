@@ -1,4 +1,4 @@
-//! One thing that is made once and named by what made it.
+//! An artefact of the store: made once, and named by a key of everything it depends on.
 
 use super::{Runner, provenance};
 use crate::error::{Error, Result, shown_path};
@@ -9,20 +9,20 @@ use crate::train::watch::say;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-/// What is to be made: its canonical text, and what the manifest records of its origin.
+/// Description of an artefact: its canonical text, and the origin that its manifest records.
 #[derive(Default)]
 pub struct Artifact {
     pub text: String,
     pub label: String,
     pub settings: Vec<Setting>,
     pub seed: u64,
-    /// Images that its training sees, where it has one.
+    /// Images of its training, if it has one.
     pub images: Option<u64>,
-    /// Name to SHA-256: the files it is made from.
+    /// Files it is made from: name to SHA-256.
     pub inputs: BTreeMap<String, String>,
-    /// Name to key: the entries it is made from.
+    /// Entries it is made from: name to key.
     pub parents: BTreeMap<String, String>,
-    /// Name to licence, of what the entries are made from that it is made from.
+    /// Licences of the parents' own inputs: name to licence.
     pub licences: BTreeMap<String, String>,
 }
 
@@ -34,21 +34,21 @@ pub struct Made {
 }
 
 impl Made {
-    /// The SHA-256 of the output of that name.
+    /// Returns the SHA-256 of the output `name`.
     pub fn digest(&self, name: &str) -> Option<&str> {
         self.manifest.outputs.get(name).map(|content| content.sha256.as_str())
     }
 }
 
-/// What a maker leaves in the entry.
+/// Outputs of a maker in its entry.
 pub struct Outputs {
     pub names: Vec<String>,
-    /// Images that a training has seen.
+    /// Images of the training.
     pub images: u64,
 }
 
 impl Runner<'_> {
-    /// The artefact, where it is finished; nothing is made.
+    /// Returns the artefact if it is finished; makes nothing.
     pub(super) fn find(&mut self, artifact: &Artifact) -> Result<Option<Made>> {
         let entry = self.store.entry(&Key::of(&artifact.text), &artifact.label);
         match self.finished(artifact, &entry)? {
@@ -61,7 +61,7 @@ impl Runner<'_> {
         }
     }
 
-    /// The state of an entry; what its manifest says of its origin must be so.
+    /// Returns the state of an entry. It is damaged if its manifest contradicts the description.
     fn finished(&self, artifact: &Artifact, entry: &Entry) -> Result<Finished> {
         let finished = entry.finished()?;
         let Finished::Yes(manifest) = &finished else { return Ok(finished) };
@@ -79,7 +79,7 @@ impl Runner<'_> {
         }
     }
 
-    /// The artefact: the finished one, or what `maker` makes under the entry's lock.
+    /// Returns the finished artefact, or makes it with `maker` under the entry's lock.
     pub(super) fn make(
         &mut self,
         artifact: Artifact,
@@ -99,7 +99,7 @@ impl Runner<'_> {
             }
             Ok(())
         })?;
-        // Another process may have finished it meanwhile.
+        // Another process may have finished it while this one waited.
         match self.finished(&artifact, &entry)? {
             Finished::Yes(manifest) => return Ok(Made { entry, manifest }),
             Finished::No => {}

@@ -1,4 +1,4 @@
-//! The images of a scale, and what is measured against them.
+//! The images of a scale, and the statistics of the real ones.
 
 use super::artifact::{Artifact, Outputs};
 use super::inputs::Input;
@@ -20,23 +20,23 @@ use std::sync::atomic::Ordering;
 
 /// Mean and covariance of the real images' features, in EDM's form.
 const STATISTICS: &str = "statistics.npz";
-/// Features of some of the real images, and the mean of each class.
+/// Features of a subset of the real images, and the mean of each class.
 const NEIGHBOURHOOD: &str = "neighbourhood.safetensors";
-/// Our statistics of the real images against EDM's: more is another network,
-/// another resize or other images.
+/// Largest FID between our statistics of the real images and EDM's. A larger one means another
+/// network, another resize or other images.
 const STATISTICS_AGREE: f64 = 1e-2;
 
 impl Runner<'_> {
-    /// Whether the images are drawn rather than read from files.
+    /// True if the images are drawn rather than read from files.
     fn drawn(&self, data: Data) -> bool {
         self.recipe.scale.procedural() || matches!(data, Data::Characters(_))
     }
 
-    /// Names the images; files that are not here are an error.
+    /// Returns the digest of the images; fails if they are missing files.
     pub(super) fn images_digest(&mut self, data: Data) -> Result<String> {
         if self.drawn(data) {
-            // The drawing is code and its version is in every name of a stream:
-            // the text says which images, without making them.
+            // The text identifies the images without making them: the drawing's version is in the
+            // name of every stream.
             let text = format!("{} {}", glyphs::VERSION, keys::data_text(&self.recipe, data));
             return Ok(sha256_hex(text.as_bytes()));
         }
@@ -44,7 +44,7 @@ impl Runner<'_> {
         Ok(self.images[&data].1.clone())
     }
 
-    /// The same; `None` where they are files that are not here.
+    /// As [`Runner::images_digest`], but `None` if they are missing files.
     pub(super) fn find_images_digest(&mut self, data: Data) -> Result<Option<String>> {
         match self.drawn(data) || self.source(data)?.is_some() {
             true => Ok(Some(self.images_digest(data)?)),
@@ -52,8 +52,8 @@ impl Runner<'_> {
         }
     }
 
-    /// Reads the images that were given with `--data` for `cells`: what is wrong
-    /// with them should be said before anything is fetched.
+    /// Reads the images given with `--data` for `cells`, to report errors in them before anything
+    /// is fetched.
     pub fn read_given(&mut self, cells: &[Row]) -> Result<()> {
         if self.recipe.scale.procedural() || self.settings.data.is_none() {
             return Ok(());
@@ -68,8 +68,8 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// The first training image of each of the first `n` target classes; `None` where the
-    /// images are files that are not here.
+    /// Returns the first training image of each of the first `n` target classes; `None` if the
+    /// images are missing files.
     pub fn examples(&mut self, n: usize) -> Result<Option<Images>> {
         if self.find_images_digest(Data::Target)?.is_none() {
             return Ok(None);
@@ -107,7 +107,7 @@ impl Runner<'_> {
                 }
                 Data::Sources(n) | Data::Characters(n) => {
                     let first = glyphs::SOURCE_CLASSES.start;
-                    // As many images as the target has, whatever the number of classes.
+                    // The target's number of images, divided by the number of classes.
                     let each = per_class * crate::measure::evaluate::TARGETS / n;
                     glyphs::images(size, first..first + n, each, "train")
                 }
@@ -139,8 +139,8 @@ impl Runner<'_> {
         Ok(if images.size == 2 * size { images.halved() } else { images })
     }
 
-    /// Where the images of `data` are read from; `None` where nothing was given and
-    /// nothing fetched.
+    /// Returns the path of the images of `data`; `None` if no path was given and nothing was
+    /// fetched.
     fn source(&self, data: Data) -> Result<Option<PathBuf>> {
         match &self.settings.data {
             Some(path) => Ok(Some(path.clone())),
@@ -151,7 +151,8 @@ impl Runner<'_> {
         }
     }
 
-    /// The evaluator of the scale; what it compares with is measured where it is missing.
+    /// Prepares the evaluator of the scale; measures the real images if their statistics are
+    /// missing.
     pub(super) fn prepare_evaluator(&mut self) -> Result<()> {
         if self.evaluator.get().is_some() {
             return Ok(());
@@ -173,8 +174,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// The statistics of the real images, stored under the key of what they
-    /// were made from.
+    /// Returns the statistics of the real images from the store, or measures them.
     fn reference(&mut self, network: &FeatureNetwork) -> Result<Reference> {
         let images = self.images_digest(self.recipe.reference())?;
         let features = self.features_digest()?;
@@ -202,7 +202,7 @@ impl Runner<'_> {
         let evaluation = &self.recipe.evaluation;
         let images = &self.images[&self.recipe.reference()].0;
         let n = images.len().min(evaluation.reference);
-        // The images come sorted by class.
+        // Shuffles, because the images are sorted by class.
         let mixed = Stream::new("reference", "order").at(0).permutation(images.len());
         let chosen = images.chosen(&mixed[..n]);
         let (watch, stop) = (&mut self.watch, self.stop);
@@ -215,8 +215,7 @@ impl Runner<'_> {
         })
     }
 
-    /// EDM's published statistics, where they were fetched, must be those that we
-    /// measure of the full set.
+    /// Compares EDM's published statistics, if they were fetched, with ours of the full set.
     fn compare_statistics(&mut self, ours: &Evaluator) -> Result<()> {
         let Some((path, _)) = self.input(Input::Statistics)? else { return Ok(()) };
         let images = &self.images[&Data::Target].0;
@@ -241,7 +240,7 @@ impl Runner<'_> {
     }
 }
 
-/// Where CIFAR has them.
+/// Returns the CIFAR set and split of the images.
 fn part(data: Data) -> (Set, Split) {
     match data {
         Data::Target | Data::Characters(_) => (Set::Cifar10, Split::Train),

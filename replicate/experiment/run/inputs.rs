@@ -1,4 +1,4 @@
-//! The files that a scale reads: which they are, and where they are found.
+//! The files that a scale reads, and their places.
 
 use super::Runner;
 use crate::data::cifar::{self, Set, Split};
@@ -7,12 +7,12 @@ use crate::experiment::{Data, Initialization, Row, Scale};
 use crate::store::fetch::{Asset, Inputs, find_any, named};
 use std::path::PathBuf;
 
-/// A file by what it is for.
+/// A file, by its purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Input {
     /// EDM's checkpoint: the teacher, and the multi-level initialisation.
     Checkpoint,
-    /// The published generator of the row of that id, from which another row starts.
+    /// The published generator of the row with this id, from which another row starts.
     Generator(&'static str),
     /// The weights of the feature network.
     Inception,
@@ -22,7 +22,7 @@ pub enum Input {
 }
 
 impl Input {
-    /// The assets that will do, the one to fetch first.
+    /// Returns the assets that serve, the one to fetch first.
     pub fn assets(self, scale: Scale) -> Vec<&'static Asset> {
         let drill = scale == Scale::Drill;
         let id = match self {
@@ -40,8 +40,8 @@ impl Input {
 }
 
 impl Runner<'_> {
-    /// What `cells` read beside the images that were given, in the order of use;
-    /// nothing where the images are drawn.
+    /// Lists the files that `cells` read, except given images, in order of use; empty if the images
+    /// are drawn.
     pub fn needed(&self, cells: &[Row]) -> Vec<Input> {
         if self.recipe.scale.procedural() {
             return Vec::new();
@@ -78,7 +78,7 @@ impl Runner<'_> {
         all
     }
 
-    /// The verified file of `input` and its SHA-256; `None` where it was never fetched.
+    /// Returns the verified file of `input` and its SHA-256; `None` if it was not fetched.
     pub(super) fn input(&self, input: Input) -> Result<Option<(PathBuf, String)>> {
         let mut inputs = self.inputs.borrow_mut();
         if let Some((_, found)) = inputs.iter().find(|(known, _)| *known == input) {
@@ -86,7 +86,7 @@ impl Runner<'_> {
         }
         let assets = input.assets(self.recipe.scale);
         let found = find_any(&Inputs::of(&self.settings.store), &assets)?.map(|path| {
-            // That is its name in the store.
+            // The store names files by their SHA-256.
             let sha256 = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             (path, sha256)
         });
@@ -94,7 +94,7 @@ impl Runner<'_> {
         Ok(found)
     }
 
-    /// As `input`, where it has to be there.
+    /// As `input`, but fails if the file is missing.
     pub(super) fn require(&self, input: Input) -> Result<(PathBuf, String)> {
         let (asset, inputs) = (input.assets(self.recipe.scale)[0], Inputs::of(&self.settings.store));
         self.input(input)?.ok_or_else(|| Error::Missing {

@@ -1,11 +1,10 @@
-//! The canonical texts that name artefacts: what is made, from what, by which code.
-//! The SHA-256 of a text is the key of its artefact.
+//! The canonical texts of artefacts: their settings, inputs and code. The SHA-256 of a text is the
+//! key of its artefact.
 //!
-//! The code that a key names is a digest over tokens: comments and layout do not count.
-//! Weights depend on the rooms network, train, data and rng, on what methods share, and
-//! on their method's own file; scores on the weights, on how they are sampled, and on the
-//! room measure. So a change of a metric trains nothing, and a new method's file is in
-//! no other row's key.
+//! The code in a key is a digest of tokens, without comments and layout. Weights depend on the
+//! rooms network, train, data and rng, on the code that methods share, and on their method's own
+//! file. Scores depend on the weights, on their sampling, and on the room measure. So a change to a
+//! metric retrains nothing, and the file of a new method changes no other row's key.
 
 use crate::data::cifar::Split;
 use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
@@ -18,12 +17,12 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fmt::{Display, Write};
 
-/// Latents on which two generators are compared.
+/// Latents for the comparison of two generators.
 pub const MAP_LATENTS: usize = 1000;
 
 /// Every source of the program with the digest of its tokens.
 const SOURCES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sources.rs"));
-/// Sources in rooms that make results which change none.
+/// Sources that affect no result although their rooms do.
 const NO_RESULT: [&str; 4] = ["network/device.rs", "network/count.rs", "train/watch.rs", "train/tfevents.rs"];
 
 /// Lines `name = value`; their order is part of the text.
@@ -46,7 +45,7 @@ impl Text {
         self
     }
 
-    /// One line for each room of the code, so that a change can be named.
+    /// Writes one line for each room of the code, so that a message can name the one that changed.
     fn code(&mut self, code: &[(&str, String)]) -> &mut Text {
         code.iter().for_each(|(room, digest)| _ = self.line(&format!("code {room}"), digest));
         self.line("code crates", env!("ARITHMETIC_DIGEST"))
@@ -57,20 +56,20 @@ impl Text {
     }
 }
 
-/// Whether a line of a text names code, or something that code made.
+/// True if a line names code, or an artefact that code made.
 fn names_code(line: &str) -> bool {
     let name = line.split(" = ").next().unwrap_or(line);
     name.starts_with("code ") || name.ends_with("sha256")
 }
 
-/// Whether two texts name the same experiment, made by whatever code.
+/// True if two texts describe the same experiment, possibly made by different code.
 pub fn same_experiment(a: &str, b: &str) -> bool {
     let rest =
         |text: &str| text.lines().filter(|line| !names_code(line)).map(str::to_string).collect::<Vec<_>>();
     rest(a) == rest(b)
 }
 
-/// The names of the lines about code, and about what it made, that differ.
+/// Returns the names of the lines that differ about code and its artefacts.
 pub fn changed_code(old: &str, new: &str) -> Vec<String> {
     let old: BTreeSet<&str> = old.lines().collect();
     let changed = new.lines().filter(|line| names_code(line) && !old.contains(line));
@@ -79,14 +78,14 @@ pub fn changed_code(old: &str, new: &str) -> Vec<String> {
         .collect()
 }
 
-/// A short name of the code in a text.
+/// Returns a short name of the code in a text.
 pub fn code_of(text: &str) -> String {
     let mut hash = Sha256::new();
     text.lines().filter(|line| line.starts_with("code ")).for_each(|line| hash.update(line));
     hex(hash.finalize())[..12].to_string()
 }
 
-/// The sources of a program, and which of them are methods.
+/// The sources of a program, and the files among them that are methods.
 struct Code<'a> {
     sources: &'a [(&'a str, &'a str)],
     methods: Vec<&'a str>,
@@ -116,8 +115,8 @@ impl Code<'_> {
         (name, self.digest(part))
     }
 
-    /// What the methods of a folder share, and `file` itself. The registry, the estimate
-    /// of costs and the files of other methods are not part of it.
+    /// Returns the digest of `file` and of the code that its folder's methods share. It excludes
+    /// the registry, the cost estimate and the files of other methods.
     fn method(&self, file: &str) -> (&'static str, String) {
         let folder = |path: &str| path.rsplit_once('/').map_or("", |(folder, _)| folder).to_string();
         let own = inside(file);
@@ -142,12 +141,12 @@ impl Code<'_> {
     }
 }
 
-/// A source's path in replicate/.
+/// Returns a source's path in replicate/.
 fn inside(path: &str) -> &str {
     path.strip_prefix("replicate/").unwrap_or(path)
 }
 
-/// Images of a target class: as many as are drawn, or as CIFAR-10 has.
+/// Returns the images of a target class: the number drawn, or CIFAR-10's.
 pub fn per_class(recipe: &Recipe) -> usize {
     match recipe.scale.procedural() {
         true => recipe.budget.images_per_class,
@@ -155,7 +154,7 @@ pub fn per_class(recipe: &Recipe) -> usize {
     }
 }
 
-/// The images of a training, as its text names them.
+/// Returns the name of a training's images in its text.
 pub fn data_text(recipe: &Recipe, data: Data) -> String {
     match recipe.scale.procedural() || matches!(data, Data::Characters(_)) {
         true => format!("glyphs {data}, {} a class, {} pixels", per_class(recipe), recipe.network.size),
@@ -163,7 +162,7 @@ pub fn data_text(recipe: &Recipe, data: Data) -> String {
     }
 }
 
-/// A pre-training; `images` is the digest of what it sees.
+/// Returns the text of a pre-training; `images` is the digest of its images.
 pub fn pretraining(recipe: &Recipe, start: Initialization, images: &str, determinism: &str) -> String {
     Text::new("pre-training", recipe.scale)
         .line("start", start)
@@ -179,7 +178,7 @@ pub fn pretraining(recipe: &Recipe, start: Initialization, images: &str, determi
         .finish()
 }
 
-/// The statistics of the real images.
+/// Returns the text of the real images' statistics.
 pub fn reference(recipe: &Recipe, images: &str, features: &str, determinism: &str) -> String {
     let e = &recipe.evaluation;
     Text::new("reference", recipe.scale)
@@ -192,9 +191,9 @@ pub fn reference(recipe: &Recipe, images: &str, features: &str, determinism: &st
         .finish()
 }
 
-/// The feature network of our own; `images` is the digest of what it sees.
+/// Returns the text of our own feature network; `images` is the digest of its images.
 pub fn classifier(recipe: &Recipe, images: &str, determinism: &str) -> String {
-    // Smoke and mini have the same.
+    // Scales smoke and mini share one classifier.
     let scale = if recipe.scale.procedural() { Scale::Mini } else { recipe.scale };
     Text::new("classifier", scale)
         .line("data id", images)
@@ -204,26 +203,26 @@ pub fn classifier(recipe: &Recipe, images: &str, determinism: &str) -> String {
         .finish()
 }
 
-/// The settings of the row's method that no other has.
+/// Returns the settings that only the row's method has.
 fn own(recipe: &Recipe, row: &Row) -> Vec<Setting> {
     let mut settings = recipe.method_settings(row);
     settings.retain(|setting| setting.owner != OneStep::OWNER);
     settings
 }
 
-/// What the weights of a row are made from.
+/// Inputs of a row's weights.
 pub struct Origin<'a> {
     /// Digest of the training images.
     pub images: &'a str,
-    /// Digest of the initial weights; `None` where everything is drawn.
+    /// Digest of the initial weights; `None` if all are random.
     pub start: Option<&'a str>,
-    /// Of the networks that start otherwise: their names and digests.
+    /// Names and digests of the networks that start differently from the row.
     pub others: &'a [(&'static str, String)],
-    /// Names the random streams.
+    /// Key of the random streams.
     pub streams: &'a str,
 }
 
-/// The weights of a row that is trained.
+/// Returns the text of a trained row's weights.
 pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determinism: &str) -> String {
     let mut text = Text::new("weights", recipe.scale);
     text.line("row", row.id)
@@ -249,15 +248,15 @@ pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determini
     text.line("determinism", determinism).code(&Code::here().training(row.method.file)).finish()
 }
 
-/// What the scores of a row are measured from, each by its digest.
+/// Digests of the inputs of a row's scores.
 pub struct Compared<'a> {
     pub weights: &'a str,
     pub features: &'a str,
-    /// The real images; `None` where they are drawn.
+    /// The real images; `None` if they are drawn.
     pub reference: Option<&'a str>,
 }
 
-/// The scores of a row.
+/// Returns the text of a row's scores.
 pub fn scores(recipe: &Recipe, row: &Row, seed: u64, compared: &Compared, determinism: &str) -> String {
     let mut text = Text::new("scores", recipe.scale);
     text.line("row", row.id)
@@ -278,8 +277,8 @@ pub fn scores(recipe: &Recipe, row: &Row, seed: u64, compared: &Compared, determ
         .finish()
 }
 
-/// The comparison of a finished row with the full initialisation's, as maps; both are
-/// named by their keys.
+/// Returns the text of the comparison of a finished row with the full initialisation's, as maps.
+/// Both are identified by their keys.
 pub fn mapping(recipe: &Recipe, row_key: &str, reference_key: &str, determinism: &str) -> String {
     Text::new("map distance", recipe.scale)
         .line("row sha256", row_key)
@@ -295,7 +294,7 @@ mod tests {
     use super::*;
     use crate::experiment::TABLE1;
 
-    /// What the keys of a row's weights and scores say of the code.
+    /// Returns the code digests in the keys of a row's weights and scores.
     fn digests(code: &Code, file: &str) -> (Digests, Digests) {
         let scores = [code.sampling(file), code.rooms(&["measure"])].concat();
         (code.training(file), scores)
@@ -318,7 +317,7 @@ mod tests {
         for row in all_rows() {
             assert_eq!(digests(&here, row.method.file), digests(&there, row.method.file), "{}", row.id);
         }
-        // Its line in the registry changes none, either.
+        // The line of a new method in the registry changes no key either.
         let sources = edited("replicate/method/mod.rs");
         let there = Code { sources: &sources, ..Code::here() };
         let file = TABLE1[0].method.file;

@@ -1,4 +1,4 @@
-//! The comparison of one-step generators as maps.
+//! Compares one-step generators as maps from latents to images.
 
 use super::artifact::{Artifact, Outputs};
 use super::outcome::{Outcome, values_text};
@@ -16,17 +16,17 @@ use keys::MAP_LATENTS;
 use std::collections::BTreeMap;
 
 impl Runner<'_> {
-    /// How far `row` is, as a map from latents to images, from the full multi-level
-    /// initialisation of the same seed, before the second stage and after it: the scores
-    /// `map_distance_start` and `map_distance_end`. `None` where one of the two is not
-    /// finished, for rows with the full initialisation, and for methods that know none.
+    /// Measures the distance of `row`, as a map from latents to images, from the full multi-level
+    /// initialisation with the same seed, before and after the second stage: the scores
+    /// `map_distance_start` and `map_distance_end`. `None` if one of the two is not finished, for
+    /// rows with the full initialisation, and for methods without an initialisation.
     pub fn mapping(&mut self, row: &Row, seed: u64) -> Result<Option<Vec<Score>>> {
         let Some((ours, theirs, artifact)) = self.compared(row, seed)? else { return Ok(None) };
         let made = self.make(artifact, |runner, lock| runner.compare(lock, &ours, &theirs))?;
         Ok(Some(self.scores(&Outcome { scores: made, weights: None, ..ours })?))
     }
 
-    /// The same where it was measured; nothing is run.
+    /// As [`Runner::mapping`], but `None` if it is not in the store.
     pub fn stored_mapping(&mut self, row: &Row, seed: u64) -> Result<Option<Vec<Score>>> {
         let Some((ours, _, artifact)) = self.compared(row, seed)? else { return Ok(None) };
         let Some(made) = self.find(&artifact)? else { return Ok(None) };

@@ -1,5 +1,4 @@
-//! From a row to its scores: what is missing is made, once, and stored under the key of
-//! what made it.
+//! Runs rows. Every artefact is made once and stored under a key of everything it depends on.
 
 mod artifact;
 mod data;
@@ -39,37 +38,37 @@ pub const WEIGHTS: &str = "weights.safetensors";
 pub const SCORES: &str = "scores.csv";
 pub const SAMPLES: &str = "samples.png";
 const TIMING: &str = "timing.csv";
-/// A directory of the repository with weights that ship with it.
+/// Directory of the repository with the weights that ship with it.
 pub const SHIPPED: &str = "golden/weights";
 
-/// Where things are and how to run.
+/// Paths, and options of the run.
 pub struct Settings {
     pub store: PathBuf,
-    /// The repository: paper/ and golden/ are here.
+    /// The repository, which contains paper/ and golden/.
     pub root: PathBuf,
-    /// CIFAR files, for the scales that read them; else those that were fetched.
+    /// CIFAR files for the scales that read them; `None` for fetched files.
     pub data: Option<PathBuf>,
     pub device: Device,
-    /// Trains what ships with the repository again.
+    /// Retrains the weights that ship with the repository.
     pub from_scratch: bool,
-    /// Images of a batch in memory at a time, where a GPU cannot hold all. A CPU's
-    /// results promise their bytes, and take whole batches.
+    /// Largest microbatch on a GPU that cannot hold a whole batch. A CPU takes whole batches,
+    /// because its results must be the same to the byte.
     pub microbatch: Option<usize>,
-    /// Takes results of other code instead of making them again.
+    /// Accepts stored results of other code instead of running again.
     pub keep: bool,
 }
 
 pub struct Runner<'a> {
     settings: Settings,
     recipe: Recipe,
-    /// [`determinism`] of what is made, or looked for.
+    /// [`determinism`] class of the results.
     class: &'static str,
     store: Store,
     watch: Watch,
     stop: &'a AtomicBool,
-    /// What was read or drawn, with its digest where it was read.
+    /// Images in memory, with a digest if they were read.
     images: BTreeMap<Data, (Images, String)>,
-    /// The files that were found and verified, with their SHA-256.
+    /// Verified files with their SHA-256.
     inputs: RefCell<Vec<(Input, (PathBuf, String))>>,
     evaluator: OnceLock<Evaluator>,
     features: OnceLock<(Arrays, String)>,
@@ -96,10 +95,10 @@ impl<'a> Runner<'a> {
         &self.recipe
     }
 
-    /// Looks for what was made on the device of that name, which need not be here.
+    /// Looks for results made on the device `name`, which need not exist here.
     ///
     /// # Errors
-    /// `Usage` for a name of no device.
+    /// `Usage` if `name` is not the name of a device.
     pub fn made_on(mut self, name: &str) -> Result<Runner<'a>> {
         let Named { gpu, bfloat16, .. } = Named::parse(name)?;
         self.class = class(gpu.is_none(), bfloat16);
@@ -110,7 +109,7 @@ impl<'a> Runner<'a> {
         &self.settings.device
     }
 
-    /// The recipe as far as memory is concerned: with batches of what is taken at once.
+    /// Returns the recipe with microbatches in place of batches, for estimates of memory.
     pub fn recipe_in_memory(&self) -> Recipe {
         let mut recipe = self.recipe.clone();
         let microbatch = self.settings.microbatch.unwrap_or(usize::MAX);
@@ -119,8 +118,8 @@ impl<'a> Runner<'a> {
         recipe
     }
 
-    /// Every seed of `row` with a finished result in the store, in order; which of them are
-    /// of this very experiment `stored` tells.
+    /// Returns every seed of `row` with a finished result in the store, in order. `stored` tells
+    /// which of them belong to this experiment.
     pub fn seeds(&self, row: &Row) -> Result<Vec<u64>> {
         let label = format!("{}-{}-s", self.recipe.scale, row.id);
         let all = self.store.finished_entries()?.into_iter();
@@ -129,8 +128,8 @@ impl<'a> Runner<'a> {
         Ok(seeds.into_iter().collect())
     }
 
-    /// What was changed of each row with finished scores of this scale in the store, with the
-    /// rows' names and seeds: no change comes first.
+    /// Returns the overrides of finished scores of this scale in the store, with the names and
+    /// seeds of their rows. No override comes first.
     pub fn changed(&self) -> Result<BTreeMap<Vec<String>, BTreeSet<(String, u64)>>> {
         let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (_, manifest) in self.store.finished_entries()? {
@@ -147,7 +146,8 @@ impl<'a> Runner<'a> {
         Ok(found)
     }
 
-    /// The scores of this scale whose key begins so; `None` unless there is one.
+    /// Returns the scores of this scale whose key begins with `start`; `None` unless there is
+    /// exactly one.
     pub fn by_key(&self, start: &str) -> Result<Option<Outcome>> {
         let all = self.store.finished_entries()?;
         let all: Vec<Made> = all.into_iter().map(|(entry, manifest)| Made { entry, manifest }).collect();
@@ -170,7 +170,7 @@ impl<'a> Runner<'a> {
         Ok(Some(Outcome { row, seed: *seed, scores: scores.clone(), weights, other_code }))
     }
 
-    /// Goes on with another recipe of the same scale.
+    /// Switches to another recipe of the same scale.
     pub fn turn_to(&mut self, recipe: Recipe) {
         self.recipe = recipe;
         self.images.clear();

@@ -1,4 +1,4 @@
-//! A finished row of one seed, and the files of values that it leaves.
+//! A finished row of one seed, and its files of values.
 
 use super::artifact::Made;
 use super::{Runner, SCORES, TIMING};
@@ -17,19 +17,19 @@ pub struct Outcome {
     pub row: Row,
     pub seed: u64,
     pub scores: Made,
-    /// `None` where the row trains nothing.
+    /// `None` if the row trains nothing.
     pub weights: Option<Made>,
-    /// The code that made it, where it is not this one.
+    /// The code that made it, if it is not the present code.
     pub other_code: Option<String>,
 }
 
 impl Outcome {
-    /// Where the training's files are, and otherwise those of the scores.
+    /// Returns the artefact with the training's files, or the scores if nothing was trained.
     pub fn training(&self) -> &Made {
         self.weights.as_ref().unwrap_or(&self.scores)
     }
 
-    /// Every file of the training and of the scores.
+    /// Returns every file of the training and of the scores.
     pub fn outputs(&self) -> BTreeMap<String, Content> {
         let of = |made: &Made, kind: &str| {
             let outputs = made.manifest.outputs.clone().into_iter();
@@ -39,7 +39,7 @@ impl Outcome {
         of(&self.scores, "scores").into_iter().chain(trained).collect()
     }
 
-    /// Seconds that all of it took.
+    /// Returns the wall time of training and scoring, in seconds.
     pub fn wall_seconds(&self) -> f64 {
         let seconds = |made: &Made| made.manifest.provenance.wall_seconds;
         seconds(&self.scores) + self.weights.as_ref().map_or(0.0, seconds)
@@ -47,8 +47,8 @@ impl Outcome {
 }
 
 impl Runner<'_> {
-    /// What was measured of a row, the sizes of its networks and its time an iteration
-    /// included. Scores of other code are of a determinism class of their own.
+    /// Returns a row's measurements, including the sizes of its networks and its time per
+    /// iteration. Scores of other code get a determinism class of their own.
     pub fn scores(&self, outcome: &Outcome) -> Result<Vec<Score>> {
         let mut values = read_values(&outcome.scores)?;
         if let Some(weights) = &outcome.weights {
@@ -57,7 +57,7 @@ impl Runner<'_> {
             values.extend(summary(&moments(weights)?));
         }
         let mut class = outcome.scores.manifest.determinism.clone();
-        // Other images give other numbers: golden values may come of copies of the official files.
+        // The class names the images: different copies of the data set give different numbers.
         if self.recipe.scale == Scale::Tiny
             && let Some(images) = outcome.scores.manifest.inputs.get("reference")
         {
@@ -80,7 +80,7 @@ impl Runner<'_> {
     }
 }
 
-/// Seconds of one iteration, from the file of times.
+/// Returns the seconds of one iteration, from the file of times.
 fn seconds_per_step(entry: &Entry) -> Option<f64> {
     let text = String::from_utf8(entry.read(TIMING).ok()?).ok()?;
     let (steps, seconds) = text.lines().nth(1)?.split_once(',')?;
@@ -88,12 +88,12 @@ fn seconds_per_step(entry: &Entry) -> Option<f64> {
     (steps > 0.0).then_some(seconds / steps)
 }
 
-/// The scores of a trial with every bit.
+/// Writes the scores of a trial to the last bit.
 pub(super) fn trial_text(scores: &[(&'static str, f64)]) -> String {
     scores.iter().map(|(name, value)| format!("{name},{}\n", value.to_bits())).collect()
 }
 
-/// `None` for anything but a whole trial.
+/// Reads a trial; `None` unless it is complete.
 pub(super) fn read_trial(text: &[u8]) -> Option<Vec<(&'static str, f64)>> {
     let text = std::str::from_utf8(text).ok()?;
     let value = |line: &str, name: &'static str| {
@@ -104,7 +104,7 @@ pub(super) fn read_trial(text: &[u8]) -> Option<Vec<(&'static str, f64)>> {
     (scores.len() == METRICS.len()).then_some(scores)
 }
 
-/// Values by name, as scores.csv has them.
+/// Writes values by name, in the form of scores.csv.
 pub(super) fn values_text(values: impl Iterator<Item = (&'static str, f64)>) -> String {
     let lines = values.map(|(name, value)| format!("{name},{value}\n"));
     std::iter::once("metric,value\n".to_string()).chain(lines).collect()
@@ -121,14 +121,14 @@ fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
     let text = std::str::from_utf8(&bytes).map_err(|_| wrong("bytes that are no text"))?;
     let value = |line: &str| {
         let (name, value) = line.split_once(',')?;
-        // It is printed in tables.
+        // A name is printed in tables.
         let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         plain.then_some((name.to_string(), value.parse().ok()?))
     };
     text.lines().skip(1).map(|line| value(line).ok_or_else(|| wrong(line))).collect()
 }
 
-/// Times go into a file of their own: they differ between identical runs.
+/// Writes the times into their own file, because they differ between identical runs.
 pub(super) fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
     let text = format!("steps,seconds_in_steps\n{},{:.3}\n", trained.steps, trained.step_seconds);
     lock.rewrite(TIMING, text.as_bytes())
@@ -137,7 +137,7 @@ pub(super) fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
 /// One line of metrics.csv that has scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Moment {
-    /// That the generator was trained on so far.
+    /// Training images of the generator so far.
     pub images: u64,
     pub fd: f64,
     pub recall: f64,
@@ -145,7 +145,7 @@ pub struct Moment {
     pub classes: f64,
 }
 
-/// The moments of a training, the initialisation first; none where nothing was scored.
+/// Returns the moments of a training, the initialisation first; empty if nothing was scored.
 pub fn moments(training: &Made) -> Result<Vec<Moment>> {
     if !training.manifest.outputs.contains_key(METRICS_FILE) {
         return Ok(Vec::new());
@@ -170,9 +170,9 @@ fn read_moments(csv: &str) -> Vec<Moment> {
     lines.filter_map(moment).collect()
 }
 
-/// The values of [`ALONG`]: recall and classes of the initialisation, the Fréchet distance
-/// after half of the training, and the worst category up to there, the initialisation
-/// excepted. None where a value is missing.
+/// Returns the values of [`ALONG`]: recall and classes of the initialisation, the Fréchet distance
+/// after half of the training, and the worst category up to then, without the initialisation's.
+/// Empty if a value is missing.
 fn summary(moments: &[Moment]) -> Vec<(String, f64)> {
     let (Some(first), Some(last)) = (moments.first().filter(|m| m.images == 0), moments.last()) else {
         return Vec::new();

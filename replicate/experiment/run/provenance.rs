@@ -1,4 +1,4 @@
-//! Who made a result, when and where.
+//! The provenance of a result: program, machine and date.
 
 use crate::network::activations;
 use crate::network::device::driver;
@@ -28,14 +28,14 @@ pub(super) fn provenance(wall: Duration, device: &Device) -> Provenance {
     }
 }
 
-/// As Linux names the processor.
+/// Returns the processor's name in Linux.
 fn cpu() -> Option<String> {
     let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_string())
 }
 
-/// The vectors that `network::cpu` chooses.
+/// Returns the vector instructions that `network::cpu` chooses.
 fn vector_unit() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     if std::arch::is_x86_feature_detected!("avx512f") {
@@ -46,7 +46,7 @@ fn vector_unit() -> &'static str {
     "plain Rust"
 }
 
-/// RFC 3339 in UTC, to the second (days to civil date: Hinnant's algorithm).
+/// Formats a time in RFC 3339, UTC, to the second (days to civil date: Hinnant's algorithm).
 pub fn humantime(time: std::time::SystemTime) -> String {
     let seconds = time.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, s) = ((seconds / 86_400) as i64, seconds % 86_400);
@@ -62,11 +62,10 @@ pub fn humantime(time: std::time::SystemTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)
 }
 
-/// Within which machines the same bytes are promised. `cpu` is x86-64 Linux
-/// with AVX2 and FMA, any number of threads: our kernels give the same bits
-/// everywhere, but candle's sums, the platform's `exp` and the linear algebra of
-/// the metrics choose their order by the machine. What a GPU does is not proven
-/// to be repeatable, and is compared by statistics alone.
+/// Returns the class of machines on which the same bytes are promised. Class `cpu` is x86-64 Linux
+/// with AVX2 and FMA and any number of threads. Our kernels give the same bits everywhere, but
+/// candle's sums, the platform's `exp` and the linear algebra of the metrics depend on the machine.
+/// A GPU is not proven to repeat its results, so they are compared statistically.
 pub fn determinism(device: &Device) -> &'static str {
     class(device.is_cpu(), activations(device) == DType::BF16)
 }

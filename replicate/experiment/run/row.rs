@@ -1,4 +1,4 @@
-//! One row of one seed: what it is made from, its training, its samples and scores.
+//! Runs one row of one seed: its inputs, training, samples and scores.
 
 use super::artifact::{Artifact, Made, Outputs};
 use super::inputs::Input;
@@ -19,21 +19,21 @@ use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-/// Digests of what a row is made from.
+/// Digests of a row's inputs.
 #[derive(Default)]
 struct Parents {
-    /// `None` where everything is drawn.
+    /// `None` if all weights are random.
     start: Option<String>,
-    /// Of the networks that start otherwise than the row; "none" where all of one is drawn.
+    /// Networks that start differently from the row; "none" for a random one.
     others: Vec<(&'static str, String)>,
     images: String,
-    /// The real images that scores compare with; `None` where they are drawn.
+    /// The real images that scores compare with; `None` if they are drawn.
     reference: Option<String>,
     features: String,
 }
 
 impl Runner<'_> {
-    /// Runs one row of one seed, or answers from the store.
+    /// Runs one row of one seed, or returns the stored result.
     pub fn row(&mut self, row: &Row, seed: u64) -> Result<Outcome> {
         if self.settings.keep
             && let Some(outcome) = self.stored(row, seed)?
@@ -56,8 +56,8 @@ impl Runner<'_> {
         Ok(Outcome { row: *row, seed, scores, weights, other_code: None })
     }
 
-    /// The result of one row of one seed that this code made, or else the newest one that
-    /// other code made in the same experiment; nothing is run.
+    /// Returns the stored result of one row of one seed: the one made by this code, or else the
+    /// newest one of the same experiment made by other code. Runs nothing.
     pub fn stored(&mut self, row: &Row, seed: u64) -> Result<Option<Outcome>> {
         if let Some(parents) = self.find_parents(row, seed)? {
             let weights = match row.method.training {
@@ -108,14 +108,14 @@ impl Runner<'_> {
         Ok(Some(Outcome { row: *row, seed, scores, weights, other_code }))
     }
 
-    /// Finished entries of that label.
+    /// Returns the finished entries with this label.
     fn made(&self, label: &str) -> Result<Vec<Made>> {
         let all = self.store.finished_entries()?.into_iter();
         let named = all.filter(|(entry, _)| entry.label() == crate::store::slug(label));
         Ok(named.map(|(entry, manifest)| Made { entry, manifest }).collect())
     }
 
-    /// Says why what is there already is made once more.
+    /// Explains why a stored result is made again.
     fn explain_remake(&mut self, artifact: &Artifact) -> Result<()> {
         if self.find(artifact)?.is_some() {
             return Ok(());
@@ -134,7 +134,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Digests of what a row is made from, where all of it is here.
+    /// Returns the digests of a row's inputs if all of them exist.
     fn find_parents(&mut self, row: &Row, seed: u64) -> Result<Option<Parents>> {
         let mut digests = Vec::new();
         for start in self.recipe.initial(row) {
@@ -158,7 +158,7 @@ impl Runner<'_> {
         Ok(Some(Parents { start, others, images, reference, features }))
     }
 
-    /// The same; what is missing is made.
+    /// As [`Runner::find_parents`], but makes missing inputs.
     fn make_parents(&mut self, row: &Row, seed: u64) -> Result<Parents> {
         let mut digests = Vec::new();
         for start in self.recipe.initial(row) {
@@ -180,7 +180,7 @@ impl Runner<'_> {
         Ok(Parents { start, others, images, reference, features })
     }
 
-    /// The SHA-256 of the generator of `before`, from which that of `row` starts.
+    /// Returns the SHA-256 of the generator of `before`, from which that of `row` starts.
     fn find_generator_digest(&mut self, row: &Row, before: &Row, seed: u64) -> Result<Option<String>> {
         if self.published(row.start) {
             return Ok(self.input(Input::Generator(before.id))?.map(|(_, sha256)| sha256));
@@ -190,7 +190,7 @@ impl Runner<'_> {
         Ok(self.find(&artifact)?.and_then(|made| made.digest(WEIGHTS).map(str::to_string)))
     }
 
-    /// The digest of the row's start, and those of the networks that start otherwise.
+    /// Returns the digest of the row's start, and those of the networks that start differently.
     fn starts(
         &self,
         row: &Row,
@@ -256,7 +256,7 @@ impl Runner<'_> {
         }
     }
 
-    /// What the file of a row's weights says of itself.
+    /// Returns the metadata in the file of a row's weights.
     fn metadata(&self, key: &Key, row: &Row, seed: u64, code: &str) -> BTreeMap<String, String> {
         let (seed, scale) = (seed.to_string(), self.recipe.scale.to_string());
         let lines =
@@ -264,7 +264,7 @@ impl Runner<'_> {
         lines.map(|(name, value)| (name.to_string(), value.to_string())).into()
     }
 
-    /// Trains the row's method and leaves its weights.
+    /// Trains the row's method and stores its weights.
     fn train(&mut self, lock: &Lock, row: &Row, seed: u64, code: &str) -> Result<Outputs> {
         let start = self.starting_weights(row)?;
         let generator = match self.recipe.first_stage(row) {
@@ -338,7 +338,7 @@ impl Runner<'_> {
         let latents = ScoreLatents { config: &recipe.network, seed, device, each };
         let mut trials = Vec::new();
         for trial in 0..e.trials {
-            // A trial that was finished before a stop is not made again.
+            // A trial that finished before an interruption is reused.
             let name = format!("trial-{trial}.csv");
             let finished = if e.trials > 1 { lock.finished_output(&name)? } else { None };
             if let Some(scores) = finished.and_then(|bytes| read_trial(&bytes)) {
@@ -361,7 +361,7 @@ impl Runner<'_> {
         Ok(Outputs { names: vec![SAMPLES.to_string(), SCORES.to_string()], images: 0 })
     }
 
-    /// The sampler of a row's weights; without them, of those that it starts from.
+    /// Returns the sampler of a row's weights; without them, of the weights it starts from.
     fn sampler(
         &self,
         row: &Row,
@@ -378,14 +378,14 @@ impl Runner<'_> {
         })
     }
 
-    /// The weights that the row's networks start from, made where they are missing; none
-    /// where everything is drawn.
+    /// Returns the weights that the row's networks start from, and makes missing ones; empty if all
+    /// weights are random.
     pub(super) fn starting_weights(&mut self, row: &Row) -> Result<Vec<(Initialization, Arrays)>> {
         let starts = self.recipe.initial(row).into_iter();
         starts.map(|start| Ok((start, self.pretrained(start)?.0))).collect()
     }
 
-    /// Names the random streams: what is drawn is alike in every row of a seed.
+    /// Returns the key of the random streams, the same for every row of a seed.
     pub(super) fn streams(&self, seed: u64) -> String {
         format!("{} one-step seed {seed}", self.recipe.scale)
     }

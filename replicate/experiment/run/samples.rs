@@ -1,4 +1,4 @@
-//! Images of a row's weights, or of weights from elsewhere, by their numbers.
+//! Samples images of a row's weights, or of other weights, by index.
 
 use super::Runner;
 use super::weights::read_weights;
@@ -12,7 +12,8 @@ use crate::settings::Overrides;
 use candle_core::Device;
 use std::ops::Range;
 
-/// Image k is the same whatever else is asked for, on a CPU to the bit.
+/// A source of images by index. Image k does not depend on which others are made, on a CPU to the
+/// bit.
 pub struct Samples {
     sampler: Box<dyn Sampler>,
     config: Config,
@@ -23,7 +24,7 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Of `sampler`, whose images are those of the network `config`, from the latents that
+    /// Makes the source for `sampler`, with images of the network `config`, from the latents that
     /// rows of `seed` are scored on.
     pub fn new(
         sampler: Box<dyn Sampler>,
@@ -46,26 +47,27 @@ impl Samples {
         self.config.size
     }
 
-    /// Network calls an image.
+    /// Network calls for each image.
     pub fn nfe(&self) -> usize {
         self.sampler.nfe()
     }
 }
 
 impl Runner<'_> {
-    /// Images of a finished row: the first ones are those that it was scored on.
+    /// Returns the source of a finished row's images; the first ones are those that it was scored
+    /// on.
     ///
     /// # Errors
-    /// `Missing` where the row has not been run.
+    /// `Missing` if the row has not been run.
     pub fn samples(&mut self, row: &Row, seed: u64) -> Result<Samples> {
         let overrides = self.recipe.overrides.clone();
         self.samples_by(row, seed, &row.method, &overrides)
     }
 
-    /// The same weights, sampled as `method` samples.
+    /// As [`Runner::samples`], but with the sampler of `method`.
     ///
     /// # Errors
-    /// As [`Runner::samples`]; `Tensor` where the weights are not of such a network.
+    /// As [`Runner::samples`]; `Tensor` if the weights do not fit that method's network.
     pub fn samples_by(
         &mut self,
         row: &Row,

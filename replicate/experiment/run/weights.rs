@@ -1,4 +1,4 @@
-//! Pre-trained networks and the feature network: shipped, stored, or trained now.
+//! Pre-trained networks and the feature network: shipped, from the store, or trained.
 
 use super::artifact::{Artifact, Outputs};
 use super::inputs::Input;
@@ -25,14 +25,13 @@ use candle_core::Tensor;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// The name of our own feature network among the shipped weights and in the store.
+/// Returns the name of our own feature network among the shipped weights and in the store.
 pub fn classifier_name(scale: Scale) -> String {
     if scale.procedural() { "classifier".into() } else { format!("{scale}-classifier") }
 }
 
 impl Runner<'_> {
-    /// The weights that `start` names, with their SHA-256: shipped ones where they are,
-    /// else stored ones, else trained now.
+    /// Returns the weights of `start` with their SHA-256: shipped, else stored, else trained now.
     pub fn pretrained(&mut self, start: Initialization) -> Result<(Arrays, String)> {
         if let Some(shipped) = self.shipped(start)? {
             return Ok(shipped);
@@ -47,7 +46,7 @@ impl Runner<'_> {
         read_weights(&made.entry)
     }
 
-    /// The SHA-256 of [`pretrained`](Self::pretrained), for which no checkpoint is read.
+    /// Returns the SHA-256 of [`pretrained`](Self::pretrained) without reading a checkpoint.
     pub(super) fn pretrained_digest(&mut self, start: Initialization) -> Result<String> {
         match self.find_pretrained_digest(start)? {
             Some(digest) => Ok(digest),
@@ -55,7 +54,8 @@ impl Runner<'_> {
         }
     }
 
-    /// The same, where the weights are here; nothing is trained.
+    /// As [`pretrained_digest`](Self::pretrained_digest), but trains nothing: `None` if the weights
+    /// are missing.
     pub(super) fn find_pretrained_digest(&mut self, start: Initialization) -> Result<Option<String>> {
         if let Some((_, digest)) = self.shipped(start)? {
             return Ok(Some(digest));
@@ -68,9 +68,9 @@ impl Runner<'_> {
         Ok(self.find(&artifact)?.and_then(|made| made.digest(WEIGHTS).map(str::to_string)))
     }
 
-    /// The generator of `before`, from which that of `row` starts, with its SHA-256: a
-    /// published one where the scale takes published networks, else that of the same seed,
-    /// whose row is run where it is missing.
+    /// Returns the generator of `before`, from which that of `row` starts, with its SHA-256. It is
+    /// the published one if the scale uses published networks, else that of the same seed, whose
+    /// row is run if it is missing.
     pub(super) fn generator(&mut self, row: &Row, before: &Row, seed: u64) -> Result<(Arrays, String)> {
         if self.published(row.start) {
             return self.network(Input::Generator(before.id));
@@ -83,13 +83,13 @@ impl Runner<'_> {
         read_weights(&weights.entry)
     }
 
-    /// Whether what `start` names is there: nothing is trained for it.
+    /// True if the weights of `start` exist.
     pub fn has_pretrained(&mut self, start: Initialization) -> Result<bool> {
         Ok(self.find_pretrained_digest(start)?.is_some())
     }
 
-    /// Makes what several rows read: the pre-trainings of `rows`, the feature network, and the
-    /// features of the real images where they are stored.
+    /// Makes the inputs that several rows share: the pre-trainings of `rows`, the feature network,
+    /// and the features of the real images if the scale stores them.
     pub fn share(&mut self, rows: &[Row]) -> Result<()> {
         for start in rows.iter().flat_map(|row| self.recipe.initial(row)).collect::<Vec<_>>() {
             self.pretrained_digest(start)?;
@@ -100,7 +100,7 @@ impl Runner<'_> {
         }
     }
 
-    /// Whether what `row` starts from is there, and what it is compared with as a map.
+    /// True if the weights exist that `row` starts from and is compared with as a map.
     pub fn has_starts(&mut self, row: &Row) -> Result<bool> {
         for start in self.recipe.initial(row).into_iter().chain([FULL_INITIALIZATION.start]) {
             if !self.has_pretrained(start)? {
@@ -110,7 +110,7 @@ impl Runner<'_> {
         Ok(true)
     }
 
-    /// The weights that ship with the repository, where they are of this recipe.
+    /// Returns the weights that ship with the repository, if they belong to this recipe.
     fn shipped(&self, start: Initialization) -> Result<Option<(Arrays, String)>> {
         let original = self.recipe.pretrains_like(&Recipe::of(self.recipe.scale), start);
         match original && !self.settings.from_scratch {
@@ -144,7 +144,7 @@ impl Runner<'_> {
             augmentation: recipe.pretraining.augmentation(),
             cell,
         };
-        // One-step samples: what a generator will start from.
+        // One-step samples, as of a generator with these initial weights.
         let mut snapshot = |weights: &Arrays| {
             let denoiser = Denoiser::load(&recipe.network, weights, &device)?;
             let sample = |z: &Tensor| one_step(&denoiser, z, recipe.grid_sigma());
@@ -157,12 +157,12 @@ impl Runner<'_> {
         Ok(outputs)
     }
 
-    /// Whether `start` is a checkpoint that somebody published.
+    /// True if `start` is a published checkpoint.
     pub fn published(&self, start: Initialization) -> bool {
         !self.settings.from_scratch && self.recipe.has_checkpoint(start)
     }
 
-    /// The file's network, every tensor of EDM's and no other.
+    /// Reads the network of a file; it must have exactly the tensors of EDM's network.
     fn network(&mut self, file: Input) -> Result<(Arrays, String)> {
         let (path, sha256) = self.require(file)?;
         let arrays = torch::read(&path)?.edm_network()?;
@@ -172,7 +172,7 @@ impl Runner<'_> {
         Ok((arrays, sha256))
     }
 
-    /// The SHA-256 of the feature network's weights, which are made or required.
+    /// Returns the SHA-256 of the feature network's weights; makes or requires them.
     pub(super) fn features_digest(&mut self) -> Result<String> {
         match self.recipe.scale.has_own_features() {
             true => Ok(self.features()?.1.clone()),
@@ -180,7 +180,7 @@ impl Runner<'_> {
         }
     }
 
-    /// The same, where they are here.
+    /// As [`features_digest`](Self::features_digest), but `None` if they are missing.
     pub(super) fn find_features_digest(&mut self) -> Result<Option<String>> {
         if !self.recipe.scale.has_own_features() {
             return Ok(self.input(Input::Inception)?.map(|(_, sha256)| sha256));
@@ -204,7 +204,7 @@ impl Runner<'_> {
         Ok(FeatureNetwork::Inception(Inception::load(&device, torch::read(&path)?)?))
     }
 
-    /// The feature network's weights and their SHA-256: shipped, stored, or trained now.
+    /// Returns the feature network's weights and their SHA-256: shipped, stored, or trained now.
     pub fn features(&mut self) -> Result<&(Arrays, String)> {
         if self.features.get().is_none() {
             let loaded = match self.shipped_classifier()? {
@@ -228,7 +228,8 @@ impl Runner<'_> {
         }
     }
 
-    /// `None` where its images are files that are not here, unless they are required.
+    /// Returns the description of our feature network; `None` if its images are missing files and
+    /// not `required`.
     fn classifier_artifact(&mut self, required: bool) -> Result<Option<Artifact>> {
         let images = match (self.recipe.scale.procedural(), required) {
             (true, _) => Some(classifier_images(self.recipe.classifier.size).digest()),
@@ -270,8 +271,8 @@ impl Runner<'_> {
         Ok(outputs)
     }
 
-    /// The kinds of held-out images, with the share of each that the feature network
-    /// classifies right among all its classes.
+    /// Returns the kinds of held-out images, each with the fraction that the feature network
+    /// classifies correctly among all its classes.
     pub fn classifier_accuracy(&mut self) -> Result<Vec<(&'static str, f64)>> {
         const EACH: usize = 100;
         let device = self.settings.device.clone();
@@ -317,9 +318,9 @@ impl Runner<'_> {
     }
 }
 
-/// Training images of the feature network, none of which a generator is trained
-/// on or compared with. As many digits as characters: what is to be told apart
-/// is the digits, which vary more within a class.
+/// Draws the training images of the feature network. No generator is trained on them or compared
+/// with them. Half of them are digits, because the digits have to be distinguished and vary more
+/// within a class.
 fn classifier_images(size: usize) -> Images {
     const DIGITS_EACH: usize = 2000;
     let mut images = glyphs::images(size, glyphs::TARGET_CLASSES, DIGITS_EACH, "classifier");
@@ -336,8 +337,8 @@ pub(super) fn read_weights(entry: &Entry) -> Result<(Arrays, String)> {
     Ok((arrays, sha256_hex(&bytes)))
 }
 
-/// The shipped weights called `name`, checked against the list of their
-/// digests; `None` where the list does not have them.
+/// Returns the shipped weights `name`, checked against the list of digests; `None` if the list does
+/// not contain them.
 pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
     let list = root.join(SHIPPED).join("SHA256SUMS");
     let file = format!("{name}.safetensors");
