@@ -157,21 +157,22 @@ settings! {
     pub struct ClassifierTraining: "classifier", "classifier_" {
         /// Pixels on a side.
         size: usize = [16], FIXED, "pixels", Ours("the size of the drawn images");
-        /// Length of its training.
+        /// Length of the classifier's training.
         images: u64 = [256_000, 256_000, 1_200_000, 256_000, 256_000], 1..=MOST_IMAGES, "images",
             Ours("held-out images are then told apart as well as the sizes allow");
         /// Images of one iteration.
         batch: usize = [128], 1..=LARGEST_BATCH, "images", Ours("the usual size");
-        /// Largest shift of a training image to each side; half of the images are mirrored
-        /// as well, unless it is 0.
+        /// Largest shift of a training image in each direction; if it is not 0, half of the images
+        /// are also mirrored.
         shift: usize = [0, 0, 2, 0, 0], 0..=8, "pixels", Ours("as usual for CIFAR-10; glyphs are not symmetric");
-        /// Learning rate after a warm-up of a twentieth of the training, before a cosine to 0.
+        /// Learning rate after a warm-up over a twentieth of the training; it then follows a cosine
+        /// to 0.
         lr: f64 = [2e-3], 0.0..=1.0, "", Ours("as the pre-training at scale mini");
         /// Adam's decay of the first moment.
         beta1: f64 = [0.9], 0.0..=0.9999, "", Ours("Adam's default");
         /// Adam's decay of the second moment.
         beta2: f64 = [0.99], 0.0..=0.999999, "", Ours("as the pre-training at scale mini");
-        /// What Adam adds to the root of the second moment.
+        /// Adam's epsilon, added to the root of the second moment.
         eps: f64 = [1e-8], 0.0..=1.0, "", Ours("Adam's default");
     }
 }

@@ -30,18 +30,18 @@ settings! {
     pub struct Evaluation: "evaluation", "" {
         /// Generated images of one trial of the final score.
         samples: usize = [100, 2_000, 5_000, 10_000, 50_000], 20..=1_000_000, "images";
-        /// Trials, each of images of its own: the scores are their means.
+        /// Number of trials with different images; the scores are their means.
         trials: usize = [1, 1, 1, 1, 3], 1..=100, "";
-        /// Generated images of the scores along the run.
+        /// Generated images for the scores during a training.
         quick_samples: usize = [100, 500, 500, 5_000, 5_000], 20..=1_000_000, "images",
             Ours("the final scores do not depend on them");
-        /// Real images compared with, at most: glyphs drawn apart from the training images, the
+        /// Largest number of real images in a comparison: glyphs that are not training images, the
         /// test images of CIFAR-10, or (small, paper) its training images.
         reference: usize = [200, 5_000, 10_000, 50_000, 50_000], 20..=1_000_000, "images";
-        /// Of these, and of the samples, as many take part in KID, precision and recall.
+        /// Number of real images, and of samples, in KID, precision and recall.
         neighbourhood: usize = [200, 5_000, 5_000, 10_000, 10_000], 20..=1_000_000, "images",
             Ours("more take long and say little more");
-        /// Neighbours of precision and recall.
+        /// Number k of neighbours in precision and recall.
         neighbours: usize = [3, 5, 5, 5, 5], 1..=1000, "", Ours("the criterion of collapse was set with 5");
         /// Splits of the Inception Score.
         splits: usize = [2, 10, 10, 10, 10], 1..=1000, "";

@@ -14,23 +14,25 @@ use candle_core::{Result, Tensor};
 settings! {
     /// Settings of a one-step training, the same for every row.
     pub struct OneStep: "one-step training", "" {
-        /// Noise level at which the generator is asked: g(z) = D(sigma_init z; sigma_init).
+        /// Noise level of the generator's input: g(z) = D(sigma_init z; sigma_init).
         sigma_init: f64 = [2.5], 1e-3..=1e3, "";
-        /// Mean of ln sigma in both steps.
+        /// Mean of ln sigma in the steps of critic and generator.
         p_mean: f64 = [-1.2], -10.0..=10.0, "";
-        /// Standard deviation of ln sigma in both steps.
+        /// Standard deviation of ln sigma in the steps of critic and generator.
         p_std: f64 = [1.2], 0.0..=10.0, "";
-        /// Noise levels of the generator's step; karras: uniform in sigma^(1/7) from 0.002 up, 0.8 of the way to 80.
+        /// Noise levels of the generator's step; karras is uniform in sigma^(1/7) over the lower
+        /// 0.8 of the way from 0.002 to 80.
         generator_levels: GeneratorLevels = [GeneratorLevels::LogNormal], .., "";
         /// Weight w(t) of the generator's loss.
         weight: Weight = [Weight::SigmaSquared], .., "";
         /// Steps of the critic, or of the fake score, before each step of the generator.
         critic_steps: usize = [1], 1..=1000, "";
-        /// Probability with which the generator, and the critic or fake score, drop out of their blocks in their own step.
+        /// Dropout probability in the blocks of the generator, and of the critic or fake score,
+        /// each in its own step.
         dropout: f64 = [0.0], 0.0..=0.99, "", Silent("Off; 0.13 with EDM, SiD and Diff-Instruct");
-        /// Where the generator starts, if not as the row does.
+        /// Initialisation of the generator; `row` is that of its row.
         generator_start: Start = [Start::Row], .., "", Silent("Table 2 changes the start of both networks at once");
-        /// Where the critic's encoder, or the fake score, starts, if not as the row does.
+        /// Initialisation of the critic's encoder, or of the fake score; `row` is that of its row.
         critic_start: Start = [Start::Row], .., "", Silent("Table 2 changes the start of both networks at once");
         /// Learning rate of the generator.
         generator_lr: f64 = [2e-3, 5e-5, 5e-5, 5e-5, 1e-5], 0.0..=1e30, "";
@@ -40,9 +42,9 @@ settings! {
         beta1: f64 = [0.0], 0.0..=0.9999, "";
         /// Adam's decay of the second moment, for all networks.
         beta2: f64 = [0.99, 0.99, 0.99, 0.999, 0.999], 0.0..=0.999999, "";
-        /// What Adam adds to the root of the second moment.
+        /// Adam's epsilon, added to the root of the second moment.
         eps: f64 = [1e-8], 0.0..=1.0, "";
-        /// Half-life of the generator's average.
+        /// Half-life of the generator's moving average.
         ema_half_life: u64 = [4_400, 4_400, 22_000, 500_000, 500_000], 0..=MOST_IMAGES, "images";
         /// Probability of each augmentation of the images that the critic sees.
         augment_p: f64 = [0.0, 0.0, 0.0, 0.12, 0.12], 0.0..=1.0, "";

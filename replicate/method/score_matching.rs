@@ -22,17 +22,17 @@ settings! {
         batch: usize = [16, 64, 64, 256, 512], 1..=LARGEST_BATCH, "images";
         /// Learning rate after the warm-up.
         lr: f64 = [2e-3, 2e-3, 2e-3, 1e-3, 1e-3], 0.0..=1e30, "";
-        /// Linear warm-up of the learning rate.
+        /// Length of the linear warm-up of the learning rate.
         warmup_images: u64 = [64, 6_400, 6_400, 500_000, 10_000_000], 0..=MOST_IMAGES, "images";
-        /// The learning rate after the warm-up.
+        /// Schedule of the learning rate after the warm-up.
         schedule: Schedule = [Cosine, Cosine, Cosine, Constant, Constant], .., "";
         /// Adam's decay of the first moment.
         beta1: f64 = [0.9], 0.0..=0.9999, "";
         /// Adam's decay of the second moment.
         beta2: f64 = [0.99, 0.99, 0.99, 0.999, 0.999], 0.0..=0.999999, "";
-        /// What Adam adds to the root of the second moment.
+        /// Adam's epsilon, added to the root of the second moment.
         eps: f64 = [1e-8], 0.0..=1.0, "";
-        /// Half-life of the average, which is handed on.
+        /// Half-life of the moving average, whose weights are the teacher's.
         ema_half_life: u64 = [22_000, 22_000, 22_000, 500_000, 500_000], 0..=MOST_IMAGES, "images";
         /// Mean of ln sigma.
         p_mean: f64 = [-1.2], -10.0..=10.0, "";
@@ -67,7 +67,7 @@ pub struct ScoreMatching {
     net: Net<Denoiser>,
 }
 
-/// Images of a step in memory at a time; EDM has 512 on eight devices.
+/// Largest microbatch; EDM trains batches of 512 on eight devices.
 pub const MICROBATCH: usize = 64;
 
 impl ScoreMatching {

@@ -31,10 +31,10 @@ settings! {
         beta1: f64 = [0.9], 0.0..=0.9999, "", Silent("CTM");
         /// RAdam's decay of the second moment.
         beta2: f64 = [0.999], 0.0..=0.999999, "", Silent("CTM");
-        /// Decay in a step of the average that makes the outer jumps.
+        /// Decay in each step of the moving average that makes the outer jumps.
         decay: f64 = [0.5, 0.95, 0.98, 0.999, 0.999], 0.0..=1.0, "",
             Silent("CTM's .999 where a run is not shorter than that average");
-        /// Noise levels of the teacher's trajectories, N.
+        /// Number N of noise levels in the teacher's trajectories.
         levels: usize = [10, 10, 18, 18, 18], 2..=1000, "",
             Silent("CTM's 18; at mini fewer, as half of the time is the teacher's steps");
     }

@@ -23,23 +23,23 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 settings! {
-    /// Settings of a training at discrete levels, whose number doubles along the training:
-    /// iCT's, and BCM's.
+    /// Settings of a training at discrete levels (iCT and BCM). The number of levels doubles in
+    /// stages.
     pub struct Discrete: "discrete consistency training", "discrete_" {
-        /// Learning rate, for a network that starts at random.
+        /// Learning rate of a network with random initial weights.
         lr: f64 = [3e-3, 3e-3, 3e-3, 3e-4, 1e-4], 0.0..=1e30, "",
             Silent("iCT's 1e-4 at the paper scale; a run that is a thousand times shorter takes more");
         /// RAdam's decay of the first moment.
         beta1: f64 = [0.9], 0.0..=0.9999, "", Silent("PyTorch's, as in re-implementations of iCT");
         /// RAdam's decay of the second moment.
         beta2: f64 = [0.999], 0.0..=0.999999, "", Silent("PyTorch's, as in re-implementations of iCT");
-        /// Gaps between levels at the beginning, s0.
+        /// Number s0 of gaps between levels at the start of the training.
         first_gaps: u64 = [10], 1..=100_000, "", Silent("iCT");
-        /// Gaps between levels in the end, s1.
+        /// Number s1 of gaps between levels at the end of the training.
         last_gaps: u64 = [1280], 1..=100_000, "", Silent("iCT");
-        /// Mean of ln sigma of the gaps that are drawn.
+        /// Mean of ln sigma in the distribution of the gaps.
         p_mean: f64 = [-1.1], -10.0..=10.0, "", Silent("iCT");
-        /// Standard deviation of ln sigma of the gaps that are drawn.
+        /// Standard deviation of ln sigma in the distribution of the gaps.
         p_std: f64 = [2.0], 0.01..=10.0, "", Silent("iCT");
     }
 }
@@ -73,7 +73,8 @@ impl Discrete {
 settings! {
     /// Settings of consistency models' samples.
     pub struct Sampling: "consistency models", "consistency_" {
-        /// Network calls of a sample: at 80, and at EDM's levels between 80 and 0.002.
+        /// Network calls for each sample: one at level 80, the others at EDM's levels between 80
+        /// and 0.002.
         steps: usize = [1], 1..=1000, "", Stated("Table 1: one network call");
     }
 }

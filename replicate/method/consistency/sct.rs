@@ -60,7 +60,7 @@ settings! {
         /// Standard deviation of ln sigma.
         p_std: f64 = [1.8], 0.01..=10.0, "",
             Silent("sCT's with a network like EDM's; 1.4 with its own, whose norms are double");
-        /// Iterations over which the network's derivative comes in, H.
+        /// Iterations H in which the weight of the network's derivative grows from 0 to 1.
         warmup: u64 = [4, 100, 300, 10_000, 10_000], 1..=MOST_IMAGES, "iterations",
             Silent("sCT's 10,000; shorter where the run is");
     }

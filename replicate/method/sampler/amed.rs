@@ -24,7 +24,7 @@ use std::collections::VecDeque;
 
 settings! {
     pub struct AmedSettings: "amed", "amed_" {
-        /// Network calls, two an interval; an odd number takes the first slope without one.
+        /// Network calls, two for each interval; with an odd number, the first slope needs no call.
         calls: usize = [5], 3..=1000, "";
         /// Learning rate of the predictor.
         lr: f64 = [5e-3], 0.0..=1e30, "";

@@ -10,7 +10,8 @@ use candle_core::{Result, Tensor};
 
 settings! {
     pub struct DdimSettings: "ddim", "ddim_" {
-        /// Steps of one network call each, down to 0.002: none is spent on a final level 0.
+        /// Steps from level 80 to 0.002, each with one network call; no further step leads to level
+        /// 0.
         steps: usize = [10], 1..=1000, "", Stated("Table 1: 10 network calls");
         /// Spacing of the noise levels; polynomial is EDM's, uniform in sigma^(1/7).
         levels: Schedule = [Schedule::Polynomial], .., "",

@@ -23,29 +23,30 @@ use candle_core::{Result, Tensor, bail};
 
 settings! {
     pub struct SidSettings: "sid", "sid_" {
-        /// Share of the estimated squared distance of the scores that the loss takes off again.
+        /// Factor alpha of the squared distance between the scores, which the loss subtracts.
         alpha: f64 = [1.0], 0.0..=2.0, "";
-        /// Highest noise level of the generator's step, from 0.002 up in the seventh root.
+        /// Highest noise level of the generator's step, measured in sigma^(1/7) from 0.002.
         t_max: f64 = [0.8], 0.0..=1.0, "of the way to 80";
     }
 }
 
 settings! {
     pub struct SidaSettings: "sid", "sida_" {
-        /// Images over which the adversary's logits and the weights are averaged apart, so that
-        /// an image's weight falls on its whole group.
+        /// Images whose logits and weights are averaged together, so that each weight applies to
+        /// its whole group.
         group: usize = [32], 1..=LARGEST_BATCH, "images";
-        /// Largest element of the fake score's gradient, of sums over pixels.
+        /// Bound of each element of the fake score's gradient, for losses that are sums over
+        /// pixels.
         clip: f64 = [1.0], 0.0..=1e30, "";
-        /// Weight of the fake score's task of telling images apart.
+        /// Weight of the discriminator's loss, which the fake score minimises as well.
         discriminator: f64 = [1.0], 0.0..=1e6, "";
-        /// Weight of the generator's adversarial loss of a pixel.
+        /// Weight of the generator's adversarial loss for each pixel.
         adversary: f64 = [0.01], 0.0..=1e6, "";
-        /// The generator moves after so many images, or a thirtieth of the training if that is
-        /// less.
-        generator_from: u64 = [100_000], 0..=MOST_IMAGES, "images";
-        /// The adversarial loss counts after so many images, or a fifteenth of the training if
+        /// Images after which the generator starts to change, or a thirtieth of the training if
         /// that is less.
+        generator_from: u64 = [100_000], 0..=MOST_IMAGES, "images";
+        /// Images after which the generator has an adversarial loss, or a fifteenth of the training
+        /// if that is less.
         adversary_from: u64 = [200_000], 0..=MOST_IMAGES, "images";
     }
 }

@@ -78,14 +78,14 @@ settings! {
     pub struct Config: "network", "" {
         /// Pixels on a side.
         size: usize = [16, 16, 16, 32, 32], FIXED, "pixels";
-        /// Colours of a pixel.
+        /// Colour channels of a pixel.
         image_channels: usize = [3], FIXED, "";
-        /// Channels that the resolutions have multiples of.
+        /// Base number of channels, which each resolution multiplies.
         model_channels: usize = [8, 16, 16, 64, 128], 1..=4096, "";
-        /// Channels of each resolution, times `model_channels`.
+        /// Channels of each resolution, as multiples of `model_channels`.
         channel_mult: Vec<usize> =
             [vec![1, 2], vec![1, 2], vec![1, 2], vec![1, 2, 2], vec![2, 2, 2]], 1..=16, "";
-        /// Residual blocks of a resolution.
+        /// Residual blocks of each resolution.
         blocks: usize = [1, 1, 1, 2, 4], 1..=16, "";
         /// Resolutions with self-attention.
         attention_sizes: Vec<usize> = [vec![8], vec![8], vec![8], vec![16], vec![16]], 1..=64, "pixels";

@@ -83,20 +83,20 @@ const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec 
 settings! {
     /// Settings of Diffusion-GAN.
     pub struct DiffGan: "diffusion_gan", "gan_" {
-        /// Learning rate of both networks, before it is corrected for the penalty's own steps.
+        /// Learning rate of both networks, before the correction for the penalty's extra steps.
         lr: f64 = [0.0025], 0.0..=1e30, "", Silent("The authors' configuration for CIFAR-10");
         /// Adam's decay of the second moment, before the same correction.
         beta2: f64 = [0.99], 0.0..=0.999999, "", Silent("The authors' configuration for CIFAR-10");
         /// Weight of the gradient penalty R1; 0 for none.
         gamma: f64 = [0.01], 0.0..=1e6, "", Silent("The authors' configuration for CIFAR-10");
-        /// Iterations from one penalty to the next, which is as many times as large.
+        /// Iterations from one penalty to the next; the penalty is multiplied by this number.
         penalty_every: u64 = [16], 1..=1_000_000, "iterations", Silent("The authors' code");
-        /// What the penalty is made of.
+        /// Form of the penalty: the exact gradient, or differences of logits.
         penalty: Penalty = [Penalty::Exact], .., "", Silent("The authors' code");
-        /// Half-life of the generator's average.
+        /// Half-life of the generator's moving average.
         ema_half_life: u64 = [100, 20_000, 20_000, 500_000, 500_000], 0..=MOST_IMAGES, "images",
             Silent("The authors' 500,000; shorter where the training is");
-        /// Images over which the discriminator sees a standard deviation.
+        /// Images in each group for which the discriminator computes a standard deviation.
         group: usize = [32, 32, 32, 16, 16], 1..=LARGEST_BATCH, "images",
             Silent("The authors' 32, and 16 on their four GPUs");
     }
