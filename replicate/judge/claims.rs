@@ -1,19 +1,19 @@
-//! The paper's claims, decided on what was measured: one verdict each.
+//! Decides the paper's claims on measured values, with one verdict for each claim.
 //!
-//! * `left < factor * right`: a one-sided t-test at 5 % on the seeds' values, of pairs where
-//!   both sides have the same seeds, else Welch's. It holds if the left side is significantly
-//!   smaller, does not hold if it is significantly larger, and is undecided in between.
-//! * `left ~ right`: the 90 % interval of the ratio (on the logarithm; the delta method where
-//!   pairs are missing) inside [1/factor, factor] holds, outside it does not hold.
-//!   That is two one-sided tests at 5 %.
-//! * `collapsed`, `not-collapsed`: the categories of two seeds or more must agree; `degraded`
-//!   is not collapsed. `collapsed-early`: in the first half of the training.
+//! * `left < factor * right`: a one-sided t-test at 5 % on the seeds' values, paired if both sides
+//!   have the same seeds, else Welch's. The claim holds if the left side is significantly smaller,
+//!   does not hold if it is significantly larger, and is undecided in between.
+//! * `left ~ right`: the 90 % confidence interval of the ratio, computed on logarithms (with the
+//!   delta method if pairs are missing). The claim holds if the interval lies inside [1/factor,
+//!   factor], and does not hold if it lies outside. This is two one-sided tests at 5 %.
+//! * `collapsed`, `not-collapsed`: two or more seeds must have the same category; `degraded` is not
+//!   collapsed. `collapsed-early`: the same for the first half of the training.
 //!
-//! Verdicts are of the raw p-values. Beside each stands Holm's, over both one-sided tests of
-//! every claim that has one: a claim can be broken as well as hold.
+//! Verdicts use the raw p-values. Each is reported with its p-value after Holm's correction over
+//! both one-sided tests of every claim that has one, because a claim can fail as well as hold.
 //!
-//! One seed has no spread, so nothing random is decided on it. Numbers of
-//! parameters and plain numbers are exact and need no seeds.
+//! One seed gives no spread, so it decides no random quantity. Numbers of parameters and plain
+//! numbers are exact and need no seeds.
 
 use crate::judge::compare::{Side, comparable, less, near, undecided};
 use crate::judge::golden::{Score, seeds, values};
@@ -27,54 +27,54 @@ use serde::Serialize;
 pub enum ClaimVerdict {
     Holds,
     DoesNotHold,
-    /// `seeds_needed`, on each side, would probably decide it; `None` where that
-    /// cannot be said.
+    /// `seeds_needed` is the estimated number of seeds on each side for a decision; `None` if it
+    /// cannot be estimated.
     Undecided {
         seeds_needed: Option<usize>,
     },
     NotTested,
 }
 
-/// A verdict and the numbers that led to it.
+/// A verdict with its reason.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Judgement {
     #[serde(flatten)]
     pub verdict: ClaimVerdict,
     pub reason: String,
-    /// Of the test that the verdict comes from, one-sided, in the direction that was seen.
+    /// One-sided p-value of the test behind the verdict, in the observed direction.
     pub p: Option<f64>,
-    /// The same after Holm's correction over all claims.
+    /// The p-value after Holm's correction over all claims.
     pub holm: Option<f64>,
 }
 
-/// Said once where results of one seed are judged; their reasons give the numbers alone.
+/// Printed once with results of one seed, so that their reasons need not repeat it.
 pub const ONE_SEED: &str =
     "One seed (n = 1) decides neither an order nor a category: its spread is not known.";
 
-/// One claim, decided on a run's scores and on golden's.
+/// One claim, decided on the scores of a run and on golden values.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClaimResult {
     pub id: String,
-    /// In the paper's words.
+    /// The claim in the paper's words.
     pub claim: String,
-    /// Where the paper says it.
+    /// Its place in the paper.
     #[serde(rename = "where")]
     pub place: String,
     #[serde(flatten)]
     pub own: Judgement,
-    /// The same on all accepted seeds; `None` where nothing of the scale is accepted.
+    /// The judgement on all accepted seeds; `None` if the scale has no accepted values.
     pub golden: Option<Judgement>,
 }
 
 impl ClaimResult {
-    /// On golden's seeds, or on the run's own where golden does not test the claim.
+    /// Returns the judgement on golden values, or on the run's own if golden does not test the
+    /// claim.
     pub fn leading(&self) -> &Judgement {
         self.golden.as_ref().filter(|g| g.verdict != ClaimVerdict::NotTested).unwrap_or(&self.own)
     }
 }
 
-/// Decides every claim on the scores of one scale, and beside that on the values that are
-/// `accepted` there.
+/// Decides every claim on the scores of one scale, and on the `accepted` values of that scale.
 pub fn evaluate_all(claims: &[Claim], scores: &[Score], accepted: &[Score], scale: &str) -> Vec<ClaimResult> {
     let golden = accepted.iter().any(|score| score.scale == scale);
     let own = family(claims, scores, scale);
@@ -89,7 +89,7 @@ pub fn evaluate_all(claims: &[Claim], scores: &[Score], accepted: &[Score], scal
     claims.iter().enumerate().map(of).collect()
 }
 
-/// Every claim on the scores of one scale, with Holm's correction over all of them.
+/// Decides every claim on the scores of one scale, with Holm's correction over all of them.
 pub fn family(claims: &[Claim], scores: &[Score], scale: &str) -> Vec<Judgement> {
     let mut all: Vec<Judgement> = claims.iter().map(|claim| evaluate(claim, scores, scale)).collect();
     let mut tested: Vec<&mut Judgement> = all.iter_mut().filter(|judged| judged.p.is_some()).collect();
@@ -108,7 +108,7 @@ pub fn evaluate(claim: &Claim, scores: &[Score], scale: &str) -> Judgement {
     Judgement { verdict, reason, p, holm: None }
 }
 
-/// Whether a scale takes a handful of steps, so that nothing has learned.
+/// True if a scale takes too few steps for any network to learn.
 pub fn handful(scale: &str) -> bool {
     matches!(scale, "smoke" | "drill")
 }
@@ -119,13 +119,13 @@ pub(super) struct Decision {
     pub p: Option<f64>,
 }
 
-/// `Err` says why the claim is not tested.
+/// Decides a claim. The error gives the reason why it is not tested.
 fn decide(claim: &Claim, scores: &[Score], scale: &str) -> Result<Decision, String> {
     if claim.statement == Statement::Untestable {
         return Err(claim.note.clone());
     }
     if handful(scale) {
-        return Err("a handful of steps says nothing about the paper".to_string());
+        return Err("this scale takes too few steps to test the paper's claims".to_string());
     }
     let sides = |left: &Operand, right: &Operand| {
         let scores = comparable(left, right, scores, scale)?;

@@ -1,8 +1,7 @@
-//! Two sides of a comparison, and the tests that decide it.
+//! Statistical tests on the two sides of a comparison.
 //!
-//! Rows of one seed share images and noise: where both sides have the same seeds, the
-//! difference is that of the pairs (a paired t-test). Where pairs are missing, it is that of
-//! the means (Welch's t-test).
+//! Rows of one seed share images and noise. If both sides have the same seeds, the test is a paired
+//! t-test; otherwise it is Welch's t-test of the means.
 
 use crate::judge::claims::{ClaimVerdict, Decision};
 use crate::judge::golden::{Sample, Score, TIME, plain, values};
@@ -10,16 +9,15 @@ use crate::judge::paper::Operand;
 use crate::judge::stats::{t_cdf, t_quantile};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The level of every test, one-sided.
+/// Level of every test, one-sided.
 const LEVEL: f64 = 0.05;
-/// The probability with which the estimated number of seeds would show the
-/// difference that is seen now, if it is the true one.
+/// Power for the estimated number of seeds, if the observed difference is the true one.
 const POWER: f64 = 0.8;
-/// More seeds than this are not estimated.
+/// Largest number of seeds that is estimated.
 const MANY: usize = 1000;
 
-/// Times compare only where both rows ran on the same class of device: of all
-/// scores, those of the first class (by name) that has timed both.
+/// Selects the scores to compare. Times are comparable only on the same class of device: it takes
+/// the first class, by name, with times of both rows.
 pub(super) fn comparable(
     left: &Operand,
     right: &Operand,
@@ -48,11 +46,11 @@ pub(super) fn comparable(
 
 /// One side of a comparison.
 pub(super) struct Side {
-    /// The numbers, for the reason.
+    /// The numbers, for a reason.
     text: String,
     pub mean: f64,
     spread: Spread,
-    /// By seed; none for what is not random.
+    /// Values by seed; empty for an exact quantity.
     values: BTreeMap<u64, f64>,
 }
 
@@ -60,9 +58,9 @@ pub(super) struct Side {
 enum Spread {
     /// Not random.
     Exact,
-    /// One seed: random, and nothing is known about how much.
+    /// One seed of a random quantity.
     Unknown,
-    /// Of one seed, with the number of seeds.
+    /// Variance of a single seed's value, and the number of seeds.
     Variance { variance: f64, n: usize },
 }
 
@@ -115,8 +113,8 @@ impl Side {
         }
     }
 
-    /// The logarithm of a positive side; its spread is the delta method's where it is not
-    /// that of pairs.
+    /// Returns the logarithm of a positive side. Without pairs, its spread follows from the delta
+    /// method.
     fn ln(&self) -> Side {
         Side {
             text: self.text.clone(),
@@ -143,7 +141,7 @@ impl Spread {
     }
 }
 
-/// The left side less the right one, and how well that is known.
+/// The left side minus the right side, with its standard error.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Test {
     pub difference: f64,
@@ -154,7 +152,7 @@ pub(super) struct Test {
 }
 
 impl Test {
-    /// `None` where a side has but one seed.
+    /// Makes the test; `None` if a side has only one seed.
     pub fn of(left: &Side, right: &Side) -> Option<Test> {
         let paired = left.values.len() >= 2 && left.values.keys().eq(right.values.keys());
         if !paired {
@@ -168,7 +166,7 @@ impl Test {
         Some(Test { difference: sample.mean, error, dof: n as f64 - 1.0, pairs: Some(n) })
     }
 
-    /// Half the width of the interval of the difference that covers it with `coverage`.
+    /// Returns half the width of the confidence interval with probability `coverage`.
     pub fn half(&self, coverage: f64) -> f64 {
         match self.error {
             0.0 => 0.0,
@@ -176,7 +174,7 @@ impl Test {
         }
     }
 
-    /// One-sided, for "the difference is below `bound`".
+    /// Returns the one-sided p-value of "the difference is below `bound`".
     fn p_below(&self, bound: f64) -> f64 {
         t_cdf((self.difference - bound) / self.error, self.dof)
     }
@@ -186,8 +184,8 @@ impl Test {
     }
 }
 
-/// The standard error of the difference of two means, and its degrees of freedom after
-/// Satterthwaite. `None` where a side has but one seed.
+/// Returns the standard error of the difference of two means, and its degrees of freedom after
+/// Satterthwaite; `None` if a side has only one seed.
 fn welch(left: Spread, right: Spread) -> Option<(f64, f64)> {
     let (mut variance, mut denominator) = (0.0, 0.0);
     for spread in [left, right] {
@@ -204,7 +202,7 @@ fn welch(left: Spread, right: Spread) -> Option<(f64, f64)> {
     Some((variance.sqrt(), variance * variance / denominator))
 }
 
-/// `left < right`.
+/// Decides `left < right`.
 pub(super) fn less(left: &Side, right: &Side) -> Decision {
     let numbers = format!("{} vs {}", left.text, right.text);
     let Some(test) = Test::of(left, right) else {
@@ -214,7 +212,7 @@ pub(super) fn less(left: &Side, right: &Side) -> Decision {
         let verdict = if test.difference < 0.0 { ClaimVerdict::Holds } else { ClaimVerdict::DoesNotHold };
         return Decision { verdict, reason: format!("{numbers}, no spread"), p: None };
     }
-    // Covers with 90 %, so that it leaves 0 out where a one-sided test at 5 % decides.
+    // A 90 % interval, so that it excludes 0 exactly if a one-sided test at 5 % decides.
     let (d, half) = (test.difference, test.half(1.0 - 2.0 * LEVEL));
     let interval = format!("[{}, {}]", signed(d - half), signed(d + half));
     let numbers = format!("{numbers}, difference {} {interval} ({})", signed(d), test.kind());
@@ -235,7 +233,7 @@ pub(super) fn less(left: &Side, right: &Side) -> Decision {
     )
 }
 
-/// `left / right` within [1 / factor, factor].
+/// Decides whether `left / right` lies within [1 / factor, factor].
 pub(super) fn near(left: &Side, right: &Side, factor: f64) -> Decision {
     let ratio = left.mean / right.mean;
     let numbers = format!("{} vs {}, ratio {ratio:.3}", left.text, right.text);
@@ -254,7 +252,7 @@ pub(super) fn near(left: &Side, right: &Side, factor: f64) -> Decision {
             format!("{numbers} [{:.3}, {:.3}] ({})", (log - margin).exp(), (log + margin).exp(), test.kind())
         }
     };
-    // The side that is nearer to its bound decides both tests.
+    // The side nearer to its bound decides both tests.
     let inside = Test { difference: log.abs(), ..test }.p_below(bound);
     let p = (test.error > 0.0).then_some(inside.min(1.0 - inside));
     let p_text = p.map_or(String::new(), |p| format!(", {}", p_text(p)));
@@ -271,9 +269,9 @@ pub(super) fn near(left: &Side, right: &Side, factor: f64) -> Decision {
     }
 }
 
-/// The smallest number of seeds, the same for every random side, at which the
-/// difference seen now would be significant with probability [`POWER`]. A side
-/// of one seed is taken to spread like the other.
+/// Returns the smallest number of seeds for each random side at which the observed difference would
+/// be significant with probability [`POWER`]. A side with one seed is assumed to have the spread of
+/// the other.
 fn seeds_needed(difference: f64, left: &Side, right: &Side) -> Option<usize> {
     let now = Test::of(left, right);
     let (l, r) = match (left.spread, right.spread) {

@@ -1,21 +1,21 @@
-//! How far apart the rows lie that the paper's claims compare.
+//! Differences between the rows that the paper's claims compare.
 
 use crate::judge::compare::{Side, Test, comparable};
 use crate::judge::golden::Score;
 use crate::judge::paper::{Claim, Operand, Statement};
 
-/// The coverage of an interval, two-sided.
+/// Coverage of the two-sided confidence intervals.
 pub const COVERAGE: f64 = 0.95;
 
-/// Two rows in one metric: the mean of `left` less that of `right`.
+/// The difference of two rows in one metric: the mean of `left` minus that of `right`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
     pub metric: String,
     pub left: String,
     pub right: String,
-    /// `None` where a side is not measured.
+    /// `None` if a side is not measured.
     pub own: Option<Gap>,
-    /// On all accepted seeds.
+    /// The difference on all accepted seeds.
     pub golden: Option<Gap>,
 }
 
@@ -23,21 +23,21 @@ pub struct Difference {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Gap {
     pub mean: f64,
-    /// Half the width of the interval; `None` where a side has one seed.
+    /// Half the width of the interval; `None` if a side has one seed.
     pub half: Option<f64>,
-    /// Whether it is of pairs, else Welch's.
+    /// True for a paired test, false for Welch's.
     pub paired: bool,
 }
 
 impl Gap {
-    /// Whether the interval excludes 0.
+    /// True if the interval excludes 0.
     pub fn tells(&self) -> bool {
         self.half.is_some_and(|half| self.mean.abs() > half)
     }
 }
 
-/// Every pair of rows that a claim compares in one metric, once, in the claims' order. Pairs
-/// that were measured neither by the run nor for golden are left out.
+/// Lists every pair of rows that a claim compares in one metric, once, in the order of the claims.
+/// It omits pairs without a measurement from the run or in golden.
 pub fn differences(claims: &[Claim], scores: &[Score], accepted: &[Score], scale: &str) -> Vec<Difference> {
     let mut all: Vec<Difference> = Vec::new();
     for claim in claims {
@@ -74,7 +74,7 @@ fn gap(left: &Operand, right: &Operand, scores: &[Score], scale: &str) -> Option
     })
 }
 
-/// The difference of one metric of two cells, on the seeds that `scores` have of both.
+/// Returns the difference of one metric between two cells, on the seeds that `scores` has for both.
 pub fn difference(metric: &str, left: &str, right: &str, scores: &[Score], scale: &str) -> Option<Gap> {
     let operand = |row: &str| Operand::Metric { metric: metric.into(), row: row.into() };
     gap(&operand(left), &operand(right), scores, scale)

@@ -1,21 +1,21 @@
-//! Golden values: what we measured, reviewed and accepted, and how a fresh
-//! measurement is held against it. Pure: text in, verdicts and text out.
+//! Golden values: measurements that were reviewed and accepted, and the comparison of new
+//! measurements with them. Except for reading the files, its functions map text to verdicts and
+//! text.
 //!
 //! [`compare`] applies these rules, in this order:
 //!
-//! 1. A seed that the golden line holds too, in the same determinism class,
-//!    must give the same number, to 1e-9, relative: the room that float64 sums in
-//!    the order of another CPU need. Anything else is `Outside`, however small: the
-//!    numerics changed. If there are no other seeds, the
-//!    verdict ends here.
-//! 2. Other seeds, or seeds of another class, are held against the line's rule:
-//!    * `one-of` (categories and parameter counts): every value must be one that the line holds;
+//! 1. A seed of the golden line, in the same determinism class, must give the same number up to a
+//!    relative difference of 1e-9, which float64 sums in the order of another CPU can cause. A
+//!    larger difference is `Outside`, because the numerics changed. Without other seeds, this
+//!    decides.
+//! 2. Other seeds, or seeds of another class, are compared by the line's rule:
+//!    * `one-of` (categories and parameter counts): every value must occur in the line;
 //!    * `interval` (three or more golden seeds): the mean of the m fresh seeds must lie in the
 //!      two-sided 95 % prediction interval, |mean_fresh - mean| <= t(n-1, 0.975) s sqrt(1/n + 1/m);
 //!    * `fixed` (fewer): the mean must lie within `tolerance` of the golden mean.
 //!
-//! The interval assumes seeds that are independent and nearly normal; one run in
-//! twenty of an unchanged program falls outside it.
+//! The interval assumes independent and nearly normal seeds. Of unchanged runs, one in twenty falls
+//! outside it.
 
 use crate::error::{Error, Result};
 use crate::judge::paper::{Line, read_csv};
@@ -25,40 +25,38 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::Path;
 
-/// The metric that measures time. It depends on the machine's load, so it is
-/// never golden.
+/// Name of the metric for time. It depends on the machine's load, so it has no golden values.
 pub const TIME: &str = "seconds_per_iteration";
 
-/// Classes whose name begins so promise no bits: rule 1 does not apply to them.
+/// Prefix of the classes that do not repeat to the bit; rule 1 does not apply to them.
 pub const STATISTICAL: &str = "statistical";
 
-/// The share by which a float64 result may move without being another number:
-/// the metrics' linear algebra orders its sums by the CPU. Other weights move a
-/// result by far more.
+/// Largest relative difference between equal float64 results. The linear algebra of the metrics
+/// orders its sums by the CPU; a change of the weights moves a result by much more.
 const SAME: f64 = 1e-9;
 
 /// One number that a run measured.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Score {
-    /// The cell, as in paper/table1.csv (`ours`) and paper/table2.csv (`cell`).
+    /// Id of the cell, from paper/table1.csv (`ours`) or paper/table2.csv (`cell`).
     pub row: String,
-    /// What was changed of it by hand: `critic_lr=1e-4+generator_lr=1e-4`; empty for the row itself.
+    /// Overrides, such as `critic_lr=1e-4+generator_lr=1e-4`; empty for the row itself.
     pub changes: String,
     pub scale: String,
     pub seed: u64,
     pub metric: String,
     pub value: f64,
-    /// Determinism class: where the same seed gives the same bits, say `cpu`.
+    /// Determinism class such as `cpu`, within which a seed gives the same bits.
     pub class: String,
     /// Digest of the manifest of the run.
     pub manifest: String,
 }
 
-/// How other seeds than the golden ones are judged.
+/// Rule for seeds that are not in a golden line.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Rule {
     Interval,
-    /// In the metric's unit.
+    /// Tolerance in the metric's unit.
     Fixed {
         tolerance: f64,
     },
@@ -74,12 +72,12 @@ pub struct Golden {
     pub scale: String,
     pub metric: String,
     pub class: String,
-    /// By seed; never empty.
+    /// Values by seed; never empty.
     pub values: BTreeMap<u64, f64>,
     pub rule: Rule,
     /// The digest of each seed's manifest.
     pub manifests: BTreeMap<u64, String>,
-    /// The day it was accepted, YYYY-MM-DD.
+    /// Date of acceptance, YYYY-MM-DD.
     pub accepted: String,
     pub reason: String,
 }
@@ -89,20 +87,20 @@ pub struct Golden {
 pub enum Status {
     /// The same numbers.
     Same,
-    /// Other seeds, within tolerance.
+    /// Other seeds, within the tolerance.
     Within,
-    /// There is no measurement to compare.
+    /// No measurement to compare.
     NotRun,
-    /// There is nothing to compare with.
+    /// No golden value to compare with.
     NoGolden,
-    /// The numerics changed, or other seeds fall outside the tolerance.
+    /// Changed numerics, or other seeds outside the tolerance.
     Outside,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     pub status: Status,
-    /// With the numbers that led to it.
+    /// Reason with the numbers behind the status.
     pub reason: String,
 }
 
@@ -125,18 +123,18 @@ impl Score {
         (row, changes, scale, metric, class)
     }
 
-    /// The row and what is changed of it, in one word.
+    /// Returns the row with its overrides in one word.
     pub fn cell(&self) -> String {
         cell(&self.row, &self.changes)
     }
 
-    /// Whether it is of that cell.
+    /// True if the score belongs to the cell.
     pub fn is(&self, cell: &str) -> bool {
         is(&self.row, &self.changes, cell)
     }
 }
 
-/// A row and what is changed of it, in one word: `dijs`, `dijs+critic_steps=2`.
+/// Joins a row and its overrides in one word: `dijs`, `dijs+critic_steps=2`.
 pub fn cell(row: &str, changes: &str) -> String {
     if changes.is_empty() { row.into() } else { format!("{row}+{changes}") }
 }
@@ -155,7 +153,8 @@ impl Golden {
         (row, changes, scale, metric, class)
     }
 
-    /// How far from golden's mean the mean of `m` other seeds may lie; nothing for `one-of`.
+    /// Returns the largest difference between the golden mean and the mean of `m` other seeds; 0
+    /// for `one-of`.
     fn allowed(&self, m: usize) -> f64 {
         let gold = Sample::of(self.values.values().copied());
         match self.rule {
@@ -168,7 +167,8 @@ impl Golden {
         }
     }
 
-    /// Golden's mean, and the least and the largest value of one more seed that is within.
+    /// Returns the smallest accepted value of one more seed, the golden mean, and the largest
+    /// accepted value.
     pub fn interval(&self) -> (f64, f64, f64) {
         let mean = Sample::of(self.values.values().copied()).mean;
         let allowed = self.allowed(1);
@@ -176,7 +176,7 @@ impl Golden {
     }
 }
 
-/// The accepted values as scores.
+/// Converts accepted values to scores.
 pub fn accepted(goldens: &[Golden]) -> Vec<Score> {
     let of_line = |golden: &Golden| -> Vec<Score> {
         let score = |(seed, value): (&u64, &f64)| Score {
@@ -195,9 +195,9 @@ pub fn accepted(goldens: &[Golden]) -> Vec<Score> {
 }
 
 impl Rule {
-    /// The rule of a new line. The tolerances are ours: 25 % of an FD is about twice
-    /// the spread of its seeds in a pilot at small size, the others are estimates.
-    /// They are meant to be narrowed by hand or, better, replaced by a third seed.
+    /// Returns the rule of a new line. The tolerances are ours: 25 % of an FD is about twice the
+    /// spread between seeds in a pilot at small size; the others are estimates. Narrow them by
+    /// hand, or better, add a third seed.
     fn of(metric: &str, values: &BTreeMap<u64, f64>) -> Rule {
         let mean = Sample::of(values.values().copied()).mean.abs();
         match metric {
@@ -215,7 +215,7 @@ fn two_digits(x: f64) -> f64 {
     format!("{x:.1e}").parse().expect("a float in its own notation")
 }
 
-/// Holds the measurements of one metric of one cell against its golden line.
+/// Compares the measurements of one metric of one cell with its golden line.
 pub fn compare(golden: Option<&Golden>, fresh: &[Score]) -> Verdict {
     let verdict = |status, reason| Verdict { status, reason };
     if fresh.is_empty() {
@@ -257,7 +257,7 @@ pub fn compare(golden: Option<&Golden>, fresh: &[Score]) -> Verdict {
     verdict(status, reason)
 }
 
-/// Rule 2.
+/// Applies rule 2.
 fn judge(golden: &Golden, fresh: &[f64]) -> (Status, String) {
     let gold = Sample::of(golden.values.values().copied());
     let sample = Sample::of(fresh.iter().copied());
@@ -266,14 +266,14 @@ fn judge(golden: &Golden, fresh: &[f64]) -> (Status, String) {
             let stranger = fresh.iter().find(|x| !golden.values.values().any(|g| same(*g, **x)));
             let held = list(golden.values.values());
             return match stranger {
-                Some(x) => (Status::Outside, format!("{} is none of golden's {held}", plain(*x))),
-                None => (Status::Within, format!("{}, as golden's {held}", list(fresh))),
+                Some(x) => (Status::Outside, format!("{} differs from golden ({held})", plain(*x))),
+                None => (Status::Within, format!("{}, as in golden ({held})", list(fresh))),
             };
         }
         Rule::Fixed { .. } | Rule::Interval => golden.allowed(sample.n),
     };
     let difference = sample.mean - gold.mean;
-    // The room of rule 1 again: seeds that all agree have an interval of width zero.
+    // As in rule 1: seeds that all agree give an interval of width zero.
     let within = difference.abs() <= allowed.max(SAME * gold.mean.abs());
     let mut digits = decimals(gold.mean);
     while digits < 12 && format!("{:.digits$}", difference.abs()) == format!("{allowed:.digits$}") {
@@ -290,8 +290,8 @@ fn judge(golden: &Golden, fresh: &[f64]) -> (Status, String) {
     (if within { Status::Within } else { Status::Outside }, reason)
 }
 
-/// The line to hold a measurement of class `class` against: that of its own
-/// class, or else the one with the most seeds.
+/// Returns the line to compare with a measurement of class `class`: that of the same class, or else
+/// the one with the most seeds.
 pub fn find<'a>(
     goldens: &'a [Golden],
     row: &str,
@@ -305,12 +305,12 @@ pub fn find<'a>(
         .max_by_key(|g| (g.class == class, g.values.len(), std::cmp::Reverse(&g.class)))
 }
 
-/// Every measurement against its golden line, and every golden line that has no
-/// measurement as `NotRun`; sorted by row, scale, metric, class. Times are left out.
+/// Compares every measurement with its golden line. Golden lines without a measurement are
+/// `NotRun`. Times are omitted. The result is sorted by row, scale, metric and class.
 pub fn check(goldens: &[Golden], fresh: &[Score]) -> Vec<Comparison> {
     let mut groups: BTreeMap<Key, Vec<Score>> = BTreeMap::new();
     let known = |s: &Score| {
-        // Lines that were accepted before these were measured have none of them.
+        // Lines accepted before these metrics existed do not have them.
         !ALONG.contains(&s.metric.as_str())
             || find(goldens, &s.cell(), &s.scale, &s.metric, &s.class).is_some()
     };
@@ -335,16 +335,16 @@ pub fn check(goldens: &[Golden], fresh: &[Score]) -> Vec<Comparison> {
     compared.collect()
 }
 
-/// Makes `fresh` golden. Returns all lines, sorted, and the text that says which
-/// lines are added or rewritten; nothing is written here.
+/// Adds `fresh` to the golden values. Returns all lines, sorted, and a text that lists the new and
+/// the changed lines. Writes no file.
 ///
-/// Seeds are added to a line as long as the seeds it holds already still give
-/// the same numbers. Once one does not, the line is replaced: its other seeds
-/// were made by numerics that are gone, and the text names them as dropped. A
-/// line that keeps its numbers keeps its date and its reason.
+/// A line gets new seeds as long as its old seeds still give the same numbers. If one of them
+/// differs, the line is replaced: the remaining old seeds belong to earlier numerics, and the text
+/// lists them as dropped. A line with unchanged numbers keeps its date and its reason.
 ///
-/// Errors: `Usage` without a reason; `Run` where a value is not finite or one
-/// seed was measured twice with different results.
+/// # Errors
+/// `Usage` without a reason; `Run` if a value is not finite, or if one seed was measured twice with
+/// different results.
 pub fn accept(
     existing: Vec<Golden>,
     fresh: &[Score],
@@ -354,7 +354,7 @@ pub fn accept(
     let reason = reason.trim();
     if reason.is_empty() {
         return Err(Error::Usage(
-            "golden values are accepted for a reason: say it with --reason TEXT".to_string(),
+            "golden values need a reason: give it with --reason TEXT".to_string(),
         ));
     }
     let mut lines: BTreeMap<Key, Golden> = existing.into_iter().map(|g| (g.key(), g)).collect();
@@ -379,7 +379,7 @@ pub fn accept(
     Ok((lines.into_values().collect(), heading + &diff))
 }
 
-/// By line, then by seed: the value and the manifest.
+/// The value and the manifest, by line, then by seed.
 fn group(fresh: &[Score]) -> Result<BTreeMap<Key, BTreeMap<u64, &Score>>> {
     let mut groups: BTreeMap<Key, BTreeMap<u64, &Score>> = BTreeMap::new();
     for score in fresh.iter().filter(|s| s.metric != TIME) {
@@ -408,7 +408,7 @@ fn merge(old: Option<&Golden>, key: &Key, fresh: &BTreeMap<u64, &Score>, reason:
         manifests.extend(old.manifests.clone());
     }
     let rule = match (Rule::of(&key.3, &values), old.map(|old| old.rule)) {
-        // A reviewer may have narrowed the tolerance by hand.
+        // Keeps a tolerance that a reviewer narrowed by hand.
         (Rule::Fixed { .. }, Some(Rule::Fixed { tolerance })) => Rule::Fixed { tolerance },
         (rule, _) => rule,
     };
@@ -444,9 +444,11 @@ fn describe(diff: &mut String, old: Option<&Golden>, new: &Golden) {
     writeln!(diff, "+ {}", line(new)).unwrap();
 }
 
-/// Golden values are written by people who look at them. `ci` is the value of
-/// the environment variable CI. Errors: `Usage` where it is set (to anything
-/// but nothing or `false`).
+/// Refuses to write golden values in CI, because a person must review them. `ci` is the value of
+/// the environment variable CI.
+///
+/// # Errors
+/// `Usage` if `ci` is set to anything but an empty text or `false`.
 pub fn refuse_in_ci(ci: Option<&str>) -> Result<()> {
     match ci {
         None | Some("" | "false") => Ok(()),
@@ -458,7 +460,7 @@ pub fn refuse_in_ci(ci: Option<&str>) -> Result<()> {
     }
 }
 
-/// Metrics along a run, which are golden where they were accepted.
+/// Interim metrics of a training. They are golden only in lines where they were accepted.
 pub const ALONG: [&str; 4] = ["start_recall", "start_classes", "halfway_fd", "early_collapse"];
 
 const SCORES: [&str; 8] = ["row", CHANGES, "scale", "seed", "metric", "value", "class", "manifest"];
@@ -475,10 +477,10 @@ const GOLDEN: [&str; 11] = [
     "accepted",
     "reason",
 ];
-/// A column that older files do not have.
+/// A column that older files lack.
 const CHANGES: &str = "changes";
 
-/// A cell's scores.csv. Every float is written so that it reads back as itself.
+/// Writes a cell's scores.csv. Every float reads back to the same bits.
 pub fn write_scores(scores: &[Score]) -> String {
     let rows = scores.iter().map(|s| {
         let (seed, value) = (s.seed.to_string(), format!("{:?}", s.value));
@@ -487,7 +489,10 @@ pub fn write_scores(scores: &[Score]) -> String {
     std::iter::once(csv_line(&SCORES)).chain(rows).map(|row| row + "\n").collect()
 }
 
-/// Errors: `Missing`; `Malformed`, with the line and what was expected there.
+/// Reads a cell's scores.csv.
+///
+/// # Errors
+/// `Missing`; `Malformed` with the line and the expected content.
 pub fn read_scores(path: &Path) -> Result<Vec<Score>> {
     let remedy = "run the cell, or score its images";
     read_csv(path, &present(path, &SCORES), "the scores of a cell", remedy, |line| {
@@ -504,15 +509,17 @@ pub fn read_scores(path: &Path) -> Result<Vec<Score>> {
     })
 }
 
-/// A golden file: one line per (row, scale, metric, class), sorted by them.
+/// Writes a golden file: one line for each (row, scale, metric, class), sorted by them.
 pub fn write_golden(goldens: &[Golden]) -> String {
     let mut sorted: Vec<&Golden> = goldens.iter().collect();
     sorted.sort_by_key(|g| g.key());
     std::iter::once(csv_line(&GOLDEN)).chain(sorted.into_iter().map(line)).map(|row| row + "\n").collect()
 }
 
-/// The lines of a golden file; none where there is no file, as nothing has been
-/// accepted then. Errors: `Malformed`, with the line and what was expected there.
+/// Reads a golden file; a missing file means that nothing was accepted yet.
+///
+/// # Errors
+/// `Malformed` with the line and the expected content.
 pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
     let mut keys = BTreeSet::new();
     let lines = read_csv(path, &present(path, &GOLDEN), "the golden values", "", |line| {
@@ -542,13 +549,13 @@ pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
     });
     match lines {
         Err(Error::Missing { .. }) => Ok(Vec::new()),
-        // As whoever locks it first leaves it.
+        // A lock leaves an empty file behind.
         _ if std::fs::metadata(path).is_ok_and(|found| found.len() == 0) => Ok(Vec::new()),
         lines => lines,
     }
 }
 
-/// The columns that the file has of `columns`.
+/// Returns those of `columns` that the file has.
 fn present<'a>(path: &Path, columns: &[&'a str]) -> Vec<&'a str> {
     let text = std::fs::read_to_string(path).unwrap_or_default();
     let old = !text.is_empty()
@@ -556,7 +563,7 @@ fn present<'a>(path: &Path, columns: &[&'a str]) -> Vec<&'a str> {
     columns.iter().copied().filter(|column| !old || *column != CHANGES).collect()
 }
 
-/// The rule is stated so that a reader of the file sees it, and must fit the number of seeds.
+/// Reads the rule, which is written out for readers of the file and must fit the number of seeds.
 fn rule(line: &Line, n: usize) -> Result<Rule> {
     match (line.field("rule"), line.field("tolerance")) {
         ("one-of", "") => Ok(Rule::OneOf),
@@ -602,7 +609,7 @@ fn line(golden: &Golden) -> String {
     csv_line(&[row, changes, scale, metric, class, &values, rule, &tolerance, &manifests, accepted, reason])
 }
 
-/// One CSV record, without its line end.
+/// Formats one CSV record without its line end.
 pub(crate) fn csv_line(fields: &[&str]) -> String {
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(fields).expect("writing to memory");
@@ -610,8 +617,8 @@ pub(crate) fn csv_line(fields: &[&str]) -> String {
     String::from_utf8(bytes).expect("text in, text out").trim_end_matches('\n').to_string()
 }
 
-/// The seeds of one metric of one cell (`row`, or `row+changes`), over all classes. A seed that was
-/// measured in several classes counts once, in the class that is first by name.
+/// Returns the values by seed of one metric of one cell (`row`, or `row+changes`) over all classes.
+/// A seed that was measured in several classes counts once, in the first class by name.
 pub fn values(scores: &[Score], row: &str, scale: &str, metric: &str) -> BTreeMap<u64, f64> {
     let mut found: BTreeMap<u64, &Score> = BTreeMap::new();
     for score in scores.iter().filter(|s| s.is(row) && s.scale == scale && s.metric == metric) {
@@ -623,29 +630,30 @@ pub fn values(scores: &[Score], row: &str, scale: &str, metric: &str) -> BTreeMa
     found.into_iter().map(|(seed, score)| (seed, score.value)).collect()
 }
 
-/// The seeds of one quantity, summarised.
+/// Summary of one quantity over seeds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
     pub n: usize,
     pub mean: f64,
-    /// The sample standard deviation (n - 1 in the denominator); one seed has none.
+    /// Sample standard deviation (n - 1 in the denominator); `None` for one seed.
     pub sd: Option<f64>,
 }
 
 impl Sample {
-    /// Panics if there are no values.
+    /// # Panics
+    /// If there are no values.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Sample {
         let values: Vec<f64> = values.into_iter().collect();
         assert!(!values.is_empty(), "no values have no mean");
         let n = values.len();
-        // A mean of equal values may differ from them in its last bit.
+        // The mean of equal values can differ from them in its last bit.
         let equal = values.iter().all(|x| *x == values[0]);
         let mean = if equal { values[0] } else { values.iter().sum::<f64>() / n as f64 };
         let squares: f64 = values.iter().map(|x| (x - mean).powi(2)).sum();
         Sample { n, mean, sd: (n > 1).then(|| (squares / (n as f64 - 1.0)).sqrt()) }
     }
 
-    /// `58.41 ± 7.20 (n=3)`
+    /// Formats `58.41 ± 7.20 (n=3)`.
     pub fn text(&self, digits: usize) -> String {
         match self.sd {
             Some(sd) => format!("{:.digits$} ± {sd:.digits$} (n={})", self.mean, self.n),
@@ -664,7 +672,7 @@ fn same(a: f64, b: f64) -> bool {
     a == b || (a - b).abs() <= SAME * a.abs().max(b.abs())
 }
 
-/// Decimals that show at least three digits of `x`, and none of a large whole number.
+/// Returns the decimals that show at least three digits of `x`, and none of a large whole number.
 fn decimals(x: f64) -> usize {
     match x.abs() {
         a if a >= 1000.0 && a.fract() == 0.0 => 0,
@@ -673,12 +681,12 @@ fn decimals(x: f64) -> usize {
     }
 }
 
-/// A number on its own in a text.
+/// Formats a single number.
 pub(crate) fn plain(x: f64) -> String {
     if x.fract() == 0.0 { format!("{x}") } else { format!("{x:.*}", decimals(x)) }
 }
 
-/// Two different numbers, with as many digits as it takes to see that they are.
+/// Formats two different numbers with enough digits to show that they differ.
 fn distinct(a: f64, b: f64) -> (String, String) {
     let shown = |digits: usize| (format!("{a:.digits$}"), format!("{b:.digits$}"));
     (decimals(a)..=17).map(shown).find(|(a, b)| a != b).unwrap_or((format!("{a:?}"), format!("{b:?}")))
@@ -688,7 +696,7 @@ fn list<'a>(values: impl IntoIterator<Item = &'a f64>) -> String {
     values.into_iter().map(|x| plain(*x)).collect::<Vec<_>>().join(", ")
 }
 
-/// `seed 0` or `seeds 0, 1, 2`
+/// Formats `seed 0` or `seeds 0, 1, 2`.
 pub(crate) fn seeds(seeds: impl IntoIterator<Item = u64>) -> String {
     let all: Vec<String> = seeds.into_iter().map(|seed| seed.to_string()).collect();
     format!("{} {}", if all.len() == 1 { "seed" } else { "seeds" }, all.join(", "))

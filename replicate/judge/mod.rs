@@ -1,5 +1,5 @@
-//! Measured values held against golden values, the paper's numbers and its claims.
-//! Nothing here touches a tensor.
+//! Compares measured values with golden values, with the paper's numbers, and with its claims. It
+//! computes on numbers only, never on tensors.
 
 pub mod claims;
 mod compare;

@@ -1,6 +1,6 @@
-//! What the paper prints, as data: `table1.csv`, `table2.csv` and `claims.csv`.
+//! Reads the numbers and claims that the paper prints: `table1.csv`, `table2.csv`, `claims.csv`.
 //!
-//! Nothing here is ours: our own values live in `golden`.
+//! These are not measurements of ours, which are in `golden`.
 
 use crate::error::{Error, Result, printable, shown};
 pub use crate::settings::Origin;
@@ -8,12 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// What stands beside a printed row of Table 1.
+/// Kind of a row of Table 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Nothing of ours: the paper copied the row from another publication.
+    /// Not run: the paper copied the row from another publication.
     Cited,
-    /// The cell that bears the row's id; column `ours` says in words what it is.
+    /// Run as the cell with the row's id; column `ours` describes it.
     Run,
 }
 
@@ -25,19 +25,19 @@ pub struct Row1 {
     pub label: String,
     /// Network evaluations per image.
     pub nfe: u32,
-    /// `None` for a row that is not the paper's.
+    /// `None` if the row is not the paper's.
     pub fid: Option<f64>,
-    /// `None` where the paper prints a dash.
+    /// `None` if the paper prints a dash.
     pub is: Option<f64>,
     pub kind: Kind,
-    /// What holds for our network in place of the printed FID, where that is another's.
+    /// The FID to compare ours with, if the printed one belongs to another network.
     pub target: Option<Target>,
 }
 
-/// The FID that a row of ours can be held against.
+/// An FID to compare a row of ours with.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Target {
-    /// `None` where nobody has measured one.
+    /// `None` if nobody has published one.
     pub fid: Option<f64>,
     pub source: String,
 }
@@ -46,7 +46,7 @@ pub struct Target {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Fid {
     Value(f64),
-    /// Printed in place of a number.
+    /// The word "collapsed" in place of a number.
     Collapsed,
 }
 
@@ -64,14 +64,14 @@ impl std::fmt::Display for Fid {
 pub struct Row2 {
     pub id: String,
     pub initialization: String,
-    /// `None` where the paper prints a dash.
+    /// `None` if the paper prints a dash.
     pub dataset: Option<String>,
     pub fid: Fid,
-    /// The cell that re-runs this row. Cells are shared: the last row is Table 1's DiJS.
+    /// The cell that re-runs this row. Rows can share a cell: the last row is Table 1's DiJS.
     pub cell: String,
 }
 
-/// The metrics that a claim can be about.
+/// Metrics that a claim can compare.
 const CLAIM_METRICS: [&str; 14] = [
     "fd",
     "is",
@@ -96,7 +96,7 @@ pub enum Operand {
     Number(f64),
 }
 
-/// What a claim says, in a form that can be decided.
+/// A claim in a form that can be tested.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Statement {
     /// `left < factor * right`
@@ -114,19 +114,19 @@ pub enum Statement {
     Collapsed {
         row: String,
     },
-    /// At some moment in the first half of the training, after its start.
+    /// Collapsed at some tick in the first half of the training, after its start.
     CollapsedEarly {
         row: String,
     },
     NotCollapsed {
         row: String,
     },
-    /// Stands in the paper but cannot be decided by running it; `note` says why.
+    /// Printed in the paper but not testable by a run; `note` gives the reason.
     Untestable,
 }
 
 impl Statement {
-    /// The cells that it compares or judges: rows, with what is changed of them.
+    /// Returns the cells of the claim: rows, each with its overrides.
     pub fn rows(&self) -> Vec<&str> {
         match self {
             Statement::Less { left, right, .. } | Statement::Near { left, right, .. } => {
@@ -141,7 +141,7 @@ impl Statement {
 }
 
 impl Claim {
-    /// The claim under another reading of the settings: about `rows` with these changes.
+    /// Returns the claim about `rows` with these overrides, for another reading of the settings.
     pub fn under(&self, changes: &str, rows: &[&str]) -> Claim {
         let cell = |row: &String| {
             if rows.contains(&row.as_str()) { format!("{row}+{changes}") } else { row.clone() }
@@ -181,7 +181,7 @@ pub struct Claim {
     pub id: String,
     /// The claim in words.
     pub claim: String,
-    /// Where the paper makes it (column `where`).
+    /// Place in the paper (column `where`).
     pub place: String,
     pub statement: Statement,
     pub note: String,
@@ -192,16 +192,16 @@ pub struct Claim {
 pub struct Setting {
     pub name: String,
     pub value: String,
-    /// The paper's words; `None` where it is silent.
+    /// The paper's words; `None` if it is silent.
     pub paper: Option<String>,
-    /// Where the paper says it; empty where it is silent.
+    /// Place in the paper; empty if it is silent.
     pub place: String,
     pub reading: String,
     pub origin: Origin,
-    /// Whose it is: an owner of settings, the stem of a method's file, or a part of the
-    /// set-up that has no settings.
+    /// Owner: that of settings, the stem of a method's file, or a part of the set-up without
+    /// settings.
     pub owner: String,
-    /// The settings that it is about; none for a choice that is no setting.
+    /// Settings that the line describes; empty if it describes none.
     pub fields: Vec<String>,
 }
 
@@ -212,9 +212,10 @@ const CLAIMS: [&str; 9] = ["id", "claim", "where", "kind", "left", "op", "right"
 const SETUP: [&str; 8] = ["name", "value", "paper", "where", "reading", "status", "owner", "fields"];
 const REMEDY: &str = "it belongs to the repository: restore it from version control";
 
-/// `table1.csv` of `directory`, in the paper's order.
+/// Reads `table1.csv` of `directory`, in the paper's order.
 ///
-/// Errors: `Missing`, or `Malformed` with the line and what was expected there.
+/// # Errors
+/// `Missing`, or `Malformed` with the line and the expected content.
 pub fn table1(directory: &Path) -> Result<Vec<Row1>> {
     rows(&directory.join("table1.csv"), &TABLE1, |line| {
         Ok(Row1 {
@@ -242,7 +243,7 @@ pub fn table1(directory: &Path) -> Result<Vec<Row1>> {
     })
 }
 
-/// `table2.csv` of `directory`, in the paper's order. Errors as [`table1`].
+/// Reads `table2.csv` of `directory`, in the paper's order. Errors are as in [`table1`].
 pub fn table2(directory: &Path) -> Result<Vec<Row2>> {
     rows(&directory.join("table2.csv"), &TABLE2, |line| {
         Ok(Row2 {
@@ -258,8 +259,7 @@ pub fn table2(directory: &Path) -> Result<Vec<Row2>> {
     })
 }
 
-/// What the tables of `directory` print for each of our rows, Table 1 first. Errors as
-/// [`table1`].
+/// Returns the printed FID of each of our rows, Table 1 first. Errors are as in [`table1`].
 pub fn printed(directory: &Path) -> Result<Vec<(String, Fid)>> {
     let first = table1(directory)?.into_iter().filter(|row| row.kind != Kind::Cited);
     let first = first.filter_map(|row| Some((row.id, Fid::Value(row.fid?))));
@@ -272,8 +272,8 @@ pub fn printed(directory: &Path) -> Result<Vec<(String, Fid)>> {
     Ok(printed)
 }
 
-/// As [`printed`], but what holds for our network in place of a number that is another's;
-/// nothing where nobody has measured one.
+/// As [`printed`], but with the target FID in place of a number that belongs to another network;
+/// without an entry if nobody has published one.
 pub fn targets(directory: &Path) -> Result<Vec<(String, Fid)>> {
     let mut targets = printed(directory)?;
     for (id, target) in table1(directory)?.into_iter().filter_map(|row| Some((row.id, row.target?))) {
@@ -286,9 +286,9 @@ pub fn targets(directory: &Path) -> Result<Vec<(String, Fid)>> {
     Ok(targets)
 }
 
-/// `claims.csv` of `directory`, in file order. The rows that claims name must be
-/// run by a row of the two tables, which are read too, or be one of `ablations`;
-/// a row of Table 2 becomes the cell that re-runs it. Errors as [`table1`].
+/// Reads `claims.csv` of `directory`, in file order. It also reads the two tables: they must run
+/// the rows of the claims, except for `ablations`. A row of Table 2 becomes the cell that re-runs
+/// it. Errors are as in [`table1`].
 pub fn claims(directory: &Path, ablations: &[&str]) -> Result<Vec<Claim>> {
     let own = table1(directory)?
         .into_iter()
@@ -308,7 +308,7 @@ pub fn claims(directory: &Path, ablations: &[&str]) -> Result<Vec<Claim>> {
     })
 }
 
-/// `setup.csv` of `directory`, in file order. Errors as [`table1`].
+/// Reads `setup.csv` of `directory`, in file order. Errors are as in [`table1`].
 pub fn setup(directory: &Path) -> Result<Vec<Setting>> {
     rows(&directory.join("setup.csv"), &SETUP, |line| {
         Ok(Setting {
@@ -330,11 +330,11 @@ pub fn setup(directory: &Path) -> Result<Vec<Setting>> {
     })
 }
 
-/// The fine labels of the first `n` source classes of CIFAR-100, in the order of
-/// setup.csv of `directory`.
+/// Returns the CIFAR-100 fine labels of the first `n` source classes, in the order of setup.csv of
+/// `directory`.
 ///
 /// # Errors
-/// As [`setup`]; `Malformed` where the list is missing or is not `n` different labels.
+/// As [`setup`]; `Malformed` if the list is missing or does not have `n` different labels.
 pub fn source_classes(directory: &Path, n: usize) -> Result<Vec<u32>> {
     let name = format!("source_classes_{n}");
     let list = setup(directory)?.into_iter().find(|setting| setting.name == name);
@@ -356,7 +356,7 @@ pub fn source_classes(directory: &Path, n: usize) -> Result<Vec<u32>> {
 fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement> {
     let cell = |column: &str, row: &str| {
         let unknown = || line.wrong(column, "a run row of table1.csv or table2.csv, or an ablation,");
-        // What is changed of it: `dijs+critic_steps=5`.
+        // Overrides follow the row: `dijs+critic_steps=5`.
         let (row, changes) = row.split_at(row.find('+').unwrap_or(row.len()));
         cells.get(row).map(|cell| format!("{cell}{changes}")).ok_or_else(unknown)
     };
@@ -392,7 +392,7 @@ fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement>
 }
 
 impl FromStr for Operand {
-    /// What was expected.
+    /// The error describes the expected text.
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Operand, String> {
@@ -409,7 +409,7 @@ impl FromStr for Operand {
     }
 }
 
-/// One record of a CSV file, with what is needed to say where it is wrong.
+/// One record of a CSV file, with its place for error messages.
 pub(crate) struct Line<'a> {
     path: &'a Path,
     number: u64,
@@ -418,13 +418,13 @@ pub(crate) struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// The field of a column of the header; it may be empty.
+    /// Returns the field of a column of the header; it may be empty.
     pub(crate) fn field(&self, column: &str) -> &str {
         let i = self.header.iter().position(|name| *name == column).expect("a column of the header");
         &self.record[i]
     }
 
-    /// The same; empty where the file does not have the column.
+    /// As [`Line::field`]; empty if the file lacks the column.
     pub(crate) fn field_if_any(&self, column: &str) -> &str {
         if self.header.contains(&column) { self.field(column) } else { "" }
     }
@@ -436,7 +436,7 @@ impl Line<'_> {
         }
     }
 
-    /// The field, unless it is empty or a dash.
+    /// Returns the field, unless it is empty or a dash.
     fn optional(&self, column: &str) -> Option<&str> {
         Some(self.field(column)).filter(|text| !matches!(*text, "" | "-"))
     }
@@ -470,7 +470,7 @@ fn malformed(path: &Path, line: u64, expected: String, found: String) -> Error {
     }
 }
 
-/// Every record of the CSV file at `path`, whose first line must be `header`.
+/// Reads every record of the CSV file at `path`, whose first line must be `header`.
 pub(crate) fn read_csv<T>(
     path: &Path,
     header: &[&str],
@@ -506,7 +506,7 @@ pub(crate) fn read_csv<T>(
             let expected = format!("{} fields", header.len());
             return Err(malformed(path, number, expected, format!("{}", record.len())));
         }
-        // Cells are printed, in tables and beside them.
+        // Rejects control characters, because cells are printed.
         if let Some(cell) = record.iter().find(|cell| printable(cell) != **cell) {
             return Err(malformed(path, number, "text that steers no terminal".into(), shown(cell)));
         }
@@ -515,7 +515,7 @@ pub(crate) fn read_csv<T>(
     Ok(rows)
 }
 
-/// The rows of one of the paper's files; the first column is unique.
+/// Reads the rows of one of the paper's files; values of the first column must be unique.
 fn rows<T>(path: &Path, header: &[&str], parse: impl Fn(&Line) -> Result<T>) -> Result<Vec<T>> {
     let mut seen = BTreeSet::new();
     read_csv(path, header, "what the paper prints", REMEDY, |line| {

@@ -1,13 +1,13 @@
-//! Student's t distribution, for the intervals of golden values and claims; Holm's correction.
+//! Student's t distribution, for golden intervals and claims, and Holm's correction.
 
-/// P(T <= t) of Student's t with `dof` > 0 degrees of freedom (DLMF 8.17:
-/// half the regularised incomplete beta function beyond |t|).
+/// Returns P(T <= t) of Student's t with `dof` > 0 degrees of freedom. The tail beyond |t| is half
+/// the regularised incomplete beta function (DLMF 8.17).
 pub fn t_cdf(t: f64, dof: f64) -> f64 {
     let tail = 0.5 * incomplete_beta(0.5 * dof, 0.5, dof / (dof + t * t));
     if t > 0.0 { 1.0 - tail } else { tail }
 }
 
-/// The t with P(T <= t) = `p`, for 0 < `p` < 1, by bisection of [`t_cdf`].
+/// Returns the t with P(T <= t) = `p` for 0 < `p` < 1, by bisection of [`t_cdf`].
 pub fn t_quantile(p: f64, dof: f64) -> f64 {
     if p < 0.5 {
         return -t_quantile(1.0 - p, dof);
@@ -16,7 +16,7 @@ pub fn t_quantile(p: f64, dof: f64) -> f64 {
     while t_cdf(high, dof) < p {
         (low, high) = (high, 2.0 * high);
     }
-    // Halving a bracket below 2 * low this often reaches the last bits of a float64.
+    // This many halvings of a bracket below 2 * low reach the last bits of a float64.
     for _ in 0..60 {
         let middle = 0.5 * (low + high);
         if t_cdf(middle, dof) < p { low = middle } else { high = middle }
@@ -24,8 +24,8 @@ pub fn t_quantile(p: f64, dof: f64) -> f64 {
     0.5 * (low + high)
 }
 
-/// Holm's step-down correction: what each of `p` is worth as one of a family of `tests`
-/// tests, the others having larger p-values than these. In the order of `p`.
+/// Holm's step-down correction of p-values, in the order of `p`. They belong to a family of `tests`
+/// tests, whose other p-values are larger.
 pub fn holm(p: &[f64], tests: usize) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p.len()).collect();
     order.sort_by(|a, b| p[*a].total_cmp(&p[*b]));
@@ -37,12 +37,12 @@ pub fn holm(p: &[f64], tests: usize) -> Vec<f64> {
     adjusted
 }
 
-/// I_x(a, b), by the continued fraction DLMF 8.17.22 and Lentz's method.
+/// Returns I_x(a, b) by the continued fraction DLMF 8.17.22 and Lentz's method.
 fn incomplete_beta(a: f64, b: f64, x: f64) -> f64 {
     if x <= 0.0 || x >= 1.0 {
         return x.clamp(0.0, 1.0);
     }
-    // The fraction converges fast below the mean only; I_x(a, b) = 1 - I_{1-x}(b, a).
+    // The fraction converges fast only below the mean; I_x(a, b) = 1 - I_{1-x}(b, a).
     if x > (a + 1.0) / (a + b + 2.0) {
         return 1.0 - incomplete_beta(b, a, 1.0 - x);
     }
