@@ -219,17 +219,17 @@ fn values_stand_beside_those_of_the_paper_scale() {
 #[test]
 fn what_was_changed_by_hand_is_said() {
     let mut recipe = Recipe::of(Scale::Mini);
-    assert!(!explained("dikl", &recipe).contains("by hand"));
+    assert!(!explained("dikl", &recipe).contains("verrid"));
     recipe.set("generator_lr=7e-5").unwrap();
     recipe.set("beta2=0.9").unwrap();
     for text in [explained("dikl", &recipe), short(&row("dikl"), &recipe, &setup())] {
         assert!(
-            text.contains("Changed by hand, so not the paper's row: generator_lr=7e-5, beta2=0.9."),
+            text.contains("Overridden, so this is not the paper's row: generator_lr=7e-5, beta2=0.9."),
             "{text}"
         );
     }
     let text = explained("dikl", &recipe);
-    assert_eq!(cells(&text, "generator_lr"), ["7e-5 (by hand; else 5e-5)", "1e-5"]);
+    assert_eq!(cells(&text, "generator_lr"), ["7e-5 (override; preset 5e-5)", "1e-5"]);
     // What the paper is silent about is in the short form where it was changed.
     assert_eq!(cells(&short(&row("dikl"), &recipe, &setup()), "beta2"), ["0.9", "0.999", "silent"]);
     assert!(!short(&row("dikl"), &Recipe::of(Scale::Mini), &setup()).contains("beta2"));

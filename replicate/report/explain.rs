@@ -1,6 +1,6 @@
-//! Everything that decides a row, as text: its method, every setting with its source, and
-//! what the paper leaves open. Values are those of the recipe that would run; sources are
-//! those of paper/setup.csv and of the settings' own tables.
+//! Text of `--explain`: a row's method, its settings with their sources, and the paper's open
+//! questions. Values are those of the recipe; sources are in paper/setup.csv and in the tables of
+//! settings.
 
 use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale};
 use crate::judge::paper::{Origin, Setting as Line};
@@ -11,13 +11,13 @@ use crate::text::{and, capital, thousands, wrap};
 use std::fmt::Write;
 use std::path::Path;
 
-/// Columns of a terminal.
+/// Width of a terminal in columns.
 const WIDTH: usize = 100;
-/// Widths of the columns of a table: name, value here, value at the paper scale.
+/// Widths of the table's columns: name, value here, value at the paper scale.
 const COLUMNS: [usize; 3] = [27, 35, 34];
 
-/// The method, where it is written down, what it starts from, and the settings of the
-/// method and its budget. `lines` are those of paper/setup.csv.
+/// Returns the short page: the method, its source file, its start, and the settings of the method
+/// and of its budget. `lines` are those of paper/setup.csv.
 pub fn short(row: &Row, recipe: &Recipe, lines: &[Line]) -> String {
     let mut page = Page::default();
     head(&mut page, row, recipe);
@@ -41,19 +41,19 @@ pub fn short(row: &Row, recipe: &Recipe, lines: &[Line]) -> String {
         page.line(&format!("  {:20} {here:22} {paper:22} {origin}", setting.field.name));
     }
     let rest = used.len() - matter.len();
-    page.line(&format!("\n{rest} more settings, and where each comes from: --explain full"));
+    page.line(&format!("\n--explain full shows {rest} more settings and the source of each"));
     page.0
 }
 
-/// As [`short`], then the places in the code, every setting with its source, and what the
-/// paper leaves open. `root` is the repository.
+/// As [`short`], then the places in the code, every setting with its source, and the paper's open
+/// questions. `root` is the repository.
 pub fn full(row: &Row, recipe: &Recipe, lines: &[Line], root: &Path) -> String {
     let mut page = Page::default();
     head(&mut page, row, recipe);
     code(&mut page, row, root);
-    page.heading("SETTINGS, and where they come from (paper/setup.csv)");
+    page.heading("SETTINGS AND THEIR SOURCES (paper/setup.csv)");
     page.row(["", "here", "paper scale, where it differs"].map(str::to_string));
-    page.wrapped("What no setting changes is quoted from the file.", 2);
+    page.wrapped("Values that no setting changes are quoted from that file.", 2);
     let used = recipe.used(row);
     let mut told: Vec<&str> = Vec::new();
     let owners = owners(row, recipe);
@@ -65,7 +65,7 @@ pub fn full(row: &Row, recipe: &Recipe, lines: &[Line], root: &Path) -> String {
             let about: Vec<&Setting> = used.iter().filter(|setting| is_about(line, setting)).collect();
             match (about.is_empty(), line.fields.is_empty()) {
                 (true, true) => section.row([line.name.replace('_', " "), line.value.clone(), String::new()]),
-                // Of settings that this row does not use.
+                // All settings of this line belong to other rows.
                 (true, false) => continue,
                 (false, _) => {}
             }
@@ -104,7 +104,7 @@ fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
     page.wrapped(&format!("Row {} at scale {scale}: {} ({})", row.id, method.name, method.cite), 0);
     if !recipe.overrides.changes.is_empty() {
         page.wrapped(
-            &format!("Changed by hand, so not the paper's row: {}.", recipe.changes().join(", ")),
+            &format!("Overridden, so this is not the paper's row: {}.", recipe.changes().join(", ")),
             2,
         );
     }
@@ -125,8 +125,8 @@ fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
     }
     if let Some(before) = recipe.first_stage(row) {
         let text = match recipe.has_checkpoint(row.start) {
-            true => format!("the published one of {}", before.id),
-            false => format!("that of {} of the same seed, which is run first", before.id),
+            true => format!("the published one of row {}", before.id),
+            false => format!("that of row {} with the same seed, which runs first", before.id),
         };
         page.entry("", &format!("but the generator from {text}"));
     }
@@ -144,7 +144,7 @@ fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
     };
     let (trials, samples) = (recipe.evaluation.trials, thousands(recipe.evaluation.samples as u64));
     let times = if trials == 1 { String::new() } else { format!("{trials} times ") };
-    page.entry("samples with", &format!("{calls} an image; scored on {times}{samples} images"));
+    page.entry("samples with", &format!("{calls} for each image; scored on {times}{samples} images"));
 }
 
 fn networks(training: &Trained, recipe: &Recipe) -> String {
@@ -175,7 +175,7 @@ fn start(start: Initialization, recipe: &Recipe) -> String {
     }
 }
 
-/// The owners of what decides the row, in the order in which it happens.
+/// Returns the owners of the settings that affect the row, in the order of a run.
 fn owners(row: &Row, recipe: &Recipe) -> Vec<&'static str> {
     let mut owners = vec!["data"];
     if let Initialization::MultiLevel(Data::Sources(_)) = row.start {
@@ -212,12 +212,12 @@ fn owners(row: &Row, recipe: &Recipe) -> Vec<&'static str> {
     owners
 }
 
-/// The owner of what is a method's own.
+/// Returns the owner of a method's own settings.
 fn stem(file: &'static str) -> &'static str {
     file.rsplit('/').next().unwrap_or(file).trim_end_matches(".rs")
 }
 
-/// The head of the method's file, and the comments that name a line of the algorithm.
+/// Writes the head of the method's file, and the comments that name a line of the algorithm.
 fn code(page: &mut Page, row: &Row, root: &Path) {
     let file = row.method.file;
     let Ok(text) = std::fs::read_to_string(root.join(file)) else { return };
@@ -233,13 +233,13 @@ fn code(page: &mut Page, row: &Row, root: &Path) {
     }
 }
 
-/// The setting's value in the presets of its scale, where that is another.
+/// Returns the preset of an overridden setting; `None` if it has its preset.
 fn changed(recipe: &Recipe, setting: &Setting) -> Option<String> {
     let usual = value_in(&Recipe::of(recipe.scale), setting)?;
     (usual.value != setting.value).then(|| shown(&usual))
 }
 
-/// The setting's value at the paper scale, where that is another.
+/// Returns the setting's value at the paper scale; `None` if it is the same.
 fn at_paper_scale(setting: &Setting) -> Option<String> {
     let paper = value_in(&Recipe::of(Scale::Paper), setting)?;
     (paper.value != setting.value).then(|| shown(&paper))
@@ -262,13 +262,13 @@ fn is_about(line: &Line, setting: &Setting) -> bool {
     line.fields.iter().any(|field| field == setting.field.name)
 }
 
-/// How much the paper says of a setting.
+/// Returns the origin of a setting: how much the paper states of it.
 fn origin(setting: &Setting, lines: &[Line]) -> Origin {
     let own = setting.field.origin.map_or(Origin::Ours, |(origin, _)| origin);
     lines.iter().find(|line| is_about(line, setting)).map_or(own, |line| line.origin)
 }
 
-/// Where a setting comes from that no line of its part of the set-up is about.
+/// Returns the source of a setting that no line of its own section describes.
 fn reason(setting: &Setting, lines: &[Line]) -> String {
     match (lines.iter().find(|line| is_about(line, setting)), setting.field.origin) {
         (Some(line), _) => sentence(line),
@@ -306,7 +306,7 @@ impl Page {
         }
     }
 
-    /// A paragraph, indented; further lines a little more.
+    /// Writes an indented paragraph; its other lines are indented by two more columns.
     fn wrapped(&mut self, text: &str, indent: usize) {
         for (i, line) in wrap(text, WIDTH - indent - 2).into_iter().enumerate() {
             let indent = if i == 0 { indent } else { indent + 2 };
@@ -314,7 +314,7 @@ impl Page {
         }
     }
 
-    /// One row of the table, as many lines as its longest cell.
+    /// Writes one row of the table, wrapped to the number of lines of its longest cell.
     fn row(&mut self, cells: [String; 3]) {
         let columns: Vec<Vec<String>> =
             cells.iter().zip(COLUMNS).map(|(text, width)| wrap(text, width)).collect();
@@ -327,7 +327,7 @@ impl Page {
 
     fn setting(&mut self, recipe: &Recipe, setting: &Setting) {
         let by_hand =
-            changed(recipe, setting).map_or(String::new(), |usual| format!(" (by hand; else {usual})"));
+            changed(recipe, setting).map_or(String::new(), |usual| format!(" (override; preset {usual})"));
         let here = format!("{}{by_hand}", shown(setting));
         self.row([setting.field.name.to_string(), here, at_paper_scale(setting).unwrap_or_default()]);
     }
