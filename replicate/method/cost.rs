@@ -95,8 +95,8 @@ impl Size {
 /// Passes through a network in one iteration.
 #[derive(Clone, Copy)]
 pub struct Call {
-    /// Calls of one step share its peak of memory. If a method has the settings of one-step
-    /// training, its step 0 runs `critic_steps` times.
+    /// Index of the step; calls of one step share its peak of memory. If a method has the settings
+    /// of one-step training, step 0 runs `critic_steps` times.
     pub step: usize,
     pub network: &'static str,
     pub pass: Pass,
@@ -108,7 +108,7 @@ pub struct Call {
 #[derive(Clone, Copy)]
 pub enum Pass {
     Forward,
-    /// As many times forward as the settings say.
+    /// As many forward passes as the settings require.
     Repeated(fn(&Overrides) -> f64),
     /// Forward, and backward to the inputs only.
     Through,
@@ -128,7 +128,7 @@ impl Pass {
         }
     }
 
-    /// Whether what it computes is kept for a pass backwards.
+    /// True if its activations are kept for a backward pass.
     pub fn is_kept(self) -> bool {
         matches!(self, Pass::Through | Pass::Trained)
     }

@@ -14,7 +14,7 @@ use crate::train::net::{Learned, Net};
 use candle_core::{Device, Result, Tensor};
 
 settings! {
-    /// Settings of a pre-training.
+    /// Settings of pre-training.
     pub struct Pretraining: "pre-training", "teacher_" {
         /// Length of the pre-training.
         images: u64 = [320, 256_000, 1_000_000, 20_000_000, 200_000_000], 1..=MOST_IMAGES, "images";

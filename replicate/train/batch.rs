@@ -149,13 +149,13 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// What dropout with probability `p` keeps of maps (channels, height, width); `None` where it
-    /// drops nothing.
+    /// Returns the dropout mask of maps (channels, height, width) for probability `p`; `None` if it
+    /// is 0.
     pub fn dropout(&self, name: &str, p: f64, maps: &[(usize, usize, usize)]) -> Result<Option<Masks>> {
         if p == 0.0 {
             return Ok(None);
         }
-        // The share p of normal numbers lies below it.
+        // Normal numbers are below this bound with probability p.
         let bound = quantile(p);
         let mask = |(i, shape): (usize, &(usize, usize, usize))| {
             self.normal_of(&format!("{name} {i}"), *shape)? - bound
@@ -288,7 +288,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// The z with P(N(0, 1) < z) = `p`, by bisection.
+/// Returns the z with P(N(0, 1) < z) = `p`, by bisection.
 fn quantile(p: f64) -> f64 {
     let (mut low, mut high) = (-10.0, 10.0);
     for _ in 0..60 {

@@ -1,5 +1,6 @@
-//! Trains bidirectional consistency models (BCM, Li & He 2024): one network jumps between any
-//! two noise levels, upwards too. It starts from random weights and learns from data alone.
+//! Trains bidirectional consistency models (BCM, Li & He 2024): one network jumps between any two
+//! noise levels, both downwards and upwards. It starts from random weights and learns from the data
+//! only.
 
 use super::{Discrete, Jumps, Sampling, drawn, images, jump, over_gaps, pseudo_huber, shared, student};
 use crate::method::cost::{Call, Network, Pass, Size};
@@ -15,7 +16,7 @@ use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
 use candle_core::{Result, Tensor};
 
-/// Joins the embedding of the level to jump to with the other one in one layer.
+/// Joins the embeddings of both levels in one layer.
 const SECOND: SecondTime = SecondTime::Aligned;
 const SIZE: Size = Size::Other(|network| Count::with_second_time(network, SECOND));
 
@@ -63,14 +64,14 @@ impl Method for Bcm {
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let ladder = self.settings.of_step(batch, self.images);
-        // The highest gap is never drawn.
+        // Excludes the highest gap.
         let mut below_top = ladder.p.clone();
         *below_top.last_mut().expect("two levels make a gap") = 0.0;
         let current = &self.net.frozen;
         let (gradients, values) = self.net.gradients(batch, |net, b| {
             let gaps: Vec<usize> =
                 b.each("level", Draws::uniform)?.into_iter().map(|u| drawn(&below_top, u)).collect();
-            // Any level but t and the highest.
+            // Any level except t and the highest.
             let end = |(u, gap): (f32, &usize)| {
                 let mut p = ladder.p.clone();
                 p[gap + 1] = 0.0;
@@ -85,7 +86,7 @@ impl Method for Bcm {
 
             let straight = jump(net, &xt, &t, &bottom)?;
             let ct = over_gaps(&pseudo_huber(&straight, &target)?, &t, &below)?;
-            // The second jump's weights are held constant, what it starts from is not.
+            // The weights of the second jump are constant; its input has a gradient.
             let by_way = jump(current, &jump(net, &xt, &t, &u)?, &u, &bottom)?;
             let soft = over_gaps(&pseudo_huber(&by_way, &target)?, &t, &u)?;
             Ok(vec![(&ct + &soft)?, ct, soft])

@@ -1,6 +1,6 @@
-//! Trains consistency trajectory models (CTM, Kim et al. 2023), a distillation: a jump from t
-//! to s shall end where the teacher's solver from t to u and a jump from u to s end. There is
-//! no LPIPS and no adversary; distances are iCT's.
+//! Trains consistency trajectory models (CTM, Kim et al. 2023), a distillation. A jump from t to s
+//! should end at the same point as the teacher's solver from t to u followed by a jump from u to s.
+//! The training uses iCT's distance instead of LPIPS, and no adversary.
 
 use super::{Jumps, Sampling, drawn, images, jump, pseudo_huber, raw, shared, shared_named, student};
 use crate::method::cost::{Call, Network, Pass, Size};
@@ -40,13 +40,13 @@ settings! {
     }
 }
 
-/// Returns the teacher's calls of an image: twice h, which is drawn from 1 .. N - 1 with
-/// probabilities in proportion to h.
+/// Returns the teacher's calls for each image: 2 h, where h is drawn from 1 .. N - 1 with
+/// probability proportional to h.
 fn teacher_calls(overrides: &Overrides) -> f64 {
     2.0 * (2 * CtmSettings::with(overrides).levels - 1) as f64 / 3.0
 }
 
-/// Share of the levels, from the top, at which half of the images are denoised.
+/// Fraction of the levels, from the top, at which half of the images are denoised.
 const DENOISED: f64 = 0.7;
 
 pub const SPEC: Spec = Spec {
@@ -77,7 +77,7 @@ pub const SPEC: Spec = Spec {
     sampler: |setup, weights| Jumps::load(setup, weights),
 };
 
-/// Batch 256, 100,000 iterations, and the average of decay 0.999 an iteration.
+/// Batch 256, 100,000 iterations, and a decay of 0.999 in each iteration for the average.
 pub const PUBLISHED: &[&str] = &["batch=256", "images=25600000", "ema_half_life=177400"];
 
 /// Lists the settings of the lognormal levels at which half of the images are denoised.
@@ -85,7 +85,7 @@ fn levels(overrides: &Overrides) -> Vec<Setting> {
     shared_named(overrides, &["p_mean", "p_std"])
 }
 
-/// Adds the embedding of the level to jump to in every block.
+/// Adds the embedding of the target level in every block.
 const SECOND: SecondTime = SecondTime::PerBlock;
 const SIZE: Size = Size::Other(|network| Count::with_second_time(network, SECOND));
 
@@ -97,17 +97,18 @@ pub struct Ctm {
     settings: CtmSettings,
     /// Lognormal levels of half of the images that are denoised.
     levels: Levels,
-    /// T_0 > T_1 > ... > T_{N-1}
+    /// The teacher's levels, T_0 > T_1 > ... > T_{N-1}.
     ladder: Vec<f32>,
     /// Name of the layer whose gradients balance the two losses.
     last_layer: String,
 }
 
 impl Ctm {
-    /// Starts the student from its initialisation; draws the layers of the second time.
+    /// Starts the student from its initialisation; the layers of the second time get random
+    /// weights.
     ///
     /// # Errors
-    /// If the row has no pre-trained weights: there is no teacher then.
+    /// If the row has no pre-trained weights, because then there is no teacher.
     pub fn new(setup: &Setup, settings: CtmSettings) -> Result<Ctm> {
         let Some(weights) = setup.start.row else {
             bail!("CTM needs a teacher: it cannot start from random weights")
@@ -130,7 +131,7 @@ impl Ctm {
         places.iter().map(|j| self.ladder[*j]).collect()
     }
 
-    /// Computes L_CTM of jumps beside `h` steps of the teacher.
+    /// Computes L_CTM of jumps along `h` steps of the teacher.
     fn consistency(&self, net: &Denoiser, b: &Batch, h: usize) -> Result<Tensor> {
         let n = self.ladder.len();
         let start = below(b, "start", |_| n - h)?;
@@ -143,7 +144,8 @@ impl Ctm {
             let at = |step: usize| self.at(&start.iter().map(|j| j + step).collect::<Vec<_>>());
             self.heun(&x, &at(step), &at(step + 1))
         })?;
-        // Both ends are compared at 0.002; a gradient passes through the outer jump.
+        // Both ends are mapped to 0.002 and compared there. The outer jump has a gradient for its
+        // input.
         let bottom = vec![self.ladder[n - 1]; b.len()];
         let estimate = jump(&self.target, &jump(net, &xt, &t, &s)?, &s, &bottom)?;
         let aim = jump(&self.target, &jump(&self.net.frozen, &xu, &u, &s)?, &s, &bottom)?;
@@ -164,7 +166,8 @@ impl Ctm {
         mix(x, &[1.0], &(first + second)?, &half)
     }
 
-    /// Computes L_DSM: half of the batch at lognormal levels, half at those of the ladder's upper part.
+    /// Computes L_DSM: half of the images at lognormal levels, half at levels in the upper part of
+    /// the ladder.
     fn denoising(&self, net: &Denoiser, b: &Batch) -> Result<Tensor> {
         let lognormal = self.levels.draw(b, "dsm.sigma")?;
         let place = b.each("dsm.place", Draws::uniform)?;
@@ -212,7 +215,7 @@ impl Method for Ctm {
     }
 }
 
-/// Draws a whole number for each image, below `n` of its place in the batch.
+/// Draws for each image i a whole number below `n(i)`.
 fn below(b: &Batch, name: &str, n: impl Fn(usize) -> usize) -> Result<Vec<usize>> {
     let draws = b.each(name, Draws::uniform)?;
     Ok(draws.into_iter().enumerate().map(|(i, u)| (f64::from(u) * n(i) as f64) as usize).collect())

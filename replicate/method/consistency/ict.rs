@@ -1,5 +1,6 @@
-//! Trains consistency models as iCT does (Song & Dhariwal 2024): neighbouring noise levels of
-//! one image shall map to one image. It starts from random weights and learns from data alone.
+//! Trains consistency models as iCT does (Song & Dhariwal 2024): neighbouring noise levels of one
+//! image are mapped to the same image. The network starts from random weights and learns from the
+//! data only.
 
 use super::{Consistent, Discrete, Sampling, drawn, images, over_gaps, pseudo_huber, raw, shared, student};
 use crate::method::cost::{Call, Network, Pass, Size};
@@ -40,7 +41,7 @@ pub const SPEC: Spec = Spec {
     },
 };
 
-/// Batch 1024, 400,000 iterations, and an average of decay 0.99993 an iteration.
+/// Batch 1024, 400,000 iterations, and a decay of 0.99993 in each iteration for the average.
 pub const PUBLISHED: &[&str] = &["batch=1024", "images=409600000", "ema_half_life=10139000"];
 
 /// Computes f(x, t) = c_skip x + c_out F(x, t), which is x at t = 0.002.
@@ -75,7 +76,7 @@ impl Method for Ict {
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let ladder = self.settings.of_step(batch, self.images);
-        // The target is the network as it is, held constant: no average.
+        // The target is the present network, held constant; there is no average.
         let current = &self.net.frozen;
         let (gradients, values) = self.net.gradients(batch, |net, b| {
             let gaps: Vec<usize> =

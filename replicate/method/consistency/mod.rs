@@ -1,4 +1,4 @@
-//! Consistency models: levels, jumps, distance and samplers that iCT, BCM, CTM and sCT share.
+//! Consistency models: the levels, jumps, distance and samplers that iCT, BCM, CTM and sCT share.
 //!
 //! x_t = x_0 + t eps, t = sigma, from 0.002 to 80; F is the raw U-Net with EDM's c_in and
 //! c_noise. An image is f(80 z), z ~ N(0, I), in one call.
@@ -79,15 +79,15 @@ settings! {
     }
 }
 
-/// Levels sigma_1 < sigma_2 < ... from 0.002 up to 80, and p(i) of the gap between each and
-/// the next: the mass of a lognormal between them.
+/// Levels sigma_1 < sigma_2 < ... from 0.002 to 80, and the probability p(i) of each gap between
+/// two of them: the mass of a lognormal between the levels.
 pub struct Ladder {
     pub sigma: Vec<f64>,
     pub p: Vec<f64>,
 }
 
 impl Ladder {
-    /// Returns the levels of these places, counted from 0, as float32.
+    /// Returns the levels at these indices, counted from 0, as float32.
     pub fn at(&self, places: &[usize]) -> Vec<f32> {
         places.iter().map(|i| self.sigma[*i] as f32).collect()
     }
@@ -99,8 +99,8 @@ impl Ladder {
     }
 }
 
-/// Returns the place that u in [0, 1) draws: how many running sums of `p` are at most u of
-/// their total.
+/// Returns the index that u in [0, 1) selects from the distribution `p`: the number of running sums
+/// of `p` that are at most u times their total.
 pub fn drawn(p: &[f64], u: f32) -> usize {
     let mut sum = 0.0;
     let sums: Vec<f64> = p.iter().map(|p| (sum += p, sum).1).collect();
@@ -121,7 +121,7 @@ pub fn over_gaps(x: &Tensor, t: &[f32], u: &[f32]) -> Result<Tensor> {
 }
 
 /// Computes J(x, t, u), the jump from level t to level u: one Euler step of EDM's denoiser, whose
-/// network is told u as well. J(x, t, t) = x.
+/// network has u as a second conditioning. J(x, t, t) = x.
 pub fn jump(net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]) -> Result<Tensor> {
     let d2 = SIGMA_DATA * SIGMA_DATA;
     let of = |f: fn(f32, f32, f32) -> f32| t.iter().zip(u).map(|(t, u)| f(*t, *u, d2)).collect::<Vec<_>>();
@@ -130,7 +130,7 @@ pub fn jump(net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]) -> Result<Tensor> 
     mix(x, &skip, &raw(net, x, t, Some(u))?, &out)
 }
 
-/// Computes F(c_in x; ln t / 4), told ln u / 4 as well if the network has a second time.
+/// Computes F(c_in x; ln t / 4), also conditioned on ln u / 4 if the network has a second time.
 fn raw(net: &Denoiser, x: &Tensor, t: &[f32], u: Option<&[f32]>) -> Result<Tensor> {
     let c = Precondition::at(t);
     let second = u.map(|u| Precondition::at(u).noise);
@@ -158,8 +158,8 @@ fn radam(setup: &Setup, [beta1, beta2]: [f64; 2]) -> AdamConfig {
     AdamConfig { beta1, beta2, eps: setup.settings.eps, rectified: true }
 }
 
-/// Makes the network in training with the average that is published. Draws the layers that
-/// the given weights lack.
+/// Makes the network for training, with the average that is published. Layers without given weights
+/// get random ones.
 fn student(setup: &Setup, second: SecondTime, betas: [f64; 2]) -> Result<Net<Denoiser>> {
     let (none, cell) = (Arrays::new(), format!("{} generator", setup.cell));
     let drawn = if setup.start.generator.is_some() { second.layers() } else { &[""] };
@@ -168,12 +168,12 @@ fn student(setup: &Setup, second: SecondTime, betas: [f64; 2]) -> Result<Net<Den
     Net::new(setup.device, &source, radam(setup, betas), build)?.averaged(setup.settings.ema_half_life)
 }
 
-/// Samples by a function that maps every level to an image: x = f(80 z, 80), then noise
-/// again, and f once more, at lower and lower levels.
+/// Samples by a function that maps every level to an image: x = f(80 z, 80). More steps add noise
+/// of a lower level and apply f again.
 struct Consistent {
     denoiser: Denoiser,
     function: fn(&Denoiser, &Tensor, &[f32]) -> Result<Tensor>,
-    /// The level at which the function changes nothing.
+    /// Level at which the function is the identity.
     bottom: f64,
     steps: usize,
 }
@@ -224,7 +224,7 @@ impl Sampler for Jumps {
     }
 }
 
-/// Makes images of z in so many jumps along EDM's levels from 80 to 0.002.
+/// Makes images of z by `steps` jumps along EDM's levels from 80 to 0.002.
 pub fn jumps(net: &Denoiser, z: &Tensor, steps: usize) -> Result<Tensor> {
     let (levels, n) = (polynomial(steps + 1), z.dim(0)?);
     let at = |level: f64| vec![level as f32; n];

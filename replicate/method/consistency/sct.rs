@@ -1,9 +1,9 @@
-//! Trains simplified continuous-time consistency models (sCT, Lu & Song 2025, arXiv
-//! 2410.11081): the limit of neighbouring levels, by the network's derivative along its path.
-//! It starts from the teacher's weights and learns from data alone: nothing asks its scores.
+//! Trains simplified continuous-time consistency models (sCT, Lu & Song 2025, arXiv 2410.11081):
+//! the limit of neighbouring levels, from the network's derivative along its path. The network
+//! starts from the teacher's weights and learns from the data only, without the teacher's scores.
 //!
-//! Its TrigFlow has t = arctan(sigma / sigma_d), z = sigma_d eps, x_t = cos t x_0 + sin t z
-//! and a network of x_t / sigma_d, which is c_in x_sigma; that network is minus EDM's F.
+//! TrigFlow has t = arctan(sigma / sigma_d), z = sigma_d eps and x_t = cos t x_0 + sin t z. Its
+//! network takes x_t / sigma_d, which equals c_in x_sigma, and is minus EDM's F.
 
 use super::{Consistent, Sampling, images, radam, shared};
 use crate::method::cost::{Call, Network, Pass, Size};
@@ -29,7 +29,7 @@ pub const SPEC: Spec = Spec {
         build: |setup| Ok(Box::new(Sct::new(setup, setup.own())?)),
         networks: &[Network::averaged("generator", Size::Denoiser)],
         calls: &[
-            // A value and its derivative.
+            // A value and its derivative cost two passes.
             Call { step: 0, network: "generator", pass: Pass::Forward, times: 2.0 },
             Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
         ],
@@ -66,7 +66,7 @@ settings! {
     }
 }
 
-/// Batch 128 and 400,000 iterations, as its authors trained EDM's network beside their own.
+/// Batch 128 and 400,000 iterations, with which the authors trained EDM's network.
 pub const PUBLISHED: &[&str] = &["batch=128", "images=51200000"];
 
 /// Computes EDM's D(x; t) itself.
@@ -74,10 +74,10 @@ fn denoised(net: &Denoiser, x: &Tensor, t: &[f32]) -> Result<Tensor> {
     net.forward(x, t, None)
 }
 
-/// c: added to the root mean square of an image's tangent, by which it is divided.
+/// Constant c, added to the root mean square of an image's tangent in the denominator.
 const NORM: f64 = 0.1;
 
-/// Cosines and sines of noise levels' angles t.
+/// Cosines and sines of the angles t of noise levels.
 struct Angles {
     cos: Vec<f32>,
     sin: Vec<f32>,
@@ -96,15 +96,15 @@ impl Angles {
     }
 }
 
-/// A point of the path of (x_0, z), and how it moves along it.
+/// A point of the path of (x_0, z), with its derivatives along the path.
 pub struct Point {
     /// Input of the network, x_t / sigma_d and c_noise.
     pub input: Tensor,
     pub noise: Vec<f32>,
-    /// Their derivatives by t times cos t sin t.
+    /// Derivatives of the inputs by t, times cos t sin t.
     pub input_tangent: Tensor,
     pub noise_tangent: Vec<f32>,
-    /// v = dx_t / dt
+    /// Velocity v = dx_t / dt.
     velocity: Tensor,
     angles: Angles,
 }
@@ -117,23 +117,24 @@ impl Point {
         let input = mix(x0, &by(|cos, _| cos / SIGMA_DATA), z, &by(|_, sin| sin / SIGMA_DATA))?;
         let velocity = mix(z, &angles.cos, x0, &by(|_, sin| -sin))?;
         let input_tangent = crate::network::scale_images(&velocity, &by(|cos, sin| cos * sin / SIGMA_DATA))?;
-        // Exact: c_noise = ln(sigma) / 4 and d sigma / dt = sigma_d / cos^2 t.
+        // These derivatives are exact: c_noise = ln(sigma) / 4 and d sigma / dt = sigma_d / cos^2
+        // t.
         let (noise, noise_tangent) = (Precondition::at(sigma).noise, vec![0.25; sigma.len()]);
         Ok(Point { input, noise, input_tangent, noise_tangent, velocity, angles })
     }
 
-    /// Returns what a network is told here beside its input.
+    /// Returns the conditioning of the network at this point.
     pub fn told(&self) -> Conditioning<'_> {
         Conditioning { noise: &self.noise, ..Conditioning::default() }
     }
 
-    /// Computes EDM's F here and its derivative along the tangents.
+    /// Computes EDM's F at this point, and its derivative along the tangents.
     pub fn derivative(&self, net: &Denoiser) -> Result<[Tensor; 2]> {
         net.raw_along([&self.input, &self.input_tangent], &self.told(), &self.noise_tangent)
     }
 
-    /// Computes g, the derivative of the denoised image by t times cos t; a smaller `r` takes
-    /// less of the part that needs the network's derivative. `f` and `df` are EDM's F here and its
+    /// Computes g, the derivative of the denoised image by t, times cos t. The factor `r` scales
+    /// the part that needs the network's derivative. `f` and `df` are EDM's F at this point and its
     /// derivative along the tangents.
     pub fn tangent(&self, f: &Tensor, df: &Tensor, r: f32) -> Result<Tensor> {
         let angles = &self.angles;
@@ -150,14 +151,14 @@ pub fn normalised(g: &Tensor) -> Result<Tensor> {
     g.broadcast_div(&(g.sqr()?.flatten_from(1)?.mean(1)?.sqrt()? + NORM)?.reshape(shape)?)
 }
 
-/// Denoiser with a weight of each noise level that is learned beside it.
+/// A denoiser with a learned weight for each noise level.
 struct Student {
     denoiser: Denoiser,
     weight: Tensor,
     bias: Tensor,
 }
 
-/// Prefix of the weighting's names.
+/// Prefix of the names of the weighting's parameters.
 const WEIGHTING: &str = "weighting.";
 
 impl Student {
@@ -185,7 +186,7 @@ impl Sct {
     /// Starts from pre-trained weights.
     ///
     /// # Errors
-    /// Without weights: drawn ones would be another method.
+    /// If there are no weights. Random ones would be another method.
     pub fn new(setup: &Setup, settings: SctSettings) -> Result<Sct> {
         let Some(given) = setup.start.generator else {
             bail!("sCT starts from a teacher's weights, not from random ones")

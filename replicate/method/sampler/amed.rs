@@ -1,7 +1,7 @@
-//! AMED-Plugin on iPNDM (Zhou et al. 2024, arXiv 2312.00094): a small network g_phi, told
-//! what the denoiser's encoder sees, places one more level inside each interval of a few
-//! given ones and corrects the step from there. What the paper leaves open is as in its
-//! code (zju-pi/diff-sampler at 68d5ce4).
+//! AMED-Plugin on iPNDM (Zhou et al. 2024, arXiv 2312.00094). A small network g_phi sees the output
+//! of the denoiser's encoder. It places one more level inside each of a few intervals, and corrects
+//! the step from there. Details that the paper leaves open follow its code (zju-pi/diff-sampler at
+//! 68d5ce4).
 
 use super::ipndm::{History, ipndm};
 pub use super::predictor::{Prediction, Predictor};
@@ -31,7 +31,7 @@ settings! {
     }
 }
 
-/// The calls of a predictor's training are those for five network calls.
+/// The calls of the training are those of a predictor for five network calls.
 pub const SPEC: Spec = Spec {
     name: "AMED-Plugin on iPNDM",
     cite: "Zhou et al. 2024, arXiv 2312.00094, Algorithm 2",
@@ -55,31 +55,31 @@ pub const SPEC: Spec = Spec {
     sampler: |setup, weights| Ok(Box::new(Trajectories::new(setup, weights)?)),
 };
 
-/// Levels that the teacher has inside each interval (M).
+/// Number M of the teacher's levels inside each interval.
 const TEACHER_LEVELS: usize = 2;
 const ADAM: AdamConfig = AdamConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, rectified: false };
-/// With fewer calls iPNDM never comes to its order 4.
+/// With fewer calls, iPNDM does not reach order 4.
 const FEWEST_CALLS: usize = 3;
 
-/// D(x; sigma) in float64 at one level an image (B), and the means (B, H, W) over the channels
-/// of the last encoder block's output in the same call.
+/// Computes D(x; sigma) in float64 at one level for each image (B), and the means (B, H, W) over
+/// the channels of the last encoder block's output in the same call.
 pub type Encode<'a> = &'a dyn Fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)>;
 
-/// g_phi: the pooled feature (B, H W) and the two levels of an interval.
+/// Applies g_phi to the pooled feature (B, H W) and the two levels of an interval.
 pub type Predict<'a> = &'a dyn Fn(&Tensor, f64, f64) -> Result<Prediction>;
 
-/// The plugin's levels for a number of network calls.
+/// The levels of the plugin for a number of network calls.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Amed {
     pub levels: Vec<f64>,
-    /// The first slope is analytical (AFS) and costs no call.
+    /// True if the first slope is analytical (AFS) and costs no call.
     pub analytical: bool,
-    /// H W of the last encoder block's output.
+    /// Number H W of values in a channel of the last encoder block's output.
     pub pooled: usize,
 }
 
 impl Amed {
-    /// Two calls an interval; one less in the first where `calls` is odd.
+    /// Makes intervals of two calls each; if `calls` is odd, the first interval has one call.
     ///
     /// # Errors
     /// If `calls` is too small for the order of iPNDM.
@@ -91,12 +91,12 @@ impl Amed {
         Ok(Amed { levels: polynomial(intervals + 1), analytical: calls % 2 == 1, pooled })
     }
 
-    /// Calls of the denoiser; those of g_phi do not count.
+    /// Returns the calls of the denoiser; calls of g_phi do not count.
     pub fn nfe(&self) -> usize {
         2 * (self.levels.len() - 1) - usize::from(self.analytical)
     }
 
-    /// The state at 0.002 from latents `z` ~ N(0, I) (B, C, H, W), in float64.
+    /// Computes the state at 0.002 from latents `z` ~ N(0, I) (B, C, H, W), in float64.
     pub fn sample(&self, encode: Encode, predict: Predict, z: &Tensor) -> Result<Tensor> {
         let mut history = History::default();
         (0..self.levels.len() - 1).try_fold(start(z, &self.levels)?, |x, interval| {
@@ -104,8 +104,8 @@ impl Amed {
         })
     }
 
-    /// Across one interval from the state `x` (B, C, H, W) at its first level: two steps
-    /// of iPNDM (the paper's Algorithm 2), whose history goes on from interval to interval.
+    /// Crosses one interval from the state `x` (B, C, H, W) at its first level, with two steps of
+    /// iPNDM (the paper's Algorithm 2). The history continues from interval to interval.
     pub fn interval(
         &self,
         encode: Encode,
@@ -117,28 +117,28 @@ impl Amed {
         let (s, t) = (self.levels[interval], self.levels[interval + 1]);
         let (images, device) = (x.dim(0)?, x.device());
         let (d, feature) = if self.analytical && interval == 0 {
-            // x over its standard deviation, if that of the data were 1 (GENIE's AFS).
+            // x divided by its standard deviation for data with standard deviation 1 (GENIE's AFS).
             ((x / (1.0 + s * s).sqrt())?, Tensor::zeros((images, self.pooled), DType::F64, device)?)
         } else {
             let (denoised, feature) = encode(x, &Tensor::full(s, images, device)?)?;
             (((x - denoised)? / s)?, feature.flatten_from(1)?.to_dtype(DType::F64)?)
         };
         let Prediction { r, scale_dir, scale_time } = predict(&feature, s, t)?;
-        // t^r s^(1 - r)
+        // The middle level is t^r s^(1 - r).
         let middle = ((r * libm::log(t / s))?.exp()? * s)?;
 
         let first = history.direction(&d)?;
         let x_middle = (x + first.broadcast_mul(&per_image(&(&middle - s)?)?)?)?;
 
-        // The denoiser is told another level than the one that divides.
+        // The level for the denoiser differs from the level in the denominator.
         let (denoised, _) = encode(&x_middle, &(&middle * scale_time)?)?;
         let d_middle = (&x_middle - denoised)?.broadcast_div(&per_image(&middle)?)?;
         let length = (scale_dir * (t - middle)?)?;
         x_middle + history.direction(&d_middle)?.broadcast_mul(&per_image(&length)?)?
     }
 
-    /// The teacher's states at the ends of the intervals: iPNDM with `TEACHER_LEVELS` more
-    /// levels in each and its first slope from the denoiser.
+    /// Computes the teacher's states at the ends of the intervals: iPNDM with `TEACHER_LEVELS` more
+    /// levels in each interval, and its first slope from the denoiser.
     fn targets(&self, denoise: Denoise, z: &Tensor) -> Result<Vec<Tensor>> {
         let steps = TEACHER_LEVELS + 1;
         let levels = polynomial(steps * (self.levels.len() - 1) + 1);
@@ -146,24 +146,24 @@ impl Amed {
     }
 }
 
-/// (B) to (B, 1, 1, 1).
+/// Reshapes (B) to (B, 1, 1, 1).
 fn per_image(values: &Tensor) -> Result<Tensor> {
     values.reshape(((), 1, 1, 1))
 }
 
-/// Training of g_phi (section 3.4): it needs no images, only the denoiser.
+/// Training of g_phi (section 3.4). It needs the denoiser but no images.
 pub struct Training {
     pub amed: Amed,
     pub predictor: Net<Predictor>,
     lr: f64,
 }
 
-/// A student on its way, and where its teacher was.
+/// A student's state on its path, and the teacher's states ahead of it.
 pub struct Trajectory {
     /// The student's state (B, C, H, W).
     pub x: Tensor,
     history: History,
-    /// The teacher's states at the ends of the intervals that are left.
+    /// The teacher's states at the ends of the remaining intervals.
     targets: VecDeque<Tensor>,
 }
 
@@ -173,23 +173,23 @@ impl Training {
         Ok(Training { amed, predictor, lr })
     }
 
-    /// One batch of latents: the intervals one after the other, an update of g_phi after each.
-    /// Returns their losses: squared distances from the teacher, summed over pixels, means
-    /// over images. Their gradients go through the middle level, both factors, and the
-    /// denoiser by its input and its level. A loss is NaN where its gradient is not finite,
-    /// and g_phi is not updated then.
+    /// Trains on one batch of latents, interval by interval, with one update of g_phi after each.
+    /// Returns the loss of each interval: the squared distance from the teacher, summed over pixels
+    /// and averaged over images. The gradients pass through the middle level, both factors, and the
+    /// denoiser's input and level. If a gradient is not finite, g_phi is not updated and the loss
+    /// is NaN.
     pub fn step(&mut self, encode: Encode, batch: &Batch) -> Result<Vec<Tensor>> {
         let mut trajectories = self.start(encode, batch)?;
         (1..self.amed.levels.len()).map(|_| self.update(encode, batch, &mut trajectories)).collect()
     }
 
-    /// One trajectory for each part of the batch.
+    /// Starts one trajectory for each microbatch.
     pub fn start(&self, encode: Encode, batch: &Batch) -> Result<Vec<Trajectory>> {
         let parts = batch.parts(1).into_iter();
         parts.map(|part| Trajectory::new(&self.amed, encode, &part.normal("generator.z")?)).collect()
     }
 
-    /// Brings the students across their next interval and updates g_phi.
+    /// Moves the students across their next interval and updates g_phi.
     pub fn update(
         &mut self,
         encode: Encode,
@@ -209,7 +209,7 @@ impl Training {
     }
 }
 
-/// Whether no gradient, nor the loss, is infinite or NaN.
+/// True if the loss and all gradients are finite.
 fn finite(params: &Params, gradients: &GradStore, loss: &Tensor) -> Result<bool> {
     let of = params.iter().filter_map(|(_, parameter)| gradients.get(parameter));
     let sum =
@@ -218,7 +218,7 @@ fn finite(params: &Params, gradients: &GradStore, loss: &Tensor) -> Result<bool>
 }
 
 impl Trajectory {
-    /// From latents `z` ~ N(0, I) (B, C, H, W).
+    /// Starts from latents `z` ~ N(0, I) (B, C, H, W).
     fn new(amed: &Amed, encode: Encode, z: &Tensor) -> Result<Trajectory> {
         let denoise = |x: &Tensor, sigma: f64| -> Result<Tensor> {
             Ok(encode(x, &Tensor::full(sigma, x.dim(0)?, x.device())?)?.0)
@@ -230,19 +230,19 @@ impl Trajectory {
         })
     }
 
-    /// Across the next interval; the loss.
+    /// Crosses the next interval and returns the loss.
     fn advance(&mut self, amed: &Amed, encode: Encode, predictor: &Predictor) -> Result<Tensor> {
         let interval = amed.levels.len() - 1 - self.targets.len();
         let Some(target) = self.targets.pop_front() else { bail!("the trajectory is at its end") };
         let predict = |feature: &Tensor, s: f64, t: f64| predictor.forward(feature, s, t);
         let end = amed.interval(encode, &predict, &mut self.history, &self.x, interval)?;
-        // The next interval begins where g_phi brought it before its update.
+        // The next interval starts where g_phi ended before its update.
         self.x = end.detach();
         (end - target)?.sqr()?.sum_all()? / self.x.dim(0)? as f64
     }
 }
 
-/// A network's D and encoder: the network itself is float32.
+/// Converts D and the encoder of a float32 network to float64.
 pub fn encode(denoiser: &Denoiser) -> impl Fn(&Tensor, &Tensor) -> Result<(Tensor, Tensor)> {
     |x, sigma| {
         let (denoised, feature) = denoiser.tracked(&x.to_dtype(DType::F32)?, sigma)?;
@@ -250,12 +250,12 @@ pub fn encode(denoiser: &Denoiser) -> impl Fn(&Tensor, &Tensor) -> Result<(Tenso
     }
 }
 
-/// H W of the last encoder block's output.
+/// Returns the number H W of values in a channel of the last encoder block's output.
 fn pooled(config: &Config) -> usize {
     (config.size >> (config.channel_mult.len() - 1)).pow(2)
 }
 
-/// The predictor of a teacher, in training.
+/// The predictor of a teacher in training.
 struct Plugin {
     teacher: Denoiser,
     training: Training,
@@ -263,7 +263,7 @@ struct Plugin {
 
 impl Plugin {
     /// # Errors
-    /// Without weights: there is no teacher then.
+    /// If the row has no weights, because then there is no teacher.
     fn new(setup: &Setup) -> Result<Plugin> {
         let Some(weights) = setup.start.row else {
             bail!("AMED-Plugin needs a teacher: it cannot start from random weights")
@@ -284,7 +284,7 @@ impl Method for Plugin {
         &["predictor_loss"]
     }
 
-    /// The value is the sum of all intervals' losses.
+    /// Returns the sum of all intervals' losses.
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let losses = self.training.step(&encode(&self.teacher), batch)?;
         Ok(vec![Tensor::stack(&losses, 0)?.sum_all()?.to_dtype(DType::F32)?])
@@ -295,7 +295,7 @@ impl Method for Plugin {
     }
 }
 
-/// The teacher's samples by a trained predictor.
+/// Samples the teacher with a trained predictor.
 struct Trajectories {
     teacher: Denoiser,
     predictor: Predictor,
@@ -303,7 +303,7 @@ struct Trajectories {
 }
 
 impl Trajectories {
-    /// `weights` are those of g_phi.
+    /// Loads the teacher, and g_phi from `weights`.
     fn new(setup: &Setup, weights: &Arrays) -> Result<Trajectories> {
         if !weights.contains_key("fc_r.weight") {
             bail!("the weights have no predictor; run the row amed-plugin, which trains one for its teacher");

@@ -1,4 +1,4 @@
-//! DDIM (Song, Meng and Ermon 2021, arXiv 2010.02502), deterministic (eta = 0), on the
+//! DDIM (Song, Meng and Ermon 2021, arXiv 2010.02502), deterministic (eta = 0), applied to the
 //! teacher.
 
 use super::schedule::Schedule;
@@ -10,8 +10,7 @@ use candle_core::{Result, Tensor};
 
 settings! {
     pub struct DdimSettings: "ddim", "ddim_" {
-        /// Steps from level 80 to 0.002, each with one network call; no further step leads to level
-        /// 0.
+        /// Steps from level 80 to 0.002, each with one network call; none leads to level 0.
         steps: usize = [10], 1..=1000, "", Stated("Table 1: 10 network calls");
         /// Spacing of the noise levels; polynomial is EDM's, uniform in sigma^(1/7).
         levels: Schedule = [Schedule::Polynomial], .., "",
@@ -19,9 +18,9 @@ settings! {
     }
 }
 
-/// The state at the last of `levels` from latents z ~ N(0, I) (B, C, H, W), in float64:
-/// one call a step. In x / sqrt(alpha) and sigma = sqrt((1 - alpha) / alpha), Eq. 13 is
-/// Euler's method on dx / dsigma = d(x, sigma).
+/// Computes the state at the last of `levels` from latents z ~ N(0, I) (B, C, H, W), in float64,
+/// with one call for each step. In the variables x / sqrt(alpha) and sigma = sqrt((1 - alpha) /
+/// alpha), Eq. 13 is Euler's method for dx / dsigma = d(x, sigma).
 pub fn ddim(denoise: Denoise, z: &Tensor, levels: &[f64]) -> Result<Tensor> {
     let mut x = start(z, levels)?;
     for pair in levels.windows(2) {

@@ -1,8 +1,8 @@
-//! DPM-Solver-fast (Lu et al. 2022, arXiv 2206.00927): singlestep solvers of orders 3, 2
-//! and 1 that predict noise, on levels uniform in lambda = -ln sigma.
+//! DPM-Solver-fast (Lu et al. 2022, arXiv 2206.00927): single-step solvers of orders 3, 2 and 1
+//! with noise prediction, on levels uniform in lambda = -ln sigma.
 //!
-//! The paper writes them for alpha_t x_0 + sigma_t noise. Here alpha = 1 and eps(x, sigma)
-//! is d(x, sigma), so that sigma_t (e^h - 1) = s - t for a step from s to t, h = ln(s / t).
+//! The paper uses alpha_t x_0 + sigma_t noise. Here alpha = 1 and eps(x, sigma) = d(x, sigma), so
+//! sigma_t (e^h - 1) = s - t for a step from s to t, with h = ln(s / t).
 
 use super::schedule::log_snr;
 use super::{Denoise, in_float64, slope, start};
@@ -11,7 +11,7 @@ use crate::network::unet::Denoiser;
 use crate::settings::{Settings, settings};
 use candle_core::{Result, Tensor, bail};
 
-/// Fewer calls than one step of each order that the paper's division ends in.
+/// Least number of calls with a step of order 3; three calls would be steps of orders 2 and 1.
 const FEWEST_CALLS: usize = 4;
 
 settings! {
@@ -21,8 +21,8 @@ settings! {
     }
 }
 
-/// Orders of the steps that `calls` network calls are divided into: as
-/// many of order 3 as leave one call or two.
+/// Returns the orders of the steps for `calls` network calls: order 3 until one, two or three calls
+/// remain, which become steps of order 1, order 2, or orders 2 and 1.
 ///
 /// # Errors
 /// If `calls` is too small for a step of order 3.
@@ -37,11 +37,11 @@ pub fn orders(calls: usize) -> Result<Vec<usize>> {
     })
 }
 
-/// The state at 0.002 from latents `z` ~ N(0, I) (B, C, H, W), in float64, with `calls`
-/// network calls. A step has the same length in lambda whatever its order.
+/// Computes the state at 0.002 from latents `z` ~ N(0, I) (B, C, H, W), in float64, with `calls`
+/// network calls. All steps have the same length in lambda, whatever their order.
 ///
 /// # Errors
-/// As [`orders`], or of the network.
+/// Those of [`orders`] and of the network.
 pub fn dpm_solver_fast(denoise: Denoise, z: &Tensor, calls: usize) -> Result<Tensor> {
     let orders = orders(calls)?;
     let levels = log_snr(orders.len() + 1);
@@ -52,13 +52,13 @@ pub fn dpm_solver_fast(denoise: Denoise, z: &Tensor, calls: usize) -> Result<Ten
     Ok(x)
 }
 
-/// From the state `x` at level `s` to level `t` with `order` calls: Eq. 3.7 (order 1),
-/// Algorithms 1 (2, r1 = 1/2) and 2 (3, r1 = 1/3 and r2 = 2/3).
+/// Steps from the state `x` at level `s` to level `t` with `order` calls: Eq. 3.7 (order 1),
+/// Algorithm 1 (order 2, r1 = 1/2) or Algorithm 2 (order 3, r1 = 1/3 and r2 = 2/3).
 pub fn step(denoise: Denoise, order: usize, x: &Tensor, s: f64, t: f64) -> Result<Tensor> {
     let h = libm::log(s / t);
-    // x at level q, if the slope were `d` all the way.
+    // The state at level q for a constant slope `d`.
     let euler = |d: &Tensor, q: f64| -> Result<Tensor> { x + (d * (q - s))? };
-    // q (e^u - 1 - u) / u, the integral that a change of the slope is multiplied by.
+    // The factor q (e^u - 1 - u) / u of a change of the slope.
     let bend = |q: f64, u: f64| q * (libm::expm1(u) / u - 1.0);
 
     let d0 = slope(denoise, x, s)?;

@@ -1,4 +1,4 @@
-//! EDM's deterministic Heun solver, with which the teacher is sampled.
+//! EDM's deterministic Heun solver, which samples the teacher.
 
 use super::schedule::polynomial;
 use super::{in_float64, slope, start};
@@ -21,13 +21,13 @@ impl HeunSettings {
     }
 }
 
-/// The noise levels of EDM's solver, from 80 down to 0.002, then 0.
+/// Returns the noise levels of EDM's solver, from 80 down to 0.002, then 0.
 pub fn heun_levels(steps: usize) -> Vec<f64> {
     [polynomial(steps), vec![0.0]].concat()
 }
 
-/// x_0 from latents z ~ N(0, I) (B, C, H, W): EDM's second-order solver without
-/// churn, state in float64 (Karras et al. 2022, Algorithm 1).
+/// Computes x_0 from latents z ~ N(0, I) (B, C, H, W) with EDM's second-order solver without churn,
+/// in float64 (Karras et al. 2022, Algorithm 1).
 pub fn heun(denoiser: &Denoiser, z: &Tensor, steps: usize) -> Result<Tensor> {
     let denoise = in_float64(denoiser);
     let levels = heun_levels(steps);

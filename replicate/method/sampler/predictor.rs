@@ -1,5 +1,5 @@
-//! g_phi, the network of AMED (Zhou et al. 2024, arXiv 2312.00094, section 3.3 and Fig. 6):
-//! what it sees of an interval, and what it says of it.
+//! The network g_phi of AMED (Zhou et al. 2024, arXiv 2312.00094, section 3.3 and Fig. 6), with its
+//! inputs and outputs.
 
 use crate::network::count::Count;
 use crate::network::params::outline;
@@ -7,17 +7,17 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
 
-/// Bounds of the two corrections: 1 +- these.
+/// Largest deviations of the two factors from 1.
 const SCALE_DIR: f64 = 0.01;
 const SCALE_TIME: f64 = 0.2;
 
-/// g_phi's output for one interval, each one number an image (B) in float64.
+/// Output of g_phi for one interval; each is one number for each image (B) in float64.
 pub struct Prediction {
-    /// Place of the middle level: 0 is the interval's first, 1 its last.
+    /// Position of the middle level: 0 at the interval's first level, 1 at its last.
     pub r: Tensor,
     /// Factor of the second half's direction (c_n).
     pub scale_dir: Tensor,
-    /// Factor of the level that the denoiser is told in the middle (a_n).
+    /// Factor of the level for the denoiser in the middle (a_n).
     pub scale_time: Tensor,
 }
 
@@ -34,14 +34,14 @@ impl Linear {
         })
     }
 
-    /// float32 parameters, float64 values.
+    /// Computes in float64 with float32 parameters.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (weight, bias) = (self.weight.to_dtype(DType::F64)?, self.bias.to_dtype(DType::F64)?);
         x.matmul(&weight.t()?)?.broadcast_add(&bias)
     }
 }
 
-/// g_phi (section 3.3, Fig. 6): 8,971 parameters for a feature of 8x8.
+/// The network g_phi (section 3.3, Fig. 6): 8,971 parameters for a feature of 8 x 8.
 pub struct Predictor {
     map_layer0: Linear,
     enc_layer0: Linear,
@@ -51,13 +51,13 @@ pub struct Predictor {
     fc_scale_time: Linear,
 }
 
-/// Numbers that a level is embedded in.
+/// Length of the embedding of a level.
 const EMBEDDING: usize = 8;
 const HIDDEN: usize = 128;
 const BOTTLENECK: usize = 4;
 
 impl Predictor {
-    /// For a feature of `pooled` numbers.
+    /// Builds the network for a feature of `pooled` numbers.
     pub fn new(pooled: usize, vb: VarBuilder) -> Result<Predictor> {
         let normal = |inputs: usize, outputs: usize, name: &str| {
             let init = Init::Randn { mean: 0.0, stdev: (1.0 / inputs as f64).sqrt() };
@@ -76,14 +76,15 @@ impl Predictor {
         })
     }
 
-    /// What it has for a feature of `pooled` numbers.
+    /// Counts the network for a feature of `pooled` numbers.
     pub fn count(pooled: usize) -> Count {
         let (_, shapes) = outline(|vb| Predictor::new(pooled, vb)).expect("shapes are all it takes");
         let parameters = shapes.values().map(|shape| shape.iter().product::<usize>() as u64).sum::<u64>();
         Count { parameters, multiply_adds: parameters, tensors: shapes.len() as u64, activations: 0 }
     }
 
-    /// Of the pooled feature (B, H W), in float64, and an interval from level `s` to `t`.
+    /// Computes the outputs for the pooled feature (B, H W), in float64, and an interval from level
+    /// `s` to `t`.
     pub fn forward(&self, feature: &Tensor, s: f64, t: f64) -> Result<Prediction> {
         let images = feature.dim(0)?;
         let bottleneck = self.enc_layer1.forward(&self.enc_layer0.forward(feature)?.silu()?)?;
@@ -93,7 +94,7 @@ impl Predictor {
         };
         let all = Tensor::cat(&[bottleneck, embed(s)?, embed(t)?], 1)?;
         let head = |fc: &Linear| sigmoid(&fc.forward(&all)?.squeeze(1)?);
-        // 1 +- bound
+        // Between 1 - bound and 1 + bound.
         let factor = |fc: &Linear, bound: f64| head(fc)?.affine(2.0 * bound, 1.0 - bound);
         Ok(Prediction {
             r: head(&self.fc_r)?,
@@ -103,7 +104,7 @@ impl Predictor {
     }
 }
 
-/// Sines, then cosines, of sigma itself at four frequencies from 1 to 1e-4: (1, 8).
+/// Returns sines, then cosines, of sigma at four frequencies from 1 to 1e-4: (1, 8).
 fn embedding(sigma: f64, device: &Device) -> Result<Tensor> {
     let half = EMBEDDING / 2;
     let angles = (0..half).map(|j| sigma * libm::pow(1e-4, j as f64 / (half - 1) as f64));

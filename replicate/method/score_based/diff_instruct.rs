@@ -1,6 +1,6 @@
-//! Algorithm 1: variational score distillation (Diff-Instruct, Luo et al. 2023; Eq 4, 5).
-//! The generator follows the difference of a fake score, trained online on its
-//! images, and the teacher's score.
+//! Algorithm 1: variational score distillation (Diff-Instruct, Luo et al. 2023; Eq 4, 5). The
+//! generator follows the difference between the teacher's score and a fake score, which is trained
+//! online on generated images.
 
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{diffuse, dsm, vsd};
@@ -52,7 +52,7 @@ impl DiffInstruct {
     /// Line 2: generator and fake score start from the teacher's weights.
     ///
     /// # Errors
-    /// Without weights: there is no teacher then.
+    /// If the row has no weights, because then there is no teacher.
     pub fn new(setup: &Setup) -> Result<DiffInstruct> {
         let Some(weights) = setup.start.row else {
             bail!("VSD needs a teacher: it cannot start from random weights")
@@ -85,7 +85,7 @@ impl Method for DiffInstruct {
             Ok(vec![dsm(&denoised, &x0, &sigma)?])
         })?;
 
-        // Lines 5 and 6: along the difference of the scores, by w(t) (Eq 5, appendix B).
+        // Lines 5 and 6: a step along the difference of the scores, weighted by w(t) (Eq 5, appendix B).
         let fake_net = &self.fake.frozen;
         let generator = self.generator.descend(batch, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;

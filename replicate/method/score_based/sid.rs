@@ -1,13 +1,13 @@
-//! Score identity distillation (SiD, Zhou et al. 2024, arXiv 2404.04057): a fake score that is
-//! trained online, as in Diff-Instruct, but the generator's loss is differentiated through
-//! both scores. With an adversary (SiDA, Zhou et al. 2024, arXiv 2410.14919) the fake score's
-//! encoder tells generated images from data as well, without a parameter of its own. What the
-//! papers leave open is as in their code (mingyuanzhou/SiD at 01fbb13 and a5510fd). Rows SiD,
-//! SiDA, and SiD²A, whose generator starts where another row's ended.
+//! Score identity distillation (SiD, Zhou et al. 2024, arXiv 2404.04057). As in Diff-Instruct a
+//! fake score is trained online, but the generator's loss is differentiated through both scores.
+//! With an adversary (SiDA, Zhou et al. 2024, arXiv 2410.14919), the encoder of the fake score is
+//! also the discriminator and has no parameters of its own. Details that the papers leave open
+//! follow their code (mingyuanzhou/SiD at 01fbb13 and a5510fd). Rows SiD, SiDA and SiD²A; the
+//! generator of SiD²A starts from that of SiD.
 //!
-//! Against DiJS an iteration costs 11 (SiD) or 12 (SiDA) forward passes of the U-Net an image
-//! instead of 6.6 at the paper scale: two whole networks are differentiated in the generator's
-//! step, and one in the other.
+//! At the paper scale, an iteration costs 11 (SiD) or 12 (SiDA) forward passes of the U-Net for
+//! each image, against 6.6 for DiJS: the generator's step differentiates two whole networks, and
+//! the other step one.
 
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{class_ratio, diffuse, dsm, softplus};
@@ -68,7 +68,7 @@ pub const SIDA: Spec = Spec {
     )
 };
 
-/// SiD's generator, the published one with alpha 1.2.
+/// SiD's published generator, which was trained with alpha 1.2.
 pub const FIRST_STAGE: FirstStage = FirstStage { row: "sid", published: 403_968_000 };
 
 const fn spec(
@@ -82,8 +82,8 @@ const fn spec(
     Spec { name, cite: "", file: file!(), fingerprint: None, training, nfe: |_| 1, settings: &[], sampler }
 }
 
-/// What it takes of the settings of every one-step training: all but the weight of the loss and
-/// the levels of the generator's step, which are its own.
+/// Lists the settings shared with every one-step training, except the weight of the loss and the
+/// levels of the generator's step, which SiD has of its own.
 fn shared(overrides: &Overrides) -> Vec<Setting> {
     let mut settings = OneStep::listed(overrides);
     settings.retain(|setting| !["weight", "generator_levels"].contains(&setting.field.name));
@@ -102,39 +102,40 @@ const CALLS: [Call; 5] = [
     Call { step: 1, network: "fake", pass: Pass::Through, times: 1.0 },
     Call { step: 1, network: "teacher", pass: Pass::Through, times: 1.0 },
 ];
-/// What the adversary sees of the training images.
+/// The discriminator on training images.
 const DATA: Call = Call { step: 0, network: "encoder", pass: Pass::Trained, times: 1.0 };
 
-/// The authors' factor of the generator's loss. Adam takes it out again, but for its
-/// epsilon.
+/// The authors' factor of the generator's loss. Adam is invariant to it except for epsilon.
 const SCALE: f64 = 100.0;
-/// Least mean distance of an image from what the teacher makes of it.
+/// Lower bound of an image's mean distance from the teacher's estimate.
 const LEAST: f64 = 1e-5;
-/// Logits beyond it give the generator no gradient.
+/// Bound of the logits; beyond it the generator gets no gradient.
 const LARGEST_LOGIT: f64 = 10.0;
 
-/// EDM's denoising loss as a mean over images of sums over pixels.
+/// Computes EDM's denoising loss: sums over pixels, averaged over images.
 pub fn fake_score(denoised: &Tensor, x0: &Tensor, sigma: &[f32]) -> Result<Tensor> {
     dsm(denoised, x0, sigma)? * pixels(x0)
 }
 
-/// One over each image's mean distance from the teacher's estimate (B), without a gradient.
+/// Returns the inverse of each image's mean distance from the teacher's estimate (B), without a
+/// gradient.
 pub fn weight(x0: &Tensor, teacher: &Tensor) -> Result<Tensor> {
     let distance = (x0.detach() - teacher.detach())?.abs()?;
     distance.flatten_from(1)?.mean(1)?.maximum(LEAST)?.recip()
 }
 
-/// Each image's loss (B): 100 w sum (t - q) ((t - x_0) - alpha (t - q)) for the estimates t of
-/// the teacher and q of the fake score and [`weight`] w. It has no sign, and oscillates about 0.
+/// Computes each image's loss (B): 100 w sum (t - q) ((t - x_0) - alpha (t - q)), with the
+/// estimates t of the teacher and q of the fake score, and [`weight`] w. The loss can be negative;
+/// it oscillates about 0.
 pub fn identity(x0: &Tensor, teacher: &Tensor, fake: &Tensor, alpha: f64) -> Result<Tensor> {
     let apart = (teacher - fake)?;
     let along = ((teacher - x0)? - (&apart * alpha)?)?;
     ((apart * along)?.flatten_from(1)?.sum(1)? * weight(x0, teacher)?)? * SCALE
 }
 
-/// Each image's share (B) of the cross-entropy of telling data from generated images by their
-/// logits (B, H, W), positive for data. EDM's weight does not fall on an image but on the mean
-/// of its group.
+/// Computes each image's part (B) of the discriminator's cross-entropy from logits (B, H, W),
+/// positive for data. The cross-entropy is averaged over a group before the weights of its images
+/// are applied.
 pub fn discriminate(real: &Tensor, fake: &Tensor, sigma: &[f32], group: usize) -> Result<Tensor> {
     let weight: Vec<f32> = sigma.iter().map(|sigma| edm_weight(*sigma)).collect();
     let weight = Tensor::from_vec(weight, sigma.len(), real.device())?;
@@ -143,14 +144,14 @@ pub fn discriminate(real: &Tensor, fake: &Tensor, sigma: &[f32], group: usize) -
     })
 }
 
-/// Each image's share (B) of the generator's adversarial loss of a pixel: softplus of -l for
-/// the logits l (B, H, W), the mean of its group, times [`weight`] w.
+/// Computes each image's part (B) of the generator's adversarial loss for each pixel: the mean over
+/// its group of softplus(-l), for the logits l (B, H, W), times [`weight`] w.
 pub fn deceive(logits: &Tensor, weight: &Tensor, group: usize) -> Result<Tensor> {
     let logits = logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)?;
     in_groups(weight, group, |first, n| softplus(&logits.narrow(0, first, n)?.neg()?)?.mean_all())
 }
 
-/// Every image's weight (B) times the value of its group, of consecutive images.
+/// Multiplies each image's weight (B) by the value of its group of consecutive images.
 fn in_groups(
     weight: &Tensor,
     group: usize,
@@ -164,7 +165,7 @@ fn in_groups(
     Tensor::cat(&shares.collect::<Result<Vec<_>>>()?, 0)
 }
 
-/// Values of an image.
+/// Returns the number of values of an image.
 fn pixels(x0: &Tensor) -> f64 {
     (x0.elem_count() / x0.dims()[0]) as f64
 }
@@ -184,7 +185,7 @@ impl Sid {
     /// All three networks start from the teacher's weights.
     ///
     /// # Errors
-    /// Without weights: there is no teacher then.
+    /// If the row has no weights, because then there is no teacher.
     pub fn new(setup: &Setup) -> Result<Sid> {
         let Some(weights) = setup.start.row else {
             bail!("SiD needs a teacher: it cannot start from random weights")
@@ -230,7 +231,7 @@ impl Method for Sid {
         let (levels, teacher, generator) = (self.levels, &self.teacher, &self.generator);
         let (settings, adversary) = (&self.settings, self.adversary.as_ref());
 
-        // The fake score learns to denoise generated images, its encoder to know them.
+        // Trains the fake score to denoise generated images, and its encoder to recognise them.
         let mut values = self.fake.descend_times(self.fake_steps, batch, self.fake_lr, |fake, b| {
             let (sigma, noise) = (levels.draw(b, "critic.sigma")?, b.normal("critic.noise_fake")?);
             let (x0, labels) =
@@ -269,7 +270,7 @@ impl Method for Sid {
             Ok(vec![loss, sid, gan])
         })?;
 
-        // The first of several is their sum.
+        // With an adversary, the first value is the total loss.
         let watched = usize::from(adversary.is_some());
         values.drain(..watched);
         values.extend(generator.into_iter().skip(watched));

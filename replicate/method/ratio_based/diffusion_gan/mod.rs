@@ -49,7 +49,8 @@ const NETWORKS: &[Network] = &[
     Network::trained("critic", Size::Other(|config| Discriminator::count(&networks(config, 1)))),
 ];
 
-/// The last two are for the penalty: the slope, then images and tangents, which cost two passes.
+/// The last two calls compute the penalty: the slope, then images with tangents, which cost two
+/// passes.
 const CALLS: &[Call] = &[
     Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
     Call { step: 0, network: "critic", pass: Pass::Through, times: 1.0 },
@@ -139,7 +140,7 @@ pub struct DiffusionGan<P: Players> {
     /// Learning rates of the generator and of the critic.
     rates: [f64; 2],
     adaptive: Adaptive,
-    /// Sum of the mean signs of the logits of data since the last change of T, and their number.
+    /// Sum and number of the mean signs of the logits of data since the last change of T.
     signs: [f64; 2],
 }
 
