@@ -174,7 +174,10 @@ fn categories_and_counts_must_be_among_the_golden_ones() {
     assert_eq!(golden.rule, Rule::OneOf);
     assert_eq!(status(&golden, &states(3, &[1.0, 1.0])), Status::Within);
     let verdict = compare(Some(&golden), &states(3, &[0.0, 2.0]));
-    assert_eq!((verdict.status, verdict.reason.as_str()), (Status::Outside, "2 differs from golden (0, 0, 1)"));
+    assert_eq!(
+        (verdict.status, verdict.reason.as_str()),
+        (Status::Outside, "2 differs from golden (0, 0, 1)")
+    );
 }
 
 #[test]

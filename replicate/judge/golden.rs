@@ -353,9 +353,7 @@ pub fn accept(
 ) -> Result<(Vec<Golden>, String)> {
     let reason = reason.trim();
     if reason.is_empty() {
-        return Err(Error::Usage(
-            "golden values need a reason: give it with --reason TEXT".to_string(),
-        ));
+        return Err(Error::Usage("golden values need a reason: give it with --reason TEXT".to_string()));
     }
     let mut lines: BTreeMap<Key, Golden> = existing.into_iter().map(|g| (g.key(), g)).collect();
     let (mut added, mut rewritten, mut unchanged, mut diff) = (0, 0, 0, String::new());
