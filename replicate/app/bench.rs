@@ -1,6 +1,6 @@
-//! The heavy parts of a run, one at a time, for timing beside other programs
-//! (`tests/peers/bench.py` has PyTorch do the same). Weights and inputs are drawn, which
-//! is not timed but where the work is to sample from latents.
+//! Times the heavy parts of a run, one at a time, for comparison with other programs
+//! (`tests/peers/bench.py` times PyTorch). Weights and inputs are random. Making them is not timed,
+//! except when the case is to sample from latents.
 
 use crate::data::{Images, glyphs};
 use crate::error::Result;
@@ -29,7 +29,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// What is timed.
+/// The timed parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Case {
     /// Critic step, generator step and average of DiJS at mini scale, batch 64
@@ -38,7 +38,7 @@ pub enum Case {
     Dsm,
     /// DDPM++ (55.7 M parameters) on 4 images of 32 x 32
     Forward,
-    /// The same, and their derivative along a direction of images and noise levels
+    /// As `forward`, and the derivative along a direction of images and noise levels
     Along,
     /// As `forward`, and the gradient of a mean square for every parameter
     Backward,
@@ -54,11 +54,11 @@ pub enum Case {
     Fid,
 }
 
-/// Images that are made or seen in a case, where that is what counts.
+/// Number of images in the cases whose speed is given in images per second.
 pub const IMAGES: [(Case, u64); 5] =
     [(Case::OneStep, 64), (Case::Dsm, 64), (Case::PaperStep, 64), (Case::Heun, 100), (Case::Fid, 50_000)];
 
-/// The cases that `device` does in reasonable time.
+/// Returns the cases that `device` finishes in reasonable time.
 pub fn usual(device: &Device) -> Vec<Case> {
     use clap::ValueEnum;
     let heavy = [Case::PaperStep, Case::Heun, Case::Fid];
@@ -66,21 +66,20 @@ pub fn usual(device: &Device) -> Vec<Case> {
     all.filter(|case| !device.is_cpu() || !heavy.contains(case)).collect()
 }
 
-/// What a case took.
+/// Time and memory of a case.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measured {
-    /// Of each repetition, after one that does not count.
+    /// Seconds of each repetition, after a warm-up.
     pub seconds: Vec<f64>,
-    /// The most memory so far in bytes, of tensors on a GPU, else of the process; 0
-    /// where it cannot be told.
+    /// Peak memory in bytes so far: of tensors on a GPU, else of the process; 0 if it is unknown.
     pub peak_bytes: u64,
     pub threads: usize,
 }
 
-/// Runs `case` once, and `repeats` times again.
+/// Runs `case` once as a warm-up, then `repeats` times.
 ///
 /// # Errors
-/// What the networks fail with.
+/// Those of the networks.
 pub fn run(case: Case, repeats: usize, device: &Device) -> Result<Measured> {
     let seconds = match case {
         Case::OneStep => iterations(Scale::Mini, repeats, device)?,
@@ -109,7 +108,7 @@ fn timed(repeats: usize, device: &Device, mut once: impl FnMut(u64) -> Result<()
         .collect()
 }
 
-/// Training images: digits, or noise where the scale reads files.
+/// Returns training images: digits, or noise if the scale reads files.
 fn images(recipe: &Recipe) -> Images {
     let size = recipe.network.size;
     match recipe.scale.procedural() {
@@ -124,7 +123,7 @@ fn noise(n: usize, size: usize) -> Images {
     Images { channels: 3, size, pixels, labels: Vec::new() }
 }
 
-/// Iterations of DiJS from drawn weights.
+/// Times iterations of DiJS from random weights.
 fn iterations(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let recipe = Recipe::of(scale);
     let setup = recipe.setup(device, &FULL_INITIALIZATION, &[], "bench");
@@ -182,7 +181,7 @@ fn denoiser(case: Case, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     })
 }
 
-/// A paper-scale generator with drawn weights, without gradients.
+/// Makes a paper-scale generator with random weights, without gradients.
 fn generator(device: &Device) -> Result<Denoiser> {
     let config = Config::cifar10();
     let none = Arrays::new();
@@ -205,7 +204,7 @@ fn solver(repeats: usize, device: &Device) -> Result<Vec<f64>> {
 
 fn fid(repeats: usize, device: &Device) -> Result<Vec<f64>> {
     const N: usize = 50_000;
-    /// In the repetition that does not count, and behind the reference.
+    /// Number of images in the warm-up, and of the reference.
     const FEW: usize = 2000;
     let (generator, network) = (generator(device)?, drawn_inception(device)?);
     let sigma_init = Recipe::of(Scale::Paper).one_step.sigma_init;

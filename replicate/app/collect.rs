@@ -1,8 +1,7 @@
-//! Images on their way to a folder of PNG files, to a zip as EDM's data sets are, or to an
-//! array of NumPy's.
+//! Writes images to a folder of PNG files, to a zip like EDM's data sets, or to a NumPy array.
 //!
-//! `OUT.partial` has the pixels so far, in order, their digests, and the text of what they
-//! are of. What stands under its final name is whole.
+//! `OUT.partial` holds the pixels so far, in order, their digests, and a record of their origin. An
+//! output gets its final name when it is complete.
 
 use crate::data::Images;
 use crate::data::grid::png_of;
@@ -16,17 +15,17 @@ use std::io::{BufWriter, ErrorKind, Read, Seek, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// Says of a folder or a zip how its images were made.
+/// Name of the record in a folder or a zip: how its images were made.
 const RECORD: &str = "sample.txt";
 const PIXELS: &str = "pixels";
-/// Lines `N SHA256` of the pixels, as many images at a time as were made together.
+/// Name of the file with lines `N SHA256` of the pixels, one line for each batch.
 const DIGESTS: &str = "digests";
-/// Bytes of them that are read: a line takes 80 at most.
+/// Largest number of bytes read from the file of digests; a line has at most 80.
 const MOST_DIGESTS: u64 = 1 << 26;
 const LOCK: &str = "lock";
-/// What is written under its final name in the end.
+/// Name of the complete output before it gets its final name.
 const WHOLE: &str = "whole";
-/// Images that are read at a time in the end.
+/// Images read at a time when the output is written.
 const AT_ONCE: usize = 1000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +39,10 @@ pub enum Container {
 }
 
 impl Container {
-    /// By the ending of the name.
+    /// Chooses the kind by the file name extension.
     ///
     /// # Errors
-    /// `Usage` for the name of a file of another kind.
+    /// `Usage` for any other extension.
     pub fn of(out: &Path) -> Result<Container> {
         let extension = out.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
         match &*extension {
@@ -58,7 +57,7 @@ impl Container {
     }
 }
 
-/// An output that is not whole yet.
+/// An output in progress.
 pub struct Collecting {
     out: PathBuf,
     container: Container,
@@ -73,12 +72,12 @@ pub struct Collecting {
 }
 
 impl Collecting {
-    /// Begins an output of the images of `numbers`, RGB of `size` x `size`, or goes on
-    /// with one; `record` says in lines what they are of.
+    /// Starts an output of the images `numbers`, RGB with `size` x `size` pixels, or resumes one.
+    /// The lines of `record` describe the images.
     ///
     /// # Errors
-    /// `Usage` where `out` exists, where what was begun is of another record, or where
-    /// another process is at it.
+    /// `Usage` if `out` exists, if the output in progress has another record, or if another process
+    /// is writing it.
     pub fn begin(out: &Path, record: &str, size: usize, numbers: Range<u64>) -> Result<Collecting> {
         let container = Container::of(out)?;
         let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut content| content.next().is_none());
@@ -134,15 +133,15 @@ impl Collecting {
         Ok(Collecting { out, container, partial, record, pixels, digests, size, numbers, done, _lock: lock })
     }
 
-    /// Number of the next image; the range's end where all are there.
+    /// Returns the number of the next image, or the end of the range if all are there.
     pub fn next(&self) -> u64 {
         self.numbers.start + self.done
     }
 
-    /// The next images. They are on the disk when this returns.
+    /// Adds the next images. They are on the disk when this returns.
     ///
     /// # Panics
-    /// If they are of another size, or more than are left.
+    /// If the images have another size, or are more than the remaining ones.
     pub fn push(&mut self, images: &Images) -> Result<()> {
         assert_eq!((images.channels, images.size), (3, self.size), "images of another shape");
         assert!(self.next() + images.len() as u64 <= self.numbers.end, "more images than announced");
@@ -156,12 +155,12 @@ impl Collecting {
         Ok(())
     }
 
-    /// Gives the output its final name. Returns the SHA-256 of all pixels, N x 3 x H x W,
-    /// as `score` prints it.
+    /// Gives the output its final name. Returns the SHA-256 of all pixels, N x 3 x H x W, as
+    /// `score` prints it.
     pub fn finish(mut self) -> Result<String> {
         assert_eq!(self.next(), self.numbers.end, "an image is missing");
         let whole = self.partial.join(WHOLE);
-        // What a process left that was killed here.
+        // Removes what a killed process left here.
         _ = fs::remove_dir_all(&whole);
         _ = fs::remove_file(&whole);
         let written = match self.container {
@@ -177,7 +176,7 @@ impl Collecting {
         Ok(digest)
     }
 
-    /// Calls `each` with the number of each image and its pixels; their SHA-256.
+    /// Calls `each` with the number and pixels of each image; returns the SHA-256 of all pixels.
     fn read(&mut self, mut each: impl FnMut(u64, &[u8]) -> std::io::Result<()>) -> std::io::Result<String> {
         self.pixels.rewind()?;
         let image = 3 * self.size * self.size;
@@ -199,7 +198,7 @@ impl Collecting {
     fn folder(&mut self, dir: &Path) -> std::io::Result<String> {
         fs::create_dir(dir)?;
         fs::write(dir.join(RECORD), &self.record)?;
-        // Sorted by name they are in the order of their numbers.
+        // The names sort in the order of the numbers.
         let digits = (self.numbers.end - 1).to_string().len().max(6);
         let size = self.size;
         self.read(|number, pixels| {
@@ -243,8 +242,8 @@ impl Collecting {
     }
 }
 
-/// How many images are as they were written, the bytes of their digests, and whether
-/// others are there that are not. What a killed process did not finish is neither.
+/// Returns the number of verified images, the bytes of their digests, and true if other images were
+/// altered. An unfinished write of a killed process does not count as altered.
 fn verified(
     pixels: &mut File,
     digests: &mut File,
@@ -252,7 +251,7 @@ fn verified(
     most: u64,
 ) -> std::io::Result<(u64, u64, bool)> {
     let mut text = String::new();
-    // Spoilt, it vouches for nothing.
+    // An unreadable file verifies no image.
     _ = Read::by_ref(digests).take(MOST_DIGESTS).read_to_string(&mut text);
     let (mut done, mut kept) = (0, 0);
     for line in text.split_inclusive('\n') {
@@ -283,7 +282,7 @@ fn verified(
     Ok((done, kept, false))
 }
 
-/// RGB by RGB, from channel by channel.
+/// Converts planes of channels to RGB pixels.
 fn interleaved(pixels: &[u8]) -> Vec<u8> {
     let (red, rest) = pixels.split_at(pixels.len() / 3);
     let (green, blue) = rest.split_at(red.len());

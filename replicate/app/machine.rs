@@ -1,10 +1,10 @@
-//! Free memory and disk space, and GPUs to plan for.
+//! Free memory and disk space, and GPUs for plans.
 
 use candle_core::Device;
 use clap::ValueEnum;
 use std::path::Path;
 
-/// A GPU that need not be here.
+/// A GPU for a plan; it need not be in this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Card {
     H200,
@@ -14,8 +14,8 @@ pub enum Card {
 }
 
 impl Card {
-    /// Bytes of memory, and operations a second at its peak by NVIDIA's data sheet: float32
-    /// without tensor cores, bfloat16 in tensor cores without sparsity.
+    /// Returns the memory in bytes, and the peak rate in operations per second from NVIDIA's data
+    /// sheet: float32 without tensor cores, bfloat16 on tensor cores without sparsity.
     fn sheet(self) -> (u64, f64, f64) {
         let (gigabytes, float32, bfloat16) = match self {
             Card::H200 => (141, 67.0, 989.0),
@@ -30,23 +30,23 @@ impl Card {
         self.sheet().0
     }
 
-    /// Operations a second that a plan counts on, and the share of the peak that this is. No
-    /// share has been measured: half is what large float32 convolutions reach at best, 0.4 of
-    /// bfloat16 is the aim of `paper/SPEED.md`.
+    /// Returns the rate for a plan in operations per second, and its share of the peak. The shares
+    /// are not measured: large float32 convolutions reach half at best, and `paper/SPEED.md` aims
+    /// at 0.4 of bfloat16.
     pub fn rate(self, bfloat16: bool) -> (f64, f64) {
         let (_, single, half) = self.sheet();
         if bfloat16 { (0.4 * half, 0.4) } else { (0.5 * single, 0.5) }
     }
 }
 
-/// Bytes that may still be written where `path` is; `None` where it cannot be told.
+/// Returns the free disk space at `path` in bytes; `None` if it is unknown.
 pub fn free_disk(path: &Path) -> Option<u64> {
     let found = path.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("."));
     let stat = rustix::fs::statvfs(found).ok()?;
     Some(stat.f_bavail * stat.f_frsize)
 }
 
-/// Bytes of memory of a GPU, given and free; `None` for a CPU or where it cannot be told.
+/// Returns the total and the free memory of a GPU in bytes; `None` for a CPU or if unknown.
 pub fn total_memory(device: &Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
@@ -57,8 +57,8 @@ pub fn total_memory(device: &Device) -> Option<u64> {
     }
 }
 
-/// Bytes of memory that `device` has to give: of the host, as Linux estimates it, or
-/// of the GPU. `None` where it cannot be told.
+/// Returns the memory that `device` can still use in bytes: the GPU's, or the host's by Linux's
+/// estimate. `None` if it is unknown.
 pub fn free_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => {

@@ -1,5 +1,4 @@
-//! What the whole process is set to before it computes anything: its memory, its
-//! threads, and the signals that stop it.
+//! Sets up the process before any computation: its memory, its threads, and its stop signals.
 
 use rayon::{ThreadBuilder, ThreadPoolBuilder};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
@@ -10,23 +9,23 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 
-/// Keeps freed memory for the next step (a fresh page costs more than the
-/// arithmetic on it), and candle's own threads, which would spin beside ours,
-/// out of the way.
+/// Sets environment and allocator. Freed memory is kept for the next step, because a fresh page
+/// costs more than the arithmetic on it. Candle gets one thread, because its own would spin beside
+/// ours.
 pub fn prepare() {
-    // SAFETY: nothing else runs yet.
+    // SAFETY: no other thread runs yet.
     unsafe {
         if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
             std::env::set_var("CANDLE_NUM_THREADS", "1");
         }
-        // candle leaves cuDNN its default, which rounds float32 to TF32. Whoever asks for
-        // that from outside would get other results under the same name.
+        // By default candle's cuDNN rounds float32 to TF32, which would give different results
+        // under the same name. This overrides the variable from outside, too.
         #[cfg(feature = "cuda")]
         std::env::set_var("NVIDIA_TF32_OVERRIDE", "0");
-        // `replicate list | head` ends as other programs do.
+        // Exits silently on a broken pipe, as in `replicate list | head`.
         #[cfg(unix)]
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        // A limit of file sizes is an error of the write, as a full disk is.
+        // Turns a limit of file sizes into an error of the write, like a full disk.
         #[cfg(unix)]
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -38,14 +37,14 @@ pub fn prepare() {
     }
 }
 
-/// Has the signals with which people, terminals and batch systems stop a program set
-/// `stop`; one that was ignored when the program started (`nohup`) stays so.
+/// Sets `stop` on the signals with which people, terminals and batch systems stop a program. A
+/// signal that was ignored at the start (`nohup`) stays ignored.
 pub fn stop_at_signals(stop: &Arc<AtomicBool>) {
     for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU] {
         if is_ignored(signal) {
             continue;
         }
-        // Whoever interrupts or terminates it twice means at once; others repeat themselves.
+        // A second interrupt or termination exits at once. Other signals can repeat on their own.
         if [SIGINT, SIGTERM].contains(&signal) {
             let again = Arc::new(AtomicBool::new(false));
             _ = flag::register_conditional_shutdown(signal, 128 + signal, again.clone());
@@ -63,15 +62,15 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// Starts the threads that all results are computed with, as many as the system gives:
-/// results do not depend on their number. Gives how many there are and were wanted.
+/// Starts the threads of all computations, as many as the system allows; results do not depend on
+/// their number. Returns the number started and the number wanted.
 pub fn start_threads() -> (usize, usize) {
     let variable = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
     let here = || thread::available_parallelism().map_or(1, usize::from);
     let wanted = variable.filter(|n| *n > 0).unwrap_or_else(here);
     let (sender, receiver) = mpsc::channel::<ThreadBuilder>();
     let receiver = Arc::new(Mutex::new(receiver));
-    // Before they have work: rayon's own attempt cannot be repeated.
+    // Starts them before rayon gets them, because rayon's own attempt cannot be repeated.
     let threads = (0..wanted)
         .take_while(|_| {
             let receiver = receiver.clone();
@@ -87,8 +86,8 @@ pub fn start_threads() -> (usize, usize) {
     (threads.max(1), wanted)
 }
 
-/// The system's memory. Where it is refused, the process ends with a sentence and an
-/// exit code, where Rust's own way is to abort.
+/// The system's allocator. If it fails, the process prints an error and exits with an exit code,
+/// while Rust would abort.
 pub struct Memory;
 
 // SAFETY: every call goes to the system's allocator unchanged.
@@ -118,7 +117,7 @@ fn given(pointer: *mut u8, bytes: usize) -> *mut u8 {
     pointer
 }
 
-/// Says so without taking any memory.
+/// Prints the error without allocating memory.
 #[cold]
 fn refused(bytes: usize) -> ! {
     use std::io::Write;

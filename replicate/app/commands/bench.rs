@@ -1,4 +1,4 @@
-//! `bench`: what the heavy parts of a run take here.
+//! `bench`: times the heavy parts of a run.
 
 use crate::app::bench::{Case, run, usual};
 use crate::error::{EXIT_GOOD, Result};

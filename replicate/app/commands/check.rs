@@ -1,4 +1,4 @@
-//! `check` and `accept`: what the store has against golden, paper and claims.
+//! `check` and `accept`: compare stored results with golden values, the paper and its claims.
 
 use super::{
     all_goldens, claims, golden_path, lock_to_change, presets, reader, recipes, report, root, select, stored,
@@ -47,9 +47,9 @@ pub fn check(
     let scale = runner.recipe().scale.name();
     let colour = std::io::stdout().is_terminal();
     let all: Vec<Row> = all_rows().collect();
-    // A claim compares a row with others than those that were named.
+    // Reads all rows, because a claim compares a row with others.
     let mut scores = stored(&mut runner, if against == Against::Claims { &all } else { &cells }, seeds)?;
-    // With --set they are held against what is known of the rows without it.
+    // With --set, the scores are compared with the values of the rows without it.
     scores.iter_mut().for_each(|score| score.changes.clear());
     match against {
         Against::Golden => {
@@ -89,7 +89,7 @@ pub fn check(
                     || claim.statement.rows().iter().any(|cell| rows.contains(&row(cell).as_str()))
             };
             let claims: Vec<Claim> = claims(&root.join("paper"))?.into_iter().filter(|c| named(&c)).collect();
-            // Some are about what is changed of a row.
+            // Some claims are about rows with overrides.
             let mut accepted = golden::accepted(&all_goldens(&root)?);
             accepted.extend(golden::accepted(&study_goldens(&root)?));
             if runner.recipe().changes().is_empty() {
@@ -134,12 +134,12 @@ fn of_studies(wanted: &[Study], place: &Place, seeds: &[u64], json: bool, stop: 
     Ok(exit_code(&comparisons))
 }
 
-/// Share of the printed number within which a FID agrees with the paper: wide,
-/// because the paper gives neither training length nor noise of its numbers.
+/// Largest relative difference between a printed FID and one that agrees with it. It is large,
+/// because the paper gives neither the training length nor the spread of its numbers.
 const PAPER_TOLERANCE: f64 = 0.25;
 
-/// What was measured, and whether it agrees with what the paper prints: an FID near it, or
-/// a collapse on every seed.
+/// Returns the measurement, and true if it agrees with the paper: an FID near the printed one, or a
+/// collapse on every seed.
 fn held(printed: Fid, values: &[f64]) -> (String, bool) {
     match printed {
         Fid::Value(fid) => {
@@ -229,7 +229,7 @@ pub fn accept(
 ) -> Result<i32> {
     refuse_in_ci(std::env::var("CI").ok().as_deref())?;
     let (wanted, targets) = studies::split(targets, place)?;
-    // Said when all is written: who closes the pipe must not keep a table from it.
+    // Prints after all files are written, so that a closed pipe cannot prevent a write.
     let mut said = match wanted.is_empty() {
         true => String::new(),
         false => studies::accept(&wanted, place, seeds, reason, stop)?,

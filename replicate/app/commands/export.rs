@@ -10,7 +10,7 @@ use crate::text::counted;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-/// Of the repository: what judges the results, and on what terms it may be used.
+/// Files of the repository in the archive: those that judge the results, and the licence.
 const JUDGES: [&str; 10] = [
     "LICENSE",
     "CITATION.cff",
@@ -24,7 +24,7 @@ const JUDGES: [&str; 10] = [
     "golden/table2.csv",
 ];
 
-/// Where the content of a file of the archive is.
+/// Content of a file of the archive, or its path.
 enum Source {
     Bytes(Vec<u8>),
     File(PathBuf),
@@ -86,7 +86,7 @@ pub fn export(out: &Path, place: &Place, stop: &AtomicBool) -> Result<i32> {
     Ok(EXIT_GOOD)
 }
 
-/// Checks every byte of an archive; exit code 1 where one has changed.
+/// Checks every byte of an archive; exit code 1 if one has changed.
 pub fn verify(path: &Path) -> Result<i32> {
     if !path.is_file() {
         return Err(Error::Missing {

@@ -15,7 +15,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Lists what there is, or fetches `what`.
+/// Lists the assets, or fetches `what`.
 pub fn fetch(
     what: &[String],
     store: &Path,
@@ -23,7 +23,7 @@ pub fn fetch(
     offline: bool,
     stop: &AtomicBool,
 ) -> Result<i32> {
-    // Refuses a directory that is something else.
+    // Fails if the directory is not a store.
     Store::open(store)?;
     let inputs = Inputs::of(store);
     if what.is_empty() {
@@ -47,7 +47,7 @@ pub fn fetch(
     Ok(EXIT_GOOD)
 }
 
-/// Fetches `wanted` where the store does not have them, and gives where they are.
+/// Fetches those of `wanted` that the store lacks; returns their paths.
 pub fn download(
     inputs: &Inputs,
     wanted: &[&Asset],
@@ -116,7 +116,7 @@ fn megabytes(bytes: u64) -> String {
     format!("{:.1} MB", bytes as f64 / 1e6)
 }
 
-/// A bar on a terminal, sentences elsewhere.
+/// Shows a bar on a terminal, and lines of text elsewhere.
 struct Shown {
     bar: Option<ProgressBar>,
 }
@@ -162,8 +162,8 @@ impl Shown {
     }
 }
 
-/// What a file must hold whose bytes nobody has published: EDM's reference
-/// statistics are a mean and a covariance of Inception-v3's 2048 features.
+/// Checks the content of a file without a published digest: EDM's reference statistics must be a
+/// mean and a covariance of Inception-v3's 2048 features.
 fn check_content(asset: &Asset, path: &Path) -> std::result::Result<(), Fault> {
     match asset.id {
         "fid-reference" | "drill-fid-reference" => check_statistics(path, 2048),
@@ -184,7 +184,7 @@ fn check_statistics(path: &Path, features: usize) -> std::result::Result<(), Fau
 mod tests {
     use super::*;
 
-    /// As `numpy.savez` writes float64 arrays.
+    /// Writes float64 arrays like `numpy.savez`.
     fn npz(arrays: &[(&str, &str, &[f64])]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut zip = zip::ZipWriter::new(file.reopen().unwrap());

@@ -1,4 +1,4 @@
-//! `list`: every row, its golden value, the seeds in the store and what a run costs.
+//! `list`: every row, its golden value, its seeds in the store, and the cost of a run.
 
 use super::{all_goldens, command, quiet, root};
 use crate::app::cli::Place;
@@ -20,34 +20,34 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// One line.
+/// One line of the list.
 #[derive(Serialize)]
 struct Listed {
     id: &'static str,
     scale: &'static str,
-    /// A number or "collapsed"; null where the paper prints none.
+    /// A number or "collapsed"; null if the paper prints none.
     paper_fid: Option<serde_json::Value>,
     golden_fd: Option<Accepted>,
     seeds_done: Vec<u64>,
-    /// Of one seed, on this machine.
+    /// Seconds of one seed on this machine.
     estimated_seconds: f64,
-    /// Whether a finished run of this row gave the rate, or else a probe.
+    /// True if the rate is that of a finished run of this row, false if it is from a probe.
     measured: bool,
     peak_disk_bytes: u64,
     command: String,
 }
 
-/// Of golden's seeds.
+/// Golden values of a row.
 #[derive(Serialize)]
 struct Accepted {
     mean: f64,
     /// Null for one seed.
     sd: Option<f64>,
-    /// By seed.
+    /// Values by seed.
     values: BTreeMap<u64, f64>,
 }
 
-/// Prints every cell; with `ids` the ids alone, at once.
+/// Prints every cell; with `ids` only the ids, without measuring anything.
 pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i32> {
     if ids {
         all_rows().for_each(|cell| println!("{}", cell.id));
@@ -129,7 +129,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     Ok(EXIT_GOOD)
 }
 
-/// A row of the store with something changed by hand.
+/// A row with overrides in the store.
 #[derive(Serialize)]
 struct Changed {
     id: &'static str,
@@ -144,12 +144,12 @@ fn to_json(line: &impl Serialize) -> Json {
     serde_json::to_value(line).expect("strings and numbers")
 }
 
-/// Every changed row of the scale that the store has.
+/// Returns every row of the scale with overrides in the store.
 fn changed(runner: &mut Runner) -> Result<Vec<Changed>> {
     let presets = runner.recipe().clone();
     let mut all = Vec::new();
     for (changes, cells) in runner.changed()?.into_iter().filter(|(changes, _)| !changes.is_empty()) {
-        // Made before a setting had its name.
+        // Skips results from before a setting got its present name.
         let Ok(recipe) = Recipe::changed(presets.scale, &changes) else { continue };
         runner.turn_to(recipe);
         for row in all_rows() {
@@ -176,7 +176,8 @@ fn changed(runner: &mut Runner) -> Result<Vec<Changed>> {
     Ok(all)
 }
 
-/// The studies of the scale: cells, time at so many operations a second, question.
+/// Prints the studies of the scale: number of cells, time at `rate` operations per second,
+/// question.
 fn print_studies(runner: &Runner, root: &Path, rate: f64) -> Result<()> {
     let presets = runner.recipe();
     let scale = presets.scale;
@@ -211,7 +212,7 @@ fn listed(
             let scores = runner.scores(&outcome)?;
             let step = scores.iter().find(|score| score.metric == TIME);
             let whole = outcome.wall_seconds();
-            // What is only sampled has no steps to time.
+            // A row that only samples has no time of a step.
             seconds = Some(step.map_or(whole, |step| plan::seconds(&cost, cost.rate(step.value))));
         }
     }
@@ -243,7 +244,7 @@ fn listed(
     })
 }
 
-/// The pre-trainings whose weights neither ship nor are published.
+/// Returns the pre-trainings whose weights neither ship with the repository nor are published.
 fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Initialization, plan::Cost)>> {
     let mut all: Vec<(Initialization, plan::Cost)> = Vec::new();
     for cell in all_rows() {
@@ -260,7 +261,7 @@ fn pretrainings(recipe: &Recipe, root: &Path) -> Result<Vec<(Initialization, pla
     Ok(all)
 }
 
-/// Prints what decides each of `cells`, all of it or what matters most.
+/// Prints the method and settings of each of `cells`, in full or in short.
 pub fn explain(cells: &[Row], recipe: &Recipe, full: bool, root: &Path) -> Result<i32> {
     let lines = paper::setup(&root.join("paper"))?;
     let text = |cell: &Row| match full {

@@ -1,4 +1,4 @@
-//! What each command does: finds the cells, runs or reads them, prints.
+//! Carries out the commands: each selects cells, runs or reads them, and prints.
 
 mod bench;
 mod check;
@@ -34,10 +34,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Golden values of studies.
 const STUDIES: &str = "golden/studies.csv";
-/// Table 2's name for Table 1's DiJS.
+/// Table 2's id for Table 1's DiJS.
 const FULL_ROW: &str = "init-full";
 
-/// Carries out a command; gives the exit code.
+/// Carries out a command; returns the exit code.
 pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
     match cli.command {
         Command::List { place, ids, json } => list::list(&place, ids, json, stop),
@@ -88,7 +88,7 @@ pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
     }
 }
 
-/// The cells that `targets` name, each once.
+/// Returns the cells of `targets`, each once.
 fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
     let mut chosen: Vec<Row> = Vec::new();
     for target in targets {
@@ -127,12 +127,12 @@ fn is_cited(row: &str, place: &Place) -> bool {
     printed.is_ok_and(|rows| rows.iter().any(|other| other.id == row && other.kind == Kind::Cited))
 }
 
-/// The claims of `paper/` about rows of the tables and about ablations.
+/// Reads the claims of `paper/` about rows of the tables and about ablations.
 fn claims(paper: &Path) -> Result<Vec<Claim>> {
     paper::claims(paper, &ABLATIONS.iter().map(|row| row.id).collect::<Vec<_>>())
 }
 
-/// The presets of the scale.
+/// Returns the presets of the scale.
 fn presets(place: &Place) -> Result<Recipe> {
     let scale = Scale::ALL.into_iter().find(|scale| scale.name() == place.scale).ok_or_else(|| {
         Error::Usage(unknown("scale", &place.scale, Scale::ALL.into_iter().map(Scale::name)))
@@ -143,11 +143,12 @@ fn presets(place: &Place) -> Result<Recipe> {
     Ok(Recipe::of(scale))
 }
 
-/// The recipes of every combination of the values in `set`, each used by one of `rows`.
+/// Returns the recipes of every combination of the values in `set`; one of `rows` must use each
+/// setting.
 fn recipes(place: &Place, set: &[String], until: Option<u64>, rows: &[Row]) -> Result<Vec<Recipe>> {
     let mut recipes = vec![presets(place)?];
     for change in set {
-        // Without a value the error is that of the setting.
+        // An item without a value gets the setting's own error message.
         let (name, values) = change.split_once('=').unwrap_or((change, ""));
         let each = |recipe: &Recipe, value: &str| {
             let mut recipe = recipe.clone();
@@ -188,18 +189,18 @@ fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
     })
 }
 
-/// A runner for single samples and for looking around.
+/// Makes a runner for reading and for single samples.
 fn quiet<'a>(place: &Place, stop: &'a AtomicBool) -> Result<Runner<'a>> {
     runner(place, presets(place)?, Mode::Lines, false, stop)
 }
 
-/// A runner that only reads: the device need not be here.
+/// Makes a runner that only reads, so the device need not exist here.
 fn reader<'a>(place: &Place, recipe: Recipe, stop: &'a AtomicBool) -> Result<Runner<'a>> {
     let here = Place { device: "cpu".into(), ..place.clone() };
     runner(&here, recipe, Mode::Lines, false, stop)?.made_on(&place.device)
 }
 
-/// The directory that holds paper/ and golden/.
+/// Returns the directory with paper/ and golden/.
 fn root(given: Option<&Path>) -> Result<PathBuf> {
     let known = |dir: &Path| dir.join("paper/table1.csv").is_file();
     if let Some(root) = given {
@@ -222,12 +223,12 @@ fn root(given: Option<&Path>) -> Result<PathBuf> {
         })
 }
 
-/// A command that makes a row, to be pasted into a shell.
+/// Returns the shell command that makes a row.
 fn command(row: &str, seed: u64, place: &Place) -> String {
     format!("replicate run {row}{} --seed {seed}", flags(place))
 }
 
-/// The options that lead a command to the same store.
+/// Returns the options with which a command uses the same store.
 fn flags(place: &Place) -> String {
     let path = |path: &Path| quoted(&path.to_string_lossy());
     let mut text = format!(" --scale {}", place.scale);
@@ -251,7 +252,7 @@ fn unique(seeds: &[u64]) -> Vec<u64> {
     seeds
 }
 
-/// The scores of `cells` that the store has; `seeds` empty means all.
+/// Returns the stored scores of `cells`; an empty `seeds` means all seeds.
 fn stored(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Score>> {
     let mut scores = Vec::new();
     for cell in cells {
@@ -265,8 +266,8 @@ fn stored(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Score
     Ok(scores)
 }
 
-/// What a finished cell measured, and how far it is from the full initialisation
-/// where that was measured.
+/// Returns the scores of a finished cell, with its distance from the full initialisation if that
+/// was measured.
 fn scores_of(runner: &mut Runner, cell: &Row, seed: u64, outcome: &Outcome) -> Result<Vec<Score>> {
     let mut scores = runner.scores(outcome)?;
     if let Some(mapping) = runner.stored_mapping(cell, seed)? {
@@ -282,7 +283,7 @@ fn golden_path(root: &Path, which: Which) -> PathBuf {
     })
 }
 
-/// Golden values of what studies change.
+/// Reads the golden values of studies.
 fn study_goldens(root: &Path) -> Result<Vec<Golden>> {
     read_golden(&root.join(STUDIES))
 }
@@ -306,7 +307,7 @@ fn tables(targets: &[String]) -> impl Iterator<Item = (Which, &'static str)> {
     named.into_iter().filter(|(_, name)| targets.iter().any(|target| target == name || target == "all"))
 }
 
-/// The right to read a file of the repository and to write it anew.
+/// Locks a file of the repository for reading and rewriting it.
 fn lock_to_change(path: &Path, stop: &AtomicBool) -> Result<File> {
     store::lock_to_change(path, &mut |waited| {
         if waited.is_zero() {
@@ -319,7 +320,7 @@ fn lock_to_change(path: &Path, stop: &AtomicBool) -> Result<File> {
     })
 }
 
-/// All of the file or what it held before.
+/// Writes the file completely, or leaves its old content.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
     write_atomically(dir, path.file_name().unwrap_or_default(), bytes)
@@ -332,7 +333,7 @@ fn write_table(output: &Path, name: &str, table: &Table) -> Result<()> {
     Ok(())
 }
 
-/// Lists the tensors of a checkpoint, and writes them as safetensors on demand.
+/// Lists the tensors of a checkpoint, and converts them to safetensors on request.
 fn inspect(file: &Path, convert: Option<&Path>) -> Result<i32> {
     let checkpoint = torch::read(file)?;
     print!("{}", checkpoint.describe());

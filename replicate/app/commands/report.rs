@@ -1,4 +1,4 @@
-//! `report` and `figures`: what the store has, as tables, pictures and one page.
+//! `report` and `figures`: stored results as tables, pictures and one page.
 
 use super::{
     all_goldens, claims, command, flags, presets, reader, render, root, scores_of, studies, study_goldens,
@@ -27,7 +27,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 const PAPER: &str = "https://arxiv.org/abs/2502.08005";
-/// Where the sources are published; empty where the package does not say.
+/// Address of the published sources; empty if the package has none.
 const REPOSITORY: &str = env!("CARGO_PKG_REPOSITORY");
 
 /// Prints one table.
@@ -39,7 +39,7 @@ pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> 
     Ok(EXIT_GOOD)
 }
 
-/// One table of what the store has.
+/// Makes one table of the stored results.
 pub(super) fn build(which: Which, runner: &mut Runner, root: &Path) -> Result<Table> {
     let gathered = Gathered::of(runner, root)?;
     Ok(gathered.table(which))
@@ -78,8 +78,8 @@ pub fn results(place: &Place, stop: &AtomicBool) -> Result<i32> {
     Ok(EXIT_GOOD)
 }
 
-/// Names and contents of the report's files; `to_root` leads from their folder to the
-/// repository's files. `None` where there is nothing to report.
+/// Returns the names and contents of the report's files; `None` if there are no results. `to_root`
+/// is the path from their folder to the repository.
 pub(super) fn files(
     place: &Place,
     root: &Path,
@@ -88,7 +88,7 @@ pub(super) fn files(
 ) -> Result<Option<Vec<(String, Vec<u8>)>>> {
     let Some((gathered, mut page)) = gather(place, root, stop)? else { return Ok(None) };
     page.links = links(to_root);
-    // Sources are in no archive.
+    // An archive does not contain the sources.
     page.links.retain(|(_, address)| !address.ends_with("replicate/"));
     let texts = texts(&gathered, &page).into_iter().map(|(name, text)| (name.to_string(), text.into_bytes()));
     let figures = page.figures.iter().chain(&page.strips);
@@ -96,7 +96,8 @@ pub(super) fn files(
     Ok(Some(texts.chain(figures).collect()))
 }
 
-/// What the store has, and its page; `None` where it has nothing, which is said.
+/// Reads the stored results and makes their page. Without results, prints a message and returns
+/// `None`.
 fn gather(place: &Place, root: &Path, stop: &AtomicBool) -> Result<Option<(Gathered, Page)>> {
     let mut runner = reader(place, presets(place)?, stop)?;
     let mut gathered = Gathered::of(&mut runner, root)?;
@@ -110,7 +111,7 @@ fn gather(place: &Place, root: &Path, stop: &AtomicBool) -> Result<Option<(Gathe
     Ok(Some((gathered, page)))
 }
 
-/// The report's files of text.
+/// Makes the report's text files.
 fn texts(gathered: &Gathered, page: &Page) -> Vec<(&'static str, String)> {
     let [first, second, ..] = &page.tables[..] else { unreachable!("a report has two tables") };
     let changed = gathered.studies.scores.iter().filter(|score| !score.changes.is_empty());
@@ -133,7 +134,7 @@ fn say_missing(missing: &[Missing]) {
     }
 }
 
-/// Writes the figures and strips alone.
+/// Writes the figures and strips only.
 pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let root = root(place.root.as_deref())?;
     let mut runner = reader(place, presets(place)?, stop)?;
@@ -152,11 +153,11 @@ pub fn figures_only(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i
     Ok(EXIT_GOOD)
 }
 
-/// Writes the figures, and removes those of an earlier report that this one does not have.
+/// Writes the figures, and removes figures of the earlier report that this one lacks.
 fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -> Result<()> {
     std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
     let (list, mut captions) = (output.join("captions.md"), String::new());
-    // What is not in the list of the earlier report is somebody else's, whatever its name.
+    // Removes only files in the earlier report's list, because others belong to the user.
     let earlier = std::fs::read_to_string(&list).unwrap_or_default();
     let ours = |line: &str| {
         let id = line.strip_prefix("- `")?.split_once(".png`:")?.0;
@@ -174,12 +175,12 @@ fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -
     write_file(&list, captions.as_bytes())
 }
 
-/// What the store has of one scale, and how it is judged.
+/// Stored results of one scale, with their comparisons.
 struct Gathered {
     scale: &'static str,
     outcomes: Vec<(Row, u64, Outcome)>,
     scores: Vec<Score>,
-    /// By the cell's name.
+    /// Curves under the cell's name.
     curves: Vec<Curve>,
     goldens: Vec<Golden>,
     comparisons: Vec<Comparison>,
@@ -283,7 +284,7 @@ impl Gathered {
         })
     }
 
-    /// The seeds of golden that this run lacks, and about how long they take here.
+    /// Returns the command for the golden seeds that this run lacks, with an estimate of its time.
     fn next(&self, place: &Place, own: &[u64], golden: &[u64]) -> Option<Missing> {
         let lacking = golden.iter().filter(|seed| !own.contains(seed)).count();
         let wall: f64 = self.outcomes.iter().map(|(.., outcome)| outcome.wall_seconds()).sum();
@@ -297,7 +298,7 @@ impl Gathered {
         })
     }
 
-    /// One panel for each cell that was run, of its first seed.
+    /// Makes one panel for each finished cell, from its first seed.
     fn panels(&self) -> Result<Vec<Panel>> {
         let mut panels: Vec<Panel> = Vec::new();
         for (cell, seed, outcome) in &self.outcomes {
@@ -334,7 +335,7 @@ impl Gathered {
         Ok(panels)
     }
 
-    /// Every row of the overview, run or not.
+    /// Makes every row of the overview, finished or not.
     fn rows(&self, panels: &[Panel]) -> Result<Vec<Sampled>> {
         let printed = |row: &str| {
             let first = self
@@ -359,7 +360,7 @@ impl Gathered {
         Ok(self.labels.iter().map(row).collect())
     }
 
-    /// The curves by the tables' rows: a cell that two tables show has a row in each.
+    /// Returns the curves by the tables' rows: a cell in both tables appears twice.
     fn table_curves(&self) -> Vec<Curve> {
         let first = self.first.iter().filter(|row| row.kind == Kind::Run);
         let first = first.map(|row| (&row.id, &row.id, row.label.clone()));
@@ -380,7 +381,7 @@ impl Gathered {
         first.chain(second).flat_map(of).collect()
     }
 
-    /// The rows that have not been run.
+    /// Lists the rows that are missing.
     fn missing(&self, place: &Place) -> Vec<Missing> {
         let lacks = |row: &str| !self.outcomes.iter().any(|(cell, ..)| cell.id == row);
         let table =
@@ -392,7 +393,7 @@ impl Gathered {
         missing.collect()
     }
 
-    /// An empty report would only stand in the place of a good one.
+    /// Writes no empty report, because it would replace a good one.
     fn nothing(&self, place: &Place) -> i32 {
         say_missing(&self.missing(place));
         println!(
@@ -405,8 +406,8 @@ impl Gathered {
     }
 }
 
-/// What each claim comes to on golden's seeds of every scale, or on this run's where golden has
-/// none, and there under each reading: a study with one value of each field.
+/// Judges each claim at every scale, on golden's seeds or else on this run's. At the run's scale it
+/// also judges the claim under each reading, which is a study with one value for each field.
 fn readings(claims: &[Claim], own: &[Score], here: &str, root: &Path) -> Result<Table> {
     let mut accepted = golden::accepted(&all_goldens(root)?);
     accepted.extend(golden::accepted(&study_goldens(root)?));
@@ -432,7 +433,7 @@ fn readings(claims: &[Claim], own: &[Score], here: &str, root: &Path) -> Result<
                 continue;
             }
             let under: Vec<Claim> = claims.iter().map(|claim| claim.under(&changes, &rows)).collect();
-            // What was run here counts where nothing is accepted.
+            // Uses this run's results if nothing was accepted.
             let has = |scores: &[Score]| scores.iter().any(|s| s.scale == name && s.changes == changes);
             let scores = if has(&accepted) || name != here { &accepted } else { own };
             if has(scores) {
@@ -443,13 +444,13 @@ fn readings(claims: &[Claim], own: &[Score], here: &str, root: &Path) -> Result<
     Ok(readings_table(claims, &columns))
 }
 
-/// All of them, in order.
+/// Joins the lists in order.
 pub(super) fn seeds(scores: &[Score]) -> Vec<u64> {
     scores.iter().map(|score| score.seed).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// What the page links to: addresses of the published sources, or paths by `to_root`, which
-/// leads to this checkout.
+/// Returns the links of the page: addresses of the published sources, or paths into this checkout
+/// that start with `to_root`.
 fn links(to_root: &str) -> Vec<(String, String)> {
     let (errata, code) = match REPOSITORY {
         "" => (format!("{to_root}paper/ERRATA.md"), format!("{to_root}replicate/")),
@@ -459,7 +460,7 @@ fn links(to_root: &str) -> Vec<(String, String)> {
     named.map(|(name, address)| (name.to_string(), address)).to_vec()
 }
 
-/// `../../` and so on, from one directory to another.
+/// Returns the relative path between two directories, such as `../../`.
 fn relative(from: &Path, to: &Path) -> Option<String> {
     let (from, to) = (from.canonicalize().ok()?, to.canonicalize().ok()?);
     let common = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();

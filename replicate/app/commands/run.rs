@@ -1,4 +1,4 @@
-//! `run`: makes what is missing of the rows that are named, and prints their tables or scores.
+//! `run`: makes missing results of rows, and prints their tables or scores.
 
 mod prepare;
 
@@ -20,12 +20,12 @@ use crate::train::watch::{Mode, Watch, say};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// More cells than these are not run by accident.
+/// Largest number of cells that runs without --yes.
 const MANY: usize = 200;
 
 /// The rows of one recipe.
 struct Work {
-    /// What was typed; none for a study's.
+    /// Targets as typed; empty for a study's rows.
     targets: Vec<String>,
     rows: Vec<Row>,
     recipe: Recipe,
@@ -38,7 +38,7 @@ impl Work {
     }
 }
 
-/// Runs each experiment that `arguments` name; the exit code is the first that is not good.
+/// Runs every experiment in `arguments`; returns the first exit code that is not 0.
 pub fn run(arguments: &Running, stop: &AtomicBool) -> Result<i32> {
     let Running { place, explain, dry_run, .. } = arguments;
     let (studies, targets) = studies::split(&arguments.targets, place)?;
@@ -67,14 +67,14 @@ pub fn run(arguments: &Running, stop: &AtomicBool) -> Result<i32> {
     Ok(code)
 }
 
-/// Every experiment in the order of the command line, those of studies last.
+/// Lists the experiments in the order of the command line, those of studies last.
 fn work(arguments: &Running, studies: &[Study], targets: &[String]) -> Result<Vec<Work>> {
     let Running { place, seed, until, set, preset, .. } = arguments;
     let seeds = |usual: &[u64]| unique(if seed.is_empty() { usual } else { seed });
     let mut all = Vec::new();
     if !targets.is_empty() || studies.is_empty() {
         let rows = select(targets, place)?;
-        // Each row has a published recipe of its own.
+        // Each row has its own published recipe.
         let together = if preset.is_some() { rows.chunks(1) } else { rows.chunks(rows.len()) };
         for rows in together {
             let set = [published(rows, arguments)?, set.clone()].concat();
@@ -94,7 +94,7 @@ fn work(arguments: &Running, studies: &[Study], targets: &[String]) -> Result<Ve
     Ok(all)
 }
 
-/// Says how long so many cells take here, at most; without --yes that is all.
+/// Estimates the time of a large number of cells. Without --yes it is an error.
 fn say_hours(arguments: &Running, work: &[Work], cells: usize) -> Result<()> {
     let rate = plan::probe(&device::open(&arguments.place.device)?)?;
     let seconds = |work: &Work| -> f64 {
@@ -110,7 +110,7 @@ fn say_hours(arguments: &Running, work: &[Work], cells: usize) -> Result<()> {
     Ok(())
 }
 
-/// The changes of `--preset published`, of one row.
+/// Returns the overrides of `--preset published` for one row.
 fn published(rows: &[Row], arguments: &Running) -> Result<Vec<String>> {
     let (Some(Preset::Published), [row]) = (arguments.preset, rows) else { return Ok(Vec::new()) };
     if arguments.place.scale != Scale::Paper.name() {
@@ -141,7 +141,7 @@ fn experiment(
     stop: &AtomicBool,
 ) -> Result<i32> {
     let Running { place, offline, microbatch, output, .. } = arguments;
-    // What is only planned needs no device.
+    // A plan for another machine needs no device.
     let planned = arguments.dry_run && (arguments.like.is_some() || arguments.rate.is_some());
     let device = if planned { "cpu" } else { &place.device };
     let mut settings = settings(&Place { device: device.into(), ..place.clone() }, arguments.from_scratch)?;
@@ -176,7 +176,7 @@ fn experiment(
         return runner.share(rows).map(|()| EXIT_GOOD);
     }
     if writes_tables(targets, &runner) {
-        // Tried first: it should not fail after the work.
+        // Tests before the long run that the directory is writable.
         std::fs::create_dir_all(output).map_err(Error::io("create", output))?;
         write_file(&output.join(".writable"), b"")?;
         _ = std::fs::remove_file(output.join(".writable"));
@@ -193,7 +193,8 @@ fn experiment(
                 Ok(Some(outcome)) => {
                     outcomes.push(outcome);
                     if fills && !arguments.stored {
-                        // What it is compared with may be there already; else the end of the run sees to it.
+                        // The comparison may be possible now; otherwise it follows at the end of
+                        // the run.
                         runner.mapping(row, *seed)?;
                         filled(&mut runner, targets, row, &root(place.root.as_deref())?)?;
                     }
@@ -206,14 +207,14 @@ fn experiment(
                     );
                     failed.get_or_insert(EXIT_INCOMPLETE);
                 }
-                // One row that diverges says nothing about the others.
+                // A failed row does not stop the others.
                 Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                     say(&format!("error: {} of seed {seed} failed: {error}", row.id));
                     if error.is_out_of_memory() {
                         let smaller = smaller(&runner, row, runner.recipe_in_memory().budget.batch);
                         say(&format!("  --microbatch {smaller} goes on with fewer images at a time"));
                     }
-                    // Every later call would fail with the same error.
+                    // After a lost device, every later call would fail with the same error.
                     if error.is_device_lost() {
                         return Ok(error.exit_code());
                     }
@@ -222,7 +223,7 @@ fn experiment(
                 Err(error) => return Err(error),
             }
         }
-        // After the rows: one of them may be what the others are compared with.
+        // A comparison can need a row that ran after this one.
         for row in rows {
             if !arguments.stored || runner.has_starts(row)? {
                 runner.mapping(row, *seed)?;
@@ -233,8 +234,8 @@ fn experiment(
     Ok(failed.unwrap_or(ended))
 }
 
-/// The images of a batch to take at once where `tried` were too many: as many as the
-/// whole memory has room for by the plan, but fewer than before.
+/// Returns a smaller microbatch after `tried` did not fit: the largest that fits into the whole
+/// memory by the estimate, but at most half of `tried`.
 fn smaller(runner: &Runner, row: &Row, tried: usize) -> usize {
     let fits = machine::total_memory(runner.device())
         .and_then(|bytes| plan::fitting(runner.recipe(), row, bytes))
@@ -242,12 +243,12 @@ fn smaller(runner: &Runner, row: &Row, tried: usize) -> usize {
     fits.min(tried.div_ceil(2))
 }
 
-/// A changed experiment is no row of a table.
+/// Tables show rows without overrides only.
 fn writes_tables(targets: &[String], runner: &Runner) -> bool {
     tables(targets).next().is_some() && runner.recipe().overrides.changes.is_empty()
 }
 
-/// Prints what the tables that were asked for say of the row now.
+/// Prints the row's line of each requested table.
 fn filled(runner: &mut Runner, targets: &[String], row: &Row, root: &Path) -> Result<()> {
     for (which, _) in tables(targets) {
         if let Some(line) = report::build(which, runner, root)?.line(row.id) {
@@ -257,7 +258,7 @@ fn filled(runner: &mut Runner, targets: &[String], row: &Row, root: &Path) -> Re
     Ok(())
 }
 
-/// A count as such, the category by its name.
+/// Formats a score: a whole number as such, a category by its name.
 fn value_text(score: &Score) -> String {
     let state = STATES.iter().find(|(_, category)| score.metric == "collapse" && *category == score.value);
     match state {
@@ -267,7 +268,7 @@ fn value_text(score: &Score) -> String {
     }
 }
 
-/// Says what a cell of a study came to.
+/// Prints the scores of a study's cell.
 fn one_line(runner: &Runner, outcome: &Outcome) -> Result<()> {
     let scores = runner.scores(outcome)?;
     let shown = ["fd", "recall", "classes", "collapse"].map(|metric| {
@@ -279,7 +280,7 @@ fn one_line(runner: &Runner, outcome: &Outcome) -> Result<()> {
     Ok(())
 }
 
-/// Prints the tables that were asked for, and leaves them as files.
+/// Prints the requested tables, and writes them to files.
 fn finish(
     runner: &mut Runner,
     place: &Place,

@@ -1,4 +1,4 @@
-//! `sample`: images of a row or of a checkpoint, for other programs.
+//! `sample`: writes images of a row or of a checkpoint, for other programs.
 
 use super::{quiet, select};
 use crate::app::cli::Sampling;
@@ -20,9 +20,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Images of a batch; batches begin at its multiples, as where a row is scored.
+/// Images of a batch. A batch starts at a multiple of this number, as in scoring.
 const BATCH: u64 = 100;
-/// What samples a file, and names that people know samplers by.
+/// Default sampler of a file, and common names of samplers.
 const DEFAULT: &str = "edm";
 const ALIASES: [(&str, &str); 2] = [("heun", "edm"), ("one-step", "dijs")];
 
@@ -87,7 +87,7 @@ pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
     Ok(EXIT_GOOD)
 }
 
-/// The row that samples in that way.
+/// Returns the row with the sampler `name`.
 fn sampler(name: &str) -> Result<Row> {
     let id = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, id)| id);
     all_rows().find(|row| row.id == id).ok_or_else(|| {
@@ -96,12 +96,12 @@ fn sampler(name: &str) -> Result<Row> {
     })
 }
 
-/// The recipe with the sampler's number of steps.
+/// Returns the recipe with `steps` steps of the sampler.
 fn with_steps(mut recipe: Recipe, sampler: &Row, steps: Option<&str>) -> Result<Recipe> {
     let Some(steps) = steps else { return Ok(recipe) };
     let settings = recipe.method_settings(sampler);
     let counted = |name: &str| name.ends_with("_steps") || name.ends_with("_calls");
-    // Steps of the one-step training are no calls of a sampler.
+    // A step count of the one-step training is not a number of network calls.
     let mut own = settings.iter().filter(|setting| setting.owner != OneStep::OWNER);
     let Some(setting) = own.find(|setting| counted(setting.field.name)) else {
         return Err(Error::Usage(format!("--steps: {} has no number of steps to choose", sampler.id)));
@@ -152,7 +152,7 @@ fn of_file(
     Ok((samples, settings(sampler, &recipe, &config)))
 }
 
-/// What of the settings decides the images, in lines.
+/// Returns the lines of the record about the settings that affect the images.
 fn settings(sampler: &Row, recipe: &Recipe, network: &Config) -> String {
     let mut text = format!("network = {network}\nsigma_init = {}\n", recipe.one_step.sigma_init);
     let own = recipe.method_settings(sampler);
@@ -162,7 +162,7 @@ fn settings(sampler: &Row, recipe: &Recipe, network: &Config) -> String {
     text
 }
 
-/// The parameters of EDM's network in a file, and the file's SHA-256.
+/// Returns the parameters of EDM's network in a file, and the file's SHA-256.
 fn read(path: &Path) -> Result<(Arrays, String)> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let sha256 = sha256_hex(&bytes);
@@ -174,7 +174,7 @@ fn read(path: &Path) -> Result<(Arrays, String)> {
     Ok((arrays, sha256))
 }
 
-/// The U-Net whose parameters these are, all of them and no others.
+/// Returns the configuration of the U-Net with exactly these parameters.
 fn network(path: &Path, weights: &Arrays) -> Result<Config> {
     let shapes: BTreeMap<String, Vec<usize>> =
         weights.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
@@ -197,14 +197,14 @@ fn network(path: &Path, weights: &Arrays) -> Result<Config> {
     Ok(config)
 }
 
-/// Weights of another network than the sampler's.
+/// Explains that the weights do not fit the sampler's network.
 fn not_of(error: Error, weights: &str, sampler: &Row) -> Error {
     match error {
         Error::Tensor(error) if !matches!(error, candle_core::Error::Cuda(_)) => Error::Usage(format!(
             "{weights} cannot be sampled as {} is ({}): {}",
             sampler.id,
             sampler.method.name,
-            // A backtrace may follow.
+            // The error may end with a backtrace.
             error.to_string().lines().next().unwrap_or_default()
         )),
         other => other,

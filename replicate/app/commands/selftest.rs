@@ -1,4 +1,4 @@
-//! `selftest`: what the program does on a device, beside what it should.
+//! `selftest`: tests the program on a device.
 
 use crate::app::selftest::{self, Report};
 use crate::error::{EXIT_GOOD, EXIT_OUTSIDE, Error, Result};
@@ -7,7 +7,7 @@ use crate::network::device;
 use crate::train::watch::say;
 use std::path::{Path, PathBuf};
 
-/// An empty directory that is gone afterwards.
+/// A temporary directory, removed at the end.
 struct Scratch(PathBuf);
 
 impl Scratch {
@@ -27,7 +27,7 @@ impl Drop for Scratch {
 pub fn selftest(name: &str, reduced: bool, root: &Path, json: bool) -> Result<i32> {
     let device = device::open(name)?;
     let scratch = Scratch::new()?;
-    // A CPU would take days for the rest.
+    // The full test would take days on a CPU.
     let reduced = reduced || device.is_cpu();
     let report = selftest::run(&device, reduced, root, &scratch.0, |part| say(&format!("{part} ...")));
     match json {

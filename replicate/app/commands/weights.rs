@@ -1,4 +1,4 @@
-//! `weights`: the networks that ship with the repository, trained again.
+//! `weights`: retrains the networks that ship with the repository.
 
 use super::{lock_to_change, presets, root, runner, write_file};
 use crate::app::cli::Place;
@@ -58,14 +58,15 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
             Some(ships) => format!("{name}: SHA-256 {digest}, what ships has {}", shown(ships)),
             None => format!("{name}: SHA-256 {digest}, nothing of the name ships"),
         };
-        // Said when it is written: who closes the pipe must not keep it from that.
+        // Prints after writing, so that a closed pipe cannot prevent the write.
         if write {
             let bytes = write_safetensors(&arrays, &BTreeMap::new());
             debug_assert_eq!(sha256_hex(&bytes), digest);
             let path =
                 root.join(SHIPPED).join(&name).with_extension(WEIGHTS.rsplit('.').next().unwrap_or_default());
             write_file(&path, &bytes)?;
-            // Read again: another process may have written while this one trained.
+            // Reads the list again, because another process may have changed it during the
+            // training.
             let _lock = lock_to_change(&list, stop)?;
             let mut sums = read_sums(&list);
             sums.insert(name.clone(), digest);
@@ -83,7 +84,7 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
     Ok(if same { EXIT_GOOD } else { EXIT_OUTSIDE })
 }
 
-/// The names that ship and their SHA-256; none where there is no list yet.
+/// Returns the names and SHA-256 of the shipped weights; empty if there is no list.
 fn read_sums(list: &Path) -> BTreeMap<String, String> {
     let text = std::fs::read_to_string(list).unwrap_or_default();
     let lines = text.lines().filter_map(|line| line.split_once("  "));

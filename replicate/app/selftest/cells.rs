@@ -1,4 +1,5 @@
-//! One cell of Table 1 against its golden values, once more, and stopped and resumed.
+//! Runs one cell of Table 1, compares it with its golden values, repeats it, and stops and resumes
+//! it.
 
 use super::Check;
 use crate::error::{Error, Result};
@@ -11,23 +12,23 @@ use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-/// Largest difference of two runs' weights relative to the largest weight, where a GPU
-/// did not give the same bytes.
+/// Largest difference of two runs' weights, relative to the largest weight, on a GPU that did not
+/// give the same bytes.
 const REPEATABLE: f64 = 1e-3;
-/// What a GPU's cell is held to: after a whole training its rounding has made of it what
-/// another seed would. All the other metrics are of the same images: with a 95 % interval
-/// for each, good cards would fail by chance.
+/// The metric that a GPU's cell must reproduce. Over a whole training, its rounding errors have the
+/// effect of another seed. The other metrics come from the same images: a 95 % interval for each of
+/// them would fail good GPUs by chance.
 const ELSEWHERE: [&str; 3] = ["fd", "generator_parameters", "critic_parameters"];
 const SEED: u64 = 0;
-/// Largest relative difference of the distance after the few steps of smoke, where rounding
-/// has not grown yet: 2e-5 with the stand-in's GPU (`tests/standin`), 2e-3 in the worst of
+/// Largest relative difference of the distance after the few steps of smoke, in which rounding
+/// errors have not grown yet: 2e-5 with the stand-in's GPU (`tests/standin`), 2e-3 in the worst of
 /// ten rows.
 const SAME_SEED: f64 = 1e-2;
-/// More steps than any stage of these scales has before its last.
+/// More steps than any stage of these scales has before its last step.
 const MOST_STOPS: usize = 5_000;
 
 /// # Errors
-/// What the cell fails with.
+/// Those of the cell.
 pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Result<Vec<Check>> {
     let scale = if reduced { Scale::Smoke } else { Scale::Mini };
     let run_at = |scale: Scale, name: &str, stop: bool| {
@@ -80,8 +81,8 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
     let (again, _) = run("again", false)?;
     checks.push(compared(format!("{row} at {scale}, once more"), &first, &again, device)?);
 
-    // With the flag up a training takes one step, saves and stops. The cell itself is
-    // stopped twice: one that began again would not come further the second time.
+    // With `stop` set, a training takes one step, saves and stops. The cell itself is stopped
+    // twice, because a training that restarts from 0 would get no further the second time.
     let (mut stops, mut reached) = (0, None);
     while stops < MOST_STOPS {
         match run("stopped", true) {
@@ -107,8 +108,8 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
     Ok(checks)
 }
 
-/// On a CPU, every output must have the same bytes; a GPU's weights may differ a
-/// little, which is said.
+/// Compares the outputs. On a CPU every output must have the same bytes; on a GPU the weights may
+/// differ a little, which is reported.
 fn compared(name: String, a: &Outcome, b: &Outcome, device: &Device) -> Result<Check> {
     let mut differ = Vec::new();
     let files = a.outputs();

@@ -1,5 +1,5 @@
-//! Expected outputs of the reference implementations, and the formula that fills the
-//! networks they belong to.
+//! Expected outputs of the reference implementations, and the formula that fills the weights of
+//! their networks.
 
 use crate::store::formats::npz;
 use crate::store::formats::unzip;
@@ -7,12 +7,12 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 
-/// The arrays of an `.npz` file by their names, on a CPU.
+/// Arrays of an `.npz` file by name, on a CPU.
 pub struct Fixture(BTreeMap<String, Tensor>);
 
 impl Fixture {
     /// # Errors
-    /// What is wrong with the file.
+    /// If the file is invalid.
     pub fn parse(npz: &[u8]) -> Result<Fixture> {
         let file = Cursor::new(npz);
         let mut arrays = BTreeMap::new();
@@ -57,7 +57,7 @@ fn array(npy: &[u8]) -> Result<Tensor> {
     Tensor::from_raw_buffer(&npy[stored.header as usize..], dtype, &stored.shape, &Device::Cpu)
 }
 
-/// n values in [-1, 1) that depend on the name alone.
+/// Returns n values in [-1, 1) that depend only on the name.
 pub fn unit(name: &str, n: usize) -> Vec<f32> {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in name.bytes() {
@@ -74,8 +74,7 @@ pub fn unit(name: &str, n: usize) -> Vec<f32> {
         .collect()
 }
 
-/// The filling formula for a parameter of EDM's network: its value from u in
-/// [-1, 1).
+/// Filling formula for a parameter of EDM's network, from u in [-1, 1).
 pub fn edm_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use<> {
     let bound = (3.0 / fan_in(shape)).sqrt();
     let (matrix, norm) = (shape.len() > 1, name.ends_with(".weight"));
@@ -86,7 +85,7 @@ pub fn edm_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use<> {
     }
 }
 
-/// The filling formula for a tensor of the FID network.
+/// Filling formula for a tensor of the FID network.
 pub fn inception_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use<> {
     let bound = (6.0 / fan_in(shape)).sqrt();
     let (offset, scale) = match shape.len() {
@@ -98,13 +97,13 @@ pub fn inception_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use
     move |u| offset + scale * u
 }
 
-/// The product of all dimensions but the first.
+/// Returns the product of all dimensions except the first.
 fn fan_in(shape: &[usize]) -> f32 {
     shape[1..].iter().product::<usize>() as f32
 }
 
-/// The largest absolute difference, relative to the largest expected size; infinite
-/// where a value is not finite or one is missing.
+/// Returns the largest absolute difference, relative to the largest expected size; infinite if a
+/// value is missing or not finite.
 pub fn relative_error(ours: &[f32], expected: &[f32]) -> f64 {
     if ours.len() != expected.len() || !ours.iter().chain(expected).all(|v| v.is_finite()) {
         return f64::INFINITY;

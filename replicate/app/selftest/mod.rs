@@ -1,5 +1,5 @@
-//! Whether this program does on a device what it should: agreement with the reference
-//! implementations, the same cell again, a stop, golden values; then how fast it is.
+//! Self-test of the program on a device: agreement with the reference implementations, one cell
+//! repeated, stopped and compared with golden values, then speed.
 
 mod cells;
 pub mod fixture;
@@ -17,15 +17,15 @@ use std::path::Path;
 
 pub use self::speed::Rate;
 
-/// One thing that was measured and must not be more than its tolerance.
+/// A measurement with its tolerance.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
     pub name: String,
-    /// `null` in JSON where it is not finite.
+    /// `null` in JSON if it is not finite.
     pub measured: f64,
     pub tolerance: f64,
     pub passed: bool,
-    /// What the number is.
+    /// Description of the number.
     pub what: String,
 }
 
@@ -34,23 +34,24 @@ impl Check {
         Check { name, measured, tolerance, passed: measured <= tolerance, what }
     }
 
-    /// What could not be carried out: the first line says why, the others are of runs.
+    /// Makes a failed check from an error. It shows the first line only, because the others are
+    /// advice for runs.
     fn failed(name: String, error: &Error) -> Check {
         let why = error.to_string().lines().next().unwrap_or_default().to_string();
         Check::new(name, why, f64::INFINITY, 0.0)
     }
 
-    /// The largest difference, relative to the largest expected size.
+    /// Makes a check of the largest difference, relative to the largest expected size.
     fn error(name: String, measured: f64, tolerance: f64) -> Check {
         Check::new(name, "relative error".into(), measured, tolerance)
     }
 }
 
-/// What a self-test found.
+/// Result of a self-test.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub device: String,
-    /// Whether only what a CPU can do in a minute was done.
+    /// True if only the part was run that a CPU does in a minute.
     pub reduced: bool,
     pub checks: Vec<Check>,
     pub rates: Vec<Rate>,
@@ -62,8 +63,8 @@ impl Report {
     }
 }
 
-/// The checks of a part, or one that says why it could not be carried out: what was
-/// measured before, and what comes after, is worth knowing all the more.
+/// Returns the checks of a part, or one failed check if the part fails, so that the other parts
+/// still run.
 fn part(name: &str, checks: Result<Vec<Check>>) -> Vec<Check> {
     checks.unwrap_or_else(|error| vec![Check::failed(name.into(), &error)])
 }
@@ -76,9 +77,8 @@ fn in_bfloat16<R>(f: impl FnOnce() -> R) -> R {
     done
 }
 
-/// Runs everything on `device`; `tell` hears of each part before it begins. `root` is
-/// the repository, `scratch` an empty directory for what is trained. A part that cannot be
-/// carried out is a check that fails.
+/// Runs every part on `device` and calls `tell` before each. `root` is the repository, `scratch` an
+/// empty directory for the training. A part with an error becomes a failed check.
 pub fn run(
     device: &Device,
     reduced: bool,

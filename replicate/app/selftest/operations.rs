@@ -1,5 +1,5 @@
-//! Each operation of a network and its gradients on a device beside candle's own
-//! composition of it on the CPU: what a network's disagreement comes from.
+//! Compares each operation and its gradients on a device with candle's composition of it on the
+//! CPU, to locate the cause of a network's disagreement.
 
 use super::Check;
 use super::fixture::relative_error;
@@ -14,18 +14,18 @@ use crate::rng::Stream;
 use crate::train::adam::{Adam, AdamConfig, Ema};
 use candle_core::{DType, Device, Tensor, Var};
 
-/// What the operations are given.
+/// Size of the operations' inputs.
 #[derive(Clone, Copy)]
 struct Batch {
-    /// Images, channels, rows and columns of pixels; channels are three times something.
+    /// Images, channels (a multiple of three), rows and columns.
     shape: [usize; 4],
-    /// Of a group norm.
+    /// Groups of the group norm.
     groups: usize,
 }
 
-/// A small one; one with more channels, and groups that do not come out even, than a block
-/// of a GPU's takes; one of which the last block has fewer; and one with more pixels than
-/// it has threads.
+/// A small batch; one with more channels than a GPU block takes, in groups that do not divide
+/// evenly; one that leaves a GPU's last block partly empty; and one with more pixels than a block
+/// has threads.
 const BATCHES: [Batch; 4] = [
     Batch { shape: [3, 12, 6, 6], groups: 3 },
     Batch { shape: [2, 96, 4, 10], groups: 32 },
@@ -38,14 +38,14 @@ const SCALE: f32 = std::f32::consts::FRAC_1_SQRT_2;
 enum Operation {
     Conv3,
     Conv1,
-    /// With a term for each image and a residual, as in a block.
+    /// Convolution with a term for each image and a residual, as in a residual block.
     Block,
     Norm,
     NormSilu,
-    /// Of a convolution's result, which is also its residual and one of what is joined.
+    /// Norm and convolution of a convolution's result, which is also the residual.
     Pair,
     Attention,
-    /// Of a convolution's result.
+    /// Attention on a convolution's result.
     Projected,
     Silu,
     Down2,
@@ -135,7 +135,7 @@ impl Operation {
     }
 }
 
-/// Of images, and a row of channels for each.
+/// Makes images, and a row of channels for each.
 struct Tried(Operation, Batch);
 
 impl Walk for Tried {
@@ -148,12 +148,12 @@ fn normals(name: &str, shape: &[usize]) -> Vec<f32> {
     Stream::new("self-test", name).normals(0, shape.iter().product())
 }
 
-/// The operation's output, and the gradients of its input and parameters, all as
-/// float32; `composed` as candle has them.
+/// Returns the operation's output, and the gradients of its input and parameters, all in float32.
+/// With `composed` it uses candle's own composition.
 fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool) -> Result<Vec<Vec<f32>>> {
     let shapes = std::iter::once(batch.shape.to_vec()).chain(operation.parameters(batch));
     let variable = |(i, shape): (usize, Vec<usize>)| {
-        // Of weights so that what they make is of the size of what they are given.
+        // Weights with a scale that keeps outputs as large as inputs.
         let inputs: usize = if i == 0 { 1 } else { shape[1..].iter().product() };
         let size = 1.0 / (inputs as f32).sqrt();
         let values = normals(&format!("input {i}"), &shape).into_iter().map(|v| size * v).collect();
@@ -174,14 +174,14 @@ fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool)
     let mut all = vec![y.flatten_all()?.to_vec1()?];
     for input in &inputs {
         let gradient = gradients.get(input).map(|gradient| gradient.flatten_all()?.to_vec1());
-        // A gradient that is missing is no gradient of zero.
+        // A missing gradient is an error, not a gradient of zero.
         all.push(gradient.transpose()?.unwrap_or_else(|| vec![f32::NAN]));
     }
     Ok(all)
 }
 
 /// # Errors
-/// What the device fails with; a difference is no error.
+/// Those of the device. A difference is not an error.
 pub fn checks(device: &Device) -> Result<Vec<Check>> {
     let tolerance = Tolerance::of_operations(device);
     let precision = if network::activations(device) == DType::BF16 { ", bf16" } else { "" };
@@ -196,7 +196,7 @@ pub fn checks(device: &Device) -> Result<Vec<Check>> {
             gradients = errors.fold(gradients, f64::max);
             Ok(())
         });
-        // One operation that fails must not hide what the others give.
+        // The checks continue after an operation that fails.
         match compared {
             Ok(()) => checks.extend([
                 Check::error(format!("{name}{precision}"), output, tolerance.outputs),
@@ -210,7 +210,7 @@ pub fn checks(device: &Device) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// Five steps of Adam and of the moving average beside the same in float64.
+/// Compares five steps of Adam and of the moving average with the same in float64.
 ///
 /// # Errors
 /// As [`checks`].
@@ -263,12 +263,13 @@ pub fn updates(device: &Device) -> Result<Vec<Check>> {
     ])
 }
 
-/// What is stored as bfloat16 goes to the nearest, and to the even one of two.
+/// Checks that bfloat16 values are rounded to nearest, ties to even.
 ///
 /// # Errors
 /// As [`checks`].
 pub fn rounding(device: &Device) -> Result<Vec<Check>> {
-    // A product of eight bits and nine: often half way between two numbers of eight.
+    // The product of an 8-bit and a 9-bit significand is often half-way between two bfloat16
+    // values.
     const FACTOR: f32 = 1.0 + 1.0 / 256.0;
     let mut values = normals("rounding", &[4096]);
     values.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0]);
@@ -283,14 +284,14 @@ pub fn rounding(device: &Device) -> Result<Vec<Check>> {
     Ok(vec![Check::new("rounding, bf16".into(), what, others as f64, 0.0)])
 }
 
-/// Noise that a device makes beside the host's.
+/// Compares the device's noise with the host's.
 ///
 /// # Errors
 /// As [`checks`].
 pub fn noise(device: &Device) -> Result<Vec<Check>> {
     const N: usize = 1_000_001;
     let stream = Stream::new("self-test", "noise");
-    // More than 32 bits count in fours.
+    // Counters beyond 32 bits, in steps of four.
     const FIRST: usize = (1 << 34) + 4;
     let found: Vec<f32> = network::normals_from(&stream, 7, FIRST, N, device)?.to_vec1()?;
     let differences = found.iter().zip(stream.normals_from(7, FIRST, N)).map(|(a, b)| (a - b).abs());

@@ -1,5 +1,5 @@
-//! Agreement of the networks, the sampler, the augmentation and five training steps
-//! with the reference implementations, on formula-filled weights.
+//! Compares the networks, the sampler, the augmentation and five training steps with the reference
+//! implementations, on formula-filled weights.
 
 use super::fixture::{Fixture, edm_value, inception_value, relative_error, unit};
 use super::steps::{self, CASES};
@@ -28,19 +28,19 @@ const SAMPLER: &[u8] = include_bytes!("../../../tests/parity/edm-sampler.npz");
 const AUGMENT: &[u8] = include_bytes!("../../../tests/parity/edm-augment.npz");
 const INCEPTION: &[u8] = include_bytes!("../../../tests/parity/inception.npz");
 
-/// How near the references must be.
+/// Tolerances of the comparisons.
 pub struct Tolerance {
     pub outputs: f64,
     pub gradients: f64,
-    /// Of a few steps of Adam at a hundred times the paper's rate, at least: without a first
-    /// moment each goes by the signs of gradients, however small.
+    /// For a few steps of Adam, at a hundred times the paper's rate or more. Without a first moment
+    /// each step follows the signs of the gradients, however small they are.
     pub steps: f64,
 }
 
 impl Tolerance {
-    /// Float32 rounding alone stays below 1e-4 on a CPU; a GPU adds in another order.
-    /// With every activation and its gradient rounded to bfloat16 on a CPU, the errors
-    /// were at most 1.2e-2, 3.4e-2 and, for DiJS, 2.4e-1.
+    /// Float32 rounding alone stays below 1e-4 on a CPU; a GPU sums in another order. With every
+    /// activation and its gradient rounded to bfloat16 on a CPU, the errors were at most 1.2e-2,
+    /// 3.4e-2 and, for DiJS, 2.4e-1.
     pub fn on(device: &Device) -> Tolerance {
         match activations(device) {
             DType::BF16 => Tolerance { outputs: 3e-2, gradients: 1e-1, steps: 5e-1 },
@@ -49,7 +49,7 @@ impl Tolerance {
         }
     }
 
-    /// Of one operation: a convolution whose float32 was rounded to TF32 is off by 3e-4.
+    /// For one operation. Rounding a convolution's float32 inputs to TF32 gives an error of 3e-4.
     pub fn of_operations(device: &Device) -> Tolerance {
         match activations(device) {
             DType::BF16 => Tolerance::on(device),
@@ -58,7 +58,7 @@ impl Tolerance {
     }
 }
 
-/// Fixed values in [-1, 1) by a name, as [`unit`] gives them.
+/// Fixed values in [-1, 1) for a name, as from [`unit`].
 pub type Unit<'a> = &'a dyn Fn(&str, usize) -> Vec<f32>;
 
 /// The network of the small fixtures.
@@ -74,7 +74,7 @@ pub fn tiny() -> Config {
     }
 }
 
-/// Every agreement; `reduced` leaves the 55.7 M parameter network out.
+/// Runs every comparison; `reduced` omits the network with 55.7 M parameters.
 pub fn checks(device: &Device, reduced: bool) -> Vec<Check> {
     let mut checks = part("U-Net, tiny", unet("U-Net, tiny", TINY, &tiny(), device));
     if !reduced {
@@ -87,7 +87,7 @@ pub fn checks(device: &Device, reduced: bool) -> Vec<Check> {
     checks
 }
 
-/// What activations in bfloat16 come to: the U-Net and five steps of DiJS.
+/// Compares the U-Net and five steps of DiJS with activations in bfloat16.
 pub fn bfloat16_checks(device: &Device, reduced: bool) -> Vec<Check> {
     let unet = |name: &str, npz, config: Config| part(name, unet(name, npz, &config, device));
     let mut checks = unet("U-Net, tiny, bf16", TINY, tiny());
@@ -103,7 +103,7 @@ pub(super) fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
     tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
 }
 
-/// Shapes come from the network itself, values from the formula.
+/// Fills the parameters: shapes from the network, values from the formula.
 pub fn filled(params: &Params, unit: Unit) -> Arrays {
     params.iter().map(|(name, var)| (name.clone(), filled_array(name, var.dims(), unit))).collect()
 }
@@ -114,7 +114,7 @@ pub(super) fn filled_array(name: &str, shape: &[usize], unit: Unit) -> Array {
 }
 
 /// # Errors
-/// What the device fails with.
+/// Those of the device.
 pub fn filled_denoiser(
     config: &Config,
     device: &Device,
@@ -127,7 +127,7 @@ pub fn filled_denoiser(
     Ok((params, model))
 }
 
-/// The output, with and without an augmentation label, and the gradient of every
+/// Compares the output, with and without an augmentation label, and the gradient of every
 /// parameter.
 fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(npz)?;
@@ -203,7 +203,7 @@ fn inception(device: &Device) -> Result<Vec<Check>> {
     ])
 }
 
-/// Images and labels after recorded draws, as a training step gets them.
+/// Augments images with recorded draws, as in a training step.
 fn augmentation(device: &Device) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(AUGMENT)?;
     let images = fixture.get("images")?.to_device(device)?;
@@ -222,10 +222,10 @@ fn augmentation(device: &Device) -> Result<Vec<Check>> {
     Ok(checks)
 }
 
-/// The recorded random numbers of each of `n` images.
+/// Returns the recorded random numbers of each of `n` images.
 ///
 /// # Errors
-/// If the fixture does not have them.
+/// If the fixture lacks them.
 pub fn recorded(fixture: &Fixture, set: &str, n: usize) -> Result<Vec<Numbers>> {
     let get = |name: &str| fixture.f32(&format!("{set}/draw.{name}"));
     let (xflip, xflip_gate) = (get("xflip.bit")?, get("xflip.gate")?);

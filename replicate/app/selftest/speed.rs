@@ -1,4 +1,4 @@
-//! How fast the heavy parts are, and what memory they take.
+//! Measures the speed and the memory of the heavy parts.
 
 use crate::app::bench::{self, Case, IMAGES};
 use crate::error::Result;
@@ -6,20 +6,20 @@ use candle_core::Device;
 use clap::ValueEnum;
 use serde::Serialize;
 
-/// Something that was timed.
+/// A timed part.
 #[derive(Clone, Debug, Serialize)]
 pub struct Rate {
     pub name: String,
-    /// Seconds, the median of the repetitions.
+    /// Median seconds of the repetitions.
     pub seconds: f64,
-    /// Images a second, where the part is counted in images.
+    /// Images per second, if the part counts images.
     pub images_per_second: Option<f64>,
-    /// The most memory until then, of the device, or of the process for a CPU.
+    /// Peak memory so far: of the device, or of the process for a CPU.
     pub peak_bytes: u64,
 }
 
 /// # Errors
-/// What the networks fail with.
+/// Those of the networks.
 pub fn rates(device: &Device, reduced: bool) -> Result<Vec<Rate>> {
     let (cases, repeats): (&[Case], usize) = match reduced {
         true => (&[Case::OneStep, Case::Dsm], 3),
@@ -28,7 +28,7 @@ pub fn rates(device: &Device, reduced: bool) -> Result<Vec<Rate>> {
     measured(cases, repeats, "", device)
 }
 
-/// Of the paper scale, while activations are bfloat16.
+/// Times the paper scale's parts while activations are bfloat16.
 ///
 /// # Errors
 /// As [`rates`].

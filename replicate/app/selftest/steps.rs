@@ -1,4 +1,4 @@
-//! The first iterations of a row, against those of its authors' code.
+//! Compares the first iterations of a row with those of its authors' code.
 
 use super::fixture::{Fixture, relative_error, unit};
 use super::parity::{Tolerance, Unit, filled, filled_array, filled_denoiser, flat, tiny};
@@ -16,42 +16,43 @@ use crate::train::net::strip;
 use crate::train::{restore, state};
 use candle_core::{DType, Device, Tensor};
 
-/// Iterations that somebody else's code made of formula-filled networks at batch 4.
+/// Recorded iterations of other code, from formula-filled networks at batch 4.
 pub struct Case {
     pub row: &'static str,
-    /// Its file in tests/parity.
+    /// The fixture in tests/parity.
     pub file: &'static str,
     npz: &'static [u8],
-    /// What the names of its arrays begin with.
+    /// Prefix of the names of its arrays.
     pub group: &'static str,
-    /// What the names of its draws begin with.
+    /// Prefix of the names of its draws.
     prefix: &'static str,
-    /// Whence our draws come.
+    /// Sources of our draws.
     draws: &'static [(&'static str, Draw)],
-    /// The numbers of its iterations in a training of 16.
+    /// Indices of its iterations in a training of 16.
     steps: &'static [u64],
-    /// Settings that are not the paper scale's, beside those that all cases share.
+    /// Overrides of the paper scale, in addition to those that all cases share.
     changes: &'static [&'static str],
-    /// The gradients of the first iteration: our network's name, the array's.
+    /// Gradients of the first iteration: names in our network and in the fixture.
     gradients: &'static [(&'static str, &'static str)],
-    /// Of the optimiser's first moments, which begin as gradients times 1 - beta1.
+    /// Adam's beta1. The first moments start as gradients times 1 - beta1.
     beta1: f64,
-    /// Other images that are expected after the last iteration.
+    /// Other images expected after the last iteration.
     others: &'static [(&'static str, After)],
     tolerance: Errors,
 }
 
-/// Images of (B, C, H, W), by the name of an array, from the state of a training.
+/// Computes images (B, C, H, W) from the state of a training; the fixture has them under the
+/// array's name.
 type After = fn(&Setup, &Arrays, &Case, Unit) -> Result<Tensor>;
 
-/// What rounding alone explains on a CPU.
+/// Tolerances that cover rounding on a CPU.
 struct Errors {
     losses: f64,
     samples: f64,
     gradients: f64,
 }
 
-/// From the value of that name in iteration `{k}`.
+/// Source of a draw in iteration `{k}`: a named value of the fixture.
 #[derive(Clone, Copy)]
 enum Draw {
     Normal(&'static str),
@@ -63,9 +64,9 @@ enum Draw {
     /// SiD's levels.
     SeventhRoot(&'static str),
     Uniform(&'static str),
-    /// As `Uniform`, for the third and the fourth image.
+    /// As `Uniform`, but for the third and the fourth image.
     SecondHalf(&'static str),
-    /// A number of this array of the fixture, one for the batch.
+    /// One number for the whole batch, from an array of the fixture.
     Array(&'static str),
 }
 
@@ -130,10 +131,11 @@ const fn ours(row: &'static str, group: &'static str) -> Case {
     }
 }
 
-/// Teacher and fake score are one step of Adam apart at first, and losses are their difference.
+/// For losses that are differences between teacher and fake score, which are one step of Adam apart
+/// at first.
 const TOLERANCE: Errors = Errors { losses: 1e-3, samples: 2e-3, gradients: 3e-4 };
 
-/// Past both thresholds of its warm-up from the first step on.
+/// Puts both thresholds of the warm-up before the first step.
 const SIDA: &[&str] = &["sida_generator_from=0", "sida_adversary_from=0"];
 
 const fn sid(row: &'static str, group: &'static str) -> Case {
@@ -170,7 +172,7 @@ const fn consistency(row: &'static str, prefix: &'static str) -> Case {
     }
 }
 
-/// Everything that there are expected values of.
+/// All cases.
 pub const CASES: &[Case] = &[
     ours("diff-instruct", "vsd"),
     ours("dirm", "dirm"),
@@ -193,7 +195,7 @@ pub const CASES: &[Case] = &[
     },
     Case { changes: &[SIDA[0], SIDA[1], "sida_group=2"], ..sid("sida", "sida_groups") },
     Case {
-        // Of a longer training the thresholds are what they are set to.
+        // Sets the length of training so that it does not lower the thresholds.
         changes: &["images=320", "sida_generator_from=3", "sida_adversary_from=7"],
         ..sid("sida", "sida_warmup")
     },
@@ -216,14 +218,14 @@ pub const CASES: &[Case] = &[
     Case { draws: SCT, changes: &["sct_lr=1e-3", "sct_warmup=4"], ..consistency("sct", "sct.") },
 ];
 
-/// BCM's way from images up to level 80.
+/// Images along BCM's path up to level 80.
 fn inverted(setup: &Setup, state: &Arrays, case: &Case, unit: Unit) -> Result<Tensor> {
     let net = Denoiser::load(setup.network, &strip(state, "generator.weights."), setup.device)?;
     let images = case.values(Image("final.image"), 0, setup.device, unit)?;
     Ok(jump(&net, &images, &[0.002; BATCH], &[80.0; BATCH])?)
 }
 
-/// Samples of CTM's average that makes the outer jumps.
+/// Samples of CTM's averaged network, which makes the outer jumps.
 fn of_target(setup: &Setup, state: &Arrays, case: &Case, unit: Unit) -> Result<Tensor> {
     let z = case.values(Normal("final.z"), 0, setup.device, unit)?;
     Ok((ctm::SPEC.sampler)(setup, &strip(state, "generator.target."))?.sample(&z)?)
@@ -232,11 +234,11 @@ fn of_target(setup: &Setup, state: &Arrays, case: &Case, unit: Unit) -> Result<T
 const BATCH: usize = 4;
 
 impl Case {
-    /// One check for the losses, one for the samples afterwards, and one for the gradients of
-    /// the first iteration where they are known.
+    /// Returns one check for the losses, one for the samples afterwards, and one for the gradients
+    /// of the first iteration if they are recorded.
     ///
     /// # Errors
-    /// What the device fails with.
+    /// Those of the device.
     pub fn checks(&self, fixture: &Fixture, device: &Device, unit: Unit) -> Result<Vec<Check>> {
         let recipe = self.recipe()?;
         let (params, _) = filled_denoiser(&recipe.network, device, unit)?;
@@ -247,7 +249,7 @@ impl Case {
         let training = row.method.training.as_ref().expect("a row that is trained");
         let mut method = (training.build)(&setup)?;
         let mut first = state(&mut *method)?;
-        // What a method draws, the fixture has filled.
+        // The fixture provides the method's draws.
         for (name, array) in &mut first {
             let parts = [".weights.", ".target."].map(|kind| name.split_once(kind));
             if let Some((_, parameter)) = parts.into_iter().flatten().next() {
@@ -311,10 +313,10 @@ impl Case {
         Ok(recipe)
     }
 
-    /// What iteration `k` draws.
+    /// Returns the draws of iteration `k`.
     ///
     /// # Errors
-    /// What the device fails with.
+    /// Those of the device.
     pub fn given(&self, k: usize, device: &Device, unit: Unit) -> Result<Given> {
         let mut given = Given::default();
         for (name, draw) in self.draws {
@@ -330,8 +332,8 @@ impl Case {
         Ok(given)
     }
 
-    /// The largest error of the norm of a parameter's gradient, relative to the norm. The
-    /// reference may lack what has none.
+    /// Returns the largest relative error of the norm of a parameter's gradient. The reference may
+    /// lack parameters without gradient.
     fn gradients(&self, fixture: &Fixture, state: &Arrays) -> Result<f64> {
         let mut worst = 0f64;
         for (net, array) in self.gradients {
@@ -347,7 +349,7 @@ impl Case {
         Ok(worst)
     }
 
-    /// The values of a draw in iteration `k`.
+    /// Returns the values of a draw in iteration `k`.
     fn values(&self, draw: Draw, k: usize, device: &Device, unit: Unit) -> Result<Tensor> {
         let root3 = 3f32.sqrt();
         let (name, image) = match draw {
@@ -377,7 +379,7 @@ impl Case {
     }
 }
 
-/// All checks of the case with the fixture that is part of the program.
+/// Runs all checks of a case with its embedded fixture.
 pub fn checks(case: &Case, device: &Device) -> Vec<Check> {
     let found =
         Fixture::parse(case.npz).map_err(Into::into).and_then(|fixture| case.checks(&fixture, device, &unit));

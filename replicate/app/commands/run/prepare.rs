@@ -1,4 +1,4 @@
-//! Before a run: what it needs, what it costs, and whether it can work at all.
+//! Prepares a run: fetches its files, estimates its costs, and finds obstacles.
 
 use crate::app::cli::{Place, Running};
 use crate::app::commands::fetch::download;
@@ -14,13 +14,13 @@ use crate::train::watch::say;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// Seconds after which nobody waits.
+/// Time in seconds above which a run is called too slow.
 const TOO_LONG: f64 = 90.0 * 86_400.0;
 
-/// Fetches what the store lacks, after it is known that the rest can work.
+/// Checks disk and memory, then fetches the files that the store lacks.
 ///
 /// # Errors
-/// `Run` where disk or memory cannot suffice; as `fetch`.
+/// `Run` if disk or memory are too small; those of `fetch`.
 pub fn prepare(
     runner: &mut Runner,
     place: &Place,
@@ -42,7 +42,7 @@ pub fn prepare(
     }
     for Missing { input, assets } in &missing {
         match first_of(assets, &place.store, offline, stop) {
-            // It confirms what is measured here, and nothing is measured with it.
+            // These statistics are only compared with ours, so a run can do without them.
             Err(error @ (Error::Missing { .. } | Error::Malformed { .. })) if *input == Input::Statistics => {
                 say(&format!("{error}\n  our statistics of the real images are not compared with EDM's"));
             }
@@ -52,18 +52,18 @@ pub fn prepare(
     Ok(())
 }
 
-/// How many images of a batch a GPU can hold for every one of `cells`.
+/// Returns the largest microbatch that fits on the GPU for all of `cells`.
 fn parts(runner: &Runner, cells: &[Row], free: Option<u64>) -> Option<usize> {
     fitting(runner, cells, free.filter(|_| !runner.device().is_cpu())?)
 }
 
-/// The same, where so many bytes are free.
+/// As [`parts`], for `free` bytes of memory.
 fn fitting(runner: &Runner, cells: &[Row], free: u64) -> Option<usize> {
     let fitting = |cell: &Row| plan::fitting(runner.recipe(), cell, free);
     cells.iter().map(fitting).try_fold(usize::MAX, |least, batch| Some(least.min(batch?)))
 }
 
-/// Fetches the first of `assets` that can be had.
+/// Fetches the first of `assets` that is available.
 fn first_of(assets: &[&Asset], store: &Path, offline: bool, stop: &AtomicBool) -> Result<()> {
     let mut refused = None;
     for asset in assets {
@@ -77,7 +77,7 @@ fn first_of(assets: &[&Asset], store: &Path, offline: bool, stop: &AtomicBool) -
     refused.map_or(Ok(()), Err)
 }
 
-/// A file that the store does not have, and what would do for it.
+/// A file that the store lacks, and the assets that can replace it.
 struct Missing {
     input: Input,
     assets: Vec<&'static Asset>,
@@ -110,7 +110,7 @@ fn download_bytes(missing: &[Missing]) -> u64 {
     missing.iter().filter_map(|missing| missing.assets[0].bytes).sum()
 }
 
-/// A result that is asked for, and what is left to do for it.
+/// A requested result that is missing, with its cost.
 struct Item {
     name: String,
     what: String,
@@ -118,7 +118,7 @@ struct Item {
     memory: u64,
 }
 
-/// What `cells` need, in the order in which a run makes it.
+/// Lists the missing results that `cells` need, in the order of a run.
 fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>> {
     let (recipe, in_memory) = (runner.recipe().clone(), runner.recipe_in_memory());
     let mut starts: Vec<Initialization> = Vec::new();
@@ -171,11 +171,11 @@ fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>>
     Ok(items)
 }
 
-/// What making them takes.
+/// Disk and memory that the results need.
 struct Needs {
-    /// Bytes that stay, downloads included.
+    /// Bytes that stay, including downloads.
     stay: u64,
-    /// The most bytes that there are at a moment.
+    /// Peak of the bytes on the disk.
     disk: u64,
     memory: u64,
 }
@@ -189,7 +189,7 @@ impl Needs {
         Needs { stay, disk: stay + passing, memory }
     }
 
-    /// Why it cannot work; `parts` are the images of a batch that memory has room for.
+    /// Returns the obstacle, if any. `parts` is the largest microbatch that fits into memory.
     fn problem(
         &self,
         store: &Path,
@@ -218,9 +218,9 @@ impl Needs {
 
 /// The machine that a plan is for.
 struct Machine {
-    /// Operations a second.
+    /// Operations per second.
     rate: f64,
-    /// Where the rate is from.
+    /// Origin of the rate, for display.
     source: String,
     memory: Option<u64>,
     disk: Option<u64>,
@@ -228,13 +228,13 @@ struct Machine {
 }
 
 impl Machine {
-    /// The device here, or the GPU that `arguments` name.
+    /// Describes the present device, or the GPU in `arguments`.
     fn of(runner: &Runner, arguments: &Running) -> Result<Machine> {
         let Running { place, like, rate, .. } = arguments;
         let Named { gpu, bfloat16, .. } = Named::parse(&place.device)?;
         let (memory, disk) = match like {
             Some(card) => (Some(card.memory()), None),
-            // With a rate, a GPU is planned for that is not here.
+            // With a rate, the plan is for a GPU that is not here.
             None if gpu.is_some() && runner.device().is_cpu() => (None, None),
             None => (free_memory(runner.device()), free_disk(&place.store)),
         };
@@ -259,13 +259,13 @@ impl Machine {
     }
 }
 
-/// Jobs of at most `limit` seconds that end 300 s earlier with a checkpoint: how many follow
-/// the first.
+/// Returns how many jobs of at most `limit` seconds follow the first. Each ends 300 s early with a
+/// checkpoint.
 fn requeues(seconds: f64, limit: f64) -> u64 {
     (seconds / (limit - 300.0).max(limit / 2.0)).ceil().max(1.0) as u64 - 1
 }
 
-/// Prints the plan. The exit code says whether it can work as it is.
+/// Prints the plan. The exit code tells if the run can work.
 pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &[u64]) -> Result<i32> {
     let Running { place, like, time: limit, offline, .. } = arguments;
     let recipe = runner.recipe().clone();

@@ -1,4 +1,4 @@
-//! `diff`: two results side by side.
+//! `diff`: compares two results.
 
 use super::super::{all_rows, flags, reader, write_file};
 use crate::app::cli::Place;
@@ -15,15 +15,14 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// One side.
+/// One of the two results.
 struct Side {
     name: String,
     outcome: Outcome,
     scores: Vec<Score>,
 }
 
-/// Prints in which settings and scores two results differ, and writes their grids beside
-/// each other.
+/// Prints the settings and scores in which two results differ, and writes their grids side by side.
 pub fn diff(names: [&str; 2], place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
     let mut runner = reader(place, super::presets(place)?, stop)?;
     let mut found = Vec::new();
@@ -43,7 +42,7 @@ pub fn diff(names: [&str; 2], place: &Place, output: &Path, stop: &AtomicBool) -
     Ok(EXIT_GOOD)
 }
 
-/// `ROW[:SEED][+NAME=VALUE...]`, or the beginning of a key.
+/// Parses `ROW[:SEED][+NAME=VALUE...]`, or the beginning of a key.
 fn find(runner: &mut Runner, name: &str, place: &Place) -> Result<Side> {
     let (head, changes) = name.split_once('+').unwrap_or((name, ""));
     let (id, seed) = head.split_once(':').unwrap_or((head, "0"));
@@ -116,14 +115,14 @@ fn scores(a: &Side, b: &Side) -> Table {
     Table { name: "Scores".into(), columns, rows: a.scores.iter().map(line).collect(), ..Table::default() }
 }
 
-/// Both grids as one picture; `None` where their images have different sizes.
+/// Joins both grids in one picture; `None` if their images have different sizes.
 fn pair(a: &Side, b: &Side) -> Result<Option<Vec<u8>>> {
     let grid = |side: &Side| Ok::<_, Error>(tiles(&side.outcome.scores.entry.read(SAMPLES)?));
     let (Some(left), Some(right)) = (grid(a)?, grid(b)?) else { return Ok(None) };
     if left.size != right.size || left.len() != right.len() {
         return Ok(None);
     }
-    // One white image apart.
+    // With a white gap as wide as one image.
     let gap = Images { pixels: vec![255; left.channels * left.size * left.size], labels: Vec::new(), ..left };
     let row = |i: usize| {
         let part = |images: &Images| images.part(i * GRID.0..(i + 1) * GRID.0).pixels;

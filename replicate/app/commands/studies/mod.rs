@@ -1,4 +1,4 @@
-//! Studies and other changed rows: what the store has of them, and how they are printed.
+//! Reads and prints stored results of studies and of other rows with overrides.
 
 pub mod diff;
 
@@ -17,13 +17,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-/// The studies' names, as far as the file can be read.
+/// Returns the studies' ids; empty if the file cannot be read.
 pub(super) fn ids(place: &Place) -> Vec<String> {
     let all = root(place.root.as_deref()).and_then(|root| studies(&root.join("paper")));
     all.map_or(Vec::new(), |all| all.into_iter().map(|study| study.id).collect())
 }
 
-/// Those of `targets` that are studies, and the others.
+/// Splits `targets` into studies and others.
 pub(super) fn split(targets: &[String], place: &Place) -> Result<(Vec<Study>, Vec<String>)> {
     let row = |target: &String| {
         all_rows().any(|row| row.id == *target)
@@ -38,10 +38,10 @@ pub(super) fn split(targets: &[String], place: &Place) -> Result<(Vec<Study>, Ve
     Ok((all.into_iter().filter(|study| named.contains(&study.id)).collect(), others))
 }
 
-/// What was changed of rows in the store, by the sorted changes.
+/// Rows and seeds in the store, by their sorted overrides.
 pub(super) type Changed = BTreeMap<Vec<String>, BTreeSet<(String, u64)>>;
 
-/// A part of a study with what the store has of it.
+/// Reads one part of a study from the store.
 fn part(
     runner: &mut Runner,
     changed: &Changed,
@@ -65,10 +65,10 @@ fn part(
     Ok(Part { row: golden::cell(row.id, others), value, cell, curves })
 }
 
-/// The studies with their scores, held against their golden values.
+/// Compares the studies' scores with their golden values.
 fn judged(all: Vec<page::Study>, mut scores: Vec<Score>, runner: &Runner, root: &Path) -> Result<Studies> {
     let scale = runner.recipe().scale.name();
-    // A cell of several studies is one cell.
+    // A cell can belong to several studies.
     let mut seen = BTreeSet::new();
     scores.retain(|s| seen.insert((s.cell(), s.seed, s.metric.clone(), s.class.clone())));
     let cells: BTreeSet<&str> =
@@ -83,7 +83,7 @@ fn judged(all: Vec<page::Study>, mut scores: Vec<Score>, runner: &Runner, root: 
     Ok(Studies { all, scores, comparisons, unlearned })
 }
 
-/// What the store has of `wanted`, each on the runner's scale and presets.
+/// Reads the stored results of `wanted` at the runner's scale, on top of its presets.
 pub(super) fn gather(runner: &mut Runner, wanted: &[Study], root: &Path, place: &Place) -> Result<Studies> {
     let presets = runner.recipe().clone();
     let changed = runner.changed()?;
@@ -109,12 +109,12 @@ pub(super) fn gather(runner: &mut Runner, wanted: &[Study], root: &Path, place: 
     judged(all, scores, runner, root)
 }
 
-/// Every study of the scale.
+/// Reads every study of the scale.
 pub(super) fn all(runner: &mut Runner, root: &Path, place: &Place) -> Result<Studies> {
     gather(runner, &studies(&root.join("paper"))?, root, place)
 }
 
-/// Prints the tables of `wanted` from what the store has.
+/// Prints the tables of `wanted` from stored results.
 pub(super) fn print(wanted: &[Study], place: &Place, base: Recipe, stop: &AtomicBool) -> Result<()> {
     let mut runner = reader(place, base, stop)?;
     let root = root(place.root.as_deref())?;
@@ -126,7 +126,7 @@ pub(super) fn print(wanted: &[Study], place: &Place, base: Recipe, stop: &Atomic
     Ok(())
 }
 
-/// Prints the results of the store that differ in one setting.
+/// Prints stored results that differ in one setting.
 pub fn by(field: &str, place: &Place, format: Format, stop: &AtomicBool) -> Result<i32> {
     let fields = Recipe::fields();
     let Some(field) = fields.iter().find(|known| known.name.eq_ignore_ascii_case(field)) else {
@@ -136,7 +136,7 @@ pub fn by(field: &str, place: &Place, format: Format, stop: &AtomicBool) -> Resu
     let (presets, changed) = (runner.recipe().clone(), runner.changed()?);
     let (mut parts, mut scores) = (Vec::new(), Vec::new());
     for (changes, cells) in &changed {
-        // Made before a setting had its name.
+        // Skips results from before a setting got its present name.
         let Ok(recipe) = Recipe::changed(presets.scale, changes) else { continue };
         let others: Vec<&str> = changes
             .iter()
@@ -188,8 +188,7 @@ pub fn by(field: &str, place: &Place, format: Format, stop: &AtomicBool) -> Resu
     Ok(EXIT_GOOD)
 }
 
-/// What the store has of `wanted` against golden: the scores of what is changed, and how they
-/// compare.
+/// Returns the stored scores of `wanted` with overrides, and their comparisons with golden values.
 pub(super) fn comparisons(
     wanted: &[Study],
     place: &Place,
@@ -209,7 +208,7 @@ pub(super) fn comparisons(
     Ok((gathered.scores, gathered.comparisons))
 }
 
-/// Makes the changed cells of `wanted` golden; gives what is to be said.
+/// Accepts the cells of `wanted` as golden values; returns the text to print.
 pub(super) fn accept(
     wanted: &[Study],
     place: &Place,
@@ -218,7 +217,7 @@ pub(super) fn accept(
     stop: &AtomicBool,
 ) -> Result<String> {
     let (mut scores, _) = comparisons(wanted, place, seeds, stop)?;
-    // The row itself is golden with its table.
+    // The row without overrides belongs to its table's golden values.
     scores.retain(|score| !score.changes.is_empty());
     if scores.is_empty() {
         return Err(Error::Usage("there is nothing to accept: run these studies first".into()));
