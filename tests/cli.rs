@@ -131,8 +131,7 @@ fn a_plan_needs_no_gpu() {
     assert_eq!(code, Some(0), "{said}");
     let of_dijs = said.lines().find(|line| line.contains("  dijs, seed 0")).unwrap();
     assert!(of_dijs.contains("GPU-h") && of_dijs.ends_with(" 9"), "hours and requeues a row: {said}");
-    for wanted in
-        ["141 GB on the GPU", "not measured", "CC BY-NC-SA 4.0", "download  712 MB", "at the fullest"]
+    for wanted in ["141 GB on the GPU", "not measured", "CC BY-NC-SA 4.0", "download  712 MB", "at the peak"]
     {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }

@@ -1005,7 +1005,7 @@ fn what_cannot_be_tested_says_why() {
     assert!(tested(order("is"), &scores, "mini").contains("unreliable at mini"));
     let smoke: Vec<Score> =
         scores.iter().map(|s| Score { scale: "smoke".to_string(), ..s.clone() }).collect();
-    assert!(tested(order("fd"), &smoke, "smoke").contains("says nothing about the paper"));
+    assert!(tested(order("fd"), &smoke, "smoke").contains("too few steps to test the paper's claims"));
     assert_eq!(
         tested(order("fd"), &rows(&[1.0, f64::NAN], &[2.0, 2.1]), "mini"),
         "fd of dijs is NaN on some seed"

@@ -90,7 +90,7 @@ fn exit_codes_of_the_check() {
         assert_eq!(run, Some(0), "{text}");
         let (checked, text) = replicate(store.path(), &[&["check", "dijs"], set].concat());
         assert_eq!(checked, Some(code), "{text}");
-        assert_eq!(text.contains("--set sigma_init=2.5001 makes another experiment"), code == 1, "{text}");
+        assert_eq!(text.contains("the recipe without --set sigma_init=2.5001"), code == 1, "{text}");
         assert!(!text.contains("--reason"), "nothing that accept could take: {text}");
     }
     let (code, text) = replicate(store.path(), &["check", "dijs", "--device", "cuda:0"]);

@@ -184,7 +184,11 @@ fn a_sampling_that_was_stopped_goes_on() {
         assert!(ended.code == 2 && ended.err.contains("begun with"), "{said}: {}", ended.err);
     }
     let ended = replicate(dir, NOWHERE, arguments);
-    assert!(ended.code == 0 && ended.err.contains("of 1950 images are there"), "{}", ended.err);
+    assert!(
+        ended.code == 0 && ended.err.contains("resuming after") && ended.err.contains("of 1950 images"),
+        "{}",
+        ended.err
+    );
     let whole = sampled(dir, "edm --seeds 50-1999 --out whole.npz");
     assert!(ended.out.ends_with(&format!("{whole}\n")), "{}", ended.out);
     assert!(read(&dir.join("stopped")) == read(&dir.join("whole.npz")));
@@ -226,7 +230,7 @@ fn an_end_at_any_moment_loses_nothing() {
         fourth.finish().unwrap();
         assert!(read(&out) == images(10, 5) && !partial.exists(), "{}", out.display());
         let error = Collecting::begin(&out, "of a test\n", 2, 10..15).err().unwrap().to_string();
-        assert!(error.contains("exists, and nothing is written over it"), "{error}");
+        assert!(error.contains("exists and is not overwritten"), "{error}");
     }
     // An empty folder is as good as none.
     let empty = dir.path().join("empty");
@@ -260,15 +264,15 @@ fn what_cannot_be_sampled_says_what_to_do() {
         ("edm --seeds 0,1,2 --out new".into(), 2, "expected a range such as 0-49999"),
         ("edm --seeds -1-5 --out new".into(), 2, "expected a range such as 0-49999"),
         ("edm --seeds 0-100000000 --out new".into(), 2, "below 100000000"),
-        ("edm --seeds 0-9 --out there".into(), 2, "there exists, and nothing is written over it"),
-        ("edm --seeds 0-9 --out there/file".into(), 2, "exists, and nothing is written over it"),
+        ("edm --seeds 0-9 --out there".into(), 2, "there exists and is not overwritten"),
+        ("edm --seeds 0-9 --out there/file".into(), 2, "exists and is not overwritten"),
         ("edm --seeds 0-9 --out new.npy".into(), 2, "a folder, a .zip and an .npz can be written"),
         ("edn --seeds 0-9 --out new".into(), 2, "did you mean 'edm'?"),
         ("edm --sampler dim --seeds 0-9 --out new".into(), 2, "did you mean 'ddim'?"),
         ("edm --sampler dpm-solver-fast --steps 3 --seeds 0-9 --out new".into(), 2, "a whole number from 4"),
         ("edm --sampler ddim --steps 0 --seeds 0-9 --out new".into(), 2, "a whole number from 1 to 1000"),
         ("edm --sampler ddim --steps ten --seeds 0-9 --out new".into(), 2, "a whole number from 1 to 1000"),
-        ("dijs --steps 4 --seeds 0-9 --out new".into(), 2, "dijs has no number of steps to choose"),
+        ("dijs --steps 4 --seeds 0-9 --out new".into(), 2, "dijs has a fixed number of steps"),
         ("dikl --seeds 0-9 --out new".into(), 3, "replicate run dikl --scale smoke --seed 3"),
         ("nothing.pkl --seeds 0-9 --out new".into(), 3, "neither a checkpoint nor a row of the tables"),
         ("damaged.pkl --seeds 0-9 --out new".into(), 3, "a whole EDM snapshot"),

@@ -1,4 +1,4 @@
-//! The command line: what can be typed, nothing of what it does.
+//! The command line: its arguments, without their effects.
 
 use crate::app::bench::Case;
 use crate::app::machine::Card;
@@ -14,10 +14,9 @@ use std::path::PathBuf;
 /// Re-runs "Towards Training One-Step Diffusion Models Without Distillation"
 /// (arXiv 2502.08005) and checks what it measures.
 ///
-/// Exit codes: 0 good; 1 outside tolerance, or a claim that does not hold;
-/// 2 usage; 3 input missing or not what it should be; 4 a run failed, or something
-/// could not be written; 5 incomplete, nothing failed; 75 stopped after a checkpoint,
-/// run it again.
+/// Exit codes: 0 success; 1 outside tolerance, or a claim that does not hold; 2 usage;
+/// 3 input missing or invalid; 4 a run or a write failed; 5 incomplete, nothing failed;
+/// 75 stopped after a checkpoint, run it again.
 #[derive(Parser, Debug)]
 #[command(name = "replicate", version = VERSION, max_term_width = 100)]
 pub struct Cli {
@@ -25,7 +24,7 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// As `--version` prints it.
+/// The output of `--version`.
 pub const VERSION: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     " (commit ",
@@ -39,25 +38,25 @@ pub const VERSION: &str = concat!(
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Every cell and study: the paper's number, golden, what the store has, how to run it
+    /// List every cell and study: the paper's number, the golden value, stored seeds, the command
     List {
         #[command(flatten)]
         place: Place,
-        /// Ids only, one a line
+        /// Print only the ids, one on each line
         #[arg(long)]
         ids: bool,
-        /// Print it as JSON
+        /// Print JSON
         #[arg(long, conflicts_with = "ids")]
         json: bool,
     },
     /// Train and evaluate rows; resumes interrupted runs
     ///
-    /// Prints the tables that are named, or the rows' scores.
+    /// Prints the named tables, or the rows' scores.
     #[command(after_long_help = settings_help())]
     Run(Running),
-    /// Compare what the store has with golden values, the paper, or its claims
+    /// Compare stored results with golden values, the paper's numbers, or its claims
     Check {
-        /// Row ids, table1, table2, all, or studies; of the claims those that name one of them
+        /// Row ids, table1, table2, all, or studies; selects the claims about any of them
         #[arg(default_value = "table1")]
         targets: Vec<String>,
         #[command(flatten)]
@@ -65,13 +64,13 @@ pub enum Command {
         /// Only these seeds, separated by commas [default: all in the store]
         #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
         seed: Vec<u64>,
-        /// golden: accepted values, exit code 1 outside them; paper: printed numbers; claims: its sentences
+        /// golden: accepted values, exit code 1 outside them; paper: printed numbers; claims: the paper's claims
         #[arg(long, default_value = "golden", hide_possible_values = true)]
         against: Against,
-        /// Changes of the run to check, as given to it
+        /// Overrides of the run to check
         #[arg(long, value_name = "NAME=VALUE")]
         set: Vec<String>,
-        /// Print it as JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
@@ -84,11 +83,11 @@ pub enum Command {
         b: String,
         #[command(flatten)]
         place: Place,
-        /// Where the picture is written
+        /// File for the picture
         #[arg(short, long, default_value = "report/diff.png")]
         output: PathBuf,
     },
-    /// Make what the store has the golden values, and print the diff; never in CI
+    /// Update golden values from stored results and print the diff (refused in CI)
     Accept {
         /// Row ids, table1, table2, all, or studies
         #[arg(required = true)]
@@ -98,19 +97,19 @@ pub enum Command {
         /// Seeds, separated by commas [default: all in the store]
         #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
         seed: Vec<u64>,
-        /// Why the numbers change; it stands in golden/ with them
+        /// Reason for the change, written to golden/ with the numbers
         #[arg(long)]
         reason: String,
     },
-    /// Print a table, or all results as JSON, from what the store has; or write the report as a page
+    /// Print a table, or all results as JSON, or write the report as a page, from stored results
     ///
-    /// What has not been run is named with the command that runs it, and is no failure; where
-    /// nothing has, nothing is written, and the exit code is 5.
+    /// Missing rows are listed with the command that runs them; they are not a failure. Without any
+    /// result nothing is written, and the exit code is 5.
     Report {
-        /// The table to print; without it index.html, report.md, results.csv, results.json, both tables and figures are written
+        /// Table to print; without it, write index.html, report.md, results.csv, results.json, both tables and the figures
         #[arg(value_enum)]
         table: Option<Which>,
-        /// Print the results of the store that differ in this setting
+        /// Print stored results that differ in this setting
         #[arg(long, value_name = "SETTING", conflicts_with = "table")]
         by: Option<String>,
         #[command(flatten)]
@@ -118,30 +117,30 @@ pub enum Command {
         /// text, md or csv of a table [default: text]; json of all results (paper/results.schema.json)
         #[arg(long, value_enum, hide_possible_values = true)]
         format: Option<Format>,
-        /// Where the report is written
+        /// Directory for the report
         #[arg(short, long, default_value = "report", conflicts_with_all = ["table", "by", "format"])]
         output: PathBuf,
     },
     /// Write the store with its report as one zip for an archive or a reviewer
     ///
     /// It holds every finished result with its manifest, the report of --scale, golden and
-    /// printed values, RO-Crate metadata, and SHA256SUMS. Fetched files are not in it.
+    /// printed values, RO-Crate metadata, and SHA256SUMS, but no fetched files.
     Export {
         #[arg(value_name = "OUT.zip")]
         out: PathBuf,
         #[command(flatten)]
         place: Place,
     },
-    /// Check every byte of a zip that export wrote; exit code 1 where one has changed
+    /// Check every byte of a zip from export; exit code 1 if one has changed
     Verify {
         #[arg(value_name = "OUT.zip")]
         file: PathBuf,
     },
-    /// Print what completes commands in a shell
+    /// Print shell completions
     Completions { shell: clap_complete::Shell },
     /// Write a manual page for each command
     Man {
-        /// Where they are written: replicate.1, replicate-run.1 and so on
+        /// Directory for the pages replicate.1, replicate-run.1 and so on
         #[arg(default_value = ".")]
         output: PathBuf,
     },
@@ -149,29 +148,29 @@ pub enum Command {
     Figures {
         #[command(flatten)]
         place: Place,
-        /// Where the PNG files and their captions are written
+        /// Directory for the PNG files and their captions
         #[arg(short, long, default_value = "report/figures")]
         output: PathBuf,
     },
-    /// Fetch what the paper scale needs: checkpoint, Inception weights, FID reference, data sets
+    /// Fetch the files of the paper scale: checkpoint, Inception weights, FID reference, data sets
     Fetch {
-        /// Asset ids, the beginning of several (cifar100-parquet), paper, or all [default: list them]
+        /// Asset ids, a common prefix of several (cifar100-parquet), paper, or all [default: list them]
         what: Vec<String>,
-        /// Where results and fetched files are kept
+        /// Directory of results and fetched files
         #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
         store: PathBuf,
-        /// Take the asset from this file or address; it is verified all the same
+        /// Take the asset from this file or address, and verify it
         #[arg(long, value_name = "FILE|URL", requires = "what")]
         from: Option<OsString>,
-        /// Touch no network
+        /// Do not use the network
         #[arg(long)]
         offline: bool,
     },
-    /// List the tensors of an EDM snapshot or of a PyTorch file; no code in it is run
+    /// List the tensors of an EDM snapshot or of a PyTorch file, without running code from it
     Inspect {
         /// EDM's .pkl, or a .pt, .pth or .safetensors
         file: PathBuf,
-        /// Write them as f32 safetensors
+        /// Write the tensors as float32 safetensors
         #[arg(long, value_name = "OUT.safetensors")]
         convert: Option<PathBuf>,
     },
@@ -183,51 +182,52 @@ pub enum Command {
     Score(Scoring),
     /// Write images of a row that was run, or of a checkpoint
     ///
-    /// Image k is the same whatever else is asked for. An output that exists is left as it
-    /// is; one that was stopped goes on where it was.
+    /// Image k does not depend on which other images are written. An existing output is not
+    /// overwritten; an interrupted one is resumed.
     Sample(Sampling),
     /// Time the heavy parts of a run on this machine
     ///
-    /// tests/peers/bench.py times PyTorch beside it.
+    /// tests/peers/bench.py times PyTorch for comparison.
     Bench {
         /// [default: all]
         #[arg(value_enum)]
         cases: Vec<Case>,
-        /// How often each is repeated, after once that does not count
+        /// Repetitions of each case, after a warm-up
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
         repeats: u64,
-        /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
+        /// cpu; also cuda:N or cuda:N,bf16 in a build with --features cudnn
         #[arg(long, default_value = "cpu")]
         device: String,
-        /// Print it as JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Check on a device that this program does what it should, then time it
+    /// Test this program on a device, then time it
     ///
-    /// Agreement with the reference implementations, one cell against its golden values,
-    /// once more, and stopped and resumed; then speed and memory. Exit code 1 if a check fails.
+    /// Compares with the reference implementations; runs one cell, compares it with its golden
+    /// values, repeats it, stops it and resumes it; then measures speed and memory. Exit code 1 if
+    /// a check fails.
     Selftest {
-        /// cpu, or cuda:N in a build with --features cudnn
+        /// cpu; also cuda:N in a build with --features cudnn
         #[arg(long, default_value = "cpu")]
         device: String,
-        /// Small networks and the smoke scale only, a minute on a CPU; a CPU never does more
+        /// Only small networks and the smoke scale, a minute on a CPU; always so on a CPU
         #[arg(long)]
         reduced: bool,
         /// The repository, with paper/ and golden/ [default: here, or where it was built]
         #[arg(long)]
         root: Option<PathBuf>,
-        /// Print it as JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Train the weights that ship with the repository again and compare the bytes
+    /// Retrain the weights that ship with the repository and compare the bytes
     Weights {
-        /// classifier, or mini-multi-level-target and the like [default: all that ship]
+        /// classifier, mini-multi-level-target and so on [default: all that ship]
         names: Vec<String>,
         #[command(flatten)]
         place: Place,
-        /// Replace what ships with what was trained; never in CI
+        /// Replace the shipped weights with the new ones (refused in CI)
         #[arg(long)]
         write: bool,
     },
@@ -235,7 +235,7 @@ pub enum Command {
 
 #[derive(Args, Debug)]
 pub struct Running {
-    /// Row ids, table1, table2 or all; or studies of paper/studies.csv: `list` has them
+    /// Row ids, table1, table2 or all; or studies of paper/studies.csv (see `list`)
     #[arg(required = true)]
     pub targets: Vec<String>,
     #[command(flatten)]
@@ -243,13 +243,13 @@ pub struct Running {
     /// Seeds, separated by commas [default: 0, or a study's own]
     #[arg(long, value_delimiter = ',', value_parser = seed, allow_negative_numbers = true)]
     pub seed: Vec<u64>,
-    /// Run more than 200 cells
+    /// Allow more than 200 cells
     #[arg(long)]
     pub yes: bool,
-    /// How progress is shown [default: bar on a terminal, lines in a pipe]
+    /// Display of progress [default: bar on a terminal, lines in a pipe]
     #[arg(long)]
     pub watch: Option<Mode>,
-    /// Stop both training stages after so many images (2000, 50k, 1.5M)
+    /// Stop both training stages after this number of images (2000, 50k, 1.5M)
     #[arg(long, value_parser = images)]
     pub until: Option<u64>,
     /// Train as the row's authors did at the paper scale: their batch, length and average
@@ -262,45 +262,45 @@ pub struct Running {
     /// Overrides are stored separately from the paper's rows.
     #[arg(long, value_name = "NAME=VALUE[,VALUE...]")]
     pub set: Vec<String>,
-    /// Train the weights that ship with the repository again
+    /// Retrain the weights that ship with the repository
     #[arg(long)]
     pub from_scratch: bool,
-    /// Take results that other code made instead of making them again
+    /// Accept stored results of other code instead of running again
     #[arg(long)]
     pub keep: bool,
-    /// Make only what several rows share: pre-trainings and the features of the real images
+    /// Make only the shared inputs of rows: pre-trainings and the features of the real images
     #[arg(long, conflicts_with_all = ["stored", "dry_run", "explain"])]
     pub pretrain: bool,
-    /// Train and sample nothing: tables of what the store has; exit code 5 where a row is missing
+    /// Print tables of stored results without any training; exit code 5 if a row is missing
     #[arg(long, conflicts_with_all = ["dry_run", "explain", "from_scratch"])]
     pub stored: bool,
-    /// Print the method and the settings that matter, or all with `full`; run nothing
+    /// Print the method and its main settings, or all with `full`; run nothing
     #[arg(long, value_name = "full", num_args = 0..=1, default_missing_value = "short", hide_possible_values = true)]
     pub explain: Option<Explain>,
-    /// Print what would be run and fetched, what it costs and whether it can work; run nothing
+    /// Print the plan: runs, downloads, costs and obstacles; run nothing
     #[arg(long, conflicts_with = "explain")]
     pub dry_run: bool,
-    /// Plan for a GPU that is not here: h200, h100, a100 or l40s. Any build can
+    /// Plan for a GPU that need not be in this machine: h200, h100, a100 or l40s
     #[arg(long, value_enum, value_name = "GPU", requires = "dry_run", hide_possible_values = true)]
     pub like: Option<Card>,
-    /// Plan with so many operations a second, say 40T [default: probed here, or a share of the GPU's peak]
+    /// Plan with this number of operations per second, such as 40T [default: measured here, or a share of the GPU's peak]
     #[arg(long, value_name = "FLOPS", requires = "dry_run", value_parser = rate)]
     pub rate: Option<f64>,
-    /// Plan for jobs of at most H:MM:SS: how often each result is stopped and queued again
+    /// Plan for jobs of at most H:MM:SS, and count how often each result is queued again
     #[arg(long, value_name = "H:MM:SS", requires = "dry_run", value_parser = time)]
     pub time: Option<f64>,
-    /// Fetch nothing: what the scale needs has to be there
+    /// Fetch nothing; the files of the scale must be in the store
     #[arg(long)]
     pub offline: bool,
-    /// Images of a batch in a GPU's memory at a time: the same result but for rounding
+    /// Accumulate gradients over microbatches of this size on a GPU; same result up to rounding
     #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u64).range(1..=65_536))]
     pub microbatch: Option<u64>,
-    /// Where the table is written as CSV and Markdown
+    /// Directory for the tables as CSV and Markdown
     #[arg(short, long, default_value = "report")]
     pub output: PathBuf,
 }
 
-/// Settings that go together.
+/// A set of overrides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Preset {
     Published,
@@ -322,7 +322,7 @@ pub struct Scoring {
     /// Images in a trial (10000, 50k) [default: 50000 or as many as there are; without --ref all]
     #[arg(long, value_name = "N", value_parser = images)]
     pub num: Option<u64>,
-    /// Score so many consecutive ranges of N images; EDM reports the least FID of 3
+    /// Number of consecutive ranges of N images to score; EDM reports the least FID of 3
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub trials: u64,
     /// Print every figure, warning and SHA-256 as JSON
@@ -334,7 +334,7 @@ pub struct Scoring {
     /// Inception weights (pt_inception-2015-12-05-6726825d.pth) [default: those in the store]
     #[arg(long, value_name = "FILE")]
     pub inception: Option<PathBuf>,
-    /// Of the row
+    /// Seed of the row
     #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
     #[command(flatten)]
@@ -347,24 +347,23 @@ pub struct Sampling {
     /// (.pkl), a PyTorch file (.pth) or safetensors of the U-Net in its DDPM++ form
     #[arg(value_name = "ROW|FILE")]
     pub what: String,
-    /// As this row is sampled: edm (18 Heun steps), ddim, dpm-solver-fast, dijs (one step) …
-    /// [default: as ROW is; edm for a file]
+    /// Sample like this row: edm (18 Heun steps), ddim, dpm-solver-fast, dijs (one step) …
+    /// [default: ROW; edm for a file]
     #[arg(long, value_name = "ROW")]
     pub sampler: Option<String>,
     /// Steps or network calls of the sampler [default: as in Table 1]
     #[arg(long, value_name = "N")]
     pub steps: Option<String>,
-    /// Numbers of the images, as 0-49999 or 7: the first ones are those that a row is scored on
+    /// Range of image numbers, such as 0-49999 or 7; a row is scored on the first images
     #[arg(long, value_parser = numbers, allow_hyphen_values = true)]
     pub seeds: Range<u64>,
-    /// A new folder of PNG files, a .zip as EDM's data sets are, or an .npz of uint8
-    /// (N, H, W, 3)
+    /// A new folder of PNG files, a .zip like EDM's data sets, or an .npz of uint8 (N, H, W, 3)
     #[arg(long, value_name = "DIR|ZIP|NPZ")]
     pub out: PathBuf,
-    /// Of the row; of a file's latents
+    /// Seed of the row, or of the latents for a file
     #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
-    /// How progress is shown [default: bar on a terminal, lines in a pipe]
+    /// Display of progress [default: bar on a terminal, lines in a pipe]
     #[arg(long)]
     pub watch: Option<Mode>,
     #[command(flatten)]
@@ -377,10 +376,10 @@ pub struct Place {
     /// CPU; small: CIFAR, hours on a GPU; paper: as printed, days; drill: paper's path, small files
     #[arg(long, default_value = "mini")]
     pub scale: String,
-    /// cpu, or in a build with --features cudnn cuda:N or cuda:N,bf16
+    /// cpu; also cuda:N or cuda:N,bf16 in a build with --features cudnn
     #[arg(long, default_value = "cpu")]
     pub device: String,
-    /// Where results are kept
+    /// Directory of results
     #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
     pub store: PathBuf,
     /// CIFAR archives, directories, parquet or EDM zips (scales tiny, small and paper) [default: fetched]
@@ -418,7 +417,7 @@ pub enum Format {
     Json,
 }
 
-/// Every setting: what can be given, and what it is.
+/// Lists every setting with its accepted values and its description.
 fn settings_help() -> String {
     let mut text = String::from("Settings of --set:\n");
     for field in Recipe::fields() {
@@ -433,7 +432,7 @@ fn settings_help() -> String {
     text
 }
 
-/// A number of images, with k or M for thousands or millions.
+/// Parses a number of images, with k or M for thousands or millions.
 fn images(text: &str) -> Result<u64, String> {
     let (number, unit) = match text.char_indices().last() {
         Some((at, 'k')) => (&text[..at], 1e3),
@@ -446,7 +445,7 @@ fn images(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Operations a second, with G or T behind them.
+/// Parses operations per second, with G or T for 1e9 or 1e12.
 fn rate(text: &str) -> Result<f64, String> {
     let (number, unit) = match text.chars().last() {
         Some('G') => (&text[..text.len() - 1], 1e9),
@@ -458,7 +457,7 @@ fn rate(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "expected operations a second: 500G or 40T".into())
 }
 
-/// Seconds of a time limit as Slurm writes it.
+/// Parses a time limit in Slurm's form; returns seconds.
 fn time(text: &str) -> Result<f64, String> {
     let (days, clock) = text.split_once('-').unwrap_or(("0", text));
     let parts: Option<Vec<u16>> =
@@ -475,10 +474,10 @@ fn seed(text: &str) -> Result<u64, String> {
     text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
-/// Images of a sampling at most: their names have eight digits in a zip.
+/// Largest number of images of a sampling, because their names have eight digits in a zip.
 const MOST_NUMBERS: u64 = 100_000_000;
 
-/// A range of numbers, both ends included.
+/// Parses a range of numbers, both ends included.
 fn numbers(text: &str) -> Result<Range<u64>, String> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     match (first.parse::<u64>(), last.parse::<u64>()) {

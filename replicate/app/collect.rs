@@ -83,7 +83,7 @@ impl Collecting {
         let is_empty = |dir: &Path| fs::read_dir(dir).is_ok_and(|mut content| content.next().is_none());
         if out.symlink_metadata().is_ok() && !(container == Container::Folder && is_empty(out)) {
             return Err(Error::Usage(format!(
-                "{} exists, and nothing is written over it: remove it, or choose another --out",
+                "{} exists and is not overwritten: remove it, or choose another --out",
                 out.display()
             )));
         }

@@ -33,7 +33,9 @@ pub fn check(
     let (studies, targets) = studies::split(targets, place)?;
     if !studies.is_empty() {
         if !targets.is_empty() || against != Against::Golden || !set.is_empty() {
-            return Err(Error::Usage("studies are checked alone, against golden and without --set".into()));
+            return Err(Error::Usage(
+                "check studies separately from rows, against golden and without --set".into(),
+            ));
         }
         return of_studies(&studies, place, seeds, json, stop);
     }
@@ -41,7 +43,7 @@ pub fn check(
     let rows: Vec<&str> = cells.iter().map(|cell| cell.id).collect();
     let root = root(place.root.as_deref())?;
     let Ok([recipe]) = <[Recipe; 1]>::try_from(recipes(place, set, None, &cells)?) else {
-        return Err(Error::Usage("--set: one value for each setting, as one experiment is checked".into()));
+        return Err(Error::Usage("--set: check takes one value for each setting".into()));
     };
     let mut runner = reader(place, recipe, stop)?;
     let scale = runner.recipe().scale.name();
@@ -71,13 +73,12 @@ pub fn check(
             let changes = &runner.recipe().changes();
             if !changes.is_empty() && !json {
                 println!(
-                    "--set {} makes another experiment: golden values are of the recipe without it, and accept \
-                     does not take it",
+                    "golden values exist only for the recipe without --set {}; accept refuses these results",
                     changes.join(" --set ")
                 );
             } else if any(Status::Outside) && !json {
                 println!(
-                    "if the change is meant, 'replicate accept ROW --reason WHY' makes the new numbers golden"
+                    "if the change is intended, 'replicate accept ROW --reason WHY' makes the new numbers golden"
                 );
             }
             Ok(exit_code(&comparisons))
@@ -177,7 +178,7 @@ fn against_paper(root: &Path, scale: &str, cells: &[Row], scores: &[Score], json
         }
         let (found, agrees) = held(printed, &values.into_values().collect::<Vec<_>>());
         let verdict = if scale != Scale::Paper.name() {
-            format!("not comparable: at --scale {scale} other images and other features are measured")
+            format!("not comparable: --scale {scale} uses other images and other features")
         } else if agrees {
             "agrees".to_string()
         } else {

@@ -38,7 +38,7 @@ pub fn fetch(
         }
     }
     if from.is_some() && wanted.len() != 1 {
-        return Err(Error::Usage("--from is the place of one asset: name only that one".into()));
+        return Err(Error::Usage("--from takes one asset: name only that one".into()));
     }
     let paths = download(&inputs, &wanted, from, offline, stop)?;
     for (asset, path) in wanted.iter().zip(paths) {
@@ -105,7 +105,7 @@ fn list(inputs: &Inputs) -> Result<i32> {
     }
     let option = inputs.option();
     println!(
-        "\nThe fourth column is the licence. CC BY-NC-SA 4.0 forbids commercial use, of what is made from it, too."
+        "\nThe fourth column is the licence. CC BY-NC-SA 4.0 forbids commercial use, also of derived works."
     );
     println!("fetch one with: replicate fetch ID{option}, several with: ID ID, paper, or all");
     let all = planned.iter().all(|line| matches!(line.stand, Stand::There { .. }));

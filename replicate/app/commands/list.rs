@@ -93,18 +93,18 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         println!("{:14} {paper:>10}  {golden:20} {done:10} {time:>10}  {disk:>7}  {}", row.id, row.command);
     }
     println!(
-        "\nTimes are for this machine: of finished runs, or (~) from a probe of a second. Disk is at most."
+        "\nTimes are for this machine, from finished runs or (~) from a one-second probe. Disk is an upper bound."
     );
     for (start, cost) in pretrainings(runner.recipe(), &root)? {
         let rate = *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN));
         println!(
-            "Before the first run from it, pre-training {start}: ~{}, {}.",
+            "The first run from {start} also pre-trains it: ~{}, {}.",
             plan::duration(plan::seconds(&cost, rate)),
             plan::bytes(cost.peak_disk_bytes)
         );
     }
     if !changed.is_empty() {
-        println!("\nIn the store, changed by hand:");
+        println!("\nRows with overrides in the store:");
     }
     for row in &changed {
         let seeds: Vec<String> = row.seeds_done.iter().map(u64::to_string).collect();
@@ -124,7 +124,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         println!("\nEntries of the store: {}.", kinds.join(", "));
     }
     for left in store.leftovers()? {
-        println!("In the store beside results: {} {}, {}.", left.count, left.what, plan::bytes(left.bytes));
+        println!("Other content of the store: {} {}, {}.", left.count, left.what, plan::bytes(left.bytes));
     }
     Ok(EXIT_GOOD)
 }
@@ -190,7 +190,7 @@ fn print_studies(runner: &Runner, root: &Path, rate: f64) -> Result<()> {
         let time = format!("~{}", plan::duration(seconds * n as f64));
         println!("{:14} {:>5}  {time:>10}  {}", study.id, cells().count() * n, study.question);
     }
-    println!("`replicate run STUDY --scale {scale}` runs one; times are of all its cells, done or not.");
+    println!("`replicate run STUDY --scale {scale}` runs one; its time includes finished cells.");
     Ok(())
 }
 

@@ -102,7 +102,7 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
         if found.is_empty() {
             if is_cited(target, place) {
                 return Err(Error::Usage(format!(
-                    "{target} is cited from the paper and not run: the tables print it beside ours"
+                    "{target} is cited from the paper and cannot be run; the tables print its numbers"
                 )));
             }
             let studies = studies::ids(place);
@@ -311,7 +311,7 @@ fn tables(targets: &[String]) -> impl Iterator<Item = (Which, &'static str)> {
 fn lock_to_change(path: &Path, stop: &AtomicBool) -> Result<File> {
     store::lock_to_change(path, &mut |waited| {
         if waited.is_zero() {
-            say(&format!("{}: another process changes it, waiting", shown_path(path)));
+            say(&format!("waiting: another process is changing {}", shown_path(path)));
         }
         match stop.load(Ordering::Relaxed) {
             true => Err(Error::Stopped { cell: shown_path(path) }),

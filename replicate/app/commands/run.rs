@@ -115,7 +115,7 @@ fn published(rows: &[Row], arguments: &Running) -> Result<Vec<String>> {
     let (Some(Preset::Published), [row]) = (arguments.preset, rows) else { return Ok(Vec::new()) };
     if arguments.place.scale != Scale::Paper.name() {
         return Err(Error::Usage(
-            "--preset published is for --scale paper: nobody else has the others".into(),
+            "--preset published needs --scale paper, the only scale of the authors".into(),
         ));
     }
     match method::published(row) {
@@ -149,8 +149,7 @@ fn experiment(
     settings.microbatch = microbatch.map(|images| images as usize);
     if microbatch.is_some() && settings.device.is_cpu() {
         return Err(Error::Usage(
-            "--microbatch is for GPUs: on a CPU the same seed promises the same bytes, of whole batches"
-                .into(),
+            "--microbatch is for GPUs: a CPU takes whole batches, so that a seed gives the same bytes".into(),
         ));
     }
     let watch = Watch::new(arguments.watch.unwrap_or_else(Mode::fitting));
@@ -212,7 +211,9 @@ fn experiment(
                     say(&format!("error: {} of seed {seed} failed: {error}", row.id));
                     if error.is_out_of_memory() {
                         let smaller = smaller(&runner, row, runner.recipe_in_memory().budget.batch);
-                        say(&format!("  --microbatch {smaller} goes on with fewer images at a time"));
+                        say(&format!(
+                            "  run it again with --microbatch {smaller}, which takes fewer images at a time"
+                        ));
                     }
                     // After a lost device, every later call would fail with the same error.
                     if error.is_device_lost() {

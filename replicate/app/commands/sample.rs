@@ -69,7 +69,7 @@ pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
     let total = (numbers.end - numbers.start) as usize;
     let at = |number: u64| (number - numbers.start) as usize;
     if collecting.next() > numbers.start {
-        watch.note(&format!("{}: {} of {total} images are there", options.what, at(collecting.next())));
+        watch.note(&format!("{}: resuming after {} of {total} images", options.what, at(collecting.next())));
     }
     while collecting.next() < numbers.end {
         if stop.load(Ordering::Relaxed) {
@@ -104,7 +104,7 @@ fn with_steps(mut recipe: Recipe, sampler: &Row, steps: Option<&str>) -> Result<
     // A step count of the one-step training is not a number of network calls.
     let mut own = settings.iter().filter(|setting| setting.owner != OneStep::OWNER);
     let Some(setting) = own.find(|setting| counted(setting.field.name)) else {
-        return Err(Error::Usage(format!("--steps: {} has no number of steps to choose", sampler.id)));
+        return Err(Error::Usage(format!("--steps: {} has a fixed number of steps", sampler.id)));
     };
     if (setting.field.canonical)(steps).is_none() {
         return Err(Error::Usage(format!(
@@ -191,7 +191,7 @@ fn network(path: &Path, weights: &Arrays) -> Result<Config> {
             path: path.to_path_buf(),
             expected: "a network of RGB images".into(),
             found: format!("one of {} channels", config.image_channels),
-            remedy: "images of three channels are written, no others".into(),
+            remedy: "only images with three channels can be written".into(),
         });
     }
     Ok(config)
@@ -201,7 +201,7 @@ fn network(path: &Path, weights: &Arrays) -> Result<Config> {
 fn not_of(error: Error, weights: &str, sampler: &Row) -> Error {
     match error {
         Error::Tensor(error) if !matches!(error, candle_core::Error::Cuda(_)) => Error::Usage(format!(
-            "{weights} cannot be sampled as {} is ({}): {}",
+            "{weights} do not fit the sampler of {} ({}): {}",
             sampler.id,
             sampler.method.name,
             // The error may end with a backtrace.

@@ -54,9 +54,11 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
         let ships = sums.get(&name).cloned();
         same &= write || ships.as_ref() == Some(&digest);
         let compared = match &ships {
-            Some(ships) if *ships == digest => format!("{name}: the same bytes as ship, SHA-256 {digest}"),
-            Some(ships) => format!("{name}: SHA-256 {digest}, what ships has {}", shown(ships)),
-            None => format!("{name}: SHA-256 {digest}, nothing of the name ships"),
+            Some(ships) if *ships == digest => {
+                format!("{name}: identical to the shipped file, SHA-256 {digest}")
+            }
+            Some(ships) => format!("{name}: SHA-256 {digest}, but the shipped file has {}", shown(ships)),
+            None => format!("{name}: SHA-256 {digest}, no such file ships"),
         };
         // Prints after writing, so that a closed pipe cannot prevent the write.
         if write {

@@ -205,10 +205,10 @@ impl Needs {
         let place = format!("disk at {}", store.display());
         let disk = short(&place, self.disk, free_disk, "free some, or name another place with --store");
         disk.or_else(|| {
-            let smaller = "use a device with more, or a smaller batch (--set batch=N, another experiment)";
+            let smaller = "use a device with more memory, or a smaller batch (--set batch=N, a separate experiment)";
             let remedy = parts.map_or(smaller.into(), |n| {
                 format!(
-                    "--microbatch {n} fits, with the same result but for rounding; or use a device with more"
+                    "--microbatch {n} fits, with the same result up to rounding; or use a device with more memory"
                 )
             });
             short("memory", self.memory, free_memory, &remedy)
@@ -245,7 +245,7 @@ impl Machine {
                 (rate, format!("{:.0} % of that GPU's peak: an assumption, not measured", 100.0 * share))
             }
             (None, None) => {
-                (plan::probe(runner.device())?, "from a probe of a second (see `replicate list`)".into())
+                (plan::probe(runner.device())?, "from a one-second probe (see `replicate list`)".into())
             }
         };
         Ok(Machine { rate, source, memory, disk, gpu: gpu.is_some() || like.is_some() })
@@ -302,7 +302,7 @@ pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &
     };
     println!("  download  {}", plan::bytes(download));
     println!(
-        "  disk      {} stay, {} at the fullest{}",
+        "  disk      {} stay, {} at the peak{}",
         plan::bytes(needs.stay),
         plan::bytes(needs.disk),
         told(machine.disk, "free")
@@ -321,12 +321,12 @@ pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &
         None => parts(runner, cells, machine.memory),
     };
     if let Some(problem) = needs.problem(&place.store, machine.disk, machine.memory, parts) {
-        println!("\nThis cannot work: {problem}");
+        println!("\nCannot run: {problem}");
         return Ok(EXIT_RUN);
     }
     let required = missing.iter().filter(|missing| missing.input != Input::Statistics).count();
     if *offline && required > 0 {
-        println!("\nThis cannot work offline: {required} files are missing.");
+        println!("\nCannot run offline: {required} files are missing.");
         return Ok(EXIT_INPUT);
     }
     let lost = missing.iter().find(|missing| missing.input != Input::Statistics && !missing.has_address());
@@ -340,7 +340,7 @@ pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &
         return Ok(EXIT_INPUT);
     }
     match flop / machine.rate > TOO_LONG && like.is_none() {
-        true => println!("\nIt can be run, but this device is too slow for it."),
+        true => println!("\nThis device is too slow: the run would take more than 90 days."),
         false => println!("\nReady to run{}.", if like.is_some() { " on such a GPU" } else { "" }),
     }
     Ok(EXIT_GOOD)

@@ -111,7 +111,7 @@ fn scores(a: &Side, b: &Side) -> Table {
         }
     };
     let mut columns = columns(a, b, Content::Number);
-    columns.push(Column::new("right less left", "", Content::Number));
+    columns.push(Column::new("right minus left", "", Content::Number));
     Table { name: "Scores".into(), columns, rows: a.scores.iter().map(line).collect(), ..Table::default() }
 }
 
