@@ -512,6 +512,7 @@ curandStatus_t curandSetPseudoRandomGeneratorSeed(curandGenerator_t, unsigned lo
 }
 
 // cuDNN.
+size_t cudnnGetVersion(void) { return CUDNN_VERSION; }
 cudnnStatus_t cudnnCreate(cudnnHandle_t* h) { return *h = handle<cudnnHandle_t>(), CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnDestroy(cudnnHandle_t) { return CUDNN_STATUS_SUCCESS; }
 cudnnStatus_t cudnnSetStream(cudnnHandle_t, cudaStream_t) { return CUDNN_STATUS_SUCCESS; }
