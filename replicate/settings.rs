@@ -1,33 +1,31 @@
-//! Hyper-parameters, each written once: name, type, preset of every scale, range, unit,
-//! and where it comes from. Whoever uses a setting owns it, in a struct that
-//! [`settings!`](settings) makes; key text, `--set`, `--explain`, the report and manifests
-//! read its table.
+//! Hyper-parameters. Each is defined once, with name, type, presets, range, unit and source, in a
+//! struct made by [`settings!`](settings) next to the code that uses it. Keys, `--set`,
+//! `--explain`, the report and manifests read these tables.
 
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::fmt::{Display, Formatter};
 use std::ops::{RangeFull, RangeInclusive};
 
-/// Sizes, data and budgets; never equations or code paths.
+/// Sizes, data and budgets of an experiment. Equations and code paths are the same at every scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scale {
-    /// Glyphs, a handful of steps: tests of the machinery.
+    /// Drawn glyphs and very few steps, to test that everything runs.
     Smoke,
-    /// Glyphs, minutes on two cores: tests of the claims at small size.
+    /// Drawn glyphs, minutes on two cores, to test the claims at small size.
     Mini,
-    /// CIFAR-10 averaged to 16x16 and a teacher of our own, an evening on two cores.
+    /// CIFAR-10 averaged to 16x16 pixels, with our own teacher; an evening on two cores.
     Tiny,
-    /// The paper scale's code with small files from a local server: tests that
-    /// it would run, and measures nothing.
+    /// The paper scale's code with small files from a local server, to test that it runs. It
+    /// measures nothing.
     Drill,
-    /// CIFAR files, a reduced U-Net and a teacher of our own.
+    /// CIFAR files, with a smaller U-Net and our own teacher.
     Small,
-    /// CIFAR-10 and the published EDM checkpoint.
+    /// CIFAR-10, with the published EDM checkpoint.
     Paper,
 }
 
-/// Scales with presets of their own, in the order of a table's columns: smoke, mini,
-/// tiny, small, paper.
+/// Number of presets of a setting: smoke, mini, tiny, small, paper.
 const COLUMNS: usize = 5;
 
 impl Scale {
@@ -45,17 +43,17 @@ impl Scale {
         }
     }
 
-    /// Whether the images are drawn rather than read from files.
+    /// True if the images are drawn rather than read from files.
     pub fn procedural(self) -> bool {
         matches!(self, Scale::Smoke | Scale::Mini)
     }
 
-    /// Whether a small classifier of ours stands in for Inception-v3: scores are FD, not FID.
+    /// True if our small classifier replaces Inception-v3; scores are then FD, not FID.
     pub fn has_own_features(self) -> bool {
         self.procedural() || self == Scale::Tiny
     }
 
-    /// This scale's column of `presets`, or the only one.
+    /// Returns this scale's entry of `presets`, or the only entry.
     pub fn preset<T: Clone, const N: usize>(self, presets: [T; N]) -> T {
         const { assert!(N == 1 || N == COLUMNS, "one preset, or one for each of five scales") };
         let column = match self {
@@ -77,7 +75,7 @@ impl Origin {
         ("ours", Origin::Ours),
     ];
 
-    /// As setup.csv has it.
+    /// Parses the form in setup.csv.
     pub fn parse(text: &str) -> Option<Origin> {
         Origin::ALL.iter().find(|(name, _)| *name == text).map(|(_, origin)| *origin)
     }
@@ -95,31 +93,32 @@ impl Display for Scale {
     }
 }
 
-/// How much the paper says of a setting.
+/// How much the paper states of a setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Stated,
-    /// It can be read in more than one way.
+    /// The paper's words have more than one reading.
     Ambiguous,
-    /// The paper says nothing; we follow the source that is named.
+    /// The paper says nothing, and we follow a named source.
     Silent,
-    /// The paper says nothing, and the choice is ours.
+    /// The paper says nothing, and we chose the value.
     Ours,
 }
 
-/// What is known of a setting, whatever its value.
+/// Description of a setting, independent of its value.
 pub struct Field {
-    /// As `--set` takes it; no other setting has it.
+    /// Unique name, as in `--set`.
     pub name: &'static str,
-    /// One sentence, from the doc comment.
+    /// One-sentence description, from the doc comment.
     pub says: &'static str,
-    /// Empty for a plain number.
+    /// Unit; empty for a plain number.
     pub unit: &'static str,
-    /// Where it comes from, if paper/setup.csv does not say so.
+    /// Origin and source, if paper/setup.csv does not have them.
     pub origin: Option<(Origin, &'static str)>,
-    /// What can be given: "a number from 0 to 1".
+    /// Describes the accepted values: "a number from 0 to 1".
     pub expected: fn() -> String,
-    /// The one text of the value that was given; `None` if it is not as expected.
+    /// Normalises the text of a value, so that equal values have equal texts; `None` if it is
+    /// invalid.
     pub canonical: fn(&str) -> Option<String>,
 }
 
@@ -129,48 +128,47 @@ pub struct Setting {
     /// [`Settings::OWNER`].
     pub owner: &'static str,
     pub field: &'static Field,
-    /// Canonical: the same value has the same text.
+    /// Normalised text: equal values have equal texts.
     pub value: String,
     pub json: Json,
 }
 
-/// Settings as an object of a manifest.
+/// Converts settings to an object of a manifest.
 pub fn object(settings: &[Setting]) -> BTreeMap<String, Json> {
     settings.iter().map(|setting| (setting.field.name.to_string(), setting.json.clone())).collect()
 }
 
 /// A struct of settings; implemented by [`settings!`](settings).
 pub trait Settings: Sized {
-    /// Whose they are: "one-step training"; for a method's own, the stem of its file.
+    /// Owner of the settings: "one-step training"; for a method's own, the stem of its file.
     const OWNER: &'static str;
 
     fn fields() -> &'static [Field];
-    /// The presets of a scale.
+    /// Returns the presets of a scale.
     fn at(scale: Scale) -> Self;
-    /// Every setting, in the order of the fields.
+    /// Returns every setting, in the order of the fields.
     fn list(&self) -> Vec<Setting>;
-    /// Sets the setting of that name to a text that is as expected, and leaves everything
-    /// as it is otherwise.
+    /// Sets the setting `name` to a valid text. Does nothing for another name.
     fn put(&mut self, name: &str, text: &str);
 
-    /// The presets of the scale with what was changed by hand.
+    /// Returns the presets of the scale with the overrides.
     fn with(overrides: &Overrides) -> Self {
         let mut settings = Self::at(overrides.scale);
         overrides.changes.iter().for_each(|(name, text)| settings.put(name, text));
         settings
     }
 
-    /// As [`Settings::with`], listed.
+    /// Returns the settings of [`Settings::with`] as a list.
     fn listed(overrides: &Overrides) -> Vec<Setting> {
         Self::with(overrides).list()
     }
 }
 
-/// What was changed by hand at a scale.
+/// A scale with its overrides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Overrides {
     pub scale: Scale,
-    /// Names with canonical texts, in the order in which they were given.
+    /// Names with normalised texts, in the order given.
     pub changes: Vec<(String, String)>,
 }
 
@@ -180,9 +178,9 @@ impl Overrides {
     }
 }
 
-/// A type that a setting can have.
+/// Type of a setting.
 pub trait Value: Sized {
-    /// What limits it.
+    /// Type of the limits.
     type Range;
 
     fn expected(range: &Self::Range) -> String;
@@ -191,11 +189,10 @@ pub trait Value: Sized {
     fn json(&self) -> Json;
 }
 
-/// The range of a whole number that `--set` does not change, because files or networks
-/// are of that size.
+/// Range of a whole number that `--set` cannot change, because files or networks have this size.
 pub const FIXED: RangeInclusive<usize> = RangeInclusive::new(1, 0);
 
-/// More images than anybody trains on.
+/// Upper limit for numbers of images, beyond any training.
 pub const MOST_IMAGES: u64 = 1_000_000_000_000;
 pub const LARGEST_BATCH: usize = 65_536;
 
@@ -248,7 +245,7 @@ macro_rules! whole {
 }
 whole!(u64, usize);
 
-/// Whole numbers such as 2-2-2, each in the range.
+/// Whole numbers in a range, such as 2-2-2.
 impl Value for Vec<usize> {
     type Range = RangeInclusive<usize>;
 
@@ -269,7 +266,7 @@ impl Value for Vec<usize> {
     }
 }
 
-/// A type with a few values, each known by a word: a [`Value`] of any range.
+/// A type with a few named values; a [`Value`] without limits.
 pub trait Choice: Copy + PartialEq + 'static {
     const ALL: &'static [(&'static str, Self)];
 }
@@ -294,7 +291,7 @@ impl<T: Choice> Value for T {
     }
 }
 
-/// A struct of settings and their table:
+/// Defines a struct of settings and their table:
 ///
 /// ```ignore
 /// settings! {
@@ -309,8 +306,8 @@ impl<T: Choice> Value for T {
 /// }
 /// ```
 ///
-/// The names are those of the fields after the prefix: `--set sid_alpha=1`. One preset is
-/// that of every scale; five are those of smoke, mini, tiny, small and paper.
+/// A setting's name is the prefix and the field: `--set sid_alpha=1`. A single preset is for every
+/// scale; five presets are for smoke, mini, tiny, small and paper.
 macro_rules! settings {
     (
         $(#[$attribute:meta])*

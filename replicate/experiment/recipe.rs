@@ -380,8 +380,8 @@ impl Recipe {
         Setup { device, network, settings, overrides, images: self.images_of(row), start, cell }
     }
 
-    /// Returns the number of images in the row's training. A method without pre-training also gets
-    /// the images of the others' pre-training.
+    /// Returns the number of images in the row's training. If its method is designed for random
+    /// weights and the row has them, they include the images of the others' pre-training.
     pub fn images_of(&self, row: &Row) -> u64 {
         let training = row.method.training.as_ref();
         let from_scratch = training.and_then(|training| training.from_scratch);

@@ -102,9 +102,9 @@ pub struct Trained {
     pub build: Build,
     pub networks: &'static [Network],
     pub calls: &'static [Call],
-    /// Images of the published training of a method that is made to start from random weights. Its
-    /// rows that do see at most as many as the others in pre-training and one-step training
-    /// together.
+    /// Images of the published training, if the method is designed to start from random weights. A
+    /// row with that start sees at most as many images as the other rows in pre-training and
+    /// one-step training together.
     pub from_scratch: Option<u64>,
     /// Images of the published training, if that is short by design; it sees no more.
     pub at_most: Option<u64>,

@@ -27,14 +27,14 @@ const SAMPLING: Duration = Duration::from_secs(10);
 pub enum Mode {
     /// One live line.
     Bar,
-    /// One line a tick.
+    /// One line for each tick.
     Lines,
-    /// One JSON object a tick.
+    /// One JSON object for each tick.
     Json,
-    /// Lines, and a file for TensorBoard with all curves and grids of samples:
-    /// events.out.tfevents.* in each entry's directory (tensorboard --logdir STORE).
+    /// Lines, and a TensorBoard file with all curves and sample grids, events.out.tfevents.* in
+    /// each entry's directory (tensorboard --logdir STORE).
     Tensorboard,
-    /// Nothing.
+    /// No progress.
     None,
 }
 

@@ -1,10 +1,9 @@
-//! The metrics as a tool of its own: sets of images, or of features, against a
-//! reference.
+//! The metrics as a tool: compares sets of images or features with a reference.
 //!
-//! A set is gone through once, batch by batch. What is held of it does not grow
-//! with its length: the sums of FID (D x D), those of the Inception Score (ten
-//! parts), for KID, precision and recall the features of at most [`KEPT`] images,
-//! and the digests of at most [`COMPARED`] images, to find repeats.
+//! A set is read once, batch by batch. The memory does not grow with its length: it holds the sums
+//! of FID (D x D), those of the Inception Score (ten parts), the features of at most [`KEPT`]
+//! images for KID, precision and recall, and the digests of at most [`COMPARED`] images, to find
+//! repeats.
 //!
 //! | metric | as in |
 //! | --- | --- |
@@ -34,14 +33,14 @@ use crate::measure::metrics::kid::kid;
 use crate::measure::metrics::precision_recall::precision_recall;
 use crate::rng::Stream;
 
-/// Images of a set that KID, precision and recall see at most, spread evenly over it.
+/// Largest number of a set's images for KID, precision and recall, evenly spread over the set.
 pub const KEPT: usize = 10_000;
-/// Images of a set that are compared with each other at most.
+/// Largest number of a set's images that are compared with each other.
 pub const COMPARED: usize = 1 << 20;
 /// Parts of the Inception Score.
 pub const IS_SPLITS: usize = 10;
 pub const KID_SUBSETS: usize = 100;
-/// Images in a KID subset; where a set has no more, the one subset is the set.
+/// Images in a KID subset. If a set has no more images, its only subset is the set.
 pub const KID_SUBSET_SIZE: usize = 1000;
 /// k of precision and recall.
 pub const NEIGHBOURS: usize = 3;
@@ -54,14 +53,14 @@ pub enum Metric {
     Is,
     /// Kernel Inception Distance; needs the reference's images or features
     Kid,
-    /// Precision and recall; they need the reference's images or features
+    /// Precision and recall; need the reference's images or features
     Pr,
 }
 
 impl Metric {
     pub const ALL: [Metric; 4] = [Metric::Fid, Metric::Is, Metric::Kid, Metric::Pr];
 
-    /// As it is printed.
+    /// Returns the printed name.
     pub fn name(self) -> &'static str {
         match self {
             Metric::Fid => "FID",
@@ -71,7 +70,7 @@ impl Metric {
         }
     }
 
-    /// Of how many images it can be computed.
+    /// Returns the least number of images for the metric.
     pub fn least(self) -> usize {
         match self {
             Metric::Fid | Metric::Kid => 2,
@@ -81,18 +80,18 @@ impl Metric {
     }
 }
 
-/// What to gather of a set.
+/// Statistics to gather from a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// For FID.
+    /// Statistics for FID.
     pub moments: bool,
-    /// For the Inception Score.
+    /// Predictions for the Inception Score.
     pub predictions: bool,
-    /// Images whose features are kept for KID, precision and recall.
+    /// Largest number of images whose features are kept for KID, precision and recall.
     pub kept: usize,
 }
 
-/// What was gathered of a set of `len` images.
+/// Statistics of a set of `len` images.
 #[derive(Clone, Debug)]
 pub struct Gathered {
     pub len: usize,
@@ -101,10 +100,10 @@ pub struct Gathered {
     pub kept: Option<Features>,
 }
 
-/// Rows as they come, handed out in the portions that are asked for.
+/// A stream of rows, handed out in portions of any size.
 pub struct RowStream<'a> {
     rows: Box<dyn Iterator<Item = Result<Rows>> + 'a>,
-    /// What is left of the last batch, and the first row of it that was not handed out.
+    /// The last batch, and the index of its first row that was not handed out.
     batch: Option<(Rows, usize)>,
 }
 
@@ -113,7 +112,7 @@ impl<'a> RowStream<'a> {
         RowStream { rows: Box::new(rows), batch: None }
     }
 
-    /// The network's features and logits of every batch; `seen` sees the images.
+    /// Returns the network's features and logits batch by batch, and passes the images to `seen`.
     pub fn extract(
         network: &'a Inception,
         batches: impl Iterator<Item = Result<Images>> + 'a,
@@ -127,7 +126,7 @@ impl<'a> RowStream<'a> {
         }))
     }
 
-    /// At least one of the next rows, at most `most`; `None` at the end.
+    /// Returns the next rows: at least one and at most `most`; `None` at the end.
     fn next(&mut self, most: usize) -> Option<Result<Rows>> {
         let ((features, logits), from) = match self.batch.take() {
             Some(batch) => batch,
@@ -145,11 +144,11 @@ impl<'a> RowStream<'a> {
         Some(Ok(rows))
     }
 
-    /// Goes through the next `len` rows.
+    /// Gathers the statistics of the next `len` rows.
     ///
     /// # Errors
-    /// Those of the stream; [`Error::Run`] for fewer rows, a NaN or infinite
-    /// value, or no logits where predictions are wanted.
+    /// Those of the stream; [`Error::Run`] if there are fewer rows, if a value is NaN or infinite,
+    /// or if predictions need logits that do not exist.
     pub fn gather(&mut self, len: usize, wanted: Wanted) -> Result<Gathered> {
         let mut gathered = Gathered { len, moments: None, predictions: None, kept: None };
         let mut done = 0;
@@ -170,7 +169,7 @@ impl<'a> RowStream<'a> {
             }
             if wanted.kept > 0 {
                 let kept = gathered.kept.get_or_insert_with(|| Features::new(features.dim, Vec::new()));
-                // Spread evenly: a set may come class by class.
+                // Evenly spread, because a set can be sorted by class.
                 let is_kept = |i: &usize| (i + 1) * wanted.kept / len > i * wanted.kept / len;
                 for i in (done..done + features.len()).filter(is_kept) {
                     kept.rows.extend_from_slice(features.row(i - done));
@@ -193,7 +192,7 @@ fn finite(rows: &Features, what: &str, first: usize) -> Result<()> {
     }
 }
 
-/// The images that went by: their digest, and how many were there before.
+/// Digests of the images so far, to count repeats.
 #[derive(Clone, Debug, Default)]
 pub struct Seen {
     pixels: Sha256,
@@ -213,35 +212,35 @@ impl Seen {
         self.images += images.len();
     }
 
-    /// Images that are the same, pixel by pixel, as an earlier one.
+    /// Number of images that equal an earlier one in every pixel.
     pub fn repeats(&self) -> usize {
         self.repeats
     }
 
-    /// SHA-256, in hexadecimal, of all pixels in the order of scoring, n x 3 x H x W.
+    /// Returns the SHA-256 of all pixels in the order of scoring, n x 3 x H x W, in hexadecimal.
     pub fn digest(&self) -> String {
         hex(self.pixels.clone().finalize())
     }
 }
 
-/// What images are compared with.
+/// The reference of a comparison.
 #[derive(Clone, Debug, Default)]
 pub struct Reference {
     pub factor: Option<Factor>,
-    /// As many rows as are kept of the images.
+    /// Rows kept from the reference, as many as from the images.
     pub kept: Option<Features>,
 }
 
-/// Mean and population standard deviation, over the parts of IS or the subsets of KID.
+/// Mean and population standard deviation over the parts of IS or the subsets of KID.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     pub mean: f64,
-    /// `None` where there was one subset only.
+    /// `None` for a single subset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sd: Option<f64>,
 }
 
-/// What was measured of one set; the rest is absent.
+/// Measured metrics of one set; the others are absent.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Scores {
     pub images: usize,
@@ -257,14 +256,14 @@ pub struct Scores {
     pub recall: Option<f64>,
 }
 
-/// The metrics that a set and a reference allow, of those that were gathered for.
+/// Computes the metrics that were gathered for and that the reference allows.
 ///
 /// # Errors
 /// Those of the Fréchet distance.
 ///
 /// # Panics
-/// If KID or precision and recall are asked for with fewer images than
-/// [`Metric::least`], or with as many images kept as not in the reference.
+/// If there are fewer images than [`Metric::least`], or if the reference keeps another number of
+/// images than the set.
 pub fn scores(images: &Gathered, reference: &Reference, metrics: &[Metric]) -> Result<Scores> {
     let mut scores =
         Scores { images: images.len, fid: None, is: None, kid: None, precision: None, recall: None };
@@ -294,8 +293,8 @@ pub fn scores(images: &Gathered, reference: &Reference, metrics: &[Metric]) -> R
     Ok(scores)
 }
 
-/// Number and size of the KID subsets of so many images.
+/// Returns the number and size of the KID subsets of a set.
 pub fn kid_subsets(images: usize) -> (usize, usize) {
-    // Without replacement, subsets as large as the set are all the same.
+    // Without replacement, all subsets as large as the set are equal.
     if images <= KID_SUBSET_SIZE { (1, images) } else { (KID_SUBSETS, KID_SUBSET_SIZE) }
 }

@@ -1,5 +1,5 @@
-//! Folders and zips of PNG files, 8-bit RGB, square and of one size, in the order
-//! of their paths. Every header is read before the first image is scored.
+//! Reads folders and zips of PNG files in the order of their paths. The images must be 8-bit RGB,
+//! square and of one size. Every header is read before the first image is scored.
 
 use std::fs::{self, File};
 use std::io::{Cursor, ErrorKind, Read};
@@ -13,30 +13,30 @@ use crate::error::{Error, Result, shown_path};
 use crate::store::formats::unzip::Entry;
 use crate::store::formats::{Fault, LeftOut, foreign, is_hidden};
 
-/// Bytes that are read of a file at most.
+/// Largest number of bytes read from a file.
 const LARGEST_FILE: u64 = 1 << 26;
 
-/// Extensions of images that are not PNG.
+/// Extensions of image files in other formats than PNG.
 const OTHER_IMAGES: [&str; 10] = ["jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jxl", "ppm"];
 
-/// The PNG files below a directory, links followed, and what is left out; no set if
-/// there are none, and no other images.
+/// Opens the PNG files below a directory, following links, and describes the skipped files. Returns
+/// no set if there are neither PNG files nor other images.
 ///
 /// # Errors
-/// `Malformed` for images of another format, for PNG files that differ in size or are
-/// not 8-bit RGB, and for links that lead in a circle; `Missing` for one to nothing.
+/// `Malformed` for images of another format, for PNG files that differ in size or are not 8-bit
+/// RGB, and for circular links; `Missing` for a broken link.
 pub(super) fn folder(root: &Path) -> Result<(Option<ImageSet>, LeftOut)> {
     let mut found = Found::default();
     found.walk(root, Path::new(""), &mut Vec::new())?;
     let Found { mut files, left_out } = found;
-    // As EDM's dataset.py: by the text of the path, not directory by directory.
+    // Sorted by the text of the path, like EDM's dataset.py, and not directory by directory.
     files.sort_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
     let files = files.into_iter().map(|file| root.join(file)).collect();
     let pictures = Pictures { files, open: |path: &PathBuf| File::open(path), path: PathBuf::clone };
     Ok((pictures.set("PNG folder")?, left_out))
 }
 
-/// Paths from the root.
+/// Lists paths relative to the root.
 #[derive(Default)]
 struct Found {
     files: Vec<PathBuf>,
@@ -44,7 +44,7 @@ struct Found {
 }
 
 impl Found {
-    /// `within` are the directories that lead to `directory`, by their real paths.
+    /// `within` has the real paths of the directories that lead to `directory`.
     fn walk(&mut self, root: &Path, directory: &Path, within: &mut Vec<PathBuf>) -> Result<()> {
         let path = root.join(directory);
         let real = fs::canonicalize(&path).map_err(Error::io("list", &path))?;
@@ -59,7 +59,7 @@ impl Found {
                 self.left_out.hidden(&inner);
                 continue;
             }
-            // Of what a link points to.
+            // Follows the link.
             let kind = match fs::metadata(&path) {
                 Ok(metadata) => metadata.file_type(),
                 Err(error) if error.kind() == ErrorKind::NotFound => return Err(dangling(path)),
@@ -99,8 +99,8 @@ fn malformed(path: PathBuf, expected: &str, found: &str, remedy: &str) -> Error 
     Error::Malformed { path, expected: expected.into(), found: found.into(), remedy: remedy.into() }
 }
 
-/// The PNG files in a zip, and what is left out; no set if there are none, and no
-/// other images.
+/// Opens the PNG files in a zip and describes the skipped files. Returns no set if there are
+/// neither PNG files nor other images.
 ///
 /// # Errors
 /// As [`folder`].
@@ -128,8 +128,8 @@ pub(super) fn zip(path: &Path, entries: Vec<Entry>) -> Result<(Option<ImageSet>,
     Ok((pictures.set("zip of PNG files")?, left_out))
 }
 
-/// Whether a file is to be read. An image of another format is an error: what was
-/// stored with loss is not what a generator made.
+/// True if the file is read. An image of another format is an error, because lossy compression
+/// changes the generator's pixels.
 fn is_picture(path: &Path) -> Result<bool> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     if OTHER_IMAGES.contains(&extension.as_str()) {
@@ -144,11 +144,11 @@ fn is_picture(path: &Path) -> Result<bool> {
     Ok(extension == "png")
 }
 
-/// PNG files, each behind whatever opens it.
+/// PNG files, each with a function that opens it.
 struct Pictures<Place, Open, Name> {
     files: Vec<Place>,
     open: Open,
-    /// What a file is called in messages.
+    /// Returns the name of a file for messages.
     path: Name,
 }
 
@@ -180,7 +180,7 @@ where
         Ok(Some(ImageSet { kind, len, size, full: None, batches: Box::new(batches) }))
     }
 
-    /// The size of an image that can be read, and has the size of the others.
+    /// Returns the size of an image; fails if it cannot be read or differs from the others.
     fn check(&self, file: &Place, size: Option<usize>) -> Result<usize> {
         let path = (self.path)(file);
         let start = self.bytes(file, 32).map_err(|error| not_png(&path, &error.into()))?;
@@ -188,18 +188,18 @@ where
             return Err(malformed(path, "a PNG file", what, "write it as PNG where it is made"));
         }
         let reader = |most| png::Decoder::new(Cursor::new(self.bytes(file, most)?)).read_info();
-        // What comes before the pixels is rarely longer than this.
+        // The header before the pixels is rarely longer.
         let reader = reader(1 << 14).or_else(|_| reader(LARGEST_FILE));
         header(&path, reader.map_err(|error| not_png(&path, &error))?.info(), size)
     }
 
-    /// The pixels, RGB by RGB.
+    /// Returns the pixels in the order of RGB pixels.
     fn decode(&self, file: &Place, size: usize) -> Result<Vec<u8>> {
         let path = (self.path)(file);
         let rgb = || {
             let mut reader = png::Decoder::new(Cursor::new(self.bytes(file, LARGEST_FILE)?)).read_info()?;
             let mut rgb = vec![0; 3 * size * size];
-            // Again: the file may have changed.
+            // Checks the size again, because the file may have changed.
             let same = header(&path, reader.info(), Some(size)).map(|_| ());
             if same.is_ok() {
                 reader.next_frame(&mut rgb)?;

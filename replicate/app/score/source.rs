@@ -1,11 +1,9 @@
-//! What people have images in, recognised by content: folders and zips of PNG
-//! files, NumPy arrays, CIFAR; and what they have instead of images, extracted
-//! features and a mean with a covariance.
+//! Opens sets of images by their content: folders and zips of PNG files, NumPy arrays and CIFAR. It
+//! also opens extracted features, and a mean with a covariance.
 //!
-//! Sets come in batches, so that the memory does not depend on their length. Only
-//! a data set is held in memory whole: its images are taken in an order of our
-//! own, because its files have them class by class, and parts of it (the splits
-//! of the Inception Score, the images of KID) would be single classes.
+//! Sets come in batches, so that the memory does not depend on their length. Only a CIFAR data set
+//! is held in memory. Its images are shuffled, because its files are sorted by class, and parts of
+//! a sorted set (the splits of the Inception Score, the images of KID) would be single classes.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -22,35 +20,35 @@ use crate::store::formats::npz::{self, Stored};
 use crate::store::formats::torch::Dtype;
 use crate::store::formats::{Fault, LeftOut, foreign, is_hidden, unzip};
 
-/// Images or rows of features in a batch at most.
+/// Largest number of images, or of rows of features, in a batch.
 pub const BATCH: usize = 64;
 
-/// Bytes of pixels in a batch of several images at most.
+/// Largest number of bytes of pixels in a batch of more than one image.
 const BATCH_BYTES: usize = 1 << 26;
 
-/// Height and width of the largest image.
+/// Largest height and width of an image.
 pub(super) const LARGEST: usize = 4096;
 
-/// Images of a size in a batch.
+/// Returns the number of images of this size in a batch.
 pub(super) fn batch_of(size: usize) -> usize {
     (BATCH_BYTES / (3 * size * size)).clamp(1, BATCH)
 }
 
 /// A set of RGB images.
 pub struct ImageSet {
-    /// What it is in, for a report: "PNG folder".
+    /// Kind of the source, for a report: "PNG folder".
     pub kind: &'static str,
     pub len: usize,
     /// Height and width in pixels.
     pub size: usize,
-    /// How many the data set has of which these are images, where it is known.
+    /// Images of the full data set, if it is known.
     pub full: Option<usize>,
-    /// `len` images in all, 3 x `size` x `size`.
+    /// Batches with `len` images in all, 3 x `size` x `size` each.
     pub batches: Box<dyn Iterator<Item = Result<Images>>>,
 }
 
 impl ImageSet {
-    /// The first `n` images, or all where there are fewer.
+    /// Keeps the first `n` images, or all if there are fewer.
     pub fn first(self, n: usize) -> ImageSet {
         let len = self.len.min(n);
         let mut left = len;
@@ -69,16 +67,16 @@ impl ImageSet {
     }
 }
 
-/// Features, and logits where the file has them.
+/// Features, and logits if the file has them.
 pub type Rows = (Features, Option<Features>);
 
-/// A set of which somebody else extracted the features.
+/// Features that another program extracted.
 pub struct FeatureSet {
     pub len: usize,
     pub dim: usize,
-    /// Columns of the logits.
+    /// Number of columns of the logits.
     pub classes: Option<usize>,
-    /// `len` rows in all.
+    /// Batches with `len` rows in all.
     pub batches: Box<dyn Iterator<Item = Result<Rows>>>,
 }
 
@@ -88,12 +86,11 @@ pub enum Input {
     Statistics(Statistics),
 }
 
-/// Opens a folder or a file, and says what in it is left out.
+/// Opens a folder or a file, and describes the skipped files.
 ///
 /// # Errors
-/// `Missing` if it is not there, `Malformed` if it is none of what this module
-/// names; what is wrong with an image behind the first one may show only when
-/// its batch is asked for.
+/// `Missing` if the path does not exist, `Malformed` if this module does not support it. An invalid
+/// image after the first one may be found only when its batch is read.
 pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
     if path.is_dir() {
         return match pictures::folder(path)? {
@@ -101,7 +98,7 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
             (None, _) => cifar(path),
         };
     }
-    // A pipe can be read once only, and whoever opens it again waits for ever.
+    // A pipe can be read only once, and opening it again would wait for ever.
     if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
         return Err(unknown(path, "a pipe or a device: save what it gives as a file".into()));
     }
@@ -134,16 +131,16 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
         };
     }
     match foreign(&start) {
-        // A data set may be in these.
+        // These may contain a data set.
         None | Some("compressed with gzip" | "a parquet file") => cifar(path),
         Some(what) => Err(unknown(path, format!("a file that is {what}"))),
     }
 }
 
-/// The asset with EDM's statistics of CIFAR-10.
+/// Id of the asset with EDM's statistics of CIFAR-10.
 pub const PUBLISHED: &str = "fid-reference";
 
-/// The data sets that have a name.
+/// Data sets with a name.
 pub const DATASETS: [(&str, Set, Split); 4] = [
     ("cifar10", Set::Cifar10, Split::Train),
     ("cifar10-test", Set::Cifar10, Split::Test),
@@ -151,10 +148,10 @@ pub const DATASETS: [(&str, Set, Split); 4] = [
     ("cifar100-test", Set::Cifar100, Split::Test),
 ];
 
-/// A data set in a file or directory of its own.
+/// Opens a data set in its own file or directory.
 ///
 /// # Errors
-/// As those of the set's reader.
+/// Those of the set's reader.
 pub fn dataset(set: Set, split: Split, path: &Path) -> Result<(Input, LeftOut)> {
     let kind = match (set, split) {
         (Set::Cifar10, Split::Train) => "CIFAR-10 training images",
@@ -166,11 +163,11 @@ pub fn dataset(set: Set, split: Split, path: &Path) -> Result<(Input, LeftOut)> 
     Ok((Input::Images(ImageSet { full: Some(split.full()), ..shuffled(images, kind) }), left_out))
 }
 
-/// The training images of the CIFAR set that `path` turns out to hold.
+/// Returns the training images of the CIFAR set that `path` contains.
 fn cifar(path: &Path) -> Result<(Input, LeftOut)> {
     match dataset(Set::Cifar10, Split::Train, path) {
         Ok(set) => Ok(set),
-        // Nothing is known of its content.
+        // The content of the file is unknown.
         Err(error @ Error::Io { .. }) => Err(error),
         Err(ten) => match dataset(Set::Cifar100, Split::Train, path) {
             Ok(set) => Ok(set),
@@ -198,7 +195,7 @@ fn unknown(path: &Path, found: String) -> Error {
     Error::Malformed { path: path.to_path_buf(), expected: EXPECTED.into(), found, remedy: REMEDY.into() }
 }
 
-/// Images in memory, in an order that depends on their number alone.
+/// Shuffles images in memory, in an order that depends on their number only.
 fn shuffled(images: Images, kind: &'static str) -> ImageSet {
     let (len, size) = (images.len(), images.size);
     let order = Stream::new("score", "order").at(0).permutation(len);
@@ -210,9 +207,9 @@ fn shuffled(images: Images, kind: &'static str) -> ImageSet {
     ImageSet { kind, len, size, full: None, batches: Box::new(batches) }
 }
 
-/// An `.npy` or `.npz`: a mean and a covariance under their names, features under
-/// theirs, the one array that can be images, or else the one that can be features.
-/// What is beside them (labels, counts, texts) is not read.
+/// Opens an `.npy` or `.npz`: a mean and a covariance by their names, else features by their name,
+/// else the only array with the shape of images, else the only array with the shape of features. It
+/// ignores other arrays (labels, counts, texts).
 fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
     let (stored, left_out) = npz::list(path).map_err(|fault| malformed(path, fault))?;
     let named = |name: &str| stored.iter().find(|array| array.name == name);
@@ -253,7 +250,7 @@ fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
     Ok((input, left_out))
 }
 
-/// Number and size of images, and whether their channels are the last axis.
+/// Returns the number and size of the images, and true if the channels are the last axis.
 fn image_shape(stored: &Stored) -> Option<(usize, usize, bool)> {
     let side = 1..=LARGEST;
     match stored.shape[..] {
@@ -267,7 +264,7 @@ fn is_images(stored: &Stored) -> bool {
     image_shape(stored).is_some()
 }
 
-/// Rows and columns; axes of length one behind them do not count.
+/// Returns rows and columns; later axes of length one do not count.
 fn matrix(stored: &Stored) -> Option<(usize, usize)> {
     match stored.shape[..] {
         [n, dim, ref rest @ ..]
@@ -279,7 +276,7 @@ fn matrix(stored: &Stored) -> Option<(usize, usize)> {
     }
 }
 
-/// Whether a square matrix has a vector of its size beside it.
+/// True if a square matrix is accompanied by a vector of its size.
 fn is_covariance(matrix: &Stored, stored: &[Stored]) -> bool {
     let is_float = |array: &Stored| array.kind().is_some_and(|(kind, _)| kind != Dtype::U8);
     let square = |d: usize| matrix.shape == [d, d];
@@ -356,7 +353,7 @@ fn feature_set(path: &Path, features: &Stored, logits: Option<&Stored>) -> Resul
         let n = BATCH.min(len - first);
         let rows = |elements: &mut npz::Elements, dim: usize| {
             let read = elements.floats(n * dim).map_err(|what| malformed(&path, what))?;
-            // Networks compute float32; a wider file holds the same numbers.
+            // Exact, because networks compute in float32 even if the file has wider numbers.
             let rows: Vec<f32> = read.into_iter().map(|value| value as f32).collect();
             match rows.iter().position(|value| !value.is_finite()) {
                 None => Ok(Features::new(dim, rows)),
