@@ -109,10 +109,10 @@ fn a_wrong_change_says_what_is_right() {
         ("teacher_schedule=linear", "teacher_schedule is constant or cosine"),
         ("size=32", "size is fixed by the scale"),
         ("channel_mult=1,2", "channel_mult is whole numbers from 1 to 16 such as 1-2-2"),
-        ("channel_mult=1-1-1-1-1-1", "16 pixels cannot be halved so often"),
-        ("model_channels=13", "13 channels are not of equal groups"),
-        ("augment_p=0.1", "at scale mini the networks are told nothing about augmentation"),
-        ("neighbours=500", "500 images do not have 500 neighbours"),
+        ("channel_mult=1-1-1-1-1-1", "16 pixels cannot be halved for every resolution"),
+        ("model_channels=13", "13 channels do not divide into equal groups"),
+        ("augment_p=0.1", "the networks of scale mini have no input for augmentation labels"),
+        ("neighbours=500", "500 images are too few for 500 neighbours"),
         ("splits=1000 ", "splits is a whole number"),
     ] {
         let error = Recipe::of(Scale::Mini).set(change).unwrap_err().to_string();

@@ -103,7 +103,7 @@ fn step(recipe: &Recipe, row: &Row, training: &Trained) -> f64 {
 
 fn network<'a>(training: &'a Trained, name: &str) -> &'a Network {
     let named = training.networks.iter().find(|network| network.name == name);
-    named.unwrap_or_else(|| panic!("a call of {name}, which is none of the method's networks"))
+    named.unwrap_or_else(|| panic!("a call of {name}, which is not a network of the method"))
 }
 
 fn learned(training: &Trained, config: &Config) -> impl Iterator<Item = (Role, Count)> {

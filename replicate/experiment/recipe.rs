@@ -124,19 +124,22 @@ impl Recipe {
     fn consistent(&self) -> std::result::Result<(), String> {
         let (n, e) = (&self.network, &self.evaluation);
         if self.pretraining.augment_p.max(self.one_step.augment_p) > 0.0 && n.augment_labels == 0 {
-            return Err(format!("at scale {} the networks are told nothing about augmentation", self.scale));
+            return Err(format!(
+                "the networks of scale {} have no input for augmentation labels",
+                self.scale
+            ));
         }
         if !n.size.is_multiple_of(1 << (n.channel_mult.len() - 1)) {
-            return Err(format!("{} pixels cannot be halved so often", n.size));
+            return Err(format!("{} pixels cannot be halved for every resolution", n.size));
         }
         let channels = || n.channel_mult.iter().map(|times| times * n.model_channels);
         let mut norms = channels().chain(channels().flat_map(|a| channels().map(move |b| a + b)));
         if let Some(odd) = norms.find(|channels| !channels.is_multiple_of((channels / 4).clamp(1, 32))) {
-            return Err(format!("{odd} channels are not of equal groups"));
+            return Err(format!("{odd} channels do not divide into equal groups"));
         }
         let near = e.samples.min(e.quick_samples).min(e.reference).min(e.neighbourhood);
         if e.neighbours >= near {
-            return Err(format!("{near} images do not have {} neighbours", e.neighbours));
+            return Err(format!("{near} images are too few for {} neighbours", e.neighbours));
         }
         if e.splits > e.samples {
             return Err(format!("{} samples cannot be split into {}", e.samples, e.splits));

@@ -66,9 +66,8 @@ pub fn studies(directory: &Path) -> Result<Vec<Study>> {
 }
 
 fn words<T>(line: &Line, column: &str, expected: &str, read: impl Fn(&str) -> Option<T>) -> Result<Vec<T>> {
-    let word = |word: &str| {
-        read(word).ok_or_else(|| line.wrong(column, &format!("{expected} in the place of '{word}'")))
-    };
+    let word =
+        |word: &str| read(word).ok_or_else(|| line.wrong(column, &format!("{expected} instead of '{word}'")));
     line.text(column)?.split_whitespace().map(word).collect()
 }
 
@@ -95,7 +94,7 @@ fn axes(line: &Line, fields: &[&'static Field]) -> Result<Vec<(&'static Field, V
             _ if known(text).is_some() => Ok(Value::Of(text.into(), 1.0)),
             (_, Some((other, times))) => match (known(other), times.parse()) {
                 (Some(_), Ok(times)) => Ok(Value::Of(other.into(), times)),
-                _ => Err(line.wrong("changes", &format!("NAME*NUMBER in the place of '{text}'"))),
+                _ => Err(line.wrong("changes", &format!("NAME*NUMBER instead of '{text}'"))),
             },
             _ => Ok(Value::Text(text.into())),
         };

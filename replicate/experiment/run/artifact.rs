@@ -55,7 +55,7 @@ impl Runner<'_> {
             Finished::Yes(manifest) => Ok(Some(Made { entry, manifest })),
             Finished::No => Ok(None),
             Finished::Damaged(reason) => {
-                say(&format!("{reason}: it does not count; the next run makes it again"));
+                say(&format!("{reason}: ignored; the next run makes it again"));
                 Ok(None)
             }
         }
@@ -72,9 +72,7 @@ impl Runner<'_> {
             true => Ok(finished),
             false => {
                 let place = shown_path(entry.dir());
-                Ok(Finished::Damaged(format!(
-                    "{place}: its manifest contradicts the experiment that it is of"
-                )))
+                Ok(Finished::Damaged(format!("{place}: its manifest contradicts the experiment")))
             }
         }
     }
@@ -105,7 +103,7 @@ impl Runner<'_> {
             Finished::No => {}
             Finished::Damaged(reason) => {
                 let aside = lock.discard(&reason)?;
-                say(&format!("{reason}: moved to {} and made again", shown_path(&aside)));
+                say(&format!("{reason}: moved to {}, running again", shown_path(&aside)));
             }
         }
         let started = Instant::now();

@@ -259,7 +259,7 @@ fn read_reference(entry: &Entry) -> Result<Reference> {
             path: path.clone(),
             expected: format!("an array {name}"),
             found: "none".into(),
-            remedy: "remove that directory: it is made again".into(),
+            remedy: "remove that directory; the next run makes it again".into(),
         }),
     };
     let (neighbourhood, class_means) = (features("features")?, features("class_means")?);

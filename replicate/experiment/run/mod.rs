@@ -162,7 +162,7 @@ impl<'a> Runner<'a> {
         let weights = all.iter().find(|made| Some(&made.entry.key().to_string()) == key).cloned();
         for made in weights.iter().chain([scores]) {
             if let Finished::Damaged(reason) = made.entry.finished()? {
-                say(&format!("{reason}: it does not count; the next run makes it again"));
+                say(&format!("{reason}: ignored; the next run makes it again"));
                 return Ok(None);
             }
         }

@@ -116,9 +116,9 @@ fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
         path: made.entry.path(SCORES),
         expected: "lines NAME,VALUE".into(),
         found: found.to_string(),
-        remedy: "remove that directory: it is made again".into(),
+        remedy: "remove that directory; the next run makes it again".into(),
     };
-    let text = std::str::from_utf8(&bytes).map_err(|_| wrong("bytes that are no text"))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| wrong("bytes that are not text"))?;
     let value = |line: &str| {
         let (name, value) = line.split_once(',')?;
         // A name is printed in tables.

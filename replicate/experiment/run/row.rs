@@ -126,7 +126,7 @@ impl Runner<'_> {
             if keys::same_experiment(old, &artifact.text) {
                 let changed = keys::changed_code(old, &artifact.text).join(", ");
                 self.watch.note(&format!(
-                    "{label}: made again, because this changed: {changed} (--keep takes the stored result)"
+                    "{label}: running again, as this code changed: {changed} (--keep accepts the old result)"
                 ));
                 break;
             }

@@ -80,7 +80,7 @@ impl Runner<'_> {
                 path: self.settings.store.clone(),
                 what: format!("{} of seed {seed} is not in this store", row.id),
                 remedy: format!(
-                    "replicate run {} --scale {}{} --seed {seed}; results of a GPU are found with its --device",
+                    "replicate run {} --scale {}{} --seed {seed}; to find a GPU's results, give its --device",
                     row.id,
                     self.recipe.scale,
                     crate::store::option(&self.settings.store)

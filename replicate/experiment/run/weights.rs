@@ -77,7 +77,7 @@ impl Runner<'_> {
         }
         let outcome = self.row(before, seed)?;
         let Some(weights) = outcome.weights else {
-            let what = format!("the weights of {} are not in the store beside its scores", before.id);
+            let what = format!("the weights of {} are not in the store, only its scores", before.id);
             return Err(Error::Run(format!("{what}\n  run it again without --keep")));
         };
         read_weights(&weights.entry)
