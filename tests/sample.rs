@@ -328,7 +328,7 @@ fn what_was_written_is_scored_as_the_row_was() {
     let sampled =
         replicate(dir, NOWHERE, "sample ddim --scale drill --seeds 0-59 --watch none --out images.zip");
     assert_eq!(sampled.code, 0, "{}", sampled.err);
-    let report = score("images.zip --ref cifar10.tar.gz --num 20 --trials 3 --metrics fid,is");
+    let report = score("images.zip --ref statistics.npz --num 20 --trials 3 --metrics fid,is");
     let fids: Vec<f64> =
         report["trials"].as_array().unwrap().iter().map(|t| t["fid"].as_f64().unwrap()).collect();
     let least = fids.iter().fold(f64::INFINITY, |least, fid| least.min(*fid));
@@ -340,7 +340,7 @@ fn what_was_written_is_scored_as_the_row_was() {
     let row = replicate(
         dir,
         NOWHERE,
-        "score ddim --scale drill --ref cifar10.tar.gz --trials 3 --metrics fid --inception inception.pth --json",
+        "score ddim --scale drill --ref statistics.npz --trials 3 --metrics fid --inception inception.pth --json",
     );
     assert_eq!(row.code, 0, "{}", row.err);
     let row: serde_json::Value = serde_json::from_str(&row.out).unwrap();
