@@ -1,6 +1,6 @@
 //! `list`: every row, its golden value, its seeds in the store, and the cost of a run.
 
-use super::{all_goldens, command, quiet, root};
+use super::{all_goldens, command, flags, quiet, root};
 use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, Result};
 use crate::experiment::plan;
@@ -8,7 +8,7 @@ use crate::experiment::run::{Runner, shipped};
 use crate::experiment::studies::studies;
 use crate::experiment::{Initialization, Recipe, Row, all_rows};
 use crate::judge::golden::{self, Golden, TIME};
-use crate::judge::paper;
+use crate::judge::paper::{self, Kind};
 use crate::report::explain;
 use crate::report::tables::metric_names;
 use crate::store::Store;
@@ -63,15 +63,16 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     for cell in all_rows() {
         rows.push(listed(&mut runner, place, &cell, &goldens, &printed, &device, &probe)?);
     }
-    let changed = changed(&mut runner)?;
+    let changed = changed(&mut runner, place)?;
     if json {
         let all: Vec<Json> = rows.iter().map(to_json).chain(changed.iter().map(to_json)).collect();
         println!("{}", serde_json::to_string_pretty(&all).expect("strings and numbers"));
         return Ok(EXIT_GOOD);
     }
     let scale = runner.recipe().scale.name();
+    let width = rows.iter().map(|row| row.id.len()).max().unwrap_or(0);
     println!(
-        "{:14} {:>10}  {:20} {:10} {:>10}  {:>7}  command",
+        "{:width$} {:>10}  {:20} {:10} {:>10}  {:>7}  command",
         "row",
         "paper FID",
         format!("golden {} ({scale})", metric_names(scale).0),
@@ -90,11 +91,20 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         let time =
             format!("{}{}", if row.measured { "" } else { "~" }, plan::duration(row.estimated_seconds));
         let disk = plan::bytes(row.peak_disk_bytes);
-        println!("{:14} {paper:>10}  {golden:20} {done:10} {time:>10}  {disk:>7}  {}", row.id, row.command);
+        println!(
+            "{:width$} {paper:>10}  {golden:20} {done:10} {time:>10}  {disk:>7}  {}",
+            row.id, row.command
+        );
     }
     println!(
         "\nTimes are for this machine, from finished runs or (~) from a one-second probe. Disk is an upper bound."
     );
+    let first = paper::table1(&root.join("paper"))?;
+    let cited = first.iter().filter(|row| row.kind == Kind::Cited).count();
+    match cited {
+        0 => println!("All {} rows of Table 1 are run here; none is cited.", first.len()),
+        _ => println!("Of the {} rows of Table 1, {cited} are cited and not run.", first.len()),
+    }
     for (start, cost) in pretrainings(runner.recipe(), &root)? {
         let rate = *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN));
         println!(
@@ -110,7 +120,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         let seeds: Vec<String> = row.seeds_done.iter().map(u64::to_string).collect();
         println!("{:14} {:20} seeds {:10} {}", row.id, row.fd, seeds.join(","), row.changes);
     }
-    print_studies(&runner, &root, *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN)))?;
+    print_studies(&runner, place, &root, *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN)))?;
     let store = Store::open(&place.store)?;
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for (_, manifest) in store.finished_entries()? {
@@ -145,7 +155,7 @@ fn to_json(line: &impl Serialize) -> Json {
 }
 
 /// Returns every row of the scale with overrides in the store.
-fn changed(runner: &mut Runner) -> Result<Vec<Changed>> {
+fn changed(runner: &mut Runner, place: &Place) -> Result<Vec<Changed>> {
     let presets = runner.recipe().clone();
     let mut all = Vec::new();
     for (changes, cells) in runner.changed()?.into_iter().filter(|(changes, _)| !changes.is_empty()) {
@@ -167,7 +177,7 @@ fn changed(runner: &mut Runner) -> Result<Vec<Changed>> {
                     changes: changes.join("+"),
                     fd: golden::Sample::of(fds).text(2),
                     seeds_done: seeds,
-                    command: format!("replicate run {} --scale {}{set}", row.id, presets.scale),
+                    command: format!("replicate run {}{}{set}", row.id, flags(place)),
                 });
             }
         }
@@ -178,9 +188,8 @@ fn changed(runner: &mut Runner) -> Result<Vec<Changed>> {
 
 /// Prints the studies of the scale: number of cells, time at `rate` operations per second,
 /// question.
-fn print_studies(runner: &Runner, root: &Path, rate: f64) -> Result<()> {
+fn print_studies(runner: &Runner, place: &Place, root: &Path, rate: f64) -> Result<()> {
     let presets = runner.recipe();
-    let scale = presets.scale;
     println!("\n{:14} {:>5}  {:>10}  question", "study", "cells", "time");
     for study in studies(&root.join("paper"))? {
         let Ok(recipes) = study.recipes(presets) else { continue };
@@ -190,7 +199,7 @@ fn print_studies(runner: &Runner, root: &Path, rate: f64) -> Result<()> {
         let time = format!("~{}", plan::duration(seconds * n as f64));
         println!("{:14} {:>5}  {time:>10}  {}", study.id, cells().count() * n, study.question);
     }
-    println!("`replicate run STUDY --scale {scale}` runs one; its time includes finished cells.");
+    println!("`replicate run STUDY{}` runs one; times are of all its cells, done or not.", flags(place));
     Ok(())
 }
 
