@@ -200,6 +200,10 @@ fn awkward() -> Page {
             what: format!("init-90 & {AWKWARD}"),
             command: "replicate run init-90 --seed 0 | tee `log`".to_string(),
         }],
+        others: vec![Missing {
+            what: format!("rows of tiny {AWKWARD}"),
+            command: "replicate report --scale tiny".to_string(),
+        }],
     }
 }
 
@@ -397,6 +401,9 @@ fn leaves_nothing_out() {
     let shown = AWKWARD.replace('\u{1b}', "\u{fffd}");
     assert!(document.text.contains(&shown), "awkward text arrives as it was");
     assert!(document.text.contains(&page.missing[0].command));
+    assert!(
+        document.text.contains(&page.others[0].command) && markdown(&page).contains(&page.others[0].command)
+    );
 }
 
 /// The coordinates of every path, and every number that places something.
@@ -472,7 +479,7 @@ fn the_axis_of_fd_is_logarithmic_where_the_range_asks_for_it() {
 fn an_empty_page_says_what_is_missing() {
     let sentence = "This report has no claims, no tables, no training curves, no figures, \
                     no samples along the training, no settings, no runs, no training images, which are not on this \
-                    machine.";
+                    machine (--data names their place).";
     let page = Page { scale: "mini".to_string(), ..Page::default() };
     let document = parse(&html(&page));
     assert!(document.text.contains(sentence));
@@ -492,12 +499,13 @@ fn the_verdict_comes_first_and_a_full_report_mentions_nothing_missing() {
             "class=\"contact\"",
             "class=\"plot\"",
             "<nav",
-            "id=\"missing\"",
             "id=\"claims\"",
             "id=\"table-1\"",
             "id=\"curves\"",
             "id=\"figures\"",
             "id=\"strips\"",
+            "id=\"missing\"",
+            "id=\"others\"",
             "id=\"choices\"",
             "id=\"runs\"",
         ];

@@ -51,6 +51,9 @@ pub struct Judgement {
 pub const ONE_SEED: &str =
     "One seed (n = 1) decides neither an order nor a category: its spread is not known.";
 
+/// Said once where tests decide.
+pub const BRACKETS: &str = "Brackets hold the 90 % interval, which decides as a one-sided test at 5 % does.";
+
 /// One claim, decided on the scores of a run and on golden values.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ClaimResult {
@@ -96,7 +99,10 @@ pub fn family(claims: &[Claim], scores: &[Score], scale: &str) -> Vec<Judgement>
     let raw: Vec<f64> = tested.iter().filter_map(|judged| judged.p).collect();
     for (judged, holm) in tested.iter_mut().zip(holm(&raw, 2 * raw.len())) {
         judged.holm = Some(holm);
-        judged.reason += &format!("; after Holm p = {holm:.2}");
+        judged.reason += &match holm < 0.005 {
+            true => "; after Holm p < 0.005".to_string(),
+            false => format!("; after Holm p = {holm:.2}"),
+        };
     }
     all
 }

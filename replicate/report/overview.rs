@@ -39,18 +39,26 @@ pub(crate) fn overview(page: &Page) -> Markup {
                         div.tile {
                             (image(picture, &format!("Samples of {}", row.label)))
                             b { (row.label) }
-                            span { (distance(fd, &row.seeds)) (state(&row.state)) }
+                            span.bad[!row.healthy()] {
+                                (distance(fd, &row.seeds))
+                                @if !row.healthy() { " " i { (row.state) } }
+                            }
                         }
                     }
                 }
-                figcaption { "The same latents in every row." }
+                figcaption {
+                    "The same latents in every row."
+                    @if tiles.iter().any(|(row, _)| !row.healthy()) { " Red: not healthy." }
+                }
             }
             @if let Some(plot) = plot {
                 figure.plot {
                     (plot)
                     figcaption {
                         "Dots: this run's seeds. Bar: where golden expects one more seed, with its mean. "
-                        "Right: the paper's FID, of other images and features."
+                        "Right: the paper's FID"
+                        @if fd != "FID" { ", of other images and features: " (fd) " does not compare with it" }
+                        "."
                     }
                 }
             }
@@ -62,10 +70,6 @@ pub(crate) fn overview(page: &Page) -> Markup {
 fn distance(fd: &str, seeds: &[(u64, f64)]) -> String {
     let mean = seeds.iter().map(|seed| seed.1).sum::<f64>() / seeds.len() as f64;
     if seeds.is_empty() { String::new() } else { format!("{fd} {mean:.2}") }
-}
-
-fn state(state: &str) -> Markup {
-    html! { @if !state.is_empty() && state != "healthy" { " " i { (state) } } }
 }
 
 /// The plot as an `svg` element, or `None` where nothing can be drawn. `name` is what our

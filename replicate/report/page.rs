@@ -54,6 +54,8 @@ pub struct Page {
     pub settings: Vec<(&'static str, String)>,
     pub runs: Vec<Run>,
     pub missing: Vec<Missing>,
+    /// What the store has of other scales, and what reports it.
+    pub others: Vec<Missing>,
 }
 
 /// A row of the overview.
@@ -69,6 +71,13 @@ pub struct Sampled {
     pub state: String,
     /// Eight samples, of the same latents in every row; `None` where it has not been run.
     pub picture: Option<Picture>,
+}
+
+impl Sampled {
+    /// On all seeds; what has not been run is not ill.
+    pub(crate) fn healthy(&self) -> bool {
+        self.state.is_empty() || self.state == "healthy"
+    }
 }
 
 /// Pixel art: it is enlarged without smoothing.
@@ -146,7 +155,6 @@ pub fn html(page: &Page) -> String {
     let mut add = |id: &str, title: &str, body: Option<Markup>| {
         sections.extend(body.map(|body| (id.to_string(), title.to_string(), body)));
     };
-    add("missing", "What is missing", missing(page));
     add("claims", "The paper's claims", claims(page, &mut ids));
     let mut said = BTreeSet::new();
     for table in &page.tables {
@@ -158,6 +166,8 @@ pub fn html(page: &Page) -> String {
     add("curves", "Training curves", all_curves(page, &mut ids));
     add("figures", "The paper's figures", figures(&page.figures, "figure", &mut ids));
     add("strips", "Samples along the training", figures(&page.strips, "strip", &mut ids));
+    add("missing", "What is missing", missing(page));
+    add("others", "Other scales", commands(&page.others));
     add("choices", "What the paper leaves open", choices(page, &mut ids));
     add("runs", "Runs", runs(page, &mut ids));
     let document = html! {
@@ -221,11 +231,16 @@ fn missing(page: &Page) -> Option<Markup> {
     let absent = absent(page);
     (!page.missing.is_empty() || absent.is_some()).then(|| {
         html! {
-            @if !page.missing.is_empty() {
-                ul.missing { @for Missing { what, command } in &page.missing { li { (what) ": " code { (command) } } } }
-            }
+            @if let Some(list) = commands(&page.missing) { (list) }
             @if let Some(absent) = absent { p { (absent) } }
         }
+    })
+}
+
+/// What each command makes or shows; `None` where there is none.
+fn commands(all: &[Missing]) -> Option<Markup> {
+    (!all.is_empty()).then(|| {
+        html! { ul.missing { @for Missing { what, command } in all { li { (what) ": " code { (command) } } } } }
     })
 }
 
@@ -239,7 +254,7 @@ pub(crate) fn absent(page: &Page) -> Option<String> {
         ("samples along the training", page.strips.is_empty()),
         ("settings", page.choices.is_empty()),
         ("runs", page.runs.is_empty()),
-        ("training images, which are not on this machine", page.real.is_none()),
+        ("training images, which are not on this machine (--data names their place)", page.real.is_none()),
     ];
     let absent: Vec<&str> = parts.into_iter().filter(|(_, empty)| *empty).map(|(name, _)| name).collect();
     (!absent.is_empty()).then(|| format!("This report has no {}.", absent.join(", no ")))
@@ -311,8 +326,13 @@ fn claims(page: &Page, ids: &mut Ids) -> Option<Markup> {
         return None;
     }
     let golden = page.claims.iter().any(|claim| claim.golden.is_some());
+    // Those of one reason together, where the first of them stands.
+    let place = |claim: &&ClaimResult| page.claims.iter().position(|other| numbers(other) == numbers(claim));
     let with = |verdict: &str| -> Vec<&ClaimResult> {
-        page.claims.iter().filter(|claim| claim_text(&claim.leading().verdict).0 == verdict).collect()
+        let has = |claim: &&ClaimResult| claim_text(&claim.leading().verdict).0 == verdict;
+        let mut all: Vec<&ClaimResult> = page.claims.iter().filter(has).collect();
+        all.sort_by_cached_key(place);
+        all
     };
     let groups: Vec<(&str, Vec<&ClaimResult>)> = VERDICTS
         .into_iter()
@@ -325,24 +345,9 @@ fn claims(page: &Page, ids: &mut Ids) -> Option<Markup> {
         @for note in &page.notes { p { (note) } }
         @for (verdict, claims) in &groups {
             h3 { span class=(claim_text(&claims[0].leading().verdict).1.class()) { (capital(verdict)) } " (" (claims.len()) ")" }
-            @for alike in claims.chunk_by(|a, b| numbers(a) == numbers(b)) {
-                @let reason = linked(page, numbers(alike[0]).trim_end_matches('.'));
-                @if alike.len() > 1 { p { "These " (alike.len()) ": " (reason) "." } }
-                ul.claims {
-                    @for claim in alike {
-                        li id=(ids.of(&format!("claim-{}", claim.id))) {
-                            p.words { "“" (claim.claim) "” " span { (claim.place) } }
-                            p {
-                                code { (claim.id) } " " b class=(claim_text(&claim.leading().verdict).1.class()) { (verdict) }
-                                @if golden && claim.own.verdict != ClaimVerdict::NotTested && claim.own.verdict != claim.leading().verdict {
-                                    " (this run: " (claim_text(&claim.own.verdict).0) ")"
-                                }
-                                @if alike.len() == 1 { ": " (reason) }
-                            }
-                        }
-                    }
-                }
-            }
+            @let body = claims_of(page, verdict, claims, golden, ids);
+            // What was not tested is long and says little.
+            @if *verdict == VERDICTS[3] { details { summary { (claims.len()) " claims" } (body) } } @else { (body) }
         }
         @if !differences.rows.is_empty() {
             h3 id=(id) { "Differences between the rows" }
@@ -353,6 +358,30 @@ fn claims(page: &Page, ids: &mut Ids) -> Option<Markup> {
             (table_html(&page.readings, "readings", ids, &mut BTreeSet::new()))
         }
     })
+}
+
+/// Claims of one verdict; those of one reason share it.
+fn claims_of(page: &Page, verdict: &str, all: &[&ClaimResult], golden: bool, ids: &mut Ids) -> Markup {
+    html! {
+        @for alike in all.chunk_by(|a, b| numbers(a) == numbers(b)) {
+            @let reason = linked(page, numbers(alike[0]).trim_end_matches('.'));
+            @if alike.len() > 1 { p { "These " (alike.len()) ": " (reason) "." } }
+            ul.claims {
+                @for claim in alike {
+                    li id=(ids.of(&format!("claim-{}", claim.id))) {
+                        p.words { "“" (claim.claim) "” " span { (claim.place) } }
+                        p {
+                            code { (claim.id) } " " b class=(claim_text(&claim.leading().verdict).1.class()) { (verdict) }
+                            @if golden && claim.own.verdict != ClaimVerdict::NotTested && claim.own.verdict != claim.leading().verdict {
+                                " (this run: " (claim_text(&claim.own.verdict).0) ")"
+                            }
+                            @if alike.len() == 1 { ": " (reason) }
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// `text` with a link where it names the list of errata.
@@ -466,12 +495,15 @@ fn runs(page: &Page, ids: &mut Ids) -> Option<Markup> {
         ("result", Content::Text),
         ("machine", Content::Text),
     ];
+    // Said once where it is the same for all.
+    let machine = page.runs.iter().all(|run| run.machine == page.runs[0].machine);
+    let shown = titles.len() - usize::from(machine);
     let short = |digest: &str| Cell::text(digest.chars().take(SHORT_DIGEST).collect::<String>());
     let commit = |run: &Run| {
         run.commit.chars().take(SHORT_DIGEST).collect::<String>() + if run.dirty { "+" } else { "" }
     };
     let row = |run: &Run| Row {
-        cells: vec![
+        cells: [
             Cell::text(format!("{}, seed {}", run.row, run.seed)),
             Cell::text(&run.date),
             Cell::text(thousands(run.images)),
@@ -481,7 +513,8 @@ fn runs(page: &Page, ids: &mut Ids) -> Option<Markup> {
             short(&run.key),
             short(&run.result_digest),
             Cell::text(&run.machine),
-        ],
+        ][..shown]
+            .to_vec(),
         ..Row::default()
     };
     let notes = [
@@ -491,21 +524,27 @@ fn runs(page: &Page, ids: &mut Ids) -> Option<Markup> {
     ];
     let table = Table {
         name: "Runs".to_string(),
-        columns: titles.map(|(title, content)| Column::new(title, "", content)).to_vec(),
+        columns: titles[..shown].iter().map(|(title, content)| Column::new(*title, "", *content)).collect(),
         rows: page.runs.iter().map(row).collect(),
-        notes: notes.map(str::to_string).to_vec(),
+        notes: notes
+            .map(str::to_string)
+            .into_iter()
+            .chain(machine.then(|| format!("machine: {}.", page.runs[0].machine)))
+            .collect(),
         ..Table::default()
     };
     Some(html! {
         (table_html(&table, "", ids, &mut BTreeSet::new()))
         h3 { "How each was made" }
-        @for run in &page.runs {
-            details.run id=(ids.of(&format!("run-{}-s{}", run.row, run.seed))) {
-                summary { (run.row) ", seed " (run.seed) }
-                p { code { (run.command) } }
-                p { "key " code { (run.key) } " result " code { (run.result_digest) } " commit " code { (run.commit) @if run.dirty { "+" } } }
-                @if !run.licences.is_empty() { p { "made from files under licence: " (run.licences.join(", ")) } }
-                pre { (run.experiment) }
+        div.made {
+            @for run in &page.runs {
+                details.run id=(ids.of(&format!("run-{}-s{}", run.row, run.seed))) {
+                    summary { (run.row) ", seed " (run.seed) }
+                    p { code { (run.command) } }
+                    p { "key " code { (run.key) } " result " code { (run.result_digest) } " commit " code { (run.commit) @if run.dirty { "+" } } }
+                    @if !run.licences.is_empty() { p { "made from files under licence: " (run.licences.join(", ")) } }
+                    pre { (run.experiment) }
+                }
             }
         }
     })

@@ -2,10 +2,10 @@
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict};
 use crate::judge::golden::{Comparison, Score};
-use crate::report::page::{Page, TITLE, absent};
+use crate::report::page::{Missing, Page, TITLE, absent};
 use crate::report::studies;
 use crate::report::table::plain;
-use crate::report::tables::scale_note;
+use crate::report::tables::{metric_names, scale_note};
 use crate::report::verdicts::claims_table;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -13,22 +13,12 @@ use std::fmt::Write;
 /// What GitHub accepts as the summary of one step, in bytes.
 const SUMMARY_LIMIT: usize = 1024 * 1024;
 
-/// The verdict, what is missing, the claims that were tested and the tables, as GitHub's
+/// The verdict, the claims that were tested, the tables and what is missing, as GitHub's
 /// Markdown, never longer than a job summary may be.
 pub fn markdown(page: &Page) -> String {
     let mut out = format!("# {TITLE}\n\n{}\n", plain(&scale_note(&page.scale)));
     for sentence in page.verdict.iter().chain([&page.program]).filter(|text| !text.is_empty()) {
         write!(out, "\n{}\n", plain(sentence)).unwrap();
-    }
-    let absent = absent(page);
-    if !page.missing.is_empty() || absent.is_some() {
-        out += "\n## What is missing\n\n";
-        for missing in &page.missing {
-            writeln!(out, "- {}: {}", plain(&missing.what), code(&missing.command)).unwrap();
-        }
-        if let Some(absent) = absent {
-            writeln!(out, "- {absent}").unwrap();
-        }
     }
     let tested = |claim: &&ClaimResult| claim.leading().verdict != ClaimVerdict::NotTested;
     let tested: Vec<ClaimResult> = page.claims.iter().filter(tested).cloned().collect();
@@ -45,9 +35,23 @@ pub fn markdown(page: &Page) -> String {
     {
         write!(out, "\n## {}\n\n{}", plain(&table.name), table.to_markdown()).unwrap();
     }
-    for study in &page.studies.all {
+    for study in page.studies.started(&page.scale) {
         let table = studies::table(study, page.studies.measured(&page.scale));
         write!(out, "\n## {}\n\n{}", plain(&table.name), table.to_markdown()).unwrap();
+    }
+    let absent = absent(page);
+    for (title, all, also) in
+        [("What is missing", &page.missing, absent), ("Other scales", &page.others, None)]
+    {
+        if !all.is_empty() || also.is_some() {
+            write!(out, "\n## {title}\n\n").unwrap();
+        }
+        for Missing { what, command } in all {
+            writeln!(out, "- {}: {}", plain(what), code(command)).unwrap();
+        }
+        if let Some(also) = also {
+            writeln!(out, "- {also}").unwrap();
+        }
     }
     within_limit(out)
 }
@@ -69,7 +73,8 @@ pub fn json(page: &Page, scores: &[Score], comparisons: &[Comparison]) -> String
     let missing =
         page.missing.iter().map(|missing| json!({ "what": missing.what, "command": missing.command }));
     let report = json!({
-        "format": "replicate results 1", "scale": page.scale, "program": page.program, "verdict": page.verdict,
+        "format": "replicate results 1", "scale": page.scale, "distance": metric_names(&page.scale).0,
+        "program": page.program, "verdict": page.verdict,
         "results": results.collect::<Vec<_>>(), "golden": comparisons, "claims": page.claims,
         "missing": missing.collect::<Vec<_>>(),
     });

@@ -199,7 +199,7 @@ fn print_studies(runner: &Runner, place: &Place, root: &Path, rate: f64) -> Resu
         let time = format!("~{}", plan::duration(seconds * n as f64));
         println!("{:14} {:>5}  {time:>10}  {}", study.id, cells().count() * n, study.question);
     }
-    println!("`replicate run STUDY{}` runs one; times are of all its cells, done or not.", flags(place));
+    println!("`replicate run STUDY{}` runs one; its time includes finished cells.", flags(place));
     Ok(())
 }
 

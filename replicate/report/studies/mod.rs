@@ -161,18 +161,23 @@ impl Studies {
     pub fn measured<'a>(&'a self, scale: &'a str) -> Measured<'a> {
         Measured { scale, scores: &self.scores, comparisons: &self.comparisons, unlearned: &self.unlearned }
     }
+
+    /// The studies with two values or more of a row measured.
+    pub(crate) fn started(&self, scale: &str) -> Vec<&Study> {
+        let compares = |study: &&Study| {
+            study.done(&self.scores, scale).chunk_by(|a, b| a.row == b.row).any(|parts| parts.len() > 1)
+        };
+        self.all.iter().filter(compares).collect()
+    }
 }
 
-/// The section of the page; `None` where nothing was measured.
+/// The section of the page; `None` where no study compares anything yet.
 pub(crate) fn section(
     studies: &Studies,
     scale: &str,
     mut table_html: impl FnMut(&Table) -> Markup,
 ) -> Option<Markup> {
-    let measured = studies.measured(scale);
-    let studies = &studies.all;
-    let started: Vec<&Study> =
-        studies.iter().filter(|study| study.done(measured.scores, measured.scale).len() > 1).collect();
+    let (measured, started) = (studies.measured(scale), studies.started(scale));
     (!started.is_empty()).then(|| {
         html! {
             @for study in started {
