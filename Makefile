@@ -8,7 +8,10 @@ ROWS   ?=
 FEATURES ?=
 
 REPLICATE = cargo run --release --locked --quiet $(if $(FEATURES),--features $(FEATURES)) --
-PLACE = --scale $(SCALE) --device $(DEVICE) --store $(STORE) $(if $(DATA),--data $(DATA))
+# Reports choose their scale by what the store has, unless one is given.
+GIVEN = $(if $(filter file,$(origin SCALE)),,--scale $(SCALE))
+ANYWHERE = --device $(DEVICE) --store $(STORE) $(if $(DATA),--data $(DATA))
+PLACE = --scale $(SCALE) $(ANYWHERE)
 
 .PHONY: table1 table2 figures report check claims plan selftest standin drill test build
 
@@ -16,7 +19,7 @@ table1 table2: build
 	$(REPLICATE) run $(or $(ROWS),$@) $(PLACE) --seed $(SEED)
 
 figures report: build
-	$(REPLICATE) $@ $(PLACE)
+	$(REPLICATE) $@ $(GIVEN) $(ANYWHERE)
 
 check: build
 	$(REPLICATE) check all $(PLACE) --against golden

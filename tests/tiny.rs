@@ -2,7 +2,10 @@
 //! with, and what is said where files are missing.
 
 use assert_cmd::cargo::cargo_bin_cmd;
+use replicate::experiment::{Recipe, Scale, all_rows};
 use replicate::rng::Stream;
+use replicate::store::{Key, Manifest, Store};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use tempfile::TempDir;
@@ -27,9 +30,12 @@ fn write_cifar(dir: &Path, train: usize, test: usize, stream: &str) {
 }
 
 fn replicate(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
+    without_scale(dir, &[arguments, &["--scale", "tiny"]].concat())
+}
+
+fn without_scale(dir: &Path, arguments: &[&str]) -> (i32, String, String) {
     let mut command = cargo_bin_cmd!("replicate");
-    let root = env!("CARGO_MANIFEST_DIR");
-    command.current_dir(dir).args(arguments).args(["--scale", "tiny", "--root", root]);
+    command.current_dir(dir).args(arguments).args(["--root", env!("CARGO_MANIFEST_DIR")]);
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
@@ -75,15 +81,91 @@ fn rows_run_on_averaged_images_and_are_compared_with_those_held_out() {
     let (code, again, _) = run(&["run", "dijs"]);
     assert_eq!((code, again, manifests(dir.path())), (0, out, before));
 
+    assert_eq!(run(&["run", "dijs", "edm", "init-single"]).0, 0);
+    leads_the_report(dir.path());
+
     // Other held-out images give other scores of the same weights.
     write_cifar(&data, 20, 10, "first");
     let other = dir.path().join("other");
     fs::create_dir(&other).unwrap();
     write_cifar(&other, 20, 10, "second");
     fs::copy(other.join("test_batch.bin"), data.join("test_batch.bin")).unwrap();
+    let before = manifests(dir.path());
     let (code, _, err) = run(&["run", "dijs"]);
     assert_eq!(code, 0, "{err}");
     assert_eq!(manifests(dir.path()), before + 2, "a reference and the scores, and no weights");
+}
+
+/// Publishes what [`SHORT`] made as results of the scale's own settings, which take an evening.
+fn publish_as_presets(store: &Path) {
+    let (presets, store) = (Recipe::of(Scale::Tiny), Store::open(store).unwrap());
+    for (entry, manifest) in store.finished_entries().unwrap() {
+        let label = entry.label().split("-classifier_images").next().unwrap();
+        let of = |id: &str| label == format!("tiny-{id}-s0") || label == format!("tiny-{id}-s0-weights");
+        let Some(row) = all_rows().find(|row| of(row.id)) else { continue };
+        let used = all_rows().chain([row]).flat_map(|row| presets.used(&row));
+        let values: BTreeMap<&str, String> =
+            used.map(|setting| (setting.field.name, setting.value)).collect();
+        let line = |line: &str| match line.split_once(" = ") {
+            Some((name, _)) if values.contains_key(name) => format!("{name} = {}\n", values[name]),
+            _ => format!("{line}\n"),
+        };
+        let experiment: String = manifest.experiment.lines().map(line).collect();
+        let lock = store.entry(&Key::of(&experiment), label).lock(&mut |_| Ok(())).unwrap();
+        let names: Vec<&str> = manifest.outputs.keys().map(String::as_str).collect();
+        for name in &names {
+            lock.write(name, &entry.read(name).unwrap()).unwrap();
+        }
+        let own = Manifest { experiment, changes: Vec::new(), ..manifest.clone() };
+        lock.publish(own, &names).unwrap();
+    }
+}
+
+fn leads_the_report(dir: &Path) {
+    let report = |arguments: &[&str]| {
+        without_scale(dir, &[&["report", "--store", "store", "--output", "page"], arguments].concat())
+    };
+    // Changed rows alone lead nothing.
+    let (code, out, _) = report(&[]);
+    assert!(code == 5 && out.contains("no result of --scale mini"), "{out}");
+    publish_as_presets(&dir.join("store"));
+    let smoke = ["run", "edm", "--scale", "smoke", "--store", "store", "--watch", "none"];
+    assert_eq!(without_scale(dir, &smoke).0, 0);
+    let (code, out, err) = report(&["--data", "cifar"]);
+    assert_eq!(code, 0, "{out}{err}");
+    let smoke = "replicate report --scale smoke";
+    assert!(
+        out.contains("at scale tiny")
+            && out.contains("1 row of smoke; report it with: ")
+            && out.contains(smoke)
+    );
+    let read = |name: &str| fs::read_to_string(dir.join("page").join(name)).unwrap();
+    let page = read("index.html");
+    assert!(page.contains("<b>Training images</b>") && page.contains(smoke));
+    for name in ["index.html", "report.md", "table1.md", "table2.md"] {
+        let text = read(name);
+        assert!(text.contains("FD-tiny") && !text.contains("| FD |") && !text.contains(">FD<"), "{name}");
+    }
+    assert!(
+        page.contains("compares with nothing but FD-tiny")
+            && read("results.json").contains("\"distance\": \"FD-tiny\"")
+    );
+    // Figure 1 is of these images.
+    let captions = read("figures/captions.md");
+    for figure in ["figure1a", "figure1b", "figure1c"] {
+        let line = captions.lines().find(|line| line.contains(&format!("`{figure}.png`"))).unwrap();
+        assert!(line.contains("Scale tiny, seed 0"), "{line}");
+        assert!(dir.join(format!("page/figures/{figure}.png")).is_file());
+    }
+    let (_, table, _) = without_scale(dir, &["report", "table1", "--store", "store"]);
+    assert!(table.contains("Ours at scale tiny. Rows measured: 2 of 16."), "{table}");
+    // Without the images the page has none of them, and nothing is fetched.
+    let (code, out, err) = report(&[]);
+    assert_eq!(code, 0, "{out}{err}");
+    let page = read("index.html");
+    assert!(!page.contains("<b>Training images</b>") && page.contains("--data names their place"));
+    let (code, out, _) = report(&["--scale", "smoke"]);
+    assert!(code == 0 && out.contains("at scale smoke") && out.contains("3 rows of tiny"), "{out}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::app::score::Metric;
 use crate::experiment::Recipe;
 use crate::text::wrap;
 use crate::train::watch::Mode;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -79,7 +79,9 @@ pub enum Command {
     /// A result is ROW[:SEED][+NAME=VALUE...], such as dijs:1+critic_lr=5e-5, or the beginning of a
     /// key of the store.
     Diff {
+        /// A result: dijs, dijs:1, dijs+critic_lr=5e-5, or a key
         a: String,
+        /// Another
         b: String,
         #[command(flatten)]
         place: Place,
@@ -105,6 +107,7 @@ pub enum Command {
     ///
     /// Missing rows are listed with the command that runs them; they are not a failure. Without any
     /// result nothing is written, and the exit code is 5.
+    #[command(mut_arg("scale", leading))]
     Report {
         /// Table to print; without it, write index.html, report.md, results.csv, results.json, both tables and the figures
         #[arg(value_enum)]
@@ -125,7 +128,9 @@ pub enum Command {
     ///
     /// It holds every finished result with its manifest, the report of --scale, golden and
     /// printed values, RO-Crate metadata, and SHA256SUMS, but no fetched files.
+    #[command(mut_arg("scale", leading))]
     Export {
+        /// The archive to write
         #[arg(value_name = "OUT.zip")]
         out: PathBuf,
         #[command(flatten)]
@@ -133,6 +138,7 @@ pub enum Command {
     },
     /// Check every byte of a zip from export; exit code 1 if one has changed
     Verify {
+        /// An archive that export wrote
         #[arg(value_name = "OUT.zip")]
         file: PathBuf,
     },
@@ -145,6 +151,7 @@ pub enum Command {
         output: PathBuf,
     },
     /// Write the paper's figures and a strip of samples over training for each row
+    #[command(mut_arg("scale", leading))]
     Figures {
         #[command(flatten)]
         place: Place,
@@ -189,7 +196,7 @@ pub enum Command {
     ///
     /// tests/peers/bench.py times PyTorch for comparison.
     Bench {
-        /// [default: all]
+        /// What is timed [default: all]
         #[arg(value_enum)]
         cases: Vec<Case>,
         /// Repetitions of each case, after a warm-up
@@ -298,6 +305,15 @@ pub struct Running {
     /// Directory for the tables as CSV and Markdown
     #[arg(short, long, default_value = "report")]
     pub output: PathBuf,
+}
+
+/// Leaves the scale to be chosen by the results in the store.
+fn leading(scale: Arg) -> Arg {
+    let help = scale.get_help().map(ToString::to_string).unwrap_or_default();
+    scale
+        .default_value("")
+        .hide_default_value(true)
+        .help(help + " [default: tiny if the store has a row of it, or else mini]")
 }
 
 /// A set of overrides.

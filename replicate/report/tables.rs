@@ -61,6 +61,8 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
     });
     let mut table =
         measured.table("Table 1", "Sample quality on CIFAR-10.", columns.to_vec(), cells.collect());
+    let done = rows.iter().filter(|row| !measured.of(&row.id, "fd").is_empty()).count();
+    table.title += &format!(" Rows measured: {done} of {}.", rows.len());
     table.notes.extend(budgets(rows, measured.scale));
     for (row, target) in rows.iter().filter_map(|row| Some((row, row.target.as_ref()?))) {
         let printed = row.fid.map_or("number".to_string(), |fid| format!("{fid:.2}"));
@@ -191,7 +193,8 @@ impl Measured<'_> {
 
     fn notes(&self, table: &Table, cells: &[&str]) -> Vec<String> {
         let glyphs = !stand_in(self.scale).is_empty();
-        let own_features = metric_names(self.scale).0 == "FD";
+        let fd = metric_names(self.scale).0;
+        let own_features = fd != "FID";
         let has = |key: &str| table.columns.iter().any(|column| column.key == key);
         let shows = |text: &str| {
             let mut texts = table.rows.iter().flat_map(|row| table.texts(row));
@@ -204,9 +207,14 @@ impl Measured<'_> {
                  the classes in CIFAR-100.",
             ),
             (
-                own_features,
+                fd == "FD",
                 "FD: Fréchet distance between features of a small classifier of the same images; it is not \
                  FID, and the two do not compare.",
+            ),
+            (
+                fd == "FD-tiny",
+                "FD-tiny: Fréchet distance between features of a small classifier of CIFAR-10 at 16x16 pixels; \
+                 it is no FID, and compares with nothing but FD-tiny.",
             ),
             (
                 own_features && has("is"),
@@ -260,7 +268,8 @@ pub(crate) fn stand_in(scale: &str) -> &'static str {
 /// Only real Inception features make an FID.
 pub(crate) fn metric_names(scale: &str) -> (&'static str, &'static str) {
     match scale {
-        "smoke" | "mini" | "tiny" | "drill" => ("FD", "IS stand-in"),
+        "smoke" | "mini" | "drill" => ("FD", "IS stand-in"),
+        "tiny" => ("FD-tiny", "IS stand-in"),
         _ => ("FID", "IS"),
     }
 }
@@ -369,8 +378,11 @@ pub(super) fn metric_name<'a>(metric: &'a str, scale: &str) -> &'a str {
     match metric {
         "fd" => metric_names(scale).0,
         "is" => metric_names(scale).1,
-        "halfway_fd" if metric_names(scale).0 == "FID" => "FID halfway",
-        "halfway_fd" => "FD halfway",
+        "halfway_fd" => match metric_names(scale).0 {
+            "FID" => "FID halfway",
+            "FD-tiny" => "FD-tiny halfway",
+            _ => "FD halfway",
+        },
         TIME => "seconds an iteration",
         other => other,
     }

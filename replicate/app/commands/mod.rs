@@ -38,7 +38,13 @@ const STUDIES: &str = "golden/studies.csv";
 const FULL_ROW: &str = "init-full";
 
 /// Carries out a command; returns the exit code.
-pub fn run(cli: Cli, stop: &AtomicBool) -> Result<i32> {
+pub fn run(mut cli: Cli, stop: &AtomicBool) -> Result<i32> {
+    if let Command::Report { place, .. } | Command::Figures { place, .. } | Command::Export { place, .. } =
+        &mut cli.command
+        && place.scale.is_empty()
+    {
+        place.scale = leading(place, stop)?.to_string();
+    }
     match cli.command {
         Command::List { place, ids, json } => list::list(&place, ids, json, stop),
         Command::Run(arguments) => run::run(&arguments, stop),
@@ -130,6 +136,22 @@ fn is_cited(row: &str, place: &Place) -> bool {
 /// Reads the claims of `paper/` about rows of the tables and about ablations.
 fn claims(paper: &Path) -> Result<Vec<Claim>> {
     paper::claims(paper, &ABLATIONS.iter().map(|row| row.id).collect::<Vec<_>>())
+}
+
+/// Returns the scale of a report for which none is given: tiny, whose images are real, if the
+/// store has a row of it, or else mini.
+fn leading(place: &Place, stop: &AtomicBool) -> Result<Scale> {
+    // A row is found without its images, too, and nothing is read.
+    let place = Place { data: None, ..place.clone() };
+    let mut runner = reader(&place, Recipe::of(Scale::Tiny), stop)?;
+    for row in all_rows() {
+        for seed in runner.seeds(&row)? {
+            if runner.stored(&row, seed)?.is_some() {
+                return Ok(Scale::Tiny);
+            }
+        }
+    }
+    Ok(Scale::Mini)
 }
 
 /// Returns the presets of the scale.

@@ -8,7 +8,7 @@ use crate::app::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
 use crate::experiment::run::{Outcome, Runner, SAMPLES, moments};
 use crate::experiment::{self, Recipe, Row, Scale, all_rows};
-use crate::judge::claims::{Judgement, ONE_SEED, evaluate_all, family, handful};
+use crate::judge::claims::{BRACKETS, Judgement, ONE_SEED, evaluate_all, family, handful};
 use crate::judge::differences::differences;
 use crate::judge::golden::{self, Comparison, Golden, Score, write_scores};
 use crate::judge::paper::{self, Claim, Kind, Row1, Row2};
@@ -21,7 +21,7 @@ use crate::report::summary::{json, markdown};
 use crate::report::table::Table;
 use crate::report::tables::{Measured, difference_table, labels, table1, table2};
 use crate::report::verdicts::readings_table;
-use crate::text::duration;
+use crate::text::{counted, duration};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -67,6 +67,9 @@ pub fn report(place: &Place, output: &Path, stop: &AtomicBool) -> Result<i32> {
         println!("{}", output.join(name).display());
     }
     say_missing(&page.missing);
+    for other in &page.others {
+        println!("also in the store: {}; report it with: {}", other.what, other.command);
+    }
     Ok(EXIT_GOOD)
 }
 
@@ -107,8 +110,24 @@ fn gather(place: &Place, root: &Path, stop: &AtomicBool) -> Result<Option<(Gathe
     }
     gathered.studies = studies::all(&mut runner, root, place)?;
     let real = runner.examples(SHOWN)?.as_ref().and_then(tile);
-    let page = Page { real, ..gathered.page(place, root)? };
+    let others = others(&runner, place)?;
+    let page = Page { real, others, ..gathered.page(place, root)? };
     Ok(Some((gathered, page)))
+}
+
+/// Lists the results of other scales in the store, with the commands that report them.
+fn others(runner: &Runner, place: &Place) -> Result<Vec<Missing>> {
+    let other = |(scale, rows): (String, BTreeSet<String>)| {
+        // Files of CIFAR are of no use where images are drawn.
+        let drawn = Scale::ALL.into_iter().find(|known| known.name() == scale)?.procedural();
+        let data = place.data.clone().filter(|_| !drawn);
+        let flags = flags(&Place { scale: scale.clone(), data, ..place.clone() });
+        Some(Missing {
+            what: format!("{} of {scale}", counted(rows.len(), "row")),
+            command: format!("replicate report{flags} --output report-{scale}"),
+        })
+    };
+    Ok(runner.other_scales()?.into_iter().filter_map(other).collect())
 }
 
 /// Makes the report's text files.
@@ -257,6 +276,7 @@ impl Gathered {
         let differences = differences(&claims, &self.scores, &accepted, scale);
         let panels = self.panels()?;
         let one = (own.len() == 1).then(|| ONE_SEED.to_string());
+        let brackets = judged.iter().any(|claim| claim.leading().p.is_some()).then(|| BRACKETS.to_string());
         Ok(Page {
             scale: scale.to_string(),
             program: crate::app::cli::VERSION.to_string(),
@@ -264,7 +284,7 @@ impl Gathered {
             next: self.next(place, &own, &golden),
             rows: self.rows(&panels)?,
             claims: judged,
-            notes: one.into_iter().chain(not_learned(&self.unlearned, scale)).collect(),
+            notes: one.into_iter().chain(brackets).chain(not_learned(&self.unlearned, scale)).collect(),
             differences: difference_table(&differences, &self.labels, scale),
             readings: readings(&claims, &all, scale, root)?,
             studies: self.studies.clone(),
@@ -284,18 +304,24 @@ impl Gathered {
         })
     }
 
-    /// Returns the command for the golden seeds that this run lacks, with an estimate of its time.
+    /// Returns the command for the rows and golden seeds that this run lacks; for seeds alone with an
+    /// estimate of its time.
     fn next(&self, place: &Place, own: &[u64], golden: &[u64]) -> Option<Missing> {
         let lacking = golden.iter().filter(|seed| !own.contains(seed)).count();
+        let rows = self.missing(place).len();
         let wall: f64 = self.outcomes.iter().map(|(.., outcome)| outcome.wall_seconds()).sum();
-        let text = golden.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        (lacking > 0 && !own.is_empty()).then(|| Missing {
-            what: format!(
+        let what = match (rows, lacking) {
+            (0, 0) => return None,
+            (0, _) => format!(
                 "Golden's seeds on this machine, about {}",
                 duration(wall / own.len() as f64 * lacking as f64)
             ),
-            command: format!("replicate run table1 table2{} --seed {text}", flags(place)),
-        })
+            _ => format!("{rows} of {} rows are missing; all of them", self.labels.len()),
+        };
+        let seeds: BTreeSet<u64> = own.iter().chain(golden).copied().collect();
+        let seeds = seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+        let command = format!("replicate run table1 table2{} --seed {seeds}", flags(place));
+        Some(Missing { what, command })
     }
 
     /// Makes one panel for each finished cell, from its first seed.

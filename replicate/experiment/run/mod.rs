@@ -132,18 +132,37 @@ impl<'a> Runner<'a> {
     /// seeds of their rows. No override comes first.
     pub fn changed(&self) -> Result<BTreeMap<Vec<String>, BTreeSet<(String, u64)>>> {
         let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
-        for (_, manifest) in self.store.finished_entries()? {
-            let line = |name: &str| {
-                let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(" = ")?.to_string());
-                manifest.experiment.lines().find_map(value)
-            };
-            let ours = line("kind").as_deref() == Some("scores")
-                && line("scale").as_deref() == Some(self.recipe.scale.name());
-            if let (true, Some(row)) = (ours, line("row")) {
+        for (scale, row, manifest) in self.scored()? {
+            if scale == self.recipe.scale.name() {
                 found.entry(manifest.changes).or_default().insert((row, manifest.seed));
             }
         }
         Ok(found)
+    }
+
+    /// Returns the rows of other scales with finished scores in the store, without overrides.
+    pub fn other_scales(&self) -> Result<BTreeMap<String, BTreeSet<String>>> {
+        let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+        for (scale, row, manifest) in self.scored()? {
+            if scale != self.recipe.scale.name() && manifest.changes.is_empty() {
+                found.entry(scale).or_default().insert(row);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns scale, row and manifest of all finished scores.
+    fn scored(&self) -> Result<Vec<(String, String, Manifest)>> {
+        let named = |manifest: Manifest| {
+            let line = |name: &str| {
+                let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(" = ")?.to_string());
+                manifest.experiment.lines().find_map(value)
+            };
+            let scores = line("kind")? == "scores";
+            let (scale, row) = (line("scale")?, line("row")?);
+            scores.then_some((scale, row, manifest))
+        };
+        Ok(self.store.finished_entries()?.into_iter().filter_map(|(_, manifest)| named(manifest)).collect())
     }
 
     /// Returns the scores of this scale whose key begins with `start`; `None` unless there is
