@@ -251,8 +251,9 @@ impl Method for Sid {
         // The gradient reaches x_0 directly, and through x_t and both networks.
         let fake = &self.fake.frozen;
         let generator_levels = Levels::SeventhRoot { share: settings.t_max };
-        let passed =
-            |from: fn(&SidaSettings) -> u64| adversary.is_none_or(|s| batch.images_before() > from(s));
+        let passed = |from: fn(&SidaSettings) -> u64| {
+            adversary.is_none_or(|s| from(s) == 0 || batch.images_before() > from(s))
+        };
         let (moves, deceives) = (passed(|s| s.generator_from), passed(|s| s.adversary_from));
         let generator = self.generator.follow(batch, moves, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;
