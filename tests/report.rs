@@ -64,7 +64,7 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     // initialisation is not run.
     assert_eq!(html.matches("data:image/png;base64,").count(), 3 + 7);
     assert!(html.contains(&format!("replicate run dijs --scale smoke --store {} --seed 0", store.display())));
-    assert_eq!(html.matches("takes too few steps to test").count(), 1, "said once of all claims");
+    assert_eq!(html.matches("this scale takes too few steps").count(), 1, "said once of all claims");
     let figures = output.join("figures");
     let side = 10 * (16 * 4 + 1) + 1;
     for name in ["figure2", "figure4", "figure5"] {
