@@ -67,9 +67,9 @@ pub(crate) fn overview(page: &Page) -> Markup {
 }
 
 /// The mean over the seeds; the plot beside it shows their spread.
-fn distance(fd: &str, seeds: &[(u64, f64)]) -> String {
+fn distance(fd: &str, seeds: &[(u64, f64)]) -> Markup {
     let mean = seeds.iter().map(|seed| seed.1).sum::<f64>() / seeds.len() as f64;
-    if seeds.is_empty() { String::new() } else { format!("{fd} {mean:.2}") }
+    html! { @if !seeds.is_empty() { abbr { (fd) } (format!(" {mean:.2}")) } }
 }
 
 /// The plot as an `svg` element, or `None` where nothing can be drawn. `name` is what our
