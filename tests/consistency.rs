@@ -11,7 +11,7 @@ use replicate::app::selftest::steps::CASES;
 use replicate::experiment::{Recipe, Scale};
 use replicate::method::consistency::sct::{self, Point};
 use replicate::method::consistency::{Discrete, drawn, ict, jump, jumps, pseudo_huber};
-use replicate::method::sampler::schedule::polynomial;
+use replicate::method::schedule::polynomial;
 use replicate::method::{PUBLISHED, all_rows};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Denoiser, SecondTime, aligned};

@@ -11,8 +11,8 @@ use replicate::method::sampler::amed::{Amed, Encode, Prediction, Predictor, Trai
 use replicate::method::sampler::ddim::ddim;
 use replicate::method::sampler::dpm_solver::{self, dpm_solver_fast};
 use replicate::method::sampler::ipndm::{History, ipndm};
-use replicate::method::sampler::schedule::{log_snr, polynomial, time_uniform};
 use replicate::method::sampler::{Denoise, in_float64};
+use replicate::method::schedule::{log_snr, polynomial, time_uniform};
 use replicate::network::params::{Arrays, Params, Source, outline};
 use replicate::network::unet::Denoiser;
 use replicate::store::Array;

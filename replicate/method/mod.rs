@@ -8,6 +8,7 @@ pub mod noise;
 pub mod one_step;
 pub mod ratio_based;
 pub mod sampler;
+pub mod schedule;
 pub mod score_based;
 pub mod score_matching;
 

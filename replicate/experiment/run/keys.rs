@@ -1,10 +1,18 @@
 //! The canonical texts of artefacts: their settings, inputs and code. The SHA-256 of a text is the
 //! key of its artefact.
 //!
+<<<<<<< HEAD
 //! The code in a key is a digest of tokens, without comments and layout. Weights depend on the
 //! rooms network, train, data and rng, on the code that methods share, and on their method's own
 //! file. Scores depend on the weights, on their sampling, and on the room measure. So a change to a
 //! metric retrains nothing, and the file of a new method changes no other row's key.
+=======
+//! The code that a key names is a digest over tokens: comments and layout do not count.
+//! Weights depend on the rooms network, train, data and rng, on what all methods and those of
+//! its folder share, and on their method's own file; scores on the weights, on how they are
+//! sampled, and on the room measure. So a change of a metric trains nothing, and a new
+//! method's file is in no other row's key.
+>>>>>>> 2943739 (Put the noise levels that samplers and consistency models share into both families' keys; test that a key covers what its method imports)
 
 use crate::data::cifar::Split;
 use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
@@ -24,6 +32,9 @@ pub const MAP_LATENTS: usize = 1000;
 const SOURCES: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 /// Sources that affect no result although their rooms do.
 const NO_RESULT: [&str; 4] = ["network/device.rs", "network/count.rs", "train/watch.rs", "train/tfevents.rs"];
+
+/// Sources that all methods share which are no part of any: the registry, and the estimate of costs.
+const NO_PART: [&str; 2] = ["method/mod.rs", "method/cost.rs"];
 
 /// Lines `name = value`; their order is part of the text.
 pub struct Text(String);
@@ -115,17 +126,24 @@ impl Code<'_> {
         (name, self.digest(part))
     }
 
+<<<<<<< HEAD
     /// Returns the digest of `file` and of the code that its folder's methods share. It excludes
     /// the registry, the cost estimate and the files of other methods.
     fn method(&self, file: &str) -> (&'static str, String) {
+=======
+    /// Whether the source `path` is part of the method in `file`: that file, and what the methods of
+    /// its folder, or all methods, share. The registry, the estimate of costs and the files of other
+    /// methods are not part of it.
+    fn is_part(&self, file: &str, path: &str) -> bool {
+>>>>>>> 2943739 (Put the noise levels that samplers and consistency models share into both families' keys; test that a key covers what its method imports)
         let folder = |path: &str| path.rsplit_once('/').map_or("", |(folder, _)| folder).to_string();
         let own = inside(file);
-        let shared = |path: &str| {
-            let here = folder(path);
-            (here == "method" || here == folder(own)) && !self.methods.contains(&path)
-        };
-        let no_part = ["method/mod.rs", "method/cost.rs"];
-        ("method", self.digest(|path| path == own || shared(path) && !no_part.contains(&path)))
+        let near = folder(path) == "method" || folder(path) == folder(own);
+        path == own || near && !self.methods.contains(&path) && !NO_PART.contains(&path)
+    }
+
+    fn method(&self, file: &str) -> (&'static str, String) {
+        ("method", self.digest(|path| self.is_part(file, path)))
     }
 
     fn training(&self, file: &str) -> Digests {
@@ -327,24 +345,79 @@ mod tests {
     #[test]
     fn an_edit_changes_the_keys_that_depend_on_it() {
         let here = Code::here();
-        let file = "replicate/method/ratio_based/class_ratio.rs";
-        let (weights, scores) = digests(&here, file);
-        for (path, trains, measures) in [
-            ("replicate/measure/metrics/kid.rs", false, true),
-            ("replicate/train/adam.rs", true, false),
-            ("replicate/network/unet/mod.rs", true, true),
-            ("replicate/method/noise.rs", true, true),
-            (file, true, true),
-            ("replicate/method/score_based/diff_instruct.rs", false, false),
-            ("replicate/report/table.rs", false, false),
-            ("replicate/store/mod.rs", false, false),
-            ("replicate/train/watch.rs", false, false),
+        let ratio = "replicate/method/ratio_based/class_ratio.rs";
+        let sct = "replicate/method/consistency/sct.rs";
+        for (file, path, trains, measures) in [
+            (ratio, "replicate/measure/metrics/kid.rs", false, true),
+            (ratio, "replicate/train/adam.rs", true, false),
+            (ratio, "replicate/network/unet/mod.rs", true, true),
+            (ratio, "replicate/method/noise.rs", true, true),
+            (ratio, "replicate/method/schedule.rs", true, true),
+            (ratio, ratio, true, true),
+            (ratio, "replicate/method/score_based/diff_instruct.rs", false, false),
+            (ratio, "replicate/report/table.rs", false, false),
+            (ratio, "replicate/store/mod.rs", false, false),
+            (ratio, "replicate/train/watch.rs", false, false),
+            (sct, "replicate/method/schedule.rs", true, true),
+            (sct, "replicate/method/consistency/mod.rs", true, true),
+            (sct, "replicate/method/consistency/ctm.rs", false, false),
+            (sct, "replicate/method/sampler/mod.rs", false, false),
         ] {
             assert!(SOURCES.iter().any(|(name, _)| *name == path), "{path} has moved");
+            let (weights, scores) = digests(&here, file);
             let sources = edited(path);
             let there = digests(&Code { sources: &sources, ..Code::here() }, file);
-            assert_eq!((there.0 != weights, there.1 != scores), (trains, measures), "{path}");
+            assert_eq!((there.0 != weights, there.1 != scores), (trains, measures), "{path} for {file}");
         }
+    }
+
+    /// The sources in method/ that the imports of one of them name.
+    fn imported(path: &str) -> BTreeSet<String> {
+        let file = format!("{}/replicate/{path}", env!("CARGO_MANIFEST_DIR"));
+        let text = std::fs::read_to_string(file).unwrap();
+        let code: Vec<&str> = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+        let code = code.join("\n");
+        let module = path.trim_end_matches(".rs").trim_end_matches("/mod");
+        let parent = module.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let mut found = BTreeSet::new();
+        for (prefix, from) in [("crate::method::", "method"), ("super::", parent), ("self::", module)] {
+            for (at, _) in code.match_indices(prefix) {
+                let rest = &code[at + prefix.len()..];
+                let named = rest.chars().take_while(|c| c.is_alphanumeric() || "_:".contains(*c));
+                let path: String = named.collect();
+                let group =
+                    rest[path.len()..].strip_prefix('{').map_or("", |group| group.split('}').next().unwrap());
+                for member in group.split(',') {
+                    let name = format!("{from}::{path}{}", member.trim()).replace('/', "::");
+                    let parts: Vec<&str> = name.split("::").filter(|part| !part.is_empty()).collect();
+                    let files = (1..=parts.len()).rev().flat_map(|n| {
+                        let module = parts[..n].join("/");
+                        [format!("{module}.rs"), format!("{module}/mod.rs")]
+                    });
+                    let known = |file: &String| SOURCES.iter().any(|(known, _)| inside(known) == file);
+                    found.extend(files.into_iter().find(known));
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn what_a_method_imports_is_in_its_key() {
+        let code = Code::here();
+        let mut imports = 0;
+        for row in all_rows() {
+            let parts = SOURCES.iter().map(|(path, _)| inside(path));
+            for part in parts.filter(|path| code.is_part(row.method.file, path)) {
+                for module in imported(part).iter().filter(|module| !NO_PART.contains(&module.as_str())) {
+                    assert!(code.is_part(row.method.file, module), "{}: {part} takes from {module}", row.id);
+                    imports += 1;
+                }
+            }
+        }
+        assert!(imports > 200, "only {imports} imports were read");
+        assert!(imported("method/consistency/sct.rs").contains("method/noise.rs"));
+        assert!(imported("method/sampler/amed.rs").contains("method/sampler/ipndm.rs"));
     }
 
     #[test]

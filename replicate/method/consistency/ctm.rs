@@ -6,7 +6,7 @@ use super::{Jumps, Sampling, drawn, images, jump, pseudo_huber, raw, shared, sha
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{diffuse, dsm};
 use crate::method::noise::{Levels, seventh_root};
-use crate::method::sampler::schedule::polynomial;
+use crate::method::schedule::polynomial;
 use crate::method::{Setup, Spec, Trained};
 use crate::network::count::Count;
 use crate::network::mix;

@@ -9,7 +9,7 @@ pub mod ict;
 pub mod sct;
 
 use crate::method::one_step::OneStep;
-use crate::method::sampler::schedule::polynomial;
+use crate::method::schedule::polynomial;
 use crate::method::{Sampler, Setup};
 use crate::network::params::{Arrays, Source};
 use crate::network::precondition::{Precondition, SIGMA_DATA};

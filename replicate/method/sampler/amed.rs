@@ -5,9 +5,9 @@
 
 use super::ipndm::{History, ipndm};
 pub use super::predictor::{Prediction, Predictor};
-use super::schedule::polynomial;
 use super::{Denoise, start};
 use crate::method::cost::{Call, Network, Pass, Size};
+use crate::method::schedule::polynomial;
 use crate::method::{Sampler, Setup, Spec, Trained};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Denoiser};

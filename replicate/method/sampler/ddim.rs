@@ -1,8 +1,8 @@
 //! DDIM (Song, Meng and Ermon 2021, arXiv 2010.02502), deterministic (eta = 0), applied to the
 //! teacher.
 
-use super::schedule::Schedule;
 use super::{Denoise, in_float64, slope, start};
+use crate::method::schedule::Schedule;
 use crate::method::{Sampler, Spec};
 use crate::network::unet::Denoiser;
 use crate::settings::{Settings, settings};

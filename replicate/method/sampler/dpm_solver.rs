@@ -4,8 +4,8 @@
 //! The paper uses alpha_t x_0 + sigma_t noise. Here alpha = 1 and eps(x, sigma) = d(x, sigma), so
 //! sigma_t (e^h - 1) = s - t for a step from s to t, with h = ln(s / t).
 
-use super::schedule::log_snr;
 use super::{Denoise, in_float64, slope, start};
+use crate::method::schedule::log_snr;
 use crate::method::{Sampler, Spec};
 use crate::network::unet::Denoiser;
 use crate::settings::{Settings, settings};

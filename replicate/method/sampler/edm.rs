@@ -1,7 +1,7 @@
 //! EDM's deterministic Heun solver, which samples the teacher.
 
-use super::schedule::polynomial;
 use super::{in_float64, slope, start};
+use crate::method::schedule::polynomial;
 use crate::method::{Sampler, Spec};
 use crate::network::unet::Denoiser;
 use crate::settings::{Settings, settings};

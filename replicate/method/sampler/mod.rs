@@ -10,7 +10,6 @@ pub mod dpm_solver;
 pub mod edm;
 pub mod ipndm;
 pub mod predictor;
-pub mod schedule;
 
 use crate::network::unet::Denoiser;
 use candle_core::{DType, Result, Tensor};

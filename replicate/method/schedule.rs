@@ -1,5 +1,5 @@
-//! Noise levels of the multi-step samplers: n + 1 levels make n steps from 80 down to 0.002, the
-//! last level of all samplers.
+//! Noise levels of the multi-step samplers and of consistency models: n + 1 levels make n steps from
+//! 80 down to 0.002, the last level of all of them.
 
 use crate::method::noise::seventh_root;
 pub use crate::method::noise::{SIGMA_MAX, SIGMA_MIN};
