@@ -4,7 +4,7 @@ use candle_core::{Device, Tensor};
 use replicate::data::Images;
 use replicate::experiment::{Recipe, Scale};
 use replicate::network::params::{Arrays, Params, Source};
-use replicate::network::unet::{Critic, Denoiser, Masks};
+use replicate::network::unet::{Conditioning, Critic, Denoiser, Masks};
 use replicate::train::augment::Augmentation;
 use replicate::train::batch::Batches;
 
@@ -95,4 +95,91 @@ fn the_critic_drops_out_of_its_encoder() {
     let [plain, _] = critic.both(&x, &x, &sigma, None, None).unwrap();
     let [real, fake] = critic.both(&x, &x, &sigma, None, Some((masks("real"), masks("fake")))).unwrap();
     assert!(values(&real) != values(&plain) && values(&real) != values(&fake), "masks of their own");
+}
+
+/// Masks that keep everything, and some.
+fn masks(network: &Denoiser) -> [Masks; 2] {
+    let images = images();
+    let batch = batches(&images, BATCH);
+    let some = batch.at(0).dropout("d", P, &network.dropped()).unwrap().unwrap();
+    let keep = some.keep.iter().map(|mask| mask.ones_like().unwrap()).collect();
+    [Masks { keep, p: 0.0 }, some]
+}
+
+/// A network whose blocks add something: at first they add next to nothing.
+fn filled() -> Denoiser {
+    let (none, config) = (Arrays::new(), Recipe::of(Scale::Mini).network);
+    let source = Source { given: &none, drawn: &[""], cell: "dropout" };
+    let (params, network) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let mut weights = params.arrays().unwrap();
+    for (name, array) in
+        weights.iter_mut().filter(|(name, _)| name.contains("conv1.weight") || name.contains("aux_conv"))
+    {
+        let scale = if name.contains("bias") { 1.0 } else { 1e5 };
+        array.data.iter_mut().for_each(|v| *v *= scale);
+    }
+    params.assign(&weights).unwrap();
+    network
+}
+
+/// The derivative of a network that drops, beside differences, and features in either pass.
+#[test]
+fn a_derivative_and_features_drop_as_the_network_does() {
+    let network = filled();
+    let [all, some] = masks(&network);
+    let images = images();
+    let b = batches(&images, BATCH);
+    let (x, dx) = (b.at(0).normal("x").unwrap(), b.at(0).normal("dx").unwrap());
+    let (noise, dnoise) = ([0.3f32; BATCH], [0.25f32; BATCH]);
+    let told = |masks| Conditioning { noise: &noise, masks, ..Conditioning::default() };
+    let along = |masks| network.raw_along([&x, &dx], &told(masks), &dnoise).unwrap();
+    let ([f, df], [g, dg]) = (along(None), along(Some(&all)));
+    assert_eq!((values(&f), values(&df)), (values(&g), values(&dg)), "nothing is dropped");
+    let [f, df] = along(Some(&some));
+    assert_eq!(values(&f), values(&network.raw(&x, &told(Some(&some))).unwrap()));
+    let h = 1e-2;
+    let beside = |sign: f64| {
+        let noise: Vec<f32> = noise.iter().map(|n| n + (sign * h * 0.25) as f32).collect();
+        let told = Conditioning { noise: &noise, masks: Some(&some), ..Conditioning::default() };
+        network.raw(&(&x + (&dx * (sign * h)).unwrap()).unwrap(), &told).unwrap()
+    };
+    let differences = ((beside(1.0) - beside(-1.0)).unwrap() / (2.0 * h)).unwrap();
+    let (found, expected) = (values(&df), values(&differences));
+    let largest = expected.iter().fold(0f32, |most, v| most.max(v.abs()));
+    let error = found.iter().zip(&expected).fold(0f32, |most, (a, b)| most.max((a - b).abs())) / largest;
+    println!("derivative with dropout, beside differences: {error:.1e}");
+    assert!(error < 1e-2, "{error}");
+
+    let sigma = [1.0; BATCH];
+    let (denoised, features) = network.with_features(&x, &sigma, None, Some(&some)).unwrap();
+    assert_eq!(values(&denoised), values(&network.dropping(&x, &sigma, None, Some(&some)).unwrap()));
+    let keep = some.keep[..network.dropped_of_encoder().len()].to_vec();
+    let encoder = Masks { keep, p: some.p };
+    let alone = |masks: Option<&Masks>| values(&network.features(&x, &sigma, None, masks).unwrap());
+    assert_eq!(values(&features), alone(Some(&encoder)));
+    assert_ne!(values(&features), alone(None));
+}
+
+/// The mean over masks: blocks that add next to nothing add it in proportion.
+#[test]
+fn the_expectation_is_that_of_nothing_dropped() {
+    let (images, network) = (images(), denoiser());
+    let batches = batches(&images, BATCH);
+    let x = batches.at(0).normal("x").unwrap().narrow(0, 0, 1).unwrap().repeat((BATCH, 1, 1, 1)).unwrap();
+    let features = |masks: Option<&Masks>| network.features(&x, &[1.0; BATCH], None, masks).unwrap();
+    let plain = values(&features(None));
+    let (rounds, pixels) = (40, plain.len() / BATCH);
+    let (mut mean, mut square) = (vec![0f64; pixels], 0f64);
+    for round in 0..rounds {
+        let masks = batches.at(round).dropout("d", 0.5, network.dropped_of_encoder()).unwrap();
+        for (i, (found, plain)) in values(&features(masks.as_ref())).iter().zip(&plain).enumerate() {
+            let difference = f64::from(found - plain);
+            mean[i % pixels] += difference / (rounds as f64 * BATCH as f64);
+            square += difference * difference / (rounds as f64 * BATCH as f64);
+        }
+    }
+    let bias = (mean.iter().map(|m| m * m).sum::<f64>() / square).sqrt();
+    println!("mean change by dropout over its root mean square: {bias:.3}");
+    // 1 over the root of 640 masks is 0.04; of a factor that is missing it would be near 1.
+    assert!(square > 0.0 && bias < 0.12, "{bias}");
 }

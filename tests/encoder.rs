@@ -30,7 +30,7 @@ fn gradients_of_image_and_level() {
     let (x, sigma) = (fixture.get("vjp/x"), fixture.get("vjp/sigma"));
     let (x, sigma) = (Var::from_tensor(&x).unwrap(), Var::from_tensor(&sigma).unwrap());
     let (denoised, features) = model.tracked(&x, &sigma).unwrap();
-    let (d, f) = model.with_features(&x, &fixture.f32("vjp/sigma"), None).unwrap();
+    let (d, f) = model.with_features(&x, &fixture.f32("vjp/sigma"), None, None).unwrap();
     assert_eq!(
         (flat(&denoised), flat(&features)),
         (flat(&d), flat(&f)),
@@ -52,7 +52,7 @@ fn gradients_of_image_and_level() {
     let slope = loss.backward().unwrap().get(&sigma).unwrap().to_vec1::<f64>().unwrap();
     let at = |step: f64| {
         let levels: Vec<f32> = sigma.to_vec1::<f64>().unwrap().iter().map(|s| (s * step) as f32).collect();
-        let squares = model.features(&x, &levels, None).unwrap().sqr().unwrap();
+        let squares = model.features(&x, &levels, None, None).unwrap().sqr().unwrap();
         squares
             .flatten_from(1)
             .unwrap()
@@ -80,13 +80,17 @@ fn features_are_those_that_amed_pools() {
         let x = of("call_x", call).to_dtype(DType::F32).unwrap();
         let sigma = of("call_sigma", call).to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
         let pooled = flat(&of("pooled", interval).to_dtype(DType::F32).unwrap());
-        let (d, features) = model.with_features(&x, &sigma, None).unwrap();
+        let (d, features) = model.with_features(&x, &sigma, None, None).unwrap();
         assert_eq!(features.dims(), [2, 8, 8]);
         assert!(relative_error(&flat(&features), &pooled) < 1e-5, "interval {interval}");
         let denoised = flat(&of("call_denoised", call).to_dtype(DType::F32).unwrap());
         assert!(relative_error(&flat(&d), &denoised) < 1e-5, "call {call}");
         assert_eq!(flat(&d), flat(&model.forward(&x, &sigma, None).unwrap()), "with and without features");
-        assert_eq!(flat(&features), flat(&model.features(&x, &sigma, None).unwrap()), "the encoder alone");
+        assert_eq!(
+            flat(&features),
+            flat(&model.features(&x, &sigma, None, None).unwrap()),
+            "the encoder alone"
+        );
     }
 }
 
@@ -100,15 +104,16 @@ fn gradients_go_through_both_outputs() {
     let (shared, decoder) = ("model.enc.8x8_block0.conv1.weight", "model.dec.8x8_in0.conv0.weight");
     let sum = |a: Vec<f32>, b: Vec<f32>| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
     let squares = |y: Tensor| y.sqr().unwrap().sum_all().unwrap();
-    let alone = squares(model.features(&x, &sigma, None).unwrap());
+    let alone = squares(model.features(&x, &sigma, None, None).unwrap());
     let denoised = squares(model.forward(&x, &sigma, None).unwrap());
-    let (d, features) = model.with_features(&x, &sigma, None).unwrap();
+    let (d, features) = model.with_features(&x, &sigma, None, None).unwrap();
     let both = (squares(d) + squares(features)).unwrap();
     assert_eq!(gradient(&params, decoder, &alone), None);
-    let of_features = gradient(&params, shared, &squares(model.features(&x, &sigma, None).unwrap())).unwrap();
+    let of_features =
+        gradient(&params, shared, &squares(model.features(&x, &sigma, None, None).unwrap())).unwrap();
     let expected = sum(of_features, gradient(&params, shared, &denoised).unwrap());
     assert!(relative_error(&gradient(&params, shared, &both).unwrap(), &expected) < 1e-5);
-    let (d, features) = model.with_features(&x, &sigma, None).unwrap();
+    let (d, features) = model.with_features(&x, &sigma, None, None).unwrap();
     let denoised = squares(model.forward(&x, &sigma, None).unwrap());
     let found = gradient(&params, decoder, &(squares(d) + squares(features)).unwrap()).unwrap();
     assert_eq!(found, gradient(&params, decoder, &denoised).unwrap());

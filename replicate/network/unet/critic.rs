@@ -1,7 +1,7 @@
 //! The critic: the encoder half of the U-Net with a head that tells real from generated images.
 
 use super::blocks::{Dropped, Embedding, Linear, norm};
-use super::{Blocks, Conditioning, Config, Encoder, Masks, SecondTime, inputs, run_dropping};
+use super::{Blocks, Conditioning, Config, Encoder, Masks, SecondTime, inputs, run};
 use crate::network::precondition::Precondition;
 use crate::network::{Builder, Norm, Ops, Walk, exact, scale_images};
 use candle_core::{Result, Tensor};
@@ -45,9 +45,9 @@ impl Critic {
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let told = Conditioning { noise: &c.noise, second: None, augment };
+        let told = Conditioning { noise: &c.noise, second: None, augment, masks };
         let (x, told) = (scale_images(x, &c.input)?, self.encoder.told(&told, x)?);
-        run_dropping(&self.parameters, &x, &told, masks, self)?.remove(0).flatten_all()
+        run(&self.parameters, &x, &told, masks, self)?.remove(0).flatten_all()
     }
 
     /// Channels, height and width of what each residual block drops out of.

@@ -2,7 +2,7 @@
 
 use super::blocks::{Dropped, Embedding};
 use super::told::depending;
-use super::{Blocks, Conditioning, Config, Decoder, Encoder, Masks, SecondTime, inputs, run, run_dropping};
+use super::{Blocks, Conditioning, Config, Decoder, Dropping, Encoder, Masks, SecondTime, inputs, kept, run};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::precondition::Precondition;
 use crate::network::{self, Builder, Ops, Walk, activations, mix, scale_images};
@@ -51,9 +51,7 @@ impl Denoiser {
     /// # Errors
     /// If the network has a second time, which only [`Denoiser::raw`] takes.
     pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
-        let c = Precondition::at(sigma);
-        let told = Conditioning { noise: &c.noise, second: None, augment };
-        mix(x, &c.skip, &self.raw(&scale_images(x, &c.input)?, &told)?, &c.out)
+        self.dropping(x, sigma, augment, None)
     }
 
     /// Computes [`Denoiser::forward`] with dropout.
@@ -65,14 +63,18 @@ impl Denoiser {
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment }, x)?;
-        let f = run_dropping(&self.parameters, &scale_images(x, &c.input)?, &told, masks, self)?.remove(0);
-        mix(x, &c.skip, &f, &c.out)
+        let told = Conditioning { noise: &c.noise, second: None, augment, masks };
+        mix(x, &c.skip, &self.raw(&scale_images(x, &c.input)?, &told)?, &c.out)
     }
 
     /// Channels, height and width of what each residual block drops out of.
     pub fn dropped(&self) -> Vec<(usize, usize, usize)> {
         [self.encoder.dropped.as_slice(), &self.decoder.dropped].concat()
+    }
+
+    /// Returns those of the encoder, which come first.
+    pub fn dropped_of_encoder(&self) -> &[(usize, usize, usize)] {
+        &self.encoder.dropped
     }
 
     /// Embeds the noise levels c_noise (B) as rows (B, model channels), before any layer.
@@ -83,28 +85,36 @@ impl Denoiser {
 
     /// Computes F(x; c_noise), the U-Net itself, on inputs that are already scaled.
     pub fn raw(&self, x: &Tensor, told: &Conditioning) -> Result<Tensor> {
-        Ok(run(&self.parameters, x, &self.encoder.told(told, x)?, self)?.remove(0))
+        Ok(run(&self.parameters, x, &self.encoder.told(told, x)?, told.masks, self)?.remove(0))
     }
 
     /// Returns the mean over the channels of the encoder's last map, (B, H, W) of its size: SiDA's
-    /// logits and AMED's features. The decoder's parameters get no gradient.
-    pub fn features(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
+    /// logits and AMED's features. The decoder's parameters get no gradient. `masks` are those of
+    /// [`Denoiser::dropped_of_encoder`].
+    pub fn features(
+        &self,
+        x: &Tensor,
+        sigma: &[f32],
+        augment: Option<&[f32]>,
+        masks: Option<&Masks>,
+    ) -> Result<Tensor> {
         let c = Precondition::at(sigma);
-        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment }, x)?;
+        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment, masks }, x)?;
         let encoder = &self.parameters[..self.encoder_parameters];
-        run(encoder, &scale_images(x, &c.input)?, &told, &Encoded(self))?.remove(0).mean(1)
+        run(encoder, &scale_images(x, &c.input)?, &told, masks, &Encoded(self))?.remove(0).mean(1)
     }
 
-    /// Computes [`Denoiser::forward`] and [`Denoiser::features`] in one pass.
+    /// Computes [`Denoiser::dropping`] and [`Denoiser::features`] in one pass.
     pub fn with_features(
         &self,
         x: &Tensor,
         sigma: &[f32],
         augment: Option<&[f32]>,
+        masks: Option<&Masks>,
     ) -> Result<(Tensor, Tensor)> {
         let c = Precondition::at(sigma);
-        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment }, x)?;
-        let outputs = run(&self.parameters, &scale_images(x, &c.input)?, &told, &Both(self))?;
+        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment, masks }, x)?;
+        let outputs = run(&self.parameters, &scale_images(x, &c.input)?, &told, masks, &Both(self))?;
         Ok((mix(x, &c.skip, &outputs[0], &c.out)?, outputs[1].mean(1)?))
     }
 
@@ -122,7 +132,7 @@ impl Denoiser {
             x.broadcast_mul(&depending(factors, slopes, &sigma)?.reshape(((), 1, 1, 1))?)
         };
         let input = times(x, c.input, slopes.input)?;
-        let outputs = run(&self.parameters, &input, &told, &Both(self))?;
+        let outputs = run(&self.parameters, &input, &told, None, &Both(self))?;
         let denoised = times(x, c.skip, slopes.skip)? + times(&outputs[0], c.out, slopes.out)?;
         Ok((denoised?, outputs[1].mean(1)?))
     }
@@ -139,9 +149,11 @@ impl Denoiser {
         let mut tangents = values.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>>>()?;
         let slopes = self.encoder.positions.slopes(told.noise, dnoise);
         tangents[0] = Tensor::from_vec(slopes, values[0].shape(), x.device())?;
+        // A mask gates the tangent as it gates the value; a tangent of its own is not read.
+        let [values, tangents] = [values, tangents].map(|rows| [rows.as_slice(), kept(told.masks)].concat());
         let (inputs, tangents) = (inputs(x, &values), inputs(dx, &tangents));
-        let maps = activations(x.device());
-        let (mut f, mut df) = network::along(&self.parameters, &inputs, &tangents, maps, self)?;
+        let (maps, network) = (activations(x.device()), Dropping::new(self, told.masks));
+        let (mut f, mut df) = network::along(&self.parameters, &inputs, &tangents, maps, &network)?;
         Ok([f.remove(0), df.remove(0)])
     }
 
@@ -156,7 +168,7 @@ impl Denoiser {
     ) -> Result<[Tensor; 2]> {
         let (c, slopes) = (Precondition::at(sigma), Precondition::slopes(sigma));
         let along = |slopes: &[f32]| -> Vec<f32> { slopes.iter().zip(dsigma).map(|(s, d)| s * d).collect() };
-        let told = Conditioning { noise: &c.noise, second: None, augment };
+        let told = Conditioning { noise: &c.noise, augment, ..Conditioning::default() };
         let dinput = mix(dx, &c.input, x, &along(&slopes.input))?;
         let inputs = [&scale_images(x, &c.input)?, &dinput];
         let [f, df] = self.raw_along(inputs, &told, &along(&slopes.noise))?;
@@ -189,9 +201,14 @@ impl Blocks for Denoiser {
 /// The encoder alone: its output is the last map.
 struct Encoded<'a>(&'a Denoiser);
 
-impl Walk for Encoded<'_> {
-    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
-        let emb = self.0.encoder.embed(ops, &inputs[1..])?;
+impl Blocks for Encoded<'_> {
+    fn through<O: Ops>(
+        &self,
+        ops: &mut O,
+        inputs: &[O::Map],
+        dropped: Dropped<O::Map>,
+    ) -> Result<Vec<O::Map>> {
+        let emb = Embedding { dropped, ..self.0.encoder.embed(ops, &inputs[1..])? };
         let last = self.0.encoder.forward(ops, &inputs[0], &emb)?.pop();
         Ok(vec![last.expect("an encoder has blocks")])
     }
@@ -200,9 +217,14 @@ impl Walk for Encoded<'_> {
 /// Outputs: F, and the encoder's last map.
 struct Both<'a>(&'a Denoiser);
 
-impl Walk for Both<'_> {
-    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
-        let emb = self.0.encoder.embed(ops, &inputs[1..])?;
+impl Blocks for Both<'_> {
+    fn through<O: Ops>(
+        &self,
+        ops: &mut O,
+        inputs: &[O::Map],
+        dropped: Dropped<O::Map>,
+    ) -> Result<Vec<O::Map>> {
+        let emb = Embedding { dropped, ..self.0.encoder.embed(ops, &inputs[1..])? };
         let skips = self.0.encoder.forward(ops, &inputs[0], &emb)?;
         let last = skips.last().expect("an encoder has blocks").clone();
         Ok(vec![self.0.decoder.forward(ops, skips, &emb)?, last])

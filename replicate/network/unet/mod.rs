@@ -271,11 +271,6 @@ impl Encoder {
     }
 }
 
-/// Runs a U-Net, or a part of one, on scaled images and the rows from [`Encoder::told`].
-fn run(parameters: &[Tensor], x: &Tensor, told: &[Tensor], part: &impl Walk) -> Result<Vec<Tensor>> {
-    network::forward(parameters, &inputs(x, told), activations(x.device()), part)
-}
-
 fn inputs<'a>(x: &'a Tensor, told: &'a [Tensor]) -> Vec<&'a Tensor> {
     std::iter::once(x).chain(told).collect()
 }
@@ -297,6 +292,13 @@ struct Dropping<'a, B> {
     factor: f32,
 }
 
+impl<'a, B: Blocks> Dropping<'a, B> {
+    fn new(network: &'a B, masks: Option<&Masks>) -> Dropping<'a, B> {
+        let (masks, p) = masks.map_or((0, 0.0), |masks| (masks.keep.len(), masks.p));
+        Dropping { network, masks, factor: (1.0 / (1.0 - p)) as f32 }
+    }
+}
+
 impl<B: Blocks> Walk for Dropping<'_, B> {
     fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
         let (inputs, keep) = inputs.split_at(inputs.len() - self.masks);
@@ -304,17 +306,22 @@ impl<B: Blocks> Walk for Dropping<'_, B> {
     }
 }
 
-/// As [`run`], with dropout where there are masks.
-fn run_dropping<B: Blocks + Walk>(
+/// The maps that dropout keeps; none where it drops nothing.
+fn kept(masks: Option<&Masks>) -> &[Tensor] {
+    masks.map_or(&[], |masks| &masks.keep)
+}
+
+/// Runs a U-Net, or a part of one, on scaled images and the rows from [`Encoder::told`], with
+/// dropout where there are masks.
+fn run<B: Blocks>(
     parameters: &[Tensor],
     x: &Tensor,
     told: &[Tensor],
     masks: Option<&Masks>,
     network: &B,
 ) -> Result<Vec<Tensor>> {
-    let Some(Masks { keep, p }) = masks else { return run(parameters, x, told, network) };
-    let all = [told, keep].concat();
-    run(parameters, x, &all, &Dropping { network, masks: keep.len(), factor: (1.0 / (1.0 - p)) as f32 })
+    let all = [told, kept(masks)].concat();
+    network::forward(parameters, &inputs(x, &all), activations(x.device()), &Dropping::new(network, masks))
 }
 
 struct Decoder {

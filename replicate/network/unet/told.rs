@@ -11,6 +11,8 @@ pub struct Conditioning<'a> {
     pub second: Option<&'a [f32]>,
     /// Augmentation labels, only if the images were augmented.
     pub augment: Option<&'a [f32]>,
+    /// What dropout keeps, in training.
+    pub masks: Option<&'a Masks>,
 }
 
 /// What dropout keeps of one pass.
