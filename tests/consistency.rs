@@ -10,12 +10,17 @@ use replicate::app::selftest::parity::{filled, tiny};
 use replicate::app::selftest::steps::CASES;
 use replicate::experiment::{Recipe, Scale};
 use replicate::method::consistency::sct::{self, Point};
-use replicate::method::consistency::{Discrete, drawn, ict, jump, jumps, pseudo_huber};
+use replicate::method::consistency::{
+    Discrete, drawn, ict, jump, jump_dropping, jumps, over_gaps, pseudo_huber,
+};
+use replicate::method::equations::diffuse;
 use replicate::method::schedule::polynomial;
 use replicate::method::{PUBLISHED, all_rows};
 use replicate::network::params::{Arrays, Params, Source};
-use replicate::network::unet::{Denoiser, SecondTime, aligned};
+use replicate::network::unet::{Denoiser, Masks, SecondTime, aligned};
 use replicate::settings::Settings;
+use replicate::train::batch::Given;
+use replicate::train::{restore, state};
 
 const B: usize = 4;
 
@@ -203,6 +208,7 @@ fn published_recipes_are_of_settings_that_the_rows_use() {
         assert_eq!(recipe.changes(), *changes, "{id}: each is another value than the scale's");
         let expected = if *id == "ctm" { 100_000 } else { 400_000 };
         assert_eq!(recipe.iterations(&row), expected, "{id}");
+        assert!(changes.iter().any(|change| change.contains("_dropout=0.")), "{id}: all four drop");
     }
 }
 
@@ -232,7 +238,7 @@ fn trigflow_s_denoiser_is_edm_s() {
     let (x0, eps, net) = (image("x", 0.8), image("eps", 3f32.sqrt()), network(SecondTime::None).1);
     let sigma = [0.02f32, 0.5, 2.5, 80.0];
     let point = Point::at(&x0, &(&eps * 0.5).unwrap(), &sigma).unwrap();
-    let f = net.raw(&point.input, &point.told()).unwrap();
+    let f = net.raw(&point.input, &point.told(None)).unwrap();
     let by = |of: fn(f32) -> f32| {
         Tensor::new(&sigma.map(|sigma| of((2.0 * sigma).atan())), &Device::Cpu)
             .unwrap()
@@ -253,7 +259,7 @@ fn tangents_are_the_reference_s() {
     let net = network(SecondTime::None).0.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap();
     let sigma = fixture.f32("tangent/sigma");
     let point = Point::at(&fixture.get("tangent/x0"), &fixture.get("tangent/z"), &sigma).unwrap();
-    let [f, df] = point.derivative(&net).unwrap();
+    let [f, df] = point.derivative(&net, None).unwrap();
     for r in ["0.0", "0.5", "1.0"] {
         let g = point.tangent(&f, &df, r.parse().unwrap()).unwrap();
         for (name, found) in [("g", &g), ("normalised", &sct::normalised(&g).unwrap())] {
@@ -296,4 +302,116 @@ fn first_steps_agree() {
             assert!(check.passed, "{}: {} of {}", check.name, check.measured, check.tolerance);
         }
     }
+}
+
+const P: f64 = 0.4;
+
+/// The first iteration of a row on the tiny network, filled, with the dropout of `setting`: its
+/// values; its network, and what it was given.
+fn dropping_step(id: &str, second: SecondTime, setting: &str, p: f64) -> (Vec<f32>, Denoiser, Given) {
+    let row = all_rows().find(|row| row.id == id).unwrap();
+    let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
+    recipe.set(&format!("{setting}={p}")).unwrap();
+    let (params, net) = network(second);
+    let start = [(row.start, network(SecondTime::None).0.arrays().unwrap())];
+    let setup = recipe.setup(&Device::Cpu, &row, &start, "parity");
+    let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
+    let mut first = state(&mut *method).unwrap();
+    for (name, array) in params.arrays().unwrap() {
+        first.insert(format!("generator.weights.{name}"), array);
+    }
+    restore(&mut *method, &first).unwrap();
+    let case = CASES.iter().find(|case| case.row == id).unwrap();
+    let mut given = case.given(0, &Device::Cpu, &unit).unwrap();
+    for (i, (c, h, w)) in net.dropped().into_iter().enumerate() {
+        let values: Vec<f32> =
+            unit(&format!("mask{i}"), B * c * h * w).into_iter().map(|u| 3f32.sqrt() * u).collect();
+        let mask = Tensor::from_vec(values, (B, c, h, w), &Device::Cpu).unwrap();
+        given.tensors.insert(format!("dsm.dropout {i}"), mask.clone());
+        given.tensors.insert(format!("dropout {i}"), mask);
+    }
+    let values = method.step(&given.batch(0, B)).unwrap();
+    (values.iter().map(|value| value.to_scalar().unwrap()).collect(), net, given)
+}
+
+fn same(found: f32, expected: &Tensor) {
+    let expected = expected.to_scalar::<f32>().unwrap();
+    assert!((found / expected - 1.0).abs() < 1e-4, "{found} for {expected}");
+}
+
+/// iCT and BCM: the losses of passes that all drop the same, and no other.
+#[test]
+fn target_and_student_drop_the_same() {
+    let settings = paper();
+    let draws = |given: &Given, net: &Denoiser| {
+        let b = given.batch(0, B);
+        let masks = b.dropout("dropout", P, &net.dropped()).unwrap().unwrap();
+        let ladder = settings.ladder(settings.levels(0, 10));
+        let level = b.each("level", |_| 0.0).unwrap();
+        (b.images("index").unwrap(), b.normal("noise").unwrap(), ladder, level, masks)
+    };
+    let (found, net, given) = dropping_step("ict", SecondTime::None, "discrete_dropout", P);
+    let (x0, eps, ladder, level, masks) = draws(&given, &net);
+    let gaps: Vec<usize> = level.iter().map(|u| drawn(&ladder.p, *u)).collect();
+    let [below, t] = ladder.ends(&gaps);
+    let noisy = |t: &[f32]| diffuse(&x0, t, &eps).unwrap();
+    let loss = |target: Option<&Masks>| {
+        let target = ict::dropping(&net, &noisy(&below), &below, target).unwrap();
+        let found = ict::dropping(&net, &noisy(&t), &t, Some(&masks)).unwrap();
+        over_gaps(&pseudo_huber(&found, &target).unwrap(), &t, &below).unwrap()
+    };
+    same(found[0], &loss(Some(&masks)));
+    assert_ne!(found[0], loss(None).to_scalar::<f32>().unwrap());
+
+    let (found, net, given) = dropping_step("bcm", SecondTime::Aligned, "discrete_dropout", P);
+    let (x0, eps, ladder, level, masks) = draws(&given, &net);
+    let mut below_top = ladder.p.clone();
+    *below_top.last_mut().unwrap() = 0.0;
+    let gaps: Vec<usize> = level.iter().map(|u| drawn(&below_top, *u)).collect();
+    let [below, t] = ladder.ends(&gaps);
+    let to_bottom = |t: &[f32]| {
+        let x = diffuse(&x0, t, &eps).unwrap();
+        jump_dropping(&net, &x, t, &[0.002; B], Some(&masks)).unwrap()
+    };
+    let ct = over_gaps(&pseudo_huber(&to_bottom(&t), &to_bottom(&below)).unwrap(), &t, &below).unwrap();
+    same(found[1], &ct);
+    assert!(found[2] > 0.0);
+}
+
+/// CTM drops in the student's jumps, and in what it denoises.
+#[test]
+fn ctm_drops_in_its_student() {
+    let step = |p| dropping_step("ctm", SecondTime::PerBlock, "ctm_dropout", p).0;
+    let (plain, found) = (step(0.0), step(P));
+    for i in [0, 1] {
+        assert!(found[i].is_finite() && (found[i] / plain[i] - 1.0).abs() > 1e-3, "{found:?} {plain:?}");
+    }
+}
+
+/// Where both passes of sCT drop the same, only the tangent is between them: the loss is its mean
+/// square, normalised. The weighting begins at 0.
+#[test]
+fn sct_drops_the_same_along_its_path() {
+    let (found, net, given) = dropping_step("sct", SecondTime::None, "sct_dropout", P);
+    let b = given.batch(0, B);
+    let masks = b.dropout("dropout", P, &net.dropped()).unwrap();
+    let (z, sigma) = ((b.normal("noise").unwrap() * 0.5).unwrap(), b.each("sigma", |_| 0.0).unwrap());
+    let point = Point::at(&b.images("index").unwrap(), &z, &sigma).unwrap();
+    let loss = |masks: Option<&Masks>| {
+        let [f, df] = point.derivative(&net, masks).unwrap();
+        sct::normalised(&point.tangent(&f, &df, 0.0).unwrap()).unwrap().sqr().unwrap().mean_all().unwrap()
+    };
+    same(found[0], &loss(masks.as_ref()));
+    assert_ne!(found[0], loss(None).to_scalar::<f32>().unwrap());
+}
+
+#[test]
+fn one_gap_is_refused() {
+    for name in ["discrete_first_gaps", "discrete_last_gaps"] {
+        let error = Recipe::of(Scale::Mini).set(&format!("{name}=1")).unwrap_err().to_string();
+        assert!(error.contains("from 2 to"), "{error}");
+    }
+    // Two gaps are enough for BCM, whose highest is never drawn.
+    let ladder = Discrete { first_gaps: 2, last_gaps: 2, ..paper() }.ladder(3);
+    assert_eq!(ladder.p.len(), 2);
 }

@@ -2,7 +2,9 @@
 //! noise levels, both downwards and upwards. It starts from random weights and learns from the data
 //! only.
 
-use super::{Discrete, Jumps, Sampling, drawn, images, jump, over_gaps, pseudo_huber, shared, student};
+use super::{
+    Discrete, Jumps, Sampling, drawn, images, jump_dropping, over_gaps, pseudo_huber, shared, student,
+};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::diffuse;
 use crate::method::noise::SIGMA_MIN;
@@ -35,6 +37,7 @@ pub const SPEC: Spec = Spec {
         ],
         from_scratch: Some(409_600_000),
         at_most: None,
+        group: |_| 1,
     }),
     nfe: |overrides| Sampling::with(overrides).steps,
     settings: &[Discrete::listed, shared, Sampling::listed],
@@ -67,7 +70,7 @@ impl Method for Bcm {
         // Excludes the highest gap.
         let mut below_top = ladder.p.clone();
         *below_top.last_mut().expect("two levels make a gap") = 0.0;
-        let current = &self.net.frozen;
+        let (current, p) = (&self.net.frozen, self.settings.dropout);
         let (gradients, values) = self.net.gradients(batch, |net, b| {
             let gaps: Vec<usize> =
                 b.each("level", Draws::uniform)?.into_iter().map(|u| drawn(&below_top, u)).collect();
@@ -82,6 +85,10 @@ impl Method for Bcm {
             let bottom = vec![SIGMA_MIN as f32; b.len()];
             let (x0, eps) = (images(b)?, b.normal("noise")?);
             let xt = diffuse(&x0, &t, &eps)?;
+            let masks = b.dropout("dropout", p, &net.dropped())?;
+            let jump = |net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]| {
+                jump_dropping(net, x, t, u, masks.as_ref())
+            };
             let target = jump(current, &diffuse(&x0, &below, &eps)?, &below, &bottom)?;
 
             let straight = jump(net, &xt, &t, &bottom)?;

@@ -2,10 +2,11 @@
 //! should end at the same point as the teacher's solver from t to u followed by a jump from u to s.
 //! The training uses iCT's distance instead of LPIPS, and no adversary.
 
-use super::{Jumps, Sampling, drawn, images, jump, pseudo_huber, raw, shared, shared_named, student};
+use super::{Jumps, Sampling, drawn, images, jump, jump_dropping, pseudo_huber, raw, shared, student};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{diffuse, dsm};
 use crate::method::noise::{Levels, seventh_root};
+use crate::method::one_step::OneStep;
 use crate::method::schedule::polynomial;
 use crate::method::{Setup, Spec, Trained};
 use crate::network::count::Count;
@@ -37,6 +38,8 @@ settings! {
         /// Number N of noise levels in the teacher's trajectories.
         levels: usize = [10, 10, 18, 18, 18], 2..=1000, "",
             Silent("CTM's 18; at mini fewer, as half of the time is the teacher's steps");
+        /// Probability with which the student drops out of its blocks, alike in both jumps of an image.
+        dropout: f64 = [0.0], 0.0..=0.99, "", Silent("Off, as for every row; CTM's is 0.13");
     }
 }
 
@@ -62,7 +65,12 @@ pub const SPEC: Spec = Spec {
             Network::frozen("teacher", Size::Denoiser),
         ],
         calls: &[
-            Call { step: 0, network: "teacher", pass: Pass::Repeated(teacher_calls), times: 1.0 },
+            Call {
+                step: 0,
+                network: "teacher",
+                pass: Pass::Counted(&Pass::Forward, teacher_calls),
+                times: 1.0,
+            },
             Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
             Call { step: 0, network: "target", pass: Pass::Through, times: 1.0 },
             Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
@@ -71,18 +79,19 @@ pub const SPEC: Spec = Spec {
         ],
         from_scratch: None,
         at_most: None,
+        group: |_| 1,
     }),
     nfe: |overrides| Sampling::with(overrides).steps,
     settings: &[CtmSettings::listed, shared, levels, Sampling::listed],
     sampler: |setup, weights| Jumps::load(setup, weights),
 };
 
-/// Batch 256, 100,000 iterations, and a decay of 0.999 in each iteration for the average.
-pub const PUBLISHED: &[&str] = &["batch=256", "images=25600000", "ema_half_life=177400"];
+/// Batch 256, 100,000 iterations, a decay of 0.999 in each iteration for the average, and dropout.
+pub const PUBLISHED: &[&str] = &["batch=256", "images=25600000", "ema_half_life=177400", "ctm_dropout=0.13"];
 
 /// Lists the settings of the lognormal levels at which half of the images are denoised.
 fn levels(overrides: &Overrides) -> Vec<Setting> {
-    shared_named(overrides, &["p_mean", "p_std"])
+    OneStep::named(overrides, &["p_mean", "p_std"])
 }
 
 /// Adds the embedding of the target level in every block.
@@ -147,8 +156,10 @@ impl Ctm {
         // Both ends are mapped to 0.002 and compared there. The outer jump has a gradient for its
         // input.
         let bottom = vec![self.ladder[n - 1]; b.len()];
-        let estimate = jump(&self.target, &jump(net, &xt, &t, &s)?, &s, &bottom)?;
-        let aim = jump(&self.target, &jump(&self.net.frozen, &xu, &u, &s)?, &s, &bottom)?;
+        let masks = b.dropout("dropout", self.settings.dropout, &net.dropped())?;
+        let inner = |net: &Denoiser, x: &Tensor, t: &[f32]| jump_dropping(net, x, t, &s, masks.as_ref());
+        let estimate = jump(&self.target, &inner(net, &xt, &t)?, &s, &bottom)?;
+        let aim = jump(&self.target, &inner(&self.net.frozen, &xu, &u)?, &s, &bottom)?;
         pseudo_huber(&estimate, &aim)?.mean_all()
     }
 
@@ -180,7 +191,9 @@ impl Ctm {
             .collect();
         let (x0, c) = (images(b)?, Precondition::at(&sigma));
         let xt = diffuse(&x0, &sigma, &b.normal("dsm.noise")?)?;
-        dsm(&mix(&xt, &c.skip, &raw(net, &xt, &sigma, Some(&sigma))?, &c.out)?, &x0, &sigma)
+        let masks = b.dropout("dsm.dropout", self.settings.dropout, &net.dropped())?;
+        let f = raw(net, &xt, &sigma, Some(&sigma), masks.as_ref())?;
+        dsm(&mix(&xt, &c.skip, &f, &c.out)?, &x0, &sigma)
     }
 
     fn norm(&self, gradients: &GradStore) -> Result<Tensor> {

@@ -9,7 +9,7 @@ use crate::method::noise::SIGMA_MIN;
 use crate::method::{Setup, Spec, Trained};
 use crate::network::mix;
 use crate::network::precondition::SIGMA_DATA;
-use crate::network::unet::{Denoiser, SecondTime};
+use crate::network::unet::{Denoiser, Masks, SecondTime};
 use crate::rng::Draws;
 use crate::settings::Settings;
 use crate::train::Method;
@@ -31,6 +31,7 @@ pub const SPEC: Spec = Spec {
         ],
         from_scratch: Some(409_600_000),
         at_most: None,
+        group: |_| 1,
     }),
     nfe: |overrides| Sampling::with(overrides).steps,
     settings: &[Discrete::listed, shared, Sampling::listed],
@@ -41,16 +42,22 @@ pub const SPEC: Spec = Spec {
     },
 };
 
-/// Batch 1024, 400,000 iterations, and a decay of 0.99993 in each iteration for the average.
-pub const PUBLISHED: &[&str] = &["batch=1024", "images=409600000", "ema_half_life=10139000"];
+/// Batch 1024, 400,000 iterations, a decay of 0.99993 in each iteration for the average, and dropout.
+pub const PUBLISHED: &[&str] =
+    &["batch=1024", "images=409600000", "ema_half_life=10139000", "discrete_dropout=0.3"];
 
 /// Computes f(x, t) = c_skip x + c_out F(x, t), which is x at t = 0.002.
 pub fn consistent(net: &Denoiser, x: &Tensor, t: &[f32]) -> Result<Tensor> {
+    dropping(net, x, t, None)
+}
+
+/// Computes [`consistent`] with dropout.
+pub fn dropping(net: &Denoiser, x: &Tensor, t: &[f32], masks: Option<&Masks>) -> Result<Tensor> {
     let d2 = SIGMA_DATA * SIGMA_DATA;
     let above = |t: &f32| t - SIGMA_MIN as f32;
     let skip: Vec<f32> = t.iter().map(|t| d2 / (above(t) * above(t) + d2)).collect();
     let out: Vec<f32> = t.iter().map(|t| SIGMA_DATA * above(t) / (t * t + d2).sqrt()).collect();
-    mix(x, &skip, &raw(net, x, t, None)?, &out)
+    mix(x, &skip, &raw(net, x, t, None, masks)?, &out)
 }
 
 pub struct Ict {
@@ -77,14 +84,15 @@ impl Method for Ict {
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let ladder = self.settings.of_step(batch, self.images);
         // The target is the present network, held constant; there is no average.
-        let current = &self.net.frozen;
+        let (current, p) = (&self.net.frozen, self.settings.dropout);
         let (gradients, values) = self.net.gradients(batch, |net, b| {
             let gaps: Vec<usize> =
                 b.each("level", Draws::uniform)?.into_iter().map(|u| drawn(&ladder.p, u)).collect();
             let [below, t] = ladder.ends(&gaps);
             let (x0, eps) = (images(b)?, b.normal("noise")?);
-            let target = consistent(current, &diffuse(&x0, &below, &eps)?, &below)?;
-            let found = consistent(net, &diffuse(&x0, &t, &eps)?, &t)?;
+            let masks = b.dropout("dropout", p, &net.dropped())?;
+            let target = dropping(current, &diffuse(&x0, &below, &eps)?, &below, masks.as_ref())?;
+            let found = dropping(net, &diffuse(&x0, &t, &eps)?, &t, masks.as_ref())?;
             Ok(vec![over_gaps(&pseudo_huber(&found, &target)?, &t, &below)?])
         })?;
         self.net.update(batch, gradients, self.settings.lr)?;

@@ -12,7 +12,7 @@ use crate::method::{Setup, Spec, Trained};
 use crate::network::mix;
 use crate::network::params::Source;
 use crate::network::precondition::{Precondition, SIGMA_DATA};
-use crate::network::unet::{Conditioning, Config, Denoiser};
+use crate::network::unet::{Conditioning, Config, Denoiser, Masks};
 use crate::settings::{MOST_IMAGES, Settings, settings};
 use crate::train::Method;
 use crate::train::batch::Batch;
@@ -35,6 +35,7 @@ pub const SPEC: Spec = Spec {
         ],
         from_scratch: None,
         at_most: None,
+        group: |_| 1,
     }),
     nfe: |overrides| Sampling::with(overrides).steps,
     settings: &[SctSettings::listed, shared, Sampling::listed],
@@ -63,11 +64,14 @@ settings! {
         /// Iterations H in which the weight of the network's derivative grows from 0 to 1.
         warmup: u64 = [4, 100, 300, 10_000, 10_000], 1..=MOST_IMAGES, "iterations",
             Silent("sCT's 10,000; shorter where the run is");
+        /// Probability with which the network drops out of its blocks, alike in both passes of an image.
+        dropout: f64 = [0.0], 0.0..=0.99, "", Silent("Off, as for every row; sCT's is 0.2");
     }
 }
 
-/// Batch 128 and 400,000 iterations, with which the authors trained EDM's network.
-pub const PUBLISHED: &[&str] = &["batch=128", "images=51200000"];
+/// Batch 128, 400,000 iterations and dropout, with which the authors trained EDM's network. Their
+/// own network has a batch of 512.
+pub const PUBLISHED: &[&str] = &["batch=128", "images=51200000", "sct_dropout=0.2"];
 
 /// Computes EDM's D(x; t) itself.
 fn denoised(net: &Denoiser, x: &Tensor, t: &[f32]) -> Result<Tensor> {
@@ -123,14 +127,15 @@ impl Point {
         Ok(Point { input, noise, input_tangent, noise_tangent, velocity, angles })
     }
 
-    /// Returns the conditioning of the network at this point.
-    pub fn told(&self) -> Conditioning<'_> {
-        Conditioning { noise: &self.noise, ..Conditioning::default() }
+    /// Returns the conditioning of the network at this point, with the masks of dropout.
+    pub fn told<'a>(&'a self, masks: Option<&'a Masks>) -> Conditioning<'a> {
+        Conditioning { noise: &self.noise, masks, ..Conditioning::default() }
     }
 
-    /// Computes EDM's F at this point, and its derivative along the tangents.
-    pub fn derivative(&self, net: &Denoiser) -> Result<[Tensor; 2]> {
-        net.raw_along([&self.input, &self.input_tangent], &self.told(), &self.noise_tangent)
+    /// Computes EDM's F at this point, with dropout if there are masks, and its derivative along
+    /// the tangents.
+    pub fn derivative(&self, net: &Denoiser, masks: Option<&Masks>) -> Result<[Tensor; 2]> {
+        net.raw_along([&self.input, &self.input_tangent], &self.told(masks), &self.noise_tangent)
     }
 
     /// Computes g, the derivative of the denoised image by t, times cos t. The factor `r` scales
@@ -209,15 +214,17 @@ impl Method for Sct {
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let r = (batch.step as f32 / self.settings.warmup as f32).min(1.0);
-        let current = &self.net.frozen.denoiser;
+        let (current, p) = (&self.net.frozen.denoiser, self.settings.dropout);
         let (gradients, values) = self.net.gradients(batch, |student, b| {
             let (x0, sigma) = (images(b)?, self.levels.draw(b, "sigma")?);
             let point = Point::at(&x0, &(b.normal("noise")? * f64::from(SIGMA_DATA))?, &sigma)?;
-            let [f, df] = point.derivative(current)?;
+            // The same masks in both passes.
+            let masks = b.dropout("dropout", p, &current.dropped())?;
+            let [f, df] = point.derivative(current, masks.as_ref())?;
             let g = point.tangent(&f, &df, r)?;
             let g_squared = g.sqr()?.mean_all()?;
             let aim = (f - normalised(&g)?)?;
-            let apart = (aim - student.denoiser.raw(&point.input, &point.told())?)?;
+            let apart = (aim - student.denoiser.raw(&point.input, &point.told(masks.as_ref()))?)?;
             let w = student.weighting(&point.noise)?;
             let loss = ((w.exp()? * apart.sqr()?.flatten_from(1)?.mean(1)?)? - w)?.mean_all()?;
             Ok(vec![loss, g_squared])
