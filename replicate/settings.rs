@@ -168,13 +168,21 @@ pub trait Settings: Sized {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Overrides {
     pub scale: Scale,
+    /// Images of the training, which bound presets that count images.
+    pub images: u64,
     /// Names with normalised texts, in the order given.
     pub changes: Vec<(String, String)>,
 }
 
 impl Overrides {
     pub fn none(scale: Scale) -> Overrides {
-        Overrides { scale, changes: Vec::new() }
+        Overrides { scale, images: MOST_IMAGES, changes: Vec::new() }
+    }
+
+    /// Returns `preset`, but at most `most`; what was set by hand counts as it is.
+    pub fn at_most(&self, name: &str, preset: u64, most: u64) -> u64 {
+        let by_hand = self.changes.iter().any(|(known, _)| known == name);
+        if by_hand { preset } else { preset.min(most) }
     }
 }
 

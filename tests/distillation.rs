@@ -14,7 +14,7 @@ use replicate::method::noise::seventh_root;
 use replicate::method::one_step::one_step;
 use replicate::method::score_based::sid;
 use replicate::network::params::{Arrays, Params, Source};
-use replicate::network::unet::Denoiser;
+use replicate::network::unet::{Denoiser, Masks};
 use replicate::settings::Scale;
 use replicate::store::Array;
 use replicate::train::net::strip;
@@ -173,11 +173,11 @@ fn each_loss_of_sida_has_its_gradients() {
     let x0 = one_step(&generator, &normal("step0.critic.z"), 2.5).unwrap().detach();
     let diffused = |x0: &Tensor| diffuse(x0, &sigma, &noise).unwrap();
     // A gradient is computed once, so each loss has a pass of its own.
-    let pass = || fake.with_features(&diffused(&x0), &sigma, None).unwrap();
+    let pass = || fake.with_features(&diffused(&x0), &sigma, None, None).unwrap();
     let score = sid::fake_score(&pass().0, &x0, &sigma).unwrap();
     check("fake_grad_norm_score", &score, &fake_params, 1e-4);
     let (_, l_fake) = pass();
-    let l_real = fake.features(&diffused(&image("step0.real", 0.8)), &sigma, None).unwrap();
+    let l_real = fake.features(&diffused(&image("step0.real", 0.8)), &sigma, None, None).unwrap();
     for (array, logits) in [("logits_fake", &l_fake), ("logits_real", &l_real)] {
         let error = relative_error(&flat(logits), &fixture.f32(&format!("sida/first/{array}")));
         assert!(error < 1e-4, "{array}: {error}");
@@ -201,7 +201,7 @@ fn each_loss_of_sida_has_its_gradients() {
         let x0 = one_step(&generator, &normal("step0.generator.z"), 2.5).unwrap();
         let xt = diffuse(&x0, &sigma, &normal("step0.generator.noise")).unwrap();
         let t = teacher.forward(&xt, &sigma, None).unwrap();
-        let (q, logits) = fake.with_features(&xt, &sigma, None).unwrap();
+        let (q, logits) = fake.with_features(&xt, &sigma, None, None).unwrap();
         let identity = sid::identity(&x0, &t, &q, 1.0).unwrap().mean_all().unwrap();
         let gan = sid::deceive(&logits, &sid::weight(&x0, &t).unwrap(), B).unwrap().mean_all().unwrap();
         (identity, (gan * (0.01 * 768.0)).unwrap())
@@ -261,4 +261,57 @@ fn sid2a_runs_sid_of_its_seed_first() {
     let text = &weights.manifest.experiment;
     assert!(text.contains(&format!("generator start sha256 = {digest}\n")), "{text}");
     assert!(runner.stored(&row("sid2a"), 5).unwrap().is_some());
+}
+
+/// SiD's and SiDA's fake score drops in its own step: their losses, of passes with its masks.
+#[test]
+fn the_fake_score_drops_in_its_own_step() {
+    let (device, p) = (Device::Cpu, 0.4);
+    let (params, fake) = parity::filled_denoiser(&tiny(), &device, &unit).unwrap();
+    let weights = parity::filled(&params, &unit);
+    params.assign(&weights).unwrap();
+    for id in ["sid", "sida"] {
+        let row = row(id);
+        let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
+        recipe.set(&format!("dropout={p}")).unwrap();
+        let start = [(row.start, weights.clone())];
+        let setup = recipe.setup(&device, &row, &start, "parity");
+        let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
+        let mut given = CASES.iter().find(|case| case.row == id).unwrap().given(0, &device, &unit).unwrap();
+        for part in ["critic.dropout_fake", "critic.dropout_real", "generator.dropout"] {
+            for (i, (c, h, w)) in fake.dropped().into_iter().enumerate() {
+                let name = format!("{part} {i}");
+                let values = unit(&name, B * c * h * w).into_iter().map(|u| 3f32.sqrt() * u).collect();
+                given.tensors.insert(name, Tensor::from_vec(values, (B, c, h, w), &device).unwrap());
+            }
+        }
+        let found: Vec<f32> =
+            method.step(&given.batch(0, B)).unwrap().iter().map(|v| v.to_scalar().unwrap()).collect();
+
+        let b = given.batch(0, B);
+        let (sigma, noise) = (log_normal("step0.critic.sigma"), normal("step0.critic.noise"));
+        let x0 = one_step(&fake, &normal("step0.critic.z"), 2.5).unwrap();
+        let diffused = |x0: &Tensor| diffuse(x0, &sigma, &noise).unwrap();
+        let close = |what: &str, found: f32, loss: Tensor, apart: Tensor| {
+            let [expected, apart] = [loss, apart].map(|loss| loss.to_scalar::<f32>().unwrap());
+            assert!((found / expected - 1.0).abs() < 1e-4, "{id}, {what}: {found} for {expected}");
+            assert!((found / apart - 1.0).abs() > 1e-3, "{id}, {what}: as without dropout");
+        };
+        let of_fake = b.dropout("critic.dropout_fake", p, &fake.dropped()).unwrap();
+        let score = |masks: Option<&Masks>| {
+            let (denoised, logits) = fake.with_features(&diffused(&x0), &sigma, None, masks).unwrap();
+            (sid::fake_score(&denoised, &x0, &sigma).unwrap(), logits)
+        };
+        let ((loss, l_fake), (without, plain)) = (score(of_fake.as_ref()), score(None));
+        close("fake score", found[0], loss, without);
+        if id == "sida" {
+            let of_real = b.dropout("critic.dropout_real", p, fake.dropped_of_encoder()).unwrap();
+            let real = diffused(&image("step0.real", 0.8));
+            let told = |fakes: &Tensor, masks: Option<&Masks>| {
+                let l_real = fake.features(&real, &sigma, None, masks).unwrap();
+                sid::discriminate(&l_real, fakes, &sigma, B).unwrap().mean_all().unwrap()
+            };
+            close("discriminator", found[1], told(&l_fake, of_real.as_ref()), told(&plain, None));
+        }
+    }
 }

@@ -1,8 +1,15 @@
 //! Every setting is written once, and what can be typed is what it says.
 
-use replicate::experiment::{Recipe, Scale, all_rows};
+use candle_core::{Device, Tensor};
+use replicate::data::Images;
+use replicate::experiment::{Initialization, Recipe, Row, Scale, all_rows};
 use replicate::method::sampler::edm::HeunSettings;
-use replicate::settings::{FIXED, Overrides, Settings, Value};
+use replicate::network::params::{Arrays, Params, Source};
+use replicate::network::unet::{Config, Denoiser};
+use replicate::rng::Stream;
+use replicate::settings::{FIXED, Overrides, Setting, Settings, Value};
+use replicate::train::batch::Batches;
+use replicate::train::{published, state};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Every setting by name, the methods' own too.
@@ -72,7 +79,10 @@ fn a_change_is_of_one_setting() {
         let mut recipe = presets.clone();
         recipe.set(&format!("{}={text}", field.name)).unwrap();
         let after = values(&recipe);
-        let different: Vec<_> = after.iter().filter(|(name, value)| before[*name] != **value).collect();
+        // SiDA's thresholds follow the length of the training.
+        let follows = |name: &str| field.name == "images" && name.starts_with("sida_");
+        let different: Vec<_> =
+            after.iter().filter(|(name, value)| before[*name] != **value && !follows(name)).collect();
         assert_eq!(different, [(&field.name, &text.to_string())]);
         assert_eq!(recipe.changes(), [format!("{}={text}", field.name)]);
         // What it is already is no change.
@@ -138,4 +148,118 @@ fn a_methods_own_settings_are_called_as_its_file() {
             assert!(!alone || setting.owner == stem(row.method.file), "{} of {}", setting.field.name, row.id);
         }
     }
+}
+
+/// The smallest network, told about augmentation.
+fn smallest() -> Config {
+    Config { augment_labels: 9, ..Recipe::of(Scale::Smoke).network }
+}
+
+fn drawn(cell: &str) -> Arrays {
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell };
+    Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&smallest(), vb)).unwrap().0.arrays().unwrap()
+}
+
+/// Everything that a row makes of two iterations, an early one and a late one: its state, and
+/// samples.
+fn made(row: &Row, recipe: &Recipe) -> Vec<Vec<f32>> {
+    let device = Device::Cpu;
+    let start = [(row.start, drawn("start")), (Initialization::SingleLevel, drawn("other start"))];
+    let setup = recipe.setup(&device, row, &start, "read");
+    let pixels = (0..8 * 768u32).map(|i| (i * 37 % 256) as u8).collect();
+    let images = Images { channels: 3, size: 16, pixels, labels: vec![0; 8] };
+    let mut all = Vec::new();
+    let weights = match &row.method.training {
+        Some(training) => {
+            let batches = Batches {
+                images: &images,
+                device: device.clone(),
+                size: 4,
+                microbatch: usize::MAX,
+                augmentation: recipe.one_step.augmentation(),
+                cell: "read".into(),
+            };
+            let mut method = (training.build)(&setup).unwrap();
+            for step in [0, 1_000_000] {
+                method.step(&batches.at(step)).unwrap();
+            }
+            all.extend(state(&mut *method).unwrap().into_values().map(|array| array.data));
+            published(&mut *method).unwrap()
+        }
+        None => drawn("start"),
+    };
+    let sampler = (row.method.sampler)(&setup, &weights).unwrap();
+    let values = Stream::new("read", "z").normals(0, 2 * 768 * sampler.latents());
+    let z = Tensor::from_vec(values, (2, 3 * sampler.latents(), 16, 16), &device).unwrap();
+    all.push(
+        sampler
+            .sample(&z)
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .to_dtype(candle_core::DType::F32)
+            .unwrap()
+            .to_vec1()
+            .unwrap(),
+    );
+    all
+}
+
+/// Whether another value of the setting makes the row's state or samples another.
+fn is_read(row: &Row, recipe: &Recipe, before: &[Vec<f32>], setting: &Setting) -> bool {
+    let words = (setting.field.expected)();
+    let candidates = words.split(" or ").chain(["0.5", "1", "2", "7", "1000000000000"]);
+    let others =
+        candidates.filter(|text| (setting.field.canonical)(text).is_some_and(|text| text != setting.value));
+    others.into_iter().any(|text| {
+        let mut changed = recipe.clone();
+        changed.set(&format!("{}={text}", setting.field.name)).is_ok() && made(row, &changed) != before
+    })
+}
+
+/// A setting that a row lists and does not read would be accepted and change nothing.
+#[test]
+fn every_setting_that_a_row_lists_is_read() {
+    let recipe = Recipe { network: smallest(), ..Recipe::of(Scale::Paper) };
+    let (mut seen, mut settings) = (BTreeSet::new(), 0);
+    for row in all_rows() {
+        let listed = recipe.method_settings(&row);
+        // Rows that differ in their start or divergence alone are read once.
+        if !seen.insert((row.method.file, listed.iter().map(|s| s.field.name).collect::<Vec<_>>())) {
+            continue;
+        }
+        let before = made(&row, &recipe);
+        assert!(before.iter().flatten().all(|value| value.is_finite()), "{}", row.id);
+        for setting in &listed {
+            assert!(
+                is_read(&row, &recipe, &before, setting),
+                "{} does not read {}",
+                row.id,
+                setting.field.name
+            );
+            settings += 1;
+        }
+    }
+    assert!(settings > 100, "{settings}");
+}
+
+/// What the thresholds of SiDA's warm-up come to, by the length and by hand.
+#[test]
+fn a_preset_that_counts_images_is_bound_by_the_training() {
+    let sida = all_rows().find(|row| row.id == "sida").unwrap();
+    let value = |changes: &[&str]| {
+        let mut recipe = Recipe::of(Scale::Mini);
+        changes.iter().for_each(|change| recipe.set(change).unwrap());
+        let all = recipe.method_settings(&sida);
+        let value = |name: &str| all.iter().find(|s| s.field.name == name).unwrap().value.clone();
+        [value("sida_generator_from"), value("sida_adversary_from")]
+    };
+    assert_eq!(value(&[]), ["1280", "2560"]);
+    assert_eq!(value(&["images=3000"]), ["100", "200"]);
+    assert_eq!(value(&["sida_generator_from=5000"]), ["5000", "2560"]);
+    // By hand to what it is at the scale's own length.
+    assert_eq!(value(&["images=3000", "sida_generator_from=1280"]), ["1280", "200"]);
+    let presets = |scale| Recipe::of(scale).value("sida_generator_from").unwrap();
+    assert_eq!([Scale::Smoke, Scale::Small, Scale::Paper].map(presets), ["6", "100000", "100000"]);
 }

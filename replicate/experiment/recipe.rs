@@ -178,8 +178,10 @@ impl Recipe {
         changed.classifier.put(name, text);
         let changes = &mut changed.overrides.changes;
         changes.retain(|(known, _)| known != name);
-        if Recipe::of(self.scale).value(name).as_deref() != Some(text) {
-            changes.push((name.into(), text.into()));
+        // A preset may be bound by the length of the training, which was changed, too.
+        let presets = [Recipe::of(self.scale).value(name), changed.value(name)];
+        if presets.iter().any(|preset| preset.as_deref() != Some(text)) {
+            changed.overrides.changes.push((name.into(), text.into()));
         }
         *self = changed;
     }
@@ -204,10 +206,16 @@ impl Recipe {
         .concat()
     }
 
+    /// Returns what was changed by hand, with the length of the row's training.
+    pub fn overrides_of(&self, row: &Row) -> Overrides {
+        Overrides { images: self.images_of(row), ..self.overrides.clone() }
+    }
+
     /// Returns the settings of the row's method: the shared ones and its own.
     pub fn method_settings(&self, row: &Row) -> Vec<Setting> {
         let shared = self.shared();
-        let own = row.method.settings.iter().flat_map(|listed| listed(&self.overrides));
+        let overrides = self.overrides_of(row);
+        let own = row.method.settings.iter().flat_map(|listed| listed(&overrides));
         own.map(|setting| {
             let same = shared.iter().find(|shared| shared.field.name == setting.field.name);
             same.cloned().unwrap_or(setting)

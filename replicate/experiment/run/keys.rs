@@ -1,18 +1,11 @@
 //! The canonical texts of artefacts: their settings, inputs and code. The SHA-256 of a text is the
 //! key of its artefact.
 //!
-<<<<<<< HEAD
 //! The code in a key is a digest of tokens, without comments and layout. Weights depend on the
-//! rooms network, train, data and rng, on the code that methods share, and on their method's own
-//! file. Scores depend on the weights, on their sampling, and on the room measure. So a change to a
-//! metric retrains nothing, and the file of a new method changes no other row's key.
-=======
-//! The code that a key names is a digest over tokens: comments and layout do not count.
-//! Weights depend on the rooms network, train, data and rng, on what all methods and those of
-//! its folder share, and on their method's own file; scores on the weights, on how they are
-//! sampled, and on the room measure. So a change of a metric trains nothing, and a new
-//! method's file is in no other row's key.
->>>>>>> 2943739 (Put the noise levels that samplers and consistency models share into both families' keys; test that a key covers what its method imports)
+//! rooms network, train, data and rng, on the code that all methods share and that its folder
+//! shares, and on their method's own file. Scores depend on the weights, on their sampling, and on
+//! the room measure. So a change to a metric retrains nothing, and the file of a new method changes
+//! no other row's key.
 
 use crate::data::cifar::Split;
 use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
@@ -126,16 +119,10 @@ impl Code<'_> {
         (name, self.digest(part))
     }
 
-<<<<<<< HEAD
-    /// Returns the digest of `file` and of the code that its folder's methods share. It excludes
-    /// the registry, the cost estimate and the files of other methods.
-    fn method(&self, file: &str) -> (&'static str, String) {
-=======
-    /// Whether the source `path` is part of the method in `file`: that file, and what the methods of
-    /// its folder, or all methods, share. The registry, the estimate of costs and the files of other
-    /// methods are not part of it.
+    /// True if the source `path` is part of the method in `file`: that file itself, and the code
+    /// that all methods share or those of its folder. The registry, the cost estimate and the files
+    /// of other methods are not.
     fn is_part(&self, file: &str, path: &str) -> bool {
->>>>>>> 2943739 (Put the noise levels that samplers and consistency models share into both families' keys; test that a key covers what its method imports)
         let folder = |path: &str| path.rsplit_once('/').map_or("", |(folder, _)| folder).to_string();
         let own = inside(file);
         let near = folder(path) == "method" || folder(path) == folder(own);

@@ -42,29 +42,49 @@ settings! {
         discriminator: f64 = [1.0], 0.0..=1e6, "";
         /// Weight of the generator's adversarial loss for each pixel.
         adversary: f64 = [0.01], 0.0..=1e6, "";
-        /// Images after which the generator starts to change, or a thirtieth of the training if
-        /// that is less.
+        /// Images after which the generator starts to change; unless set by hand, at most a
+        /// thirtieth of the training.
         generator_from: u64 = [100_000], 0..=MOST_IMAGES, "images";
-        /// Images after which the generator has an adversarial loss, or a fifteenth of the training
-        /// if that is less.
+        /// Images after which the generator has an adversarial loss; unless set by hand, at most a
+        /// fifteenth of the training.
         adversary_from: u64 = [200_000], 0..=MOST_IMAGES, "images";
+    }
+}
+
+impl SidaSettings {
+    /// Returns the settings in a training of `overrides.images`.
+    fn of(overrides: &Overrides) -> SidaSettings {
+        let s = SidaSettings::with(overrides);
+        let at_most = |name: &str, preset: u64, part: u64| {
+            overrides.at_most(&format!("sida_{name}"), preset, overrides.images / part)
+        };
+        SidaSettings {
+            generator_from: at_most("generator_from", s.generator_from, 30),
+            adversary_from: at_most("adversary_from", s.adversary_from, 15),
+            ..s
+        }
+    }
+
+    fn listed_of(overrides: &Overrides) -> Vec<Setting> {
+        SidaSettings::of(overrides).list()
     }
 }
 
 pub const SID: Spec = Spec {
     cite: "Zhou et al. 2024, arXiv 2404.04057",
     settings: &[shared, SidSettings::listed],
-    ..spec("sid", |s| Ok(Box::new(Sid::new(s)?)), &[GENERATOR, TEACHER, FAKE], &CALLS)
+    ..spec("sid", |s| Ok(Box::new(Sid::new(s)?)), &[GENERATOR, TEACHER, FAKE], &CALLS, |_| 1)
 };
 
 pub const SIDA: Spec = Spec {
     cite: "Zhou et al. 2024, arXiv 2410.14919",
-    settings: &[shared, SidSettings::listed, SidaSettings::listed],
+    settings: &[shared, SidSettings::listed, SidaSettings::listed_of],
     ..spec(
         "sida",
         |s| Ok(Box::new(Sid::adversarial(s)?)),
         &[GENERATOR, TEACHER, FAKE, ENCODER],
         &[CALLS[0], CALLS[1], DATA, CALLS[2], CALLS[3], CALLS[4]],
+        |overrides| SidaSettings::with(overrides).group,
     )
 };
 
@@ -76,8 +96,9 @@ const fn spec(
     build: Build,
     networks: &'static [Network],
     calls: &'static [Call],
+    group: fn(&Overrides) -> usize,
 ) -> Spec {
-    let training = Some(Trained { build, networks, calls, from_scratch: None, at_most: None });
+    let training = Some(Trained { build, networks, calls, from_scratch: None, at_most: None, group });
     let sampler = one_step::sampler;
     Spec { name, cite: "", file: file!(), fingerprint: None, training, nfe: |_| 1, settings: &[], sampler }
 }
@@ -177,6 +198,8 @@ pub struct Sid {
     levels: Levels,
     fake_lr: f64,
     fake_steps: usize,
+    /// Of the fake score, in its own steps.
+    dropout: f64,
     settings: SidSettings,
     adversary: Option<SidaSettings>,
 }
@@ -198,6 +221,7 @@ impl Sid {
             levels: s.levels(),
             fake_lr: s.critic_lr,
             fake_steps: s.critic_steps,
+            dropout: s.dropout,
             settings: setup.own(),
             adversary: None,
         })
@@ -206,9 +230,7 @@ impl Sid {
     /// # Errors
     /// As [`Sid::new`].
     pub fn adversarial(setup: &Setup) -> Result<Sid> {
-        let mut s: SidaSettings = setup.own();
-        s.generator_from = s.generator_from.min(setup.images / 30);
-        s.adversary_from = s.adversary_from.min(setup.images / 15);
+        let s = SidaSettings::of(&Overrides { images: setup.images, ..setup.overrides.clone() });
         let sid = Sid::new(setup)?;
         Ok(Sid {
             generator: sid.generator.in_groups(s.group),
@@ -229,7 +251,7 @@ impl Method for Sid {
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let (levels, teacher, generator) = (self.levels, &self.teacher, &self.generator);
-        let (settings, adversary) = (&self.settings, self.adversary.as_ref());
+        let (settings, adversary, p) = (&self.settings, self.adversary.as_ref(), self.dropout);
 
         // Trains the fake score to denoise generated images, and its encoder to recognise them.
         let mut values = self.fake.descend_times(self.fake_steps, batch, self.fake_lr, |fake, b| {
@@ -237,12 +259,16 @@ impl Method for Sid {
             let (x0, labels) =
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
             let xt = diffuse(&x0, &sigma, &noise)?;
+            let masks = b.dropout("critic.dropout_fake", p, &fake.dropped())?;
             let Some(s) = adversary else {
-                return Ok(vec![fake_score(&fake.forward(&xt, &sigma, labels.as_deref())?, &x0, &sigma)?]);
+                let denoised = fake.dropping(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
+                return Ok(vec![fake_score(&denoised, &x0, &sigma)?]);
             };
-            let (denoised, l_fake) = fake.with_features(&xt, &sigma, labels.as_deref())?;
+            let (denoised, l_fake) = fake.with_features(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
             let (real, labels) = b.augment("critic.augment_real", &b.images("critic.index")?)?;
-            let l_real = fake.features(&diffuse(&real, &sigma, &noise)?, &sigma, labels.as_deref())?;
+            let masks = b.dropout("critic.dropout_real", p, fake.dropped_of_encoder())?;
+            let real = diffuse(&real, &sigma, &noise)?;
+            let l_real = fake.features(&real, &sigma, labels.as_deref(), masks.as_ref())?;
             let score = fake_score(&denoised, &x0, &sigma)?;
             let told = discriminate(&l_real, &l_fake, &sigma, s.group)?.mean_all()?;
             Ok(vec![(&score + (&told * s.discriminator)?)?, score, told])
@@ -263,7 +289,7 @@ impl Method for Sid {
                 let q = fake.forward(&xt, &sigma, None)?;
                 return Ok(vec![identity(x0, &t, &q, settings.alpha)?.mean_all()?]);
             };
-            let (q, logits) = fake.with_features(&xt, &sigma, None)?;
+            let (q, logits) = fake.with_features(&xt, &sigma, None, None)?;
             let sid = identity(x0, &t, &q, settings.alpha)?.mean_all()?;
             let gan =
                 (deceive(&logits, &weight(x0, &t)?, s.group)?.mean_all()? * (s.adversary * pixels(x0)))?;
