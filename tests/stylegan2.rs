@@ -5,16 +5,23 @@ mod common;
 use candle_core::{Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use common::{Fixture, relative_error, unit};
-use replicate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
+use replicate::app::selftest::parity::{filled as filled_u_net, tiny};
+use replicate::experiment::run::{Runner, Settings as Running};
+use replicate::experiment::{ABLATIONS, FULL_INITIALIZATION, Recipe, Scale};
 use replicate::method::equations::softplus;
 use replicate::method::ratio_based::diffusion_gan::chain::{Adaptive, Chain};
-use replicate::method::ratio_based::diffusion_gan::{DiffGan, Seen, StyleGan, approximate_r1, networks, r1};
+use replicate::method::ratio_based::diffusion_gan::{
+    DiffGan, Players, Seen, StyleGan, UNets, approximate_r1, networks, r1,
+};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::stylegan2::{Config, Discriminator, Generator};
+use replicate::network::unet::Critic;
 use replicate::settings::Settings;
 use replicate::store::Array;
 use replicate::train::batch::Given;
+use replicate::train::watch::{Mode, Watch};
 use replicate::train::{Method, restore, state};
+use std::sync::atomic::AtomicBool;
 
 const BATCH: usize = 4;
 const SIZE: usize = 16;
@@ -356,4 +363,116 @@ fn sizes() {
     assert_eq!(Generator::count(&config).parameters, 72_014);
     assert_eq!(Discriminator::count(&config).parameters, 72_640);
     println!("{:?} {:?}", Generator::count(&config), Discriminator::count(&config));
+}
+
+/// A part of whole groups gives the losses and gradients of the whole batch.
+#[test]
+fn parts_of_whole_groups_are_the_batch() {
+    let config = Config { group: 2, ..config() };
+    let first = |microbatch| {
+        let recipe = Recipe::of(Scale::Mini);
+        let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, &[], "parity");
+        // No step changes what the next one's gradients are of.
+        let settings = DiffGan { lr: 0.0, gamma: 1.0, penalty_every: 2, ..DiffGan::at(Scale::Mini) };
+        let mut method = StyleGan::of(&config, &setup, &settings).unwrap();
+        let mut all = Vec::new();
+        // The second iteration has no penalty: the critic's gradients are those of its loss.
+        for k in 0..2 {
+            let values = method.step(&Given { microbatch, ..given(k) }.batch(k as u64, BATCH)).unwrap();
+            all.push(("values".to_string(), values.iter().map(|v| v.to_scalar().unwrap()).collect()));
+            let moments = state(&mut method).unwrap();
+            let moments = moments.into_iter().filter(|(name, _)| name.contains(".adam.m."));
+            all.extend(moments.map(|(name, array)| (name, array.data)));
+        }
+        all
+    };
+    let whole = first(None);
+    for microbatch in [1, 2, 3] {
+        let mut different = 0;
+        for ((name, whole), (_, parts)) in whole.iter().zip(first(Some(microbatch))) {
+            let error = relative_error(&parts, whole);
+            assert!(error < 1e-5, "{microbatch} at a time, {name}: {error}");
+            different += usize::from(parts != *whole);
+        }
+        assert!(different > 0, "it was taken whole");
+    }
+}
+
+/// What the paper's critic sees of Diffusion-GAN's images, and R1 through it.
+#[test]
+fn r1_of_the_papers_critic_is_a_slope_of_clean_images() {
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "u-nets" };
+    let build = |vb: VarBuilder| Critic::new(&tiny(), vb);
+    let (params, critic) = Params::build(&Device::Cpu, &source, build).unwrap();
+    params.assign(&filled_u_net(&params, &unit)).unwrap();
+    let frozen = params.frozen(build).unwrap();
+    let (players, chain, t) = (UNets { sigma_init: 2.5 }, Chain::new(1000), [0, 1, 400, 1000]);
+    let (x0, eps) = (images("u-nets.x"), normal("u-nets.noise", &[BATCH, 3, SIZE, SIZE]));
+    let seen = |x0: &Tensor| Seen::new(chain.diffuse(x0, &t, &eps).unwrap(), &chain, &t);
+
+    // The images as they are beside noise of a level, 0.002 where there is none.
+    let (signal, noise) = (chain.signal(&t), chain.noise(&t));
+    assert_eq!((signal[0], noise[0]), (1.0, 0.0));
+    let sigma: Vec<f32> = noise.iter().zip(&signal).map(|(n, s)| (n / s).max(0.002)).collect();
+    assert!(sigma[0] == 0.002 && sigma[3] > 1.0, "{sigma:?}");
+    let clean = replicate::network::mix(
+        &x0,
+        &[1.0],
+        &eps,
+        &noise.iter().zip(&signal).map(|(n, s)| n / s).collect::<Vec<_>>(),
+    )
+    .unwrap();
+    let logits = critic.forward(&clean, &sigma, None).unwrap();
+    close("logits", &players.logits(&critic, &seen(&x0)).unwrap(), &flat(&logits));
+
+    // |grad|^2 by the images before diffusion, through candle's own chain rule.
+    let x = Var::from_tensor(&x0).unwrap();
+    let sum = players.logits(&critic, &seen(&x)).unwrap().sum_all().unwrap();
+    let slope = sum.backward().unwrap().remove(&x).unwrap();
+    let expected = (slope.sqr().unwrap().sum_all().unwrap() / BATCH as f64).unwrap();
+    let penalty = || r1(&players, &critic, &frozen, &seen(&x0)).unwrap();
+    close("R1", &penalty().size.flatten_all().unwrap(), &[expected.to_scalar().unwrap()]);
+
+    // The loss has the gradient of the size: by differences along all parameters at once.
+    let gradients = penalty().loss.backward().unwrap();
+    let (weights, mut slope, mut steps) = (params.arrays().unwrap(), 0f64, Vec::new());
+    for (name, var) in params.iter() {
+        let step = (tensor(&format!("u-nets.{name}"), 1.0, var.dims()) * 1e-3).unwrap();
+        if let Some(gradient) = gradients.get(var) {
+            let product = (gradient * &step).unwrap().sum_all().unwrap();
+            slope += f64::from(product.to_scalar::<f32>().unwrap());
+            steps.push((var.clone(), step));
+        }
+    }
+    let at = |sign: f64| {
+        params.assign(&weights).unwrap();
+        for (var, step) in &steps {
+            var.set(&(var.as_tensor() + (step * sign).unwrap()).unwrap()).unwrap();
+        }
+        let frozen = params.frozen(build).unwrap();
+        f64::from(r1(&players, &critic, &frozen, &seen(&x0)).unwrap().size.to_scalar::<f32>().unwrap())
+    };
+    let found = (at(1.0) - at(-1.0)) / 2.0;
+    println!("R1 along the parameters: {slope:.6e}, by differences {found:.6e}");
+    assert!((found - slope).abs() < 2e-2 * slope.abs(), "{slope} and {found}");
+}
+
+#[test]
+fn every_ablation_runs_at_smoke() {
+    let (store, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
+    let settings = Running {
+        store: store.path().into(),
+        root: env!("CARGO_MANIFEST_DIR").into(),
+        data: None,
+        device: Device::Cpu,
+        from_scratch: false,
+        microbatch: None,
+        keep: false,
+    };
+    let mut runner = Runner::new(settings, Recipe::of(Scale::Smoke), Watch::new(Mode::None), &stop).unwrap();
+    for row in ABLATIONS {
+        runner.row(row, 5).unwrap();
+        assert!(runner.stored(row, 5).unwrap().is_some_and(|made| made.weights.is_some()), "{}", row.id);
+    }
 }

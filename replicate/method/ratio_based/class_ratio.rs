@@ -39,7 +39,8 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerpr
         Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
         Call { step: 1, network: "critic", pass: Pass::Through, times: 1.0 },
     ];
-    let training = Some(Trained { build, networks: NETWORKS, calls, from_scratch: None, at_most: None });
+    let training =
+        Some(Trained { build, networks: NETWORKS, calls, from_scratch: None, at_most: None, group: |_| 1 });
     let fingerprint = Some(fingerprint);
     Spec {
         name,

@@ -13,11 +13,12 @@ pub use unets::{UNETS, UNETS_NO_R1, UNets};
 use self::chain::{Adaptive, Chain};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{class_ratio, softplus};
+use crate::method::one_step::OneStep;
 use crate::method::{Build, Spec, Trained};
 use crate::network::stylegan2::{Discriminator, Generator};
 use crate::network::{elsewhere, scale_images};
 use crate::rng::Draws;
-use crate::settings::{Choice, LARGEST_BATCH, MOST_IMAGES, Settings, settings};
+use crate::settings::{Choice, LARGEST_BATCH, MOST_IMAGES, Overrides, Setting, Settings, settings};
 use crate::train::Method;
 use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
@@ -28,18 +29,48 @@ use candle_core::{Result, Tensor, Var};
 const PUBLISHED_IMAGES: u64 = 50_000_000;
 
 /// Diffusion-GAN as published.
-pub const SPEC: Spec =
-    spec("diffusion-gan", CALLS, |setup| Ok(Box::new(StyleGan::train(setup, &setup.own())?)));
+pub const SPEC: Spec = spec("diffusion-gan", CALLS, &[DiffGan::listed, mirrored], |setup| {
+    Ok(Box::new(StyleGan::train(setup, &setup.own())?))
+});
 
 /// Diffusion-GAN without the gradient penalty.
-pub const NO_R1: Spec = spec("diffusion-gan without R1", CALLS.split_at(4).0, |setup| {
-    Ok(Box::new(StyleGan::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
-});
+pub const NO_R1: Spec =
+    spec("diffusion-gan without R1", CALLS.split_at(4).0, &[without_penalty, mirrored], |setup| {
+        Ok(Box::new(StyleGan::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
+    });
 
 /// Diffusion-GAN with differences of logits instead of the gradient.
-pub const APPROXIMATE: Spec = spec("diffusion-gan, approximate R1", CALLS, |setup| {
-    Ok(Box::new(StyleGan::train(setup, &DiffGan { penalty: Penalty::Approximate, ..setup.own() })?))
-});
+pub const APPROXIMATE: Spec =
+    spec("diffusion-gan, approximate R1", APPROXIMATE_CALLS, &[without_form, mirrored], |setup| {
+        Ok(Box::new(StyleGan::train(setup, &DiffGan { penalty: Penalty::Approximate, ..setup.own() })?))
+    });
+
+/// Lists the settings without that of the penalty's form.
+fn without_form(overrides: &Overrides) -> Vec<Setting> {
+    listed(overrides, |name| name != "gan_penalty")
+}
+
+/// Lists the settings without those of the penalty. Its interval corrects the learning rate of the
+/// discriminator also where there is none.
+fn without_penalty(overrides: &Overrides) -> Vec<Setting> {
+    listed(overrides, |name| !["gan_penalty", "gan_gamma"].contains(&name))
+}
+
+/// Lists the settings of the penalty alone.
+fn of_penalty(overrides: &Overrides) -> Vec<Setting> {
+    listed(overrides, |name| ["gan_penalty", "gan_gamma", "gan_penalty_every"].contains(&name))
+}
+
+fn listed(overrides: &Overrides, which: impl Fn(&str) -> bool) -> Vec<Setting> {
+    let mut settings = DiffGan::listed(overrides);
+    settings.retain(|setting| which(setting.field.name));
+    settings
+}
+
+/// Lists the setting that decides if training images are mirrored.
+fn mirrored(overrides: &Overrides) -> Vec<Setting> {
+    OneStep::named(overrides, &["augment_p"])
+}
 
 /// Source file of all variants.
 const FILE: &str = file!();
@@ -49,24 +80,36 @@ const NETWORKS: &[Network] = &[
     Network::trained("critic", Size::Other(|config| Discriminator::count(&networks(config, 1)))),
 ];
 
-/// The last two calls compute the penalty: the slope, then images with tangents, which cost two
-/// passes.
 const CALLS: &[Call] = &[
     Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
     Call { step: 0, network: "critic", pass: Pass::Through, times: 1.0 },
     Call { step: 1, network: "generator", pass: Pass::Forward, times: 1.0 },
     Call { step: 1, network: "critic", pass: Pass::Trained, times: 2.0 },
-    Call { step: 2, network: "critic", pass: Pass::Through, times: 1.0 / 16.0 },
-    Call { step: 2, network: "critic", pass: Pass::Trained, times: 2.0 / 16.0 },
+    // The penalty: the slope, then images with tangents, which cost two passes.
+    Call { step: 2, network: "critic", pass: Pass::Counted(&Pass::Through, penalties), times: 1.0 },
+    Call { step: 2, network: "critic", pass: Pass::Counted(&Pass::Trained, penalties), times: 2.0 },
 ];
 
-const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec {
+/// The penalty is of the logits of images, and of those beside them.
+const APPROXIMATE_CALLS: &[Call] = &[CALLS[0], CALLS[1], CALLS[2], CALLS[3], CALLS[5]];
+
+/// Returns the penalties in an iteration.
+fn penalties(overrides: &Overrides) -> f64 {
+    let DiffGan { gamma, penalty_every, .. } = DiffGan::with(overrides);
+    if gamma > 0.0 { 1.0 / penalty_every as f64 } else { 0.0 }
+}
+
+/// A kind of settings that a method lists.
+type Listed = fn(&Overrides) -> Vec<Setting>;
+
+const fn spec(name: &'static str, calls: &'static [Call], settings: &'static [Listed], build: Build) -> Spec {
     let training = Some(Trained {
         build,
         networks: NETWORKS,
         calls,
         from_scratch: Some(PUBLISHED_IMAGES),
         at_most: None,
+        group: |overrides| DiffGan::with(overrides).group,
     });
     let cite = "Wang et al. 2023, arXiv 2206.02262";
     Spec {
@@ -76,7 +119,7 @@ const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec 
         fingerprint: None,
         training,
         nfe: |_| 1,
-        settings: &[DiffGan::listed],
+        settings,
         sampler: players::sampler,
     }
 }

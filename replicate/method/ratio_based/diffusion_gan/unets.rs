@@ -2,41 +2,51 @@
 //! Diffusion-GAN needs StyleGAN2 and the gradient penalty (section 1).
 
 use super::players::{Players, Seen};
-use super::{DiffGan, DiffusionGan, FILE, PUBLISHED_IMAGES};
-use crate::method::cost::{Call, Network, Pass, Size};
+use super::{CALLS, DiffGan, DiffusionGan, FILE, Listed, PUBLISHED_IMAGES, of_penalty};
+use crate::method::cost::{Call, Network, Size};
 use crate::method::one_step::{self, Generator, OneStep, one_step};
 use crate::method::{Build, Setup, Spec, Trained};
 use crate::network::params::{Arrays, Source};
 use crate::network::scale_images;
 use crate::network::unet::{CRITIC_HEAD, Critic, Denoiser};
-use crate::settings::Settings;
+use crate::settings::{Overrides, Setting};
 use crate::train::batch::Batch;
 use crate::train::net::Net;
 use candle_core::{Result, Tensor};
 
 /// Diffusion-GAN's objective on the U-Net and its critic.
-pub const UNETS: Spec =
-    spec("diffusion-gan on U-Nets", CALLS, |setup| Ok(Box::new(UNets::train(setup, &setup.own())?)));
+pub const UNETS: Spec = spec("diffusion-gan on U-Nets", CALLS, &[shared, of_penalty], |setup| {
+    Ok(Box::new(UNets::train(setup, &setup.own())?))
+});
 
 /// The objective without the gradient penalty.
-pub const UNETS_NO_R1: Spec = spec("diffusion-gan on U-Nets, without R1", CALLS.split_at(4).0, |setup| {
-    Ok(Box::new(UNets::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
-});
+pub const UNETS_NO_R1: Spec =
+    spec("diffusion-gan on U-Nets, without R1", CALLS.split_at(4).0, &[shared], |setup| {
+        Ok(Box::new(UNets::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
+    });
+
+/// Lists what it takes of the settings of every one-step training: levels, weight, steps of the
+/// critic and dropout are not part of the objective.
+fn shared(overrides: &Overrides) -> Vec<Setting> {
+    let names = [
+        "sigma_init",
+        "generator_start",
+        "critic_start",
+        "generator_lr",
+        "critic_lr",
+        "beta1",
+        "beta2",
+        "eps",
+        "ema_half_life",
+        "augment_p",
+    ];
+    OneStep::named(overrides, &names)
+}
 
 const NETWORKS: &[Network] =
     &[Network::averaged("generator", Size::Denoiser), Network::trained("critic", Size::Critic)];
 
-/// The last two are for the penalty: the slope, then images and tangents, which cost two passes.
-const CALLS: &[Call] = &[
-    Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
-    Call { step: 0, network: "critic", pass: Pass::Through, times: 1.0 },
-    Call { step: 1, network: "generator", pass: Pass::Forward, times: 1.0 },
-    Call { step: 1, network: "critic", pass: Pass::Trained, times: 2.0 },
-    Call { step: 2, network: "critic", pass: Pass::Through, times: 1.0 / 16.0 },
-    Call { step: 2, network: "critic", pass: Pass::Trained, times: 2.0 / 16.0 },
-];
-
-const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec {
+const fn spec(name: &'static str, calls: &'static [Call], settings: &'static [Listed], build: Build) -> Spec {
     Spec {
         name,
         cite: "Wang et al. 2023, arXiv 2206.02262, on the networks of this paper",
@@ -48,9 +58,10 @@ const fn spec(name: &'static str, calls: &'static [Call], build: Build) -> Spec 
             calls,
             from_scratch: Some(PUBLISHED_IMAGES),
             at_most: None,
+            group: |_| 1,
         }),
         nfe: |_| 1,
-        settings: &[OneStep::listed, DiffGan::listed],
+        settings,
         sampler: one_step::sampler,
     }
 }
@@ -60,7 +71,8 @@ const LEAST: f32 = 0.002;
 
 /// The networks of the paper.
 pub struct UNets {
-    sigma_init: f64,
+    /// Noise level at which the generator is asked.
+    pub sigma_init: f64,
 }
 
 impl UNets {
