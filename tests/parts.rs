@@ -95,7 +95,7 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
 
 #[test]
 fn parts_of_a_batch_give_its_losses_and_gradients() {
-    // Diffusion-GAN's discriminator sees the images of a part side by side. SiDA's gradients in
+    // Diffusion-GAN has this test beside its fixture (tests/stylegan2.rs). SiDA's gradients in
     // parts of one image are 1.55e-5 apart in one bias, of 1e-5: this is open.
     let open = ["diff-gan", "sida", "sid2a"];
     for row in TABLE1.iter().filter(|row| row.method.training.is_some() && !open.contains(&row.id)) {
@@ -137,4 +137,26 @@ fn a_cpu_takes_whole_batches() {
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(error.contains("--microbatch is for GPUs"), "{error}");
+}
+
+/// Groups of images that a row takes together are not divided, so nothing smaller is proposed.
+#[test]
+fn no_part_is_smaller_than_a_group() {
+    let recipe = Recipe::of(Scale::Paper);
+    for (id, least) in [("dijs", 1), ("sida", 32), ("sid2a", 32), ("diff-gan", 16)] {
+        let row = TABLE1.iter().find(|row| row.id == id).unwrap();
+        let of = |batch| {
+            let budget = Budget { batch, ..recipe.budget.clone() };
+            plan::memory(&Recipe { budget, ..recipe.clone() }, row)
+        };
+        assert_eq!(plan::smallest_part(&recipe, row), least);
+        assert_eq!(plan::fitting(&recipe, row, of(least)), Some(least), "{id}");
+        assert_eq!(plan::fitting(&recipe, row, of(least) - 1), None, "{id}");
+    }
+    let mut odd = recipe.clone();
+    odd.set("sida_group=24").unwrap();
+    let sida = TABLE1.iter().find(|row| row.id == "sida").unwrap();
+    let of =
+        |batch| plan::memory(&Recipe { budget: Budget { batch, ..odd.budget.clone() }, ..odd.clone() }, sida);
+    assert_eq!(plan::fitting(&odd, sida, of(64) - 1), Some(48), "whole groups");
 }

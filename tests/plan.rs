@@ -6,9 +6,10 @@ use replicate::app::machine::Card;
 use replicate::data::Images;
 use replicate::data::grid::GRID;
 use replicate::experiment::plan;
-use replicate::experiment::{Data, Initialization, Recipe, Row, Scale, TABLE1, TABLE2};
+use replicate::experiment::{Data, Initialization, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
 use replicate::measure::classifier::{Classifier, Layout};
 use replicate::method::one_step::one_step;
+use replicate::network::count::Count;
 use replicate::network::params::{Params, Source, outline};
 use replicate::network::unet::{Config, Critic, Denoiser};
 use replicate::rng::Stream;
@@ -183,6 +184,48 @@ fn memory_is_weights_and_the_outputs_of_operations() {
     let found = plan::memory(&recipe, &row("dijs"));
     assert_eq!(found, expected);
     assert!(plan::memory(&recipe, &row("diff-instruct")) > 4 * 1000 * generator);
+}
+
+/// Passes that are not of every iteration, or not of one number, follow the settings.
+#[test]
+fn counted_passes_follow_the_settings() {
+    let cost = |id: &str, changes: &[&str]| {
+        let mut recipe = Recipe::of(Scale::Smoke);
+        changes.iter().for_each(|change| recipe.set(change).unwrap());
+        let row = all_rows().find(|row| row.id == id).unwrap();
+        (plan::row(&recipe, &row).step_flop / recipe.budget.batch as f64, plan::memory(&recipe, &row))
+    };
+    let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
+    let unet = plan::forward(&Recipe::of(Scale::Smoke).network);
+    // Without its penalty a row costs what the row without R1 does; with it twice as often, ...
+    for (row, without, passes) in [
+        ("diff-gan", "diff-gan-no-r1", 8.0),
+        ("diff-gan-near-r1", "diff-gan-no-r1", 6.0),
+        ("diff-gan-unet", "diff-gan-unet-no-r1", 8.0),
+    ] {
+        let (all, plain) = (cost(row, &[]).0, cost(without, &[]).0);
+        near(cost(row, &["gan_gamma=0"]).0, plain);
+        near(cost(row, &["gan_penalty_every=8"]).0 - plain, 2.0 * (all - plain));
+        let critic = (all - plain) * 16.0 / passes;
+        near(
+            cost("diff-gan", &[]).0 - cost("diff-gan-no-r1", &[]).0,
+            match row {
+                "diff-gan-unet" => continue,
+                _ => critic * 8.0 / 16.0,
+            },
+        );
+    }
+    // A setting of other rows changes nothing.
+    assert_eq!(cost("diff-gan-unet", &["critic_steps=3"]), cost("diff-gan-unet", &[]));
+    assert_eq!(cost("dijs", &["critic_steps=2"]).1, cost("dijs", &[]).1);
+    // 9 + 2 calls without a gradient and 3 with one; of four intervals 12 + 3 and 4.
+    near(cost("amed-plugin", &[]).0, (11.0 + 2.0 * 3.0) * unet);
+    near(cost("amed-plugin", &["amed_calls=7"]).0, (15.0 + 2.0 * 4.0) * unet);
+    // One of those with a gradient is held at a time.
+    assert_eq!(cost("amed-plugin", &["amed_calls=7"]).1, cost("amed-plugin", &[]).1);
+    let activations = Count::denoiser(&Recipe::of(Scale::Smoke).network).activations;
+    let more = cost("amed-plugin", &["batch=17"]).1 - cost("amed-plugin", &["batch=16"]).1;
+    assert_eq!(more, 6 * activations);
 }
 
 #[test]

@@ -132,11 +132,19 @@ pub fn memory(recipe: &Recipe, row: &Row) -> u64 {
     bytes_of(kept + steps.into_values().fold(0.0, f64::max) as u64)
 }
 
+/// Returns the smallest microbatch of the row, a group of images that belong together.
+pub fn smallest_part(recipe: &Recipe, row: &Row) -> usize {
+    let group = row.method.training.as_ref().map_or(1, |training| (training.group)(&recipe.overrides));
+    group.min(recipe.budget.batch)
+}
+
 /// Returns the largest microbatch, from halving the batch repeatedly, whose step fits into `bytes`
-/// by [`memory`]; `None` if not even one image fits.
+/// by [`memory`]; `None` if not even the smallest fits.
 pub fn fitting(recipe: &Recipe, row: &Row, bytes: u64) -> Option<usize> {
-    let halves =
-        std::iter::successors(Some(recipe.budget.batch), |batch| (*batch > 1).then(|| batch.div_ceil(2)));
+    let group = smallest_part(recipe, row);
+    let halves = std::iter::successors(Some(recipe.budget.batch), |batch| {
+        (*batch > group).then(|| batch.div_ceil(2).next_multiple_of(group))
+    });
     let in_parts =
         |batch: usize| Recipe { budget: Budget { batch, ..recipe.budget.clone() }, ..recipe.clone() };
     halves.into_iter().find(|batch| memory(&in_parts(*batch), row) <= bytes)

@@ -95,8 +95,8 @@ impl Size {
 /// Passes through a network in one iteration.
 #[derive(Clone, Copy)]
 pub struct Call {
-    /// Index of the step; calls of one step share its peak of memory. If a method has the settings
-    /// of one-step training, step 0 runs `critic_steps` times.
+    /// Index of the step; calls of one step share its peak of memory. If a method lists the setting
+    /// `critic_steps`, step 0 runs so many times.
     pub step: usize,
     pub network: &'static str,
     pub pass: Pass,
@@ -108,8 +108,8 @@ pub struct Call {
 #[derive(Clone, Copy)]
 pub enum Pass {
     Forward,
-    /// As many forward passes as the settings require.
-    Repeated(fn(&Overrides) -> f64),
+    /// Another pass, as often on average in an iteration as the settings require, one at a time.
+    Counted(&'static Pass, fn(&Overrides) -> f64),
     /// Forward, and backward to the inputs only.
     Through,
     /// Forward, and backward to inputs and parameters.
@@ -122,7 +122,7 @@ impl Pass {
     pub fn forwards(self, overrides: &Overrides) -> f64 {
         match self {
             Pass::Forward => 1.0,
-            Pass::Repeated(times) => times(overrides),
+            Pass::Counted(pass, times) => times(overrides) * pass.forwards(overrides),
             Pass::Through => 2.0,
             Pass::Trained => 3.0,
         }
@@ -130,6 +130,10 @@ impl Pass {
 
     /// True if its activations are kept for a backward pass.
     pub fn is_kept(self) -> bool {
-        matches!(self, Pass::Through | Pass::Trained)
+        match self {
+            Pass::Forward => false,
+            Pass::Counted(pass, _) => pass.is_kept(),
+            Pass::Through | Pass::Trained => true,
+        }
     }
 }

@@ -109,6 +109,8 @@ pub struct Trained {
     pub from_scratch: Option<u64>,
     /// Images of the published training, if that is short by design; it sees no more.
     pub at_most: Option<u64>,
+    /// Consecutive images of a batch that no microbatch separates.
+    pub group: fn(&Overrides) -> usize,
 }
 
 /// Training images.

@@ -210,10 +210,12 @@ fn experiment(
                 Err(error @ (Error::Diverged { .. } | Error::Run(_) | Error::Tensor(_))) => {
                     say(&format!("error: {} of seed {seed} failed: {error}", row.id));
                     if error.is_out_of_memory() {
-                        let smaller = smaller(&runner, row, runner.recipe_in_memory().budget.batch);
-                        say(&format!(
-                            "  run it again with --microbatch {smaller}, which takes fewer images at a time"
-                        ));
+                        say(&match smaller(&runner, row) {
+                            Some(n) => {
+                                format!("  run it again with --microbatch {n}, which takes fewer images at a time")
+                            }
+                            None => "  a smaller batch (--set batch=N) makes another experiment".into(),
+                        });
                     }
                     // After a lost device, every later call would fail with the same error.
                     if error.is_device_lost() {
@@ -235,13 +237,13 @@ fn experiment(
     Ok(failed.unwrap_or(ended))
 }
 
-/// Returns a smaller microbatch after `tried` did not fit: the largest that fits into the whole
-/// memory by the estimate, but at most half of `tried`.
-fn smaller(runner: &Runner, row: &Row, tried: usize) -> usize {
-    let fits = machine::total_memory(runner.device())
-        .and_then(|bytes| plan::fitting(runner.recipe(), row, bytes))
-        .unwrap_or(1);
-    fits.min(tried.div_ceil(2))
+/// Returns a smaller microbatch after the present one did not fit: the largest that fits into the
+/// whole memory by the estimate, but at most half of it; `None` if the row has no smaller one.
+fn smaller(runner: &Runner, row: &Row) -> Option<usize> {
+    let (recipe, tried) = (runner.recipe(), runner.recipe_in_memory(row).budget.batch);
+    let least = plan::smallest_part(recipe, row);
+    let fits = machine::total_memory(runner.device()).and_then(|bytes| plan::fitting(recipe, row, bytes));
+    (tried > least).then(|| fits.unwrap_or(1).min(tried.div_ceil(2)).max(least))
 }
 
 /// Tables show rows without overrides only.

@@ -21,6 +21,7 @@ pub use self::samples::Samples;
 pub use self::weights::{classifier_name, shipped};
 use crate::data::Images;
 use crate::error::Result;
+use crate::experiment::plan::smallest_part;
 use crate::experiment::{Data, Recipe, Row, all_rows};
 use crate::measure::evaluate::Evaluator;
 use crate::network::device::Named;
@@ -109,11 +110,11 @@ impl<'a> Runner<'a> {
         &self.settings.device
     }
 
-    /// Returns the recipe with microbatches in place of batches, for estimates of memory.
-    pub fn recipe_in_memory(&self) -> Recipe {
+    /// Returns the recipe with the row's microbatches in place of batches, for estimates of memory.
+    pub fn recipe_in_memory(&self, row: &Row) -> Recipe {
         let mut recipe = self.recipe.clone();
         let microbatch = self.settings.microbatch.unwrap_or(usize::MAX);
-        recipe.budget.batch = recipe.budget.batch.min(microbatch);
+        recipe.budget.batch = recipe.budget.batch.min(microbatch.max(smallest_part(&recipe, row)));
         recipe.pretraining.batch = recipe.pretraining.batch.min(microbatch);
         recipe
     }

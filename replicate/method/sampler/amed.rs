@@ -11,7 +11,7 @@ use crate::method::schedule::polynomial;
 use crate::method::{Sampler, Setup, Spec, Trained};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Denoiser};
-use crate::settings::{Settings, settings};
+use crate::settings::{Overrides, Settings, settings};
 use crate::train::Method;
 use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
@@ -31,7 +31,6 @@ settings! {
     }
 }
 
-/// The calls of the training are those of a predictor for five network calls.
 pub const SPEC: Spec = Spec {
     name: "AMED-Plugin on iPNDM",
     cite: "Zhou et al. 2024, arXiv 2312.00094, Algorithm 2",
@@ -44,16 +43,33 @@ pub const SPEC: Spec = Spec {
             Network::frozen("teacher", Size::Denoiser),
         ],
         calls: &[
-            Call { step: 0, network: "teacher", pass: Pass::Forward, times: 9.0 + 2.0 },
-            Call { step: 1, network: "teacher", pass: Pass::Through, times: 3.0 },
+            Call {
+                step: 0,
+                network: "teacher",
+                pass: Pass::Counted(&Pass::Forward, without_gradient),
+                times: 1.0,
+            },
+            Call { step: 1, network: "teacher", pass: Pass::Counted(&Pass::Through, intervals), times: 1.0 },
         ],
         from_scratch: None,
         at_most: Some(10_000),
+        group: |_| 1,
     }),
     nfe: |overrides| AmedSettings::with(overrides).calls,
     settings: &[AmedSettings::listed],
     sampler: |setup, weights| Ok(Box::new(Trajectories::new(setup, weights)?)),
 };
+
+/// Returns the intervals, each of which has one call that is differentiated.
+fn intervals(overrides: &Overrides) -> f64 {
+    AmedSettings::with(overrides).calls.div_ceil(2) as f64
+}
+
+/// Returns the teacher's calls of its own steps, and those at the beginning of intervals.
+fn without_gradient(overrides: &Overrides) -> f64 {
+    let (calls, intervals) = (AmedSettings::with(overrides).calls as f64, intervals(overrides));
+    (TEACHER_LEVELS + 1) as f64 * intervals + (calls - intervals)
+}
 
 /// Number M of the teacher's levels inside each interval.
 const TEACHER_LEVELS: usize = 2;

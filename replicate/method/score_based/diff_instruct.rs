@@ -35,6 +35,7 @@ pub const SPEC: Spec = Spec {
         ],
         from_scratch: None,
         at_most: None,
+        group: |_| 1,
     }),
     nfe: |_| 1,
     settings: &[OneStep::listed],

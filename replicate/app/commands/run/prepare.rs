@@ -120,10 +120,12 @@ struct Item {
 
 /// Lists the missing results that `cells` need, in the order of a run.
 fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>> {
-    let (recipe, in_memory) = (runner.recipe().clone(), runner.recipe_in_memory());
+    let recipe = runner.recipe().clone();
     let mut starts: Vec<Initialization> = Vec::new();
     let mut items = Vec::new();
-    for start in cells.iter().flat_map(|cell| recipe.initial(cell)) {
+    for (cell, start) in
+        cells.iter().flat_map(|cell| recipe.initial(cell).into_iter().map(move |s| (cell, s)))
+    {
         let trained = !runner.published(start);
         if trained && !starts.contains(&start) && !runner.has_pretrained(start)? {
             starts.push(start);
@@ -131,7 +133,7 @@ fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>>
                 name: format!("pre-training {start}"),
                 what: String::new(),
                 cost: plan::pretraining(&recipe, start),
-                memory: plan::pretraining_memory(&in_memory),
+                memory: plan::pretraining_memory(&runner.recipe_in_memory(cell)),
             });
         }
     }
@@ -165,7 +167,8 @@ fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>>
                 0 => samples,
                 steps => format!("{steps} iterations, {samples}"),
             };
-            items.push(Item { name, what, cost, memory: plan::memory(&in_memory, cell) });
+            let memory = plan::memory(&runner.recipe_in_memory(cell), cell);
+            items.push(Item { name, what, cost, memory });
         }
     }
     Ok(items)
