@@ -5,6 +5,11 @@
 //!
 //! Stored parameters have unit variance and are scaled when they are read, so that one learning
 //! rate suits all of them.
+//!
+//! A convolution that doubles the resolution runs on an image with zeros between its pixels, one
+//! that halves it at every pixel before every second is dropped: kernels of their own would need
+//! a quarter of either. At 32 x 32 pixels and 512 channels both networks take 13.3 GFLOP an image,
+//! and 50 million images of Diffusion-GAN 8.3 EFLOP; with its authors' kernels they take 5.0.
 
 mod discriminator;
 mod generator;
