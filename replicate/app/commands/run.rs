@@ -212,7 +212,9 @@ fn experiment(
                     if error.is_out_of_memory() {
                         say(&match smaller(&runner, row) {
                             Some(n) => {
-                                format!("  run it again with --microbatch {n}, which takes fewer images at a time")
+                                format!(
+                                    "  run it again with --microbatch {n}, which takes fewer images at a time"
+                                )
                             }
                             None => "  a smaller batch (--set batch=N) makes another experiment".into(),
                         });
