@@ -392,7 +392,8 @@ fn ctm_drops_in_its_student() {
 /// square, normalised. The weighting begins at 0.
 #[test]
 fn sct_drops_the_same_along_its_path() {
-    let (found, net, given) = dropping_step("sct", SecondTime::None, "sct_dropout", P);
+    let (found, _, given) = dropping_step("sct", SecondTime::None, "sct_dropout", P);
+    let net = network(SecondTime::None).0.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap();
     let b = given.batch(0, B);
     let masks = b.dropout("dropout", P, &net.dropped()).unwrap();
     let (z, sigma) = ((b.normal("noise").unwrap() * 0.5).unwrap(), b.each("sigma", |_| 0.0).unwrap());

@@ -110,7 +110,7 @@ fn masks(network: &Denoiser) -> [Masks; 2] {
 fn filled() -> Denoiser {
     let (none, config) = (Arrays::new(), Recipe::of(Scale::Mini).network);
     let source = Source { given: &none, drawn: &[""], cell: "dropout" };
-    let (params, network) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let (params, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
     let mut weights = params.arrays().unwrap();
     for (name, array) in
         weights.iter_mut().filter(|(name, _)| name.contains("conv1.weight") || name.contains("aux_conv"))
@@ -119,7 +119,7 @@ fn filled() -> Denoiser {
         array.data.iter_mut().for_each(|v| *v *= scale);
     }
     params.assign(&weights).unwrap();
-    network
+    params.frozen(|vb| Denoiser::new(&config, vb)).unwrap()
 }
 
 /// The derivative of a network that drops, beside differences, and features in either pass.
