@@ -259,7 +259,7 @@ pub struct Running {
     /// Stop both training stages after this number of images (2000, 50k, 1.5M)
     #[arg(long, value_parser = images)]
     pub until: Option<u64>,
-    /// Train as the row's authors did at the paper scale: their batch, length and average
+    /// Train as the row's authors did at the paper scale: their batch, length, average, dropout
     ///
     /// By default every row has the budget of the paper's own rows.
     #[arg(long)]
