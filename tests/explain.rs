@@ -346,3 +346,17 @@ fn a_departure_from_one_rate_is_said() {
         assert!(s.generator_lr == s.critic_lr || named, "{scale}: {reading}");
     }
 }
+
+/// A row without the penalty, or with another form of it, says nothing of the exact one.
+#[test]
+fn an_overridden_penalty_is_not_explained() {
+    let paper = Recipe::of(Scale::Paper);
+    for (id, gamma, exact) in
+        [("diff-gan", true, true), ("diff-gan-no-r1", false, false), ("diff-gan-near-r1", true, false)]
+    {
+        let text = explained(id, &paper);
+        let settings = text.split("\nSETTINGS").nth(1).unwrap();
+        assert_eq!(settings.contains("gan_gamma"), gamma, "{id}");
+        assert_eq!(settings.contains("The penalty is exact"), exact, "{id}");
+    }
+}

@@ -209,7 +209,7 @@ fn made(row: &Row, recipe: &Recipe) -> Vec<Vec<f32>> {
 /// Whether another value of the setting makes the row's state or samples another.
 fn is_read(row: &Row, recipe: &Recipe, before: &[Vec<f32>], setting: &Setting) -> bool {
     let words = (setting.field.expected)();
-    let candidates = words.split(" or ").chain(["0.5", "1", "2", "7", "1000000000000"]);
+    let candidates = words.split(" or ").chain(["0.5", "1", "2", "7", "1000000000000", "0"]);
     let others =
         candidates.filter(|text| (setting.field.canonical)(text).is_some_and(|text| text != setting.value));
     others.into_iter().any(|text| {

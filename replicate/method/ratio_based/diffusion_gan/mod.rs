@@ -128,18 +128,17 @@ settings! {
     /// Settings of Diffusion-GAN.
     pub struct DiffGan: "diffusion_gan", "gan_" {
         /// Learning rate of both networks, before the correction for the penalty's extra steps.
-        lr: f64 = [0.0025], 0.0..=1e30, "", Silent("The authors' configuration for CIFAR-10");
+        lr: f64 = [0.0025], 0.0..=1e30, "";
         /// Adam's decay of the second moment, before the same correction.
-        beta2: f64 = [0.99], 0.0..=0.999999, "", Silent("The authors' configuration for CIFAR-10");
+        beta2: f64 = [0.99], 0.0..=0.999999, "";
         /// Weight of the gradient penalty R1; 0 for none.
         gamma: f64 = [0.01], 0.0..=1e6, "", Silent("The authors' configuration for CIFAR-10");
         /// Iterations from one penalty to the next; the penalty is multiplied by this number.
         penalty_every: u64 = [16], 1..=1_000_000, "iterations", Silent("The authors' code");
         /// Form of the penalty: the exact gradient, or differences of logits.
-        penalty: Penalty = [Penalty::Exact], .., "", Silent("The authors' code");
+        penalty: Penalty = [Penalty::Exact], .., "";
         /// Half-life of the generator's moving average.
-        ema_half_life: u64 = [100, 20_000, 20_000, 500_000, 500_000], 0..=MOST_IMAGES, "images",
-            Silent("The authors' 500,000; shorter where the training is");
+        ema_half_life: u64 = [100, 20_000, 20_000, 500_000, 500_000], 0..=MOST_IMAGES, "images";
         /// Images in each group for which the discriminator computes a standard deviation.
         group: usize = [32, 32, 32, 16, 16], 1..=LARGEST_BATCH, "images",
             Silent("The authors' 32, and 16 on their four GPUs");
