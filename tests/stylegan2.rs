@@ -388,12 +388,15 @@ fn parts_of_whole_groups_are_the_batch() {
     };
     let whole = first(None);
     for microbatch in [1, 2, 3] {
-        let mut different = 0;
+        let (mut different, mut worst) = (0, 0f32);
         for ((name, whole), (_, parts)) in whole.iter().zip(first(Some(microbatch))) {
             let error = relative_error(&parts, whole);
-            assert!(error < 1e-5, "{microbatch} at a time, {name}: {error}");
+            worst = worst.max(error);
+            // R1 reaches the last biases through the deviations alone, as differences of sums: 5e-5.
+            assert!(error < 2e-4, "{microbatch} at a time, {name}: {error}");
             different += usize::from(parts != *whole);
         }
+        println!("{microbatch} at a time: {worst:.1e}");
         assert!(different > 0, "it was taken whole");
     }
 }
