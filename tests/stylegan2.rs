@@ -365,40 +365,18 @@ fn sizes() {
     println!("{:?} {:?}", Generator::count(&config), Discriminator::count(&config));
 }
 
-/// A part of whole groups gives the losses and gradients of the whole batch.
+/// The groups stride over a batch, so that no microbatch divides it: bit for bit the same step.
 #[test]
-fn parts_of_whole_groups_are_the_batch() {
+fn a_batch_is_taken_whole() {
     let config = Config { group: 2, ..config() };
     let first = |microbatch| {
         let recipe = Recipe::of(Scale::Mini);
         let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, &[], "parity");
-        // No step changes what the next one's gradients are of.
-        let settings = DiffGan { lr: 0.0, gamma: 1.0, penalty_every: 2, ..DiffGan::at(Scale::Mini) };
-        let mut method = StyleGan::of(&config, &setup, &settings).unwrap();
-        let mut all = Vec::new();
-        // The second iteration has no penalty: the critic's gradients are those of its loss.
-        for k in 0..2 {
-            let values = method.step(&Given { microbatch, ..given(k) }.batch(k as u64, BATCH)).unwrap();
-            all.push(("values".to_string(), values.iter().map(|v| v.to_scalar().unwrap()).collect()));
-            let moments = state(&mut method).unwrap();
-            let moments = moments.into_iter().filter(|(name, _)| name.contains(".adam.m."));
-            all.extend(moments.map(|(name, array)| (name, array.data)));
-        }
-        all
+        let mut method = StyleGan::of(&config, &setup, &DiffGan::at(Scale::Mini)).unwrap();
+        method.step(&Given { microbatch, ..given(0) }.batch(0, BATCH)).unwrap();
+        state(&mut method).unwrap()
     };
-    let whole = first(None);
-    for microbatch in [1, 2, 3] {
-        let (mut different, mut worst) = (0, 0f32);
-        for ((name, whole), (_, parts)) in whole.iter().zip(first(Some(microbatch))) {
-            let error = relative_error(&parts, whole);
-            worst = worst.max(error);
-            // R1 reaches the last biases through the deviations alone, as differences of sums: 5e-5.
-            assert!(error < 2e-4, "{microbatch} at a time, {name}: {error}");
-            different += usize::from(parts != *whole);
-        }
-        println!("{microbatch} at a time: {worst:.1e}");
-        assert!(different > 0, "it was taken whole");
-    }
+    assert!(first(Some(1)) == first(None));
 }
 
 /// What the paper's critic sees of Diffusion-GAN's images, and R1 through it.

@@ -125,8 +125,8 @@ impl Discriminator {
     }
 }
 
-/// The values of maps (B, C, H, W) minus their mean over groups of m consecutive images, as
-/// (B / m, m, C H W).
+/// The values of maps (B, C, H, W) minus their mean over groups of m images, as (m, B / m, C H W).
+/// A group consists of every (B / m)th image.
 struct Centred {
     values: Tensor,
     pixels: [usize; 2],
@@ -139,13 +139,13 @@ impl Centred {
         if !images.is_multiple_of(m) {
             bail!("{images} images are no groups of {m}");
         }
-        let x = x.reshape((images / m, m, channels * height * width))?;
-        Ok(Centred { values: x.broadcast_sub(&x.mean_keepdim(1)?)?, pixels: [height, width] })
+        let x = x.reshape((m, images / m, channels * height * width))?;
+        Ok(Centred { values: x.broadcast_sub(&x.mean_keepdim(0)?)?, pixels: [height, width] })
     }
 
-    /// Standard deviation of every value over its group: (B / m, 1, C H W).
+    /// Standard deviation of every value over its group: (1, B / m, C H W).
     fn deviations(&self) -> Result<Tensor> {
-        (self.values.sqr()?.mean_keepdim(1)? + f64::from(EPS))?.sqrt()
+        (self.values.sqr()?.mean_keepdim(0)? + f64::from(EPS))?.sqrt()
     }
 
     /// Mean standard deviation of the group, repeated at every pixel of its images: (B, 1, H, W).
@@ -155,14 +155,14 @@ impl Centred {
 
     /// Derivative of [`Centred::deviation`].
     fn deviation_along(&self, tangent: &Centred) -> Result<Tensor> {
-        let products = (&self.values * &tangent.values)?.mean_keepdim(1)?;
+        let products = (&self.values * &tangent.values)?.mean_keepdim(0)?;
         self.spread(&(products / self.deviations()?)?)
     }
 
     fn spread(&self, deviations: &Tensor) -> Result<Tensor> {
-        let (n, m, _) = self.values.dims3()?;
+        let (m, n, _) = self.values.dims3()?;
         let [height, width] = self.pixels;
-        let means = deviations.mean_keepdim(2)?.broadcast_as((n, m, height * width))?;
-        means.reshape((n * m, 1, height, width))
+        let means = deviations.mean_keepdim(2)?.broadcast_as((m, n, height * width))?;
+        means.reshape((m * n, 1, height, width))
     }
 }

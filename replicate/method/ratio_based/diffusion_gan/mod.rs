@@ -109,7 +109,7 @@ const fn spec(name: &'static str, calls: &'static [Call], settings: &'static [Li
         calls,
         from_scratch: Some(PUBLISHED_IMAGES),
         at_most: None,
-        group: |overrides| DiffGan::with(overrides).group,
+        group: |_| players::WHOLE,
     });
     let cite = "Wang et al. 2023, arXiv 2206.02262";
     Spec {

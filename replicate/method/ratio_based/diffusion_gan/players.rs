@@ -90,6 +90,10 @@ pub fn networks(unet: &unet::Config, group: usize) -> Config {
 /// its correction of the learning rate still applies.
 const GENERATOR_EVERY: u64 = 4;
 
+/// The groups of the discriminator's standard deviation stride over the images that it is given, so
+/// a batch is never divided.
+pub const WHOLE: usize = usize::MAX;
+
 impl StyleGan {
     /// Makes the training with the networks that fit the scale.
     pub fn train(setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<StyleGan>> {
@@ -107,7 +111,7 @@ impl StyleGan {
         let (lr, adam) = settings.adam(settings.penalty_every);
         let source = Source { given: &none, drawn: &[""], cell: &cell("critic") };
         let critic = Net::new(device, &source, adam, |vb| Discriminator::new(config, vb))?;
-        let (generator, critic) = (generator.in_groups(config.group), critic.in_groups(config.group));
+        let (generator, critic) = (generator.in_groups(WHOLE), critic.in_groups(WHOLE));
         let players = StyleGan { latent: config.latent };
         Ok(DiffusionGan::new(players, generator, critic, settings, [generator_lr, lr]))
     }
