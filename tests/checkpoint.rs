@@ -209,6 +209,7 @@ fn integers_beyond_f32_are_an_error() {
             "steps".into(),
             Tensor { dtype: Dtype::I64, shape: vec![], data: value.to_le_bytes().to_vec() },
         )],
+        unread: vec![],
     };
     assert_eq!(of(-(1 << 24)).arrays().unwrap()["steps"].data, [-16_777_216.0]);
     let text = of((1 << 24) + 1).arrays().unwrap_err().to_string();
@@ -219,8 +220,8 @@ fn integers_beyond_f32_are_an_error() {
 fn signalling_nans_keep_their_bits() {
     let bits: u32 = 0x7f80_0001;
     let tensor = Tensor { dtype: Dtype::F32, shape: vec![1], data: bits.to_le_bytes().to_vec() };
-    let checkpoint =
-        Checkpoint { path: PATH.into(), format: Format::TorchZip, tensors: vec![("x".into(), tensor)] };
+    let (format, tensors) = (Format::TorchZip, vec![("x".into(), tensor)]);
+    let checkpoint = Checkpoint { path: PATH.into(), format, tensors, unread: vec![] };
     assert_eq!(checkpoint.arrays().unwrap()["x"].data[0].to_bits(), bits);
 }
 
@@ -480,6 +481,9 @@ fn what_torch_calls_safe_is_read() {
         call("torch.serialization", "_get_layout", b"\x8c\x0dtorch.strided\x85"),
         call("collections", "Counter", b"}K\x01K\x02s\x85"),
         call("builtins", "set", b"]\x85"),
+        call("__builtin__", "frozenset", b"]\x85"),
+        global("torch", "FloatTensor"),
+        global("torch.cuda", "HalfTensor"),
         call("builtins", "bytearray", b"C\x01x\x85"),
         call(
             "builtins",
@@ -490,11 +494,65 @@ fn what_torch_calls_safe_is_read() {
         let body = [b"}\x8c\x01x".as_slice(), &plain, b"s\x8c\x04also", &value, b"s"].concat();
         assert_eq!(parse(&pickle(&body)).unwrap().arrays().unwrap().len(), 1);
     }
-    let sparse = call("torch._utils", "_rebuild_sparse_tensor", b"NN\x86");
-    assert!(complaint(&dictionary(&sparse)).contains("a sparse, quantised or nested tensor"));
-    for (module, name) in [("torch", "load"), ("torch._tensor", "_rebuild_from_type"), ("torch", "float31")] {
+    // A key that names no tensor may be anything.
+    let body = [b"}K\x01K\x02\x86K\x03s\x8c\x01x".as_slice(), &plain, b"s"].concat();
+    assert_eq!(parse(&pickle(&body)).unwrap().arrays().unwrap().len(), 1);
+    assert!(complaint(&pickle(&[b"}N".as_slice(), &plain, b"s"].concat())).contains("neither text nor"));
+    // A view may show an element several times.
+    let expanded = parse(&dictionary(&tensor(&[2, 3], &[0, 1], 0))).unwrap().arrays().unwrap();
+    assert_eq!(expanded["x"].data, [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]);
+    for (module, name) in [
+        ("torch", "load"),
+        ("torch._tensor", "_rebuild_from_type"),
+        ("torch", "float31"),
+        ("torch", "SomeStorage"),
+        ("torch", "SomeTensor"),
+        ("torch.cuda", "float32"),
+        ("torch.cuda", "init"),
+    ] {
         assert!(complaint(&dictionary(&call(module, name, b")"))).contains("is not allowed"));
     }
+}
+
+/// Tensors of kinds that are not read are named, and hinder only whoever wants them.
+#[test]
+fn tensors_of_other_kinds_are_listed() {
+    let plain = tensor(&[3], &[1], 0);
+    let call = |name: &str, arguments: &[u8]| {
+        [global("torch._utils", name), arguments.to_vec(), b"R".to_vec()].concat()
+    };
+    // Another storage in the place of the float32 one; its elements are as long or twice as long.
+    let of_storage = |name: &str, count: u8| {
+        let (mut bytes, old) = (plain.clone(), b"ctorch\nFloatStorage\n".as_slice());
+        let at = bytes.windows(old.len()).position(|part| part == old).unwrap();
+        bytes.splice(at..at + old.len(), global("torch", name));
+        let (longer, header) = (name.len() as i64 - "FloatStorage".len() as i64, b"_load_from_bytes\nB");
+        let at = bytes.windows(header.len()).position(|part| part == header).unwrap() + header.len();
+        let length = u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        bytes[at..at + 4].copy_from_slice(&((length as i64 + longer) as u32).to_le_bytes());
+        assert_eq!(count, 3, "as in the fixture");
+        bytes
+    };
+    let kinds = [
+        ("a sparse", call("_rebuild_sparse_tensor", b"NN\x86")),
+        ("one without numbers", call("_rebuild_meta_tensor_no_storage", b"N\x85")),
+        ("quantised", call("_rebuild_qtensor", b"N\x85")),
+        ("another type", of_storage("QInt32Storage", 3)),
+    ];
+    for (kind, other) in kinds {
+        let body = [b"}\x8c\x01x".as_slice(), &plain, b"s\x8c\x05other", &other, b"s"].concat();
+        let checkpoint = parse(&pickle(&body)).unwrap();
+        assert_eq!((checkpoint.tensors.len(), checkpoint.unread.len()), (1, 1), "{kind}");
+        let text = checkpoint.describe();
+        assert!(text.contains("other  -     not read: ") && text.contains(kind), "{text}");
+        let error = checkpoint.arrays().unwrap_err().to_string();
+        assert!(error.contains("\"other\"") && error.contains(kind), "{error}");
+        assert!(!error.contains("fetch or save it again"), "{error}");
+        // Beside the averaged network of a snapshot it hinders nobody.
+        let body = [b"}\x8c\x03ema}\x8c\x01x".as_slice(), &plain, b"ss\x8c\x05other", &other, b"s"].concat();
+        assert_eq!(parse(&pickle(&body)).unwrap().edm_network().unwrap().len(), 1);
+    }
+    assert!(complaint(b"").contains("found an empty file"));
 }
 
 #[test]
@@ -506,6 +564,8 @@ fn files_that_are_no_checkpoints_are_called_what_they_are() {
     };
     let text = complaint(&module(""));
     assert!(text.contains("a compiled module (TorchScript)"), "{text}");
+    let bare = ["data.pkl", "constants.pkl"].map(|name| (name.to_string(), b"\x80\x02N.".to_vec()));
+    assert!(complaint(&zip_of(&bare)).contains("a compiled module (TorchScript)"));
     assert!(text.contains("state_dict()") && text.contains("replicate fetch inception"), "{text}");
     for (bytes, says) in [
         (b"\x1f\x8b\x08\x00".to_vec(), "compressed with gzip"),
@@ -572,7 +632,7 @@ fn malicious_pickles_are_refused() {
         ("protocol 0", b"(lp0\n.".to_vec(), "no pickle at byte 0"),
         ("protocol 1", b"\x80\x01N.".to_vec(), "a pickle of protocol 1"),
         ("protocol 6", b"\x80\x06N.".to_vec(), "a pickle of protocol 6"),
-        ("no file at all", vec![], "2 bytes asked for where the file has 0 left"),
+        ("no file at all", vec![], "found an empty file"),
         ("something else", b"not found".to_vec(), "no pickle at byte 0"),
         (
             "2^60 bytes",
@@ -619,7 +679,11 @@ fn malicious_pickles_are_refused() {
             pickle(&[b"}B\xa0\x86\x01\x00".as_slice(), &[0; 100_000], b"Ns"].concat()),
             "a key in",
         ),
-        ("a key that is no key", pickle(b"}N]s"), "a key in \"\" that is neither"),
+        (
+            "a key that is no key",
+            pickle(&[b"}N".as_slice(), &tensor(&[3], &[1], 0), b"s"].concat()),
+            "a key in \"\" that is neither",
+        ),
         (
             "two tensors of one name",
             pickle(
@@ -638,7 +702,7 @@ fn malicious_pickles_are_refused() {
         ("an offset beyond the storage", dictionary(&tensor(&[3], &[1], 1)), "in a storage of 3 elements"),
         ("a negative offset", dictionary(&tensor(&[1], &[1], -1)), "-1 for a size"),
         ("strides beyond the storage", dictionary(&tensor(&[2], &[3], 0)), "in a storage of 3 elements"),
-        ("an expanded tensor", dictionary(&tensor(&[200, 200], &[0, 0], 0)), "in a storage of 3 elements"),
+        ("an expanded tensor", dictionary(&tensor(&[200, 200], &[0, 0], 0)), "4 times the file's length"),
         ("more elements than there are numbers", dictionary(&tensor(&[255; 16], &[0; 16], 0)), "3 elements"),
         ("too many dimensions", dictionary(&tensor(&[1; 17], &[1; 17], 0)), "17 dimensions"),
         (

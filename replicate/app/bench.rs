@@ -239,7 +239,8 @@ fn drawn_inception(device: &Device) -> Result<Inception> {
         (name, Stored { dtype: Dtype::F32, shape, data })
     });
     let path = PathBuf::from("drawn weights");
-    Inception::load(device, Checkpoint { path, format: Format::TorchLegacy, tensors: tensors.collect() })
+    let (format, tensors) = (Format::TorchLegacy, tensors.collect());
+    Inception::load(device, Checkpoint { path, format, tensors, unread: Vec::new() })
 }
 
 fn inception(repeats: usize, device: &Device) -> Result<Vec<f64>> {

@@ -185,6 +185,7 @@ fn inception(device: &Device) -> Result<Vec<Check>> {
         path: PathBuf::from("filled weights"),
         format: Format::TorchLegacy,
         tensors: tensors.collect(),
+        unread: Vec::new(),
     };
     let network = Inception::load(device, checkpoint)?;
     let pixels = fixture.get("images_uint8")?.flatten_all()?.to_vec1()?;

@@ -27,6 +27,8 @@ pub(crate) enum Constructor {
     /// A legacy torch stream with one storage.
     LoadFromBytes,
     Storage(Dtype),
+    /// A storage of elements that are not read; the bytes of one.
+    OtherStorage(u8),
     /// Type of a tensor's elements, as a value.
     Dtype(Dtype),
     /// Objects that `torch.load(weights_only=True)` also accepts and that no tensor needs: a
@@ -50,7 +52,7 @@ pub(super) fn constructor(module: &str, name: &str) -> Option<Constructor> {
         ("collections", "OrderedDict") => OrderedDict,
         ("collections", "Counter") => Inert,
         ("dnnlib.util", "EasyDict") => EasyDict,
-        ("builtins" | "__builtin__", "set") => Set,
+        ("builtins" | "__builtin__", "set" | "frozenset") => Set,
         ("builtins" | "__builtin__", "bytes" | "bytearray") => Bytes,
         ("builtins" | "__builtin__", "complex") => Inert,
         ("_codecs", "encode") => Encode,
@@ -75,6 +77,10 @@ pub(super) fn constructor(module: &str, name: &str) -> Option<Constructor> {
             | "_rebuild_wrapper_subclass",
         ) => OtherTensor,
         ("torch", name) => of_torch(name)?,
+        ("torch.cuda" | "torch.sparse" | "torch.cuda.sparse", name) => match of_torch(name)? {
+            found if name.ends_with("Storage") || name.ends_with("Tensor") => found,
+            _ => return None,
+        },
         ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => NumpyScalar,
         ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => NumpyArray,
         ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => NumpyFromBuffer,
@@ -83,6 +89,17 @@ pub(super) fn constructor(module: &str, name: &str) -> Option<Constructor> {
         _ => return None,
     })
 }
+
+/// Storages of complex and quantised numbers, with the bytes of an element.
+const OTHER_STORAGES: [(&str, u8); 7] = [
+    ("ComplexDouble", 16),
+    ("ComplexFloat", 8),
+    ("QInt32", 4),
+    ("QInt8", 1),
+    ("QUInt8", 1),
+    ("QUInt4x2", 1),
+    ("QUInt2x4", 1),
+];
 
 /// Looks up `torch.NAME`: a storage, a type of elements, or an inert object.
 fn of_torch(name: &str) -> Option<Constructor> {
@@ -101,7 +118,12 @@ fn of_torch(name: &str) -> Option<Constructor> {
     if let Some(kind) = name.strip_suffix("Storage") {
         let found =
             KINDS.iter().find(|(_, known, _)| *known == kind || kind == "Untyped" && *known == "Byte");
-        return found.map(|(dtype, ..)| Constructor::Storage(*dtype));
+        let other = OTHER_STORAGES.iter().find(|(known, _)| *known == kind);
+        let other = other.map(|(_, bytes)| Constructor::OtherStorage(*bytes));
+        return found.map(|(dtype, ..)| Constructor::Storage(*dtype)).or(other);
+    }
+    if name.strip_suffix("Tensor").is_some_and(|kind| KINDS.iter().any(|(_, known, _)| *known == kind)) {
+        return Some(Constructor::Inert);
     }
     if let Some((dtype, ..)) = KINDS.iter().find(|(.., names)| names.contains(&name)) {
         return Some(Constructor::Dtype(*dtype));

@@ -25,7 +25,9 @@ impl Checkpoint {
     /// # Errors
     /// `Malformed` if a filter is a different one, or if there is no network.
     pub fn edm_network(self) -> Result<BTreeMap<String, Array>> {
-        let Checkpoint { path, format, tensors } = self;
+        let Checkpoint { path, format, tensors, mut unread } = self;
+        let is_snapshot = tensors.iter().any(|(name, _)| name.starts_with(EMA));
+        unread.retain(|(name, _)| !is_snapshot || name.starts_with(EMA));
         let tensors = averaged(tensors);
         let parameters = tensors.iter().filter(|(name, _)| !name.ends_with(FILTER));
         if !parameters.clone().any(|(_, tensor)| tensor.dtype == Dtype::F32) {
@@ -36,7 +38,7 @@ impl Checkpoint {
                 "use an EDM snapshot (edm-cifar10-32x32-uncond-vp.pkl) or its state dict",
             ));
         }
-        without_filters(&path, Checkpoint { path: path.clone(), format, tensors }.arrays()?)
+        without_filters(&path, Checkpoint { path: path.clone(), format, tensors, unread }.arrays()?)
     }
 }
 

@@ -25,6 +25,7 @@ use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 pub use self::edm::edm_network;
+use self::names::Named;
 pub use self::tensor::{Dtype, Tensor};
 use super::foreign;
 use crate::error::{Error, Result, shown, shown_path};
@@ -65,6 +66,8 @@ pub struct Checkpoint {
     pub format: Format,
     /// Tensors by full name, in the file's order.
     pub tensors: Vec<(String, Tensor)>,
+    /// Tensors of kinds that are not read, each with its kind.
+    pub unread: Vec<(String, String)>,
 }
 
 /// Reads every tensor of a file, whose format is recognised by content.
@@ -116,9 +119,19 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
             "unpack it, or fetch or save it again",
         ));
     }
+    if bytes.is_empty() {
+        return Err(malformed(
+            path,
+            "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
+            "an empty file".into(),
+            "fetch or save it again",
+        ));
+    }
     match parse_bytes(bytes) {
-        Ok((format, tensors)) => Ok(Checkpoint { path: path.to_path_buf(), format, tensors }),
-        Err(Fault::Broken(found)) => Err(malformed(
+        Ok((format, Named { tensors, unread })) => {
+            Ok(Checkpoint { path: path.to_path_buf(), format, tensors, unread })
+        }
+        Err(Fault::Broken(found) | Fault::Unread(found)) => Err(malformed(
             path,
             "a whole EDM snapshot (.pkl), torch zip or legacy torch stream (.pth)".into(),
             found,
@@ -148,7 +161,7 @@ pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, 
     let read = pickle::Pickle::read_any(bytes, &mut budget);
     read.and_then(|pickle| whole(pickle, bytes)).map_err(|fault| match fault {
         Fault::Refused(found) => format!("{found}, which is not allowed and was not executed"),
-        Fault::Broken(found) => found,
+        Fault::Broken(found) | Fault::Unread(found) => found,
         Fault::Module => unreachable!("no zip was read"),
     })
 }
@@ -159,7 +172,7 @@ fn is_safetensors(bytes: &[u8]) -> bool {
     bytes.get(5..9) == Some(b"\0\0\0{")
 }
 
-fn parse_bytes(bytes: &[u8]) -> std::result::Result<(Format, Vec<(String, Tensor)>), Fault> {
+fn parse_bytes(bytes: &[u8]) -> std::result::Result<(Format, Named), Fault> {
     let mut budget = Budget::of(bytes);
     let (format, pickle, storages) = if bytes.starts_with(stream::ZIP_MAGIC) {
         let (data, storages) = stream::zip(bytes)?;
@@ -188,10 +201,18 @@ impl Checkpoint {
     /// Converts every tensor to float32, by name. float64 is rounded; other types are exact.
     ///
     /// # Errors
-    /// `Malformed` if float32 cannot represent an integer, or if a tensor has the name that
-    /// safetensors reserves.
+    /// `Malformed` if float32 cannot represent an integer, if a tensor has the name that
+    /// safetensors reserves, or if there is one of a kind that is not read.
     pub fn arrays(self) -> Result<BTreeMap<String, Array>> {
         let path = self.path;
+        if let Some((name, kind)) = self.unread.first() {
+            return Err(malformed(
+                &path,
+                "tensors of floating-point numbers or integers".into(),
+                format!("{kind}: {}", quote(name)),
+                "save the file without that tensor, or convert it where the file is made",
+            ));
+        }
         let array = |(name, tensor): (String, Tensor)| match tensor.to_array() {
             Ok(_) if name == "__metadata__" => Err(malformed(
                 &path,
@@ -219,7 +240,9 @@ impl Checkpoint {
         let count = self.tensors.len();
         let path = shown_path(&self.path);
         _ = writeln!(text, "{path}: {}, {count} tensors, {values} values, {bytes} bytes", self.format);
-        let name_width = self.tensors.iter().map(|(name, _)| name.len()).max().unwrap_or(0).max(4);
+        let names = self.tensors.iter().map(|(name, _)| name);
+        let names = names.chain(self.unread.iter().map(|(name, _)| name));
+        let name_width = names.map(String::len).max().unwrap_or(0).max(4);
         _ = writeln!(
             text,
             "{:name_width$}  {:4}  {:18} {:>13} {:>13} {:>13}",
@@ -241,6 +264,9 @@ impl Checkpoint {
                 0 => writeln!(text, " {:>13} {:>13} {:>13}", "-", "-", "-"),
                 _ => writeln!(text, " {min:>13.6e} {max:>13.6e} {:>13.6e}", sum / n as f64),
             };
+        }
+        for (name, kind) in &self.unread {
+            _ = writeln!(text, "{:name_width$}  -     not read: {kind}", name.escape_debug().to_string());
         }
         text
     }
@@ -302,6 +328,8 @@ enum Fault {
     Refused(String),
     /// It is a compiled module.
     Module,
+    /// A tensor of a kind that is not read.
+    Unread(String),
 }
 
 impl Fault {
@@ -317,7 +345,7 @@ impl Fault {
         match self {
             Fault::Broken(found) => Fault::Broken(text(found)),
             Fault::Refused(found) => Fault::Refused(text(found)),
-            Fault::Module => Fault::Module,
+            fault => fault,
         }
     }
 

@@ -11,6 +11,13 @@ use super::{Budget, Fault, Tensor, quote};
 const MAX_DEPTH: usize = 64;
 const MAX_NAME: usize = 1024;
 
+/// The tensors of a file by name, and those of kinds that are not read, each with its kind.
+#[derive(Default)]
+pub(super) struct Named {
+    pub tensors: Vec<(String, Tensor)>,
+    pub unread: Vec<(String, String)>,
+}
+
 /// Returns every tensor that can be reached from the root of a pickle, in the file's order.
 ///
 /// A module (an object whose state has `_parameters`) gives the entries of PyTorch's `state_dict`:
@@ -19,9 +26,9 @@ pub(super) fn named_tensors(
     pickle: &Pickle,
     storages: &Storages,
     budget: &mut Budget,
-) -> Result<Vec<(String, Tensor)>, Fault> {
-    let mut walk =
-        Walk { pickle, storages, budget, visits: HashMap::new(), names: HashSet::new(), found: vec![] };
+) -> Result<Named, Fault> {
+    let (visits, names, found) = (HashMap::new(), HashSet::new(), Named::default());
+    let mut walk = Walk { pickle, storages, budget, visits, names, found };
     walk.value("", pickle.root, 0)?;
     Ok(walk.found)
 }
@@ -39,7 +46,7 @@ struct Walk<'w, 'a> {
     budget: &'w mut Budget,
     visits: HashMap<NodeId, Visit>,
     names: HashSet<String>,
-    found: Vec<(String, Tensor)>,
+    found: Named,
 }
 
 impl<'a> Walk<'_, 'a> {
@@ -66,10 +73,14 @@ impl<'a> Walk<'_, 'a> {
             )));
         }
         self.visits.insert(id, Visit::Within);
-        let before = self.found.len();
+        let before = self.count();
         self.container(name, value, depth + 1)?;
-        self.visits.insert(id, Visit::Done(self.found.len() - before));
+        self.visits.insert(id, Visit::Done(self.count() - before));
         Ok(())
+    }
+
+    fn count(&self) -> usize {
+        self.found.tensors.len() + self.found.unread.len()
     }
 
     fn container(&mut self, name: &str, value: Value<'a>, depth: usize) -> Result<(), Fault> {
@@ -79,9 +90,14 @@ impl<'a> Walk<'_, 'a> {
                 match (pickle.text(*key), key) {
                     (Some(key), _) => self.value(&join(name, key)?, *value, depth)?,
                     (_, Value::Int(key)) => self.value(&join(name, &key.to_string())?, *value, depth)?,
+                    // Matters only if it leads to a tensor, which would have no name.
                     _ => {
-                        let what = format!("a key in {} that is neither text nor a number", quote(name));
-                        return Err(Fault::broken(what));
+                        let before = self.count();
+                        self.value(name, *value, depth)?;
+                        if self.count() > before {
+                            let what = format!("a key in {} that is neither text nor a number", quote(name));
+                            return Err(Fault::broken(what));
+                        }
                     }
                 }
             }
@@ -132,12 +148,14 @@ impl<'a> Walk<'_, 'a> {
 
     fn tensor(&mut self, name: &str, value: Value<'a>) -> Result<(), Fault> {
         self.budget.bytes(name.len())?;
-        let tensor = tensor(self.pickle, self.storages, value, self.budget)
-            .map_err(|fault| fault.within(&format!("the tensor {}", quote(name))))?;
         if !self.names.insert(name.into()) {
             return Err(Fault::broken(format!("two tensors of the name {}", quote(name))));
         }
-        self.found.push((name.into(), tensor));
+        match tensor(self.pickle, self.storages, value, self.budget) {
+            Ok(tensor) => self.found.tensors.push((name.into(), tensor)),
+            Err(Fault::Unread(kind)) => self.found.unread.push((name.into(), kind)),
+            Err(fault) => return Err(fault.within(&format!("the tensor {}", quote(name)))),
+        }
         Ok(())
     }
 }

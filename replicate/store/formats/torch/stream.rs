@@ -54,10 +54,10 @@ pub(super) fn tensor(
         Some((Constructor::RebuildTensor, arguments)) => (None, arguments),
         Some((Constructor::RebuildTyped, arguments @ [_, _, _, _, _, _, dtype, ..])) => match dtype {
             Value::Constructor(Constructor::Dtype(dtype)) => (Some(*dtype), arguments),
-            _ => return Err(Fault::broken("a tensor of a type that is not read")),
+            _ => return Err(Fault::Unread(OTHER_NUMBERS.into())),
         },
         Some((Constructor::OtherTensor, _)) => {
-            return Err(Fault::broken("a sparse, quantised or nested tensor, or one without numbers"));
+            return Err(Fault::Unread("a sparse, quantised or nested tensor, or one without numbers".into()));
         }
         _ => (None, &[][..]),
     }) else {
@@ -74,22 +74,24 @@ pub(super) fn tensor(
             view.gather(stream.0, stream.1, budget)
         }
         _ => {
-            let Reference { dtype, key, count } = reference(pickle, *storage)?;
+            let Reference { dtype, size, key, count } = reference(pickle, *storage)?;
             let Some(bytes) = storages.get(key) else {
                 return Err(Fault::broken(format!("no storage {}, which a tensor needs", quote(key))));
             };
-            if count.checked_mul(dtype.size()) != Some(bytes.len()) {
+            if count.checked_mul(size) != Some(bytes.len()) {
                 return Err(Fault::broken(format!(
-                    "{} bytes in the storage {}, which is to have {count} of {}",
+                    "{} bytes in the storage {}, which is to have {count} of {size}",
                     bytes.len(),
-                    quote(key),
-                    dtype.size()
+                    quote(key)
                 )));
             }
-            view.gather(typed.unwrap_or(dtype), bytes, budget)
+            let dtype = typed.or(dtype).ok_or_else(|| Fault::Unread(OTHER_NUMBERS.into()))?;
+            view.gather(dtype, bytes, budget)
         }
     }
 }
+
+const OTHER_NUMBERS: &str = "a tensor of another type, such as complex or quantised numbers";
 
 /// Most wrappers around a tensor; a parameter around a tensor with attributes has two.
 const MAX_LAYERS: usize = 4;
@@ -102,19 +104,19 @@ struct View {
 }
 
 impl View {
-    /// Copies the elements in row-major order. Refuses views that show an element more than once
-    /// (expanded tensors), because they may have many more elements than the storage.
+    /// Copies the elements in row-major order. A view may show an element more than once (an
+    /// expanded tensor), within the budget of the file.
     fn gather(&self, dtype: Dtype, storage: &[u8], budget: &mut Budget) -> Result<Tensor, Fault> {
         let size = dtype.size();
         let available = storage.len() / size;
-        let count = self.count().filter(|count| *count <= available && self.fits(*count, available));
+        let count = self.count().filter(|count| self.fits(*count, available));
         let Some(count) = count else {
             return Err(Fault::broken(format!(
                 "a tensor of shape {:?}, strides {:?} and offset {} in a storage of {available} elements",
                 self.shape, self.strides, self.offset
             )));
         };
-        budget.bytes(count * size)?;
+        budget.bytes(count.saturating_mul(size))?;
         let data = if self.is_contiguous() {
             storage[self.offset * size..][..count * size].to_vec()
         } else {
@@ -193,7 +195,10 @@ fn numbers(pickle: &Pickle, value: Value) -> Result<Vec<usize>, Fault> {
 /// A storage as a persistent id describes it: ('storage', type, key, location, number of elements),
 /// and None for the view in older streams.
 struct Reference<'a> {
-    dtype: Dtype,
+    /// `None` for elements that are not read.
+    dtype: Option<Dtype>,
+    /// Bytes of an element.
+    size: usize,
     key: &'a str,
     count: usize,
 }
@@ -206,26 +211,20 @@ fn reference<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Result<Reference<'a>,
         },
         _ => None,
     };
-    match id {
-        Some(
-            [
-                Value::Str("storage"),
-                Value::Constructor(Constructor::Storage(dtype)),
-                Value::Str(key),
-                _,
-                count,
-            ]
-            | [
-                Value::Str("storage"),
-                Value::Constructor(Constructor::Storage(dtype)),
-                Value::Str(key),
-                _,
-                count,
-                Value::None,
-            ],
-        ) => Ok(Reference { dtype: *dtype, key, count: number(*count)? }),
-        _ => Err(Fault::broken("a storage in a form that torch.save does not write")),
-    }
+    let unknown = || Fault::broken("a storage in a form that torch.save does not write");
+    let Some(
+        [Value::Str("storage"), Value::Constructor(kind), Value::Str(key), _, count]
+        | [Value::Str("storage"), Value::Constructor(kind), Value::Str(key), _, count, Value::None],
+    ) = id
+    else {
+        return Err(unknown());
+    };
+    let (dtype, size) = match kind {
+        Constructor::Storage(dtype) => (Some(*dtype), dtype.size()),
+        Constructor::OtherStorage(size) => (None, *size as usize),
+        _ => return Err(unknown()),
+    };
+    Ok(Reference { dtype, size, key, count: number(*count)? })
 }
 
 /// The first pickle of a legacy stream: 0x1950a86a20f9469cfc6c.
@@ -258,9 +257,9 @@ pub(super) fn legacy<'a>(
     let mut references = HashMap::new();
     for id in 0..object.nodes().len() {
         if let Node::Outside(_) = object.nodes()[id] {
-            let Reference { dtype, key, count } = reference(&object, Value::Node(id as u32))?;
-            let known = references.insert(key, (dtype, count));
-            if known.is_some_and(|known| known != (dtype, count)) {
+            let Reference { dtype, size, key, count } = reference(&object, Value::Node(id as u32))?;
+            let known = references.insert(key, (dtype, size, count));
+            if known.is_some_and(|known| known != (dtype, size, count)) {
                 return Err(Fault::broken(format!("two descriptions of the storage {}", quote(key))));
             }
         }
@@ -275,7 +274,7 @@ pub(super) fn legacy<'a>(
         let Value::Str(key) = *key else {
             return Err(Fault::broken("a storage's key that is not text"));
         };
-        let Some((dtype, count)) = references.remove(key) else {
+        let Some((_, size, count)) = references.remove(key) else {
             return Err(Fault::broken(format!("the storage {}, which no tensor has", quote(key))));
         };
         let (stored, data) = rest.split_first_chunk().ok_or_else(|| truncated(key))?;
@@ -286,7 +285,7 @@ pub(super) fn legacy<'a>(
                 quote(key)
             )));
         }
-        let split = count.checked_mul(dtype.size()).and_then(|length| data.split_at_checked(length));
+        let split = count.checked_mul(size).and_then(|length| data.split_at_checked(length));
         let (storage, behind) = split.ok_or_else(|| truncated(key))?;
         storages.insert(Cow::Borrowed(key), storage);
         rest = behind;
@@ -309,9 +308,10 @@ fn legacy_storage<'a>(bytes: &'a [u8], budget: &mut Budget) -> Result<(Dtype, &'
     }
     let (object, storages) = legacy(bytes, magic.end, budget)?;
     let Reference { dtype, key, .. } = reference(&object, object.root)?;
-    match storages.get(key) {
-        Some(storage) => Ok((dtype, storage)),
-        None => Err(Fault::broken(format!("no storage {} in its own stream", quote(key)))),
+    match (storages.get(key), dtype) {
+        (Some(storage), Some(dtype)) => Ok((dtype, storage)),
+        (Some(_), None) => Err(Fault::Unread(OTHER_NUMBERS.into())),
+        (None, _) => Err(Fault::broken(format!("no storage {} in its own stream", quote(key)))),
     }
 }
 
@@ -323,7 +323,9 @@ pub(super) fn zip<'a>(bytes: &'a [u8]) -> Result<(&'a [u8], Storages<'a>), Fault
     let entries = unzip::entries(Cursor::new(bytes));
     let entries = entries.map_err(|fault| Fault::broken(format!("a file that {fault}")))?;
     let names = || entries.iter().map(|entry| entry.name.as_str());
-    if names().any(|name| name.ends_with("/constants.pkl") || name.contains("/code/__torch__")) {
+    // With or without a directory around them.
+    let is_code = |name: String| name.ends_with("/constants.pkl") || name.contains("/code/__torch__");
+    if names().any(|name| is_code(format!("/{name}"))) {
         return Err(Fault::Module);
     }
     let Some(prefix) = names().filter_map(|name| name.strip_suffix("data.pkl")).min() else {
