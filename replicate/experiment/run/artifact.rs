@@ -26,6 +26,9 @@ pub struct Artifact {
     pub licences: BTreeMap<String, String>,
 }
 
+/// First line of the text of scores, which train nothing.
+pub(super) const SCORES_BEGIN: &str = "kind = scores\n";
+
 /// A finished artefact.
 #[derive(Clone, Debug)]
 pub struct Made {
@@ -55,21 +58,30 @@ impl Runner<'_> {
             Finished::Yes(manifest) => Ok(Some(Made { entry, manifest })),
             Finished::No => Ok(None),
             Finished::Damaged(reason) => {
-                say(&format!("{reason}: ignored; the next run makes it again"));
+                if self.damaged.insert(entry.dir().into()) {
+                    say(&format!("{reason}: ignored; the next run makes it again"));
+                }
                 Ok(None)
             }
         }
     }
 
-    /// Returns the state of an entry. It is damaged if its manifest contradicts the description.
+    /// Returns the state of an entry. It is damaged if its manifest contradicts the description or
+    /// lists no output. The manifest's own copy of the settings is not believed.
     fn finished(&self, artifact: &Artifact, entry: &Entry) -> Result<Finished> {
-        let finished = entry.finished()?;
-        let Finished::Yes(manifest) = &finished else { return Ok(finished) };
+        let mut finished = entry.finished()?;
+        let Finished::Yes(manifest) = &mut finished else { return Ok(finished) };
         let Artifact { seed, images, inputs, parents, .. } = artifact;
         let told = (&manifest.seed, &manifest.inputs, &manifest.parents, manifest.determinism.as_str());
-        let agrees = told == (seed, inputs, parents, self.class);
+        let agrees = told == (seed, inputs, parents, self.class) && !manifest.outputs.is_empty();
         match agrees && images.is_none_or(|images| images == manifest.images) {
-            true => Ok(finished),
+            true => {
+                manifest.settings = object(&artifact.settings);
+                if artifact.text.starts_with(SCORES_BEGIN) {
+                    manifest.images = 0;
+                }
+                Ok(finished)
+            }
             false => {
                 let place = shown_path(entry.dir());
                 Ok(Finished::Damaged(format!("{place}: its manifest contradicts the experiment")))
@@ -127,6 +139,7 @@ impl Runner<'_> {
         };
         let names: Vec<&str> = outputs.names.iter().map(String::as_str).collect();
         let manifest = lock.publish(manifest, &names)?;
+        self.damaged.remove(entry.dir());
         Ok(Made { entry, manifest })
     }
 }

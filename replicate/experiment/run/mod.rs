@@ -20,7 +20,7 @@ pub use self::provenance::{determinism, humantime};
 pub use self::samples::Samples;
 pub use self::weights::{classifier_name, shipped};
 use crate::data::Images;
-use crate::error::Result;
+use crate::error::{Result, shown_path};
 use crate::experiment::plan::smallest_part;
 use crate::experiment::{Data, Recipe, Row, all_rows};
 use crate::measure::evaluate::Evaluator;
@@ -73,6 +73,8 @@ pub struct Runner<'a> {
     inputs: RefCell<Vec<(Input, (PathBuf, String))>>,
     evaluator: OnceLock<Evaluator>,
     features: OnceLock<(Arrays, String)>,
+    /// Entries that were found damaged.
+    damaged: BTreeSet<PathBuf>,
 }
 
 impl<'a> Runner<'a> {
@@ -89,6 +91,7 @@ impl<'a> Runner<'a> {
             inputs: RefCell::new(Vec::new()),
             evaluator: OnceLock::new(),
             features: OnceLock::new(),
+            damaged: BTreeSet::new(),
         })
     }
 
@@ -125,7 +128,7 @@ impl<'a> Runner<'a> {
         let label = format!("{}-{}-s", self.recipe.scale, row.id);
         let all = self.store.finished_entries()?.into_iter();
         let named = all.filter(|(entry, _)| entry.label().starts_with(&label));
-        let seeds: BTreeSet<u64> = named.map(|(_, manifest)| manifest.seed).collect();
+        let seeds: BTreeSet<u64> = named.map(|(_, manifest)| seed_of(&manifest)).collect();
         Ok(seeds.into_iter().collect())
     }
 
@@ -135,7 +138,8 @@ impl<'a> Runner<'a> {
         let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (scale, row, manifest) in self.scored()? {
             if scale == self.recipe.scale.name() {
-                found.entry(manifest.changes).or_default().insert((row, manifest.seed));
+                let seed = seed_of(&manifest);
+                found.entry(manifest.changes).or_default().insert((row, seed));
             }
         }
         Ok(found)
@@ -172,12 +176,16 @@ impl<'a> Runner<'a> {
         let all = self.store.finished_entries()?;
         let all: Vec<Made> = all.into_iter().map(|(entry, manifest)| Made { entry, manifest }).collect();
         let named = |made: &Made, key: &str| made.entry.key().to_string().starts_with(key);
-        let is_scores = |made: &Made| made.manifest.experiment.starts_with("kind = scores\n");
+        let is_scores = |made: &Made| made.manifest.experiment.starts_with(artifact::SCORES_BEGIN);
         let found: Vec<&Made> = all.iter().filter(|made| named(made, start) && is_scores(made)).collect();
         let [scores] = found[..] else { return Ok(None) };
         let Manifest { experiment, parents, seed, .. } = &scores.manifest;
         let id = experiment.lines().find_map(|line| line.strip_prefix("row = "));
         let Some(row) = all_rows().find(|row| id == Some(row.id)) else { return Ok(None) };
+        if experiment.lines().all(|line| line != format!("seed = {seed}")) {
+            say(&format!("{}: its manifest contradicts its experiment", shown_path(scores.entry.dir())));
+            return Ok(None);
+        }
         let key = parents.get("weights");
         let weights = all.iter().find(|made| Some(&made.entry.key().to_string()) == key).cloned();
         for made in weights.iter().chain([scores]) {
@@ -201,4 +209,10 @@ impl<'a> Runner<'a> {
         let changes: String = self.recipe.sorted_changes().iter().map(|c| format!("+{c}")).collect();
         format!("{}-{name}{changes}", self.recipe.scale)
     }
+}
+
+/// Returns the seed in the text of an experiment, which the key vouches for.
+fn seed_of(manifest: &Manifest) -> u64 {
+    let told = manifest.experiment.lines().find_map(|line| line.strip_prefix("seed = ")?.parse().ok());
+    told.unwrap_or(manifest.seed)
 }

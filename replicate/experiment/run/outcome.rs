@@ -9,7 +9,7 @@ use crate::measure::evaluate::{METRICS, TARGETS};
 use crate::measure::metrics::modes::collapse;
 use crate::store::{Content, Entry, Lock};
 use crate::train::{METRICS_FILE, Trained};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A finished row of one seed.
 #[derive(Clone)]
@@ -111,19 +111,23 @@ pub(super) fn values_text(values: impl Iterator<Item = (&'static str, f64)>) -> 
 }
 
 fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
-    let bytes = made.entry.read(SCORES)?;
     let wrong = |found: &str| Error::Malformed {
         path: made.entry.path(SCORES),
         expected: "lines NAME,VALUE".into(),
         found: found.to_string(),
         remedy: "remove that directory; the next run makes it again".into(),
     };
+    if made.digest(SCORES).is_none() {
+        return Err(wrong("a file that its manifest does not list"));
+    }
+    let bytes = made.entry.read(SCORES)?;
     let text = std::str::from_utf8(&bytes).map_err(|_| wrong("bytes that are not text"))?;
-    let value = |line: &str| {
+    let mut names = BTreeSet::new();
+    let mut value = |line: &str| {
         let (name, value) = line.split_once(',')?;
         // A name is printed in tables.
         let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-        plain.then_some((name.to_string(), value.parse().ok()?))
+        (plain && names.insert(name.to_string())).then_some((name.to_string(), value.parse().ok()?))
     };
     text.lines().skip(1).map(|line| value(line).ok_or_else(|| wrong(line))).collect()
 }

@@ -108,10 +108,12 @@ impl Runner<'_> {
         Ok(Some(Outcome { row: *row, seed, scores, weights, other_code }))
     }
 
-    /// Returns the finished entries with this label.
+    /// Returns the finished entries with this label, without those that were found damaged.
     fn made(&self, label: &str) -> Result<Vec<Made>> {
         let all = self.store.finished_entries()?.into_iter();
-        let named = all.filter(|(entry, _)| entry.label() == crate::store::slug(label));
+        let named = all.filter(|(entry, _)| {
+            entry.label() == crate::store::slug(label) && !self.damaged.contains(entry.dir())
+        });
         Ok(named.map(|(entry, manifest)| Made { entry, manifest }).collect())
     }
 
