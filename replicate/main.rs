@@ -23,7 +23,9 @@ fn main() {
         std::process::exit(if error.use_stderr() { EXIT_USAGE } else { 0 })
     });
     let stop = Arc::new(AtomicBool::new(false));
-    process::stop_at_signals(&stop);
+    if cli.command.stops_by_itself() {
+        process::stop_at_signals(&stop);
+    }
     let code = replicate::app::commands::run(cli, &stop).unwrap_or_else(|error| {
         _ = writeln!(std::io::stderr(), "error: {}", printable(&error.to_string()));
         error.exit_code()

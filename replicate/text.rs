@@ -1,5 +1,7 @@
 //! Formats numbers and lists for people, in the same way in every command.
 
+use std::path::Path;
+
 /// Formats a time with suitable precision: "45s", "1m30s", "8 min", "2.5 h", "43 h", "31 days", "17
 /// years"; "unknown" if it is not finite.
 pub fn duration(seconds: f64) -> String {
@@ -88,6 +90,23 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
+/// [`quoted`] of a path. Bytes that are no text, and control characters, are escaped as shells read
+/// them.
+pub fn quoted_path(path: &Path) -> String {
+    match path.to_str() {
+        Some(text) if !text.contains(char::is_control) => quoted(text),
+        _ => {
+            let escape = |byte: &u8| match byte {
+                b'\'' | b'\\' => format!("\\{}", *byte as char),
+                b' '..=b'~' => (*byte as char).to_string(),
+                byte => format!("\\x{byte:02x}"),
+            };
+            let bytes: String = path.as_os_str().as_encoded_bytes().iter().map(escape).collect();
+            format!("$'{bytes}'")
+        }
+    }
+}
+
 /// Wraps text to lines of at most `width` characters; a longer word is cut.
 pub fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
@@ -110,4 +129,21 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn a_shell_takes_any_path_as_it_is() {
+        for bytes in [b"plain/a.b".as_slice(), b"with blank", b"it's", b"\xe4\xff'\\\n\x1b[31m", b""] {
+            let quoted = quoted_path(Path::new(std::ffi::OsStr::from_bytes(bytes)));
+            assert!(!quoted.contains(char::is_control), "{quoted:?}");
+            let line = format!("printf %s {quoted}");
+            let Ok(output) = std::process::Command::new("bash").args(["-c", &line]).output() else { return };
+            assert_eq!(output.stdout, bytes, "{quoted}");
+        }
+    }
 }

@@ -194,6 +194,10 @@ fn what_the_system_does_not_have_is_no_failure_or_one_with_a_remedy() {
         assert_eq!(output.status.code(), Some(4), "{}", said(&output));
         assert!(said(&output).contains("file systems without locks"), "{}", said(&output));
     }
+    // More threads than anybody has.
+    let mut list = Command::new(env!("CARGO_BIN_EXE_replicate"));
+    let list = list.args(["list", "--ids"]).env("RAYON_NUM_THREADS", "99999999").output().unwrap();
+    assert!(list.status.success(), "{}", said(&list));
     // Fewer threads than wanted, and none at all.
     for threads in ["0", "1"] {
         let (store, output) = with("FAULT_THREADS", threads, "threads");
@@ -226,6 +230,24 @@ fn memory_that_is_refused_is_an_error_that_names_it() {
         }
     }
     assert!(refused > 0, "no limit was low enough");
+}
+
+/// What writes nothing that could be half done is ended by the system, as other programs are.
+#[test]
+fn a_signal_ends_what_has_no_checkpoint() {
+    use std::os::unix::process::ExitStatusExt;
+    for (arguments, signal, number) in
+        [(&["bench"][..], "TERM", 15), (&["selftest", "--device", "cpu"], "HUP", 1)]
+    {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.current_dir(env!("CARGO_MANIFEST_DIR")).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        let sent = Command::new("kill").args(["-s", signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(number), "{arguments:?}: {status}");
+    }
 }
 
 /// Sends `signals` one after the other once a run is under way.

@@ -125,6 +125,19 @@ fn hidden_files_are_left_out_alike_everywhere_and_counted() {
     assert_eq!(read(&dir.path("folder/sub")).unwrap().1.unwrap().matches("hidden").count(), 1);
     fs::remove_dir_all(dir.path("folder/sub/.thumbnails")).unwrap();
     assert_eq!(read(&dir.path("folder/sub")).unwrap().1, None);
+    // Where nothing else is there, it may be what was meant.
+    dir.write("only/.set/000.png", png(0));
+    dir.write("only/image", png(0));
+    dir.write("only.zip", zip(&[(".set/000.png", png(0))], false));
+    for (name, says) in [("only", "1 hidden, 1 of other kinds"), ("only.zip", "1 hidden")] {
+        let text = complaint(&dir.path(name));
+        let (first, _) = text.split_once('\n').unwrap();
+        assert!(
+            first.contains("no PNG and no CIFAR in it; ") | first.contains("without PNG files; "),
+            "{text}"
+        );
+        assert!(first.contains(says), "{text}");
+    }
     // A hidden folder that is named is what is meant.
     dir.write(".cache/set/000.png", png(0));
     assert_eq!(read(&dir.path(".cache/set")).unwrap(), (planes(0..1), None));
@@ -591,6 +604,24 @@ fn places_may_have_any_name() {
             &[&[OsStr::new(&address), OsStr::new("--ref"), b.as_os_str()], &fid[..]].concat(),
         );
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    // Other files that are named: weights, a checkpoint, CIFAR, an archive.
+    let address = |path: &Path| format!("file://{}/x%20y", path.to_str().unwrap());
+    let (bad, address) = (place.join("x y"), address(dir.0.path()));
+    for path in [bad.as_os_str(), OsStr::new(&address)] {
+        for before in [
+            &["inspect"][..],
+            &["verify"],
+            &["sample", "--seeds", "0", "--out", "out"],
+            &["run", "dijs", "--scale", "tiny", "--offline", "--data"],
+            &["score", "a.npz", "--inception"],
+        ] {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+            let output = command.args(before).arg(path).current_dir(dir.0.path()).output().unwrap();
+            let text = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(EXIT_INPUT), "{before:?}: {text}");
+            assert!(!text.contains("file:") && text.contains(" is missing"), "{before:?}: {text}");
+        }
     }
     let output = score(dir.0.path(), &[OsStr::new("HTTP://127.0.0.1:9/a.npz")]);
     assert_eq!(output.status.code(), Some(EXIT_USAGE));

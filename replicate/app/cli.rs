@@ -4,8 +4,10 @@ use crate::app::bench::Case;
 use crate::app::machine::Card;
 use crate::app::score::Metric;
 use crate::experiment::Recipe;
+use crate::store::fetch::Given;
 use crate::text::wrap;
 use crate::train::watch::Mode;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::ops::Range;
@@ -35,6 +37,23 @@ pub const VERSION: &str = concat!(
     env!("CODE_DIGEST"),
     ")"
 );
+
+/// Parses a path, which may be written as a `file://` address.
+fn local() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().map(|path| match Given::parse(&path) {
+        Given::File(path) => path,
+        _ => path,
+    })
+}
+
+impl Command {
+    /// Returns whether the command looks for a signal and ends in its own way. The system's way is
+    /// good enough for the others: they leave nothing half done.
+    pub fn stops_by_itself(&self) -> bool {
+        use Command::*;
+        matches!(self, Run(_) | Weights { .. } | Sample(_) | Score(_) | Fetch { .. } | Accept { .. })
+    }
+}
 
 #[derive(Subcommand, Debug)]
 pub enum Command {
@@ -139,7 +158,7 @@ pub enum Command {
     /// Check every byte of a zip from export; exit code 1 if one has changed
     Verify {
         /// An archive that export wrote
-        #[arg(value_name = "OUT.zip")]
+        #[arg(value_name = "OUT.zip", value_parser = local())]
         file: PathBuf,
     },
     /// Print shell completions
@@ -176,6 +195,7 @@ pub enum Command {
     /// List the tensors of an EDM snapshot or of a PyTorch file, without running code from it
     Inspect {
         /// EDM's .pkl, or a .pt, .pth or .safetensors
+        #[arg(value_parser = local())]
         file: PathBuf,
         /// Write the tensors as float32 safetensors
         #[arg(long, value_name = "OUT.safetensors")]
@@ -348,7 +368,7 @@ pub struct Scoring {
     #[arg(long, value_name = "OUT.npz")]
     pub save_ref: Option<PathBuf>,
     /// Inception weights (pt_inception-2015-12-05-6726825d.pth) [default: those in the store]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = local())]
     pub inception: Option<PathBuf>,
     /// Seed of the row
     #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
@@ -361,8 +381,8 @@ pub struct Scoring {
 pub struct Sampling {
     /// A row of the tables that was run, at --scale and with --seed; or an EDM snapshot
     /// (.pkl), a PyTorch file (.pth) or safetensors of the U-Net in its DDPM++ form
-    #[arg(value_name = "ROW|FILE")]
-    pub what: String,
+    #[arg(value_name = "ROW|FILE", value_parser = local())]
+    pub what: PathBuf,
     /// Sample like this row: edm (18 Heun steps), ddim, dpm-solver-fast, dijs (one step) …
     /// [default: ROW; edm for a file]
     #[arg(long, value_name = "ROW")]
@@ -399,7 +419,7 @@ pub struct Place {
     #[arg(long, env = "REPLICATE_STORE", default_value = "store")]
     pub store: PathBuf,
     /// CIFAR archives, directories, parquet or EDM zips (scales tiny, small and paper) [default: fetched]
-    #[arg(long)]
+    #[arg(long, value_parser = local())]
     pub data: Option<PathBuf>,
     /// The repository, with paper/ and golden/ [default: here, or where it was built]
     #[arg(long)]

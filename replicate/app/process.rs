@@ -62,12 +62,15 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
+/// More threads are of no use, and could take everything that the system has.
+const MOST_THREADS: usize = 1024;
+
 /// Starts the threads of all computations, as many as the system allows; results do not depend on
 /// their number. Returns the number started and the number wanted.
 pub fn start_threads() -> (usize, usize) {
     let variable = std::env::var("RAYON_NUM_THREADS").ok().and_then(|n| n.parse().ok());
     let here = || thread::available_parallelism().map_or(1, usize::from);
-    let wanted = variable.filter(|n| *n > 0).unwrap_or_else(here);
+    let wanted = variable.filter(|n| *n > 0).unwrap_or_else(here).min(MOST_THREADS);
     let (sender, receiver) = mpsc::channel::<ThreadBuilder>();
     let receiver = Arc::new(Mutex::new(receiver));
     // Starts them before rayon gets them, because rayon's own attempt cannot be repeated.

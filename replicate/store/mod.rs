@@ -63,7 +63,7 @@ pub use self::formats::safetensors::{Array, read_safetensors, write_safetensors}
 pub use self::lock::Lock;
 pub use self::manifest::{Manifest, Provenance};
 use crate::error::{Error, Result, shown, shown_path};
-use crate::text::quoted;
+use crate::text::quoted_path;
 
 const STORE_FORMAT: &str = "replicate store 1\n";
 const FORMAT: &str = "format";
@@ -131,6 +131,9 @@ impl Store {
         let store = Store { root: root.to_path_buf() };
         if !root.exists() {
             return Ok(store);
+        }
+        if !root.is_dir() {
+            return Err(not_a_store(root, "a file".into(), false));
         }
         // Listed before the format is read: whoever makes a store writes `format` first.
         let mut names = children(root)?;
@@ -220,7 +223,7 @@ impl Store {
 pub fn option(root: &Path) -> String {
     match root == Path::new("store") {
         true => String::new(),
-        false => format!(" --store {}", quoted(&root.to_string_lossy())),
+        false => format!(" --store {}", quoted_path(root)),
     }
 }
 

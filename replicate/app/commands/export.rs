@@ -82,7 +82,7 @@ pub fn export(out: &Path, place: &Place, stop: &AtomicBool) -> Result<i32> {
     }
     archive.finish()?;
     println!("{}: {}, {}", out.display(), counted(entries.len(), "result"), counted(files.len() + 2, "file"));
-    println!("check it anywhere with: replicate verify {}", crate::text::quoted(&out.to_string_lossy()));
+    println!("check it anywhere with: replicate verify {}", crate::text::quoted_path(out));
     Ok(EXIT_GOOD)
 }
 

@@ -23,7 +23,7 @@ use crate::network::device;
 use crate::report::table::Table;
 use crate::store::formats::torch;
 use crate::store::{self, write_atomically, write_safetensors};
-use crate::text::{quoted, unknown};
+use crate::text::{quoted, quoted_path, unknown};
 use crate::train::watch::{Mode, Watch, say};
 use clap::CommandFactory;
 use std::collections::BTreeMap;
@@ -252,17 +252,16 @@ fn command(row: &str, seed: u64, place: &Place) -> String {
 
 /// Returns the options with which a command uses the same store.
 fn flags(place: &Place) -> String {
-    let path = |path: &Path| quoted(&path.to_string_lossy());
     let mut text = format!(" --scale {}", place.scale);
     if let Some(root) = &place.root {
-        text += &format!(" --root {}", path(root));
+        text += &format!(" --root {}", quoted_path(root));
     }
     if place.device != "cpu" {
         text += &format!(" --device {}", quoted(&place.device));
     }
     text += &store::option(&place.store);
     if let Some(data) = &place.data {
-        text += &format!(" --data {}", path(data));
+        text += &format!(" --data {}", quoted_path(data));
     }
     text
 }

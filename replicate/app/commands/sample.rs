@@ -3,7 +3,7 @@
 use super::{quiet, select};
 use crate::app::cli::Sampling;
 use crate::app::collect::{Collecting, Container};
-use crate::error::{EXIT_GOOD, Error, Result};
+use crate::error::{EXIT_GOOD, Error, Result, shown_path};
 use crate::experiment::run::{Samples, determinism};
 use crate::experiment::{Recipe, Row, Scale, all_rows};
 use crate::method::one_step::OneStep;
@@ -28,18 +28,19 @@ const ALIASES: [(&str, &str); 2] = [("heun", "edm"), ("one-step", "dijs")];
 
 pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
     Container::of(&options.out)?;
-    let path = Path::new(&options.what);
-    let row = match all_rows().find(|row| row.id == options.what) {
+    let (path, what) = (options.what.as_path(), shown_path(&options.what));
+    let name = path.to_str().map(String::from);
+    let row = match all_rows().find(|row| path.as_os_str() == row.id) {
         Some(row) => Some(row),
         None if path.is_file() => None,
-        None if path.extension().is_some() || path.components().count() > 1 => {
+        None if name.is_none() || path.extension().is_some() || path.components().count() > 1 => {
             return Err(Error::Missing {
                 path: path.to_path_buf(),
                 what: "neither a checkpoint nor a row of the tables".into(),
                 remedy: "name an EDM snapshot (.pkl), a .pth, a .safetensors, or a row that was run".into(),
             });
         }
-        None => select(std::slice::from_ref(&options.what), &options.place)?.first().copied(),
+        None => select(name.as_slice(), &options.place)?.first().copied(),
     };
     let sampler = match (&options.sampler, &row) {
         (Some(name), _) => sampler(name)?,
@@ -66,20 +67,23 @@ pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
     );
     let mut collecting = Collecting::begin(&options.out, &record, samples.size(), numbers.clone())?;
     let mut watch = Watch::new(options.watch.unwrap_or_else(Mode::fitting));
+    if row.is_some() && path.exists() {
+        watch.note(&format!("{what} is the row of the tables; ./{what} names the file here"));
+    }
     let total = (numbers.end - numbers.start) as usize;
     let at = |number: u64| (number - numbers.start) as usize;
     if collecting.next() > numbers.start {
-        watch.note(&format!("{}: resuming after {} of {total} images", options.what, at(collecting.next())));
+        watch.note(&format!("{what}: resuming after {} of {total} images", at(collecting.next())));
     }
     while collecting.next() < numbers.end {
         if stop.load(Ordering::Relaxed) {
             watch.end();
-            return Err(Error::Stopped { cell: options.what.clone() });
+            return Err(Error::Stopped { cell: what });
         }
         let first = collecting.next();
         let end = numbers.end.min((first / BATCH + 1) * BATCH);
         collecting.push(&samples.at(first as usize..end as usize)?)?;
-        watch.sampling(&options.what, at(end), total);
+        watch.sampling(&what, at(end), total);
     }
     let sha256 = collecting.finish()?;
     println!("written: {}, {total} images of {1}x{1} pixels", options.out.display(), samples.size());

@@ -95,7 +95,7 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
     if path.is_dir() {
         return match pictures::folder(path)? {
             (Some(set), left_out) => Ok((Input::Images(set), left_out)),
-            (None, _) => cifar(path),
+            (None, left_out) => cifar(path, &left_out),
         };
     }
     // A pipe can be read only once, and opening it again would wait for ever.
@@ -127,12 +127,12 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
         return match pictures::zip(path, entries)? {
             (Some(set), left_out) => Ok((Input::Images(set), left_out)),
             (None, _) if has_arrays => arrays(path),
-            (None, _) => Err(unknown(path, "a zip without PNG files".into())),
+            (None, left_out) => Err(unknown(path, without("a zip without PNG files", &left_out))),
         };
     }
     match foreign(&start) {
         // These may contain a data set.
-        None | Some("compressed with gzip" | "a parquet file") => cifar(path),
+        None | Some("compressed with gzip" | "a parquet file") => cifar(path, &LeftOut::default()),
         Some(what) => Err(unknown(path, format!("a file that is {what}"))),
     }
 }
@@ -164,7 +164,7 @@ pub fn dataset(set: Set, split: Split, path: &Path) -> Result<(Input, LeftOut)> 
 }
 
 /// Returns the training images of the CIFAR set that `path` contains.
-fn cifar(path: &Path) -> Result<(Input, LeftOut)> {
+fn cifar(path: &Path, left_out: &LeftOut) -> Result<(Input, LeftOut)> {
     match dataset(Set::Cifar10, Split::Train, path) {
         Ok(set) => Ok(set),
         // The content of the file is unknown.
@@ -178,13 +178,18 @@ fn cifar(path: &Path) -> Result<(Input, LeftOut)> {
                     (Error::Missing { what: a, .. }, Error::Missing { what: b, .. })
                         if [a, b].iter().all(|what| what.contains("the directory holds")) =>
                     {
-                        "no PNG and no CIFAR in it".into()
+                        without("no PNG and no CIFAR in it", left_out)
                     }
                     _ => format!("neither of the latter\n  as CIFAR-10: {ten}\n  as CIFAR-100: {hundred}"),
                 },
             )),
         },
     }
+}
+
+/// Adds what was left out, which may be what was meant.
+fn without(found: &str, left_out: &LeftOut) -> String {
+    left_out.note().map_or(found.into(), |note| format!("{found}; {note}"))
 }
 
 const EXPECTED: &str =
@@ -288,7 +293,10 @@ fn names(stored: &[Stored]) -> String {
     let mut all: Vec<String> = stored
         .iter()
         .take(SHOWN)
-        .map(|a| format!("{} {:?} of {}", shown(&a.name), a.shape, shown(&a.dtype)))
+        .map(|a| {
+            let name = if a.name.is_empty() { "an array".into() } else { shown(&a.name) };
+            format!("{name} {:?} of {}", a.shape, shown(&a.dtype))
+        })
         .collect();
     if stored.len() > SHOWN {
         all.push(format!("{} more", stored.len() - SHOWN));
