@@ -101,6 +101,9 @@ fn io_remedy(action: &str, source: &std::io::Error) -> &'static str {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "\n  free some space or choose another place (--store, --output); what was finished before is intact"
         }
+        _ if source.raw_os_error().is_some_and(|code| [libc::EMFILE, libc::ENFILE].contains(&code)) => {
+            "\n  close other programs, or raise the limit of open files (ulimit -n)"
+        }
         ErrorKind::PermissionDenied if reads => "\n  check who may read it; nothing is known of its content",
         ErrorKind::PermissionDenied => "\n  check who owns it, or choose another place (--store, --output)",
         _ if action == "lock" => {
@@ -207,6 +210,23 @@ fn device_remedy(said: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_of_the_system_name_their_own_remedy() {
+        for (action, code, remedy) in [
+            ("write", libc::EMFILE, "ulimit -n"),
+            ("read", libc::ENFILE, "ulimit -n"),
+            ("write", libc::EROFS, "choose another place"),
+            ("write", libc::EFBIG, "ulimit -f"),
+            ("write", libc::ENOSPC, "free some space"),
+            ("lock", libc::ENOLCK, "file systems without locks"),
+            ("list", libc::EACCES, "who may read it"),
+            ("read", libc::ESTALE, "try again"),
+        ] {
+            let text = Error::io(action, Path::new("x"))(std::io::Error::from_raw_os_error(code)).to_string();
+            assert!(text.contains(remedy), "{text}");
+        }
+    }
 
     #[test]
     fn every_failure_of_a_device_names_its_remedy() {

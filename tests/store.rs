@@ -403,7 +403,8 @@ fn what_a_manifest_repeats_agrees_or_it_is_damage() {
 fn whatever_is_in_the_place_of_a_file_blocks_nobody() {
     let pipe = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
     let directory = |path: &Path| fs::create_dir(path).unwrap();
-    for make in [&pipe as &dyn Fn(&Path), &directory] {
+    let circle = |path: &Path| std::os::unix::fs::symlink(path, path).unwrap();
+    for make in [&pipe as &dyn Fn(&Path), &directory, &circle] {
         for name in ["manifest.json", "experiment.txt", "weights.safetensors"] {
             let root = temp();
             let (entry, _) = published(root.path());
@@ -454,6 +455,20 @@ fn whatever_is_in_the_place_of_a_file_blocks_nobody() {
     let manifest = fs::OpenOptions::new().write(true).open(entry.path("manifest.json")).unwrap();
     manifest.set_len(1 << 40).unwrap();
     assert!(damage(&entry).contains("which are too many"));
+    // One that is much too long takes no time, either.
+    let root = temp();
+    let (entry, _) = published(root.path());
+    let weights = fs::OpenOptions::new().write(true).open(entry.path("weights.safetensors")).unwrap();
+    weights.set_len(1 << 40).unwrap();
+    assert!(damage(&entry).contains("has 1099511627776 bytes instead of 1000"));
+}
+
+#[test]
+fn a_file_is_no_store() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = Store::open(file.path()).unwrap_err();
+    assert_eq!(error.exit_code(), replicate::error::EXIT_INPUT);
+    assert!(error.to_string().contains("found a file") && error.to_string().contains("--store"), "{error}");
 }
 
 // ---- what a stopped run left

@@ -116,7 +116,7 @@ impl Entry {
             Err(error) => return Err(error),
         }
         for (name, expected) in &manifest.outputs {
-            match Content::of(&self.path(name)) {
+            match Content::in_place_of(expected, &self.path(name)) {
                 Ok(found) if found == *expected => {}
                 Ok(found) if found.bytes != expected.bytes => {
                     return damaged(name, format!("has {} bytes instead of {}", found.bytes, expected.bytes));

@@ -26,6 +26,17 @@ pub struct Content {
 }
 
 impl Content {
+    /// What a file has in the place of `expected`. One of another size is not read, and has no digest.
+    ///
+    /// # Errors
+    /// As those of [`Content::of`].
+    pub fn in_place_of(expected: &Content, path: &Path) -> io::Result<Content> {
+        match open(path)?.metadata()?.len() {
+            bytes if bytes == expected.bytes => Content::of(path),
+            bytes => Ok(Content { bytes, sha256: String::new() }),
+        }
+    }
+
     /// # Errors
     /// `IsADirectory` for whatever else is no file.
     pub fn of(path: &Path) -> io::Result<Content> {
@@ -48,7 +59,11 @@ impl Content {
 
 /// Opens a file to read it, and nothing else: a pipe would have its reader wait.
 fn open(path: &Path) -> io::Result<File> {
-    let file = waits_for_nobody(OpenOptions::new().read(true)).open(path)?;
+    let file = waits_for_nobody(OpenOptions::new().read(true)).open(path);
+    let file = file.map_err(|error| match error.raw_os_error() {
+        Some(libc::ELOOP) => io::Error::new(ErrorKind::IsADirectory, "it is a link to itself"),
+        _ => error,
+    })?;
     match file.metadata()?.is_file() {
         true => Ok(file),
         false => Err(io::Error::new(ErrorKind::IsADirectory, "it is not a file")),
@@ -59,6 +74,14 @@ fn waits_for_nobody(options: &mut OpenOptions) -> &mut OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK);
     options
+}
+
+/// Whether something is in the place of a file and is none.
+pub(super) fn holds_no_file(path: &Path) -> bool {
+    match path.metadata() {
+        Ok(metadata) => !metadata.is_file(),
+        Err(error) => error.raw_os_error() == Some(libc::ELOOP),
+    }
 }
 
 /// Some network file systems interrupt calls that others finish.
@@ -91,17 +114,17 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 /// # Errors
 /// `Malformed` where something else is in its place; `Io` where files cannot be locked.
 pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<File> {
-    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+    if holds_no_file(path) {
         return Err(Error::Malformed {
             path: path.to_path_buf(),
             expected: "a file, which is locked".into(),
-            found: "a directory or a pipe".into(),
+            found: "a directory, a pipe or a link to itself".into(),
             remedy: "remove it, or move it elsewhere".into(),
         });
     }
     let mut options = OpenOptions::new();
     let file = waits_for_nobody(options.create(true).append(true)).open(path);
-    let file = file.map_err(Error::io("lock", path))?;
+    let file = file.map_err(Error::io("write", path))?;
     let begun = Instant::now();
     let mut waited = Duration::ZERO;
     // Polled, because a blocking lock could not be left on a signal.

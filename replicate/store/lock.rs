@@ -11,7 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::checkpoint::{Checkpoint, Saved};
 use super::entry::{Entry, is_no_file};
 use super::files::{
-    Content, move_children, numbered_dir, read_if_present, remove, rename, sync_dir, write_atomically,
+    Content, holds_no_file, move_children, numbered_dir, read_if_present, remove, rename, sync_dir,
+    write_atomically,
 };
 use super::manifest::Manifest;
 use super::{
@@ -92,7 +93,7 @@ impl Lock {
 
     /// Moves aside what is in the place of a file and is none.
     fn make_way(&self, path: &Path) -> Result<()> {
-        if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        if holds_no_file(path) {
             let aside = self.aside()?;
             rename(path, &aside.join(path.file_name().unwrap_or_default()))
                 .map_err(Error::io("move aside", path))?;
@@ -124,7 +125,7 @@ impl Lock {
     /// as it was.
     fn altered(&self, name: &str, expected: &Content) -> Result<Option<String>> {
         let path = self.path(name);
-        let what = match Content::of(&path) {
+        let what = match Content::in_place_of(expected, &path) {
             Ok(found) if found == *expected => return Ok(None),
             Ok(_) => "was altered",
             Err(error) if error.kind() == ErrorKind::NotFound => "is missing",
