@@ -619,12 +619,61 @@ fn content_is_checked_before_it_is_trusted() {
 #[test]
 fn without_a_hash_the_end_must_be_announced() {
     let served = content(31);
-    let server = Server::start(move |_| Answer::whole(&served).without_length().cut(1000));
-    let asset = unpublished(thing(&content(31), &[server.url.clone()]));
-    let mut case = Case::new();
-    let error = case.fetch(&asset, &options()).unwrap_err();
-    assert!(error.to_string().contains("does not say how many bytes"), "{error}");
-    case.assert_has_nothing();
+    let cut = move || Answer::whole(&served).without_length().cut(1000);
+    let named = cut.clone();
+    for server in [
+        Server::start(move |_| cut()),
+        // A coding that announces no end.
+        Server::start(move |_| named().header("Transfer-Encoding", "identity")),
+    ] {
+        let asset = unpublished(thing(&content(31), &[server.url.clone()]));
+        let mut case = Case::new();
+        let error = case.fetch(&asset, &options()).unwrap_err();
+        assert!(error.to_string().contains("does not say how many bytes"), "{error}");
+        case.assert_has_nothing();
+    }
+}
+
+/// A proxy is there for a reason: what it is for is not asked for without it.
+#[test]
+fn a_proxy_that_cannot_be_used_is_not_passed_by() {
+    let server = Server::start(|_| Answer::status(404));
+    for (proxy, exempt, asked) in [
+        ("nonsense::SECRET", "", false),
+        ("ftp://SECRET", "", false),
+        ("nonsense::SECRET", "127.0.0.0/8", true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let before = server.requests().len();
+        let output = Command::new(env!("CARGO_BIN_EXE_replicate"))
+            .args(["fetch", "fid-reference", "--from", &server.url, "--store"])
+            .arg(dir.path())
+            .envs([("http_proxy", proxy), ("no_proxy", exempt)])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(EXIT_INPUT), "{text}");
+        assert_eq!(server.requests().len() > before, asked, "{text}");
+        assert!(asked || text.contains("http_proxy holds no address"), "{text}");
+        assert!(!text.contains("SECRET"), "{text}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_store_that_everybody_may_change_is_remarked_upon() {
+    for (mask, said) in [("0", true), ("022", false)] {
+        let dir = tempfile::tempdir().unwrap();
+        let (program, store) = (env!("CARGO_BIN_EXE_replicate"), dir.path().join("store"));
+        let line = format!(
+            "umask {mask}; exec '{program}' fetch fid-reference --offline --store '{}'",
+            store.display()
+        );
+        let output = Command::new("sh").args(["-c", &line]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(EXIT_INPUT), "{text}");
+        assert_eq!(text.contains("everybody may write"), said, "{text}");
+    }
 }
 
 #[test]

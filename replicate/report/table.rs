@@ -306,3 +306,20 @@ pub(crate) fn plain(text: &str) -> String {
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_cell_is_a_formula_and_no_label_is_markup() {
+        for cell in ["=HYPERLINK(\"http://x\")", "@SUM(A1)", "+cmd|' /C calc'!A0", "-1+cmd|'x'!A0"] {
+            assert_eq!(inert(cell.into()), format!("'{cell}"));
+        }
+        for cell in ["-1.5", "+2", "-", "DiJS (ours)", "1e-9", ""] {
+            assert_eq!(inert(cell.into()), cell);
+        }
+        let label = "<img src=x> [a](http://x) *b* | c\n# d";
+        assert_eq!(plain(label), r"\<img src=x\> \[a\](http://x) \*b\* \| c \# d");
+    }
+}

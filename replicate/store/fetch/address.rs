@@ -162,16 +162,25 @@ impl Url {
 
     /// The proxy that the environment names for this address: `HTTPS_PROXY` or
     /// `HTTP_PROXY` by its scheme, or `ALL_PROXY`, unless `NO_PROXY` names the host.
-    pub(super) fn proxy(&self) -> Option<Proxy> {
+    ///
+    /// # Errors
+    /// Why that proxy cannot be used. Nobody is asked without it then.
+    pub(super) fn proxy(&self) -> Result<Option<Proxy>, String> {
         let variable = |name: &str| {
             let value = |name: String| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
             value(name.to_string()).or_else(|| value(name.to_uppercase()))
         };
         if variable("no_proxy").is_some_and(|list| is_exempt(self.host_and_port(), &list)) {
-            return None;
+            return Ok(None);
         }
-        let address = variable(if self.https { "https_proxy" } else { "http_proxy" });
-        Proxy::new(address.or_else(|| variable("all_proxy"))?.trim()).ok()
+        let own = if self.https { "https_proxy" } else { "http_proxy" };
+        let Some((name, address)) =
+            [own, "all_proxy"].into_iter().find_map(|name| Some((name, variable(name)?)))
+        else {
+            return Ok(None);
+        };
+        let unusable = |_| format!("is not asked: the variable {name} holds no address of a proxy");
+        Proxy::new(address.trim()).map(Some).map_err(unusable)
     }
 }
 

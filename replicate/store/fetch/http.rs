@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response, StatusCode, header};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Proxy};
 
 use super::address::Url;
 use super::inputs::Place;
@@ -110,7 +110,11 @@ impl Download<'_> {
         }
         let mut url = self.url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let response = match self.request(&url, have) {
+            let proxy = match url.proxy() {
+                Ok(proxy) => proxy,
+                Err(why) => return refuse(why),
+            };
+            let response = match self.request(&url, proxy, have) {
                 Ok(response) => response,
                 Err(error) => return self.failed(error, true),
             };
@@ -128,7 +132,7 @@ impl Download<'_> {
     }
 
     /// From byte `from` on.
-    fn request(&self, url: &Url, from: u64) -> Result<Response<Body>, ureq::Error> {
+    fn request(&self, url: &Url, proxy: Option<Proxy>, from: u64) -> Result<Response<Body>, ureq::Error> {
         // A time limit on the resolver would take a thread, which may be refused.
         let agent: Agent = Agent::config_builder()
             .user_agent(concat!("replicate/", env!("CARGO_PKG_VERSION")))
@@ -136,7 +140,7 @@ impl Download<'_> {
             .accept_encoding("identity")
             .http_status_as_error(false)
             .max_redirects(0)
-            .proxy(url.proxy())
+            .proxy(proxy)
             .timeout_connect(Some(CONNECT.min(self.patience.stall)))
             .timeout_per_read(Some(self.patience.stall))
             .build()
@@ -249,7 +253,8 @@ impl Download<'_> {
     fn failed(&self, error: ureq::Error, head: bool) -> Attempt<End> {
         use ureq::Error as E;
         let text = |error: &dyn std::fmt::Display| {
-            let through = if self.url.proxy().is_some() { "through the environment's proxy: " } else { "" };
+            let proxied = matches!(self.url.proxy(), Ok(Some(_)));
+            let through = if proxied { "through the environment's proxy: " } else { "" };
             let error = error.to_string().replace(&self.url.secret(), &self.url.to_string());
             crate::error::shown(&format!("{through}{error}"))
         };
