@@ -456,6 +456,10 @@ fn statistics_that_are_none_are_refused() {
     let bytes = of(f8(&[2], &[0.0; 2]), f8(&[2, 2], &[1.0, 2.0, 2.0, 1.0]));
     let error = failure(&[&images, &"--ref", &dir.write("ref.npz", bytes)], EXIT_INPUT);
     assert!(error.contains("ref.npz") && error.contains("eigenvalue"), "{error}");
+    // A distance that no number can hold is no result.
+    let bytes = of(f8(&[2], &[1e200; 2]), f8(&[2, 2], &[1.0, 0.0, 0.0, 1.0]));
+    let error = failure(&[&images, &"--ref", &dir.write("ref.npz", bytes)], 4);
+    assert!(error.contains("beyond every number"), "{error}");
 }
 
 // ---- metrics that stream ---------------------------------------------------

@@ -480,7 +480,11 @@ impl Extractor<'_> {
 fn factor(described: &Described, statistics: Statistics) -> Result<Factor> {
     // Its dimensions fit and its numbers are finite: what is wrong is the matrix.
     statistics.factor().map_err(|error| {
-        described.malformed("a mean and a covariance".into(), error.to_string(), "make them again")
+        described.malformed(
+            "a mean and a covariance".into(),
+            error.to_string(),
+            "make them again, and save them as float32 or float64",
+        )
     })
 }
 

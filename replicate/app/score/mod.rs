@@ -271,7 +271,14 @@ pub fn scores(images: &Gathered, reference: &Reference, metrics: &[Metric]) -> R
         match (metric, &images.moments, &images.predictions, &images.kept, &reference.kept) {
             (Metric::Fid, Some(moments), ..) => {
                 if let Some(factor) = &reference.factor {
-                    scores.fid = Some(distance(&moments.factor()?, factor)?);
+                    let fid = distance(&moments.factor()?, factor)?;
+                    if !fid.is_finite() {
+                        return Err(Error::Run(
+                            "the Fréchet distance is beyond every number: are these features and statistics?"
+                                .into(),
+                        ));
+                    }
+                    scores.fid = Some(fid);
                 }
             }
             (Metric::Is, _, Some(predictions), ..) => {
