@@ -161,8 +161,7 @@ fn drawn(cell: &str) -> Arrays {
     Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&smallest(), vb)).unwrap().0.arrays().unwrap()
 }
 
-/// Everything that a row makes of two iterations, an early one and a late one: its state, and
-/// samples.
+/// Everything that a row makes of a few early iterations and a late one: its state, and samples.
 fn made(row: &Row, recipe: &Recipe) -> Vec<Vec<f32>> {
     let device = Device::Cpu;
     let start = [(row.start, drawn("start")), (Initialization::SingleLevel, drawn("other start"))];
@@ -181,7 +180,8 @@ fn made(row: &Row, recipe: &Recipe) -> Vec<Vec<f32>> {
                 cell: "read".into(),
             };
             let mut method = (training.build)(&setup).unwrap();
-            for step in [0, 1_000_000] {
+            // RAdam reads its epsilon from the sixth update on.
+            for step in [0, 1, 2, 3, 4, 1_000_000] {
                 method.step(&batches.at(step)).unwrap();
             }
             all.extend(state(&mut *method).unwrap().into_values().map(|array| array.data));
