@@ -80,7 +80,7 @@ fn a_value_that_is_not_golden_fails_and_exits_1() {
     }
     let table = dir.path().join("golden/table1.csv");
     let honest = std::fs::read_to_string(&table).unwrap();
-    let spoilt = honest.replacen("dijs,,smoke,fd,cpu,0:", "dijs,,smoke,fd,cpu,0:1", 1);
+    let spoilt = honest.replacen("dijs,smoke,,fd,cpu,0:", "dijs,smoke,,fd,cpu,0:1", 1);
     assert_ne!(spoilt, honest);
     std::fs::write(&table, spoilt).unwrap();
     let output = selftest(&["--root", dir.path().to_str().unwrap()]);

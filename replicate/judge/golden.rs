@@ -464,8 +464,8 @@ pub const ALONG: [&str; 4] = ["start_recall", "start_classes", "halfway_fd", "ea
 const SCORES: [&str; 8] = ["row", CHANGES, "scale", "seed", "metric", "value", "class", "manifest"];
 const GOLDEN: [&str; 11] = [
     "row",
-    CHANGES,
     "scale",
+    CHANGES,
     "metric",
     "class",
     "values",
@@ -541,7 +541,7 @@ pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
             return Err(line.wrong("manifest", "a digest for every seed of `values`"));
         }
         if !keys.insert(golden.key()) {
-            return Err(line.wrong("row", "a row, changes, scale, metric and class that no line before has"));
+            return Err(line.wrong("row", "a row, scale, changes, metric and class that no line before has"));
         }
         Ok(golden)
     });
@@ -604,7 +604,7 @@ fn line(golden: &Golden) -> String {
     };
     let Golden { row, changes, scale, metric, class, accepted, reason, .. } = golden;
     let (values, manifests) = (values.join(";"), manifests.join(";"));
-    csv_line(&[row, changes, scale, metric, class, &values, rule, &tolerance, &manifests, accepted, reason])
+    csv_line(&[row, scale, changes, metric, class, &values, rule, &tolerance, &manifests, accepted, reason])
 }
 
 /// Formats one CSV record without its line end.
