@@ -1,8 +1,7 @@
 //! The critic: the encoder half of the U-Net with a head that tells real from generated images.
 
-use super::blocks::{Dropped, Embedding, Linear, norm};
-use super::{Blocks, Conditioning, Config, Encoder, Masks, SecondTime, inputs, run};
-use crate::network::precondition::Precondition;
+use super::blocks::{Dropped, Linear, norm};
+use super::{Blocks, Config, Encoder, Masks, SecondTime, inputs, run};
 use crate::network::{Builder, Norm, Ops, Walk, exact, scale_images};
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -44,9 +43,7 @@ impl Critic {
         augment: Option<&[f32]>,
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
-        let c = Precondition::at(sigma);
-        let told = Conditioning { noise: &c.noise, second: None, augment, masks };
-        let (x, told) = (scale_images(x, &c.input)?, self.encoder.told(&told, x)?);
+        let (_, x, told) = self.encoder.scaled(x, sigma, augment)?;
         run(&self.parameters, &x, &told, masks, self)?.remove(0).flatten_all()
     }
 
@@ -58,10 +55,9 @@ impl Critic {
     /// Computes logits (B) at `x` (B, C, H, W) and their derivatives along `dx`. The gradients of
     /// both reach the parameters through every operation.
     pub fn along(&self, [x, dx]: [&Tensor; 2], sigma: &[f32]) -> Result<[Tensor; 2]> {
-        let c = Precondition::at(sigma);
-        let told = self.encoder.told(&Conditioning { noise: &c.noise, ..Conditioning::default() }, x)?;
+        let (c, x, told) = self.encoder.scaled(x, sigma, None)?;
         let still = told.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>>>()?;
-        let (x, dx) = (scale_images(x, &c.input)?, scale_images(dx, &c.input)?);
+        let dx = scale_images(dx, &c.input)?;
         let (inputs, tangents) = (inputs(&x, &told), inputs(&dx, &still));
         let (mut l, mut dl) = exact::along(&self.parameters, &inputs, &tangents, self)?;
         Ok([l.remove(0).flatten_all()?, dl.remove(0).flatten_all()?])
@@ -102,8 +98,7 @@ impl Blocks for Critic {
         inputs: &[O::Map],
         dropped: Dropped<O::Map>,
     ) -> Result<Vec<O::Map>> {
-        let emb = Embedding { dropped, ..self.encoder.embed(ops, &inputs[1..])? };
-        let last = self.encoder.forward(ops, &inputs[0], &emb)?.pop();
+        let last = self.encoder.forward(ops, inputs, dropped)?.0.pop();
         let normed = ops.norm(&last.expect("an encoder has blocks"), &self.norm)?;
         let pooled = ops.mean(&normed)?;
         Ok(vec![self.head.forward(ops, &pooled)?])

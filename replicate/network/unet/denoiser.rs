@@ -1,6 +1,6 @@
 //! The whole U-Net with its preconditioning.
 
-use super::blocks::{Dropped, Embedding};
+use super::blocks::Dropped;
 use super::told::depending;
 use super::{Blocks, Conditioning, Config, Decoder, Dropping, Encoder, Masks, SecondTime, inputs, kept, run};
 use crate::network::params::{Arrays, Params, Source};
@@ -62,9 +62,8 @@ impl Denoiser {
         augment: Option<&[f32]>,
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
-        let c = Precondition::at(sigma);
-        let told = Conditioning { noise: &c.noise, second: None, augment, masks };
-        mix(x, &c.skip, &self.raw(&scale_images(x, &c.input)?, &told)?, &c.out)
+        let (c, input, told) = self.encoder.scaled(x, sigma, augment)?;
+        mix(x, &c.skip, &run(&self.parameters, &input, &told, masks, self)?[0], &c.out)
     }
 
     /// Channels, height and width of what each residual block drops out of.
@@ -98,10 +97,9 @@ impl Denoiser {
         augment: Option<&[f32]>,
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
-        let c = Precondition::at(sigma);
-        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment, masks }, x)?;
+        let (_, x, told) = self.encoder.scaled(x, sigma, augment)?;
         let encoder = &self.parameters[..self.encoder_parameters];
-        run(encoder, &scale_images(x, &c.input)?, &told, masks, &Encoded(self))?.remove(0).mean(1)
+        run(encoder, &x, &told, masks, &Encoded(self))?.remove(0).mean(1)
     }
 
     /// Computes [`Denoiser::dropping`] and [`Denoiser::features`] in one pass.
@@ -112,9 +110,8 @@ impl Denoiser {
         augment: Option<&[f32]>,
         masks: Option<&Masks>,
     ) -> Result<(Tensor, Tensor)> {
-        let c = Precondition::at(sigma);
-        let told = self.encoder.told(&Conditioning { noise: &c.noise, second: None, augment, masks }, x)?;
-        let outputs = run(&self.parameters, &scale_images(x, &c.input)?, &told, masks, &Both(self))?;
+        let (c, input, told) = self.encoder.scaled(x, sigma, augment)?;
+        let outputs = run(&self.parameters, &input, &told, masks, &Both(self))?;
         Ok((mix(x, &c.skip, &outputs[0], &c.out)?, outputs[1].mean(1)?))
     }
 
@@ -192,8 +189,7 @@ impl Blocks for Denoiser {
         inputs: &[O::Map],
         dropped: Dropped<O::Map>,
     ) -> Result<Vec<O::Map>> {
-        let emb = Embedding { dropped, ..self.encoder.embed(ops, &inputs[1..])? };
-        let skips = self.encoder.forward(ops, &inputs[0], &emb)?;
+        let (skips, emb) = self.encoder.forward(ops, inputs, dropped)?;
         Ok(vec![self.decoder.forward(ops, skips, &emb)?])
     }
 }
@@ -208,8 +204,7 @@ impl Blocks for Encoded<'_> {
         inputs: &[O::Map],
         dropped: Dropped<O::Map>,
     ) -> Result<Vec<O::Map>> {
-        let emb = Embedding { dropped, ..self.0.encoder.embed(ops, &inputs[1..])? };
-        let last = self.0.encoder.forward(ops, &inputs[0], &emb)?.pop();
+        let last = self.0.encoder.forward(ops, inputs, dropped)?.0.pop();
         Ok(vec![last.expect("an encoder has blocks")])
     }
 }
@@ -224,8 +219,7 @@ impl Blocks for Both<'_> {
         inputs: &[O::Map],
         dropped: Dropped<O::Map>,
     ) -> Result<Vec<O::Map>> {
-        let emb = Embedding { dropped, ..self.0.encoder.embed(ops, &inputs[1..])? };
-        let skips = self.0.encoder.forward(ops, &inputs[0], &emb)?;
+        let (skips, emb) = self.0.encoder.forward(ops, inputs, dropped)?;
         let last = skips.last().expect("an encoder has blocks").clone();
         Ok(vec![self.0.decoder.forward(ops, skips, &emb)?, last])
     }

@@ -16,7 +16,8 @@ pub use self::told::{Conditioning, Masks};
 use self::blocks::{Block, Conv, Dropped, Embedding, Linear, Resample, Widths, ZERO, norm};
 use self::told::{Positions, rows};
 use crate::network::params::Arrays;
-use crate::network::{self, Builder, Norm, Ops, Plus, Walk, activations};
+use crate::network::precondition::Precondition;
+use crate::network::{self, Builder, Norm, Ops, Plus, Walk, activations, scale_images};
 use crate::settings::{FIXED, Scale, Settings, settings};
 use crate::store::Array;
 use candle_core::{Result, Tensor, bail};
@@ -228,6 +229,19 @@ impl Encoder {
         times.chain(labels).collect()
     }
 
+    /// Returns EDM's scalings at `sigma`, the scaled images and the rows of [`Encoder::told`].
+    fn scaled(
+        &self,
+        x: &Tensor,
+        sigma: &[f32],
+        augment: Option<&[f32]>,
+    ) -> Result<(Precondition, Tensor, Vec<Tensor>)> {
+        let c = Precondition::at(sigma);
+        let told = self.told(&Conditioning { noise: &c.noise, augment, ..Conditioning::default() }, x)?;
+        let x = scale_images(x, &c.input)?;
+        Ok((c, x, told))
+    }
+
     /// Embeds the conditioning in rows of 4 model_channels.
     fn embed<O: Ops>(&self, ops: &mut O, told: &[O::Map]) -> Result<Embedding<O::Map>> {
         let mut told = told.iter();
@@ -257,17 +271,24 @@ impl Encoder {
         Ok(Embedding { first: ops.silu(&first)?, second: other, dropped: Dropped::new(&[], 1.0) })
     }
 
-    fn forward<O: Ops>(&self, ops: &mut O, x: &O::Map, emb: &Embedding<O::Map>) -> Result<Vec<O::Map>> {
+    /// Returns the output of each block on scaled images with their conditioning, and its embedding.
+    fn forward<O: Ops>(
+        &self,
+        ops: &mut O,
+        inputs: &[O::Map],
+        dropped: Dropped<O::Map>,
+    ) -> Result<(Vec<O::Map>, Embedding<O::Map>)> {
+        let emb = Embedding { dropped, ..self.embed(ops, &inputs[1..])? };
         let mut outputs: Vec<O::Map> = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
-            let input = outputs.last().unwrap_or(x);
+            let input = outputs.last().unwrap_or(&inputs[0]);
             let y = match block {
                 EncoderBlock::First(conv) => conv.forward(ops, input, Plus::NOTHING)?,
-                EncoderBlock::Residual(block) => block.forward(ops, input, emb)?,
+                EncoderBlock::Residual(block) => block.forward(ops, input, &emb)?,
             };
             outputs.push(y);
         }
-        Ok(outputs)
+        Ok((outputs, emb))
     }
 }
 
