@@ -162,6 +162,16 @@ pub trait Settings: Sized {
     fn listed(overrides: &Overrides) -> Vec<Setting> {
         Self::with(overrides).list()
     }
+
+    /// Returns the settings of these names as a list.
+    fn named(overrides: &Overrides, names: &[&str]) -> Vec<Setting> {
+        Self::listed(overrides).into_iter().filter(|setting| names.contains(&setting.field.name)).collect()
+    }
+
+    /// Returns the settings of other names as a list.
+    fn except(overrides: &Overrides, names: &[&str]) -> Vec<Setting> {
+        Self::listed(overrides).into_iter().filter(|setting| !names.contains(&setting.field.name)).collect()
+    }
 }
 
 /// A scale with its overrides.

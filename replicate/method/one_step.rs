@@ -4,7 +4,7 @@ use crate::method::noise::{GeneratorLevels, Levels, SHARE, Weight};
 use crate::method::{Sampler, Setup, Start};
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::Denoiser;
-use crate::settings::{MOST_IMAGES, Overrides, Setting, Settings, settings};
+use crate::settings::{MOST_IMAGES, settings};
 use crate::train::adam::AdamConfig;
 use crate::train::augment::Augmentation;
 use crate::train::batch::Batch;
@@ -52,13 +52,6 @@ settings! {
 }
 
 impl OneStep {
-    /// Lists the settings of these names, for a method that takes no others.
-    pub fn named(overrides: &Overrides, names: &[&str]) -> Vec<Setting> {
-        let mut all = OneStep::listed(overrides);
-        all.retain(|setting| names.contains(&setting.field.name));
-        all
-    }
-
     /// Noise levels of the critic's step.
     pub fn levels(&self) -> Levels {
         Levels::log_normal(self.p_mean, self.p_std)

@@ -15,7 +15,7 @@ use crate::network::params::{Arrays, Source};
 use crate::network::precondition::{Precondition, SIGMA_DATA};
 use crate::network::unet::{Conditioning, Denoiser, Masks, SecondTime};
 use crate::network::{mix, scale_images};
-use crate::settings::{Overrides, Setting, settings};
+use crate::settings::{Overrides, Setting, Settings, settings};
 use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
 use crate::train::net::Net;

@@ -106,9 +106,7 @@ const fn spec(
 /// Lists the settings shared with every one-step training, except the weight of the loss and the
 /// levels of the generator's step, which SiD has of its own.
 fn shared(overrides: &Overrides) -> Vec<Setting> {
-    let mut settings = OneStep::listed(overrides);
-    settings.retain(|setting| !["weight", "generator_levels"].contains(&setting.field.name));
-    settings
+    OneStep::except(overrides, &["weight", "generator_levels"])
 }
 
 const GENERATOR: Network = Network::averaged("generator", Size::Denoiser);

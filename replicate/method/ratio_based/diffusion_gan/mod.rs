@@ -47,24 +47,18 @@ pub const APPROXIMATE: Spec =
 
 /// Lists the settings without that of the penalty's form.
 fn without_form(overrides: &Overrides) -> Vec<Setting> {
-    listed(overrides, |name| name != "gan_penalty")
+    DiffGan::except(overrides, &["gan_penalty"])
 }
 
 /// Lists the settings without those of the penalty. Its interval corrects the learning rate of the
 /// discriminator also where there is none.
 fn without_penalty(overrides: &Overrides) -> Vec<Setting> {
-    listed(overrides, |name| !["gan_penalty", "gan_gamma"].contains(&name))
+    DiffGan::except(overrides, &["gan_penalty", "gan_gamma"])
 }
 
 /// Lists the settings of the penalty alone.
 fn of_penalty(overrides: &Overrides) -> Vec<Setting> {
-    listed(overrides, |name| ["gan_penalty", "gan_gamma", "gan_penalty_every"].contains(&name))
-}
-
-fn listed(overrides: &Overrides, which: impl Fn(&str) -> bool) -> Vec<Setting> {
-    let mut settings = DiffGan::listed(overrides);
-    settings.retain(|setting| which(setting.field.name));
-    settings
+    DiffGan::named(overrides, &["gan_penalty", "gan_gamma", "gan_penalty_every"])
 }
 
 /// Lists the setting that decides if training images are mirrored.

@@ -9,7 +9,7 @@ use crate::method::{Build, Setup, Spec, Trained};
 use crate::network::params::{Arrays, Source};
 use crate::network::scale_images;
 use crate::network::unet::{CRITIC_HEAD, Critic, Denoiser};
-use crate::settings::{Overrides, Setting};
+use crate::settings::{Overrides, Setting, Settings};
 use crate::train::batch::Batch;
 use crate::train::net::Net;
 use candle_core::{Result, Tensor};
