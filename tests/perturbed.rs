@@ -3,11 +3,11 @@
 //! noisy for the interval between seeds to tell these changes apart; the mini
 //! scale is there for that.)
 
-use candle_core::Device;
-use replicate::experiment::run::{Runner, Settings};
+mod common;
+
+use common::runner;
 use replicate::experiment::{Recipe, Scale, TABLE1};
 use replicate::judge::golden::{Status, check, read_golden};
-use replicate::train::watch::{Mode, Watch};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::AtomicBool;
@@ -18,17 +18,8 @@ fn verdict(change: impl Fn(&mut Recipe)) -> (Status, String) {
     let store = tempfile::tempdir().unwrap();
     let mut recipe = Recipe::of(Scale::Smoke);
     change(&mut recipe);
-    let settings = Settings {
-        store: store.path().into(),
-        root: root.into(),
-        data: None,
-        device: Device::Cpu,
-        from_scratch: false,
-        microbatch: None,
-        keep: false,
-    };
     let stop = AtomicBool::new(false);
-    let mut runner = Runner::new(settings, recipe, Watch::new(Mode::None), &stop).unwrap();
+    let mut runner = runner(store.path(), recipe, &stop);
     let dijs = TABLE1.iter().find(|cell| cell.id == "dijs").unwrap();
     let outcome = runner.row(dijs, 0).unwrap();
     let mut scores = runner.scores(&outcome).unwrap();

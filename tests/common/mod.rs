@@ -7,14 +7,32 @@
 pub mod drill;
 pub mod server;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use faer::Mat;
 use replicate::app::selftest::fixture;
+use replicate::experiment::Recipe;
+use replicate::experiment::run::{Runner, Settings};
 use replicate::measure::metrics::Features;
 use replicate::measure::metrics::frechet::Moments;
-use std::path::PathBuf;
+use replicate::train::watch::{Mode, Watch};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 pub use replicate::app::selftest::fixture::{edm_value, inception_value, unit as unit_of};
+
+/// A runner of `recipe` on a CPU, with the repository's golden values and this store.
+pub fn runner<'a>(store: &Path, recipe: Recipe, stop: &'a AtomicBool) -> Runner<'a> {
+    let settings = Settings {
+        store: store.into(),
+        root: env!("CARGO_MANIFEST_DIR").into(),
+        data: None,
+        device: Device::Cpu,
+        from_scratch: false,
+        microbatch: None,
+        keep: false,
+    };
+    Runner::new(settings, recipe, Watch::new(Mode::None), stop).unwrap()
+}
 
 pub fn directory() -> PathBuf {
     match std::env::var_os("PARITY_DIR") {
