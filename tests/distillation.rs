@@ -4,10 +4,10 @@
 mod common;
 
 use candle_core::{Device, Result, Tensor, Var};
-use common::{Fixture, relative_error, unit};
+use common::{Fixture, relative_error, runner, unit};
 use replicate::app::selftest::parity::{self, tiny};
 use replicate::app::selftest::steps::CASES;
-use replicate::experiment::run::{Runner, Settings, WEIGHTS};
+use replicate::experiment::run::WEIGHTS;
 use replicate::experiment::{Recipe, Row, all_rows};
 use replicate::method::equations::diffuse;
 use replicate::method::noise::seventh_root;
@@ -18,7 +18,6 @@ use replicate::network::unet::{Denoiser, Masks};
 use replicate::settings::Scale;
 use replicate::store::Array;
 use replicate::train::net::strip;
-use replicate::train::watch::{Mode, Watch};
 use replicate::train::{published, state};
 use std::sync::atomic::AtomicBool;
 
@@ -210,6 +209,30 @@ fn each_loss_of_sida_has_its_gradients() {
     check("grad_norm_gan", &losses().1, &generator_params, 1e-4);
 }
 
+/// SiDA's generator moves after more images than its threshold, at once if that is 0.
+#[test]
+fn sidas_generator_waits_for_its_threshold() {
+    let (device, row) = (Device::Cpu, row("sida"));
+    let case = CASES.iter().find(|case| case.group == "sida").unwrap();
+    let moves = |from: u64, iteration: u64| {
+        let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
+        for change in [format!("sida_generator_from={from}"), "generator_lr=1e-3".into()] {
+            recipe.set(&change).unwrap();
+        }
+        let (params, _) = parity::filled_denoiser(&recipe.network, &device, &unit).unwrap();
+        let start = [(row.start, parity::filled(&params, &unit))];
+        let setup = recipe.setup(&device, &row, &start, "parity");
+        let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
+        let generator = |state: &Arrays| strip(state, "generator.weights.");
+        let before = generator(&state(&mut *method).unwrap());
+        method.step(&case.given(0, &device, &unit).unwrap().batch(iteration, B)).unwrap();
+        generator(&state(&mut *method).unwrap()) != before
+    };
+    // 8 images before the third iteration.
+    assert_eq!([moves(8, 1), moves(8, 2), moves(8, 3)], [false, false, true]);
+    assert_eq!([moves(0, 0), moves(7, 2)], [true, true]);
+}
+
 fn row(id: &str) -> Row {
     all_rows().find(|row| row.id == id).unwrap()
 }
@@ -241,17 +264,7 @@ fn a_generator_can_start_from_another_rows() {
 #[test]
 fn sid2a_runs_sid_of_its_seed_first() {
     let (store, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
-    let settings = Settings {
-        store: store.path().into(),
-        root: env!("CARGO_MANIFEST_DIR").into(),
-        data: None,
-        device: Device::Cpu,
-        from_scratch: false,
-        microbatch: None,
-        keep: false,
-    };
-    let recipe = Recipe::of(Scale::Smoke);
-    let mut runner = Runner::new(settings, recipe, Watch::new(Mode::None), &stop).unwrap();
+    let mut runner = runner(store.path(), Recipe::of(Scale::Smoke), &stop);
     assert!(runner.stored(&row("sid2a"), 5).unwrap().is_none());
     let weights = runner.row(&row("sid2a"), 5).unwrap().weights.unwrap();
     assert!(runner.stored(&row("sid"), 4).unwrap().is_none());

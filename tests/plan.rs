@@ -198,23 +198,19 @@ fn counted_passes_follow_the_settings() {
     let near = |a: f64, b: f64| assert!((a / b - 1.0).abs() < 1e-12, "{a} {b}");
     let unet = plan::forward(&Recipe::of(Scale::Smoke).network);
     // Without its penalty a row costs what the row without R1 does; with it twice as often, ...
-    for (row, without, passes) in [
-        ("diff-gan", "diff-gan-no-r1", 8.0),
-        ("diff-gan-near-r1", "diff-gan-no-r1", 6.0),
-        ("diff-gan-unet", "diff-gan-unet-no-r1", 8.0),
+    let penalty = |row: &str, without: &str| cost(row, &[]).0 - cost(without, &[]).0;
+    for (row, without) in [
+        ("diff-gan", "diff-gan-no-r1"),
+        ("diff-gan-near-r1", "diff-gan-no-r1"),
+        ("diff-gan-unet", "diff-gan-unet-no-r1"),
     ] {
-        let (all, plain) = (cost(row, &[]).0, cost(without, &[]).0);
+        let plain = cost(without, &[]).0;
         near(cost(row, &["gan_gamma=0"]).0, plain);
-        near(cost(row, &["gan_penalty_every=8"]).0 - plain, 2.0 * (all - plain));
-        let critic = (all - plain) * 16.0 / passes;
-        near(
-            cost("diff-gan", &[]).0 - cost("diff-gan-no-r1", &[]).0,
-            match row {
-                "diff-gan-unet" => continue,
-                _ => critic * 8.0 / 16.0,
-            },
-        );
+        near(cost(row, &["gan_penalty_every=8"]).0 - plain, 2.0 * penalty(row, without));
     }
+    // ... and differences of logits take two passes instead of a slope and two.
+    let plain = "diff-gan-no-r1";
+    near(penalty("diff-gan-near-r1", plain), penalty("diff-gan", plain) * 6.0 / 8.0);
     // A setting of other rows changes nothing.
     assert_eq!(cost("diff-gan-unet", &["critic_steps=3"]), cost("diff-gan-unet", &[]));
     assert_eq!(cost("dijs", &["critic_steps=2"]).1, cost("dijs", &[]).1);
@@ -445,4 +441,18 @@ fn readme_has_the_plans_hours() {
         }
     }
     assert!(lines > 10, "{lines}");
+}
+
+/// A row from random weights of a method that has no pre-training sees the images of both stages;
+/// the same method from the teacher's weights, and a ratio from random weights, those of one.
+#[test]
+fn rows_without_pre_training_see_the_images_of_both_stages() {
+    let recipe = Recipe::of(Scale::Mini);
+    let images = |id: &str| recipe.images_of(&all_rows().find(|row| row.id == id).unwrap());
+    for id in ["diff-gan", "ict", "bcm", "diff-gan-unet-none", "diff-gan-unet-none-no-r1"] {
+        assert_eq!(images(id), recipe.pretraining.images + recipe.budget.images, "{id}");
+    }
+    for id in ["dijs", "init-none", "sct", "diff-gan-unet", "diff-gan-unet-no-r1"] {
+        assert_eq!(images(id), recipe.budget.images, "{id}");
+    }
 }

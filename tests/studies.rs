@@ -102,6 +102,20 @@ fn a_study_goes_from_its_line_to_its_verdict() {
     assert!(!golden.contains("dijs,smoke,,"), "the row itself is golden with its table");
     let checked = text(&at(&["check", "starts"]));
     assert!(checked.contains("same") && !checked.contains("OUTSIDE"), "{checked}");
+
+    // Rows are golden with their table, an ablation with the rows that it is beside.
+    assert!(at(&["run", "diff-gan-unet-no-r1", "--watch", "none"]).status.success());
+    for (row, file, other) in
+        [("diff-gan-unet-no-r1", "table1.csv", "table2.csv"), ("init-none", "table2.csv", "table1.csv")]
+    {
+        let accepted = at(&["accept", row, "--reason", "a test"]);
+        assert!(accepted.status.success(), "{}", text(&accepted));
+        let has = |file: &str| {
+            let golden = std::fs::read_to_string(root.join("golden").join(file)).unwrap_or_default();
+            golden.contains(&format!("{row},smoke,,fd,"))
+        };
+        assert!(has(file) && !has(other), "{row}");
+    }
 }
 
 #[test]

@@ -4,9 +4,8 @@ mod common;
 
 use candle_core::{Device, Tensor, Var};
 use candle_nn::VarBuilder;
-use common::{Fixture, relative_error, unit};
+use common::{Fixture, relative_error, runner, unit};
 use replicate::app::selftest::parity::{filled as filled_u_net, tiny};
-use replicate::experiment::run::{Runner, Settings as Running};
 use replicate::experiment::{ABLATIONS, FULL_INITIALIZATION, Recipe, Scale};
 use replicate::method::equations::softplus;
 use replicate::method::ratio_based::diffusion_gan::chain::{Adaptive, Chain};
@@ -19,7 +18,6 @@ use replicate::network::unet::Critic;
 use replicate::settings::Settings;
 use replicate::store::Array;
 use replicate::train::batch::Given;
-use replicate::train::watch::{Mode, Watch};
 use replicate::train::{Method, restore, state};
 use std::sync::atomic::AtomicBool;
 
@@ -442,16 +440,7 @@ fn r1_of_the_papers_critic_is_a_slope_of_clean_images() {
 #[test]
 fn every_ablation_runs_at_smoke() {
     let (store, stop) = (tempfile::tempdir().unwrap(), AtomicBool::new(false));
-    let settings = Running {
-        store: store.path().into(),
-        root: env!("CARGO_MANIFEST_DIR").into(),
-        data: None,
-        device: Device::Cpu,
-        from_scratch: false,
-        microbatch: None,
-        keep: false,
-    };
-    let mut runner = Runner::new(settings, Recipe::of(Scale::Smoke), Watch::new(Mode::None), &stop).unwrap();
+    let mut runner = runner(store.path(), Recipe::of(Scale::Smoke), &stop);
     for row in ABLATIONS {
         runner.row(row, 5).unwrap();
         assert!(runner.stored(row, 5).unwrap().is_some_and(|made| made.weights.is_some()), "{}", row.id);
