@@ -646,6 +646,12 @@ fn bad_python_files_are_refused_and_nothing_is_executed() {
     let bytes = good().write(&two);
     says(bytes[..bytes.len() - 3000].to_vec(), &["6144 bytes asked for where the file has"]);
     says([bytes.as_slice(), b"."].concat(), &["1 bytes behind the pickle"]);
+    // A second batch would be lost; the padding of editors and of copies is none.
+    says([bytes.as_slice(), b"\n", &bytes].concat(), &["bytes behind the pickle"]);
+    for padding in [b"\n".as_slice(), b"\r\n", b" \n\n", &[0; 512]] {
+        fs::write(&path, [bytes.as_slice(), padding].concat()).unwrap();
+        assert!(cifar::train(Set::Cifar100, dir.path()).unwrap() == in_order(&two));
+    }
     says(b"\x80\x02K\x01.".to_vec(), &["a dictionary", "something else"]);
     says(b"\x80\x02}U\x0bfine_labelsK\x01s.".to_vec(), &["a list of whole numbers under fine_labels"]);
     says(binary(Set::Cifar100, &two), &["no pickle at byte 0"]);
@@ -994,26 +1000,73 @@ fn shards_of_a_directory_are_one_set() {
         "plain_text/train-0000{i}-of-00003.parquet",
         "train/000{i}.parquet",
         "plain_text/train/000{i}.parquet",
+        "default/train/000{i}.parquet",
+        "default/train-0000{i}-of-00003.parquet",
+        "train/part-0000{i}-of-00003.parquet",
         "000{i}.parquet",
+        "000{i}.PARQUET",
         "data/part-000{i}-c000.snappy.parquet",
     ] {
         let dir = tempfile::tempdir().unwrap();
         let path = |i: usize| dir.path().join(name.replace("{i}", &i.to_string()));
         fs::create_dir_all(path(0).parent().unwrap()).unwrap();
         (0..3).for_each(|i| fs::write(path(i), shard(i)).unwrap());
-        // What is beside them does not count.
-        fs::write(path(0).parent().unwrap().join("._train-00003-of-00003.parquet"), "x").unwrap();
+        // What is beside them does not count, but for the note.
+        let beside = |name: &str| fs::write(path(0).parent().unwrap().join(name), "x").unwrap();
+        let read = || cifar::read(Set::Cifar10, Split::Train, dir.path()).unwrap();
+        beside("._train-00003-of-00003.parquet");
         if name.contains("train") {
             fs::write(dir.path().join("test-00000-of-00001.parquet"), "x").unwrap();
         }
-        assert!(cifar::train(Set::Cifar10, dir.path()).unwrap() == in_order(&samples), "{name}");
+        let (images, left_out) = read();
+        assert!(images == in_order(&samples), "{name}");
+        let note = left_out.note().unwrap();
+        assert!(note.ends_with("left out: 1 hidden (._train-00003-of-00003.parquet)"), "{name}: {note}");
         if name.contains("-of-") {
+            if !name.contains("train/") {
+                beside("train.parquet");
+                let note = read().1.note().unwrap();
+                assert!(note.contains("1 hidden, 1 beside the shards (train.parquet"), "{name}: {note}");
+            }
             fs::remove_file(path(1)).unwrap();
             let error = cifar::train(Set::Cifar10, dir.path()).unwrap_err();
             assert!(matches!(&error, Error::Missing { .. }), "{error}");
-            assert_says(&error.to_string(), &["train-00001-of-00003.parquet", "the other shards"]);
+            assert_says(&error.to_string(), &["-00001-of-00003.parquet", "the other shards"]);
             // One of them alone is what was asked for.
             assert!(cifar::train(Set::Cifar10, &path(2)).unwrap() == in_order(&samples[6..]));
+        }
+    }
+}
+
+/// Whatever a directory holds that is no part of the set is counted, and nothing that is.
+#[cfg(unix)]
+#[test]
+fn what_a_directory_holds_beside_a_set_is_counted() {
+    use std::os::unix::ffi::OsStrExt;
+    let samples = some(10);
+    let dir = tempfile::tempdir().unwrap();
+    // A name that is not text is a name.
+    fs::write(dir.path().join("0000.parquet"), parquet(Set::Cifar10, &samples[..4])).unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"0001-\xe9.parquet");
+    fs::write(dir.path().join(name), parquet(Set::Cifar10, &samples[4..])).unwrap();
+    let (images, left_out) = cifar::read(Set::Cifar10, Split::Train, dir.path()).unwrap();
+    assert!(images == in_order(&samples));
+    assert_eq!(left_out.note(), None);
+
+    for python in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let inner = dir.path().join(official(Set::Cifar10, python).0);
+        fs::create_dir_all(inner.join(".ipynb_checkpoints")).unwrap();
+        fs::write(dir.path().join(".DS_Store"), "x").unwrap();
+        for (name, bytes) in author_files(Set::Cifar10, python, &samples) {
+            let name = Path::new(&name).file_name().unwrap().to_owned();
+            fs::write(inner.join(name), bytes).unwrap();
+        }
+        fs::write(inner.join("._data_batch_1"), "x").unwrap();
+        for (path, hidden) in [(dir.path(), 3), (&inner, 2)] {
+            let (images, left_out) = cifar::read(Set::Cifar10, Split::Train, path).unwrap();
+            assert!(images == in_order(&samples));
+            assert!(left_out.note().unwrap().contains(&format!("{hidden} hidden")));
         }
     }
 }
@@ -1021,11 +1074,12 @@ fn shards_of_a_directory_are_one_set() {
 // ---- the authors' batches, written again ------------------------------------
 
 /// How a batch is pickled: by which protocol, and by which NumPy.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Repickled {
     protocol: u8,
     numpy: &'static str,
     labels: &'static str,
+    images: &'static str,
     keys_are_bytes: bool,
 }
 
@@ -1076,6 +1130,10 @@ impl Repickled {
         [b"(".to_vec(), items.concat(), b"t".to_vec()].concat()
     }
 
+    fn sides(&self, sides: &[usize]) -> Vec<u8> {
+        self.tuple(&sides.iter().map(|side| self.int(*side as i64)).collect::<Vec<_>>())
+    }
+
     fn dtype(&self, kind: &str, order: &str) -> Vec<u8> {
         let arguments = self.tuple(&[self.text(kind), self.bool(false), self.bool(true)]);
         let none = b"N".to_vec();
@@ -1085,19 +1143,60 @@ impl Repickled {
     }
 
     fn array(&self, kind: &str, shape: &[usize], data: &[u8]) -> Vec<u8> {
-        let sides: Vec<Vec<u8>> = shape.iter().map(|side| self.int(*side as i64)).collect();
-        let (sides, dtype) = (self.tuple(&sides), self.dtype(kind, if kind == "u1" { "|" } else { "<" }));
-        if self.protocol == 5 {
-            let function = format!("c{}.numeric\n_frombuffer\n", self.numpy).into_bytes();
-            let data = [b"\x96".as_slice(), &(data.len() as u64).to_le_bytes(), data].concat();
-            let arguments = self.tuple(&[data, dtype, sides, self.text("C")]);
-            return [function, arguments, b"R".to_vec()].concat();
+        self.array_in("C", kind, shape, &self.bytes(data), data)
+    }
+
+    /// An array of the order `C` or `F`; protocol 5 writes `data`, the others `state`.
+    fn array_in(&self, order: &str, kind: &str, shape: &[usize], state: &[u8], data: &[u8]) -> Vec<u8> {
+        let (sides, dtype) =
+            (self.sides(shape), self.dtype(kind, if kind == "u1" || kind == "O8" { "|" } else { "<" }));
+        if self.protocol == 5 && kind != "O8" {
+            return self.from_buffer(&[self.buffer(data), dtype, sides, self.text(order)]);
         }
         let function = format!("c{}.multiarray\n_reconstruct\n", self.numpy).into_bytes();
         let class = b"cnumpy\nndarray\n".to_vec();
         let arguments = self.tuple(&[class, self.tuple(&[self.int(0)]), self.bytes(b"b")]);
-        let state = self.tuple(&[self.int(1), sides, dtype, self.bool(false), self.bytes(data)]);
+        let state = self.tuple(&[self.int(1), sides, dtype, self.bool(order == "F"), state.to_vec()]);
         [function, arguments, b"R".to_vec(), state, b"b".to_vec()].concat()
+    }
+
+    fn buffer(&self, data: &[u8]) -> Vec<u8> {
+        [b"\x96".as_slice(), &(data.len() as u64).to_le_bytes(), data].concat()
+    }
+
+    fn from_buffer(&self, arguments: &[Vec<u8>]) -> Vec<u8> {
+        let function = format!("c{}.numeric\n_frombuffer\n", self.numpy).into_bytes();
+        [function, self.tuple(arguments), b"R".to_vec()].concat()
+    }
+
+    fn pixels(&self, samples: &[Sample]) -> Vec<u8> {
+        let n = samples.len();
+        let rows: Vec<u8> = samples.iter().flat_map(|sample| sample.pixels.clone()).collect();
+        let pixel = |p: usize, c: usize| move |sample: &Sample| sample.pixels[1024 * c + p];
+        let of = |sample: &Sample| {
+            (0..1024).flat_map(|p| (0..3).map(move |c| (p, c))).map(|(p, c)| pixel(p, c)(sample)).collect()
+        };
+        let channels_last: Vec<u8> = samples.iter().flat_map::<Vec<u8>, _>(of).collect();
+        match self.images {
+            "n x 3 x 1024" => self.array("u1", &[n, 3, 1024], &rows),
+            "n x 3 x 32 x 32" => self.array("u1", &[n, 3, 32, 32], &rows),
+            "n x 1024 x 3" => self.array("u1", &[n, 1024, 3], &channels_last),
+            "n x 32 x 32 x 3" => self.array("u1", &[n, 32, 32, 3], &channels_last),
+            "columns" => {
+                let columns: Vec<u8> =
+                    (0..IMAGE_LEN).flat_map(|p| samples.iter().map(move |s| s.pixels[p])).collect();
+                self.array_in("F", "u1", &[n, IMAGE_LEN], &self.bytes(&columns), &columns)
+            }
+            // `data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)`: NumPy 2.2 and later write the
+            // bytes as they lie, and the transposition.
+            "transposed" => {
+                let stored = self.sides(&[n, 3, 32, 32]);
+                let axes = self.sides(&[0, 2, 3, 1]);
+                let dtype = self.dtype("u1", "|");
+                self.from_buffer(&[self.buffer(&rows), dtype, stored, self.text("K"), axes])
+            }
+            _ => self.array("u1", &[n, IMAGE_LEN], &rows),
+        }
     }
 
     fn file(&self, key: &str, samples: &[Sample]) -> Vec<u8> {
@@ -1108,6 +1207,11 @@ impl Repickled {
                 &[numbers.len()],
                 &numbers.iter().flat_map(|n| n.to_le_bytes()).collect::<Vec<_>>(),
             ),
+            "objects" => {
+                let items: Vec<u8> = numbers.iter().flat_map(|n| self.int(*n)).collect();
+                let list = [b"(".to_vec(), items, b"l".to_vec()].concat();
+                self.array_in("C", "O8", &[numbers.len()], &list, &[])
+            }
             "scalars" => {
                 let scalar = |n: &i64| {
                     let function = format!("c{}.multiarray\nscalar\n", self.numpy).into_bytes();
@@ -1123,11 +1227,10 @@ impl Repickled {
         };
         let name =
             |name: &str| if self.keys_are_bytes { self.bytes(name.as_bytes()) } else { self.text(name) };
-        let pixels: Vec<u8> = samples.iter().flat_map(|sample| sample.pixels.clone()).collect();
         let entries = [
             [name("batch_label"), self.text("training batch 1 of 5, \u{e4} \\ \n")].concat(),
             [name(key), labels].concat(),
-            [name("data"), self.array("u1", &[samples.len(), IMAGE_LEN], &pixels)].concat(),
+            [name("data"), self.pixels(samples)].concat(),
             [name("nothing"), self.bytes(b"")].concat(),
         ];
         let head = if self.protocol >= 2 { vec![0x80, self.protocol] } else { vec![] };
@@ -1139,19 +1242,26 @@ impl Repickled {
 fn batches_that_python_3_wrote_again_hold_the_same_images() {
     let dir = tempfile::tempdir().unwrap();
     let samples = some(6);
+    let reads = |form: Repickled| {
+        // `l` and `d` are opcodes of protocol 0, which every reader of pickles knows.
+        fs::write(dir.path().join("train"), form.file("fine_labels", &samples)).unwrap();
+        let read = cifar::train(Set::Cifar100, dir.path()).unwrap();
+        assert!(read == in_order(&samples), "{form:?}");
+    };
     for protocol in 0..=5 {
         for numpy in ["numpy.core", "numpy._core"] {
-            for labels in ["list", "tuple", "array", "scalars"] {
+            for labels in ["list", "tuple", "array", "objects", "scalars"] {
                 for keys_are_bytes in [false, true] {
-                    let form = Repickled { protocol, numpy, labels, keys_are_bytes };
-                    // `l` and `d` are opcodes of protocol 0, which every reader of pickles knows.
-                    fs::write(dir.path().join("train"), form.file("fine_labels", &samples)).unwrap();
-                    let read = cifar::train(Set::Cifar100, dir.path()).unwrap();
-                    assert!(
-                        read == in_order(&samples),
-                        "protocol {protocol}, {numpy}, {labels}, {keys_are_bytes}"
-                    );
+                    reads(Repickled { protocol, numpy, labels, images: "n x 3072", keys_are_bytes });
                 }
+            }
+        }
+        for images in
+            ["n x 3 x 1024", "n x 3 x 32 x 32", "n x 1024 x 3", "n x 32 x 32 x 3", "columns", "transposed"]
+        {
+            if protocol == 5 || images != "transposed" {
+                let (numpy, labels) = ("numpy._core", "objects");
+                reads(Repickled { protocol, numpy, labels, images, keys_are_bytes: false });
             }
         }
     }

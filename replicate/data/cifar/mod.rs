@@ -137,13 +137,13 @@ pub fn assets(set: Set, split: Split) -> Vec<&'static Asset> {
     ids.iter().filter_map(|id| fetch::named(id)).collect()
 }
 
-/// The images of a split in `path`, and what hidden files an archive has beside them.
+/// The images of a split in `path`, and what an archive or a directory has beside them.
 ///
 /// # Errors
 /// As [`train`].
 pub fn read(set: Set, split: Split, path: &Path) -> error::Result<(Images, LeftOut)> {
-    let (container, paths) = place::find(set, split, path)?;
-    let mut gathered = Gathered::new(set, split);
+    let (container, paths, left_out) = place::find(set, split, path)?;
+    let mut gathered = Gathered { left_out, ..Gathered::new(set, split) };
     for path in &paths {
         let file = || open(set, path);
         match container {

@@ -1,5 +1,7 @@
 //! Where the images are: what a file is, and which file of a directory is meant.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -7,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::authors::Layout;
 use super::{Fault, Set, Split, assets, listed, open};
 use crate::error::{Error, Result, shown};
-use crate::store::formats::foreign;
+use crate::store::formats::{LeftOut, foreign, is_hidden};
 
 pub(super) enum Container {
     /// A directory of the authors' files.
@@ -20,12 +22,16 @@ pub(super) enum Container {
     Zip,
 }
 
-/// The container that `path` is, or holds, and its own path, or those of its shards.
-/// In a directory unpacked files come first, then archives, parquet and zip.
-pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Vec<PathBuf>)> {
+/// The container that `path` is, or holds, its own path or those of its shards, and what a
+/// directory holds beside them. In a directory unpacked files come first, then archives,
+/// parquet and zip.
+pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Vec<PathBuf>, LeftOut)> {
+    let mut left_out = LeftOut::default();
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {}
-        Ok(metadata) if metadata.is_file() => return Ok((recognise(set, path)?, vec![path.to_path_buf()])),
+        Ok(metadata) if metadata.is_file() => {
+            return Ok((recognise(set, path)?, vec![path.to_path_buf()], left_out));
+        }
         Ok(_) => {
             return Err(Fault::new("a file or a directory", "neither").at(set, path));
         }
@@ -41,21 +47,64 @@ pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Ve
     for layout in Layout::BOTH {
         for dir in [path.to_path_buf(), path.join(layout.directory(set))] {
             if layout.files(set, split).iter().any(|file| dir.join(file).is_file()) {
-                return Ok((Container::Files(layout), vec![dir]));
+                hidden(path, &dir, &mut left_out);
+                return Ok((Container::Files(layout), vec![dir], left_out));
             }
         }
     }
     if let Some(file) = names(set, split).into_iter().map(|name| path.join(name)).find(|file| file.is_file())
     {
-        return Ok((recognise(set, &file)?, vec![file]));
+        hidden(path, file.parent().unwrap_or(path), &mut left_out);
+        return Ok((recognise(set, &file)?, vec![file], left_out));
     }
-    for dir in ["", "data", hub_directory(set), set.name()] {
-        let shards = shards(set, split, &path.join(dir))?;
-        if !shards.is_empty() {
-            return Ok((Container::Parquet, shards));
+    for dir in ["", "data", hub_directory(set), "default", set.name()] {
+        let shards = shards(set, split, &path.join(dir), &mut left_out)?;
+        if let Some(first) = shards.first() {
+            hidden(path, first.parent().unwrap_or(path), &mut left_out);
+            return Ok((Container::Parquet, shards, left_out));
         }
     }
     Err(missing(set, split, path))
+}
+
+/// Counts what is hidden in `dir` and in the directories from `root` to it, as far as they
+/// can be listed.
+fn hidden(root: &Path, dir: &Path, left_out: &mut LeftOut) {
+    for dir in dir.ancestors().take_while(|dir| dir.starts_with(root)) {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let names: BTreeSet<OsString> =
+            entries.map(|entry| entry.file_name()).filter(|name| is_hidden(name)).collect();
+        names.iter().for_each(|name| left_out.hidden(name));
+    }
+}
+
+/// The visible parquet files of a directory, in order; none where there is no directory.
+fn parquet_files(dir: &Path) -> Result<Vec<OsString>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        Err(error) => return Err(Error::io("list", dir)(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(Error::io("list", dir))?.file_name();
+        let is_parquet =
+            Path::new(&name).extension().is_some_and(|kind| kind.eq_ignore_ascii_case("parquet"));
+        if is_parquet && !is_hidden(&name) {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Prefix, index and count of `train-00000-of-00002.parquet`; some writers add a digest to the count.
+fn numbers(name: &str) -> Option<(&str, usize, usize)> {
+    let (head, rest) = name.split_once("-of-")?;
+    let (prefix, index) = head.rsplit_once('-')?;
+    Some((prefix, index.parse().ok()?, rest.split(['-', '.']).next()?.parse().ok()?))
 }
 
 /// The files `SPLIT-00000-of-00002.parquet` and so on of a directory, or those of its
@@ -64,53 +113,58 @@ pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Ve
 ///
 /// # Errors
 /// `Missing` for a shard that is not there.
-fn shards(set: Set, split: Split, dir: &Path) -> Result<Vec<PathBuf>> {
-    let names = |dir: &Path| -> Result<Vec<String>> {
-        let entries = match fs::read_dir(dir) {
-            Ok(entries) => entries,
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                return Ok(Vec::new());
-            }
-            Err(error) => return Err(Error::io("list", dir)(error)),
-        };
-        let mut names: Vec<String> =
-            entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-        names.retain(|name| name.ends_with(".parquet") && !name.starts_with('.'));
-        names.sort();
-        Ok(names)
+fn shards(set: Set, split: Split, dir: &Path, left_out: &mut LeftOut) -> Result<Vec<PathBuf>> {
+    let (below, split_name) = (dir.join(split.to_string()), split.to_string());
+    let (all, inner) = (parquet_files(dir)?, parquet_files(&below)?);
+    let says = |name: &OsString, parts: &[&str]| {
+        let name = name.to_string_lossy();
+        parts.iter().any(|part| name.contains(part))
     };
-    // Some writers add a digest to the count.
-    let numbers = |name: &str| -> Option<(usize, usize)> {
-        let (index, rest) = name.strip_prefix(&format!("{split}-"))?.split_once("-of-")?;
-        let count = rest.split(['-', '.']).next()?;
-        Some((index.parse().ok()?, count.parse().ok()?))
+    let is_numbered =
+        |name: &&OsString| numbers(&name.to_string_lossy()).is_some_and(|(prefix, ..)| prefix == split_name);
+    let single = OsString::from(format!("{split}.parquet"));
+    let numbered: Vec<&OsString> = all.iter().filter(is_numbered).collect();
+    let (place, taken) = if !numbered.is_empty() {
+        (dir, numbered)
+    } else if !inner.is_empty() {
+        (below.as_path(), inner.iter().collect())
+    } else if all.contains(&single) {
+        (dir, vec![&single])
+    } else if split == Split::Train && !all.iter().any(|name| says(name, &["train", "test", "val", "-of-"])) {
+        (dir, all.iter().collect())
+    } else {
+        return Ok(Vec::new());
     };
-    let all = names(dir)?;
-    let numbered: Vec<(usize, usize, &String)> =
-        all.iter().filter_map(|name| numbers(name).map(|(index, count)| (index, count, name))).collect();
-    if let Some((_, count, _)) = numbered.first() {
-        if let Some(index) = (0..*count).find(|i| !numbered.iter().any(|(index, ..)| index == i)) {
-            return Err(Error::Missing {
-                path: dir.join(format!("{split}-{index:05}-of-{count:05}.parquet")),
-                what: format!("the other shards of {set} are there"),
-                remedy: "get it from where they are from, or name one of them to read it alone".into(),
-            });
-        }
-        if numbered.len() != *count {
-            let found = format!("{}", numbered.len());
-            return Err(Fault::new(format!("{count} shards of {split}"), found).at(set, dir));
-        }
-        return Ok(numbered.iter().map(|(.., name)| dir.join(name)).collect());
+    complete(set, place, &taken)?;
+    let files: BTreeSet<PathBuf> = taken.into_iter().map(|name| place.join(name)).collect();
+    let other = if split == Split::Train { "test" } else { "train" };
+    let beside =
+        |(dir, name): (&Path, &OsString)| Some(dir.join(name)).filter(|_| !says(name, &[other, "val"]));
+    let of_dir = all.iter().map(|name| (dir, name));
+    let beside = of_dir.chain(inner.iter().map(|name| (below.as_path(), name))).filter_map(beside);
+    beside.filter(|file| !files.contains(file)).for_each(|file| {
+        left_out.beside(file.strip_prefix(dir).unwrap_or(&file));
+    });
+    Ok(files.into_iter().collect())
+}
+
+/// Fails if the names count shards, and one of them is not in `dir`, or is there twice.
+fn complete(set: Set, dir: &Path, names: &[&OsString]) -> Result<()> {
+    let names: Vec<_> = names.iter().map(|name| name.to_string_lossy()).collect();
+    let numbered: Vec<(&str, usize, usize)> = names.iter().filter_map(|name| numbers(name)).collect();
+    let Some((prefix, _, count)) = numbered.first() else { return Ok(()) };
+    let indices: BTreeSet<usize> = numbered.iter().map(|(_, index, _)| *index).collect();
+    if let Some(index) = (0..*count).find(|index| !indices.contains(index)) {
+        return Err(Error::Missing {
+            path: dir.join(format!("{prefix}-{index:05}-of-{count:05}.parquet")),
+            what: format!("the other shards of {set} are there"),
+            remedy: "get it from where they are from, or name one of them to read it alone".into(),
+        });
     }
-    let below = dir.join(split.to_string());
-    let mut files: Vec<PathBuf> = names(&below)?.iter().map(|name| below.join(name)).collect();
-    let single = format!("{split}.parquet");
-    files.extend(all.contains(&single).then(|| dir.join(single)).filter(|_| files.is_empty()));
-    let says = |name: &String| ["train", "test", "val", "-of-"].iter().any(|part| name.contains(part));
-    if files.is_empty() && split == Split::Train && !all.iter().any(says) {
-        files.extend(all.iter().map(|name| dir.join(name)));
+    match numbered.len() == *count {
+        true => Ok(()),
+        false => Err(Fault::new(format!("{count} shards {prefix}"), numbered.len().to_string()).at(set, dir)),
     }
-    Ok(files)
 }
 
 fn hub_directory(set: Set) -> &'static str {

@@ -1,13 +1,13 @@
 //! The authors' python layout: a dictionary, pickled by Python 2 or, where somebody
 //! has written it again, by 3, of `data`, a NumPy array of n x 3072 bytes, and `labels`
 //! (CIFAR-10) or `fine_labels` (CIFAR-100), n numbers in a list, a tuple or an array.
+//! The bytes of an image may also be 3 x 1024, 3 x 32 x 32, 1024 x 3 or 32 x 32 x 3.
 //! The pickle is read as data, see [`crate::store::formats::torch`]: nothing in it is
 //! executed.
 
 use std::borrow::Cow;
 
 use super::{Fault, Gathered, IMAGE_LEN, Set, listed, shown};
-use crate::store::formats::npz::row_major;
 use crate::store::formats::torch::pickle::{Constructor, Node, Pickle, Value};
 use crate::store::formats::torch::unpickle;
 
@@ -67,19 +67,22 @@ fn numbers<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Option<Vec<i64>> {
             _ => None,
         },
     };
-    match pickle.node(id) {
-        Node::List(items) | Node::Tuple(items) => items.iter().map(number).collect(),
-        _ => {
-            let array = Array::of(pickle, value)?;
-            let size: usize = array.kind.get(1..)?.parse().ok().filter(|size| *size > 0)?;
-            // One axis, or others of length one.
-            let along = array.shape.iter().filter(|side| **side != 1).count() <= 1;
-            let bytes = array.shape.iter().try_fold(size, |bytes, side| bytes.checked_mul(*side))?;
-            let whole = along && bytes == array.data.len();
-            let numbers = array.data.chunks_exact(size);
-            numbers.map(|bytes| integer(&array.kind, array.big_endian, bytes).filter(|_| whole)).collect()
-        }
+    let array = match pickle.node(id) {
+        Node::List(items) | Node::Tuple(items) => return items.iter().map(number).collect(),
+        _ => Array::of(pickle, value)?,
+    };
+    // One axis, or others of length one.
+    if array.shape.iter().filter(|side| **side != 1).count() > 1 {
+        return None;
     }
+    let count = array.shape.iter().try_fold(1usize, |count, side| count.checked_mul(*side))?;
+    if array.kind.starts_with('O') {
+        return (array.objects.len() == count).then(|| array.objects.iter().map(number).collect())?;
+    }
+    let size: usize = array.kind.get(1..)?.parse().ok().filter(|size| *size > 0)?;
+    let whole = count.checked_mul(size) == Some(array.data.len());
+    let numbers = array.data.chunks_exact(size);
+    numbers.map(|bytes| integer(&array.kind, array.big_endian, bytes).filter(|_| whole)).collect()
 }
 
 /// An integer of NumPy's type `kind`: `i8`, `u1` and the like.
@@ -98,40 +101,81 @@ fn integer(kind: &str, big_endian: bool, bytes: &[u8]) -> Option<i64> {
 }
 
 /// An array of NumPy's.
-struct Array<'p> {
+struct Array<'p, 'a> {
     /// `u1`, `i8` and the like.
     kind: String,
     big_endian: bool,
     shape: Vec<usize>,
-    /// Columns are contiguous (Fortran's order).
-    by_column: bool,
+    /// Elements from one place of an axis to the next.
+    strides: Vec<usize>,
     data: Cow<'p, [u8]>,
+    /// The elements of an array of objects, which has no bytes.
+    objects: &'p [Value<'a>],
 }
 
-impl<'p> Array<'p> {
+/// Axes that an array of NumPy's may have.
+const MOST_AXES: usize = 64;
+
+impl<'p, 'a> Array<'p, 'a> {
     /// From `_reconstruct(ndarray, (0,), 'b')` with the state (1, shape, dtype, whether
-    /// in Fortran's order, bytes), or from `_frombuffer(bytes, dtype, shape, order)`.
-    fn of<'a>(pickle: &'p Pickle<'a>, value: Value<'a>) -> Option<Array<'p>> {
-        let (shape, dtype, by_column, data) = match object(pickle, value)? {
+    /// in Fortran's order, bytes or objects), or from `_frombuffer(bytes, dtype, shape, order)`.
+    /// In the order `K`, axes follow: the array is that of `shape`, transposed.
+    fn of(pickle: &'p Pickle<'a>, value: Value<'a>) -> Option<Array<'p, 'a>> {
+        let (stored, dtype, order, axes, data) = match object(pickle, value)? {
             (Constructor::NumpyArray, _, state) => match *pickle.tuple(state)? {
-                [_, shape, dtype, Value::Bool(by_column), data] => (shape, dtype, by_column, data),
+                [_, shape, dtype, Value::Bool(by_column), data] => {
+                    (shape, dtype, if by_column { "F" } else { "C" }, Value::None, data)
+                }
                 _ => return None,
             },
             (Constructor::NumpyFromBuffer, arguments, _) => match *pickle.tuple(arguments)? {
-                [data, dtype, shape, order] => (shape, dtype, pickle.text(order)? == "F", data),
+                [data, dtype, shape, order] => (shape, dtype, pickle.text(order)?, Value::None, data),
+                [data, dtype, shape, order, axes] => (shape, dtype, pickle.text(order)?, axes, data),
                 _ => return None,
             },
             _ => return None,
         };
-        let side = |side: &Value| match side {
-            Value::Int(side) => usize::try_from(*side).ok(),
-            _ => None,
+        let stored = sizes(pickle, stored)?;
+        let all = 0..stored.len();
+        // The axes from the one that the bytes follow slowest to the fastest.
+        let (shape, axes): (Vec<usize>, Vec<usize>) = match order {
+            "C" => (stored, all.collect()),
+            "F" => (stored, all.rev().collect()),
+            "K" => {
+                let from = sizes(pickle, axes)?;
+                let to = all.map(|axis| from.iter().position(|a| *a == axis)).collect::<Option<Vec<_>>>()?;
+                if to.len() != from.len() {
+                    return None;
+                }
+                (from.iter().map(|axis| stored[*axis]).collect(), to)
+            }
+            _ => return None,
         };
-        let shape = pickle.tuple(shape)?.iter().map(side).collect::<Option<Vec<usize>>>()?;
+        let (mut strides, mut next) = (vec![0; shape.len()], 1usize);
+        for axis in axes.into_iter().rev() {
+            strides[axis] = next;
+            next = next.checked_mul(shape[axis])?;
+        }
         let (kind, big_endian) = dtype_of(pickle, dtype)?;
+        let objects = match data {
+            Value::Node(id) => match pickle.node(id) {
+                Node::List(items) => items.as_slice(),
+                _ => &[],
+            },
+            _ => &[],
+        };
         let data = pickle.bytes(data, usize::MAX).unwrap_or_default();
-        Some(Array { kind, big_endian, shape, by_column, data })
+        Some(Array { kind, big_endian, shape, strides, data, objects })
     }
+}
+
+/// A tuple of sizes or of axes.
+fn sizes<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Option<Vec<usize>> {
+    let size = |size: &Value| match size {
+        Value::Int(size) => usize::try_from(*size).ok(),
+        _ => None,
+    };
+    pickle.tuple(value).filter(|sizes| sizes.len() <= MOST_AXES)?.iter().map(size).collect()
 }
 
 /// Kind and size of a type of NumPy's, `dtype('u1', False, True)` with the state
@@ -145,25 +189,37 @@ fn dtype_of<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Option<(String, bool)>
     Some((kind.trim_start_matches(['<', '>', '=', '|']).to_string(), big_endian))
 }
 
-/// The pixels of n images, image by image.
+/// The pixels of n images, image by image and channel by channel.
 fn images<'p, 'a>(pickle: &'p Pickle<'a>, value: Value<'a>) -> Result<Cow<'p, [u8]>, Fault> {
     let fault = |found: String| Err(Fault::new(format!("data of n x {IMAGE_LEN} bytes (uint8)"), found));
-    let Some(Array { kind, shape, by_column, data, .. }) = Array::of(pickle, value) else {
+    let Some(Array { kind, shape, strides, data, .. }) = Array::of(pickle, value) else {
         return fault("no array of NumPy's".into());
     };
     if kind != "u1" && kind != "B" {
         return fault(format!("an array of type {}", shown(&kind)));
     }
-    let rows = match shape[..] {
-        [rows, IMAGE_LEN] | [rows, 3, 32, 32] => rows,
-        [rows, columns] => return fault(format!("{rows} x {columns}")),
-        _ => return fault("an array of other than two dimensions".into()),
+    let (rows, channels_last) = match shape[..] {
+        [rows, IMAGE_LEN] | [rows, 3, 1024] | [rows, 3, 32, 32] => (rows, false),
+        [rows, 1024, 3] | [rows, 32, 32, 3] => (rows, true),
+        _ => return fault(shape.iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")),
     };
-    match rows.checked_mul(IMAGE_LEN) == Some(data.len()) {
-        false => fault(format!("{rows} rows in {} bytes", data.len())),
-        true if by_column => Ok(row_major(&data, &shape, 1).into()),
-        true => Ok(data),
+    if rows.checked_mul(IMAGE_LEN) != Some(data.len()) {
+        return fault(format!("{rows} rows in {} bytes", data.len()));
     }
+    // Where the first image has its values, in the order of its axes, then in ours.
+    let mut places = vec![0];
+    for (side, stride) in shape.iter().zip(&strides).skip(1) {
+        places = places.iter().flat_map(|at| (0..*side).map(move |i| at + i * stride)).collect();
+    }
+    if channels_last {
+        places = (0..3).flat_map(|c| places.iter().skip(c).step_by(3).copied()).collect();
+    }
+    let step = strides[0];
+    if step == IMAGE_LEN && places.iter().copied().eq(0..IMAGE_LEN) {
+        return Ok(data);
+    }
+    let rows = (0..rows).flat_map(|row| places.iter().map(move |at| row * step + at));
+    Ok(rows.map(|at| data[at]).collect())
 }
 
 /// Constructor, arguments and state of an object.

@@ -128,6 +128,7 @@ pub fn is_hidden(path: impl AsRef<Path>) -> bool {
 pub struct LeftOut {
     hidden: usize,
     others: usize,
+    beside: usize,
     examples: Vec<String>,
 }
 
@@ -144,6 +145,12 @@ impl LeftOut {
         self.example(path.as_ref());
     }
 
+    /// Counts a file of the set's kind beside the shards that are the set.
+    pub fn beside(&mut self, path: impl AsRef<Path>) {
+        self.beside += 1;
+        self.example(path.as_ref());
+    }
+
     fn example(&mut self, path: &Path) {
         if self.examples.len() < 3 {
             self.examples.push(shown(&path.to_string_lossy()));
@@ -153,9 +160,11 @@ impl LeftOut {
     /// Describes the skipped files; `None` if there are none.
     pub fn note(&self) -> Option<String> {
         let count = |n: usize, what: &str| (n > 0).then(|| format!("{n} {what}"));
-        let counts = [count(self.hidden, "hidden"), count(self.others, "of other kinds")];
-        let counts: Vec<String> = counts.into_iter().flatten().collect();
-        let more = if self.hidden + self.others > self.examples.len() { ", …" } else { "" };
+        let counts =
+            [(self.hidden, "hidden"), (self.others, "of other kinds"), (self.beside, "beside the shards")];
+        let all: usize = counts.iter().map(|(n, _)| n).sum();
+        let counts: Vec<String> = counts.into_iter().filter_map(|(n, what)| count(n, what)).collect();
+        let more = if all > self.examples.len() { ", …" } else { "" };
         (!counts.is_empty()).then(|| {
             format!("files and folders left out: {} ({}{more})", counts.join(", "), self.examples.join(", "))
         })

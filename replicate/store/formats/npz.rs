@@ -167,7 +167,7 @@ impl Stored {
 
 /// Converts elements of `size` bytes from Fortran order (first axis fastest) to C order (last axis
 /// fastest).
-pub(crate) fn row_major(columns: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
+fn row_major(columns: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
     let mut rows = Vec::with_capacity(columns.len());
     let mut index = vec![0; shape.len()];
     for _ in 0..columns.len() / size {
