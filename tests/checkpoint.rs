@@ -294,6 +294,10 @@ fn bytes_behind_the_end_are_an_error() {
         let mut bytes = bytes_of(fixture(file));
         bytes.push(b'.');
         assert!(complaint(&bytes).contains("1 bytes behind"), "{file}");
+        // Line ends and zeros are padding.
+        let last = bytes.len() - 1;
+        bytes.splice(last.., *b"\r\n\0\0");
+        assert_eq!(parse(&bytes).unwrap().tensors.len(), parse(&bytes[..last]).unwrap().tensors.len());
     }
 }
 
@@ -476,6 +480,7 @@ fn what_torch_calls_safe_is_read() {
         global("torch", "float32"),
         global("torch", "bfloat16"),
         global("torch", "float8_e4m3fn"),
+        global("torch", "int4"),
         call("torch", "device", b"\x8c\x03cpu\x85"),
         call("torch", "Size", b"K\x03\x85\x85"),
         call("torch.serialization", "_get_layout", b"\x8c\x0dtorch.strided\x85"),
@@ -505,6 +510,9 @@ fn what_torch_calls_safe_is_read() {
         ("torch", "load"),
         ("torch._tensor", "_rebuild_from_type"),
         ("torch", "float31"),
+        ("torch", "int9"),
+        // torch takes it only where somebody has called it safe.
+        ("collections", "defaultdict"),
         ("torch", "SomeStorage"),
         ("torch", "SomeTensor"),
         ("torch.cuda", "float32"),

@@ -189,12 +189,18 @@ fn parse_bytes(bytes: &[u8]) -> std::result::Result<(Format, Named), Fault> {
     Ok((format, names::named_tensors(&pickle, &storages, &mut budget)?))
 }
 
-/// Checks that nothing follows the pickle.
+/// Checks that no more than padding follows the pickle. Python reads no further, so what else
+/// follows would be lost without a word.
 fn whole<'a>(pickle: pickle::Pickle<'a>, bytes: &[u8]) -> std::result::Result<pickle::Pickle<'a>, Fault> {
-    match bytes.len() - pickle.end {
-        0 => Ok(pickle),
-        rest => Err(Fault::broken(format!("{rest} bytes behind the pickle"))),
+    match &bytes[pickle.end..] {
+        rest if is_padding(rest) => Ok(pickle),
+        rest => Err(Fault::broken(format!("{} bytes behind the pickle", rest.len()))),
     }
+}
+
+/// True for line ends, blanks and zeros, as editors and copying tools add them.
+fn is_padding(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| byte.is_ascii_whitespace() || *byte == 0)
 }
 
 impl Checkpoint {

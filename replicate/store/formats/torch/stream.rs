@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Cursor;
 
 use super::pickle::{Constructor, Node, Pickle, Value};
-use super::{Budget, Dtype, Fault, Tensor, quote};
+use super::{Budget, Dtype, Fault, Tensor, is_padding, quote};
 use crate::store::formats::unzip::{self, Entry};
 
 /// Storages outside a pickle, by key.
@@ -290,7 +290,7 @@ pub(super) fn legacy<'a>(
         storages.insert(Cow::Borrowed(key), storage);
         rest = behind;
     }
-    if !rest.is_empty() {
+    if !is_padding(rest) {
         return Err(Fault::broken(format!("{} bytes behind the last storage", rest.len())));
     }
     Ok((object, storages))
