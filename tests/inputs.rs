@@ -407,6 +407,62 @@ fn sums_in_float32_are_statistics() {
     }
 }
 
+/// Covariance of `n` samples of ten features by a formula.
+fn by_formula(k: f64, n: usize) -> Vec<f64> {
+    let x = |s: usize, j: usize| {
+        let (s, j) = (s as f64, j as f64);
+        (1.7 * s * (j + 1.0) + k * j).sin() + 0.05 * j
+    };
+    let mean = |j: usize| (0..n).map(|s| x(s, j)).sum::<f64>() / n as f64;
+    let means: Vec<f64> = (0..10).map(mean).collect();
+    let entry = |i: usize, j: usize| {
+        (0..n).map(|s| (x(s, i) - means[i]) * (x(s, j) - means[j])).sum::<f64>() / (n - 1) as f64
+    };
+    (0..100).map(|at| entry(at / 10, at % 10)).collect()
+}
+
+/// The bits of float16 of a multiple of 1/1024 below 2.
+fn half(value: f64) -> [u8; 2] {
+    let size = value.abs();
+    let exponent = if size == 0.0 { -15 } else { size.log2().floor() as i32 };
+    let fraction = if size == 0.0 { 0.0 } else { (size / 2f64.powi(exponent) - 1.0) * 1024.0 };
+    let sign = if value < 0.0 { 0x8000 } else { 0 };
+    (sign | ((exponent + 15) as u16) << 10 | fraction as u16).to_le_bytes()
+}
+
+/// Fewer samples than dimensions, rounded: some eigenvalues are negative, and the distances
+/// are SciPy's, from the real part of `sqrtm` (1.17.1).
+#[test]
+fn statistics_of_half_precision_score_as_in_scipy() {
+    let dir = Dir::new();
+    let round = |k| by_formula(k, 6).into_iter().map(|x| (x * 1024.0).round() / 1024.0).collect::<Vec<f64>>();
+    let written = |name: &str, kind: &str, sigma: &[f64]| {
+        let bytes = match kind {
+            "<f2" => sigma.iter().flat_map(|x| half(*x)).collect(),
+            "<f4" => f4(sigma.iter().map(|x| *x as f32)),
+            _ => f8(sigma),
+        };
+        let files = [("mu.npy", npy("<f8", &[10], &[0; 80])), ("sigma.npy", npy(kind, &[10, 10], &bytes))];
+        Statistics::read(&dir.write(name, zip(&files, false))).unwrap()
+    };
+    let whole = written("whole", "<f8", &by_formula(3.0, 200)).factor().unwrap();
+    // Half precision is known by its numbers, too.
+    for kind in ["<f2", "<f4", "<f8"] {
+        let [a, b] = [1.0, 2.0].map(|k| written("half", kind, &round(k)).factor().unwrap());
+        for (x, y, scipy) in
+            [(&a, &whole, 3.184431884763263), (&whole, &a, 3.1844318847632604), (&a, &b, 5.8302051683320375)]
+        {
+            let fd = distance(x, y).unwrap();
+            assert!((fd - scipy).abs() < 1e-9, "{kind}: {fd} for {scipy}");
+        }
+    }
+    // What no rounding does is none of a covariance, in any precision.
+    let mut wrong = round(1.0);
+    wrong[0] -= 0.125;
+    let text = written("wrong", "<f2", &wrong).factor().unwrap_err().to_string();
+    assert!(text.contains("with the eigenvalue -"), "{text}");
+}
+
 // ---- NumPy's files ----------------------------------------------------------
 
 /// An array under any header.

@@ -124,7 +124,7 @@ impl Reference {
                 Features::new(dim, sums.into_iter().enumerate().map(mean).collect())
             }
         };
-        let statistics = Statistics { mean: moments.mean(), covariance: moments.covariance() };
+        let statistics = Statistics::of(&moments);
         Ok(Reference { statistics, neighbourhood: near, class_means })
     }
 }

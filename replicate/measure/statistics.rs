@@ -2,10 +2,9 @@
 //! `sigma` (d x d), float64.
 
 use crate::error::Result;
-use crate::measure::metrics::frechet::Factor;
+use crate::measure::metrics::frechet::{Factor, Moments, SINGLE};
 use crate::store::formats::Fault;
 use crate::store::formats::npz::{self, Array, Stored};
-use crate::store::formats::torch::Dtype;
 use std::path::Path;
 
 /// Mean and covariance of features.
@@ -14,12 +13,22 @@ pub struct Statistics {
     pub mean: Vec<f64>,
     /// Row-major and exactly symmetric.
     pub covariance: Vec<f64>,
+    /// Rounding of the covariance relative to its largest entry, see [`SINGLE`].
+    pub rounding: f64,
 }
+
+/// Rounding of statistics in float16, as [`SINGLE`].
+const HALF: f64 = 1e-3;
 
 /// Largest number of dimensions that is accepted.
 pub const WIDEST: usize = 8192;
 
 impl Statistics {
+    /// Computes the statistics of features.
+    pub fn of(moments: &Moments) -> Statistics {
+        Statistics { mean: moments.mean(), covariance: moments.covariance(), rounding: SINGLE }
+    }
+
     /// Reads statistics from a file.
     ///
     /// # Errors
@@ -31,7 +40,8 @@ impl Statistics {
     }
 
     /// Parses `mu` and `sigma` of a file and ignores other arrays. The two triangles of `sigma` may
-    /// differ by the rounding of float32, in which many programs sum; they are averaged.
+    /// differ by the rounding of float32, in which many programs sum, or of float16 if all entries
+    /// are numbers of float16, whatever their type; they are averaged.
     pub fn parse(path: &Path) -> std::result::Result<Statistics, Fault> {
         let (arrays, _) = npz::list(path)?;
         let find = |name: &str| {
@@ -55,10 +65,7 @@ impl Statistics {
         };
         let (mean, mut covariance) = (finite(mu)?, finite(sigma)?);
         let largest = covariance.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-        let rounding = match sigma.kind() {
-            Some((Dtype::F16, _)) => 1e-3,
-            _ => 1e-6,
-        };
+        let rounding = if covariance.iter().all(|x| is_half(*x)) { HALF } else { SINGLE };
         for i in 0..d {
             for j in 0..i {
                 let (a, b) = (covariance[i * d + j], covariance[j * d + i]);
@@ -69,15 +76,15 @@ impl Statistics {
                 (covariance[i * d + j], covariance[j * d + i]) = (mean, mean);
             }
         }
-        Ok(Statistics { mean, covariance })
+        Ok(Statistics { mean, covariance, rounding })
     }
 
     /// Factors the covariance for distances. Takes O(d^3) time.
     ///
     /// # Errors
-    /// See [`Factor::new`].
+    /// See [`Factor::rounded`].
     pub fn factor(&self) -> Result<Factor> {
-        Factor::new(self.mean.clone(), &self.covariance)
+        Factor::rounded(self.mean.clone(), &self.covariance, self.rounding)
     }
 
     /// Returns the content of an `.npz` file.
@@ -86,4 +93,9 @@ impl Statistics {
         let array = |shape: &[usize], data: &[f64]| Array { shape: shape.to_vec(), data: data.to_vec() };
         npz::write(&[("mu", &array(&[d], &self.mean)), ("sigma", &array(&[d, d], &self.covariance))])
     }
+}
+
+/// True for the numbers of float16: ten bits of fraction, at most 65504, multiples of 2^-24.
+fn is_half(x: f64) -> bool {
+    x.to_bits() << 22 == 0 && x.abs() <= 65504.0 && (x * 2f64.powi(24)).fract() == 0.0
 }

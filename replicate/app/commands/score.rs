@@ -510,7 +510,7 @@ fn can_save(path: &Path, reference: Option<&Side>, n: usize, trials: usize) -> R
 /// Does what `--save-ref` asks for.
 fn save(options: &Scoring, moments: Option<&Moments>) -> Result<Option<Saved>> {
     let (Some(path), Some(moments)) = (&options.save_ref, moments) else { return Ok(None) };
-    let statistics = Statistics { mean: moments.mean(), covariance: moments.covariance() };
+    let statistics = Statistics::of(&moments);
     let bytes = statistics.to_npz();
     write_file(path, &bytes)?;
     Ok(Some(Saved { file: path.clone(), sha256: sha256_hex(&bytes) }))

@@ -12,8 +12,9 @@ use rayon::prelude::*;
 use super::{Features, widen};
 use crate::error::{Error, Result};
 
-/// An eigenvalue below minus this times the largest is not a rounding error.
-const NEGATIVE: f64 = 1e-6;
+/// Rounding of covariances whose sums are of float32, or better, relative to the largest entry. An
+/// eigenvalue below minus this times the largest is not a rounding error.
+pub const SINGLE: f64 = 1e-6;
 
 /// Pivots above this times the rounding error are certainly not rounding errors.
 const FAR_FROM_SINGULAR: f64 = 1e3;
@@ -162,6 +163,9 @@ pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64> {
 /// of the size of the rounding instead of its square root. That square root makes a matrix square
 /// root unreliable for a singular covariance.
 ///
+/// A covariance from a file of lower precision has negative eigenvalues. Then the trace is the sum
+/// of the real parts of the roots of the eigenvalues of S_a S_b, as in EDM's `fid.py`.
+///
 /// # Errors
 /// [`Error::Run`] if the dimensions differ, or if a decomposition does not converge.
 pub fn distance(a: &Factor, b: &Factor) -> Result<f64> {
@@ -185,10 +189,21 @@ pub struct Factor {
     mean: Vec<f64>,
     trace: f64,
     factor: Mat<f64>,
+    /// The first columns f of F of which the covariance has -f f'.
+    negative: usize,
 }
 
 impl Factor {
-    /// Factors a symmetric covariance, row-major. Takes O(dim^3) time.
+    /// Factors a covariance whose sums are of float32, or better, as [`Factor::rounded`].
+    ///
+    /// # Errors
+    /// Those of [`Factor::rounded`].
+    pub fn new(mean: Vec<f64>, covariance: &[f64]) -> Result<Factor> {
+        Factor::rounded(mean, covariance, SINGLE)
+    }
+
+    /// Factors a symmetric covariance, row-major, of a rounding that is relative to its largest
+    /// entry. Takes O(dim^3) time.
     ///
     /// # Errors
     /// [`Error::Run`] if an eigenvalue is negative beyond rounding, or if the decomposition does
@@ -196,13 +211,13 @@ impl Factor {
     ///
     /// # Panics
     /// If `covariance` is not dim x dim, or if dim is 0.
-    pub fn new(mean: Vec<f64>, covariance: &[f64]) -> Result<Factor> {
+    pub fn rounded(mean: Vec<f64>, covariance: &[f64], entries: f64) -> Result<Factor> {
         let dim = mean.len();
         let trace: f64 = (0..dim).map(|i| covariance[i * dim + i]).sum();
         let mean_square: f64 = mean.iter().map(|m| m * m).sum();
         let rounding = dim as f64 * f64::EPSILON * (trace + mean_square);
         if let Some(factor) = cholesky(covariance, dim, FAR_FROM_SINGULAR * rounding) {
-            return Ok(Factor { mean, trace, factor });
+            return Ok(Factor { mean, trace, factor, negative: 0 });
         }
         let mut values = Diag::zeros(dim);
         let mut vectors = Mat::zeros(dim, dim);
@@ -227,18 +242,18 @@ impl Factor {
         let largest = values[dim - 1];
         let noise = dim as f64 * f64::EPSILON * (largest + mean_square);
         // The sums of many identical samples carry a larger error than one subtraction.
-        if values[0] < -(FAR_FROM_SINGULAR * noise).max(NEGATIVE * largest) {
+        if values[0] < -(FAR_FROM_SINGULAR * noise).max(entries * largest) {
             return Err(Error::Run(format!(
                 "the Fréchet distance needs covariances; a matrix with the eigenvalue {:e} is none",
                 values[0]
             )));
         }
         let first = (0..dim).find(|&i| values[i] > noise).unwrap_or(dim);
-        Ok(Factor {
-            mean,
-            trace,
-            factor: Mat::from_fn(dim, dim - first, |i, j| vectors[(i, first + j)] * values[first + j].sqrt()),
-        })
+        let negative = (0..dim).take_while(|&i| values[i] < -FAR_FROM_SINGULAR * noise).count();
+        let kept: Vec<usize> = (0..negative).chain(first..dim).collect();
+        let factor =
+            Mat::from_fn(dim, kept.len(), |i, j| vectors[(i, kept[j])] * values[kept[j]].abs().sqrt());
+        Ok(Factor { mean, trace, factor, negative })
     }
 
     /// Number of dimensions.
@@ -251,6 +266,9 @@ impl Factor {
         let (rows, columns) = (self.factor.ncols(), other.factor.ncols());
         let mut product = Mat::zeros(rows, columns);
         matmul(product.as_mut(), Accum::Replace, self.factor.transpose(), &other.factor, 1.0, Par::Seq);
+        if self.negative + other.negative > 0 {
+            return signed_overlap(&product, self.negative, other.negative);
+        }
         let mut values = Diag::zeros(rows.min(columns));
         let (no, params) = (svd::ComputeSvdVectors::No, Default::default());
         let scratch = svd::svd_scratch::<f64>(rows, columns, no, no, Par::Seq, params);
@@ -266,6 +284,28 @@ impl Factor {
         .map_err(|e| not_converged("singular values of the product of two covariance roots", e))?;
         Ok((0..values.dim()).map(|i| values[i]).sum())
     }
+}
+
+/// Sums the real parts of the roots of the eigenvalues of D_a P D_b P', which are those of S_a S_b
+/// for P = F_a' F_b, where D has -1 for the negative columns of F and 1 for the others.
+fn signed_overlap(product: &Mat<f64>, negative_rows: usize, negative_columns: usize) -> Result<f64> {
+    let (rows, columns) = (product.nrows(), product.ncols());
+    let sign = |negative: bool, value: f64| if negative { -value } else { value };
+    let signed = Mat::from_fn(rows, columns, |i, j| {
+        sign((i < negative_rows) != (j < negative_columns), product[(i, j)])
+    });
+    let mut matrix = Mat::zeros(rows, rows);
+    matmul(matrix.as_mut(), Accum::Replace, &signed, product.transpose(), 1.0, Par::Seq);
+    let (mut real, mut imaginary) = (Diag::zeros(rows), Diag::zeros(rows));
+    let (no, params) = (evd::ComputeEigenvectors::No, Default::default());
+    let scratch = evd::evd_scratch::<f64>(rows, no, no, Par::Seq, params);
+    let mut memory = MemBuffer::new(scratch);
+    let stack = MemStack::new(&mut memory);
+    let (re, im) = (real.as_mut(), imaginary.as_mut());
+    evd::evd_real(matrix.as_ref(), re, im, None, None, Par::Seq, stack, params)
+        .map_err(|e| not_converged("eigenvalues of the product of two covariances", e))?;
+    let root = |i: usize| ((real[i].hypot(imaginary[i]) + real[i]) / 2.0).max(0.0).sqrt();
+    Ok((0..rows).map(root).sum())
 }
 
 /// Returns the lower triangle L with S = L L', or `None` if a pivot is not above `least`. The
