@@ -35,13 +35,14 @@ fn manifests_that_were_sealed_again_are_found_out() {
     let Some((entry, manifest)) = found else { panic!("{}", String::from_utf8_lossy(&output.stderr)) };
     assert_eq!(check(dir.path()).0, Some(0));
 
-    let forgeries: [(&str, &dyn Fn(&mut Manifest)); 6] = [
+    let forgeries: [(&str, &dyn Fn(&mut Manifest)); 7] = [
         ("the seed", &|manifest| manifest.seed = 7),
         ("the class", &|manifest| manifest.determinism = "cuda".into()),
         ("a parent", &|manifest| _ = manifest.parents.insert("weights".into(), "no key".into())),
         ("an input", &|manifest| _ = manifest.inputs.insert("features".into(), "no digest".into())),
         ("no input", &|manifest| manifest.inputs.clear()),
         ("no output", &|manifest| manifest.outputs.clear()),
+        ("changes", &|manifest| manifest.changes.push("batch=64".into())),
     ];
     for (name, forge) in forgeries {
         let mut forged = manifest.clone();
@@ -51,6 +52,13 @@ fn manifests_that_were_sealed_again_are_found_out() {
         assert_eq!(text.matches("its manifest contradicts").count(), 1, "{name}: {text}");
         assert_eq!(code, Some(5), "{name}: {text}");
     }
+
+    // Results with changes are listed by their manifests.
+    let mut forged = manifest.clone();
+    forged.changes.push("batch=64".into());
+    write(&entry, &forged);
+    let text = String::from_utf8(replicate(dir.path(), &["list"]).stderr).unwrap();
+    assert!(text.contains("its manifest contradicts"), "{text}");
 
     // Values twice, or in a file that the manifest does not vouch for.
     let scores = fs::read_to_string(entry.path("scores.csv")).unwrap();

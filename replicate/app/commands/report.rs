@@ -110,13 +110,13 @@ fn gather(place: &Place, root: &Path, stop: &AtomicBool) -> Result<Option<(Gathe
     }
     gathered.studies = studies::all(&mut runner, root, place)?;
     let real = runner.examples(SHOWN)?.as_ref().and_then(tile);
-    let others = others(&runner, place)?;
+    let others = others(&mut runner, place)?;
     let page = Page { real, others, ..gathered.page(place, root)? };
     Ok(Some((gathered, page)))
 }
 
 /// Lists the results of other scales in the store, with the commands that report them.
-fn others(runner: &Runner, place: &Place) -> Result<Vec<Missing>> {
+fn others(runner: &mut Runner, place: &Place) -> Result<Vec<Missing>> {
     let other = |(scale, rows): (String, BTreeSet<String>)| {
         // Files of CIFAR are of no use where images are drawn.
         let drawn = Scale::ALL.into_iter().find(|known| known.name() == scale)?.procedural();

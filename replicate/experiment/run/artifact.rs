@@ -16,6 +16,8 @@ pub struct Artifact {
     pub label: String,
     pub settings: Vec<Setting>,
     pub seed: u64,
+    /// True for what rows share under any changes; its manifest has those of its first maker.
+    pub shared: bool,
     /// Images of its training, if it has one.
     pub images: Option<u64>,
     /// Files it is made from: name to SHA-256.
@@ -73,7 +75,9 @@ impl Runner<'_> {
         let Finished::Yes(manifest) = &mut finished else { return Ok(finished) };
         let Artifact { seed, images, inputs, parents, .. } = artifact;
         let told = (&manifest.seed, &manifest.inputs, &manifest.parents, manifest.determinism.as_str());
-        let agrees = told == (seed, inputs, parents, self.class) && !manifest.outputs.is_empty();
+        let agrees = told == (seed, inputs, parents, self.class)
+            && (artifact.shared || manifest.changes == self.recipe.sorted_changes())
+            && !manifest.outputs.is_empty();
         match agrees && images.is_none_or(|images| images == manifest.images) {
             true => {
                 manifest.settings = object(&artifact.settings);

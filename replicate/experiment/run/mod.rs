@@ -26,7 +26,7 @@ use crate::experiment::{Data, Recipe, Row, all_rows};
 use crate::measure::evaluate::Evaluator;
 use crate::network::device::Named;
 use crate::network::params::Arrays;
-use crate::store::{Finished, Manifest, Store};
+use crate::store::{Finished, Manifest, Store, slug};
 use crate::train::watch::{Watch, say};
 use candle_core::Device;
 use std::cell::RefCell;
@@ -134,7 +134,7 @@ impl<'a> Runner<'a> {
 
     /// Returns the overrides of finished scores of this scale in the store, with the names and
     /// seeds of their rows. No override comes first.
-    pub fn changed(&self) -> Result<BTreeMap<Vec<String>, BTreeSet<(String, u64)>>> {
+    pub fn changed(&mut self) -> Result<BTreeMap<Vec<String>, BTreeSet<(String, u64)>>> {
         let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (scale, row, manifest) in self.scored()? {
             if scale == self.recipe.scale.name() {
@@ -146,7 +146,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Returns the rows of other scales with finished scores in the store, without overrides.
-    pub fn other_scales(&self) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    pub fn other_scales(&mut self) -> Result<BTreeMap<String, BTreeSet<String>>> {
         let mut found: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for (scale, row, manifest) in self.scored()? {
             if scale != self.recipe.scale.name() && manifest.changes.is_empty() {
@@ -156,18 +156,27 @@ impl<'a> Runner<'a> {
         Ok(found)
     }
 
-    /// Returns scale, row and manifest of all finished scores.
-    fn scored(&self) -> Result<Vec<(String, String, Manifest)>> {
-        let named = |manifest: Manifest| {
+    /// Returns scale, row and manifest of all finished scores whose label has the changes of the
+    /// manifest.
+    fn scored(&mut self) -> Result<Vec<(String, String, Manifest)>> {
+        let mut scored = Vec::new();
+        for (entry, manifest) in self.store.finished_entries()? {
             let line = |name: &str| {
                 let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(" = ")?.to_string());
                 manifest.experiment.lines().find_map(value)
             };
-            let scores = line("kind")? == "scores";
-            let (scale, row) = (line("scale")?, line("row")?);
-            scores.then_some((scale, row, manifest))
-        };
-        Ok(self.store.finished_entries()?.into_iter().filter_map(|(_, manifest)| named(manifest)).collect())
+            let (Some(scale), Some(row)) = (line("scale"), line("row")) else { continue };
+            if line("kind").as_deref() != Some("scores") {
+                continue;
+            }
+            let label = format!("{scale}-{row}-s{}{}", seed_of(&manifest), suffix(&manifest.changes));
+            if entry.label() == slug(&label) {
+                scored.push((scale, row, manifest));
+            } else if self.damaged.insert(entry.dir().into()) {
+                say(&format!("{}: its manifest contradicts its label", shown_path(entry.dir())));
+            }
+        }
+        Ok(scored)
     }
 
     /// Returns the scores of this scale whose key begins with `start`; `None` unless there is
@@ -206,9 +215,13 @@ impl<'a> Runner<'a> {
     }
 
     fn label(&self, name: &str) -> String {
-        let changes: String = self.recipe.sorted_changes().iter().map(|c| format!("+{c}")).collect();
-        format!("{}-{name}{changes}", self.recipe.scale)
+        format!("{}-{name}{}", self.recipe.scale, suffix(&self.recipe.sorted_changes()))
     }
+}
+
+/// Returns changes as a label has them.
+fn suffix(changes: &[String]) -> String {
+    changes.iter().map(|change| format!("+{change}")).collect()
 }
 
 /// Returns the seed in the text of an experiment, which the key vouches for.

@@ -84,6 +84,7 @@ impl Runner<'_> {
         for made in self.made(&wanted.label)? {
             let newer = |before: &Made| made.manifest.provenance.date > before.manifest.provenance.date;
             if keys::same_experiment(&made.manifest.experiment, &wanted.text)
+                && made.manifest.changes == self.recipe.sorted_changes()
                 && (made.manifest.seed, made.manifest.determinism.as_str()) == (seed, self.class)
                 && found.as_ref().is_none_or(newer)
                 && matches!(made.entry.finished()?, Finished::Yes(_))
@@ -247,6 +248,7 @@ impl Runner<'_> {
             label: self.label(&format!("{}-s{seed}", row.id)),
             settings: self.recipe.used(row),
             seed,
+            shared: false,
             images: None,
             inputs: inputs
                 .into_iter()

@@ -124,6 +124,7 @@ impl Runner<'_> {
             text: keys::pretraining(&self.recipe, start, &images, self.class),
             label: format!("{}-pretrain-{start}", self.recipe.scale),
             settings: [self.recipe.network.list(), self.recipe.pretraining.list()].concat(),
+            shared: true,
             inputs: BTreeMap::from([("images".into(), images)]),
             ..Artifact::default()
         }
@@ -240,6 +241,7 @@ impl Runner<'_> {
             text: keys::classifier(&self.recipe, &images, self.class),
             label: classifier_name(self.recipe.scale),
             settings: self.recipe.classifier.list(),
+            shared: true,
             inputs: BTreeMap::from([("images".into(), images)]),
             ..Artifact::default()
         }))
