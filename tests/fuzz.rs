@@ -122,6 +122,12 @@ struct Place {
 }
 
 impl Place {
+    /// In memory where the system has a place for it, since millions of files are written.
+    fn new() -> Place {
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
+        Place { dir: dir.unwrap() }
+    }
+
     fn file(&self, bytes: &[u8]) -> PathBuf {
         let path = self.dir.path().join("input");
         fs::write(&path, bytes).unwrap();
@@ -264,7 +270,7 @@ fn begun(place: &Place) -> Lock {
 }
 
 fn manifest() -> Vec<u8> {
-    let place = Place { dir: tempfile::tempdir().unwrap() };
+    let place = Place::new();
     let lock = begun(&place);
     lock.write("metrics.csv", b"images,loss\n64,0.5\n").unwrap();
     let manifest = Manifest { experiment: EXPERIMENT.into(), ..Manifest::default() };
@@ -284,7 +290,7 @@ fn seal_manifest(bytes: Vec<u8>) -> Vec<u8> {
 }
 
 fn checkpoint() -> Vec<u8> {
-    let place = Place { dir: tempfile::tempdir().unwrap() };
+    let place = Place::new();
     let lock = begun(&place);
     lock.write("grid.png", b"grid").unwrap();
     let array = Array { shape: vec![2, 3], data: vec![1.0; 6] };
@@ -506,7 +512,7 @@ fn computed() -> Duration {
 
 /// Every input of a target; how many were read, and the worst time and memory.
 fn attack(target: &Target, inputs: usize, seed: u64) -> (usize, Duration, usize) {
-    let place = Place { dir: tempfile::tempdir().unwrap() };
+    let place = Place::new();
     let mut draws = Draws(seed | 1);
     let (mut read, mut slowest, mut most) = (0, Duration::ZERO, 0);
     for seed in &target.seeds {
@@ -574,7 +580,7 @@ fn spoilt_inputs_do_no_harm() {
 /// The errors that readers give are of the kinds that have an exit code of their own.
 #[test]
 fn what_is_no_input_is_an_input_error() {
-    let place = Place { dir: tempfile::tempdir().unwrap() };
+    let place = Place::new();
     let error = cifar::train(Set::Cifar10, &place.file(b"nothing of the kind")).unwrap_err();
     assert!(matches!(error, Error::Malformed { .. }), "{error}");
 }
