@@ -466,7 +466,7 @@ fn targets() -> Vec<Target> {
         target("manifests", vec![manifest()], seal_manifest, published),
         target("records of inputs", vec![format!(r#"{{"sha256": "{}", "bytes": 3, "from": "x", "first_seen": true}}"#, "ab".repeat(32)).into_bytes()], plain, record),
         target("snapshots", checkpoints(), plain, torch_of),
-        target("torch zip", vec![fixture("edm-tiny-state.pth")], plain, torch_of),
+        target("torch zip", vec![fixture("checkpoints/strided.pth")], plain, torch_of),
         target("torch zip, inside", checkpoints(), torch_zip, torch_of),
         target("torch legacy", vec![fixture("checkpoints/strided-legacy.pth")], plain, torch_of),
         target("parquet", vec![cifar_file("cifar100-train.parquet")], plain, cifar_of(Set::Cifar100)),
