@@ -7,6 +7,7 @@ mod common;
 
 use common::{Fixture, fd_from_samples, moments};
 use proptest::prelude::*;
+use rayon::prelude::*;
 use replicate::measure::metrics::Features;
 use replicate::measure::metrics::frechet::{Moments, frechet_distance};
 use replicate::measure::metrics::inception_score::inception_score;
@@ -263,6 +264,28 @@ proptest! {
     }
 }
 
+/// Features whose standard deviations fall as 1/k^fall.
+fn falling(name: &str, n: usize, dim: usize, fall: f32) -> Features {
+    let mut features = normal(name, n, dim);
+    let scaled = |row: &mut [f32]| (1..).zip(row).for_each(|(k, v)| *v *= (k as f32).powf(-fall));
+    features.rows.chunks_mut(dim).for_each(scaled);
+    features
+}
+
+#[test]
+fn large_features_have_the_distance_of_their_samples_on_any_threads() {
+    for (n, m, fall) in [(700, 900, 0.0), (700, 600, 0.0), (540, 601, 0.5), (900, 700, 1.0)] {
+        let (a, b) = (falling("large a", n, 640, fall), falling("large b", m, 640, fall));
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| fd(&a, &b))
+        };
+        let (found, expected) = (on(1), fd_from_samples(&a, &b));
+        assert_close(found, expected, 1e-12 * traces(&a, &b));
+        assert_eq!(found.to_bits(), on(3).to_bits());
+    }
+}
+
 #[test]
 fn a_generator_that_repeats_one_image_has_a_distance() {
     let reference = normal("reference", 200, 48);
@@ -401,6 +424,45 @@ fn a_generator_that_repeats_one_reference_image_covers_exactly_that_one() {
             let found = precision_recall(&generated, &reference, 3);
             assert_eq!(found, (1.0, 1.0 / 129.0), "draw {draw}, image {image}");
         }
+    }
+}
+
+/// Precision by all distances.
+fn covered(generated: &Features, reference: &Features, k: usize) -> f64 {
+    let distance = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| (*a as f64 - *b as f64) * (*a as f64 - *b as f64)).sum()
+    };
+    let row = |i| reference.row(i);
+    let indices = || (0..reference.len()).into_par_iter();
+    let radii: Vec<f64> = indices()
+        .map(|i| {
+            let mut all: Vec<f64> = (0..reference.len()).map(|j| distance(row(i), row(j))).collect();
+            *all.select_nth_unstable_by(k, f64::total_cmp).1
+        })
+        .collect();
+    let inside = |i: &usize| (0..radii.len()).any(|j| distance(generated.row(*i), row(j)) <= radii[j]);
+    (0..generated.len()).into_par_iter().filter(inside).count() as f64 / generated.len() as f64
+}
+
+/// Bounds of distances leave out no pair: neither in few dimensions nor in many, neither where the
+/// first bound tells points apart nor where it does not.
+#[test]
+fn precision_and_recall_are_those_of_all_distances() {
+    let cases = [(700, 800, 24, 0.0), (1500, 1600, 520, 1.0), (1600, 1500, 520, 0.0)];
+    for (n, m, dim, fall) in cases {
+        let (mut a, mut b) = (falling("all a", n, dim, fall), falling("all b", m, dim, fall));
+        // Repeats, and points far from the others and from the origin.
+        (0..20).for_each(|i| b.rows.copy_within(i * dim..(i + 1) * dim, (i + 20) * dim));
+        a.rows[..20 * dim].copy_from_slice(&b.rows[..20 * dim]);
+        a.rows[30 * dim..60 * dim].iter_mut().chain(&mut b.rows[45 * dim..70 * dim]).for_each(|v| *v += 30.0);
+        let expected = (covered(&a, &b, 3), covered(&b, &a, 3));
+        assert_eq!(precision_recall(&a, &b, 3), expected, "{n} and {m} of {dim}, {fall}");
+        // Integers have many equal distances.
+        for set in [&mut a, &mut b] {
+            set.rows.iter_mut().for_each(|v| *v = (4.0 * *v).round());
+        }
+        let expected = (covered(&a, &b, 5), covered(&b, &a, 5));
+        assert_eq!(precision_recall(&a, &b, 5), expected, "integers, {n} and {m} of {dim}, {fall}");
     }
 }
 

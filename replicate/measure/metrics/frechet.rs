@@ -6,10 +6,11 @@ use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt;
 use faer::linalg::matmul::matmul;
 use faer::linalg::{evd, svd};
+use faer::prelude::ReborrowMut;
 use faer::{Accum, Mat, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{Features, widen};
+use super::{Features, singular, widen};
 use crate::error::{Error, Result};
 
 /// Rounding of covariances whose sums are of float32, or better, relative to the largest entry. An
@@ -18,6 +19,13 @@ pub const SINGLE: f64 = 1e-6;
 
 /// Pivots above this times the rounding error are certainly not rounding errors.
 const FAR_FROM_SINGULAR: f64 = 1e3;
+
+/// Singular values of fewer rows or columns are computed in one step, which is as fast there. The
+/// bits of the two ways differ, and the golden values are of small features.
+const SMALL: usize = 512;
+
+/// Columns of a factor that one task multiplies.
+const TILE: usize = 128;
 
 /// Samples whose outer products are added in one pass over the sums.
 const BLOCK: usize = 64;
@@ -191,6 +199,8 @@ pub struct Factor {
     factor: Mat<f64>,
     /// The first columns f of F of which the covariance has -f f'.
     negative: usize,
+    /// True if there are zeros above the diagonal of F.
+    triangular: bool,
 }
 
 impl Factor {
@@ -217,7 +227,7 @@ impl Factor {
         let mean_square: f64 = mean.iter().map(|m| m * m).sum();
         let rounding = dim as f64 * f64::EPSILON * (trace + mean_square);
         if let Some(factor) = cholesky(covariance, dim, FAR_FROM_SINGULAR * rounding) {
-            return Ok(Factor { mean, trace, factor, negative: 0 });
+            return Ok(Factor { mean, trace, factor, negative: 0, triangular: true });
         }
         let mut values = Diag::zeros(dim);
         let mut vectors = Mat::zeros(dim, dim);
@@ -253,7 +263,7 @@ impl Factor {
         let kept: Vec<usize> = (0..negative).chain(first..dim).collect();
         let factor =
             Mat::from_fn(dim, kept.len(), |i, j| vectors[(i, kept[j])] * values[kept[j]].abs().sqrt());
-        Ok(Factor { mean, trace, factor, negative })
+        Ok(Factor { mean, trace, factor, negative, triangular: false })
     }
 
     /// Number of dimensions.
@@ -263,7 +273,11 @@ impl Factor {
 
     /// Computes tr (S_a S_b)^(1/2).
     fn overlap(&self, other: &Factor) -> Result<f64> {
+        const WHAT: &str = "singular values of the product of two covariance roots";
         let (rows, columns) = (self.factor.ncols(), other.factor.ncols());
+        if rows.min(columns) >= SMALL && self.negative + other.negative == 0 {
+            return singular::sum(self.product(other)).ok_or_else(|| not_converged(WHAT, "too many steps"));
+        }
         let mut product = Mat::zeros(rows, columns);
         matmul(product.as_mut(), Accum::Replace, self.factor.transpose(), &other.factor, 1.0, Par::Seq);
         if self.negative + other.negative > 0 {
@@ -281,8 +295,32 @@ impl Factor {
             MemStack::new(&mut MemBuffer::new(scratch)),
             params,
         )
-        .map_err(|e| not_converged("singular values of the product of two covariance roots", e))?;
+        .map_err(|e| not_converged(WHAT, e))?;
         Ok((0..values.dim()).map(|i| values[i]).sum())
+    }
+
+    /// Computes F_a' F_b on all threads, without the zeros of triangles.
+    fn product(&self, other: &Factor) -> Mat<f64> {
+        let (rows, columns) = (self.factor.ncols(), other.factor.ncols());
+        let zeros = |factor: &Factor, column: usize| if factor.triangular { column } else { 0 };
+        let mut product = Mat::zeros(rows, columns);
+        let tiles = singular::columns(product.as_mut(), TILE);
+        tiles.into_par_iter().enumerate().for_each(|(t, mut tile)| {
+            let left = t * TILE..t * TILE + tile.ncols();
+            for top in (0..rows).step_by(TILE) {
+                let down = top..rows.min(top + TILE);
+                let from = zeros(self, top).max(zeros(other, left.start));
+                matmul(
+                    tile.rb_mut().get_mut(down.clone(), ..),
+                    Accum::Replace,
+                    self.factor.get(from.., down).transpose(),
+                    other.factor.get(from.., left.clone()),
+                    1.0,
+                    Par::Seq,
+                );
+            }
+        });
+        product
     }
 }
 
@@ -311,7 +349,7 @@ fn signed_overlap(product: &Mat<f64>, negative_rows: usize, negative_columns: us
 /// Returns the lower triangle L with S = L L', or `None` if a pivot is not above `least`. The
 /// smallest eigenvalue can be smaller than the smallest pivot, by a factor of up to the dimension.
 fn cholesky(covariance: &[f64], dim: usize, least: f64) -> Option<Mat<f64>> {
-    let mut l = Mat::from_fn(dim, dim, |i, j| covariance[i * dim + j]);
+    let mut l = Mat::from_fn(dim, dim, |i, j| covariance[j * dim + i]);
     let scratch = llt::factor::cholesky_in_place_scratch::<f64>(dim, Par::Seq, Default::default());
     llt::factor::cholesky_in_place(
         l.as_mut(),

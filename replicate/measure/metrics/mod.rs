@@ -10,7 +10,9 @@ pub mod inception_score;
 pub mod kid;
 pub mod mapping;
 pub mod modes;
+mod near;
 pub mod precision_recall;
+mod singular;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatRef, Par};
