@@ -2,12 +2,15 @@
 //! (`tests/peers/bench.py` times PyTorch). Weights and inputs are random. Making them is not timed,
 //! except when the case is to sample from latents.
 
+use crate::app::score::{KID_SUBSET_SIZE, KID_SUBSETS, NEIGHBOURS};
 use crate::data::{Images, glyphs};
 use crate::error::Result;
 use crate::experiment::{Recipe, Scale};
 use crate::measure::inception::Inception;
 use crate::measure::metrics::Features;
 use crate::measure::metrics::frechet::{Moments, frechet_distance};
+use crate::measure::metrics::kid::kid;
+use crate::measure::metrics::precision_recall::precision_recall;
 use crate::measure::sample::generate;
 use crate::method::FULL_INITIALIZATION;
 use crate::method::one_step::one_step;
@@ -46,6 +49,12 @@ pub enum Case {
     Inception,
     /// The Fréchet distance of two covariances of 2048 x 2048
     Frechet,
+    /// KID of 50,000 rows of 2048 features: 100 subsets of 1000
+    Kid,
+    /// Precision and recall of 50,000 rows of 2048 features, whose variances fall as 1, 1/2, 1/3, ...
+    PrecisionRecall,
+    /// The same of features with equal variances, the worst case
+    PrecisionRecallFlat,
     /// One iteration of DiJS at paper scale: DDPM++, batch 64; for a GPU
     PaperStep,
     /// The teacher's solver at paper scale, 35 calls for 100 images; for a GPU
@@ -61,9 +70,10 @@ pub const IMAGES: [(Case, u64); 5] =
 /// Returns the cases that `device` finishes in reasonable time.
 pub fn usual(device: &Device) -> Vec<Case> {
     use clap::ValueEnum;
+    let minutes = [Case::Kid, Case::PrecisionRecall, Case::PrecisionRecallFlat];
     let heavy = [Case::PaperStep, Case::Heun, Case::Fid];
     let all = Case::value_variants().iter().copied();
-    all.filter(|case| !device.is_cpu() || !heavy.contains(case)).collect()
+    all.filter(|case| !minutes.contains(case) && (!device.is_cpu() || !heavy.contains(case))).collect()
 }
 
 /// Time and memory of a case.
@@ -87,6 +97,7 @@ pub fn run(case: Case, repeats: usize, device: &Device) -> Result<Measured> {
         Case::Forward | Case::Along | Case::Backward => denoiser(case, repeats, device)?,
         Case::Inception => inception(repeats, device)?,
         Case::Frechet => frechet(repeats)?,
+        Case::Kid | Case::PrecisionRecall | Case::PrecisionRecallFlat => pairwise(case, repeats)?,
         Case::PaperStep => iterations(Scale::Paper, repeats, device)?,
         Case::Heun => solver(repeats, device)?,
         Case::Fid => fid(repeats, device)?,
@@ -258,6 +269,30 @@ fn frechet(repeats: usize) -> Result<Vec<f64>> {
     };
     let (a, b) = (moments("a"), moments("b"));
     timed(repeats, &Device::Cpu, |_| frechet_distance(&a, &b).map(drop))
+}
+
+fn pairwise(case: Case, repeats: usize) -> Result<Vec<f64>> {
+    const N: usize = 50_000;
+    const D: usize = 2048;
+    /// Number of rows in the warm-up.
+    const FEW: usize = 2000;
+    let features = |name: &str| {
+        let mut rows = Stream::new("bench", name).normals(0, N * D);
+        if case != Case::PrecisionRecallFlat {
+            rows.chunks_mut(D).for_each(|row| (1..).zip(row).for_each(|(k, v)| *v /= (k as f32).sqrt()));
+        }
+        Features::new(D, rows)
+    };
+    let sets = [features("a"), features("b")];
+    let few = sets.each_ref().map(|set| Features::new(D, set.rows[..FEW * D].to_vec()));
+    timed(repeats, &Device::Cpu, |k| {
+        let [a, b] = if k == 0 { &few } else { &sets };
+        match case {
+            Case::Kid => drop(kid(a, b, KID_SUBSETS, KID_SUBSET_SIZE, &Stream::new("bench", "subsets"))),
+            _ => drop(precision_recall(a, b, NEIGHBOURS)),
+        }
+        Ok(())
+    })
 }
 
 fn process_peak_bytes() -> u64 {

@@ -1,16 +1,27 @@
-"""Times the heavy parts of a run beside PyTorch, pair by pair in one run.
+"""Times the heavy parts of a run beside other programs, one after the other in one run.
 
-    python -m venv venv && venv/bin/pip install numpy scipy torch torch-fidelity
+    python -m venv venv && venv/bin/pip install numpy scipy torch torch-fidelity "jax[cpu]"
     cargo build --release
     venv/bin/python tests/peers/bench.py target/release/replicate [CASE ...]
 
-The venv is best made outside the repository. Each case is run by `replicate bench`
-and by PyTorch (SciPy for the Frechet distance) in processes of their own, one after
-the other, `--pairs` times with `--repeats` repetitions each. Printed are the medians
-over all repetitions, the ratio of the medians and the least and the largest ratio of
-a pair, and the peak memory of either process. Both use as many threads as there are
-cores. The networks are the same: sizes, batch, objective, optimiser; the numbers in
-them are not. Inception is torch-fidelity's, with drawn weights.
+The venv is best made outside the repository. Each case is run by `replicate bench` and by its
+peers in processes of their own, one after the other, `--pairs` times with `--repeats`
+repetitions each. Printed are the medians over all repetitions, the ratio of the medians and the
+least and the largest ratio within a round, and the peak memory of either process. All use as
+many threads as there are cores. The networks are the same: sizes, batch, objective, optimiser;
+the numbers in them are not. Compilation is not timed.
+
+| case | peers |
+| --- | --- |
+| one-step, dsm, forward, backward | PyTorch eager, torch.compile of the networks, JAX with the whole step in one jit |
+| inception | torch-fidelity's network with drawn weights |
+| frechet | torch-fidelity (eigenvalues of the product), SciPy (its root) |
+| kid, precision-recall, precision-recall-flat | torch-fidelity, on 50,000 rows of 2048 features |
+| folder | torch-fidelity with its data loader: from the start of the process to FID and IS of `--images` PNG files of 32 x 32 |
+
+JAX's memory has an import of PyTorch in it, which draws the weights. A peer that cannot be
+imported is left out. kid and those after it take minutes and run once for each of `--pairs`;
+they run only if they are named.
 
     venv/bin/python tests/peers/bench.py target/release/replicate --device cuda:0,bf16
 
@@ -30,10 +41,30 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from importlib.util import find_spec
 
+NETWORKS = ["eager", "compile", "jax"]
+PEERS = {
+    "one-step": NETWORKS,
+    "dsm": NETWORKS,
+    "forward": NETWORKS,
+    "backward": NETWORKS,
+    "inception": ["fidelity"],
+    "frechet": ["fidelity", "scipy"],
+    "kid": ["fidelity"],
+    "precision-recall": ["fidelity"],
+    "precision-recall-flat": ["fidelity"],
+    "folder": ["fidelity"],
+    "paper-step": ["eager", "compile"],
+    "heun": ["eager", "compile"],
+}
 CASES = ["one-step", "dsm", "forward", "backward", "inception", "frechet"]
+MINUTES = ["kid", "precision-recall", "precision-recall-flat", "folder"]
 GPU_CASES = ["paper-step", "heun"]
+MODULES = {"fidelity": "torch_fidelity", "scipy": "scipy", "jax": "jax"}
+INCEPTION, FOLDER = "inception.pth", "images"
 
 
 def unet(size, channels, mult, blocks, attention, half=False):
@@ -135,15 +166,55 @@ def unet(size, channels, mult, blocks, attention, half=False):
     return Net()
 
 
-def worker(case, repeats):
+def report(seconds):
+    with open("/proc/self/status") as status:
+        peak = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+
+
+def timed(once, repeats):
+    once()
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        once()
+        seconds.append(time.perf_counter() - started)
+    report(seconds)
+
+
+def worker(case, peer, repeats):
     import torch
-    from torch.nn import functional as F
 
     torch.set_num_threads(os.cpu_count())
     torch.manual_seed(0)
+    if peer == "jax":
+        from jax_twin import step
+
+        if case in ("forward", "backward"):
+            return timed(step(case, lambda _: unet(32, 128, [2, 2, 2], 4, [16])), repeats)
+        return timed(step(case, lambda half: unet(16, 16, [1, 2], 1, [8], half)), repeats)
+    if case in ("one-step", "dsm", "forward", "backward"):
+        return timed(network_step(case, peer == "compile"), repeats)
+    if case == "inception":
+        net, pixels = fidelity_network(), torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+        with torch.no_grad():
+            return timed(lambda: net(pixels), repeats)
+    if case == "frechet":
+        return timed(frechet(peer), repeats)
+    if case == "folder":
+        return folder()
+    pairwise(case, repeats)
+
+
+def network_step(case, compiled):
+    import torch
+    from torch.nn import functional as F
+
+    def made(net):
+        return torch.compile(net, dynamic=False) if compiled else net
 
     def mini(half=False):
-        return unet(16, 16, [1, 2], 1, [8], half)
+        return made(unet(16, 16, [1, 2], 1, [8], half))
 
     def levels(n):
         return (-1.2 + 1.2 * torch.randn(n)).exp()
@@ -198,8 +269,8 @@ def worker(case, repeats):
             optimiser.step()
             average(ema, net)
 
-    elif case in ("forward", "backward"):
-        net = unet(32, 128, [2, 2, 2], 4, [16])
+    else:
+        net = made(unet(32, 128, [2, 2, 2], 4, [16]))
         x, sigma = torch.randn(4, 3, 32, 32), torch.tensor([0.1, 0.5, 2.5, 20.0])
 
         def once():
@@ -210,38 +281,74 @@ def worker(case, repeats):
                 net.zero_grad(set_to_none=True)
                 (net(x, sigma) ** 2).mean().backward()
 
-    elif case == "inception":
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    return once
 
-        path = os.environ["BENCH_INCEPTION"]
-        net = FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
-        pixels = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
 
-        def once():
-            with torch.no_grad():
-                net(pixels)
+def fidelity_network():
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    else:
-        import numpy as np
-        import scipy.linalg
+    path = os.path.join(os.environ["BENCH_FILES"], INCEPTION)
+    return FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], path)
 
-        rng = np.random.default_rng(0)
-        a, b = (rng.standard_normal((3000, 2048)) for _ in range(2))
-        (ma, mb), (sa, sb) = (a.mean(0), b.mean(0)), (np.cov(a.T), np.cov(b.T))
 
-        def once():
-            root = scipy.linalg.sqrtm(sa @ sb)
-            return ((ma - mb) ** 2).sum() + np.real(np.trace(sa + sb - 2 * root))
+def frechet(peer):
+    import numpy as np
 
-    once()
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((3000, 2048)) for _ in range(2))
+    (ma, mb), (sa, sb) = (a.mean(0), b.mean(0)), (np.cov(a.T), np.cov(b.T))
+    if peer == "fidelity":
+        from torch_fidelity.metric_fid import fid_statistics_to_metric
+
+        one, two = {"mu": ma, "sigma": sa}, {"mu": mb, "sigma": sb}
+        return lambda: fid_statistics_to_metric(one, two, False)
+
+    import scipy.linalg
+
+    def once():
+        root = scipy.linalg.sqrtm(sa @ sb)
+        return ((ma - mb) ** 2).sum() + np.real(np.trace(sa + sb - 2 * root))
+
+    return once
+
+
+def pairwise(case, repeats):
+    """KID, precision and recall as torch-fidelity's calculate_metrics calls them."""
+    import torch
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    spread = torch.ones(2048) if case.endswith("flat") else torch.arange(1, 2049).rsqrt()
+    a, b = (torch.randn(50_000, 2048) * spread for _ in range(2))
+    # With its default for save_cpu_ram, precision and recall hold three matrices of 10 GB.
+    compute, options = (kid_features_to_metric, {}) if case == "kid" else (prc_features_to_metric, {"save_cpu_ram": True})
+    compute(a[:2000], b[:2000], verbose=False, **options)
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()
-        once()
+        compute(a, b, verbose=False, **options)
         seconds.append(time.perf_counter() - started)
-    with open("/proc/self/status") as status:
-        peak = next(1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak}))
+    report(seconds)
+
+
+def folder():
+    """FID against statistics and the Inception Score of a folder, by the steps of calculate_metrics."""
+    import numpy as np
+    from torch_fidelity import metric_fid, metric_isc, utils
+
+    files = os.environ["BENCH_FILES"]
+    options = {
+        "input1": os.path.join(files, FOLDER),
+        "feature_extractor_weights_path": os.path.join(files, INCEPTION),
+        "cuda": False,
+        "verbose": False,
+    }
+    extractor = utils.create_feature_extractor("inception-v3-compat", ["2048", "logits_unbiased"], **options)
+    features = utils.extract_featuresdict_from_input_id_cached(1, extractor, **options)
+    metric_isc.isc_featuresdict_to_metric(features, "logits_unbiased", **options)
+    reference = dict(np.load(os.path.join(files, "reference.npz")))
+    metric_fid.fid_statistics_to_metric(metric_fid.fid_featuresdict_to_statistics(features, "2048"), reference, False)
+    report([])
 
 
 def gpu_worker(case, repeats, device, compiled):
@@ -337,6 +444,26 @@ def gpu_worker(case, repeats, device, compiled):
     print(json.dumps({"seconds": seconds, "peak_bytes": torch.cuda.max_memory_allocated()}))
 
 
+def write_files(directory, images):
+    """Writes what the cases read: drawn weights of Inception, statistics, and a folder of `images` PNG files."""
+    import numpy as np
+    from PIL import Image
+
+    os.environ["BENCH_FILES"] = directory
+    inception_weights(os.path.join(directory, INCEPTION))
+    if not images:
+        return
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3000, 2048))
+    np.savez(os.path.join(directory, "reference.npz"), mu=rows.mean(0), sigma=np.cov(rows.T))
+    os.mkdir(os.path.join(directory, FOLDER))
+    for i in range(images):
+        # Smooth with some noise, which PNG compresses about as it does photographs.
+        base = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+        pixels = np.clip(np.asarray(base) + rng.normal(0, 8, (32, 32, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(os.path.join(directory, FOLDER, f"{i:05}.png"))
+
+
 def inception_weights(path):
     """torch-fidelity's network with weights as drawn by PyTorch."""
     import torch
@@ -357,51 +484,72 @@ def inception_weights(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("replicate")
-    parser.add_argument("cases", nargs="*", default=[], metavar="CASE")
+    parser.add_argument("cases", nargs="*", default=[], choices=[*PEERS, []], metavar="CASE")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--images", type=int, default=10_000, help="images of the folder")
     parser.add_argument("--device", default="cpu", help="cpu, cuda:N or cuda:N,bf16")
     options = parser.parse_args()
-    on_gpu = options.device != "cpu"
-    cases = options.cases or (GPU_CASES if on_gpu else CASES)
-    peers = ["eager", "compiled"] if on_gpu else ["PyTorch"]
+    cases = options.cases or (CASES if options.device == "cpu" else GPU_CASES)
 
-    def program(command):
-        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    def wall(command):
+        started = time.perf_counter()
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+        return json.loads(output), time.perf_counter() - started
 
-    if "inception" in cases:
-        import tempfile
+    def ours(case, repeats):
+        if case == "folder":
+            return scored()
+        command = [options.replicate, "bench", case, "--json", "--repeats", repeats, "--device", options.device]
+        return wall(command)[0][case]
 
-        os.environ["BENCH_INCEPTION"] = os.path.join(tempfile.mkdtemp(), "inception.pth")
-        inception_weights(os.environ["BENCH_INCEPTION"])
-    print(f"{'case':10} {'peer':8} {'ours':>10} {'PyTorch':>10} {'ratio':>6} {'pairs':>13} {'ours':>9} {'PyTorch':>9}")
-    for case, peer in [(case, peer) for case in cases for peer in peers]:
-        ours, theirs, ratios, peaks = [], [], [], ([], [])
-        repeats = str(options.repeats)
-        for _ in range(options.pairs):
-            a = program(
-                [options.replicate, "bench", case, "--json", "--repeats", repeats, "--device", options.device]
-            )[case]
-            b = program([sys.executable, __file__, "--worker", case, repeats, options.device, peer])
-            ours, theirs = ours + a["seconds"], theirs + b["seconds"]
-            ratios.append(statistics.median(a["seconds"]) / statistics.median(b["seconds"]))
-            peaks[0].append(a["peak_bytes"])
-            peaks[1].append(b["peak_bytes"])
-        a, b = statistics.median(ours), statistics.median(theirs)
-        memory = [f"{max(peak) / 1e6:.0f} MB" for peak in peaks]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(
-            f"{case:10} {peer:8} {1e3 * a:7.1f} ms {1e3 * b:7.1f} ms {a / b:6.2f} {spread:>13} {memory[0]:>9} {memory[1]:>9}",
-            flush=True,
-        )
+    def theirs(case, peer, repeats):
+        found, seconds = wall([sys.executable, __file__, "--worker", case, peer, repeats, options.device])
+        return found if found["seconds"] else {**found, "seconds": [seconds]}
+
+    def scored():
+        files = os.environ["BENCH_FILES"]
+        folder, weights, reference = (os.path.join(files, name) for name in (FOLDER, INCEPTION, "reference.npz"))
+        command = [options.replicate, "score", folder, "--ref", reference, "--metrics", "fid,is", "--inception", weights]
+        started = time.perf_counter()
+        process = subprocess.Popen([*command, "--json"], stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0, "replicate score failed"
+        return {"seconds": [time.perf_counter() - started], "peak_bytes": 1024 * usage.ru_maxrss}
+
+    with tempfile.TemporaryDirectory() as directory:
+        if {"inception", "folder"} & set(cases):
+            write_files(directory, options.images if "folder" in cases else 0)
+        print(f"{'case':22} {'peer':8} {'ours':>10} {'peer':>10} {'ratio':>6} {'rounds':>13} {'ours':>9} {'peer':>9}")
+        for case in cases:
+            repeats = "1" if case in MINUTES else str(options.repeats)
+            peers = [peer for peer in PEERS[case] if find_spec(MODULES.get(peer, "torch"))]
+            rounds = []
+            for _ in range(options.pairs):
+                mine = ours(case, repeats)
+                rounds.append((mine, [theirs(case, peer, repeats) for peer in peers]))
+            for i, peer in enumerate(peers):
+                show(case, peer, [(mine, others[i]) for mine, others in rounds])
+
+
+def show(case, peer, rounds):
+    median = statistics.median
+    a, b = (median(s for round in rounds for s in round[side]["seconds"]) for side in (0, 1))
+    ratios = [median(mine["seconds"]) / median(other["seconds"]) for mine, other in rounds]
+    memory = [f"{max(round[side]['peak_bytes'] for round in rounds) / 1e6:.0f} MB" for side in (0, 1)]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    print(
+        f"{case:22} {peer:8} {1e3 * a:7.1f} ms {1e3 * b:7.1f} ms {a / b:6.2f} {spread:>13} {memory[0]:>9} {memory[1]:>9}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        case, repeats, device, peer = sys.argv[2:6]
+        case, peer, repeats, device = sys.argv[2:6]
         if device == "cpu":
-            worker(case, int(repeats))
+            worker(case, peer, int(repeats))
         else:
-            gpu_worker(case, int(repeats), device, peer == "compiled")
+            gpu_worker(case, int(repeats), device, peer == "compile")
     else:
         main()
