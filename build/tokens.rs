@@ -34,7 +34,7 @@ fn code(tokens: TokenStream, by_value: &[&str]) -> TokenStream {
                 continue;
             }
         }
-        if let Some(length) = named(&tokens[at..], by_value) {
+        if let Some(length) = named(&tokens[at..], by_value).or_else(|| declaration(&tokens[at..])) {
             at += length;
             continue;
         }
@@ -78,6 +78,18 @@ fn named(tokens: &[TokenTree], names: &[&str]) -> Option<usize> {
     let [TokenTree::Ident(kind), TokenTree::Ident(name), ..] = tokens else { return None };
     let found = (kind == "enum" || kind == "impl") && names.iter().any(|known| name == known);
     found.then(|| item(tokens))
+}
+
+/// The length of the `mod NAME;` that begins here. Every file has a digest of its own, so that the
+/// list of a folder's files is no code.
+fn declaration(tokens: &[TokenTree]) -> Option<usize> {
+    let word = |at: usize, word: &str| matches!(tokens.get(at), Some(TokenTree::Ident(t)) if t == word);
+    let mut at = usize::from(word(0, "pub"));
+    if at == 1 && matches!(tokens.get(1), Some(TokenTree::Group(_))) {
+        at = 2;
+    }
+    let ends = matches!(tokens.get(at + 2), Some(TokenTree::Punct(p)) if p.as_char() == ';');
+    (word(at, "mod") && ends).then_some(at + 3)
 }
 
 /// A CUDA source without comments and layout.

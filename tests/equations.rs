@@ -29,9 +29,18 @@ const OURS: Equations = Equations {
     vsd: equations::vsd,
     class_ratio: equations::class_ratio,
     phi: Divergence::phi,
-    loss: Divergence::loss,
+    loss: equations::generator_loss,
     softplus: equations::softplus,
 };
+
+/// The properties below are of every divergence that a row minimises.
+#[test]
+fn every_divergence_of_a_row_is_tested() {
+    let rows = replicate::method::all_rows().map(|row| row.method.name);
+    let names: std::collections::BTreeSet<&str> =
+        rows.filter(|name| name.starts_with("class-ratio ")).collect();
+    assert_eq!(names.len(), Divergence::ALL.len(), "Divergence::ALL lacks one of {names:?}");
+}
 
 // Tools.
 
@@ -835,7 +844,7 @@ fn wrong_equations_are_rejected() {
         ),
         (
             "loss summed",
-            Equations { loss: |d, l, w| d.loss(l, w)? * w.len() as f64, ..OURS },
+            Equations { loss: |d, l, w| equations::generator_loss(d, l, w)? * w.len() as f64, ..OURS },
             &["mean", "descent", "analytic", "score"],
         ),
         (

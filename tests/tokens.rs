@@ -40,7 +40,19 @@ fn a_throw_away_divergence_changes_no_digest() {
     );
     assert_ne!(text, more);
     assert_eq!(rust(EQUATIONS, &text), rust(EQUATIONS, &more));
-    let edited = text.replacen("softplus(&real.neg()?)?", "softplus(real)?", 1);
-    assert_ne!(text, edited);
-    assert_ne!(rust(EQUATIONS, &text), rust(EQUATIONS, &edited));
+    let edits =
+        [("softplus(&real.neg()?)?", "softplus(real)?"), ("(divergence.phi(l)? * w)?", "divergence.phi(l)?")];
+    for (from, to) in edits {
+        let edited = text.replacen(from, to, 1);
+        assert_ne!(text, edited);
+        assert_ne!(rust(EQUATIONS, &text), rust(EQUATIONS, &edited));
+    }
+}
+
+/// A new method's file is declared in its folder, whose other methods it does not change.
+#[test]
+fn a_declaration_of_a_module_changes_no_digest() {
+    let code = rust("mod.rs", "pub mod a;\nfn f() {}");
+    assert_eq!(rust("mod.rs", "pub mod a;\nmod b;\npub(crate) mod c;\nfn f() {}"), code);
+    assert_ne!(rust("mod.rs", "pub mod a;\nmod b { fn g() {} }\nfn f() {}"), code);
 }

@@ -65,12 +65,13 @@ impl Divergence {
             Divergence::DiRm => softplus(&l.neg()?), // Eq 10: -log c
         }
     }
+}
 
-    /// Returns the mean over images of w phi(l), with logits and weights (B).
-    pub fn loss(self, l: &Tensor, weight: &[f32]) -> Result<Tensor> {
-        let w = Tensor::from_slice(weight, weight.len(), l.device())?.to_dtype(l.dtype())?;
-        (self.phi(l)? * w)?.mean_all()
-    }
+/// Returns the generator's loss (Eq 8, 9, 10): the mean over images of w phi(l), with logits and
+/// weights (B).
+pub fn generator_loss(divergence: Divergence, l: &Tensor, weight: &[f32]) -> Result<Tensor> {
+    let w = Tensor::from_slice(weight, weight.len(), l.device())?.to_dtype(l.dtype())?;
+    (divergence.phi(l)? * w)?.mean_all()
 }
 
 /// Computes log(1 + e^x). It is finite for every finite x and has the gradient sigmoid(x)

@@ -2,7 +2,7 @@
 //! (section 3.2, Eq 6-10). Rows DiKL, DiJS and DiRM of Table 1; all of Table 2.
 
 use crate::method::cost::{Call, Network, Pass, Size};
-use crate::method::equations::{Divergence, class_ratio, diffuse};
+use crate::method::equations::{Divergence, class_ratio, diffuse, generator_loss};
 use crate::method::one_step::{self, Generator, OneStep};
 use crate::method::{Build, Setup, Spec, Trained};
 use crate::network::params::{Arrays, Source};
@@ -58,7 +58,7 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerpr
 /// same source changes no key. The values are rounded, because their last bits depend on the
 /// machine.
 pub fn fingerprint(divergence: Divergence) -> String {
-    let logits: Vec<f64> = (-32..=32).map(|i| 0.25 * f64::from(i)).collect();
+    let logits: Vec<f64> = (-160..=160).map(|i| 0.25 * f64::from(i)).collect();
     let values = || {
         let l = Var::new(logits.as_slice(), &Device::Cpu)?;
         let phi = divergence.phi(&l)?;
@@ -66,8 +66,7 @@ pub fn fingerprint(divergence: Divergence) -> String {
             phi.sum_all()?.backward()?.get(&l).expect("phi depends on its logit").to_vec1::<f64>()?;
         Ok::<_, candle_core::Error>([phi.to_vec1::<f64>()?, slopes].concat())
     };
-    let text: Vec<String> =
-        values().expect("sixty-five numbers").iter().map(|v| format!("{v:.6e}")).collect();
+    let text: Vec<String> = values().expect("numbers").iter().map(|v| format!("{v:.6e}")).collect();
     sha256_hex(text.join(" ").as_bytes())[..16].to_string()
 }
 
@@ -128,7 +127,7 @@ impl Method for ClassRatio {
         let generator = self.generator.descend(batch, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
-            divergence.loss(&critic_net.forward(&xt, &sigma, None)?, &weight.of(&sigma))
+            generator_loss(divergence, &critic_net.forward(&xt, &sigma, None)?, &weight.of(&sigma))
         })?;
 
         let [loss, c_real, c_fake] = critic.try_into().expect("three values");
