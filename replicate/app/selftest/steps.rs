@@ -261,6 +261,7 @@ impl Case {
         let (columns, expected) =
             (method.columns(), |array: &str| fixture.f32(&format!("{}/{array}", self.group)));
         let known: Vec<usize> = (0..columns.len()).filter(|i| expected(columns[*i]).is_ok()).collect();
+        assert!(!known.is_empty(), "{}: the fixture has none of the columns {columns:?}", self.group);
         let steps = self.steps.len();
         let mut losses = vec![Vec::new(); columns.len()];
         let mut gradients = 0f64;
