@@ -214,7 +214,8 @@ fn owners(row: &Row, recipe: &Recipe) -> Vec<&'static str> {
 
 /// Returns the owner of a method's own settings.
 fn stem(file: &'static str) -> &'static str {
-    file.rsplit('/').next().unwrap_or(file).trim_end_matches(".rs")
+    let path = file.trim_end_matches("/mod.rs").trim_end_matches(".rs");
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 /// Writes the head of the method's file, and the comments that name a line of the algorithm.
