@@ -1,8 +1,7 @@
 //! Noise levels of the multi-step samplers and of consistency models: n + 1 levels make n steps from
 //! 80 down to 0.002, the last level of all of them.
 
-use crate::method::noise::seventh_root;
-pub use crate::method::noise::{SIGMA_MAX, SIGMA_MIN};
+use crate::method::noise::{SIGMA_MAX, SIGMA_MIN, seventh_root};
 use crate::settings::Choice;
 
 /// Spacing of the levels.

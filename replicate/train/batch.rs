@@ -1,6 +1,6 @@
 //! Inputs of one iteration: images and random numbers, by name. They are pure functions of (cell,
-//! name, step), so no generator state is saved, and every row of a seed sees the same images and
-//! noise.
+//! name, step), so no generator state is saved, and rows of a seed that draw under the same name
+//! see the same images and noise.
 
 use crate::data::Images;
 use crate::network;
@@ -224,17 +224,6 @@ impl<'a> Batch<'a> {
             }
         }
         Tensor::from_vec(to, x.dims(), x.device())
-    }
-
-    /// Returns the draws of the stream `name`, for values that are drawn once for the whole batch.
-    ///
-    /// # Errors
-    /// If values are given instead of drawn.
-    pub fn draws(&self, name: &str) -> Result<Draws> {
-        match self.source {
-            Source::Drawn(b) => Ok(self.stream(b, name).at(self.step)),
-            Source::Given(_) => bail!("{name} is drawn once for a batch and cannot be given"),
-        }
     }
 
     /// Draws training images (B, C, H, W) in [-1, 1].
