@@ -11,7 +11,7 @@
 //! | Algorithms 1 and 2, stage 1 | [`method::score_matching`] | determinism |
 //! | Algorithm 1, stage 2 | [`method::score_based::diff_instruct`] | reference: five steps |
 //! | Algorithm 2, stage 2 | [`method::ratio_based::class_ratio`] | reference: five steps of each divergence |
-//! | EDM's network, preconditioning, sampler | [`network::unet`], [`method::noise`], [`method::sampler`] | reference |
+//! | EDM's network, preconditioning, sampler | [`network::unet`], [`network::precondition`], [`method::sampler`] | reference |
 //! | EDM's augmentation | [`train::augment`] | augment |
 //! | FID's Inception-v3 | [`measure::inception`] | inception |
 //! | the tables' rows | [`experiment`] | cli, perturbed |

@@ -1,7 +1,8 @@
 //! Statistical tests on the two sides of a comparison.
 //!
-//! Rows of one seed share images and noise. If both sides have the same seeds, the test is a paired
-//! t-test; otherwise it is Welch's t-test of the means.
+//! Rows of one seed share the latents of their scored images, and rows that draw under the same
+//! names share training images and noise, too. If both sides have the same seeds, the test is
+//! therefore a paired t-test; otherwise it is Welch's t-test of the means.
 
 use crate::judge::claims::{ClaimVerdict, Decision};
 use crate::judge::golden::{Sample, Score, TIME, plain, values};

@@ -12,7 +12,7 @@ use crate::train::net::Net;
 use candle_core::{Result, Tensor};
 
 settings! {
-    /// Settings of a one-step training, the same for every row.
+    /// Settings of a one-step training. A method lists those that it reads.
     pub struct OneStep: "one-step training", "" {
         /// Noise level of the generator's input: g(z) = D(sigma_init z; sigma_init).
         sigma_init: f64 = [2.5], 1e-3..=1e3, "";

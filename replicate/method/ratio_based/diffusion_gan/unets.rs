@@ -1,5 +1,5 @@
 //! Diffusion-GAN's objective on the networks of the other rows. It tests the paper's statement that
-//! Diffusion-GAN needs StyleGAN2 and the gradient penalty (section 1).
+//! Diffusion-GAN needs StyleGAN2 and the gradient penalty (section 2, below Eq 9).
 
 use super::players::{Players, Seen};
 use super::{CALLS, DiffGan, DiffusionGan, FILE, Listed, PUBLISHED_IMAGES, of_penalty};
