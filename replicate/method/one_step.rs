@@ -3,7 +3,7 @@
 use crate::method::noise::{GeneratorLevels, Levels, SHARE, Weight};
 use crate::method::{Sampler, Setup, Start};
 use crate::network::params::{Arrays, Source};
-use crate::network::unet::Denoiser;
+use crate::network::unet::{CRITIC_HEAD, Critic, Denoiser};
 use crate::settings::{MOST_IMAGES, settings};
 use crate::train::adam::AdamConfig;
 use crate::train::augment::Augmentation;
@@ -149,6 +149,15 @@ pub fn denoiser(setup: &Setup, part: &str, start: Option<&Arrays>) -> Result<Net
     let drawn: &[&str] = if start.is_some() { &[] } else { &[""] };
     let source = Source { given: start.unwrap_or(&none), drawn, cell: &cell };
     Net::new(setup.device, &source, setup.settings.adam(), |vb| Denoiser::new(setup.network, vb))
+}
+
+/// Makes the critic for training. Its encoder starts as set, or with random weights; its head is
+/// drawn.
+pub fn critic(setup: &Setup) -> Result<Net<Critic>> {
+    let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
+    let drawn: &[&str] = if setup.start.critic.is_some() { &[CRITIC_HEAD] } else { &[""] };
+    let source = Source { given: setup.start.critic.unwrap_or(&none), drawn, cell: &cell };
+    Net::new(setup.device, &source, setup.settings.adam(), |vb| Critic::new(setup.network, vb))
 }
 
 /// A trained one-step generator.

@@ -5,8 +5,7 @@ use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{Divergence, class_ratio, diffuse, generator_loss};
 use crate::method::one_step::{self, Generator, OneStep};
 use crate::method::{Build, Setup, Spec, Trained};
-use crate::network::params::{Arrays, Source};
-use crate::network::unet::{CRITIC_HEAD, Critic};
+use crate::network::unet::Critic;
 use crate::settings::Settings;
 use crate::store::sha256_hex;
 use crate::train::Method;
@@ -86,13 +85,8 @@ pub struct ClassRatio {
 impl ClassRatio {
     /// Line 2: the critic's encoder starts like the generator, unless set otherwise. Its head is drawn.
     pub fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
-        let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
-        let start = setup.start.critic;
-        let drawn: &[&str] = if start.is_some() { &[CRITIC_HEAD] } else { &[""] };
-        let source = Source { given: start.unwrap_or(&none), drawn, cell: &cell };
-        let settings = setup.settings.clone();
-        let critic = Net::new(setup.device, &source, settings.adam(), |vb| Critic::new(setup.network, vb))?;
-        Ok(ClassRatio { generator: Generator::new(setup)?, critic, divergence, settings })
+        let (generator, critic) = (Generator::new(setup)?, one_step::critic(setup)?);
+        Ok(ClassRatio { generator, critic, divergence, settings: setup.settings.clone() })
     }
 }
 

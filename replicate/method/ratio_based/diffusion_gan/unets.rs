@@ -4,14 +4,13 @@
 use super::players::{Players, Seen};
 use super::{CALLS, DiffGan, DiffusionGan, FILE, Listed, PUBLISHED_IMAGES, of_penalty};
 use crate::method::cost::{Call, Network, Size};
+use crate::method::noise::SIGMA_MIN;
 use crate::method::one_step::{self, Generator, OneStep, one_step};
 use crate::method::{Build, Setup, Spec, Trained};
-use crate::network::params::{Arrays, Source};
 use crate::network::scale_images;
-use crate::network::unet::{CRITIC_HEAD, Critic, Denoiser};
+use crate::network::unet::{Critic, Denoiser};
 use crate::settings::{Overrides, Setting, Settings};
 use crate::train::batch::Batch;
-use crate::train::net::Net;
 use candle_core::{Result, Tensor};
 
 /// Diffusion-GAN's objective on the U-Net and its critic.
@@ -66,9 +65,6 @@ const fn spec(name: &'static str, calls: &'static [Call], settings: &'static [Li
     }
 }
 
-/// EDM's smallest noise level, the conditioning of images without noise.
-const LEAST: f32 = 0.002;
-
 /// The networks of the paper.
 pub struct UNets {
     /// Noise level at which the generator is asked.
@@ -78,14 +74,10 @@ pub struct UNets {
 impl UNets {
     /// Makes the training with the rates, moments and averages of the one-step training.
     pub fn train(setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<UNets>> {
-        let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
-        let drawn: &[&str] = if setup.start.critic.is_some() { &[CRITIC_HEAD] } else { &[""] };
-        let source = Source { given: setup.start.critic.unwrap_or(&none), drawn, cell: &cell };
-        let s = setup.settings;
-        let critic = Net::new(setup.device, &source, s.adam(), |vb| Critic::new(setup.network, vb))?;
+        let (s, generator) = (setup.settings, Generator::new(setup)?.net);
         let players = UNets { sigma_init: s.sigma_init };
         let rates = [s.generator_lr, s.critic_lr];
-        Ok(DiffusionGan::new(players, Generator::new(setup)?.net, critic, settings, rates))
+        Ok(DiffusionGan::new(players, generator, one_step::critic(setup)?, settings, rates))
     }
 
     /// Divides the images by their signal, which gives them the noise level [`UNets::sigma`].
@@ -94,7 +86,11 @@ impl UNets {
     }
 
     fn sigma(seen: &Seen) -> Vec<f32> {
-        seen.noise.iter().zip(&seen.signal).map(|(noise, signal)| (noise / signal).max(LEAST)).collect()
+        seen.noise
+            .iter()
+            .zip(&seen.signal)
+            .map(|(noise, signal)| (noise / signal).max(SIGMA_MIN as f32))
+            .collect()
     }
 }
 
