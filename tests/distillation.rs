@@ -93,11 +93,11 @@ fn check_generator(group: &str, teacher: impl Fn(&Tensor, &Tensor) -> Result<Ten
     let fake = linear(0.4, "loss.fake");
     for alpha in [0.5, 1.0, 1.2] {
         check(&format!("sid_alpha{alpha:.1}"), 1.0 / B as f64, &|x0, xt| {
-            sid::identity(x0, &teacher(x0, xt)?, &fake(xt)?, alpha)
+            sid::sid_loss(x0, &teacher(x0, xt)?, &fake(xt)?, alpha)
         });
     }
     check("gan", 0.01 * 768.0 / B as f64, &|x0, xt| {
-        sid::deceive(&logits(xt)?, &sid::weight(x0, &teacher(x0, xt)?)?, B)
+        sid::adversarial_loss(&logits(xt)?, &sid::weight(x0, &teacher(x0, xt)?)?, B)
     });
 }
 
@@ -120,7 +120,7 @@ fn the_fake_scores_losses_of_each_image_agree() {
     let diffused = |x0: &Tensor| diffuse(x0, &sigma, &noise).unwrap();
     let xt = diffused(&x0);
     let [l_real, l_fake] = [&diffused(&image("loss.real", 0.8)), &xt].map(|x| logits(x).unwrap());
-    let told = sid::discriminate(&l_real, &l_fake, &sigma, B).unwrap();
+    let told = sid::discriminator_loss(&l_real, &l_fake, &sigma, B).unwrap();
     each_is_close("discriminator", &flat(&(told / B as f64).unwrap()), &fixture.f32("loss/discriminator"));
     let fake = linear(0.4, "loss.fake")(&xt).unwrap();
     let score = |i: usize| {
@@ -181,7 +181,7 @@ fn each_loss_of_sida_has_its_gradients() {
         let error = relative_error(&flat(logits), &fixture.f32(&format!("sida/first/{array}")));
         assert!(error < 1e-4, "{array}: {error}");
     }
-    let told = sid::discriminate(&l_real, &l_fake, &sigma, B).unwrap().mean_all().unwrap();
+    let told = sid::discriminator_loss(&l_real, &l_fake, &sigma, B).unwrap().mean_all().unwrap();
     check("fake_grad_norm_discriminator", &told, &fake_params, 1e-4);
 
     // The generator's losses meet the fake score after its step, as the row takes it.
@@ -201,8 +201,9 @@ fn each_loss_of_sida_has_its_gradients() {
         let xt = diffuse(&x0, &sigma, &normal("step0.generator.noise")).unwrap();
         let t = teacher.forward(&xt, &sigma, None).unwrap();
         let (q, logits) = fake.with_features(&xt, &sigma, None, None).unwrap();
-        let identity = sid::identity(&x0, &t, &q, 1.0).unwrap().mean_all().unwrap();
-        let gan = sid::deceive(&logits, &sid::weight(&x0, &t).unwrap(), B).unwrap().mean_all().unwrap();
+        let identity = sid::sid_loss(&x0, &t, &q, 1.0).unwrap().mean_all().unwrap();
+        let gan =
+            sid::adversarial_loss(&logits, &sid::weight(&x0, &t).unwrap(), B).unwrap().mean_all().unwrap();
         (identity, (gan * (0.01 * 768.0)).unwrap())
     };
     check("grad_norm_sid", &losses().0, &generator_params, 3e-4);
@@ -322,7 +323,7 @@ fn the_fake_score_drops_in_its_own_step() {
             let real = diffused(&image("step0.real", 0.8));
             let told = |fakes: &Tensor, masks: Option<&Masks>| {
                 let l_real = fake.features(&real, &sigma, None, masks).unwrap();
-                sid::discriminate(&l_real, fakes, &sigma, B).unwrap().mean_all().unwrap()
+                sid::discriminator_loss(&l_real, fakes, &sigma, B).unwrap().mean_all().unwrap()
             };
             close("discriminator", found[1], told(&l_fake, of_real.as_ref()), told(&plain, None));
         }

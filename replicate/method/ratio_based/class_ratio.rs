@@ -13,6 +13,69 @@ use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
 use candle_core::{Device, Result, Tensor, Var};
 
+/// Class-ratio estimation in training: generator and critic.
+pub struct ClassRatio {
+    generator: Generator,
+    critic: Net<Critic>,
+    divergence: Divergence,
+    settings: OneStep,
+}
+
+impl ClassRatio {
+    /// Line 2: the critic's encoder starts like the generator, unless set otherwise. Its head is drawn.
+    pub fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
+        let (generator, critic) = (Generator::new(setup)?, one_step::critic(setup)?);
+        Ok(ClassRatio { generator, critic, divergence, settings: setup.settings.clone() })
+    }
+}
+
+impl Method for ClassRatio {
+    fn columns(&self) -> &'static [&'static str] {
+        &["critic_loss", "generator_loss", "c_real", "c_fake"]
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
+        let (s, divergence, generator) = (&self.settings, self.divergence, &self.generator);
+        let (levels, generator_levels, weight) = (s.levels(), s.generator_levels(), s.weight);
+
+        // Line 4: the critic learns log p_d(x_t) / q_theta(x_t) (Eq 6, 7).
+        let critic = self.critic.descend_times(s.critic_steps, batch, s.critic_lr, |critic, b| {
+            let sigma = levels.draw(b, "critic.sigma")?;
+            let (real, real_labels) = b.augment("critic.augment_real", &b.images("critic.index")?)?;
+            let (fake, fake_labels) =
+                b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
+            let real = diffuse(&real, &sigma, &b.normal("critic.noise_real")?)?;
+            let fake = diffuse(&fake, &sigma, &b.normal("critic.noise_fake")?)?;
+            let masks = |of: &str| b.dropout(&format!("critic.dropout_{of}"), s.dropout, &critic.dropped());
+            let masks = masks("real")?.zip(masks("fake")?);
+            let [l_real, l_fake] = critic.both(&real, &fake, &sigma, real_labels.zip(fake_labels), masks)?;
+            let [c_real, c_fake] = [probability(&l_real)?, probability(&l_fake)?];
+            Ok(vec![class_ratio(&l_real, &l_fake)?, c_real, c_fake])
+        })?;
+
+        // Lines 5 and 6: a step on the divergence, weighted by w(t) (Eq 8-10, appendix B).
+        let critic_net = &self.critic.frozen;
+        let generator = self.generator.descend(batch, |x0, b| {
+            let sigma = generator_levels.draw(b, "generator.sigma")?;
+            let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
+            generator_loss(divergence, &critic_net.forward(&xt, &sigma, None)?, &weight.of(&sigma))
+        })?;
+
+        let [loss, c_real, c_fake] = critic.try_into().expect("three values");
+        Ok(vec![loss, generator, c_real, c_fake])
+    }
+
+    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
+        vec![("generator", &mut self.generator.net.learned), ("critic", &mut self.critic.learned)]
+    }
+}
+
+/// Returns the mean of c = sigmoid(l), without a gradient.
+fn probability(logits: &Tensor) -> Result<Tensor> {
+    let e = (logits.detach().neg()?.exp()? + 1.0)?;
+    e.recip()?.mean_all()
+}
+
 const NETWORKS: &[Network] =
     &[Network::averaged("generator", Size::Denoiser), Network::trained("critic", Size::Critic)];
 
@@ -53,6 +116,11 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerpr
     }
 }
 
+/// Makes the training with one divergence.
+pub fn build(setup: &Setup, divergence: Divergence) -> Result<Box<dyn Method>> {
+    Ok(Box::new(ClassRatio::new(setup, divergence)?))
+}
+
 /// Identifies a divergence by the values and slopes of its phi, so that another divergence in the
 /// same source changes no key. The values are rounded, because their last bits depend on the
 /// machine.
@@ -67,74 +135,4 @@ pub fn fingerprint(divergence: Divergence) -> String {
     };
     let text: Vec<String> = values().expect("numbers").iter().map(|v| format!("{v:.6e}")).collect();
     sha256_hex(text.join(" ").as_bytes())[..16].to_string()
-}
-
-/// Makes the training with one divergence.
-pub fn build(setup: &Setup, divergence: Divergence) -> Result<Box<dyn Method>> {
-    Ok(Box::new(ClassRatio::new(setup, divergence)?))
-}
-
-/// Class-ratio estimation in training: generator and critic.
-pub struct ClassRatio {
-    generator: Generator,
-    critic: Net<Critic>,
-    divergence: Divergence,
-    settings: OneStep,
-}
-
-impl ClassRatio {
-    /// Line 2: the critic's encoder starts like the generator, unless set otherwise. Its head is drawn.
-    pub fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
-        let (generator, critic) = (Generator::new(setup)?, one_step::critic(setup)?);
-        Ok(ClassRatio { generator, critic, divergence, settings: setup.settings.clone() })
-    }
-}
-
-impl Method for ClassRatio {
-    fn columns(&self) -> &'static [&'static str] {
-        &["critic_loss", "generator_loss", "c_real", "c_fake"]
-    }
-
-    fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let (s, divergence, generator) = (&self.settings, self.divergence, &self.generator);
-        let (levels, weight) = (s.levels(), s.weight);
-        let generator_levels = s.generator_levels();
-
-        // Line 4: the critic learns log p_d(x_t) / q_theta(x_t) (Eq 6, 7).
-        let critic = self.critic.descend_times(s.critic_steps, batch, s.critic_lr, |critic, b| {
-            let sigma = levels.draw(b, "critic.sigma")?;
-            let (fake, fake_labels) =
-                b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
-            let (real, real_labels) = b.augment("critic.augment_real", &b.images("critic.index")?)?;
-            let fake = diffuse(&fake, &sigma, &b.normal("critic.noise_fake")?)?;
-            let real = diffuse(&real, &sigma, &b.normal("critic.noise_real")?)?;
-            let masks =
-                |part: &str| b.dropout(&format!("critic.dropout_{part}"), s.dropout, &critic.dropped());
-            let masks = masks("real")?.zip(masks("fake")?);
-            let [l_real, l_fake] = critic.both(&real, &fake, &sigma, real_labels.zip(fake_labels), masks)?;
-            let [c_real, c_fake] = [probability(&l_real)?, probability(&l_fake)?];
-            Ok(vec![class_ratio(&l_real, &l_fake)?, c_real, c_fake])
-        })?;
-
-        // Lines 5 and 6: a step on the divergence, weighted by w(t) (Eq 8-10, appendix B).
-        let critic_net = &self.critic.frozen;
-        let generator = self.generator.descend(batch, |x0, b| {
-            let sigma = generator_levels.draw(b, "generator.sigma")?;
-            let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
-            generator_loss(divergence, &critic_net.forward(&xt, &sigma, None)?, &weight.of(&sigma))
-        })?;
-
-        let [loss, c_real, c_fake] = critic.try_into().expect("three values");
-        Ok(vec![loss, generator, c_real, c_fake])
-    }
-
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.generator.net.learned), ("critic", &mut self.critic.learned)]
-    }
-}
-
-/// Returns the mean of c = sigmoid(l), without a gradient.
-fn probability(logits: &Tensor) -> Result<Tensor> {
-    let e = (logits.detach().neg()?.exp()? + 1.0)?;
-    e.recip()?.mean_all()
 }

@@ -146,16 +146,16 @@ pub fn weight(x0: &Tensor, teacher: &Tensor) -> Result<Tensor> {
 /// Computes each image's loss (B): 100 w sum (t - q) ((t - x_0) - alpha (t - q)), with the
 /// estimates t of the teacher and q of the fake score, and [`weight`] w. The loss can be negative;
 /// it oscillates about 0.
-pub fn identity(x0: &Tensor, teacher: &Tensor, fake: &Tensor, alpha: f64) -> Result<Tensor> {
-    let apart = (teacher - fake)?;
-    let along = ((teacher - x0)? - (&apart * alpha)?)?;
-    ((apart * along)?.flatten_from(1)?.sum(1)? * weight(x0, teacher)?)? * SCALE
+pub fn sid_loss(x0: &Tensor, teacher: &Tensor, fake: &Tensor, alpha: f64) -> Result<Tensor> {
+    let difference = (teacher - fake)?;
+    let error = ((teacher - x0)? - (&difference * alpha)?)?;
+    ((difference * error)?.flatten_from(1)?.sum(1)? * weight(x0, teacher)?)? * SCALE
 }
 
 /// Computes each image's part (B) of the discriminator's cross-entropy from logits (B, H, W),
 /// positive for data. The cross-entropy is averaged over a group before the weights of its images
 /// are applied.
-pub fn discriminate(real: &Tensor, fake: &Tensor, sigma: &[f32], group: usize) -> Result<Tensor> {
+pub fn discriminator_loss(real: &Tensor, fake: &Tensor, sigma: &[f32], group: usize) -> Result<Tensor> {
     let weight: Vec<f32> = sigma.iter().map(|sigma| edm_weight(*sigma)).collect();
     let weight = Tensor::from_vec(weight, sigma.len(), real.device())?;
     in_groups(&weight, group, |first, n| {
@@ -165,7 +165,7 @@ pub fn discriminate(real: &Tensor, fake: &Tensor, sigma: &[f32], group: usize) -
 
 /// Computes each image's part (B) of the generator's adversarial loss for each pixel: the mean over
 /// its group of softplus(-l), for the logits l (B, H, W), times [`weight`] w.
-pub fn deceive(logits: &Tensor, weight: &Tensor, group: usize) -> Result<Tensor> {
+pub fn adversarial_loss(logits: &Tensor, weight: &Tensor, group: usize) -> Result<Tensor> {
     let logits = logits.clamp(-LARGEST_LOGIT, LARGEST_LOGIT)?;
     in_groups(weight, group, |first, n| softplus(&logits.narrow(0, first, n)?.neg()?)?.mean_all())
 }
@@ -268,8 +268,8 @@ impl Method for Sid {
             let real = diffuse(&real, &sigma, &noise)?;
             let l_real = fake.features(&real, &sigma, labels.as_deref(), masks.as_ref())?;
             let score = fake_score(&denoised, &x0, &sigma)?;
-            let told = discriminate(&l_real, &l_fake, &sigma, s.group)?.mean_all()?;
-            Ok(vec![(&score + (&told * s.discriminator)?)?, score, told])
+            let discriminator = discriminator_loss(&l_real, &l_fake, &sigma, s.group)?.mean_all()?;
+            Ok(vec![(&score + (&discriminator * s.discriminator)?)?, score, discriminator])
         })?;
 
         // The gradient reaches x_0 directly, and through x_t and both networks.
@@ -278,20 +278,20 @@ impl Method for Sid {
         let passed = |from: fn(&SidaSettings) -> u64| {
             adversary.is_none_or(|s| from(s) == 0 || batch.images_before() > from(s))
         };
-        let (moves, deceives) = (passed(|s| s.generator_from), passed(|s| s.adversary_from));
+        let (moves, adversarial) = (passed(|s| s.generator_from), passed(|s| s.adversary_from));
         let generator = self.generator.follow(batch, moves, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
             let t = teacher.forward(&xt, &sigma, None)?;
             let Some(s) = adversary else {
                 let q = fake.forward(&xt, &sigma, None)?;
-                return Ok(vec![identity(x0, &t, &q, settings.alpha)?.mean_all()?]);
+                return Ok(vec![sid_loss(x0, &t, &q, settings.alpha)?.mean_all()?]);
             };
             let (q, logits) = fake.with_features(&xt, &sigma, None, None)?;
-            let sid = identity(x0, &t, &q, settings.alpha)?.mean_all()?;
-            let gan =
-                (deceive(&logits, &weight(x0, &t)?, s.group)?.mean_all()? * (s.adversary * pixels(x0)))?;
-            let loss = if deceives { ((&sid + &gan)? * 0.5)? } else { sid.clone() };
+            let sid = sid_loss(x0, &t, &q, settings.alpha)?.mean_all()?;
+            let gan = (adversarial_loss(&logits, &weight(x0, &t)?, s.group)?.mean_all()?
+                * (s.adversary * pixels(x0)))?;
+            let loss = if adversarial { ((&sid + &gan)? * 0.5)? } else { sid.clone() };
             Ok(vec![loss, sid, gan])
         })?;
 
