@@ -1230,17 +1230,20 @@ fn the_readme_shows_the_golden_numbers() {
     let readme = std::fs::read_to_string(repository().join("README.md")).unwrap();
     let shows = |line: &&str| line.starts_with("| ") && line.contains("`replicate run ");
     let rows: Vec<&str> = readme.lines().filter(shows).collect();
-    let measured = goldens.iter().filter(|line| line.scale == "mini" && line.metric == "fd").count();
-    assert_eq!(rows.len(), measured);
+    let measured = ["mini", "tiny"]
+        .map(|scale| goldens.iter().filter(|line| line.scale == scale && line.metric == "fd").count());
+    let tiny = rows.iter().filter(|line| line.contains(" --scale tiny`")).count();
+    assert_eq!([rows.len() - tiny, tiny], measured);
     let agrees = |shown: &str, value: f64| {
         let digits = shown.split_once('.').map_or(0, |(_, digits)| digits.len());
         assert_eq!(shown, format!("{value:.digits$}"));
     };
     for line in rows {
         let fields: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let row = fields[1].trim_matches('`').rsplit(' ').next().unwrap();
+        let command = fields[1].trim_matches('`').strip_prefix("replicate run ").unwrap();
+        let (row, scale) = command.split_once(" --scale ").unwrap_or((command, "mini"));
         let sample = |metric: &str| {
-            let line = golden::find(&goldens, row, "mini", metric, "cpu").unwrap();
+            let line = golden::find(&goldens, row, scale, metric, "cpu").unwrap();
             assert_eq!(line.values.keys().copied().collect::<Vec<_>>(), [0, 1, 2], "{row}");
             golden::Sample::of(line.values.values().copied())
         };
