@@ -15,25 +15,13 @@
 //! One seed gives no spread, so it decides no random quantity. Numbers of parameters and plain
 //! numbers are exact and need no seeds.
 
-use crate::judge::compare::{Side, comparable, less, near, undecided};
+pub use crate::judge::compare::ClaimVerdict;
+use crate::judge::compare::{Decision, Side, comparable, less, near, undecided};
 use crate::judge::golden::{Score, seeds, values};
 use crate::judge::paper::{Claim, Operand, Statement};
 use crate::judge::stats::holm;
 use crate::measure::metrics::modes::{COLLAPSED, STATES};
 use serde::Serialize;
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "verdict", rename_all = "kebab-case")]
-pub enum ClaimVerdict {
-    Holds,
-    DoesNotHold,
-    /// `seeds_needed` is the estimated number of seeds on each side for a decision; `None` if it
-    /// cannot be estimated.
-    Undecided {
-        seeds_needed: Option<usize>,
-    },
-    NotTested,
-}
 
 /// A verdict with its reason.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -117,12 +105,6 @@ pub fn evaluate(claim: &Claim, scores: &[Score], scale: &str) -> Judgement {
 /// True if a scale takes too few steps for any network to learn.
 pub fn handful(scale: &str) -> bool {
     matches!(scale, "smoke" | "drill")
-}
-
-pub(super) struct Decision {
-    pub verdict: ClaimVerdict,
-    pub reason: String,
-    pub p: Option<f64>,
 }
 
 /// Decides a claim. The error gives the reason why it is not tested.

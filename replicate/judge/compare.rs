@@ -4,11 +4,32 @@
 //! names share training images and noise, too. If both sides have the same seeds, the test is
 //! therefore a paired t-test; otherwise it is Welch's t-test of the means.
 
-use crate::judge::claims::{ClaimVerdict, Decision};
-use crate::judge::golden::{Sample, Score, TIME, plain, values};
+use crate::judge::golden::{Sample, Score, TIME, plain, signed, values};
 use crate::judge::paper::Operand;
 use crate::judge::stats::{t_cdf, t_quantile};
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// The verdict on a claim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "verdict", rename_all = "kebab-case")]
+pub enum ClaimVerdict {
+    Holds,
+    DoesNotHold,
+    /// `seeds_needed` is the estimated number of seeds on each side for a decision; `None` if it
+    /// cannot be estimated.
+    Undecided {
+        seeds_needed: Option<usize>,
+    },
+    NotTested,
+}
+
+/// A verdict with its reason, and the p-value of its test.
+pub(super) struct Decision {
+    pub verdict: ClaimVerdict,
+    pub reason: String,
+    pub p: Option<f64>,
+}
 
 /// Level of every test, one-sided.
 const LEVEL: f64 = 0.05;
@@ -314,10 +335,6 @@ pub(super) fn undecided(reason: String, seeds_needed: Option<usize>, p: Option<f
     Decision { verdict: ClaimVerdict::Undecided { seeds_needed }, reason, p }
 }
 
-fn signed(x: f64) -> String {
-    if x < 0.0 { format!("−{}", plain(-x)) } else { plain(x) }
-}
-
-pub(super) fn p_text(p: f64) -> String {
+fn p_text(p: f64) -> String {
     if p < 0.0001 { "p < 0.0001".to_string() } else { format!("p = {p:.4}") }
 }

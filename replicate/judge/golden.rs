@@ -684,6 +684,11 @@ pub(crate) fn plain(x: f64) -> String {
     if x.fract() == 0.0 { format!("{x}") } else { format!("{x:.*}", decimals(x)) }
 }
 
+/// As [`plain`], with a proper minus sign.
+pub(crate) fn signed(x: f64) -> String {
+    if x < 0.0 { format!("−{}", plain(-x)) } else { plain(x) }
+}
+
 /// Formats two different numbers with enough digits to show that they differ.
 fn distinct(a: f64, b: f64) -> (String, String) {
     let shown = |digits: usize| (format!("{a:.digits$}"), format!("{b:.digits$}"));

@@ -127,10 +127,14 @@ pub enum Statement {
 
 impl Statement {
     /// Returns the cells of the claim: rows, each with its overrides.
-    pub fn rows(&self) -> Vec<&str> {
+    pub fn rows(&self) -> Vec<String> {
+        self.clone().rows_mut().into_iter().map(|row| row.clone()).collect()
+    }
+
+    fn rows_mut(&mut self) -> Vec<&mut String> {
         match self {
             Statement::Less { left, right, .. } | Statement::Near { left, right, .. } => {
-                [left, right].into_iter().filter_map(|operand| operand.row()).collect()
+                [left, right].into_iter().filter_map(Operand::row_mut).collect()
             }
             Statement::Collapsed { row }
             | Statement::CollapsedEarly { row }
@@ -140,38 +144,22 @@ impl Statement {
     }
 }
 
-impl Claim {
-    /// Returns the claim about `rows` with these overrides, for another reading of the settings.
-    pub fn under(&self, changes: &str, rows: &[&str]) -> Claim {
-        let cell = |row: &String| {
-            if rows.contains(&row.as_str()) { format!("{row}+{changes}") } else { row.clone() }
-        };
-        let operand = |operand: &Operand| match operand {
-            Operand::Metric { metric, row } => Operand::Metric { metric: metric.clone(), row: cell(row) },
-            number => number.clone(),
-        };
-        let statement = match &self.statement {
-            Statement::Less { left, right, factor } => {
-                Statement::Less { left: operand(left), right: operand(right), factor: *factor }
-            }
-            Statement::Near { left, right, factor } => {
-                Statement::Near { left: operand(left), right: operand(right), factor: *factor }
-            }
-            Statement::Collapsed { row } => Statement::Collapsed { row: cell(row) },
-            Statement::CollapsedEarly { row } => Statement::CollapsedEarly { row: cell(row) },
-            Statement::NotCollapsed { row } => Statement::NotCollapsed { row: cell(row) },
-            Statement::Untestable => Statement::Untestable,
-        };
-        Claim { statement, ..self.clone() }
-    }
-}
-
 impl Operand {
-    fn row(&self) -> Option<&str> {
+    fn row_mut(&mut self) -> Option<&mut String> {
         match self {
             Operand::Metric { row, .. } => Some(row),
             Operand::Number(_) => None,
         }
+    }
+}
+
+impl Claim {
+    /// Returns the claim about `rows` with these overrides, for another reading of the settings.
+    pub fn under(&self, changes: &str, rows: &[&str]) -> Claim {
+        let mut claim = self.clone();
+        let changed = claim.statement.rows_mut().into_iter().filter(|row| rows.contains(&row.as_str()));
+        changed.for_each(|row| *row += &format!("+{changes}"));
+        claim
     }
 }
 

@@ -85,7 +85,7 @@ pub fn check(
         }
         Against::Claims => {
             let named = |claim: &&Claim| {
-                let row = |cell: &&str| cell.split('+').next().unwrap_or_default().to_string();
+                let row = |cell: &String| cell.split('+').next().unwrap_or_default().to_string();
                 cells.len() == all.len()
                     || claim.statement.rows().iter().any(|cell| rows.contains(&row(cell).as_str()))
             };
