@@ -1,50 +1,50 @@
-//! Curves as SVG: one small panel for each quantity, all rows of a table in it.
+//! Draws curves as SVG: one panel for each quantity, with all rows of a table.
 //!
-//! Colours and dashes are classes of page.css, so that a panel is legible on
-//! light and on dark ground. A value that is not finite breaks its line.
+//! Colours and dashes are classes of page.css, so a panel is legible on a light and on a dark
+//! background. A value that is not finite breaks its line.
 
 use maud::{Markup, html};
 use std::fmt::Write;
 
-/// The rows that have a colour and a dash of their own; more rows share them.
+/// Number of styles, each a colour and a dash; further rows repeat them.
 pub(crate) const STYLES: usize = 8;
 
 /// One quantity over the images that a generator was trained on.
 pub(crate) struct Panel<'a> {
     pub title: &'a str,
     pub y: Range,
-    /// Values with a meaning, drawn across the panel, and what they mean.
+    /// Values to draw across the panel, each with its label.
     pub levels: &'a [(f64, String)],
     pub rows: &'a [Row<'a>],
 }
 
-/// What the vertical axis shows.
+/// Range of the vertical axis.
 #[derive(Clone, Copy)]
 pub(crate) enum Range {
-    /// At least this much, linear.
+    /// Linear; covers at least this range.
     Fixed(f64, f64),
-    /// All values: from 0, or logarithmic where the largest is more than
+    /// Covers all values: linear from 0, or logarithmic if the largest is more than
     /// [`DECADES_FROM`] times the smallest.
     Fitted,
 }
 
 /// The seeds of one row of a table.
 pub(crate) struct Row<'a> {
-    /// Stands at the right end of its lines.
+    /// Label at the right end of its lines.
     pub name: &'a str,
-    /// Of the colour and the dash; taken modulo [`STYLES`].
+    /// Number of its style, modulo [`STYLES`].
     pub style: usize,
     pub lines: Vec<Line>,
 }
 
 pub(crate) struct Line {
-    /// Shown by a pointer that rests on the line.
+    /// Tooltip.
     pub title: String,
-    /// (images, value), by images.
+    /// (images, value), sorted by images.
     pub points: Vec<(f64, f64)>,
 }
 
-/// A linear axis from 0 would hide the smaller values of a wider span than this.
+/// Ratio of the largest to the smallest value above which a linear axis would hide the small ones.
 const DECADES_FROM: f64 = 10.0;
 
 const WIDTH: f64 = 360.0;
@@ -53,15 +53,15 @@ const LEFT: f64 = 36.0;
 const RIGHT: f64 = 284.0;
 const TOP: f64 = 24.0;
 const BOTTOM: f64 = 216.0;
-/// Between the base lines of two names.
+/// Distance of the base lines of two names.
 const NAME_PITCH: f64 = 11.0;
-/// Of the text of a level, with room to spare.
+/// Upper bound of the width of a level's label.
 const LEVEL_WIDTH: f64 = 104.0;
-/// Longer names do not fit beside the panel.
+/// Most characters of a name that fit beside the panel.
 const NAME_LENGTH: usize = 14;
 
 impl Panel<'_> {
-    /// The panel as an `svg` element, or `None` where no point can be drawn.
+    /// Draws the panel as an `svg` element; `None` if it has no point.
     pub(crate) fn svg(&self) -> Option<Markup> {
         let points = || self.rows.iter().flat_map(|row| &row.lines).flat_map(|line| &line.points);
         let finite = |&&(images, value): &&(f64, f64)| images.is_finite() && value.is_finite();
@@ -124,17 +124,17 @@ impl Panel<'_> {
     }
 }
 
-/// A coordinate.
+/// Formats a coordinate.
 pub(super) fn round(x: f64) -> String {
     format!("{x:.1}")
 }
 
-/// The vertical coordinate of `value`.
+/// Returns the vertical coordinate of `value`.
 fn height(y: &Axis, value: f64) -> Option<f64> {
     Some(BOTTOM - (BOTTOM - TOP) * y.share(value)?)
 }
 
-/// Both axes with their numbers.
+/// Draws both axes with their ticks.
 fn frame(x: &Axis, y: &Axis) -> Markup {
     html! {
         @for tick in y.ticks() {
@@ -173,7 +173,7 @@ impl Range {
     }
 }
 
-/// A piece of a row's line for a legend.
+/// Draws a piece of a row's line for a legend.
 pub(crate) fn swatch(style: usize) -> Markup {
     html! {
         svg.swatch viewBox="0 0 30 10" aria-hidden="true" {
@@ -183,20 +183,21 @@ pub(crate) fn swatch(style: usize) -> Markup {
 }
 
 pub(super) struct Axis {
-    /// In decades where the axis is logarithmic.
+    /// In decades if the axis is logarithmic.
     low: f64,
     high: f64,
     pub log: bool,
 }
 
 impl Axis {
-    /// Half a per cent longer than asked for, so that no line lies on the edge.
+    /// Makes a linear axis. It is half a per cent longer, so that no line lies on the edge.
     pub fn linear(low: f64, high: f64) -> Axis {
         let high = if high > low { high } else { low + 1.0 };
         Axis { low, high: high + 0.005 * (high - low), log: false }
     }
 
-    /// From 0 at the low end to 1 at the high end; `None` where the axis has no place for `value`.
+    /// Returns the position of `value`, from 0 at the low end to 1 at the high end; `None` if it
+    /// lies outside.
     pub fn share(&self, value: f64) -> Option<f64> {
         let value = if self.log { value.log10() } else { value };
         let share = (value - self.low) / (self.high - self.low);
@@ -222,7 +223,55 @@ impl Axis {
     }
 }
 
-/// The multiples of 1, 2 or 5 times a power of ten from `low` to `high`, at most about `count`.
+/// Height of the first line of a plot with one line for each row.
+pub(super) const TOP_LINE: f64 = 22.0;
+/// Distance of two such lines.
+pub(super) const PITCH: f64 = 17.0;
+
+/// Returns the vertical coordinate of the middle of line `i`.
+pub(super) fn line_at(i: usize) -> f64 {
+    TOP_LINE + PITCH * (i as f64 + 0.5)
+}
+
+/// A horizontal axis of a plot with one line for each row.
+pub(super) struct Span {
+    pub axis: Axis,
+    /// Left and right end.
+    pub ends: (f64, f64),
+}
+
+impl Span {
+    /// Returns the horizontal coordinate of `value`; `None` if it lies outside.
+    pub fn place(&self, value: f64) -> Option<f64> {
+        Some(self.ends.0 + (self.ends.1 - self.ends.0) * self.axis.share(value)?)
+    }
+
+    /// Returns the points of `values` on the line at `y`, for [`dots`].
+    pub fn row(&self, values: &[f64], y: f64) -> Vec<Option<(f64, f64)>> {
+        values.iter().map(|value| Some((self.place(*value)?, y))).collect()
+    }
+
+    /// Draws the line at `y`.
+    pub fn grid(&self, y: f64) -> Markup {
+        html! { path.grid d={ "M" (self.ends.0) " " (round(y)) "H" (self.ends.1) } {} }
+    }
+
+    /// Draws the axis at `bottom` with its ticks.
+    pub fn ticks(&self, bottom: f64) -> Markup {
+        html! {
+            path.axis d={ "M" (self.ends.0) " " (round(bottom)) "H" (self.ends.1) } {}
+            @for tick in self.axis.ticks() {
+                @if let Some(x) = self.place(tick) {
+                    path.axis d={ "M" (round(x)) " " (round(bottom)) "v4" } {}
+                    text class="tick x" x=(round(x)) y=(round(bottom + 15.0)) { (short(tick)) }
+                }
+            }
+        }
+    }
+}
+
+/// Returns the multiples of 1, 2 or 5 times a power of ten from `low` to `high`, at most about
+/// `count`.
 fn multiples(low: f64, high: f64, count: f64) -> Vec<f64> {
     let raw = (high - low) / count;
     let power = 10f64.powf(raw.log10().floor());
@@ -234,8 +283,8 @@ fn multiples(low: f64, high: f64, count: f64) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-/// A tick: `0.2`, `5`, `20k`, `1.5M`.
-pub(super) fn short(x: f64) -> String {
+/// Formats a tick: `0.2`, `5`, `20k`, `1.5M`.
+fn short(x: f64) -> String {
     let (x, unit) = match x.abs() {
         a if a >= 1e9 => return format!("{x:e}"),
         a if a >= 1e6 => (x / 1e6, "M"),
@@ -247,7 +296,7 @@ pub(super) fn short(x: f64) -> String {
     format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// `M…L…`, begun anew after every gap.
+/// Returns the path of a line, with a new start after every gap.
 fn path(points: &[Option<(f64, f64)>]) -> String {
     let mut out = String::new();
     let mut pen = 'M';
@@ -263,13 +312,13 @@ fn path(points: &[Option<(f64, f64)>]) -> String {
     out
 }
 
-/// Lines of no length, which round caps turn into dots.
+/// Returns the path of dots: lines of no length, which get round caps.
 pub(super) fn dots(points: &[Option<(f64, f64)>]) -> String {
     points.iter().flatten().map(|(x, y)| format!("M{x:.1} {y:.1}h0")).collect()
 }
 
-/// The right end of a level's text under the height `at` where the fewest lines cross it,
-/// as far to the right as that allows.
+/// Returns the right end of a level's label below the height `at`, at the place where the fewest
+/// lines cross it; the rightmost of such places.
 fn clear_of<'a>(lines: impl Iterator<Item = &'a Vec<Option<(f64, f64)>>> + Clone, at: f64) -> f64 {
     let crossings = |right: f64| {
         let inside = |(x, y): (f64, f64)| {
@@ -287,7 +336,7 @@ fn clear_of<'a>(lines: impl Iterator<Item = &'a Vec<Option<(f64, f64)>>> + Clone
     places.min_by_key(|right| crossings(*right)).expect("a panel is wider than a text")
 }
 
-/// Moves sorted heights apart, as little as it takes to set names at them.
+/// Moves sorted heights apart, as little as possible, so that names at them do not overlap.
 fn spread(at: &[f64]) -> Vec<f64> {
     let mut placed = at.to_vec();
     for i in 1..placed.len() {

@@ -1,4 +1,4 @@
-//! The curves of the page: what each run measured of its generator on the way.
+//! Training curves of the page: interim scores of each run's generator.
 
 pub use crate::experiment::run::Moment as Point;
 use crate::measure::evaluate::TARGETS;
@@ -11,18 +11,18 @@ use crate::report::tables::metric_names;
 use crate::text::thousands;
 use maud::{Markup, html};
 
-/// What one run measured of its generator on the way.
+/// Interim scores of one run.
 #[derive(Clone)]
 pub struct Curve {
     /// The id of a row of a table.
     pub row: String,
     pub label: String,
     pub seed: u64,
-    /// By images; the first is the initialisation, at 0 images.
+    /// Sorted by images; the first is the initialisation, at 0 images.
     pub points: Vec<Point>,
 }
 
-/// Whether it meets both conditions of "collapsed".
+/// True if the point meets both conditions of "collapsed".
 pub(crate) fn collapsed(point: &Point) -> bool {
     point.recall < COLLAPSED_RECALL && point.classes < COLLAPSED_CLASSES * TARGETS as f64
 }
@@ -31,14 +31,14 @@ fn finite(point: &Point) -> bool {
     [point.fd, point.recall, point.classes].into_iter().all(f64::is_finite)
 }
 
-/// The curves of one row; never empty, nor is one of them.
+/// The curves of one row. Neither the list nor a curve is empty.
 struct Seeds<'a> {
     row: &'a str,
     curves: Vec<&'a Curve>,
 }
 
-/// FD, recall and effective classes over images of the `rows` that have curves: the charts,
-/// and the same in numbers; `None` where no row has any.
+/// Draws FD, recall and effective classes over images for the `rows` that have curves, and makes a
+/// table of them; `None` if no row has a curve.
 pub(crate) fn figure(title: &str, rows: &[&str], curves: &[&Curve], scale: &str) -> Option<(Markup, Table)> {
     let of = |row: &str| curves.iter().filter(|curve| curve.row == row).copied().collect();
     let mut rows: Vec<Seeds> = rows.iter().map(|row| Seeds { row, curves: of(row) }).collect();
@@ -106,7 +106,7 @@ fn panel(
     Panel { title, y, levels, rows: &rows }.svg()
 }
 
-/// The images from which on every point of `curve` lies below both bounds.
+/// Returns the number of images from which on every point of `curve` lies below both bounds.
 fn below_since(curve: &Curve) -> Option<u64> {
     curve.points.iter().rev().take_while(|point| collapsed(point)).last().map(|point| point.images)
 }
@@ -115,7 +115,7 @@ fn since(images: u64) -> String {
     if images == 0 { "from the start".to_string() } else { format!("from {} images", thousands(images)) }
 }
 
-/// What the lines show, for those who do not see them.
+/// Makes a table of the curves, for readers who cannot see the charts.
 fn in_numbers(title: &str, fd: &str, rows: &[Seeds]) -> Table {
     let number = |title: String, key| Column::new(title, key, Content::Number);
     let columns = vec![

@@ -1,5 +1,5 @@
-//! Pictures of what the runs have left: the paper's figures, a strip for each run, and the
-//! overview's panels. Every picture shows the images of the same latents.
+//! Pictures of stored samples: the paper's figures, a strip for each run, and the overview's panels.
+//! All pictures show images of the same latents.
 
 use crate::data::Images;
 use crate::data::grid::{GRID, png_grid, png_strip};
@@ -9,32 +9,32 @@ use crate::report::tables::{UNLEARNED, metric_names, stand_in};
 use crate::text::thousands;
 use std::io::Cursor;
 
-/// What one finished cell offers for the pictures.
+/// Images and scores of a finished cell, for the pictures.
 pub struct Panel {
     pub row: String,
-    /// As the tables call the row.
+    /// Label of the row in the tables.
     pub label: String,
     pub seed: u64,
-    /// The images seen and the samples then, the initialisation's first; none for a row that
-    /// is only sampled.
+    /// Numbers of training images, each with the samples at that moment. The initialisation comes
+    /// first. Empty for a row that is only sampled.
     pub grids: Vec<(u64, Images)>,
-    /// The final samples.
+    /// Final samples.
     pub samples: Option<Images>,
     pub fd: Option<f64>,
     pub recall: Option<f64>,
-    /// As the tables print it.
+    /// State as the tables print it.
     pub state: String,
 }
 
-/// The panels of Figure 1 are squares of so many columns.
+/// Columns and rows of the panels of Figure 1.
 const SMALL: usize = 4;
 const ZOOM: usize = 4;
-/// Latents followed through a strip.
+/// Number of latents in a strip.
 const FOLLOWED: usize = 20;
 /// Images of a row in the overview.
 pub const SHOWN: usize = 8;
 
-/// Figures 1a to 1c and 2 to 5 of the paper, as far as their rows are there. `second` is the
+/// Makes the paper's Figures 1a to 1c and 2 to 5, as far as their rows were run. `second` is the
 /// paper's Table 2, whose last row is the full initialisation.
 pub fn figures(panels: &[Panel], second: &[Row2], scale: &str) -> Vec<Figure> {
     let find = |row: &Row2| panels.iter().find(|panel| panel.row == row.cell);
@@ -74,8 +74,8 @@ pub fn figures(panels: &[Panel], second: &[Row2], scale: &str) -> Vec<Figure> {
     made.collect()
 }
 
-/// One strip for each trained row: a row of images for each moment, the initialisation on top,
-/// a column for each latent.
+/// Makes one strip for each trained row: a row of images for each moment, with the initialisation on
+/// top, and a column for each latent.
 pub fn strips(panels: &[Panel], scale: &str) -> Vec<Figure> {
     let made = panels.iter().filter(|panel| !panel.grids.is_empty()).filter_map(|panel| {
         let moments: Vec<Images> = panel.grids.iter().map(|(_, images)| first(images, FOLLOWED)).collect();
@@ -95,7 +95,7 @@ pub fn strips(panels: &[Panel], scale: &str) -> Vec<Figure> {
     made.collect()
 }
 
-/// The overview's picture of some images.
+/// Makes the overview's picture of some images.
 pub fn tile(images: &Images) -> Option<Picture> {
     Picture::of(png_grid(&first(images, SHOWN), SHOWN / 2, (48 / images.size).max(1)))
 }
@@ -104,12 +104,12 @@ fn setting(scale: &str) -> String {
     format!("Scale {scale}{}", stand_in(scale))
 }
 
-/// Those of Table 2, in its order.
+/// Returns the panels of Table 2, in its order.
 fn there<'a>(panels: &'a [Panel], second: &[Row2]) -> impl Iterator<Item = &'a Panel> {
     second.iter().filter_map(|row| panels.iter().find(|panel| panel.row == row.cell))
 }
 
-/// The first collapsed row of Table 2, else the one with the least recall.
+/// Returns the first collapsed row of Table 2, or else the one with the least recall.
 fn least_covering<'a>(panels: &'a [Panel], second: &[Row2]) -> Option<&'a Panel> {
     let rows = || there(panels, second);
     let recall = |panel: &&Panel| panel.recall.unwrap_or(f64::INFINITY);
@@ -132,13 +132,13 @@ fn worst_text(panel: &Panel, panels: &[Panel], second: &[Row2]) -> String {
     }
 }
 
-/// The first `n` images, or all.
+/// Returns the first `n` images, or all if there are fewer.
 fn first(images: &Images, n: usize) -> Images {
     images.chosen(&(0..n.min(images.len())).collect::<Vec<_>>())
 }
 
-/// The images of a grid that [`png_grid`] wrote with the columns and the zoom of [`GRID`], as
-/// runs leave them; `None` for anything else.
+/// Reads the images of a grid that [`png_grid`] wrote with the columns and the zoom of [`GRID`];
+/// `None` for any other file.
 pub fn tiles(png: &[u8]) -> Option<Images> {
     let mut reader = png::Decoder::new(Cursor::new(png)).read_info().ok()?;
     let mut rgb = vec![0; reader.output_buffer_size()?];

@@ -1,4 +1,4 @@
-//! Results as tables, charts and pages. Nothing here changes one, and nothing is judged here.
+//! Prints results as tables, charts and pages. It neither changes nor judges them.
 
 pub mod chart;
 pub mod curves;

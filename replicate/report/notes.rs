@@ -1,18 +1,19 @@
-//! The sentences that no table can say: the verdict, which runs have not learned, and which
-//! rows have seen other images than the rest.
+//! Findings beside the paper's tables: the verdict in two sentences, the runs that have not learned,
+//! and the differences between rows.
 
-use crate::experiment::{Recipe, Scale, all_rows};
 use crate::judge::claims::{ClaimResult, ClaimVerdict, handful};
-use crate::judge::golden::{Comparison, Score, Status};
-use crate::judge::paper::{Kind, Row1};
+use crate::judge::differences::{COVERAGE, Difference, Gap};
+use crate::judge::golden::{Comparison, Score, Status, signed};
 use crate::measure::metrics::modes::COLLAPSED;
 use crate::report::curves::{Curve, collapsed};
+use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
+use crate::report::tables::metric_name;
 use crate::report::verdicts::{claim_counts, status_counts};
-use crate::text::{and, thousands};
+use crate::text::and;
 use std::collections::BTreeSet;
 
-/// What a reader wants to know first, in two sentences: how the paper's claims stand, and how
-/// this run compares with golden. `own` and `golden` are seeds.
+/// Returns the two sentences of the verdict: the counts of the paper's claims, and the comparison of
+/// this run with golden. `own` and `golden` are seeds.
 pub fn verdict(
     claims: &[ClaimResult],
     comparisons: &[Comparison],
@@ -56,9 +57,9 @@ pub fn verdict(
     vec![first, format!("This run of {} {compared}{alone}.", list(own))]
 }
 
-/// Row and seed of the runs that meet the criterion of collapse only because they have not
-/// learned: they met it before training, and training brought them no nearer to the data.
-/// After a handful of steps these are all that meet it.
+/// Returns row and seed of the runs that meet the criterion of collapse because they have not
+/// learned: they met it before training, and training did not lower their Fréchet distance. At a
+/// scale with a handful of steps, these are all runs that meet it.
 pub fn unlearned(scores: &[Score], curves: &[Curve], scale: &str) -> BTreeSet<(String, u64)> {
     let stayed = |curve: &Curve| {
         let (Some(start), Some(end)) = (curve.points.first(), curve.points.last()) else { return false };
@@ -69,7 +70,8 @@ pub fn unlearned(scores: &[Score], curves: &[Curve], scale: &str) -> BTreeSet<(S
     all.filter(|s| handful(scale) || run(s)).map(|s| (s.cell(), s.seed)).collect()
 }
 
-/// Said once of all `runs` that have not learned, where some could have.
+/// Returns a note on the `runs` that have not learned; `None` if there are none, or if the scale has
+/// too few steps to learn.
 pub fn not_learned(runs: &BTreeSet<(String, u64)>, scale: &str) -> Option<String> {
     let names: Vec<String> = runs.iter().map(|(row, seed)| format!("{row}-s{seed}")).collect();
     (!names.is_empty() && !handful(scale)).then(|| {
@@ -81,45 +83,49 @@ pub fn not_learned(runs: &BTreeSet<(String, u64)>, scale: &str) -> Option<String
     })
 }
 
-/// What the trained rows have seen where it is not what the others have.
-pub(crate) fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
-    let Some(scale) = Scale::ALL.into_iter().find(|known| known.name() == scale) else {
-        return Vec::new();
+/// Makes the table of the differences between the rows that the claims compare.
+pub fn difference_table(differences: &[Difference], labels: &[(String, String)], scale: &str) -> Table {
+    let gap = |gap: &Option<Gap>| match gap {
+        None => Cell::Nothing,
+        Some(gap @ Gap { mean, half, paired }) => {
+            let interval = half.map_or(String::new(), |h| {
+                let welch = if *paired { "" } else { " (Welch)" };
+                format!(" [{}, {}]{welch}", signed(mean - h), signed(mean + h))
+            });
+            let tone = if half.is_none() || gap.tells() { Tone::Plain } else { Tone::Dim };
+            Cell::Text(signed(*mean) + &interval, tone)
+        }
     };
-    let recipe = Recipe::of(scale);
-    let shared = recipe.budget.images;
-    let trained = rows.iter().filter(|row| row.kind == Kind::Run).filter_map(|row| {
-        let known = all_rows().find(|known| known.id == row.id)?;
-        known.method.training.map(|training| (row, known, training))
-    });
-    let mut notes = Vec::new();
-    for (row, known, training) in trained {
-        let seen = thousands(recipe.images_of(&known));
-        if training.from_scratch.is_some() {
-            notes.push(format!(
-                "{}: without pre-training; it sees {seen} images, the others {} after a pre-training of {}.",
-                row.label,
-                thousands(shared),
-                thousands(recipe.pretraining.images)
-            ));
-        }
-        if training.at_most.is_some_and(|most| most < shared) {
-            notes
-                .push(format!("{}: its training ends after {seen} images, as the published one.", row.label));
-        }
-        if let Some(first) = known.generator {
-            let label =
-                rows.iter().find(|row| row.id == first.row).map_or(first.row, |row| row.label.as_str());
-            let (whose, images) = match recipe.has_checkpoint(known.start) {
-                true => (format!("the published generator of {label}"), first.published),
-                false => (format!("the generator of {label} of the same seed"), shared),
-            };
-            notes.push(format!(
-                "{}: it goes on from {whose}, which had seen {} images; its own are {seen}.",
-                row.label,
-                thousands(images)
-            ));
-        }
-    }
-    notes
+    let row = |d: &Difference| Row {
+        id: format!("{}-{}-{}", d.metric, d.left, d.right),
+        cells: vec![
+            Cell::text(metric_name(&d.metric, scale)),
+            Cell::text(format!("{} − {}", label(labels, &d.left), label(labels, &d.right))),
+            gap(&d.golden),
+            gap(&d.own),
+        ],
+        ..Row::default()
+    };
+    let columns = vec![
+        Column::new("metric", "metric", Content::Text),
+        Column::new("rows", "rows", Content::Text),
+        Column::new("golden's seeds", "golden", Content::Text),
+        Column::new("this run", "own", Content::Text),
+    ];
+    let title = format!(
+        "Mean difference of the pairs of one seed with its {:.0} % interval, where both rows have two seeds or \
+         more; Welch's where pairs are missing.",
+        100.0 * COVERAGE
+    );
+    let notes = vec![
+        "The intervals are not corrected for the number of pairs. All seeds share one pre-training, so the intervals \
+         do not include its variation."
+            .to_string(),
+    ];
+    Table { name: "Differences".into(), title, columns, rows: differences.iter().map(row).collect(), notes }
+}
+
+/// Returns the label of a cell, such as `DiJS`, or its name if no table has it.
+pub(crate) fn label<'a>(labels: &'a [(String, String)], cell: &'a str) -> &'a str {
+    labels.iter().find(|(known, _)| known == cell).map_or(cell, |(_, label)| label)
 }

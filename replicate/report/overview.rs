@@ -1,30 +1,71 @@
-//! The first screen: a contact sheet of every row, and how far each lies from the data. Seeds
-//! are dots, golden's interval is a bar; the paper's numbers have a panel of their own, since
-//! they are of other images and features.
+//! The first screen of the page: a contact sheet of every row, and a plot of its distance from the
+//! data. Seeds are dots, and golden's interval is a bar. The paper's numbers have a panel of their
+//! own, because they belong to other images and features.
 
 use crate::judge::paper::Fid;
-use crate::report::chart::{Axis, Range, dots, round, short};
-use crate::report::page::{Page, Picture, Sampled, image};
+use crate::report::chart::{Axis, PITCH, Range, Span, TOP_LINE, dots, line_at, round};
 use crate::report::tables::metric_names;
+use crate::train::watch::png_size;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html};
 
-/// More rows than these are drawn smaller.
+/// Most rows with large tiles; more rows get small ones.
 const FEW: usize = 12;
 
 const WIDTH: f64 = 440.0;
-const TOP: f64 = 22.0;
-const PITCH: f64 = 17.0;
-/// Left and right end of our panel, and of the paper's.
+/// Left and right end of the panel of our values.
 const OURS: (f64, f64) = (132.0, 338.0);
+/// Left and right end of the panel of the paper's values.
 const PAPERS: (f64, f64) = (358.0, 432.0);
 
-/// Real images, teacher and every row, and how far each lies from the data.
-pub(crate) fn overview(page: &Page) -> Markup {
-    let fd = metric_names(&page.scale).0;
-    let pictured = page.rows.iter().filter_map(|row| Some((row, row.picture.as_ref()?)));
+/// A row of the overview.
+#[derive(Default)]
+pub struct Sampled {
+    pub label: String,
+    /// The Fréchet distance of each seed.
+    pub seeds: Vec<(u64, f64)>,
+    /// Golden's interval for one more seed: low end, mean, high end.
+    pub golden: Option<(f64, f64, f64)>,
+    pub paper: Option<Fid>,
+    /// State as the tables print it; empty if the row was not run.
+    pub state: String,
+    /// Eight samples, of the same latents in every row; `None` if the row was not run.
+    pub picture: Option<Picture>,
+}
+
+impl Sampled {
+    /// True if the row is healthy on all seeds, or was not run.
+    fn healthy(&self) -> bool {
+        self.state.is_empty() || self.state == "healthy"
+    }
+}
+
+/// A PNG, which the page enlarges without smoothing.
+#[derive(Clone)]
+pub struct Picture {
+    pub png: Vec<u8>,
+    /// In pixels.
+    pub width: u32,
+    /// In pixels.
+    pub height: u32,
+}
+
+impl Picture {
+    /// Makes a picture; `None` if `png` is not a PNG.
+    pub fn of(png: Vec<u8>) -> Option<Picture> {
+        let (width, height) = png_size(&png)?;
+        Some(Picture { png, width, height })
+    }
+}
+
+/// Makes the contact sheet with the real images, the teacher and every row, and the dot plot.
+pub(super) fn overview(scale: &str, real: Option<&Picture>, rows: &[Sampled]) -> Markup {
+    let fd = metric_names(scale).0;
+    let pictured = rows.iter().filter_map(|row| Some((row, row.picture.as_ref()?)));
     let tiles: Vec<(&Sampled, &Picture)> = pictured.collect();
-    let plot = dot_plot(&page.rows, fd);
-    if tiles.is_empty() && page.real.is_none() && plot.is_none() {
+    let plot = dot_plot(rows, fd);
+    if tiles.is_empty() && real.is_none() && plot.is_none() {
         return html! {};
     }
     let size = if tiles.len() > FEW { "sheet many" } else { "sheet few" };
@@ -32,7 +73,7 @@ pub(crate) fn overview(page: &Page) -> Markup {
         div.overview {
             figure.contact {
                 div class=(size) {
-                    @if let Some(real) = &page.real {
+                    @if let Some(real) = real {
                         div.tile { (image(real, "Training images")) b { "Training images" } span { "real" } }
                     }
                     @for (row, picture) in &tiles {
@@ -66,14 +107,14 @@ pub(crate) fn overview(page: &Page) -> Markup {
     }
 }
 
-/// The mean over the seeds; the plot beside it shows their spread.
+/// Formats the mean over the seeds; the plot shows their spread.
 fn distance(fd: &str, seeds: &[(u64, f64)]) -> Markup {
     let mean = seeds.iter().map(|seed| seed.1).sum::<f64>() / seeds.len() as f64;
     html! { @if !seeds.is_empty() { abbr { (fd) } (format!(" {mean:.2}")) } }
 }
 
-/// The plot as an `svg` element, or `None` where nothing can be drawn. `name` is what our
-/// panel measures.
+/// Draws the plot as an `svg` element; `None` if no value is finite. `name` is the metric of our
+/// panel.
 fn dot_plot(rows: &[Sampled], name: &str) -> Option<Markup> {
     let ours = rows.iter().flat_map(|row| {
         let golden = row.golden.map(|(_, mean, high)| [mean, high]);
@@ -83,18 +124,14 @@ fn dot_plot(rows: &[Sampled], name: &str) -> Option<Markup> {
     if ours.is_empty() {
         return None;
     }
-    let axis = Range::Fitted.axis(ours.into_iter());
+    let ours = Span { axis: Range::Fitted.axis(ours.into_iter()), ends: OURS };
     let printed = rows.iter().filter_map(|row| match row.paper {
         Some(Fid::Value(fid)) => Some(fid),
         _ => None,
     });
-    let papers = Axis::linear(0.0, printed.fold(0.0, f64::max));
-    let bottom = TOP + PITCH * rows.len() as f64;
-    let at = |i: usize| TOP + PITCH * (i as f64 + 0.5);
-    let title = if axis.log { format!("{name}, logarithmic") } else { name.to_string() };
-    let spots = |row: &Sampled, y: f64| -> Vec<Option<(f64, f64)>> {
-        row.seeds.iter().map(|(_, x)| Some((place(&axis, OURS, *x)?, y))).collect()
-    };
+    let papers = Span { axis: Axis::linear(0.0, printed.fold(0.0, f64::max)), ends: PAPERS };
+    let bottom = TOP_LINE + PITCH * rows.len() as f64;
+    let title = if ours.axis.log { format!("{name}, logarithmic") } else { name.to_string() };
     let told = |row: &Sampled| {
         let seeds: Vec<String> = row.seeds.iter().map(|(seed, x)| format!("seed {seed}: {x:.2}")).collect();
         let golden = row.golden.map(|(low, mean, high)| format!("golden {mean:.2}, {low:.2} to {high:.2}"));
@@ -106,25 +143,25 @@ fn dot_plot(rows: &[Sampled], name: &str) -> Option<Markup> {
             aria-label={ (title) " of each row, and the paper's FID beside it" } {
             text.name x=(OURS.0) y="12" { (title) }
             text.name.papers x=(PAPERS.0) y="12" { "paper's FID" }
-            (ticks(&axis, OURS, bottom))
-            (ticks(&papers, PAPERS, bottom))
-            @for (i, row) in rows.iter().enumerate() {
-                text class="tick y" x=(OURS.0 - 8.0) y=(round(at(i) + 3.5)) { (row.label) }
-                path.grid d={ "M" (OURS.0) " " (round(at(i))) "H" (OURS.1) } {}
-                path.grid d={ "M" (PAPERS.0) " " (round(at(i))) "H" (PAPERS.1) } {}
+            (ours.ticks(bottom))
+            (papers.ticks(bottom))
+            @for (row, y) in rows.iter().zip((0..).map(line_at)) {
+                text class="tick y" x=(OURS.0 - 8.0) y=(round(y + 3.5)) { (row.label) }
+                (ours.grid(y))
+                (papers.grid(y))
                 g.s0 {
                     title { (told(row)) }
-                    @if let Some((low, high, mean)) = row.golden.and_then(|bar| ends(&axis, bar)) {
-                        path.bar d={ "M" (round(low)) " " (round(at(i))) "H" (round(high)) } {}
-                        path.mean d={ "M" (round(mean)) " " (round(at(i) - 4.0)) "v8" } {}
+                    @if let Some((low, high, mean)) = row.golden.and_then(|bar| ends(&ours, bar)) {
+                        path.bar d={ "M" (round(low)) " " (round(y)) "H" (round(high)) } {}
+                        path.mean d={ "M" (round(mean)) " " (round(y - 4.0)) "v8" } {}
                     }
-                    path.spots d=(dots(&spots(row, at(i)))) {}
+                    path.spots d=(dots(&ours.row(&row.seeds.iter().map(|seed| seed.1).collect::<Vec<_>>(), y))) {}
                 }
                 @match row.paper {
-                    Some(Fid::Value(fid)) => @if let Some(x) = place(&papers, PAPERS, fid) {
-                        g.s7 { path.spots d={ "M" (round(x)) " " (round(at(i))) "h0" } {} }
+                    Some(Fid::Value(fid)) => @if let Some(x) = papers.place(fid) {
+                        g.s7 { path.spots d={ "M" (round(x)) " " (round(y)) "h0" } {} }
                     },
-                    Some(Fid::Collapsed) => text class="tick papers" x=(PAPERS.0 + 3.0) y=(round(at(i) + 3.5)) { "collapsed" },
+                    Some(Fid::Collapsed) => text class="tick papers" x=(PAPERS.0 + 3.0) y=(round(y + 3.5)) { "collapsed" },
                     None => {},
                 }
             }
@@ -132,24 +169,16 @@ fn dot_plot(rows: &[Sampled], name: &str) -> Option<Markup> {
     })
 }
 
-fn place(axis: &Axis, (left, right): (f64, f64), value: f64) -> Option<f64> {
-    Some(left + (right - left) * axis.share(value)?)
+/// Returns the coordinates of both ends of a bar and of its mean. An end outside the axis lies at
+/// its edge.
+fn ends(span: &Span, (low, mean, high): (f64, f64, f64)) -> Option<(f64, f64, f64)> {
+    let mean = span.place(mean)?;
+    Some((span.place(low).unwrap_or(OURS.0), span.place(high).unwrap_or(OURS.1), mean))
 }
 
-/// Both ends of a bar and its mean. An end that the axis has no place for lies at its edge.
-fn ends(axis: &Axis, (low, mean, high): (f64, f64, f64)) -> Option<(f64, f64, f64)> {
-    let mean = place(axis, OURS, mean)?;
-    Some((place(axis, OURS, low).unwrap_or(OURS.0), place(axis, OURS, high).unwrap_or(OURS.1), mean))
-}
-
-fn ticks(axis: &Axis, (left, right): (f64, f64), bottom: f64) -> Markup {
+pub(super) fn image(picture: &Picture, alt: &str) -> Markup {
+    let Picture { png, width, height } = picture;
     html! {
-        path.axis d={ "M" (left) " " (round(bottom)) "H" (right) } {}
-        @for tick in axis.ticks() {
-            @if let Some(x) = place(axis, (left, right), tick) {
-                path.axis d={ "M" (round(x)) " " (round(bottom)) "v4" } {}
-                text class="tick x" x=(round(x)) y=(round(bottom + 15.0)) { (short(tick)) }
-            }
-        }
+        img src={ "data:image/png;base64," (STANDARD.encode(png)) } alt=(alt) width=(width) height=(height);
     }
 }

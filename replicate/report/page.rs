@@ -1,140 +1,98 @@
-//! The report as one page that needs nothing else. Pure: no files, no tensors, no clock; the
-//! same [`Page`] gives the same bytes.
+//! Writes the report as one self-contained HTML page. It reads no file and no clock: the same
+//! [`Page`] gives the same bytes.
 //!
-//! The page asks for nothing from outside and runs no script, which its
-//! Content-Security-Policy enforces; what it links to is opened by a click alone.
+//! The page loads nothing and runs no script, and its Content-Security-Policy enforces that. Links
+//! open only on a click.
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict};
-use crate::judge::paper::{Fid, Origin, Setting};
+use crate::judge::paper::{Origin, Setting};
 use crate::report::curves::{self, Curve};
-use crate::report::overview::overview;
+pub use crate::report::overview::{Picture, Sampled};
+use crate::report::overview::{image, overview};
 use crate::report::studies::{self, Studies};
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use crate::report::verdicts::{VERDICTS, claim_text, numbers};
 use crate::text::{capital, duration, thousands};
-use crate::train::watch::png_size;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use std::collections::BTreeSet;
 
-/// Everything that the page shows. What is empty is left out, and named as such.
+/// Content of the page. The page omits empty parts and lists them.
 #[derive(Default)]
 pub struct Page {
     pub scale: String,
-    /// What the program says of its version.
+    /// Version of the program.
     pub program: String,
-    /// Text and address of what the page links to.
+    /// Text and address of each link.
     pub links: Vec<(String, String)>,
     /// Two sentences.
     pub verdict: Vec<String>,
-    /// What would decide more.
+    /// The results that would decide more claims.
     pub next: Option<Missing>,
     /// Eight training images.
     pub real: Option<Picture>,
     /// Every row that has a cell, in the tables' order.
     pub rows: Vec<Sampled>,
     pub claims: Vec<ClaimResult>,
-    /// What must be said once of the claims.
+    /// Notes on all claims.
     pub notes: Vec<String>,
     pub differences: Table,
-    /// What each claim comes to at other scales and under other readings.
+    /// The verdict on each claim at other scales and under other readings.
     pub readings: Table,
     pub studies: Studies,
     pub tables: Vec<Table>,
-    /// Drawn with the table that has the row. A cell that stands in two tables under two ids
-    /// is passed once under each.
+    /// Curves, which are drawn with the table of their row. A cell with a row in both tables has
+    /// curves under both ids.
     pub curves: Vec<Curve>,
     pub figures: Vec<Figure>,
     /// One for each run: samples of the same noise at several moments of the training.
     pub strips: Vec<Figure>,
-    /// paper/setup.csv; those that the paper states are only counted.
+    /// Lines of paper/setup.csv. The page only counts those that the paper states.
     pub choices: Vec<Setting>,
     /// Names and values of the settings at this scale.
     pub settings: Vec<(&'static str, String)>,
     pub runs: Vec<Run>,
     pub missing: Vec<Missing>,
-    /// What the store has of other scales, and what reports it.
+    /// Results of other scales in the store, with the commands that report them.
     pub others: Vec<Missing>,
-}
-
-/// A row of the overview.
-#[derive(Default)]
-pub struct Sampled {
-    pub label: String,
-    /// The Fréchet distance of each seed.
-    pub seeds: Vec<(u64, f64)>,
-    /// Where golden expects one more seed: low end, mean, high end.
-    pub golden: Option<(f64, f64, f64)>,
-    pub paper: Option<Fid>,
-    /// As the tables print it.
-    pub state: String,
-    /// Eight samples, of the same latents in every row; `None` where it has not been run.
-    pub picture: Option<Picture>,
-}
-
-impl Sampled {
-    /// On all seeds; what has not been run is not ill.
-    pub(crate) fn healthy(&self) -> bool {
-        self.state.is_empty() || self.state == "healthy"
-    }
-}
-
-/// Pixel art: it is enlarged without smoothing.
-#[derive(Clone)]
-pub struct Picture {
-    pub png: Vec<u8>,
-    /// In pixels.
-    pub width: u32,
-    /// In pixels.
-    pub height: u32,
-}
-
-impl Picture {
-    /// `None` where `png` is not the file of a PNG.
-    pub fn of(png: Vec<u8>) -> Option<Picture> {
-        let (width, height) = png_size(&png)?;
-        Some(Picture { png, width, height })
-    }
 }
 
 pub struct Figure {
     pub id: String,
     pub caption: String,
     pub picture: Picture,
-    /// What the rows of a strip are, from the top.
+    /// Labels of a strip's rows, from the top.
     pub marks: Vec<String>,
 }
 
-/// What the manifest of one run says.
+/// Provenance of one run, from its manifest.
 pub struct Run {
     pub row: String,
     pub seed: u64,
     /// SHA-256 of the experiment's text.
     pub key: String,
-    /// SHA-256 of what the run made.
+    /// SHA-256 over the run's outputs.
     pub result_digest: String,
     pub date: String,
     pub commit: String,
-    /// Whether the sources differed from the commit.
+    /// True if the sources differed from the commit.
     pub dirty: bool,
     pub machine: String,
-    /// Of the files of others that the run was made from.
+    /// Licences of third-party files that the run used.
     pub licences: Vec<String>,
-    /// The class within which the same experiment gives the same bytes.
+    /// Determinism class, within which the same experiment gives the same bytes.
     pub determinism: String,
     pub wall_seconds: f64,
     pub images: u64,
-    /// The canonical text.
+    /// Canonical text of the experiment.
     pub experiment: String,
-    /// Makes the run again.
+    /// Command that repeats the run.
     pub command: String,
 }
 
-/// A result that the report should have.
+/// A result that the report lacks.
 pub struct Missing {
     pub what: String,
-    /// Makes it.
+    /// Command that makes it.
     pub command: String,
 }
 
@@ -142,13 +100,13 @@ const STYLE: &str = include_str!("page.css");
 pub(crate) const TITLE: &str = "One-step generators without distillation: a re-run";
 /// The name of the link that sentences refer to as ERRATA.md.
 pub const ERRATA: &str = "ERRATA";
-/// In the table; the whole digest stands with the experiment's text.
+/// Digits of a digest in the table; the whole digest stands with the experiment's text.
 const SHORT_DIGEST: usize = 12;
 
 /// A part of the page: id, heading, content.
 type Section = (String, String, Markup);
 
-/// The page as a complete HTML document.
+/// Writes the page as a complete HTML document.
 pub fn html(page: &Page) -> String {
     let mut ids = Ids::default();
     let mut sections: Vec<Section> = Vec::new();
@@ -189,7 +147,7 @@ pub fn html(page: &Page) -> String {
                     @for sentence in &page.verdict { p.verdict { (sentence) } }
                     @if let Some(Missing { what, command }) = &page.next { p.next { (what) ": " code { (command) } } }
                 }
-                (overview(page))
+                (overview(&page.scale, page.real.as_ref(), &page.rows))
                 nav aria-label="Contents" {
                     ol { @for (id, title, _) in &sections { li { a href={ "#" (id) } { (title) } } } }
                 }
@@ -199,12 +157,12 @@ pub fn html(page: &Page) -> String {
             }
         }
     };
-    // Characters that HTML has no place for.
+    // HTML forbids these characters.
     let unfit = |c: char| c.is_control() && !matches!(c, '\t' | '\n');
     document.into_string().replace(unfit, "\u{fffd}")
 }
 
-/// Ids that have been given to elements; no two are the same.
+/// Ids of elements, which must be unique.
 #[derive(Default)]
 struct Ids(BTreeSet<String>);
 
@@ -220,13 +178,6 @@ impl Ids {
     }
 }
 
-pub(crate) fn image(picture: &Picture, alt: &str) -> Markup {
-    let Picture { png, width, height } = picture;
-    html! {
-        img src={ "data:image/png;base64," (STANDARD.encode(png)) } alt=(alt) width=(width) height=(height);
-    }
-}
-
 fn missing(page: &Page) -> Option<Markup> {
     let absent = absent(page);
     (!page.missing.is_empty() || absent.is_some()).then(|| {
@@ -237,14 +188,14 @@ fn missing(page: &Page) -> Option<Markup> {
     })
 }
 
-/// What each command makes or shows; `None` where there is none.
+/// Lists commands with their results; `None` if there are none.
 fn commands(all: &[Missing]) -> Option<Markup> {
     (!all.is_empty()).then(|| {
         html! { ul.missing { @for Missing { what, command } in all { li { (what) ": " code { (command) } } } } }
     })
 }
 
-/// A sentence that names the parts which are empty.
+/// Lists the empty parts of the page in one sentence.
 pub(crate) fn absent(page: &Page) -> Option<String> {
     let parts = [
         ("claims", page.claims.is_empty()),
@@ -260,7 +211,7 @@ pub(crate) fn absent(page: &Page) -> Option<String> {
     (!absent.is_empty()).then(|| format!("This report has no {}.", absent.join(", no ")))
 }
 
-/// A table as HTML. Notes that were `said` already are left out.
+/// Writes a table as HTML, without the notes that are in `said` already.
 fn table_html(table: &Table, id: &str, ids: &mut Ids, said: &mut BTreeSet<String>) -> Markup {
     let columns: Vec<&Column> = table.visible().into_iter().map(|i| &table.columns[i]).collect();
     let notes: Vec<&String> = table.notes.iter().filter(|note| said.insert(note.to_string())).collect();
@@ -316,7 +267,7 @@ fn class(column: &Column, tone: Tone) -> Option<String> {
     (!class.is_empty()).then_some(class)
 }
 
-/// A box in which something wide scrolls, also by keyboard.
+/// Makes a box that scrolls wide content, also by keyboard.
 fn scroll_box(name: &str, content: Markup) -> Markup {
     html! { div.scroll role="region" aria-label=(name) tabindex="0" { (content) } }
 }
@@ -326,7 +277,7 @@ fn claims(page: &Page, ids: &mut Ids) -> Option<Markup> {
         return None;
     }
     let golden = page.claims.iter().any(|claim| claim.golden.is_some());
-    // Those of one reason together, where the first of them stands.
+    // Claims with the same reason stand together, at the place of the first.
     let place = |claim: &&ClaimResult| page.claims.iter().position(|other| numbers(other) == numbers(claim));
     let with = |verdict: &str| -> Vec<&ClaimResult> {
         let has = |claim: &&ClaimResult| claim_text(&claim.leading().verdict).0 == verdict;
@@ -346,7 +297,7 @@ fn claims(page: &Page, ids: &mut Ids) -> Option<Markup> {
         @for (verdict, claims) in &groups {
             h3 { span class=(claim_text(&claims[0].leading().verdict).1.class()) { (capital(verdict)) } " (" (claims.len()) ")" }
             @let body = claims_of(page, verdict, claims, golden, ids);
-            // What was not tested is long and says little.
+            // The claims that were not tested are many, so they are folded.
             @if *verdict == VERDICTS[3] { details { summary { (claims.len()) " claims" } (body) } } @else { (body) }
         }
         @if !differences.rows.is_empty() {
@@ -360,7 +311,7 @@ fn claims(page: &Page, ids: &mut Ids) -> Option<Markup> {
     })
 }
 
-/// Claims of one verdict; those of one reason share it.
+/// Lists the claims of one verdict; claims with the same reason share its text.
 fn claims_of(page: &Page, verdict: &str, all: &[&ClaimResult], golden: bool, ids: &mut Ids) -> Markup {
     html! {
         @for alike in all.chunk_by(|a, b| numbers(a) == numbers(b)) {
@@ -384,7 +335,7 @@ fn claims_of(page: &Page, verdict: &str, all: &[&ClaimResult], golden: bool, ids
     }
 }
 
-/// `text` with a link where it names the list of errata.
+/// Links the name of the list of errata in `text`.
 fn linked(page: &Page, text: &str) -> Markup {
     let errata = page.links.iter().find(|(name, _)| name == ERRATA);
     html! {
@@ -400,7 +351,7 @@ fn linked(page: &Page, text: &str) -> Markup {
     }
 }
 
-/// The curves of the rows of each table, then those of other rows.
+/// Draws the curves of each table's rows, then those of other rows.
 fn all_curves(page: &Page, ids: &mut Ids) -> Option<Markup> {
     let drawn: Vec<&Curve> = page.curves.iter().filter(|curve| !curve.points.is_empty()).collect();
     let mut groups: Vec<(&str, Vec<&str>)> = page
@@ -495,7 +446,7 @@ fn runs(page: &Page, ids: &mut Ids) -> Option<Markup> {
         ("result", Content::Text),
         ("machine", Content::Text),
     ];
-    // Said once where it is the same for all.
+    // A machine that all runs share is named once, below the table.
     let machine = page.runs.iter().all(|run| run.machine == page.runs[0].machine);
     let shown = titles.len() - usize::from(machine);
     let short = |digest: &str| Cell::text(digest.chars().take(SHORT_DIGEST).collect::<String>());

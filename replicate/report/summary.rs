@@ -1,4 +1,4 @@
-//! The report without pictures: as Markdown, for the summary of a CI job, and as JSON.
+//! Writes the report without pictures: as Markdown, for the summary of a CI job, and as JSON.
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict};
 use crate::judge::golden::{Comparison, Score};
@@ -10,11 +10,11 @@ use crate::report::verdicts::claims_table;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
-/// What GitHub accepts as the summary of one step, in bytes.
+/// Most bytes that GitHub accepts as the summary of one step.
 const SUMMARY_LIMIT: usize = 1024 * 1024;
 
-/// The verdict, the claims that were tested, the tables and what is missing, as GitHub's
-/// Markdown, never longer than a job summary may be.
+/// Writes the verdict, the claims that were tested, the tables and the missing results as GitHub's
+/// Markdown. It is cut at the length limit of a job summary.
 pub fn markdown(page: &Page) -> String {
     let mut out = format!("# {TITLE}\n\n{}\n", plain(&scale_note(&page.scale)));
     for sentence in page.verdict.iter().chain([&page.program]).filter(|text| !text.is_empty()) {
@@ -56,8 +56,9 @@ pub fn markdown(page: &Page) -> String {
     within_limit(out)
 }
 
-/// Every result with its provenance, golden's verdicts, the claims and what is missing, as
-/// `paper/results.schema.json` describes them. Numbers have every digit; null is not finite.
+/// Writes every result with its provenance, the verdicts of golden, the claims and the missing
+/// results, in the form of `paper/results.schema.json`. Numbers have full precision; a number that
+/// is not finite is null.
 pub fn json(page: &Page, scores: &[Score], comparisons: &[Comparison]) -> String {
     let results = page.runs.iter().map(|run| {
         let of_run = scores.iter().filter(|score| score.row == run.row && score.seed == run.seed);
@@ -81,9 +82,9 @@ pub fn json(page: &Page, scores: &[Score], comparisons: &[Comparison]) -> String
     serde_json::to_string_pretty(&report).expect("strings, numbers and lists of them") + "\n"
 }
 
-/// Cut after a whole line, with a word on it, where it would be too long.
+/// Cuts a text that is too long after a whole line, and adds a note.
 fn within_limit(mut text: String) -> String {
-    const CUT: &str = "\nCut here: a job summary holds no more. The HTML report has the rest.\n";
+    const CUT: &str = "\nCut here: a job summary has a length limit. The HTML report has the rest.\n";
     if text.len() > SUMMARY_LIMIT {
         let end = text.as_bytes()[..SUMMARY_LIMIT - CUT.len()].iter().rposition(|b| *b == b'\n');
         text.truncate(end.map_or(0, |i| i + 1));
@@ -92,7 +93,7 @@ fn within_limit(mut text: String) -> String {
     text
 }
 
-/// A code span of Markdown.
+/// Makes a code span of Markdown.
 fn code(text: &str) -> String {
     let text = text.replace(['\n', '\r'], " ");
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);

@@ -1,27 +1,27 @@
-//! One table, three printers: text for a terminal, Markdown, CSV. The page prints the same
-//! table as HTML. Nothing is judged here: verdicts come in as text.
+//! A table with three printers: text for a terminal, Markdown and CSV. The page prints the same table
+//! as HTML. Verdicts are passed in as text.
 
 use crate::judge::golden::{Sample, csv_line};
 use std::fmt::Write;
 
-/// A table of results, ready to be printed.
+/// A table of results.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Table {
-    /// `Table 1`
+    /// Name such as `Table 1`.
     pub name: String,
-    /// A sentence.
+    /// One sentence.
     pub title: String,
     pub columns: Vec<Column>,
     pub rows: Vec<Row>,
-    /// What a reader must know before comparing the numbers.
+    /// Sentences that explain the numbers.
     pub notes: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
-    /// As people read it.
+    /// Heading.
     pub title: String,
-    /// Its name in CSV.
+    /// Name in CSV.
     pub key: &'static str,
     pub content: Content,
 }
@@ -32,39 +32,39 @@ pub enum Content {
     Text,
     /// Aligned right.
     Number,
-    /// Printed by the paper: set apart from what was measured.
+    /// A number of the paper, in another style than the measurements.
     Paper,
     /// `mean ± sd`; three columns in CSV.
     Sample,
-    /// As `Sample`, but people see the mean only, so that a wide table stays legible.
+    /// As `Sample`, but only CSV has the deviation, so that a wide table stays legible.
     Mean,
-    /// In CSV alone.
+    /// Only in CSV.
     Data,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     pub id: String,
-    /// The heading that it stands under; empty where the table has none.
+    /// Heading above the row; empty for none.
     pub section: String,
-    /// Whether its id is one that the program runs.
+    /// True if the program can run the row by its id.
     pub runs: bool,
-    /// One per column.
+    /// One cell for each column.
     pub cells: Vec<Cell>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell {
     Text(String, Tone),
-    /// With the decimals that people see.
+    /// A number with its decimals outside of CSV.
     Number(f64, usize),
-    /// With the decimals that people see.
+    /// A sample with its decimals outside of CSV.
     Sample(Sample, usize),
-    /// Nothing is printed, measured or to be said here.
+    /// An empty cell.
     Nothing,
 }
 
-/// How a verdict is coloured.
+/// Colour of a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tone {
     Plain,
@@ -86,7 +86,7 @@ impl Tone {
         if colour && !code.is_empty() { format!("{code}{text}\x1b[0m") } else { text.to_string() }
     }
 
-    /// The class of page.css.
+    /// Returns the class in page.css.
     pub(crate) fn class(self) -> &'static str {
         match self {
             Tone::Plain => "",
@@ -103,7 +103,8 @@ impl Cell {
         Cell::Text(text.into(), Tone::Plain)
     }
 
-    /// As people read it; a sample with its `n` where the rows' numbers of seeds differ.
+    /// Formats the cell for people. `counted` adds a sample's `n`, for rows with different numbers of
+    /// seeds.
     pub(crate) fn shown(&self, content: Content, counted: bool) -> String {
         match self {
             Cell::Text(text, _) => text.clone(),
@@ -126,7 +127,7 @@ impl Cell {
         }
     }
 
-    /// Ours with full precision, the paper's as it prints them; nothing in place of a number.
+    /// Formats the cell for CSV: samples with full precision, the paper's numbers as printed.
     fn csv(&self, content: Content) -> Vec<String> {
         match (content, self) {
             (Content::Sample | Content::Mean, Cell::Sample(sample, _)) => {
@@ -151,7 +152,7 @@ impl Column {
 }
 
 impl Table {
-    /// The number of seeds, where every sample has the same; a note can say that once.
+    /// Returns the number of seeds if it is the same for every sample.
     pub fn seeds(&self) -> Option<usize> {
         let mut all = self.rows.iter().flat_map(|row| &row.cells).filter_map(|cell| match cell {
             Cell::Sample(sample, _) => Some(sample.n),
@@ -161,23 +162,23 @@ impl Table {
         all.all(|n| n == first).then_some(first)
     }
 
-    /// Numbers of the columns that people see.
+    /// Returns the indices of the columns that are not only in CSV.
     pub(crate) fn visible(&self) -> Vec<usize> {
         (0..self.columns.len()).filter(|i| self.columns[*i].content != Content::Data).collect()
     }
 
-    /// Rows of the same heading together.
+    /// Groups the rows by heading.
     pub(crate) fn sections(&self) -> impl Iterator<Item = &[Row]> {
         self.rows.chunk_by(|a, b| a.section == b.section)
     }
 
-    /// What stands in the visible cells of `row`.
+    /// Formats the visible cells of `row`.
     pub(crate) fn texts(&self, row: &Row) -> Vec<String> {
         let counted = self.seeds().is_none();
         self.visible().into_iter().map(|i| row.cells[i].shown(self.columns[i].content, counted)).collect()
     }
 
-    /// What stands in one row, in one line.
+    /// Formats one row as one line.
     pub fn line(&self, id: &str) -> Option<String> {
         let row = self.rows.iter().find(|row| row.id == id)?;
         let cells = self.visible().into_iter().zip(self.texts(row)).filter(|(_, text)| text != "-");
@@ -188,7 +189,7 @@ impl Table {
         Some(format!("{}: {}", self.name, named.collect::<Vec<_>>().join(", ")))
     }
 
-    /// For a terminal; columns as wide as their content.
+    /// Prints for a terminal, with columns as wide as their content.
     pub fn to_text(&self, colour: bool) -> String {
         let columns: Vec<&Column> = self.visible().into_iter().map(|i| &self.columns[i]).collect();
         let mut widths: Vec<usize> = columns.iter().map(|c| c.title.chars().count()).collect();
@@ -229,13 +230,13 @@ impl Table {
         out
     }
 
-    /// `Table 1. Sample quality …`
+    /// Returns the heading, such as `Table 1. Sample quality …`.
     fn heading(&self) -> String {
         let there = [&self.name, &self.title].into_iter().filter(|text| !text.is_empty());
         there.map(String::as_str).collect::<Vec<_>>().join(". ")
     }
 
-    /// GitHub's Markdown.
+    /// Prints as GitHub's Markdown.
     pub fn to_markdown(&self) -> String {
         let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
         let columns: Vec<&Column> = self.visible().into_iter().map(|i| &self.columns[i]).collect();
@@ -262,8 +263,8 @@ impl Table {
         out
     }
 
-    /// For programs: ours with full precision, a sample as mean, `_sd` and `_n`, empty where
-    /// there is no number; the notes are left out.
+    /// Prints as CSV, without the notes. Our numbers have full precision; a sample takes three
+    /// columns: its mean, `_sd` and `_n`. A missing number is empty.
     pub fn to_csv(&self) -> String {
         let mut header = vec!["id".to_string(), "section".to_string()];
         for column in &self.columns {
@@ -285,14 +286,14 @@ impl Table {
     }
 }
 
-/// A cell that no spreadsheet takes for a formula.
+/// Quotes a cell that a spreadsheet would take for a formula.
 fn inert(cell: String) -> String {
     let begins = cell.starts_with(['=', '@']);
     let signed = cell.starts_with(['+', '-']) && cell.contains(['(', '|', '!', '&']);
     if begins || signed { format!("'{cell}") } else { cell }
 }
 
-/// Text in Markdown that means itself, on one line.
+/// Escapes text for Markdown, on one line.
 pub(crate) fn plain(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

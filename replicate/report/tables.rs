@@ -1,17 +1,15 @@
-//! The paper's two tables with our measurements beside them, and what `check` prints. All
-//! verdicts are passed in.
+//! The paper's two tables with our measurements. All verdicts are passed in.
 
-use crate::judge::differences::{COVERAGE, Difference, Gap};
-use crate::judge::golden::{Comparison, STATISTICAL, Sample, Score, Status, TIME, plain, seeds, values};
+use crate::experiment::{Recipe, Scale, all_rows};
+use crate::judge::golden::{Comparison, STATISTICAL, Sample, Score, Status, TIME, seeds, values};
 use crate::judge::paper::{Fid, Kind, Row1, Row2};
 use crate::measure::metrics::modes::{COLLAPSED, STATES};
-use crate::report::notes::budgets;
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
-use crate::report::verdicts::{status_text, status_tone};
+use crate::report::verdicts::status_text;
+use crate::text::thousands;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 
-/// What was measured at one scale, and how it was judged.
+/// Measurements of one scale, with their verdicts.
 #[derive(Clone, Copy)]
 pub struct Measured<'a> {
     pub scale: &'a str,
@@ -21,46 +19,38 @@ pub struct Measured<'a> {
     pub unlearned: &'a BTreeSet<(String, u64)>,
 }
 
-/// Said of a row in place of `collapsed`.
+/// State of a row that has not learned, in place of `collapsed`.
 pub(crate) const UNLEARNED: &str = "not learned";
 
-/// Table 1 of the paper with our measurements. The verdict is the worst over all metrics of
-/// the cell, also those that have no column.
+/// Metrics with columns, by name, each with its decimals.
+pub(super) type Metrics = [(&'static str, usize)];
+
+/// Makes the paper's Table 1 with our measurements. The verdict is the worst over all metrics of the
+/// cell, including those without a column.
 pub fn table1(rows: &[Row1], measured: Measured) -> Table {
-    let (fd, is) = metric_names(measured.scale);
-    let columns = [
-        Column::new("method", "method", Content::Text),
-        Column::new("NFE", "nfe", Content::Number),
-        Column::new(fd, "fd", Content::Sample),
-        Column::new(is, "is", Content::Sample),
-        Column::new("state", "state", Content::Text),
-        Column::new("vs golden", "golden", Content::Text),
-        Column::new("paper FID", "paper_fid", Content::Paper),
-        Column::new("paper IS", "paper_is", Content::Paper),
-    ];
+    const METRICS: &Metrics = &[("fd", 2), ("is", 2)];
+    let name = [Column::new("method", "method", Content::Text), Column::new("NFE", "nfe", Content::Number)];
+    let paper = ["FID", "IS"].into_iter().zip(["paper_fid", "paper_is"]);
+    let paper = paper.map(|(name, key)| Column::new(format!("paper {name}"), key, Content::Paper));
+    let columns = name.into_iter().chain(measured.columns(METRICS)).chain(paper).collect();
     let printed = |x: Option<f64>| x.map_or(Cell::Nothing, |x| Cell::Number(x, 2));
     let cells = rows.iter().map(|row| {
-        let ours = match row.kind {
-            Kind::Cited => {
-                let cited = Cell::Text("cited".to_string(), Tone::Dim);
-                [Cell::Nothing, Cell::Nothing, Cell::Nothing, cited]
-            }
-            Kind::Run => [
-                measured.cell(&row.id, "fd", 2),
-                measured.cell(&row.id, "is", 2),
-                measured.state_cell(&row.id),
-                measured.verdict(&row.id),
-            ],
+        let (runs, tone) = match row.kind {
+            Kind::Cited => (false, Tone::Dim),
+            Kind::Run => (true, Tone::Plain),
         };
-        let runs = row.kind == Kind::Run;
-        let name = Cell::Text(row.label.clone(), if runs { Tone::Plain } else { Tone::Dim });
-        let cells = [name, Cell::Number(row.nfe.into(), 0)].into_iter().chain(ours);
-        let cells = cells.chain([printed(row.fid), printed(row.is)]).collect();
+        let mut cells = vec![Cell::Text(row.label.clone(), tone), Cell::Number(row.nfe.into(), 0)];
+        match runs {
+            true => cells.extend(measured.cells(&row.id, METRICS)),
+            false => {
+                cells.extend([Cell::Nothing, Cell::Nothing, Cell::Nothing, Cell::Text("cited".into(), tone)])
+            }
+        }
+        cells.extend([printed(row.fid), printed(row.is)]);
         let cell = if runs { row.id.as_str() } else { "" };
         (cell, Row { id: row.id.clone(), section: row.section.clone(), runs, cells })
     });
-    let mut table =
-        measured.table("Table 1", "Sample quality on CIFAR-10.", columns.to_vec(), cells.collect());
+    let mut table = measured.table("Table 1", "Sample quality on CIFAR-10.", columns, cells.collect());
     let done = rows.iter().filter(|row| !measured.of(&row.id, "fd").is_empty()).count();
     table.title += &format!(" Rows measured: {done} of {}.", rows.len());
     table.notes.extend(budgets(rows, measured.scale));
@@ -79,40 +69,66 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
     table
 }
 
-/// Table 2 of the paper with our measurements. Its last row is a cell of Table 1.
+/// Returns notes on the trained rows whose number of training images differs from the others'.
+fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
+    let Some(scale) = Scale::ALL.into_iter().find(|known| known.name() == scale) else {
+        return Vec::new();
+    };
+    let recipe = Recipe::of(scale);
+    let shared = recipe.budget.images;
+    let trained = rows.iter().filter(|row| row.kind == Kind::Run).filter_map(|row| {
+        let known = all_rows().find(|known| known.id == row.id)?;
+        known.method.training.map(|training| (row, known, training))
+    });
+    let mut notes = Vec::new();
+    for (row, known, training) in trained {
+        let seen = thousands(recipe.images_of(&known));
+        if training.from_scratch.is_some() {
+            notes.push(format!(
+                "{}: without pre-training; it sees {seen} images, the others {} after a pre-training of {}.",
+                row.label,
+                thousands(shared),
+                thousands(recipe.pretraining.images)
+            ));
+        }
+        if training.at_most.is_some_and(|most| most < shared) {
+            notes
+                .push(format!("{}: its training ends after {seen} images, as the published one.", row.label));
+        }
+        if let Some(first) = known.generator {
+            let label =
+                rows.iter().find(|row| row.id == first.row).map_or(first.row, |row| row.label.as_str());
+            let (whose, images) = match recipe.has_checkpoint(known.start) {
+                true => (format!("the published generator of {label}"), first.published),
+                false => (format!("the generator of {label} of the same seed"), shared),
+            };
+            notes.push(format!(
+                "{}: it goes on from {whose}, which had seen {} images; its own are {seen}.",
+                row.label,
+                thousands(images)
+            ));
+        }
+    }
+    notes
+}
+
+/// Makes the paper's Table 2 with our measurements. Its last row is a cell of Table 1.
 pub fn table2(rows: &[Row2], measured: Measured) -> Table {
-    let columns = [
-        Column::new("initialization", "initialization", Content::Text),
-        Column::new("dataset", "dataset", Content::Text),
-        Column::new(metric_names(measured.scale).0, "fd", Content::Sample),
-        Column::new("recall", "recall", Content::Mean),
-        Column::new("precision", "precision", Content::Mean),
-        Column::new("classes", "classes", Content::Mean),
-        Column::new("diversity", "diversity", Content::Mean),
-        Column::new("state", "state", Content::Text),
-        Column::new("vs golden", "golden", Content::Text),
-        Column::new("paper FID", "paper_fid", Content::Paper),
-    ];
+    const METRICS: &Metrics = &[("fd", 2), ("recall", 3), ("precision", 3), ("classes", 2), ("diversity", 3)];
+    let name = ["initialization", "dataset"].map(|name| Column::new(name, name, Content::Text));
+    let paper = Column::new("paper FID", "paper_fid", Content::Paper);
+    let columns = name.into_iter().chain(measured.columns(METRICS)).chain([paper]).collect();
     let cells = rows.iter().map(|row| {
-        let cells = vec![
-            Cell::text(&row.initialization),
-            row.dataset.as_ref().map_or(Cell::Nothing, Cell::text),
-            measured.cell(&row.cell, "fd", 2),
-            measured.cell(&row.cell, "recall", 3),
-            measured.cell(&row.cell, "precision", 3),
-            measured.cell(&row.cell, "classes", 2),
-            measured.cell(&row.cell, "diversity", 3),
-            measured.state_cell(&row.cell),
-            measured.verdict(&row.cell),
-            match row.fid {
-                Fid::Value(fid) => Cell::Number(fid, 2),
-                Fid::Collapsed => Cell::text("collapsed"),
-            },
-        ];
+        let dataset = row.dataset.as_ref().map_or(Cell::Nothing, Cell::text);
+        let printed = match row.fid {
+            Fid::Value(fid) => Cell::Number(fid, 2),
+            Fid::Collapsed => Cell::text("collapsed"),
+        };
+        let mut cells = vec![Cell::text(&row.initialization), dataset];
+        cells.extend(measured.cells(&row.cell, METRICS).chain([printed]));
         (row.cell.as_str(), Row { id: row.id.clone(), runs: true, cells, ..Row::default() })
     });
-    let title = "Initialization of the one-step generator.";
-    measured.table("Table 2", title, columns.to_vec(), cells.collect())
+    measured.table("Table 2", "Initialization of the one-step generator.", columns, cells.collect())
 }
 
 impl Measured<'_> {
@@ -120,16 +136,28 @@ impl Measured<'_> {
         values(self.scores, row, self.scale, metric)
     }
 
-    pub(super) fn cell(&self, row: &str, metric: &str, digits: usize) -> Cell {
-        let found = self.of(row, metric);
-        match found.is_empty() {
-            true => Cell::Nothing,
-            false => Cell::Sample(Sample::of(found.into_values()), digits),
-        }
+    /// Makes the columns of [`Measured::cells`].
+    pub(super) fn columns(&self, metrics: &Metrics) -> impl Iterator<Item = Column> {
+        let column = |(metric, _): &(&'static str, usize)| {
+            let content = if ["fd", "is"].contains(metric) { Content::Sample } else { Content::Mean };
+            Column::new(metric_name(metric, self.scale), *metric, content)
+        };
+        let judged = [("state", "state"), ("vs golden", "golden")];
+        let judged = judged.map(|(title, key)| Column::new(title, key, Content::Text));
+        metrics.iter().map(column).chain(judged)
     }
 
-    /// `healthy`, `degraded`, `collapsed` or `not learned` on one seed or all, with counts where
-    /// the seeds differ; empty where nothing is measured.
+    /// Makes the cells of one row: its metrics, its state, and the verdict of golden.
+    pub(super) fn cells(&self, row: &str, metrics: &Metrics) -> impl Iterator<Item = Cell> {
+        let cell = |(metric, digits): &(&'static str, usize)| match self.of(row, metric) {
+            found if found.is_empty() => Cell::Nothing,
+            found => Cell::Sample(Sample::of(found.into_values()), *digits),
+        };
+        metrics.iter().map(cell).chain([self.state_cell(row), self.verdict(row)])
+    }
+
+    /// Returns `healthy`, `degraded`, `collapsed` or `not learned` for one seed or all, with counts
+    /// if the seeds differ; empty if nothing is measured.
     pub fn state(&self, row: &str, only: Option<u64>) -> String {
         let mut counts: Vec<(&str, usize)> = Vec::new();
         let found = self.of(row, "collapse").into_iter();
@@ -148,7 +176,7 @@ impl Measured<'_> {
         }
     }
 
-    pub(super) fn state_cell(&self, row: &str) -> Cell {
+    fn state_cell(&self, row: &str) -> Cell {
         match self.state(row, None) {
             state if state.is_empty() => Cell::Nothing,
             state => {
@@ -158,20 +186,23 @@ impl Measured<'_> {
         }
     }
 
-    /// The worst verdict of the row's metrics, and which are outside.
-    pub(super) fn verdict(&self, row: &str) -> Cell {
+    /// Returns the worst verdict of the row's metrics, with the metrics that are outside.
+    fn verdict(&self, row: &str) -> Cell {
         let compared = || self.comparisons.iter().filter(|c| c.row == row && c.scale == self.scale);
         let worst = compared().map(|c| c.verdict.status).max().unwrap_or(Status::NotRun);
         let outside = compared().filter(|c| c.verdict.status == Status::Outside);
         let outside: BTreeSet<&str> = outside.map(|c| c.metric.as_str()).collect();
-        let mut text = status_text(worst).to_string();
-        if !outside.is_empty() {
-            write!(text, ": {}", outside.into_iter().collect::<Vec<_>>().join(" ")).unwrap();
+        let (text, tone) = status_text(worst);
+        match outside.is_empty() {
+            true => Cell::Text(text.to_string(), tone),
+            false => {
+                Cell::Text(format!("{text}: {}", outside.into_iter().collect::<Vec<_>>().join(" ")), tone)
+            }
         }
-        Cell::Text(text, status_tone(worst))
     }
 
-    /// `rows` with the cells that they show; scale and seeds follow, for programs.
+    /// Makes the table of `rows`, each with the name of its cell. CSV gets columns with the scale and
+    /// the seeds.
     fn table(&self, name: &str, title: &str, mut columns: Vec<Column>, rows: Vec<(&str, Row)>) -> Table {
         columns.push(Column::new("", "scale", Content::Data));
         columns.push(Column::new("", "seeds", Content::Data));
@@ -257,7 +288,7 @@ impl Measured<'_> {
     }
 }
 
-/// What the images are, where the paper's words speak of CIFAR.
+/// Names the images if they are not CIFAR.
 pub(crate) fn stand_in(scale: &str) -> &'static str {
     match scale {
         "smoke" | "mini" | "drill" => ", on glyphs in place of CIFAR",
@@ -265,7 +296,8 @@ pub(crate) fn stand_in(scale: &str) -> &'static str {
     }
 }
 
-/// Only real Inception features make an FID.
+/// Returns the names of the Fréchet distance and of the Inception score. Only the features of
+/// Inception-v3 give an FID.
 pub(crate) fn metric_names(scale: &str) -> (&'static str, &'static str) {
     match scale {
         "smoke" | "mini" | "drill" => ("FD", "IS stand-in"),
@@ -274,7 +306,7 @@ pub(crate) fn metric_names(scale: &str) -> (&'static str, &'static str) {
     }
 }
 
-/// What the numbers of a scale are, and what they compare with; one sentence.
+/// Describes the images, networks and numbers of a scale in one sentence.
 pub(crate) fn scale_note(scale: &str) -> String {
     let text = match scale {
         "smoke" => {
@@ -306,7 +338,7 @@ pub(crate) fn scale_note(scale: &str) -> String {
     format!("{scale}: {text}")
 }
 
-/// Every row that is run, once, in the tables' order: its cell's name and a short label.
+/// Returns the cells of all rows that are run, once each in the tables' order, with short labels.
 pub fn labels(first: &[Row1], second: &[Row2]) -> Vec<(String, String)> {
     // `EDM` of `EDM (Karras et al., 2022)`.
     let short = |label: &str| match label.strip_suffix(')').and_then(|rest| rest.rsplit_once(" (")) {
@@ -325,55 +357,7 @@ pub fn labels(first: &[Row1], second: &[Row2]) -> Vec<(String, String)> {
     all
 }
 
-/// `DiJS`, or the name of the cell where no table has it.
-pub(crate) fn label<'a>(labels: &'a [(String, String)], cell: &'a str) -> &'a str {
-    labels.iter().find(|(known, _)| known == cell).map_or(cell, |(_, label)| label)
-}
-
-/// The rows that the claims compare, and how far they lie apart.
-pub fn difference_table(differences: &[Difference], labels: &[(String, String)], scale: &str) -> Table {
-    let gap = |gap: &Option<Gap>| match gap {
-        None => Cell::Nothing,
-        Some(gap @ Gap { mean, half, paired }) => {
-            let signed = |x: f64| if x < 0.0 { format!("−{}", plain(-x)) } else { plain(x) };
-            let interval = half.map_or(String::new(), |h| {
-                let welch = if *paired { "" } else { " (Welch)" };
-                format!(" [{}, {}]{welch}", signed(mean - h), signed(mean + h))
-            });
-            let tone = if half.is_none() || gap.tells() { Tone::Plain } else { Tone::Dim };
-            Cell::Text(signed(*mean) + &interval, tone)
-        }
-    };
-    let row = |d: &Difference| Row {
-        id: format!("{}-{}-{}", d.metric, d.left, d.right),
-        cells: vec![
-            Cell::text(metric_name(&d.metric, scale)),
-            Cell::text(format!("{} − {}", label(labels, &d.left), label(labels, &d.right))),
-            gap(&d.golden),
-            gap(&d.own),
-        ],
-        ..Row::default()
-    };
-    let columns = vec![
-        Column::new("metric", "metric", Content::Text),
-        Column::new("rows", "rows", Content::Text),
-        Column::new("golden's seeds", "golden", Content::Text),
-        Column::new("this run", "own", Content::Text),
-    ];
-    let title = format!(
-        "Mean difference of the pairs of one seed with its {:.0} % interval, where both rows have two seeds or \
-         more; Welch's where pairs are missing.",
-        100.0 * COVERAGE
-    );
-    let notes = vec![
-        "Each interval is for its own pair and not widened for the number of pairs. Pre-training is done once and \
-         the seeds repeat what comes after it: the intervals do not cover its chance."
-            .to_string(),
-    ];
-    Table { name: "Differences".into(), title, columns, rows: differences.iter().map(row).collect(), notes }
-}
-
-/// A metric as people call it.
+/// Returns the name of a metric for people.
 pub(super) fn metric_name<'a>(metric: &'a str, scale: &str) -> &'a str {
     match metric {
         "fd" => metric_names(scale).0,

@@ -1,4 +1,4 @@
-//! Verdicts against golden and on the claims, as `check` and the page print them.
+//! Prints the verdicts of golden and on the claims, for `check` and the page.
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict, Judgement, ONE_SEED};
 use crate::judge::golden::{Comparison, Status, seeds};
@@ -7,8 +7,8 @@ use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use serde::Serialize;
 use std::fmt::Write;
 
-/// What `check` prints: one line per comparison and per claim, and the counts. A row's
-/// metrics that are all the same share a line.
+/// Returns the output of `check`: the counts, and one line for each comparison and each claim. All
+/// metrics of a row with the same numbers as golden share a line.
 pub fn check_text(comparisons: &[Comparison], claims: &[ClaimResult], own: &[u64], colour: bool) -> String {
     let mut parts = Vec::new();
     if !comparisons.is_empty() {
@@ -48,20 +48,17 @@ fn golden_table(comparisons: &[Comparison]) -> Table {
     let row = |alike: &[Comparison]| {
         let c = &alike[0];
         let metrics: Vec<&str> = alike.iter().map(|c| c.metric.as_str()).collect();
-        let status = Cell::Text(status_text(c.verdict.status).to_string(), status_tone(c.verdict.status));
+        let (status, tone) = status_text(c.verdict.status);
+        let status = Cell::Text(status.to_string(), tone);
         let texts = [&format!("{} {}", c.row, c.scale), &metrics.join(", "), &c.class, &c.verdict.reason];
         Row { cells: [status].into_iter().chain(texts.map(Cell::text)).collect(), ..Row::default() }
     };
     Table { columns, rows: comparisons.chunk_by(alike).map(row).collect(), ..Table::default() }
 }
 
-/// One line a claim: the verdicts, and where `quoted` what the paper says where.
+/// Makes a table with one line for each claim. `quoted` adds the paper's words and their place.
 pub(crate) fn claims_table(claims: &[ClaimResult], notes: Vec<String>, quoted: bool) -> Table {
     let golden = claims.iter().any(|claim| claim.golden.is_some());
-    let verdict = |judged: &Judgement| {
-        let (text, tone) = claim_text(&judged.verdict);
-        Cell::Text(text.to_string(), tone)
-    };
     let cells = |claim: &ClaimResult| {
         [
             (golden, "golden", claim.golden.as_ref().map_or(Cell::Nothing, verdict)),
@@ -83,15 +80,17 @@ pub(crate) fn claims_table(claims: &[ClaimResult], notes: Vec<String>, quoted: b
     Table { columns, rows: claims.iter().map(row).collect(), notes, ..Table::default() }
 }
 
-/// One line a claim: its verdict at each scale and under each reading.
+fn verdict(judged: &Judgement) -> Cell {
+    let (text, tone) = claim_text(&judged.verdict);
+    Cell::Text(text.to_string(), tone)
+}
+
+/// Makes a table with one line for each claim: its verdict at each scale and under each reading.
 pub fn readings_table(claims: &[Claim], readings: &[(String, Vec<Judgement>)]) -> Table {
     let titles = readings.iter().map(|(title, _)| Column::new(title, "", Content::Text));
     let row = |(i, claim): (usize, &Claim)| {
-        let verdict = |(_, judged): &(String, Vec<Judgement>)| {
-            let (text, tone) = claim_text(&judged[i].verdict);
-            Cell::Text(text.to_string(), tone)
-        };
-        let cells = [Cell::text(&claim.id)].into_iter().chain(readings.iter().map(verdict)).collect();
+        let verdicts = readings.iter().map(|(_, judged)| verdict(&judged[i]));
+        let cells = [Cell::text(&claim.id)].into_iter().chain(verdicts).collect();
         Row { id: claim.id.clone(), cells, ..Row::default() }
     };
     let tested = |(i, _): &(usize, &Claim)| {
@@ -105,7 +104,7 @@ pub fn readings_table(claims: &[Claim], readings: &[(String, Vec<Judgement>)]) -
     }
 }
 
-/// The numbers behind a claim's verdicts: golden's, and the run's own where they are others.
+/// Returns the numbers behind a claim's verdicts: golden's, and the run's own if they differ.
 pub(crate) fn numbers(claim: &ClaimResult) -> String {
     let leading = claim.leading();
     match claim.own.verdict == ClaimVerdict::NotTested || claim.own.reason == leading.reason {
@@ -114,7 +113,7 @@ pub(crate) fn numbers(claim: &ClaimResult) -> String {
     }
 }
 
-/// The same as [`check_text`] for programs.
+/// Returns the output of `check` as JSON.
 pub fn check_json(comparisons: &[Comparison], claims: &[ClaimResult]) -> String {
     #[derive(Serialize)]
     struct Check<'a> {
@@ -125,29 +124,21 @@ pub fn check_json(comparisons: &[Comparison], claims: &[ClaimResult]) -> String 
     serde_json::to_string_pretty(&check).expect("strings and numbers only") + "\n"
 }
 
-pub(crate) fn status_text(status: Status) -> &'static str {
+pub(crate) fn status_text(status: Status) -> (&'static str, Tone) {
     match status {
-        Status::Same => "same",
-        Status::Within => "within",
-        Status::NotRun => "not run",
-        Status::NoGolden => "no golden",
-        Status::Outside => "OUTSIDE",
+        Status::Same => ("same", Tone::Good),
+        Status::Within => ("within", Tone::Good),
+        Status::NotRun => ("not run", Tone::Open),
+        Status::NoGolden => ("no golden", Tone::Open),
+        Status::Outside => ("OUTSIDE", Tone::Bad),
     }
 }
 
-pub(crate) fn status_tone(status: Status) -> Tone {
-    match status {
-        Status::Same | Status::Within => Tone::Good,
-        Status::NotRun | Status::NoGolden => Tone::Open,
-        Status::Outside => Tone::Bad,
-    }
-}
-
-/// `12 same, 1 OUTSIDE`
+/// Counts the comparisons by status: `12 same, 1 OUTSIDE`.
 pub(crate) fn status_counts(comparisons: &[Comparison]) -> String {
     let statuses = [Status::Same, Status::Within, Status::Outside, Status::NoGolden, Status::NotRun];
     counts(statuses.map(|status| {
-        (status_text(status), comparisons.iter().filter(|c| c.verdict.status == status).count())
+        (status_text(status).0, comparisons.iter().filter(|c| c.verdict.status == status).count())
     }))
 }
 
@@ -160,10 +151,10 @@ pub(crate) fn claim_text(verdict: &ClaimVerdict) -> (&'static str, Tone) {
     }
 }
 
-/// As `claim_text` says them, those first on which something was measured.
+/// The verdicts of `claim_text`; `not tested` comes last.
 pub(crate) const VERDICTS: [&str; 4] = ["holds", "does not hold", "undecided", "not tested"];
 
-/// `6 hold, 1 does not hold, 24 not tested`
+/// Counts the claims by verdict: `6 hold, 1 does not hold, 24 not tested`.
 pub(crate) fn claim_counts(claims: &[ClaimResult], of: impl Fn(&ClaimResult) -> &Judgement) -> String {
     counts(VERDICTS.map(|text| {
         let n = claims.iter().filter(|claim| claim_text(&of(claim).verdict).0 == text).count();

@@ -14,12 +14,12 @@ use crate::judge::golden::{self, Comparison, Golden, Score, write_scores};
 use crate::judge::paper::{self, Claim, Kind, Row1, Row2};
 use crate::report::curves::Curve;
 use crate::report::figures::{Panel, SHOWN, figures, strips, tile, tiles};
-use crate::report::notes::{not_learned, unlearned, verdict};
+use crate::report::notes::{difference_table, label, not_learned, unlearned, verdict};
 use crate::report::page::{ERRATA, Figure, Missing, Page, Run, Sampled, html};
 use crate::report::studies::Studies;
 use crate::report::summary::{json, markdown};
 use crate::report::table::Table;
-use crate::report::tables::{Measured, difference_table, labels, table1, table2};
+use crate::report::tables::{Measured, labels, table1, table2};
 use crate::report::verdicts::readings_table;
 use crate::text::{counted, duration};
 use std::collections::BTreeSet;
@@ -344,12 +344,7 @@ impl Gathered {
             }
             panels.push(Panel {
                 row: cell.id.to_string(),
-                label: self
-                    .labels
-                    .iter()
-                    .find(|(row, _)| row == cell.id)
-                    .map_or(cell.id, |(_, l)| l)
-                    .to_string(),
+                label: label(&self.labels, cell.id).to_string(),
                 seed: *seed,
                 grids,
                 samples: tiles(&outcome.scores.entry.read(SAMPLES)?),

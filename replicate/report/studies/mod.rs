@@ -1,5 +1,5 @@
-//! "What decides collapse": for each study what was measured at each value, and along the
-//! training, and one sentence of verdict made from these numbers.
+//! The page's section "What decides collapse": the measurements of each study, along the training as
+//! well, and one sentence of verdict on them.
 
 mod chart;
 
@@ -8,34 +8,34 @@ use crate::judge::golden::{Comparison, Sample, Score, plain, values};
 use crate::measure::metrics::modes::COLLAPSED;
 use crate::report::curves::{Curve, figure};
 use crate::report::table::{Cell, Column, Content, Row, Table};
-use crate::report::tables::{Measured, metric_name, metric_names};
+use crate::report::tables::{Measured, Metrics, metric_name};
 use crate::text::and;
 use maud::{Markup, html};
 use std::collections::BTreeSet;
 
-/// A study, or the results that differ in one field.
+/// A study, or results that differ in one setting.
 #[derive(Clone, Default)]
 pub struct Study {
     pub id: String,
     pub question: String,
-    /// The metric that answers it.
+    /// Metric that answers the question.
     pub answer: String,
-    /// In the study's order.
+    /// Cells in the study's order.
     pub cells: Vec<Part>,
-    /// Runs what is missing.
+    /// Command that runs the missing cells.
     pub command: String,
 }
 
 /// One row at one value.
 #[derive(Clone)]
 pub struct Part {
-    /// The row, and what else is changed of it.
+    /// The row, with its other overrides.
     pub row: String,
-    /// `critic_lr 1e-4`
+    /// Setting and value, such as `critic_lr 1e-4`.
     pub value: String,
-    /// As scores name it.
+    /// Name of the cell in scores.
     pub cell: String,
-    /// One for each seed that was trained.
+    /// One curve for each trained seed.
     pub curves: Vec<Curve>,
 }
 
@@ -44,51 +44,33 @@ impl Study {
         self.cells.chunk_by(|a, b| a.row == b.row)
     }
 
-    /// Those that have been measured.
+    /// Returns the cells that were measured.
     fn done<'a>(&'a self, scores: &[Score], scale: &str) -> Vec<&'a Part> {
         let measured = |part: &&Part| !values(scores, &part.cell, scale, "fd").is_empty();
         self.cells.iter().filter(measured).collect()
     }
 }
 
-/// What was measured at each value.
+/// Makes the table of a study, with one row for each cell.
 pub fn table(study: &Study, measured: Measured) -> Table {
-    let scale = measured.scale;
-    let columns = vec![
-        Column::new("row", "row", Content::Text),
-        Column::new("value", "value", Content::Text),
-        Column::new(metric_names(scale).0, "fd", Content::Sample),
-        Column::new("recall", "recall", Content::Mean),
-        Column::new("classes", "classes", Content::Mean),
-        Column::new(metric_name("halfway_fd", scale), "halfway_fd", Content::Mean),
-        Column::new("state", "state", Content::Text),
-        Column::new("vs golden", "golden", Content::Text),
-    ];
-    let row = |part: &Part| Row {
-        id: part.cell.clone(),
-        cells: vec![
-            Cell::text(&part.row),
-            Cell::text(&part.value),
-            measured.cell(&part.cell, "fd", 2),
-            measured.cell(&part.cell, "recall", 3),
-            measured.cell(&part.cell, "classes", 2),
-            measured.cell(&part.cell, "halfway_fd", 2),
-            measured.state_cell(&part.cell),
-            measured.verdict(&part.cell),
-        ],
-        ..Row::default()
+    const METRICS: &Metrics = &[("fd", 2), ("recall", 3), ("classes", 2), ("halfway_fd", 2)];
+    let name = ["row", "value"].map(|name| Column::new(name, name, Content::Text));
+    let row = |part: &Part| {
+        let name = [&part.row, &part.value].map(Cell::text);
+        let cells = name.into_iter().chain(measured.cells(&part.cell, METRICS)).collect();
+        Row { id: part.cell.clone(), cells, ..Row::default() }
     };
     Table {
         name: format!("Study {}", study.id),
         title: study.question.clone(),
-        columns,
+        columns: name.into_iter().chain(measured.columns(METRICS)).collect(),
         rows: study.cells.iter().map(row).collect(),
         notes: vec![verdict(study, measured)],
     }
 }
 
-/// One sentence: what the best and the worst value give in each row, how far they lie apart,
-/// and where runs collapsed.
+/// Returns one sentence with the best and the worst value of each row, their difference, and the
+/// values at which runs collapsed.
 pub fn verdict(study: &Study, measured: Measured) -> String {
     let (scores, scale) = (measured.scores, measured.scale);
     let sentences: Vec<String> =
@@ -120,7 +102,7 @@ fn of_row(parts: &[Part], metric: &str, scores: &[Score], scale: &str) -> Option
             match (gap.tells(), gap.paired) {
                 (true, true) => format!("more than chance ({:.0} %, paired)", 100.0 * COVERAGE),
                 (true, false) => format!("more than chance ({:.0} %, Welch)", 100.0 * COVERAGE),
-                (false, _) => "no more than chance may be".to_string(),
+                (false, _) => "which may be chance".to_string(),
             }
         ),
     };
@@ -153,7 +135,7 @@ pub struct Studies {
     pub all: Vec<Study>,
     pub scores: Vec<Score>,
     pub comparisons: Vec<Comparison>,
-    /// As in [`Measured`], by cell.
+    /// As [`Measured::unlearned`], by cell.
     pub unlearned: BTreeSet<(String, u64)>,
 }
 
@@ -162,7 +144,7 @@ impl Studies {
         Measured { scale, scores: &self.scores, comparisons: &self.comparisons, unlearned: &self.unlearned }
     }
 
-    /// The studies with two values or more of a row measured.
+    /// Returns the studies in which a row has measurements of two or more values.
     pub(crate) fn started(&self, scale: &str) -> Vec<&Study> {
         let compares = |study: &&Study| {
             study.done(&self.scores, scale).chunk_by(|a, b| a.row == b.row).any(|parts| parts.len() > 1)
@@ -171,7 +153,7 @@ impl Studies {
     }
 }
 
-/// The section of the page; `None` where no study compares anything yet.
+/// Makes the section of the page; `None` if no study has anything to compare yet.
 pub(crate) fn section(
     studies: &Studies,
     scale: &str,
@@ -192,7 +174,7 @@ pub(crate) fn section(
     })
 }
 
-/// The curves of all seeds over the images of the training.
+/// Draws the curves of all seeds over the images of the training.
 fn along(study: &Study, scale: &str) -> Option<Markup> {
     let curves: Vec<&Curve> = study.cells.iter().flat_map(|part| &part.curves).collect();
     let rows: Vec<&str> = study.cells.iter().map(|part| part.cell.as_str()).collect();
