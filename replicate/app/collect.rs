@@ -6,7 +6,7 @@
 use crate::data::Images;
 use crate::data::grid::png_of;
 use crate::error::{Error, Result, shown_path};
-use crate::store::formats::npz;
+use crate::store::formats::{npz, uncompressed};
 use crate::store::{hex, lock_file, sha256_hex, sync_dir, write_atomically};
 use crate::train::watch::say;
 use sha2::{Digest, Sha256};
@@ -207,18 +207,15 @@ impl Collecting {
     }
 
     fn zip(&mut self, path: &Path) -> std::io::Result<String> {
-        let options = zip::write::SimpleFileOptions::default()
-            .compression_method(zip::CompressionMethod::Stored)
-            .last_modified_time(zip::DateTime::default());
         let mut zip = zip::ZipWriter::new(BufWriter::new(File::create(path)?));
         let size = self.size;
         let digest = self.read(|number, pixels| {
             let png = png_of(&interleaved(pixels), size, size);
-            zip.start_file(format!("{:05}/img{number:08}.png", number / 1000), options)?;
+            zip.start_file(format!("{:05}/img{number:08}.png", number / 1000), uncompressed())?;
             zip.write_all(&png)
         })?;
         for (name, text) in [("dataset.json", r#"{"labels": null}"#), (RECORD, &self.record)] {
-            zip.start_file(name, options)?;
+            zip.start_file(name, uncompressed())?;
             zip.write_all(text.as_bytes())?;
         }
         zip.finish()?.into_inner()?.sync_all()?;
@@ -229,10 +226,7 @@ impl Collecting {
         let n = (self.numbers.end - self.numbers.start) as usize;
         let shape = [n, self.size, self.size, 3];
         let bytes = shape.iter().product::<usize>() as u64;
-        let options = zip::write::SimpleFileOptions::default()
-            .compression_method(zip::CompressionMethod::Stored)
-            .last_modified_time(zip::DateTime::default())
-            .large_file(bytes >= u32::MAX as u64 / 2);
+        let options = uncompressed().large_file(bytes >= u32::MAX as u64 / 2);
         let mut zip = zip::ZipWriter::new(BufWriter::new(File::create(path)?));
         zip.start_file("arr_0.npy", options)?;
         zip.write_all(&npz::begin("|u1", &shape))?;

@@ -1,4 +1,4 @@
-//! Checkpoints as safetensors files that verify themselves.
+//! Checkpoints as safetensors files with their own digest.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,17 +9,17 @@ use crate::error::{Error, shown};
 
 const CHECKPOINT_FORMAT: &str = "replicate checkpoint 1";
 
-/// Everything a run needs to go on where it stood.
+/// State that a run needs to resume.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
-    /// How many images the run has seen.
+    /// Training images so far.
     pub images: u64,
     pub tensors: BTreeMap<String, Array>,
     pub text: BTreeMap<String, String>,
 }
 
-/// Names in a checkpoint file's metadata; the caller's text is prefixed, so
-/// that it cannot collide with the others.
+/// Names in the metadata of a checkpoint file. The caller's names get a prefix, so that they cannot
+/// collide with the others.
 mod field {
     pub const FORMAT: &str = "format";
     pub const KEY: &str = "key";
@@ -27,17 +27,17 @@ mod field {
     pub const IMAGES: &str = "images";
     pub const SHA256: &str = "sha256";
     pub const TEXT: &str = "text.";
-    /// Size and SHA-256 of an output that was finished by then.
+    /// Size and SHA-256 of an output that was finished before the checkpoint.
     pub const OUTPUT: &str = "output.";
 }
 
-/// A checkpoint as it was read.
+/// A checkpoint read from a file.
 pub(super) struct Saved {
     pub checkpoint: Checkpoint,
     pub sequence: u64,
-    /// Which of the slots it is in.
+    /// Index of its slot.
     pub slot: usize,
-    /// The outputs that were finished by then.
+    /// Outputs that were finished before the checkpoint.
     pub finished: BTreeMap<String, Content>,
 }
 
@@ -58,7 +58,7 @@ impl Checkpoint {
 }
 
 impl Saved {
-    /// The error says what is wrong with it.
+    /// Parses a checkpoint file. The error describes the damage.
     pub fn parse(path: &Path, bytes: &[u8], key: &Key) -> std::result::Result<Saved, String> {
         let (tensors, mut text) = read_safetensors(path, bytes).map_err(|error| match error {
             Error::Malformed { found, .. } => found,

@@ -1,4 +1,4 @@
-//! One place in the store: what it holds, and whether that is good.
+//! Entries of the store: their files, and the verification of them.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -15,19 +15,19 @@ use super::manifest::Manifest;
 use super::{CHECKPOINT, EXPERIMENT, Key, LOCK, MANIFEST, RECORD, SLOTS, begin, sha256_hex};
 use crate::error::{Error, Result, shown, shown_path};
 
-/// The state of an entry on disk.
+/// State of an entry on disk.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "made once per entry and taken apart at once")]
 pub enum Finished {
-    /// Published, and every byte is as it was then.
+    /// Published, and unchanged since.
     Yes(Manifest),
     /// Not begun, or not published yet.
     No,
-    /// Published, but something has changed since; the sentence names the file.
+    /// Published, but changed since; the sentence names the file.
     Damaged(String),
 }
 
-/// One place in the store. Making or cloning one touches no disk.
+/// One place in the store. Making or cloning it does not touch the disk.
 #[derive(Clone, Debug)]
 pub struct Entry {
     pub(super) key: Key,
@@ -48,12 +48,12 @@ impl Entry {
         &self.dir
     }
 
-    /// Where the output `name` is, or will be.
+    /// Returns the path of the output `name`, which need not exist.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    /// Where the checkpoints are, or will be.
+    /// Returns the directory of the checkpoints, which need not exist.
     pub fn checkpoint_dir(&self) -> PathBuf {
         self.dir.join(CHECKPOINT)
     }
@@ -61,7 +61,7 @@ impl Entry {
     /// Reads the output `name`.
     ///
     /// # Errors
-    /// `Missing` when there is no such file.
+    /// `Missing` if there is no such file.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.path(name);
         read_if_present(&path)?.ok_or_else(|| Error::Missing {
@@ -71,75 +71,72 @@ impl Entry {
         })
     }
 
-    /// Whether the entry is published and undamaged: the manifest is read, the
-    /// experiment's text must hash to the key, and every output must have its
-    /// recorded size and SHA-256. Reads every byte of every output.
+    /// Verifies the entry: its manifest, its experiment, whose text must hash to the key, and every
+    /// byte of every output.
     pub fn finished(&self) -> Result<Finished> {
-        let damaged = |name: &str, what: String| {
-            Ok(Finished::Damaged(format!("{} {what}", shown_path(&self.path(name)))))
-        };
-        let bytes = match read_text_if_present(&self.path(MANIFEST)) {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => return Ok(Finished::No),
-            Err(error) if is_no_file(&error) => return damaged(MANIFEST, no_file(&self.path(MANIFEST))),
-            Err(error) => return Err(error),
-        };
-        let manifest = match Manifest::parse(&bytes) {
-            Ok(manifest) => manifest,
-            Err(what) => return damaged(MANIFEST, what),
-        };
-        if manifest.key != self.key.0 {
-            return damaged(
-                MANIFEST,
-                format!("belongs to the key {}, not to {}", shown(&manifest.key), self.key),
-            );
-        }
-        if Key::of(&manifest.experiment) != self.key {
-            return damaged(
-                MANIFEST,
-                format!("has an experiment that does not hash to the key {}", self.key),
-            );
-        }
-        if manifest.label != self.label {
-            return damaged(
-                MANIFEST,
-                format!("has the label {}, not {}", shown(&manifest.label), self.label),
-            );
-        }
-        match read_text_if_present(&self.path(EXPERIMENT)) {
-            Ok(None) => return damaged(EXPERIMENT, "is missing".into()),
-            Ok(Some(text)) if sha256_hex(&text) != self.key.0 => {
-                return damaged(EXPERIMENT, format!("does not hash to the key {}", self.key));
+        match self.verify() {
+            Ok(None) => Ok(Finished::No),
+            Ok(Some(manifest)) => {
+                self.forget_checkpoints();
+                Ok(Finished::Yes(manifest))
             }
-            Ok(Some(_)) => {}
-            Err(error) if is_no_file(&error) => return damaged(EXPERIMENT, no_file(&self.path(EXPERIMENT))),
-            Err(error) => return Err(error),
-        }
-        for (name, expected) in &manifest.outputs {
-            match Content::in_place_of(expected, &self.path(name)) {
-                Ok(found) if found == *expected => {}
-                Ok(found) if found.bytes != expected.bytes => {
-                    return damaged(name, format!("has {} bytes instead of {}", found.bytes, expected.bytes));
-                }
-                Ok(found) => {
-                    let what = format!("has the SHA-256 {} instead of {}", found.sha256, expected.sha256);
-                    return damaged(name, what);
-                }
-                Err(error) if error.kind() == ErrorKind::NotFound => {
-                    return damaged(name, "is missing".into());
-                }
-                Err(error) if error.kind() == ErrorKind::IsADirectory => {
-                    return damaged(name, no_file(&self.path(name)));
-                }
-                Err(error) => return Err(Error::io("read", &self.path(name))(error)),
+            Err(Fault::Damage(name, what)) => {
+                Ok(Finished::Damaged(format!("{} {what}", shown_path(&self.path(&name)))))
             }
+            Err(Fault::Unreadable(error)) => Err(error),
         }
-        self.forget_checkpoints();
-        Ok(Finished::Yes(manifest))
     }
 
-    /// Removes what a writer left that was killed after it had published, as far as
-    /// that can be done here and nobody else is at it.
+    /// Returns the manifest of a verified entry; `None` if it is not published.
+    fn verify(&self) -> std::result::Result<Option<Manifest>, Fault> {
+        let damage = |name: &str, what: String| Err(Fault::Damage(name.into(), what));
+        let Some(bytes) = self.text(MANIFEST)? else { return Ok(None) };
+        let manifest = Manifest::parse(&bytes).map_err(|what| Fault::Damage(MANIFEST.into(), what))?;
+        let Manifest { key, label, experiment, .. } = &manifest;
+        if *key != self.key.0 {
+            return damage(MANIFEST, format!("belongs to the key {}, not to {}", shown(key), self.key));
+        }
+        if Key::of(experiment) != self.key {
+            return damage(MANIFEST, format!("has an experiment that does not hash to the key {}", self.key));
+        }
+        if *label != self.label {
+            return damage(MANIFEST, format!("has the label {}, not {}", shown(label), self.label));
+        }
+        match self.text(EXPERIMENT)? {
+            None => return damage(EXPERIMENT, "is missing".into()),
+            Some(text) if sha256_hex(&text) != self.key.0 => {
+                return damage(EXPERIMENT, format!("does not hash to the key {}", self.key));
+            }
+            Some(_) => {}
+        }
+        for (name, expected) in &manifest.outputs {
+            let path = self.path(name);
+            let what = match Content::in_place_of(expected, &path) {
+                Ok(found) if found == *expected => continue,
+                Ok(found) if found.bytes != expected.bytes => {
+                    format!("has {} bytes instead of {}", found.bytes, expected.bytes)
+                }
+                Ok(found) => format!("has the SHA-256 {} instead of {}", found.sha256, expected.sha256),
+                Err(error) if error.kind() == ErrorKind::NotFound => "is missing".into(),
+                Err(error) if error.kind() == ErrorKind::IsADirectory => no_file(&path),
+                Err(error) => return Err(Error::io("read", &path)(error).into()),
+            };
+            return damage(name, what);
+        }
+        Ok(Some(manifest))
+    }
+
+    /// Reads a text file of the entry, if it exists.
+    fn text(&self, name: &str) -> std::result::Result<Option<Vec<u8>>, Fault> {
+        let path = self.path(name);
+        read_text_if_present(&path).map_err(|error| match is_no_file(&error) {
+            true => Fault::Damage(name.into(), no_file(&path)),
+            false => error.into(),
+        })
+    }
+
+    /// Removes the checkpoints that a process left which was killed after publishing. Does nothing if
+    /// another process holds the lock.
     fn forget_checkpoints(&self) {
         if self.checkpoint_dir().symlink_metadata().is_ok()
             && let Ok(lock) = fs::OpenOptions::new().append(true).open(self.path(LOCK))
@@ -150,14 +147,14 @@ impl Entry {
         }
     }
 
-    /// The newest valid checkpoint, with one sentence for each file that was
-    /// skipped because it is truncated, altered, or not of this experiment.
+    /// Returns the newest valid checkpoint, and one sentence for each file that was skipped because
+    /// it is truncated, altered, or of another experiment.
     pub fn load_checkpoint(&self) -> Result<(Option<Checkpoint>, Vec<String>)> {
         let (saved, notices) = self.saved()?;
         Ok((saved.into_iter().next().map(|saved| saved.checkpoint), notices))
     }
 
-    /// The valid checkpoints, the newest first, and why others are not.
+    /// Returns the valid checkpoints, newest first, and one sentence for each skipped file.
     pub(super) fn saved(&self) -> Result<(Vec<Saved>, Vec<String>)> {
         let (mut valid, mut notices) = (Vec::new(), Vec::new());
         for slot in SLOTS {
@@ -177,11 +174,10 @@ impl Entry {
         Ok((valid, notices))
     }
 
-    /// Creates the entry's directory if need be and waits for the right to
-    /// write into it, as [`lock_file`] does.
+    /// Creates the entry's directory if necessary, and waits for its lock as [`lock_file`] does.
     ///
-    /// Removes what killed processes left: temporary files, and the
-    /// checkpoints of an entry that is published.
+    /// Removes leftovers of killed processes: temporary files, and the checkpoints of a published
+    /// entry.
     pub fn lock(&self, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<Lock> {
         let root = self.dir.parent().expect("an entry lies in a store");
         begin(root)?;
@@ -189,7 +185,7 @@ impl Entry {
         sync_dir(root).map_err(Error::io("write", root))?;
         let file = lock_file(&self.path(LOCK), waiting)?;
         remove_temporaries(&self.dir)?;
-        // It may be a link to a place that others use.
+        // The checkpoint directory may be a link to a shared place, so other files stay.
         for name in SLOTS.into_iter().chain([RECORD]) {
             remove_dead(&self.checkpoint_dir(), Some(name.as_ref()));
         }
@@ -218,12 +214,25 @@ impl Entry {
     }
 }
 
-/// Whether something else is in the place of a file.
+/// Reason why an entry is not finished.
+enum Fault {
+    /// A file with what is wrong with it.
+    Damage(String, String),
+    Unreadable(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        Fault::Unreadable(error)
+    }
+}
+
+/// True if a path exists that is not a file.
 pub(super) fn is_no_file(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == ErrorKind::IsADirectory)
 }
 
-/// What is in the place of a file.
+/// Describes what is in the place of a file.
 fn no_file(path: &Path) -> String {
     match path.metadata() {
         Ok(metadata) if metadata.is_file() => format!("has {} bytes, which are too many", metadata.len()),

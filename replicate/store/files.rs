@@ -14,7 +14,7 @@ use super::hex;
 use crate::error::{Error, Result, shown_path};
 
 const TEMPORARY: &str = ".tmp-";
-/// Bytes of a manifest, an experiment or a record; theirs are some thousand.
+/// Most bytes of a manifest, an experiment or a record, which have some thousand.
 const LARGEST_TEXT: u64 = 1 << 24;
 const POLL: Duration = Duration::from_millis(200);
 
@@ -26,10 +26,11 @@ pub struct Content {
 }
 
 impl Content {
-    /// What a file has in the place of `expected`. One of another size is not read, and has no digest.
+    /// Returns the content of a file that should have `expected`. A file of another size is not read
+    /// and gets no digest.
     ///
     /// # Errors
-    /// As those of [`Content::of`].
+    /// As [`Content::of`].
     pub fn in_place_of(expected: &Content, path: &Path) -> io::Result<Content> {
         match open(path)?.metadata()?.len() {
             bytes if bytes == expected.bytes => Content::of(path),
@@ -37,8 +38,10 @@ impl Content {
         }
     }
 
+    /// Reads and hashes a file.
+    ///
     /// # Errors
-    /// `IsADirectory` for whatever else is no file.
+    /// `IsADirectory` for a directory, a pipe or a device.
     pub fn of(path: &Path) -> io::Result<Content> {
         let mut file = open(path)?;
         let mut hash = Sha256::new();
@@ -57,7 +60,7 @@ impl Content {
     }
 }
 
-/// Opens a file to read it, and nothing else: a pipe would have its reader wait.
+/// Opens a regular file for reading. A pipe is refused, because its reader would wait.
 fn open(path: &Path) -> io::Result<File> {
     let file = waits_for_nobody(OpenOptions::new().read(true)).open(path);
     let file = file.map_err(|error| match error.raw_os_error() {
@@ -76,7 +79,7 @@ fn waits_for_nobody(options: &mut OpenOptions) -> &mut OpenOptions {
     options
 }
 
-/// Whether something is in the place of a file and is none.
+/// True if a path exists that is not a file.
 pub(super) fn holds_no_file(path: &Path) -> bool {
     match path.metadata() {
         Ok(metadata) => !metadata.is_file(),
@@ -84,7 +87,7 @@ pub(super) fn holds_no_file(path: &Path) -> bool {
     }
 }
 
-/// Some network file systems interrupt calls that others finish.
+/// Repeats a call that a network file system interrupted.
 fn repeated<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     loop {
         match call() {
@@ -105,14 +108,13 @@ pub(super) fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Creates the file `path` if need be and waits for its lock. While another
-/// process holds it, `waiting` is called with the time waited so far, first with
-/// zero and then five times a second; an error from it ends the wait. The lock
-/// lasts until the file is closed, which the operating system does when the holder
-/// ends, however it ends.
+/// Creates the file `path` if necessary, and waits for its lock. While another process holds it,
+/// calls `waiting` with the time waited so far, first with zero and then five times a second; an
+/// error from it ends the wait. The lock lasts until the file is closed, or the process ends for any
+/// reason.
 ///
 /// # Errors
-/// `Malformed` where something else is in its place; `Io` where files cannot be locked.
+/// `Malformed` if `path` is not a file; `Io` if the file system has no locks.
 pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<File> {
     if holds_no_file(path) {
         return Err(Error::Malformed {
@@ -127,7 +129,7 @@ pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -
     let file = file.map_err(Error::io("write", path))?;
     let begun = Instant::now();
     let mut waited = Duration::ZERO;
-    // Polled, because a blocking lock could not be left on a signal.
+    // Polls, because a signal could not end a blocking lock.
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
@@ -140,12 +142,11 @@ pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -
     }
 }
 
-/// [`lock_file`] of a file that is read, changed and written anew by
-/// [`write_atomically`], under the same name.
+/// As [`lock_file`], for a file that [`write_atomically`] replaces.
 pub fn lock_to_change(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<File> {
     loop {
         let file = lock_file(path, waiting)?;
-        // Whoever held it may have put another file in its place.
+        // The last holder may have replaced the file.
         if is_at(&file, path) {
             return Ok(file);
         }
@@ -164,16 +165,18 @@ fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
+/// Reads a file; `None` if it does not exist.
+///
 /// # Errors
-/// `Io` of the kind `IsADirectory` for whatever is no file.
+/// `Io` of the kind `IsADirectory` for a directory, a pipe or a device.
 pub(super) fn read_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
     read_at_most(path, u64::MAX)
 }
 
-/// [`read_if_present`] of a file of text that this program wrote.
+/// As [`read_if_present`], for a text file of this program.
 ///
 /// # Errors
-/// `Io` of the kind `IsADirectory` for a file that is too large to be one, too.
+/// As [`read_if_present`]; also `IsADirectory` for a file that is too large.
 pub(super) fn read_text_if_present(path: &Path) -> Result<Option<Vec<u8>>> {
     read_at_most(path, LARGEST_TEXT)
 }
@@ -197,7 +200,7 @@ fn read_at_most(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// Names of what a directory holds, sorted.
+/// Lists a directory, sorted by name.
 pub(super) fn children(dir: &Path) -> Result<Vec<OsString>> {
     let names = || fs::read_dir(dir)?.map(|child| Ok(child?.file_name())).collect::<io::Result<Vec<_>>>();
     let mut names = names().map_err(Error::io("list", dir))?;
@@ -214,7 +217,7 @@ pub(super) fn move_children(from: &Path, to: &Path, stays: impl Fn(&OsStr) -> bo
     sync_dir(from).map_err(Error::io("write", from))
 }
 
-/// Creates `<stem>-<n>` in `parent` with the first n from 1 that is free.
+/// Creates the directory `<stem>-<n>` in `parent`, with the first free n from 1.
 pub(super) fn numbered_dir(parent: &Path, stem: &str) -> Result<PathBuf> {
     let mut n = 1;
     loop {
@@ -230,8 +233,8 @@ pub(super) fn numbered_dir(parent: &Path, stem: &str) -> Result<PathBuf> {
     }
 }
 
-/// Writes `dir/name` so that after a crash at any moment it holds either all of
-/// `bytes` or what it held before. Removes what killed writers of the same file left.
+/// Writes `dir/name`. After a crash at any moment the file has either all of `bytes` or its former
+/// content. Removes temporary files that killed writers of the same file left.
 pub fn write_atomically(dir: &Path, name: impl AsRef<OsStr>, bytes: &[u8]) -> Result<()> {
     let name = name.as_ref();
     let path = dir.join(name);
@@ -242,13 +245,13 @@ pub fn write_atomically(dir: &Path, name: impl AsRef<OsStr>, bytes: &[u8]) -> Re
         .and_then(|()| rename(&temporary, &path))
         .and_then(|()| sync_dir(dir))
         .map_err(|error| {
-            // The first error is the one to report.
+            // An error of the clean-up would hide the cause.
             let _ = fs::remove_file(&temporary);
             Error::io("write", &path)(error)
         })
 }
 
-/// A file beside the one to write, locked as long as its writer lives.
+/// Creates a temporary file next to the one to write. It is locked as long as its writer lives.
 fn create_temporary(dir: &Path, name: &OsStr) -> io::Result<(File, PathBuf)> {
     let mut n = 0;
     loop {
@@ -257,7 +260,7 @@ fn create_temporary(dir: &Path, name: &OsStr) -> io::Result<(File, PathBuf)> {
         let path = dir.join(temporary);
         match File::create_new(&path) {
             Ok(file) => {
-                // Where there are no locks, nobody takes it for dead either.
+                // On a file system without locks, no other process removes it as dead either.
                 let locked = file.lock().is_ok();
                 if !locked || is_at(&file, &path) {
                     return Ok((file, path));
@@ -270,14 +273,14 @@ fn create_temporary(dir: &Path, name: &OsStr) -> io::Result<(File, PathBuf)> {
     }
 }
 
-/// Removes temporary files whose writers have ended, as far as that can be known and
-/// done; of one file, or of all in a directory.
+/// Removes temporary files whose writers have ended, of one file or of all in a directory. Ignores
+/// errors.
 pub(super) fn remove_dead(dir: &Path, name: Option<&OsStr>) {
     for found in children(dir).unwrap_or_default() {
         if is_temporary(&found, name) {
             let path = dir.join(&found);
             let unlocked = open(&path).is_ok_and(|file| {
-                // Removed under the lock: whoever made it looks whether it is still there.
+                // Removes it under the lock, so that its writer notices.
                 file.try_lock().is_ok() && fs::remove_file(&path).is_ok()
             });
             _ = unlocked;
@@ -285,7 +288,7 @@ pub(super) fn remove_dead(dir: &Path, name: Option<&OsStr>) {
     }
 }
 
-/// Whether a name is that of a temporary file, of `of` if it is given.
+/// True if a name is that of a temporary file; with `of`, of that file only.
 fn is_temporary(name: &OsStr, of: Option<&OsStr>) -> bool {
     let bytes = name.as_encoded_bytes();
     let rest = bytes.strip_prefix(TEMPORARY.as_bytes()).unwrap_or_default();
@@ -294,7 +297,7 @@ fn is_temporary(name: &OsStr, of: Option<&OsStr>) -> bool {
     digits > 0 && of_file.is_some_and(|file| of.is_none_or(|of| of.as_encoded_bytes() == file))
 }
 
-/// Removes temporary files of a directory that nobody else may write into.
+/// Removes all temporary files of a directory; the caller holds its lock.
 pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
     for name in children(dir)?.iter().filter(|name| is_temporary(name, None)) {
         remove(&dir.join(name))?;
@@ -302,8 +305,8 @@ pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes renames and new names in `dir` survive a power cut, on file systems that can:
-/// on others a note says once that they may not.
+/// Makes renames and new names in `dir` survive a power cut. Prints a note, once, if the file system
+/// cannot do that.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     static NOTED: Once = Once::new();
     if !cfg!(unix) {

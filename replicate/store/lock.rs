@@ -1,4 +1,4 @@
-//! The right to write into an entry, and everything that is written under it.
+//! The lock of an entry, and all writing into the entry.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -20,13 +20,12 @@ use super::{
 };
 use crate::error::{Error, Result, shown_path};
 
-/// The right to write into one entry, held until it is dropped. Everything an
-/// [`Entry`] can do, a lock on it can do too.
+/// Exclusive right to write into an entry, until it is dropped. It derefs to the [`Entry`].
 #[derive(Debug)]
 pub struct Lock {
     entry: Entry,
     next_save: Mutex<Option<Save>>,
-    /// The outputs that were written under this lock, or verified.
+    /// Outputs that were written or verified under this lock.
     written: Mutex<BTreeMap<String, Written>>,
     _file: File,
 }
@@ -34,11 +33,11 @@ pub struct Lock {
 #[derive(Clone, Debug)]
 struct Written {
     content: Content,
-    /// Whether it stays as it is: checkpoints vouch for it then.
+    /// True if it does not change any more; checkpoints record its digest then.
     is_final: bool,
 }
 
-/// Where the next checkpoint goes, and its number.
+/// Slot and number of the next checkpoint.
 #[derive(Clone, Copy, Debug)]
 struct Save {
     slot: usize,
@@ -58,20 +57,19 @@ impl Lock {
         Lock { entry, next_save: Mutex::new(None), written: Mutex::default(), _file: file }
     }
 
-    /// Writes the output `name` so that after a crash at any moment it holds
-    /// either all of `bytes` or what it held before. When this returns, the
-    /// bytes are on the disk. Later checkpoints vouch for them: a run is resumed only
-    /// from one all of whose outputs are still as they were.
+    /// Writes the output `name` to the disk. After a crash at any moment the file has either all of
+    /// `bytes` or its former content. Later checkpoints record its digest: a run resumes only from a
+    /// checkpoint whose outputs are unchanged.
     ///
     /// # Errors
-    /// `Io` when the disk is full or the like: nothing has changed then. `Run`
-    /// when the entry is published, or `name` is not a plain file name.
+    /// `Io` if the disk is full or fails; nothing has changed then. `Run` if the entry is published,
+    /// or if `name` is not a plain file name.
     pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         self.write_as(name, bytes, true)
     }
 
-    /// [`Lock::write`] of a file that is written again and again as a run goes on, from
-    /// what its checkpoint holds.
+    /// As [`Lock::write`], for a file that grows during the run and that a resumed run rebuilds from
+    /// its checkpoint.
     ///
     /// # Errors
     /// As [`Lock::write`].
@@ -91,7 +89,7 @@ impl Lock {
         Ok(())
     }
 
-    /// Moves aside what is in the place of a file and is none.
+    /// Moves a path aside that should be a file but is not.
     fn make_way(&self, path: &Path) -> Result<()> {
         if holds_no_file(path) {
             let aside = self.aside()?;
@@ -101,7 +99,7 @@ impl Lock {
         Ok(())
     }
 
-    /// A new directory beside the entry for what is damaged.
+    /// Creates a directory next to the entry for damaged files.
     fn aside(&self) -> Result<PathBuf> {
         let (root, name) = (self.dir.parent(), self.dir.file_name());
         let (Some(root), Some(name)) = (root, name.and_then(OsStr::to_str)) else {
@@ -114,15 +112,14 @@ impl Lock {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The digests of what stays as it is.
+    /// Returns the digests of the final outputs.
     fn finals(&self) -> BTreeMap<String, Content> {
         let written = self.written();
         let finals = written.iter().filter(|(_, written)| written.is_final);
         finals.map(|(name, written)| (name.clone(), written.content.clone())).collect()
     }
 
-    /// What is wrong with an output that was finished before; `None` where it is
-    /// as it was.
+    /// Describes how a finished output changed; `None` if it did not.
     fn altered(&self, name: &str, expected: &Content) -> Result<Option<String>> {
         let path = self.path(name);
         let what = match Content::in_place_of(expected, &path) {
@@ -135,11 +132,11 @@ impl Lock {
         Ok(Some(format!("{} {what} since the run was stopped", shown_path(&path))))
     }
 
-    /// The newest checkpoint that is valid and all of whose outputs are as they were
-    /// when it was made, with one sentence for each that is not.
+    /// Returns the newest valid checkpoint whose outputs are unchanged since, and one sentence for
+    /// each other checkpoint.
     ///
     /// # Errors
-    /// `Io` when something cannot be read.
+    /// `Io` if a file cannot be read.
     pub fn resume(&self) -> Result<(Option<Checkpoint>, Vec<String>)> {
         let (saved, mut notices) = self.saved()?;
         for Saved { checkpoint, finished, .. } in saved {
@@ -154,7 +151,7 @@ impl Lock {
                     return Ok((Some(checkpoint), notices));
                 }
                 Some(what) => notices.push(format!(
-                    "{what}: the checkpoint after {} images does not count, the run goes further back",
+                    "{what}: the run ignores the checkpoint after {} images and goes further back",
                     checkpoint.images
                 )),
             }
@@ -162,8 +159,8 @@ impl Lock {
         Ok((None, notices))
     }
 
-    /// Keeps the digests of the outputs so far, for [`Lock::finished_output`] after a
-    /// stop: a checkpoint without tensors.
+    /// Records the digests of the outputs so far, for [`Lock::finished_output`] after an
+    /// interruption. The record is a checkpoint without tensors.
     ///
     /// # Errors
     /// As [`Lock::save_checkpoint`].
@@ -174,11 +171,11 @@ impl Lock {
         write_atomically(&dir, RECORD, &Checkpoint::default().to_bytes(&self.key, 0, &self.finals()))
     }
 
-    /// The output `name` as a stopped run finished and recorded it; `None` where there
-    /// is none, or it is not as it was.
+    /// Returns the output `name` that an interrupted run recorded; `None` if there is none, or if it
+    /// changed.
     ///
     /// # Errors
-    /// `Io` when it cannot be read.
+    /// `Io` if it cannot be read.
     pub fn finished_output(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let path = self.checkpoint_dir().join(RECORD);
         let record = match read_if_present(&path) {
@@ -199,15 +196,13 @@ impl Lock {
         }
     }
 
-    /// Finishes the entry: writes `experiment.txt`, records size and SHA-256 of
-    /// each of `outputs`, writes the manifest and then removes the checkpoints.
-    /// Fills in the manifest's `format`, `key`, `label`, `outputs` and
-    /// `manifest_sha256`, and returns it as it was written.
+    /// Finishes the entry: writes `experiment.txt`, records size and SHA-256 of each of `outputs`,
+    /// writes the manifest, and removes the checkpoints. Sets the manifest's `format`, `key`,
+    /// `label`, `outputs` and `manifest_sha256`, and returns it.
     ///
     /// # Errors
-    /// `Missing` for an output that was not written; `Malformed` for one that has changed
-    /// since it was; `Run` when the manifest's experiment is not this entry's, or the
-    /// entry is published already.
+    /// `Missing` for an output that was not written; `Malformed` for one that changed since; `Run`
+    /// if the manifest belongs to another experiment, or if the entry is published already.
     pub fn publish(&self, mut manifest: Manifest, outputs: &[&str]) -> Result<Manifest> {
         self.refuse_if_published()?;
         if Key::of(&manifest.experiment) != self.key {
@@ -231,7 +226,7 @@ impl Lock {
             let Some(written) = self.written().get(name).cloned() else {
                 return Err(Error::Missing {
                     path: self.path(name),
-                    what: format!("{} was to publish it, but did not write it", self.label),
+                    what: format!("{} did not write it before publishing", self.label),
                     remedy: "this is an error in replicate, please report it".into(),
                 });
             };
@@ -240,7 +235,7 @@ impl Lock {
                     path: self.path(name),
                     expected: format!("the SHA-256 {}, with which it was written", written.content.sha256),
                     found,
-                    remedy: "run the same command again: it goes back as far as need be".into(),
+                    remedy: "run the same command again: it resumes before that file was written".into(),
                 });
             }
             manifest.outputs.insert(name.to_string(), written.content);
@@ -251,13 +246,12 @@ impl Lock {
         Ok(manifest)
     }
 
-    /// Moves everything in the entry to `<entry>.damaged-<n>`, with `reason`
-    /// in `damaged.txt`, and returns that path. The entry is then as if it had
-    /// never been begun, and still locked.
+    /// Moves everything in the entry to `<entry>.damaged-<n>`, with `reason` in `damaged.txt`, and
+    /// returns that path. The entry is then empty, and still locked.
     pub fn discard(&self, reason: &str) -> Result<PathBuf> {
         let aside = self.aside()?;
         write_atomically(&aside, "damaged.txt", format!("{reason}\n").as_bytes())?;
-        // First: without it what remains counts as unfinished, should we be killed.
+        // First the manifest: without it the entry counts as unfinished if this process is killed.
         let manifest = self.path(MANIFEST);
         if manifest.exists() {
             rename(&manifest, &aside.join(MANIFEST)).map_err(Error::io("move aside", &manifest))?;
@@ -268,15 +262,14 @@ impl Lock {
         Ok(aside)
     }
 
-    /// Writes a checkpoint over the older of the two, so that the newer one
-    /// remains whatever happens. Bytes depend on nothing but the key, the
-    /// checkpoint and how many were saved before it.
+    /// Writes a checkpoint over the older of the two, so that the newer one survives any failure. The
+    /// bytes depend only on the key, the checkpoint, and the number of checkpoints before it.
     ///
     /// # Errors
-    /// `Io` when the disk is full or the like: both old ones remain then.
+    /// `Io` if the disk is full or fails; both older checkpoints remain then.
     ///
     /// # Panics
-    /// As [`write_safetensors`].
+    /// As [`write_safetensors`](crate::store::write_safetensors).
     pub fn save_checkpoint(&self, checkpoint: &Checkpoint) -> Result<()> {
         self.refuse_if_published()?;
         let mut next = self.next_save();
@@ -303,7 +296,7 @@ impl Lock {
         Ok(dir)
     }
 
-    /// The slot that is not the newest valid checkpoint's.
+    /// Returns the slot that does not hold the newest valid checkpoint.
     fn older_slot(&self) -> Result<Save> {
         let newest = self.saved()?.0.into_iter().next();
         Ok(newest.map_or(Save { slot: 0, sequence: 0 }, |newest| Save {
@@ -316,7 +309,7 @@ impl Lock {
         self.next_save.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `finished` has once called good does not change afterwards.
+    /// Fails if the entry is published: what was verified once must not change.
     fn refuse_if_published(&self) -> Result<()> {
         match self.path(MANIFEST).exists() {
             true => Err(Error::Run(format!("{} is published and cannot be changed", shown_path(&self.dir)))),

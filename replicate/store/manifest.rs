@@ -1,4 +1,4 @@
-//! What is recorded about a published entry.
+//! Manifests of published entries.
 
 use std::collections::BTreeMap;
 
@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::{Content, is_output_name, is_sha256, sha256_hex};
 use crate::error::{printable, shown};
 
-/// What was made, from what, by whom. Two runs of one experiment in one
-/// determinism class differ in `provenance` only.
+/// The record of a published entry: outputs, inputs and provenance. Two runs of one experiment in
+/// one determinism class differ only in `provenance`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     pub format: u32,
@@ -17,22 +17,22 @@ pub struct Manifest {
     pub label: String,
     /// The canonical text whose SHA-256 is `key`.
     pub experiment: String,
-    /// The settings that the experiment was made with, by name.
+    /// Settings of the experiment, by name.
     #[serde(default)]
     pub settings: BTreeMap<String, Value>,
-    /// What was changed by hand, NAME=VALUE each.
+    /// Overrides, each as NAME=VALUE.
     #[serde(default)]
     pub changes: Vec<String>,
     pub seed: u64,
-    /// How many images the run has seen.
+    /// Training images of the run.
     pub images: u64,
-    /// Within which class of machines the same bytes are promised.
+    /// Class of machines on which the same bytes are promised.
     pub determinism: String,
-    /// Name to key: the entries this was made from.
+    /// Entries that this one was made from: name to key.
     pub parents: BTreeMap<String, String>,
-    /// Name to SHA-256: the files this was made from.
+    /// Files that this entry was made from: name to SHA-256.
     pub inputs: BTreeMap<String, String>,
-    /// Name to licence: the files of others that this was made from, or what it was made from.
+    /// Licences of third-party files that this entry or its parents were made from: name to licence.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub licences: BTreeMap<String, String>,
     pub outputs: BTreeMap<String, Content>,
@@ -41,27 +41,27 @@ pub struct Manifest {
     pub manifest_sha256: String,
 }
 
-/// What may differ between two runs that give the same results.
+/// Facts that may differ between two runs with the same results.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// When it was published, RFC 3339.
+    /// Time of publication, RFC 3339.
     pub date: String,
     pub wall_seconds: f64,
-    /// The git commit of the program.
+    /// Git commit of the program.
     pub commit: String,
-    /// Whether its working tree differed from that commit.
+    /// True if the working tree differed from the commit.
     pub dirty: bool,
     pub package: String,
     pub candle: String,
-    /// System, thread count, device.
+    /// System, number of threads, and device.
     pub machine: String,
-    /// The model of the processor.
+    /// Model of the processor.
     #[serde(default)]
     pub cpu: String,
-    /// The widest vectors that the CPU's kernels use.
+    /// Widest vector instructions of the CPU kernels.
     #[serde(default)]
     pub vector_unit: String,
-    /// The compiler.
+    /// Version of the compiler.
     #[serde(default)]
     pub rustc: String,
     /// Name, memory, driver and cuDNN of the GPU; empty on a CPU.
@@ -70,7 +70,7 @@ pub struct Provenance {
 }
 
 impl Provenance {
-    /// All that is known of the machine, in one line.
+    /// Describes the machine in one line.
     pub fn made_on(&self) -> String {
         let known = [&self.machine, &self.cpu, &self.vector_unit, &self.gpu, &self.rustc];
         known.into_iter().filter(|text| !text.is_empty()).map(String::as_str).collect::<Vec<_>>().join(", ")
@@ -80,8 +80,8 @@ impl Provenance {
 impl Manifest {
     pub(super) const FORMAT: u32 = 1;
 
-    /// SHA-256 over the key and the outputs: equal for two runs with the same
-    /// results, whenever and wherever they were made.
+    /// Returns the SHA-256 over the key and the outputs. It is equal for two runs with the same
+    /// results.
     pub fn result_digest(&self) -> String {
         let mut text = format!("{}\n", self.key);
         for (name, output) in &self.outputs {
@@ -101,7 +101,7 @@ impl Manifest {
         self.to_text()
     }
 
-    /// The error says what is wrong with the file.
+    /// Parses and verifies a manifest. The error describes the fault of the file.
     pub(super) fn parse(bytes: &[u8]) -> std::result::Result<Manifest, String> {
         let text = str::from_utf8(bytes).map_err(|error| format!("is not text: {error}"))?;
         let manifest: Manifest = serde_json::from_str(text)
@@ -119,7 +119,7 @@ impl Manifest {
         if let Some((name, _)) = manifest.outputs.iter().find(|(_, output)| !is_sha256(&output.sha256)) {
             return Err(format!("lists {name} without its SHA-256"));
         }
-        // Its texts are printed, in messages and on the page.
+        // Rejects control characters, because its texts are printed in messages and on the page.
         let value = serde_json::to_value(&manifest).map_err(|error| error.to_string())?;
         match steering_text(&value) {
             Some(text) => Err(format!("holds text that steers a terminal: {}", shown(text))),

@@ -1,18 +1,18 @@
-//! The content-addressed store: one directory for everything that was made,
-//! named by the SHA-256 of the text that says how it is made.
+//! The content-addressed store: a directory of entries, each named by the SHA-256 of the text that
+//! describes its experiment.
 //!
 //! ```text
 //! STORE/format                    replicate store 1
 //! STORE/<key12>-<label>/          one entry
 //!     experiment.txt              the text whose SHA-256 is the key
 //!     weights.safetensors …       outputs
-//!     manifest.json               written last: an entry with it is finished
+//!     manifest.json               written last: an entry with a manifest is finished
 //!     checkpoint/{a,b,outputs}.safetensors   until it is finished
 //!     lock                        held by the one process that writes
-//! STORE/<entry>.damaged-<n>/      a damaged entry, moved aside, never deleted
+//! STORE/<entry>.damaged-<n>/      a damaged entry, moved aside and never deleted
 //! ```
 //!
-//! An entry is read freely and written under its [`Lock`]:
+//! Reading an entry needs no lock; writing needs its [`Lock`]:
 //!
 //! ```no_run
 //! # use replicate::store::*;
@@ -23,7 +23,7 @@
 //! let entry = store.entry(&Key::of(experiment), "dijs-s0");
 //! if !matches!(entry.finished()?, Finished::Yes(_)) {
 //!     let entry = entry.lock(&mut |_waited| Ok(()))?;
-//!     // Asked again: another worker may have finished or repaired it meanwhile.
+//!     // Another process may have finished or repaired it while this one waited.
 //!     match entry.finished()? {
 //!         Finished::Yes(_) => return Ok(()),
 //!         Finished::Damaged(reason) => drop(entry.discard(&reason)?),
@@ -67,32 +67,32 @@ use crate::text::quoted_path;
 
 const STORE_FORMAT: &str = "replicate store 1\n";
 const FORMAT: &str = "format";
-/// Fetched files, see [`fetch`].
+/// Directory of fetched files, see [`fetch`].
 const INPUTS: &str = "inputs";
 const EXPERIMENT: &str = "experiment.txt";
 const MANIFEST: &str = "manifest.json";
 const LOCK: &str = "lock";
 const CHECKPOINT: &str = "checkpoint";
 const SLOTS: [&str; 2] = ["a.safetensors", "b.safetensors"];
-/// What is finished since the last checkpoint; no tensors.
+/// Record of the outputs that were finished since the last checkpoint; it has no tensors.
 const RECORD: &str = "outputs.safetensors";
 
-/// SHA-256 of `bytes`, 64 lower-case hex digits.
+/// Returns the SHA-256 of `bytes` as 64 lower-case hex digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
     hex(Sha256::digest(bytes))
 }
 
-/// Lower-case hex digits, two for each byte.
+/// Formats bytes as lower-case hex digits.
 pub fn hex(digest: impl AsRef<[u8]>) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether a text is what [`sha256_hex`] gives; others do not become parts of paths.
+/// True if a text has the form of [`sha256_hex`], so that it may become part of a path.
 pub(crate) fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// The name of an experiment: the SHA-256 of its canonical text.
+/// Key of an experiment: the SHA-256 of its canonical text.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
 
@@ -101,7 +101,7 @@ impl Key {
         Key(sha256_hex(text.as_bytes()))
     }
 
-    /// The first 12 hex digits, for directory names and tables.
+    /// Returns the first 12 hex digits, for directory names and tables.
     pub fn short(&self) -> &str {
         &self.0[..12]
     }
@@ -120,13 +120,13 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store at `root`. One that is not there is empty, and made by
-    /// whoever first writes into it. One whose `format` file was lost or cut off is
-    /// known by its entries, and gets that file back from whoever next writes.
+    /// Opens the store at `root`. A store that does not exist is empty; the first write creates it.
+    /// A store without its `format` file, or with a truncated one, is recognised by its entries; the
+    /// next write restores the file.
     ///
     /// # Errors
-    /// `Malformed` when `root` is a store of another format, or some other directory.
-    /// Nothing in it is touched.
+    /// `Malformed` if `root` is a store of another format, or another directory, which stays
+    /// untouched.
     pub fn open(root: &Path) -> Result<Store> {
         let store = Store { root: root.to_path_buf() };
         if !root.exists() {
@@ -135,7 +135,7 @@ impl Store {
         if !root.is_dir() {
             return Err(not_a_store(root, "a file".into(), false));
         }
-        // Listed before the format is read: whoever makes a store writes `format` first.
+        // Lists it before it reads the format, because a new store gets `format` first.
         let mut names = children(root)?;
         names.retain(|name| {
             !name.as_encoded_bytes().starts_with(b".") && name != "lost+found" && name != FORMAT
@@ -158,7 +158,7 @@ impl Store {
         }
     }
 
-    /// What killed, damaged and unfinished work takes, by what it is.
+    /// Returns the space that damaged and unfinished entries and downloads take, by kind.
     pub fn leftovers(&self) -> Result<Vec<Leftover>> {
         let names = if self.root.exists() { children(&self.root)? } else { Vec::new() };
         let (mut damaged, mut checkpoints, mut partial, mut quarantined) = Default::default();
@@ -183,10 +183,9 @@ impl Store {
         Ok(all.into_iter().map(of).filter(|left| left.bytes > 0).collect())
     }
 
-    /// The entry of `key`; nothing is created. `label` is there for people
-    /// and becomes part of the directory's name, so one key must always come
-    /// with one label; characters other than letters, digits, `-` and `_`
-    /// become `-`.
+    /// Returns the entry of `key`, without creating it. `label` is for people and becomes part of the
+    /// directory's name, so a key must always have the same label. Characters other than letters,
+    /// digits, `-` and `_` become `-`.
     pub fn entry(&self, key: &Key, label: &str) -> Entry {
         let label = slug(label);
         let dir = self.root.join(format!("{}-{label}", key.short()));
@@ -195,8 +194,8 @@ impl Store {
 }
 
 impl Store {
-    /// Every published entry with its manifest, by name; a manifest that cannot be read
-    /// counts for none. Outputs are not read: [`Entry::finished`] verifies them.
+    /// Returns every published entry with its manifest, sorted by name. It omits entries with an
+    /// unreadable manifest, and does not read outputs: [`Entry::finished`] verifies them.
     pub fn finished_entries(&self) -> Result<Vec<(Entry, Manifest)>> {
         let mut found = Vec::new();
         if !self.root.exists() {
@@ -206,7 +205,7 @@ impl Store {
             let dir = self.root.join(name);
             let Ok(Some(bytes)) = read_text_if_present(&dir.join(MANIFEST)) else { continue };
             let Ok(manifest) = Manifest::parse(&bytes) else { continue };
-            // It becomes a part of a path.
+            // The key becomes part of a path.
             if !is_sha256(&manifest.key) {
                 continue;
             }
@@ -219,7 +218,7 @@ impl Store {
     }
 }
 
-/// The option that leads a printed command to the store at `root`; empty for the usual place.
+/// Returns the option of a printed command that selects the store at `root`; empty for the default.
 pub fn option(root: &Path) -> String {
     match root == Path::new("store") {
         true => String::new(),
@@ -227,16 +226,15 @@ pub fn option(root: &Path) -> String {
     }
 }
 
-/// What is in a store beside finished entries.
+/// Space in a store that no finished entry takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     pub what: &'static str,
-    /// How many of them there are.
     pub count: usize,
     pub bytes: u64,
 }
 
-/// Adds a directory and the bytes of its files, those of its directories included.
+/// Counts a directory if it has files, and adds the bytes of all files below it.
 fn add((count, bytes): &mut (usize, u64), dir: &Path) {
     fn bytes_of(dir: &Path) -> u64 {
         let Ok(listing) = fs::read_dir(dir) else { return 0 };
@@ -251,13 +249,13 @@ fn add((count, bytes): &mut (usize, u64), dir: &Path) {
     (*count, *bytes) = (*count + (held > 0) as usize, *bytes + held);
 }
 
-/// Whether a name is that of an entry's directory, one moved aside included.
+/// True if a name is that of an entry's directory, also of one moved aside.
 fn is_entry(name: &OsStr) -> bool {
     let (key, label) = name.to_str().and_then(|name| name.split_at_checked(12)).unwrap_or_default();
     key.bytes().all(|byte| byte.is_ascii_hexdigit()) && label.len() > 1 && label.starts_with('-')
 }
 
-/// Makes a store at `root` where there is none, before anything else is written there.
+/// Creates the store at `root` if it does not exist. Must precede any other write.
 pub(crate) fn begin(root: &Path) -> Result<()> {
     fs::create_dir_all(root).map_err(Error::io("create", root))?;
     match read_text_if_present(&root.join(FORMAT))? {
@@ -272,7 +270,7 @@ pub(crate) fn begin(root: &Path) -> Result<()> {
     }
 }
 
-/// Says of a new store that others may change it: modes are those of the umask.
+/// Prints a note if other users may change a new store, because of the umask.
 fn note_if_open_to_all(root: &Path) {
     #[cfg(unix)]
     if fs::metadata(root)
@@ -299,8 +297,7 @@ fn not_a_store(root: &Path, found: String, has_entries: bool) -> Error {
     }
 }
 
-/// `text` as part of a file name.
-/// A label as it stands in the name of a directory.
+/// Converts a label to the form in a directory's name.
 pub fn slug(text: &str) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
     let slug: String = text.chars().map(plain).take(100).collect();

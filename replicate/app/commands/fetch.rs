@@ -183,51 +183,32 @@ fn check_statistics(path: &Path, features: usize) -> std::result::Result<(), Fau
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::formats::npz::{Array, write};
 
-    /// Writes float64 arrays like `numpy.savez`.
-    fn npz(arrays: &[(&str, &str, &[f64])]) -> tempfile::NamedTempFile {
+    fn checked(arrays: &[(&str, &Array)], features: usize) -> std::result::Result<(), String> {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let mut zip = zip::ZipWriter::new(file.reopen().unwrap());
-        let stored =
-            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-        for (name, shape, data) in arrays {
-            zip.start_file(format!("{name}.npy"), stored).unwrap();
-            let header = format!("{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n");
-            let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
-            bytes.extend((header.len() as u16).to_le_bytes());
-            bytes.extend(header.as_bytes());
-            bytes.extend(data.iter().flat_map(|x| x.to_le_bytes()));
-            zip.write_all(&bytes).unwrap();
-        }
-        zip.finish().unwrap();
-        file
+        std::fs::write(file.path(), write(arrays)).unwrap();
+        check_statistics(file.path(), features).map_err(|error| error.to_string())
     }
 
     #[test]
     fn reference_statistics_are_a_mean_and_a_covariance() {
-        let mu: (&str, &str, &[f64]) = ("mu", "(2,)", &[1.0, 2.0]);
-        let verdict = |sigma: &[f64]| check_statistics(npz(&[mu, ("sigma", "(2, 2)", sigma)]).path(), 2);
-        verdict(&[2.0, 1.0, 1.0, 2.0]).unwrap();
-        for (sigma, wrong) in [
-            ([2.0, 1.0, 0.5, 2.0], "not symmetric"),
-            ([1.0, 2.0, 2.0, 1.0], "negative eigenvalue"),
-            ([1.0, f64::NAN, f64::NAN, 1.0], "NaN"),
+        let array = |shape: &[usize], data: &[f64]| Array { shape: shape.to_vec(), data: data.to_vec() };
+        let (mu, sigma) = (array(&[2], &[1.0, 2.0]), array(&[2, 2], &[2.0, 1.0, 1.0, 2.0]));
+        checked(&[("mu", &mu), ("sigma", &sigma)], 2).unwrap();
+        for (mu, sigma, features, wrong) in [
+            (&mu, &array(&[2, 2], &[2.0, 1.0, 0.5, 2.0]), 2, "not symmetric"),
+            (&mu, &array(&[2, 2], &[1.0, 2.0, 2.0, 1.0]), 2, "negative eigenvalue"),
+            (&mu, &array(&[2, 2], &[1.0, f64::NAN, f64::NAN, 1.0]), 2, "NaN"),
+            (&array(&[1, 2], &[1.0, 2.0]), &sigma, 2, "mu of the shape [1, 2]"),
+            (&mu, &sigma, 3, "mu of the shape [2]"),
+            (&array(&[3], &[1.0, 2.0]), &array(&[3, 3], &[0.0; 9]), 3, "16 bytes of data for 3 numbers"),
         ] {
-            let error = verdict(&sigma).unwrap_err().to_string();
+            let error = checked(&[("mu", mu), ("sigma", sigma)], features).unwrap_err();
             assert!(error.contains(wrong), "{error}");
         }
-        let error = check_statistics(npz(&[mu]).path(), 2).unwrap_err().to_string();
+        let error = checked(&[("mu", &mu)], 2).unwrap_err();
         assert!(error.contains("no array sigma"), "{error}");
-        let sigma: (&str, &str, &[f64]) = ("sigma", "(2, 2)", &[1.0, 0.0, 0.0, 1.0]);
-        let error =
-            check_statistics(npz(&[("mu", "(1, 2)", &[1.0, 2.0]), sigma]).path(), 2).unwrap_err().to_string();
-        assert!(error.contains("mu of the shape [1, 2]"), "{error}");
-        let error = check_statistics(npz(&[mu, sigma]).path(), 3).unwrap_err().to_string();
-        assert!(error.contains("mu of the shape [2]"), "{error}");
-        let three: (&str, &str, &[f64]) = ("sigma", "(3, 3)", &[0.0; 9]);
-        let error =
-            check_statistics(npz(&[("mu", "(3,)", &[1.0, 2.0]), three]).path(), 3).unwrap_err().to_string();
-        assert!(error.contains("16 bytes of data for 3 numbers"), "{error}");
         let text = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(text.path(), "<html>not found</html>").unwrap();
         assert!(check_statistics(text.path(), 2).unwrap_err().to_string().contains("not an .npz"));

@@ -1,17 +1,17 @@
-//! What an archive says of itself, as RO-Crate 1.1 (<https://w3id.org/ro/crate/1.1>).
+//! Metadata of an archive, as RO-Crate 1.1 (<https://w3id.org/ro/crate/1.1>).
 
 use crate::store::Manifest;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// The file of the metadata.
+/// Name of the metadata file.
 pub const METADATA: &str = "ro-crate-metadata.json";
 
-/// What is said of the whole.
+/// Description of the whole archive.
 pub struct About {
     pub name: String,
     pub description: String,
-    /// Of the program that wrote the archive.
+    /// Version of the program that wrote the archive.
     pub version: String,
 }
 
@@ -19,7 +19,7 @@ fn reference(id: &str) -> Value {
     json!({ "@id": id })
 }
 
-/// Address and name of a licence; `None` where a publisher states none.
+/// Returns address and name of a licence; `None` if the publisher states none.
 fn licence(name: &str) -> Option<(&'static str, &'static str)> {
     match name {
         "MIT" => Some(("https://spdx.org/licenses/MIT", "MIT License")),
@@ -45,9 +45,9 @@ fn format(name: &str) -> &'static str {
     }
 }
 
-/// The text of the file: every file with its size, every result of the store with its
-/// experiment's key and the action that made it, from what, when and by which commit.
-/// `entries` are directories of results with their manifests, `files` names and sizes.
+/// Writes the metadata: every file with its size, and every result of the store with the key of its
+/// experiment and the action that made it (inputs, time and commit). `entries` are the directories of
+/// results with their manifests; `files` are names and sizes.
 pub fn metadata(about: &About, entries: &[(String, Manifest)], files: &[(String, u64)]) -> String {
     let mut licences = BTreeMap::from([("MIT", licence("MIT").expect("it has an address"))]);
     let by_key: BTreeMap<&str, &str> =
@@ -63,7 +63,7 @@ pub fn metadata(about: &About, entries: &[(String, Manifest)], files: &[(String,
             "@id": dir, "@type": "Dataset", "name": manifest.label, "identifier": manifest.key, "hasPart": held,
             "description": format!("{} of seed {}, determinism class {}", manifest.label, manifest.seed, manifest.determinism),
         });
-        // The first that has an address; a result of several files has the strictest in its manifest.
+        // One licence for each entry: the last one with an address.
         for name in manifest.licences.values() {
             if let Some(known) = licence(name) {
                 licences.insert(name.as_str(), known);

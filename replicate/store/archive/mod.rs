@@ -1,11 +1,11 @@
-//! A store in one file that can be checked anywhere: a zip of files as they are, with
-//! `SHA256SUMS` of all of them. Its comment is the SHA-256 of every byte before it, so that
-//! no byte of the archive can change unnoticed.
+//! Archives of a store: a zip of uncompressed files with a list `SHA256SUMS`, which anybody can
+//! check. The zip's comment is the SHA-256 of every byte before it, so every change is detected.
 
 mod metadata;
 
 pub use self::metadata::{About, METADATA, metadata};
 use super::files::{Content, sync_dir};
+use super::formats::uncompressed;
 use super::formats::unzip::{Entry, entries};
 use super::{EXPERIMENT, MANIFEST, Manifest, hex, sha256_hex};
 use crate::error::{Error, Result, shown};
@@ -14,15 +14,14 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use zip::write::SimpleFileOptions;
 
-/// The list of all other files, as `sha256sum -c` reads it.
+/// The list of all other files, in the format of `sha256sum -c`.
 pub const SUMS: &str = "SHA256SUMS";
-/// Before the 64 digits of the comment.
+/// Begin of the comment, before its 64 digits.
 const COMMENT: &str = "sha256 ";
 const DIGITS: u64 = 64;
 
-/// An archive that is being written. It has its name once it is whole.
+/// Writes an archive, which gets its name when it is complete.
 pub struct Writer {
     path: PathBuf,
     partial: PathBuf,
@@ -31,8 +30,10 @@ pub struct Writer {
 }
 
 impl Writer {
+    /// Begins an archive.
+    ///
     /// # Errors
-    /// `Io` where nothing can be written at `path`.
+    /// `Io` if `path` cannot be written.
     pub fn create(path: &Path) -> Result<Writer> {
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(".partial");
@@ -42,12 +43,12 @@ impl Writer {
         Ok(Writer { path: path.into(), partial, zip, sums: BTreeMap::new() })
     }
 
-    /// Adds a file with this content, as it is.
+    /// Adds a file with this content, uncompressed.
     pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         self.copy(name, bytes.len() as u64, &mut &bytes[..])
     }
 
-    /// Adds the file at `path`, whatever its size.
+    /// Adds the file at `path`, of any size.
     pub fn add_file(&mut self, name: &str, path: &Path) -> Result<()> {
         let open = || File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
         let (bytes, file) = open().map_err(Error::io("read", path))?;
@@ -55,10 +56,7 @@ impl Writer {
     }
 
     fn copy(&mut self, name: &str, bytes: u64, content: &mut dyn Read) -> Result<()> {
-        let stored = SimpleFileOptions::default()
-            .compression_method(zip::CompressionMethod::Stored)
-            .last_modified_time(zip::DateTime::default())
-            .large_file(bytes >= u64::from(u32::MAX));
+        let stored = uncompressed().large_file(bytes >= u64::from(u32::MAX));
         let mut copied = || -> io::Result<String> {
             self.zip.start_file(name, stored)?;
             let mut read = Hashed { inner: content, hash: Sha256::new() };
@@ -70,7 +68,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Adds the list of digests and the comment, and gives the archive its name.
+    /// Adds the list of digests and the comment, and renames the archive to its path.
     pub fn finish(mut self) -> Result<()> {
         let sums: String = self.sums.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
         self.add(SUMS, sums.as_bytes())?;
@@ -102,7 +100,7 @@ impl Read for Hashed<'_> {
     }
 }
 
-/// SHA-256 of the file but its last 64 bytes.
+/// Returns the SHA-256 of the file without its last 64 bytes.
 fn digest_before_comment(file: &mut File) -> io::Result<String> {
     let length = file.seek(SeekFrom::End(0))?.saturating_sub(DIGITS);
     file.rewind()?;
@@ -115,20 +113,20 @@ fn digest(content: &mut dyn Read) -> io::Result<String> {
     Ok(hex(read.hash.finalize()))
 }
 
-/// What an archive holds, and what is wrong with it.
+/// Result of a verification.
 #[derive(Debug, Default)]
 pub struct Verified {
     pub files: usize,
-    /// Results of the store whose manifests vouch for every file.
+    /// Number of results whose files all match their manifest.
     pub results: usize,
-    /// One sentence each; none in a good archive.
+    /// One sentence for each problem; empty for a good archive.
     pub problems: Vec<String>,
 }
 
-/// Reads every byte of the archive at `path`.
+/// Verifies every byte of the archive at `path`.
 ///
 /// # Errors
-/// `Io` where the system does not give its bytes.
+/// `Io` if the system cannot read it.
 pub fn verify(path: &Path) -> Result<Verified> {
     let mut verified = Verified::default();
     match check(path, &mut verified) {
@@ -194,7 +192,7 @@ fn check(path: &Path, verified: &mut Verified) -> io::Result<()> {
                 };
                 let key = sha256_hex(manifest.experiment.as_bytes());
                 let altered = |(file, content): (&String, &Content)| {
-                    (!is(file, &content.sha256)).then(|| format!("does not vouch for {}", shown(file)))
+                    (!is(file, &content.sha256)).then(|| format!("does not match {}", shown(file)))
                 };
                 match manifest.key == key && is(EXPERIMENT, &key) {
                     false => Some(format!("belongs to another {EXPERIMENT}")),

@@ -1,5 +1,4 @@
-//! Addresses of files: as people write them, as servers redirect, and as they may
-//! be shown.
+//! Addresses of files: parsing, redirects, proxies, and display without secrets.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -8,13 +7,13 @@ use std::path::{Path, PathBuf};
 
 use ureq::Proxy;
 
-/// A place that somebody named: an `http://` or `https://` address, or else a path,
-/// which may be written as a `file://` address.
+/// A place given by the user: an `http://` or `https://` address, a path, or a `file://` address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Given {
     Url(Url),
     File(PathBuf),
-    /// An address of a scheme that is not read, such as `ftp`; the rest of it may be secret.
+    /// The scheme of an unsupported address, such as `ftp`. The rest is dropped, as it may contain
+    /// secrets.
     Unread(String),
 }
 
@@ -48,13 +47,13 @@ impl Given {
     }
 }
 
-/// What follows `scheme:`, in either case.
+/// Returns the rest of `text` after `scheme:`, in upper or lower case.
 fn strip_scheme<'a>(text: &'a str, scheme: &str) -> Option<&'a str> {
     let (found, rest) = text.split_once(':')?;
     found.eq_ignore_ascii_case(scheme).then_some(rest)
 }
 
-/// A path without `%20` and the like.
+/// Decodes `%20` and similar codes of a path.
 fn decoded(path: &str) -> PathBuf {
     let (mut bytes, mut rest) = (Vec::new(), path.as_bytes());
     while let Some((&byte, behind)) = rest.split_first() {
@@ -71,22 +70,22 @@ fn decoded(path: &str) -> PathBuf {
     return PathBuf::from(String::from_utf8_lossy(&bytes).into_owned());
 }
 
-/// An address on a server. It is shown without what may be secret: a user's name
-/// and password, and the query, where signatures are.
+/// An address on a server. Its display omits possible secrets: user name, password, and the query,
+/// which may have a signature.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Url {
     pub(super) https: bool,
-    /// Host and port, behind a user's name where there is one.
+    /// Host and port, after the user name if there is one.
     authority: String,
-    /// From `/` on, without a fragment.
+    /// Path and query, without a fragment.
     path: String,
 }
 
 impl Url {
-    /// Blanks, control characters and what is not ASCII are escaped as in a browser.
+    /// Parses an address. Escapes blanks, control characters and non-ASCII characters, as browsers do.
     ///
     /// # Errors
-    /// Why it is no address on a server.
+    /// The reason why it is not an address on a server.
     pub fn parse(text: &str) -> Result<Url, String> {
         let (scheme, rest) = text.split_once("://").unwrap_or_default();
         let https = scheme.eq_ignore_ascii_case("https");
@@ -103,10 +102,10 @@ impl Url {
         Ok(Url { https, authority: authority.into(), path: escaped(&format!("{slash}{path}")) })
     }
 
-    /// Where a redirect leads.
+    /// Returns the target of a redirect.
     ///
     /// # Errors
-    /// Why it leads nowhere; the sentence begins with "redirects".
+    /// The reason why it cannot be followed; it begins with "redirects".
     pub(super) fn redirected(&self, location: &str) -> Result<Url, String> {
         let location = location.trim().split('#').next().unwrap_or_default();
         let scheme = location.split(['/', '?']).next().and_then(|start| start.split_once(':'));
@@ -132,7 +131,7 @@ impl Url {
         if self.https && !to.https {
             return Err(format!("redirects from https to {to}"));
         }
-        // A name and a password are for the host that they were given for.
+        // Sends the user name and password to no other host.
         match to.authority == self.host_and_port() {
             true => Ok(Url { authority: self.authority.clone(), ..to }),
             false => Ok(to),
@@ -155,16 +154,16 @@ impl Url {
         if self.https { "https" } else { "http" }
     }
 
-    /// The whole of it, for the server.
+    /// Returns the full address, for the server.
     pub(super) fn secret(&self) -> String {
         format!("{}://{}{}", self.scheme(), self.authority, self.path)
     }
 
-    /// The proxy that the environment names for this address: `HTTPS_PROXY` or
-    /// `HTTP_PROXY` by its scheme, or `ALL_PROXY`, unless `NO_PROXY` names the host.
+    /// Returns the proxy for this address from the environment: `HTTPS_PROXY` or `HTTP_PROXY` by its
+    /// scheme, or `ALL_PROXY`, unless `NO_PROXY` contains the host.
     ///
     /// # Errors
-    /// Why that proxy cannot be used. Nobody is asked without it then.
+    /// The reason why that proxy cannot be used. The address must not be asked without it.
     pub(super) fn proxy(&self) -> Result<Option<Proxy>, String> {
         let variable = |name: &str| {
             let value = |name: String| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
@@ -211,7 +210,7 @@ fn escaped(path: &str) -> String {
     escaped
 }
 
-/// A path without its `.` and `..`.
+/// Resolves `.` and `..` in a path.
 fn resolved(path: &str) -> String {
     let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
     let mut parts: Vec<&str> = Vec::new();
@@ -228,13 +227,13 @@ fn resolved(path: &str) -> String {
     format!("/{}{query}", parts.join("/"))
 }
 
-/// Whether `list`, as in `NO_PROXY`, names `host`: as itself, as the end of its name, as
-/// an address or a network (`10.0.0.0/8`), with or without its port, or by `*`.
+/// True if `list`, in the form of `NO_PROXY`, contains `host`: by name, by the end of its name, by
+/// address or network (`10.0.0.0/8`), with or without its port, or by `*`.
 fn is_exempt(host: &str, list: &str) -> bool {
     let split = |host: &str| -> (String, Option<String>) {
         let host = host.to_ascii_lowercase();
         match host.rsplit_once(':') {
-            // More colons are those of an IPv6 address, unless it is in brackets.
+            // An IPv6 address has more colons; with a port, it is in brackets.
             Some((name, port)) if !name.contains(':') || name.ends_with(']') => {
                 (name.trim_matches(['[', ']']).into(), Some(port.into()))
             }
@@ -262,7 +261,7 @@ fn is_exempt(host: &str, list: &str) -> bool {
     })
 }
 
-/// Whether the first `bits` of two addresses are the same.
+/// True if the first `bits` of two addresses are equal.
 fn within(address: IpAddr, network: IpAddr, bits: u32) -> bool {
     let number = |address: IpAddr| match address {
         IpAddr::V4(address) => ((address.to_bits() as u128) << 96, 32),

@@ -1,31 +1,31 @@
-//! What can be fetched: addresses, sizes, hashes, and how well each hash is known.
+//! The files that can be fetched: addresses, sizes, and hashes with their reliability.
 
 use hf_hub::RepoType;
 
 /// A file that the project needs but does not ship.
 #[derive(Clone, Copy, Debug)]
 pub struct Asset {
-    /// What people type, and the file's name on a mirror.
+    /// Name in commands and on a mirror.
     pub id: &'static str,
     pub what: &'static str,
-    /// As its publisher states it.
+    /// Licence as its publisher states it.
     pub licence: &'static str,
-    /// `None` where no source states the size.
+    /// Size; `None` if no source states it.
     pub bytes: Option<u64>,
     pub hash: Hash,
-    /// Asked in this order.
+    /// Addresses in the order in which they are tried.
     pub from: &'static [Address],
 }
 
-/// What is known about an asset's bytes before they are here.
+/// Published knowledge of an asset's SHA-256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hash {
     /// A SHA-256 on which several independent publications agree.
     Several(&'static str),
-    /// A SHA-256 that was found in one publication only.
+    /// A SHA-256 from a single publication.
     OneSource(&'static str),
-    /// No SHA-256 was found: the first bytes to arrive are trusted, recorded,
-    /// and from then on the only ones accepted.
+    /// No SHA-256 is published: the first download is trusted, and its SHA-256 recorded and required
+    /// from then on.
     Unpublished,
 }
 
@@ -40,13 +40,13 @@ pub enum Address {
 pub struct HubFile {
     pub kind: RepoType,
     pub repo: &'static str,
-    /// The full commit hash: a branch or a tag could move.
+    /// Full commit hash, because a branch or a tag could move.
     pub revision: &'static str,
     pub path: &'static str,
 }
 
 impl Asset {
-    /// The SHA-256 that was published for it.
+    /// Returns the published SHA-256.
     pub fn sha256(&self) -> Option<&'static str> {
         match self.hash {
             Hash::Several(sha256) | Hash::OneSource(sha256) => Some(sha256),
@@ -55,27 +55,38 @@ impl Asset {
     }
 }
 
-/// Every published asset, in the order of use.
+/// Returns every published asset, in the order of use.
 pub fn assets() -> &'static [Asset] {
     ASSETS
 }
 
-/// The asset with this id, those of the drill included.
+/// Returns the asset with this id, including those of scale `drill`.
 pub fn named(id: &str) -> Option<&'static Asset> {
     ASSETS.iter().chain(DRILL).find(|asset| asset.id == id)
 }
 
-/// The licence of the file with that SHA-256.
+/// Returns the licence of the file with this SHA-256.
 pub fn licence_of(sha256: &str) -> Option<&'static str> {
     ASSETS.iter().chain(DRILL).find(|asset| asset.sha256() == Some(sha256)).map(|asset| asset.licence)
 }
 
-/// Of EDM's code and files, and of what SiD made from them: no commercial use.
+/// Licence of EDM's files, and of SiD's, which derive from them: no commercial use.
 const NVIDIA: &str = "CC BY-NC-SA 4.0";
-/// The authors ask for a citation: Krizhevsky, Learning multiple layers of features from tiny
-/// images, 2009.
+/// Licence of CIFAR. The authors ask for a citation: Krizhevsky, Learning multiple layers of features
+/// from tiny images, 2009.
 const NONE: &str = "none stated";
 const OURS: &str = "MIT";
+
+/// Makes an asset of CIFAR, whose SHA-256 several publications confirm.
+const fn cifar(
+    id: &'static str,
+    what: &'static str,
+    bytes: u64,
+    sha256: &'static str,
+    from: &'static [Address],
+) -> Asset {
+    Asset { id, what, licence: NONE, bytes: Some(bytes), hash: Hash::Several(sha256), from }
+}
 
 const ASSETS: &[Asset] = &[
     Asset {
@@ -110,89 +121,81 @@ const ASSETS: &[Asset] = &[
         what: "EDM's FID reference statistics of CIFAR-10 (npz: mu, sigma)",
         licence: NVIDIA,
         bytes: None,
-        // A copy, which need not be the original: github.com/Zyriix/GDD at e9267e8, refs/,
-        // git blob 85281fdbac54dcfc88d0071d6c4d5d9bcb85cf8b.
+        // There is a copy in github.com/Zyriix/GDD at e9267e8, refs/, git blob
+        // 85281fdbac54dcfc88d0071d6c4d5d9bcb85cf8b; it was not compared with the original.
         hash: Hash::Unpublished,
         from: &[Address::Url("https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/cifar10-32x32.npz")],
     },
-    Asset {
-        id: "cifar10",
-        what: "CIFAR-10, the authors' binary archive",
-        licence: NONE,
-        bytes: Some(170_052_171),
-        // md5, from the authors' page: c32a1d4ab5d03f1284b67883e8d87530.
-        hash: Hash::Several("c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"),
-        from: &[
+    // md5, from the authors' page: c32a1d4ab5d03f1284b67883e8d87530.
+    cifar(
+        "cifar10",
+        "CIFAR-10, the authors' binary archive",
+        170_052_171,
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        &[
             Address::Url("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"),
             Address::Url(
                 "https://storage.googleapis.com/mirror.tensorflow.org/www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
             ),
         ],
-    },
-    Asset {
-        id: "cifar100",
-        what: "CIFAR-100, the authors' binary archive",
-        licence: NONE,
-        bytes: Some(168_513_733),
-        // md5, from the authors' page: 03b5dce01913d631647c71ecec9e9cb8.
-        hash: Hash::Several("58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"),
-        from: &[Address::Url("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz")],
-    },
-    Asset {
-        id: "cifar10-python",
-        what: "CIFAR-10, the authors' archive of Python pickles",
-        licence: NONE,
-        bytes: Some(170_498_071),
-        // md5, from torchvision: c58f30108f718f92721af3b95e74349a.
-        hash: Hash::Several("6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
-        from: &[
+    ),
+    // md5, from the authors' page: 03b5dce01913d631647c71ecec9e9cb8.
+    cifar(
+        "cifar100",
+        "CIFAR-100, the authors' binary archive",
+        168_513_733,
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+        &[Address::Url("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz")],
+    ),
+    // md5, from torchvision: c58f30108f718f92721af3b95e74349a.
+    cifar(
+        "cifar10-python",
+        "CIFAR-10, the authors' archive of Python pickles",
+        170_498_071,
+        "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        &[
             Address::Url("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"),
             Address::Url(
                 "https://storage.googleapis.com/tensorflow/tf-keras-datasets/cifar-10-python.tar.gz",
             ),
         ],
-    },
-    Asset {
-        id: "cifar100-python",
-        what: "CIFAR-100, the authors' archive of Python pickles",
-        licence: NONE,
-        bytes: Some(169_001_437),
-        // md5, from torchvision: eb9058c3a382ffc7106e4002c42a8d85.
-        hash: Hash::Several("85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
-        from: &[Address::Url("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz")],
-    },
-    Asset {
-        id: "cifar10-parquet-train",
-        what: "CIFAR-10 training images as PNG in parquet",
-        licence: NONE,
-        bytes: Some(119_705_255),
-        hash: Hash::Several("8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883"),
-        from: &[cifar10_parquet("plain_text/train-00000-of-00001.parquet")],
-    },
-    Asset {
-        id: "cifar10-parquet-test",
-        what: "CIFAR-10 test images as PNG in parquet",
-        licence: NONE,
-        bytes: Some(23_940_850),
-        hash: Hash::Several("841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de"),
-        from: &[cifar10_parquet("plain_text/test-00000-of-00001.parquet")],
-    },
-    Asset {
-        id: "cifar100-parquet-train",
-        what: "CIFAR-100 training images as PNG in parquet",
-        licence: NONE,
-        bytes: Some(118_518_617),
-        hash: Hash::Several("694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23"),
-        from: &[cifar100_parquet("cifar100/train-00000-of-00001.parquet")],
-    },
-    Asset {
-        id: "cifar100-parquet-test",
-        what: "CIFAR-100 test images as PNG in parquet",
-        licence: NONE,
-        bytes: Some(23_772_751),
-        hash: Hash::Several("98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68"),
-        from: &[cifar100_parquet("cifar100/test-00000-of-00001.parquet")],
-    },
+    ),
+    // md5, from torchvision: eb9058c3a382ffc7106e4002c42a8d85.
+    cifar(
+        "cifar100-python",
+        "CIFAR-100, the authors' archive of Python pickles",
+        169_001_437,
+        "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        &[Address::Url("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz")],
+    ),
+    cifar(
+        "cifar10-parquet-train",
+        "CIFAR-10 training images as PNG in parquet",
+        119_705_255,
+        "8428b53a88a11ac374111006708df51469e315a22ac6d66470afd9c78d2ae883",
+        &[cifar10_parquet("plain_text/train-00000-of-00001.parquet")],
+    ),
+    cifar(
+        "cifar10-parquet-test",
+        "CIFAR-10 test images as PNG in parquet",
+        23_940_850,
+        "841389e6f2d64f28bf17310e430aebac20ec3ba611a3c5e231dc93c645ce84de",
+        &[cifar10_parquet("plain_text/test-00000-of-00001.parquet")],
+    ),
+    cifar(
+        "cifar100-parquet-train",
+        "CIFAR-100 training images as PNG in parquet",
+        118_518_617,
+        "694865d6b990e234804f01268586c41e88bcbbb75e20858432c05ad4081aca23",
+        &[cifar100_parquet("cifar100/train-00000-of-00001.parquet")],
+    ),
+    cifar(
+        "cifar100-parquet-test",
+        "CIFAR-100 test images as PNG in parquet",
+        23_772_751,
+        "98776c529bb146a9c791229df74a5cf076be9b43d82dbbd334b6a7788d73dc68",
+        &[cifar100_parquet("cifar100/test-00000-of-00001.parquet")],
+    ),
     Asset {
         id: "sid",
         what: "SiD's published one-step generator for CIFAR-10 (pickle): SiD²A starts from it; to cross-check FID and IS",
@@ -209,9 +212,8 @@ const ASSETS: &[Asset] = &[
     },
 ];
 
-/// What the scale `drill` reads in their place: small files of the same formats,
-/// made by tests/common/drill.rs and published nowhere but on the mirror that a test
-/// starts.
+/// Small files of the same formats for the scale `drill`. tests/common/drill.rs makes them, and only
+/// the mirror that a test starts has them.
 const DRILL: &[Asset] = &[
     drill("drill-edm", "a small network as an EDM snapshot", DRILL_EDM),
     drill("drill-sid", "another small network as an EDM snapshot", DRILL_SID),

@@ -1,4 +1,4 @@
-//! One file over HTTP: resumed, retried, and never longer than it should be.
+//! Downloads one file over HTTP, with resumption, retries, and a limit of its length.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Read, Write};
@@ -16,20 +16,19 @@ const POLL: Duration = Duration::from_millis(200);
 const BUFFER: usize = 64 * 1024;
 const MAX_REDIRECTS: usize = 5;
 const CONNECT: Duration = Duration::from_secs(20);
-/// Bytes a second below which a connection counts as silent.
+/// Bytes a second below which a connection counts as stalled.
 const SLOWEST: f64 = 1024.0;
 
-/// How long to put up with a server.
+/// Time limits and retries of a download.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Patience {
-    /// A connection that brings hardly a byte for so long is given up.
+    /// Time after which a stalled connection is closed.
     pub stall: Duration,
-    /// So many attempts in a row that bring hardly anything new, and the address is
-    /// given up.
+    /// Number of attempts in a row without progress after which an address is given up.
     pub attempts: u32,
-    /// The pause after the first of them; each further one is twice as long.
+    /// Pause after the first of them; each further pause is twice as long.
     pub pause: Duration,
-    /// Bounds every pause, that which a server asks for with `Retry-After` too.
+    /// Upper limit of every pause, including that of a server's `Retry-After`.
     pub longest_pause: Duration,
 }
 
@@ -45,36 +44,36 @@ impl Default for Patience {
 }
 
 impl Patience {
-    /// The bytes that a connection must bring in [`Patience::stall`].
+    /// Returns the least number of bytes of a connection in the time [`Patience::stall`].
     fn least(&self) -> u64 {
         (SLOWEST * self.stall.as_secs_f64()) as u64
     }
 }
 
-/// How one connection ended.
+/// End of one connection.
 enum End {
     Complete,
-    /// Trying again may help, after the pause that the server asked for.
+    /// Another attempt may help, after the server's pause if it gave one.
     Again(String, Option<Duration>),
 }
 
-/// What is asked for, and what is known of it.
+/// A file to download.
 pub(super) struct Download<'a> {
     pub url: &'a Url,
     pub place: &'a Place,
-    /// The size that the file must have, if it is known.
+    /// Size of the file, if it is known.
     pub bytes: Option<u64>,
-    /// The size that no such file exceeds.
+    /// Upper limit of its size.
     pub most: u64,
-    /// Whether a wrong mixture of two attempts would be found out, so that any server
-    /// may go on with what another one began. Else every attempt starts over.
+    /// True if the hash is known, so that a mixture of different files would be detected. Then any
+    /// server may continue what another one began; otherwise every attempt starts over.
     pub hash_known: bool,
     pub patience: &'a Patience,
 }
 
 impl Download<'_> {
-    /// Downloads into the partial file of the place, going on where an earlier attempt
-    /// ended. A server that ignores ranges starts over.
+    /// Downloads into the partial file of the place and continues an earlier attempt. Starts over if
+    /// the server ignores ranges.
     pub fn run(&self, report: &mut Report) -> Attempt<()> {
         let mut furthest = self.place.partial_bytes();
         let mut fruitless = 0;
@@ -83,7 +82,7 @@ impl Download<'_> {
                 End::Complete => return Ok(()),
                 End::Again(why, after) => (why, after),
             };
-            // Not compared with this attempt's start: a server may begin again and again.
+            // Compares with the furthest attempt, because a server may start over again and again.
             let have = self.place.partial_bytes();
             if have > furthest + self.patience.least() {
                 fruitless = 0;
@@ -91,18 +90,18 @@ impl Download<'_> {
             furthest = furthest.max(have);
             fruitless += 1;
             if fruitless >= self.patience.attempts {
-                return refuse(format!("{why}; {fruitless} attempts in a row brought nothing new"));
+                return refuse(format!("{why} (gave up after {fruitless} attempts without progress)"));
             }
             let pause = after.unwrap_or(self.patience.pause * 2u32.saturating_pow(fruitless - 1));
             wait(pause.min(self.patience.longest_pause), &why, report)?;
         }
     }
 
-    /// One request, and those that it is redirected to.
+    /// Sends one request and follows its redirects.
     fn once(&self, report: &mut Report) -> Attempt<End> {
         let mut have = self.place.partial_bytes();
         match self.bytes {
-            // The last process was stopped between the last byte and the check of the hash.
+            // An earlier process was stopped before it checked the hash.
             Some(bytes) if have == bytes && self.hash_known => return Ok(End::Complete),
             Some(bytes) if have > bytes => have = self.start_over()?,
             _ if !self.hash_known => have = self.start_over()?,
@@ -131,12 +130,12 @@ impl Download<'_> {
         refuse(format!("redirects more than {MAX_REDIRECTS} times"))
     }
 
-    /// From byte `from` on.
+    /// Requests the file from byte `from` on.
     fn request(&self, url: &Url, proxy: Option<Proxy>, from: u64) -> Result<Response<Body>, ureq::Error> {
-        // A time limit on the resolver would take a thread, which may be refused.
+        // No time limit for the resolver: it would need a thread, which the system may refuse.
         let agent: Agent = Agent::config_builder()
             .user_agent(concat!("replicate/", env!("CARGO_PKG_VERSION")))
-            // The hash is that of the file itself, and ranges count its bytes.
+            // Hash and ranges refer to the uncompressed file.
             .accept_encoding("identity")
             .http_status_as_error(false)
             .max_redirects(0)
@@ -152,7 +151,7 @@ impl Download<'_> {
         }
     }
 
-    /// Takes the body where the answer is the file, or what is missing of it.
+    /// Receives the body if the answer is the file, or its missing part.
     fn answered(&self, response: Response<Body>, mut have: u64, report: &mut Report) -> Attempt<End> {
         let (status, headers) = (response.status(), response.headers());
         let total = match status {
@@ -182,7 +181,7 @@ impl Download<'_> {
             return refuse(format!("sends the file as {encoding} although it was asked not to"));
         }
         let chunked = || header(header::TRANSFER_ENCODING).is_some_and(|coding| coding.contains("chunked"));
-        // Before anything that is here is given up: the answer may be an error page.
+        // Checks the size before it deletes earlier bytes: the answer may be an error page.
         match (self.bytes, total) {
             (Some(bytes), Some(total)) if bytes != total => {
                 return refuse(format!("announces {total} bytes instead of {bytes}"));
@@ -203,7 +202,7 @@ impl Download<'_> {
         self.receive(response.into_body(), have, total.or(self.bytes), report)
     }
 
-    /// Appends the body to what is here.
+    /// Appends the body to the partial file.
     fn receive(&self, body: Body, mut have: u64, total: Option<u64>, report: &mut Report) -> Attempt<End> {
         let path = self.place.partial();
         let mut file =
@@ -248,8 +247,8 @@ impl Download<'_> {
         Ok(0)
     }
 
-    /// What an error of the connection means for the next attempt; `head` says that
-    /// no answer had come.
+    /// Decides whether to try again after an error of the connection. `head` is true before the
+    /// answer's header was read.
     fn failed(&self, error: ureq::Error, head: bool) -> Attempt<End> {
         use ureq::Error as E;
         let text = |error: &dyn std::fmt::Display| {
@@ -259,7 +258,7 @@ impl Download<'_> {
             crate::error::shown(&format!("{through}{error}"))
         };
         match error {
-            E::Timeout(_) => again("sends nothing any more"),
+            E::Timeout(_) => again("does not respond"),
             E::HostNotFound => refuse("no such host, or no network".into()),
             E::Io(error) if is_unresolved(&error) => refuse(format!("no such host, or no network ({error})")),
             E::Io(error) if is_lasting(&error) => refuse(text(&error)),
@@ -282,12 +281,12 @@ fn wait(pause: Duration, why: &str, report: &mut Report) -> Result<(), Error> {
     Ok(())
 }
 
-/// The resolver's errors have no kind of their own.
+/// True for an error of the resolver, which has no kind of its own.
 fn is_unresolved(error: &io::Error) -> bool {
     error.to_string().starts_with("failed to lookup address")
 }
 
-/// Whether the next attempt would end the same way.
+/// True if the next attempt would fail in the same way.
 fn is_lasting(error: &io::Error) -> bool {
     use ErrorKind::{ConnectionRefused, HostUnreachable, InvalidData, NetworkUnreachable};
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable | InvalidData)
@@ -301,12 +300,12 @@ fn number(headers: &HeaderMap, name: header::HeaderName) -> Option<u64> {
     headers.get(name)?.to_str().ok()?.trim().parse().ok()
 }
 
-/// Date forms are not understood: our own pauses are used for them.
+/// Returns the pause that the server asks for, if it gives it in seconds rather than as a date.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     number(headers, header::RETRY_AFTER).map(Duration::from_secs)
 }
 
-/// First byte and total of `bytes 100-199/1000`; the total may be `*`.
+/// Parses first byte and total of `bytes 100-199/1000`; the total may be `*`.
 fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let text = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = text.split_once('/')?;

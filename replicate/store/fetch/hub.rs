@@ -1,8 +1,8 @@
-//! Files of Hugging Face repositories: where the hub has them, and where the cache
-//! that the Python tools share has them on this machine.
+//! Files of Hugging Face repositories: their addresses on the hub, and their paths in the cache that
+//! Python tools share on this machine.
 //!
-//! They are downloaded as all other files are, not by `hf-hub`: it takes the names
-//! of files from a server's headers, writes whatever it sends, and waits for ever.
+//! They are downloaded like all other files. `hf-hub` is not used for that, because it takes file
+//! names from a server's headers, writes files of any length, and has no time limit.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,19 +14,19 @@ use super::assets::HubFile;
 
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// Where the hub is, and where its files are kept on this machine.
+/// Address and cache of the hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hub {
     pub endpoint: String,
     pub cache: PathBuf,
-    /// Take what the cache has, ask nobody.
+    /// True if only the cache may be used.
     pub offline: bool,
 }
 
 impl Hub {
-    /// `HF_ENDPOINT`; `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`; `HF_HUB_OFFLINE`,
-    /// with the meaning they have for the Python tools. `variable` looks one
-    /// up; an empty one counts as not set.
+    /// Reads `HF_ENDPOINT`, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` and `HF_HUB_OFFLINE`, with
+    /// their meaning for the Python tools. `variable` returns the value of a variable that is not
+    /// empty.
     pub fn from_env(variable: &dyn Fn(&str) -> Option<OsString>) -> Hub {
         let path = |name| variable(name).map(PathBuf::from);
         let text = |name| variable(name).and_then(|value| value.into_string().ok());
@@ -41,14 +41,16 @@ impl Hub {
         Hub { endpoint: endpoint.trim_end_matches('/').to_string(), cache, offline }
     }
 
-    /// The cache's copy of `file`, whoever put it there.
+    /// Returns the path of `file` in the cache, if it is there.
     pub(super) fn cached(&self, file: &HubFile) -> Option<PathBuf> {
         let snapshot = Cache::new(self.cache.clone()).repo(repo(file)).pointer_path(file.revision);
         Some(snapshot.join(file.path)).filter(|path| path.exists())
     }
 
+    /// Returns the address of `file`.
+    ///
     /// # Errors
-    /// Why the endpoint is no address.
+    /// The reason why the endpoint is not an address.
     pub(super) fn url(&self, file: &HubFile) -> Result<Url, String> {
         let (endpoint, repo) = (&self.endpoint, repo(file));
         Url::parse(&format!("{endpoint}/{}/resolve/{}/{}", repo.url(), repo.url_revision(), file.path))

@@ -1,11 +1,11 @@
-//! Where fetched files lie, by the SHA-256 of their content.
+//! Fetched files in the store, named by the SHA-256 of their content.
 //!
 //! ```text
 //! STORE/inputs/<sha256>                  a verified file
-//! STORE/inputs/index/<id>                which of them an asset is, and whence it came
-//! STORE/inputs/partial/<id>              what has arrived of a file
+//! STORE/inputs/index/<id>                the record of an asset: its file and its source
+//! STORE/inputs/partial/<id>              an incomplete download
 //! STORE/inputs/partial/<id>.lock         held by the one process that fetches it
-//! STORE/inputs/quarantine/               what was in the place of a file and was none
+//! STORE/inputs/quarantine/               directories that were in the place of a file
 //! ```
 
 use std::fs::{self, File};
@@ -27,22 +27,22 @@ pub struct Inputs {
     dir: PathBuf,
 }
 
-/// What is recorded about a fetched asset.
+/// The record of a fetched asset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub sha256: String,
     pub bytes: u64,
-    /// The address or the path it came from, without what may be secret.
+    /// Its address or path, without secrets.
     pub from: String,
-    /// No published hash vouches for it: it is what was seen first.
+    /// True if no hash is published, and that of the first download counts.
     pub first_seen: bool,
 }
 
-/// What the store has of an asset.
+/// State of an asset in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     Good(PathBuf),
-    /// The file is there, but was altered since; `found` says how.
+    /// The file exists but was altered; `found` describes it.
     Damaged {
         path: PathBuf,
         expected: String,
@@ -52,7 +52,7 @@ pub enum State {
 }
 
 impl Inputs {
-    /// The inputs of the store at `root`. Nothing is read or made.
+    /// Returns the inputs of the store at `root`, without reading or creating anything.
     pub fn of(root: &Path) -> Inputs {
         Inputs { dir: root.join("inputs") }
     }
@@ -61,12 +61,12 @@ impl Inputs {
         &self.dir
     }
 
-    /// The option that leads a printed command to this store.
+    /// Returns the option of a printed command that selects this store.
     pub fn option(&self) -> String {
         crate::store::option(self.dir.parent().unwrap_or(Path::new("store")))
     }
 
-    /// Reads the whole file that the store has of `asset`, and says whether it is good.
+    /// Reads and verifies the file of `asset`.
     pub fn state(&self, asset: &Asset) -> Result<State> {
         let Some(expected) = self.expected(asset)? else { return Ok(State::Absent) };
         let path = self.dir.join(&expected);
@@ -83,7 +83,7 @@ impl Inputs {
         }
     }
 
-    /// What was recorded when `asset` was last fetched.
+    /// Returns the record of the last fetch of `asset`.
     pub fn record(&self, asset: &Asset) -> Result<Option<Record>> {
         let path = self.record_path(asset);
         let record = match read_text_if_present(&path) {
@@ -96,7 +96,7 @@ impl Inputs {
             }
             Err(error) => return Err(error),
         };
-        // It becomes the name of a file.
+        // The SHA-256 becomes a file name.
         let checked = record.and_then(|record| match is_sha256(&record.sha256) {
             true => Ok(record),
             false => Err(format!("the SHA-256 {}", shown(&record.sha256))),
@@ -105,11 +105,11 @@ impl Inputs {
             path,
             expected: format!("the record of {}", asset.id),
             found,
-            remedy: "remove it: the asset is then fetched again, and a new record is made".into(),
+            remedy: "remove it; the next fetch makes a new record".into(),
         })
     }
 
-    /// The SHA-256 that `asset` must have: the published one, or else the one seen first.
+    /// Returns the SHA-256 that `asset` must have: the published one, or that of the first download.
     pub(super) fn expected(&self, asset: &Asset) -> Result<Option<String>> {
         match asset.sha256() {
             Some(sha256) => Ok(Some(sha256.to_string())),
@@ -117,7 +117,7 @@ impl Inputs {
         }
     }
 
-    /// Size of the file that the store has of `asset`, without reading it.
+    /// Returns the size of the file of `asset`, without reading it.
     pub fn size_there(&self, asset: &Asset) -> Result<Option<u64>> {
         let Some(expected) = self.expected(asset)? else { return Ok(None) };
         Ok(fs::metadata(self.dir.join(expected))
@@ -130,7 +130,7 @@ impl Inputs {
         self.dir.join("index").join(asset.id)
     }
 
-    /// Where `asset` will lie, or lies.
+    /// Returns the path of `asset`, which need not exist.
     pub fn place(&self, asset: &Asset) -> PathBuf {
         self.dir.join(asset.sha256().unwrap_or(asset.id))
     }
@@ -139,7 +139,7 @@ impl Inputs {
         fs::metadata(self.dir.join("partial").join(asset.id)).map_or(0, |found| found.len())
     }
 
-    /// Waits for the right to fetch `asset`, as [`lock_file`] does.
+    /// Waits for the lock of `asset`, as [`lock_file`] does.
     pub(super) fn lock(
         &self,
         asset: &Asset,
@@ -152,13 +152,13 @@ impl Inputs {
         }
         let path = self.dir.join("partial").join(format!("{}.lock", asset.id));
         let place = Place { inputs: self.clone(), asset: *asset, _lock: lock_file(&path, waiting)? };
-        // What a killed process was copying.
+        // A killed process may have left a copy.
         remove(&place.copy())?;
         Ok(place)
     }
 }
 
-/// The right to fetch one asset, held until it is dropped.
+/// Exclusive right to fetch one asset, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     inputs: Inputs,
@@ -167,12 +167,12 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// The file that a download is appended to.
+    /// Returns the path of the incomplete download.
     pub fn partial(&self) -> PathBuf {
         self.beside("")
     }
 
-    /// A second file, so that a copy does not overwrite what a download left.
+    /// Returns the path of a copy, which must not overwrite an incomplete download.
     pub fn copy(&self) -> PathBuf {
         self.beside(".copy")
     }
@@ -189,7 +189,7 @@ impl Place {
         remove(&self.partial())
     }
 
-    /// Copies at most `most` bytes of `from` beside the partial download.
+    /// Copies at most `most` bytes of `from` to [`Place::copy`]. The inner error refuses the source.
     pub fn copy_of(&self, from: &mut dyn Read, most: u64) -> Result<std::result::Result<PathBuf, String>> {
         let path = self.copy();
         let mut copy = File::create(&path).map_err(Error::io("write", &path))?;
@@ -211,11 +211,11 @@ impl Place {
         }
     }
 
-    /// Moves a verified `file` to its final name and records whence it came.
+    /// Moves a verified `file` to its final name and records its source.
     pub fn publish(&self, file: &Path, content: &Content, from: &str) -> Result<PathBuf> {
         let dir = &self.inputs.dir;
         let path = dir.join(&content.sha256);
-        // On the disk before it has its name: a file with the name is whole, always.
+        // Flushes the file before it gets its name, so that a file with that name is complete.
         File::open(file).and_then(|file| file.sync_all()).map_err(Error::io("write", file))?;
         if path.is_dir() {
             let quarantine = dir.join("quarantine");

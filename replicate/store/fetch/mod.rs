@@ -1,26 +1,23 @@
-//! Fetching what the paper scale needs: checkpoint, Inception weights, FID
-//! reference, data sets.
+//! Fetches the files of the paper scale: checkpoint, Inception weights, FID reference, data sets.
 //!
-//! A file is looked for in this order, and the first good one is kept:
+//! It tries these sources in order and keeps the first good file:
 //!
 //! 1. the store's `inputs/`, by SHA-256;
-//! 2. what `--from FILE|URL` names, and then nothing else;
-//! 3. `REPLICATE_MIRROR`, an address or a directory: the asset `cifar10` is
-//!    `$REPLICATE_MIRROR/cifar10` there;
-//! 4. the asset's own addresses, in order; files of the Hugging Face hub are taken from
-//!    its cache on this machine, else from `HF_ENDPOINT` (see [`Hub`]).
+//! 2. the file or address of `--from`; if it is given, no other source is tried;
+//! 3. `REPLICATE_MIRROR`, an address or a directory that has the asset `cifar10` as
+//!    `$REPLICATE_MIRROR/cifar10`;
+//! 4. the asset's own addresses, in order; files of the Hugging Face hub come from its cache on this
+//!    machine, or else from `HF_ENDPOINT` (see [`Hub`]).
 //!
-//! Whatever the way, the bytes are hashed on the disk before they get their
-//! name, and wrong ones are removed. A download that was cut off
-//! is resumed where the hash is known beforehand, and starts over where it is not.
-//! Processes that want the same asset wait for each other. Of an address, host and
-//! path are shown and recorded, but no password and no query.
+//! Every file is hashed on the disk before it gets its name, and wrong bytes are removed. An
+//! interrupted download resumes if the hash is known, and starts over if it is not. Processes that
+//! need the same asset wait for each other. Messages and records show host and path of an address,
+//! but no password and no query.
 //!
-//! Proxies are those of `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY`. `NO_PROXY` lists
-//! hosts, ends of their names, addresses and networks (`10.0.0.0/8`), separated by
-//! commas or blanks.
-//! Certificates are checked against the roots that are compiled in; behind a
-//! proxy with roots of its own, use a mirror or `--from FILE`.
+//! Proxies come from `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY`. `NO_PROXY` lists hosts, ends of
+//! host names, addresses and networks (`10.0.0.0/8`), separated by commas or blanks. Certificates are
+//! checked against compiled-in roots; behind a proxy with its own roots, use a mirror or
+//! `--from FILE`.
 
 mod address;
 mod assets;
@@ -45,21 +42,19 @@ use crate::error::{Error, Result, shown_path};
 use crate::store::Content;
 use crate::store::formats::Fault;
 
-/// The size that no asset exceeds whose size is not published: the largest of them
-/// has a quarter of it.
+/// Upper limit for the size of an asset without a published size: four times the largest of them.
 const MOST_UNKNOWN: u64 = 1 << 27;
 
-/// What a file must satisfy beyond its hash. It decides about files whose hash
-/// nobody published.
+/// Checks the content of a file in addition to its hash, which may not be published.
 pub type ContentCheck<'a> = dyn Fn(&Asset, &Path) -> std::result::Result<(), Fault> + 'a;
 
-/// How to fetch.
+/// Options of a fetch.
 pub struct Options<'a> {
-    /// Take the file from here, and from nowhere else.
+    /// The only source to use, if it is given.
     pub from: Option<Given>,
-    /// Asked before the asset's own addresses.
+    /// Source to try before the asset's own addresses.
     pub mirror: Option<Given>,
-    /// Touch no network: the store, files, and the hub's cache only.
+    /// Uses no network, only the store, files, and the hub's cache.
     pub offline: bool,
     pub hub: Hub,
     pub patience: Patience,
@@ -67,8 +62,7 @@ pub struct Options<'a> {
 }
 
 impl<'a> Options<'a> {
-    /// The environment's `REPLICATE_MIRROR` and hub variables ([`Hub::from_env`]),
-    /// with the usual patience.
+    /// Reads `REPLICATE_MIRROR` and the hub's variables ([`Hub::from_env`]), with default time limits.
     pub fn from_env(check: &'a ContentCheck<'a>) -> Options<'a> {
         let variable =
             |name: &str| -> Option<OsString> { std::env::var_os(name).filter(|value| !value.is_empty()) };
@@ -83,23 +77,21 @@ impl<'a> Options<'a> {
     }
 }
 
-/// What to show while a file is fetched.
+/// Progress of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Progress<'a> {
-    /// `from` is asked next; `bytes` is the size of the file, `have` what is
-    /// here of it.
+    /// Tries the source `from`; `have` of the file's `bytes` have arrived earlier.
     Begin { from: &'a str, have: u64, bytes: Option<u64> },
-    /// `have` bytes of `of` are here. It may become less when a server starts over.
+    /// `have` bytes of `of` have arrived. The number decreases if a server starts over.
     Bytes { have: u64, of: Option<u64> },
-    /// Nothing moves: a pause between two attempts with the time left, or
-    /// another process at the same file.
+    /// Pauses between two attempts, with the time left, or waits for another process.
     Waiting { why: &'a str, left: Option<Duration> },
     /// A sentence for the user.
     Note(&'a str),
 }
 
-/// An error from it ends the fetch, which can be resumed later. It is called
-/// several times a second except while a server is silent.
+/// Receives the progress several times a second, except while a server is silent. An error from it
+/// ends the fetch, which can be resumed later.
 pub type Report<'a> = dyn FnMut(Progress<'_>) -> Result<()> + 'a;
 
 /// One line of a plan.
@@ -111,14 +103,14 @@ pub struct Planned<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stand {
-    /// In the store, with this size; its hash is checked when it is used.
+    /// In the store, with this size. Its hash is checked on use.
     There { bytes: u64 },
-    /// Not in the store; `have` bytes of it have arrived.
+    /// Not in the store; `have` bytes have arrived.
     Missing { have: u64 },
 }
 
 impl Planned<'_> {
-    /// Bytes still to download; `None` where the size is not known.
+    /// Returns the bytes still to download; `None` if the size is unknown.
     pub fn to_come(&self) -> Option<u64> {
         match self.stand {
             Stand::There { .. } => Some(0),
@@ -127,7 +119,7 @@ impl Planned<'_> {
     }
 }
 
-/// What is there and what is not, by name and size, without reading the files.
+/// Returns the state of each asset by name and size, without reading the files.
 pub fn plan<'a>(inputs: &Inputs, assets: impl IntoIterator<Item = &'a Asset>) -> Result<Vec<Planned<'a>>> {
     let planned = |asset: &'a Asset| {
         let stand = match inputs.size_there(asset)? {
@@ -139,10 +131,10 @@ pub fn plan<'a>(inputs: &Inputs, assets: impl IntoIterator<Item = &'a Asset>) ->
     assets.into_iter().map(planned).collect()
 }
 
-/// The store's file of `asset`, verified now; `None` when it was never fetched.
+/// Returns the verified file of `asset`; `None` if it was not fetched.
 ///
 /// # Errors
-/// `Malformed` when the file was altered since it was fetched.
+/// `Malformed` if the file was altered since it was fetched.
 pub fn find(inputs: &Inputs, asset: &Asset) -> Result<Option<PathBuf>> {
     match inputs.state(asset)? {
         State::Good(path) => Ok(Some(path)),
@@ -156,7 +148,7 @@ pub fn find(inputs: &Inputs, asset: &Asset) -> Result<Option<PathBuf>> {
     }
 }
 
-/// [`find`] of the first of `assets` that was fetched.
+/// As [`find`], for the first of `assets` that was fetched.
 ///
 /// # Errors
 /// As [`find`].
@@ -169,15 +161,15 @@ pub fn find_any(inputs: &Inputs, assets: &[&Asset]) -> Result<Option<PathBuf>> {
     Ok(None)
 }
 
-/// Makes sure that the store has `asset`, and returns the verified file.
+/// Returns the verified file of `asset`, and fetches it if it is missing.
 ///
 /// # Errors
-/// `Missing` when no place has it, with what each of them said; `Malformed`
-/// when one of them had wrong bytes and none the right ones; `Io` when the disk is full or the like,
-/// and what has arrived remains; and what `report` returns.
+/// `Missing` if no source has it, with the reason of each; `Malformed` if a source had wrong bytes
+/// and none the right ones; `Io` if the disk is full or fails, with the partial download kept; and
+/// the errors of `report`.
 pub fn fetch(inputs: &Inputs, asset: &Asset, options: &Options, report: &mut Report) -> Result<PathBuf> {
     if let State::Good(path) = inputs.state(asset)? {
-        // Left by a process that was killed when the file had its name already.
+        // A process that was killed after the rename may have left a partial download.
         let busy = &mut |_| Err(Error::Stopped { cell: asset.id.into() });
         if inputs.partial_bytes(asset) > 0
             && let Ok(place) = inputs.lock(asset, busy)
@@ -188,7 +180,7 @@ pub fn fetch(inputs: &Inputs, asset: &Asset, options: &Options, report: &mut Rep
     }
     let why = format!("another process is fetching {}", asset.id);
     let place = inputs.lock(asset, &mut |_| report(Progress::Waiting { why: &why, left: None }))?;
-    // Asked again: that process may have fetched it meanwhile.
+    // Another process may have fetched it while this one waited.
     match inputs.state(asset)? {
         State::Good(path) => return Ok(path),
         State::Damaged { .. } => {
@@ -208,7 +200,7 @@ pub fn fetch(inputs: &Inputs, asset: &Asset, options: &Options, report: &mut Rep
             Err(Failure::Fatal(error)) => return Err(error),
             Err(Failure::Source(why)) => {
                 let refusal = format!("{source} {why}");
-                // That of the only one is all that the error says.
+                // The error itself reports the reason of a single source.
                 if sources.len() > 1 {
                     (fetch.report)(Progress::Note(&refusal))?;
                 }
@@ -219,11 +211,11 @@ pub fn fetch(inputs: &Inputs, asset: &Asset, options: &Options, report: &mut Rep
     Err(fetch.failed(refusals))
 }
 
-/// Why one place did not deliver.
+/// Reason why one source failed.
 enum Failure {
-    /// The next one would not either.
+    /// Other sources would fail, too.
     Fatal(Error),
-    /// Put after the place's name, it makes a sentence.
+    /// The rest of a sentence that begins with the source's name.
     Source(String),
 }
 
@@ -267,9 +259,9 @@ fn sources(asset: &Asset, options: &Options) -> Vec<Source> {
     mirror.chain(own).collect()
 }
 
-/// Bytes that were not those of the asset.
+/// Wrong bytes from a source.
 struct Wrong {
-    /// Where they were given; those of a server are gone.
+    /// Path of the user's file; `None` for a download, which is removed.
     path: Option<PathBuf>,
     expected: String,
     found: String,
@@ -297,14 +289,14 @@ impl Fetch<'_, '_> {
         }
     }
 
-    /// The size that the file does not exceed.
+    /// Returns the upper limit of the file's size.
     fn most(&self) -> u64 {
         self.asset.bytes.unwrap_or(MOST_UNKNOWN)
     }
 
-    /// The file itself stays as it is, right or wrong.
+    /// Copies a file, which stays unchanged.
     fn from_file(&mut self, path: &Path) -> Attempt<PathBuf> {
-        // Opening a pipe would wait for its other end.
+        // Refuses pipes, because opening one would wait for its other end.
         let mut source = match fs::metadata(path).and_then(|found| Ok((found.is_file(), File::open(path)?))) {
             Ok((true, source)) => source,
             Ok((false, _)) => return refuse("is not a file".into()),
@@ -347,9 +339,9 @@ impl Fetch<'_, '_> {
                 self.wrong = Some(wrong);
                 return refuse(why);
             }
-            // The earlier part may be to blame, which another server may have sent.
+            // The earlier part may be wrong, for example if it came from another server.
             let found = &wrong.found;
-            let note = format!("the resumed file has {found}, which is wrong: it is fetched from the start");
+            let note = format!("the resumed file has {found}, which is wrong; fetching it from the start");
             (self.report)(Progress::Note(&note))?;
         }
     }
@@ -374,7 +366,7 @@ impl Fetch<'_, '_> {
         }
     }
 
-    /// Hashes `file` as it is on the disk, and keeps it when it is right.
+    /// Hashes `file` on the disk and publishes it if it is right.
     fn examine(&mut self, file: &Path, from: &str) -> Result<std::result::Result<PathBuf, Wrong>> {
         let content = Content::of(file).map_err(Error::io("read", file))?;
         let found = format!("{} bytes with the SHA-256 {}", content.bytes, content.sha256);
@@ -384,7 +376,7 @@ impl Fetch<'_, '_> {
         }
         match self.inputs.expected(self.asset)? {
             Some(sha256) if sha256 != content.sha256 => {
-                let seen = if self.asset.sha256().is_none() { ", which was seen first" } else { "" };
+                let seen = if self.asset.sha256().is_none() { " of the first download" } else { "" };
                 return wrong(format!("the SHA-256 {sha256}{seen}"), found);
             }
             _ => {}
@@ -399,7 +391,7 @@ impl Fetch<'_, '_> {
         let path = self.place.publish(file, &content, from)?;
         if self.asset.sha256().is_none() {
             (self.report)(Progress::Note(&format!(
-                "no SHA-256 of {} was published; recorded as seen first, and alone accepted from now on: {}",
+                "no SHA-256 of {} was published; from now on it must be that of this file: {}",
                 self.asset.id, content.sha256
             )))?;
         }
@@ -416,7 +408,7 @@ impl Fetch<'_, '_> {
         let by_hand = || {
             let (id, store) = (asset.id, self.inputs.option());
             format!(
-                "get it from {address} by other means and give it with `replicate fetch {id}{store} --from FILE`"
+                "download it from {address} in another way and pass it with `replicate fetch {id}{store} --from FILE`"
             )
         };
         let mut remedy = match (&self.options.from, self.options.offline) {
@@ -432,10 +424,10 @@ impl Fetch<'_, '_> {
         let record = self.inputs.record_path(asset);
         if asset.sha256().is_none() && self.wrong.is_some() && record.exists() {
             remedy +=
-                &format!("; to trust other bytes than those seen first, remove {}", shown_path(&record));
+                &format!("; to accept other bytes than those seen first, remove {}", shown_path(&record));
         }
         if let Some(path) = self.wrong.as_ref().and_then(|wrong| wrong.path.as_ref()) {
-            // The error names the file itself.
+            // The error names this file already.
             refusals.retain(|refusal| !refusal.starts_with(&shown_path(path)));
         }
         let tried: String = refusals.iter().map(|refusal| format!("\n  {refusal}")).collect();
@@ -455,15 +447,15 @@ impl Fetch<'_, '_> {
     }
 }
 
-/// What the paper scale reads; the other assets are the same images in other
-/// containers, and what confirms.
+/// Assets that the paper scale reads. The others are the same images in other containers, and EDM's
+/// statistics for comparison.
 const PAPER: [&str; 5] = ["edm", "inception", "cifar10", "cifar100", "sid"];
 
-/// The asset with the id `what`, or else those whose id begins with it and a
-/// hyphen; `paper` is what that scale reads, `all` is all of them.
+/// Returns the asset with the id `what`, or else those whose id begins with it and a hyphen; `paper`
+/// selects those that this scale reads, `all` every asset.
 ///
 /// # Errors
-/// `Usage` when there is none.
+/// `Usage` if there is none.
 pub fn select(what: &str) -> Result<Vec<&'static Asset>> {
     if let Some(asset) = named(what) {
         return Ok(vec![asset]);

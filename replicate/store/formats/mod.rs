@@ -9,6 +9,7 @@ pub mod unzip;
 use std::error::Error as StdError;
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use zip::write::SimpleFileOptions;
 
 use crate::error::{Error, shown};
 
@@ -99,6 +100,37 @@ fn system_error(error: &(dyn StdError + 'static)) -> Option<io::Error> {
         }
     }
     None
+}
+
+/// The options of a zip's files that are stored as they are, without a time: the same files give the
+/// same bytes.
+pub fn uncompressed() -> SimpleFileOptions {
+    SimpleFileOptions::default()
+        .compression_method(zip::CompressionMethod::Stored)
+        .last_modified_time(zip::DateTime::default())
+}
+
+/// Copies elements of `size` bytes in row-major order. `strides` are in elements, one for each axis.
+///
+/// # Panics
+/// If an element lies outside of `elements`.
+pub(crate) fn strided(elements: &[u8], shape: &[usize], strides: &[usize], size: usize) -> Vec<u8> {
+    let count = shape.iter().product::<usize>();
+    let mut copied = Vec::with_capacity(count * size);
+    let (mut index, mut at) = (vec![0; shape.len()], 0);
+    for _ in 0..count {
+        copied.extend_from_slice(&elements[at * size..][..size]);
+        for axis in (0..index.len()).rev() {
+            index[axis] += 1;
+            at += strides[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            at -= strides[axis] * shape[axis];
+            index[axis] = 0;
+        }
+    }
+    copied
 }
 
 /// Hidden names of systems and tools, in addition to all that begin with a dot.

@@ -9,7 +9,7 @@ use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
 use super::torch::Dtype;
-use super::{Fault, LeftOut, is_hidden};
+use super::{Fault, LeftOut, is_hidden, strided, uncompressed};
 use crate::error::shown;
 use crate::store::formats::unzip::{self, Entry};
 
@@ -168,20 +168,8 @@ impl Stored {
 /// Converts elements of `size` bytes from Fortran order (first axis fastest) to C order (last axis
 /// fastest).
 fn row_major(columns: &[u8], shape: &[usize], size: usize) -> Vec<u8> {
-    let mut rows = Vec::with_capacity(columns.len());
-    let mut index = vec![0; shape.len()];
-    for _ in 0..columns.len() / size {
-        let at = shape.iter().zip(&index).rev().fold(0, |at, (side, i)| at * side + i);
-        rows.extend_from_slice(&columns[at * size..][..size]);
-        for (i, side) in index.iter_mut().zip(shape).rev() {
-            *i += 1;
-            if *i < *side {
-                break;
-            }
-            *i = 0;
-        }
-    }
-    rows
+    let strides = (0..shape.len()).map(|axis| shape[..axis].iter().product());
+    strided(columns, shape, &strides.collect::<Vec<_>>(), size)
 }
 
 /// A stream of the elements of an array in row-major order.
@@ -406,13 +394,10 @@ fn of(name: &str, fault: Fault) -> Fault {
 /// Writes an `.npz` of float64 arrays like `numpy.savez`. The same arrays give the same bytes.
 pub fn write(arrays: &[(&str, &Array)]) -> Vec<u8> {
     let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
-    let stored = zip::write::SimpleFileOptions::default()
-        .compression_method(zip::CompressionMethod::Stored)
-        .last_modified_time(zip::DateTime::default());
     for (name, array) in arrays {
         let mut bytes = begin("<f8", &array.shape);
         bytes.extend(array.data.iter().flat_map(|x| x.to_le_bytes()));
-        zip.start_file(format!("{name}.npy"), stored).expect("a new name");
+        zip.start_file(format!("{name}.npy"), uncompressed()).expect("a new name");
         zip.write_all(&bytes).expect("writing to memory");
     }
     zip.finish().expect("writing to memory").into_inner()

@@ -78,13 +78,8 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
         Ok(_) => {
-            let remedy = "name a .pkl or .pth file";
-            return Err(malformed(
-                path,
-                "a checkpoint".into(),
-                "something that is not a file".into(),
-                remedy,
-            ));
+            let found = "something that is not a file".into();
+            return Err(malformed(path, "a checkpoint".into(), found, "name a .pkl or .pth file"));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::Missing {
@@ -103,29 +98,19 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
 /// # Errors
 /// See [`read`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
-    if is_safetensors(bytes) {
-        return Err(malformed(
-            path,
-            "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
-            "safetensors".into(),
+    let other = foreign(bytes).filter(|_| !bytes.starts_with(stream::ZIP_MAGIC));
+    let other = match other {
+        _ if is_safetensors(bytes) => Some((
+            "safetensors",
             "name the published file; this one holds nothing but tensors and needs no conversion",
-        ));
-    }
-    if let Some(what) = foreign(bytes).filter(|_| !bytes.starts_with(stream::ZIP_MAGIC)) {
-        return Err(malformed(
-            path,
-            "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
-            what.into(),
-            "unpack it, or fetch or save it again",
-        ));
-    }
-    if bytes.is_empty() {
-        return Err(malformed(
-            path,
-            "an EDM snapshot (.pkl) or a file of PyTorch (.pth)".into(),
-            "an empty file".into(),
-            "fetch or save it again",
-        ));
+        )),
+        Some(what) => Some((what, "unpack it, or fetch or save it again")),
+        None if bytes.is_empty() => Some(("an empty file", "fetch or save it again")),
+        None => None,
+    };
+    if let Some((found, remedy)) = other {
+        let expected = "an EDM snapshot (.pkl) or a file of PyTorch (.pth)";
+        return Err(malformed(path, expected.into(), found.into(), remedy));
     }
     match parse_bytes(bytes) {
         Ok((format, Named { tensors, unread })) => {

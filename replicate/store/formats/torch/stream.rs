@@ -7,6 +7,7 @@ use std::io::Cursor;
 
 use super::pickle::{Constructor, Node, Pickle, Value};
 use super::{Budget, Dtype, Fault, Tensor, is_padding, quote};
+use crate::store::formats::strided;
 use crate::store::formats::unzip::{self, Entry};
 
 /// Storages outside a pickle, by key.
@@ -117,10 +118,9 @@ impl View {
             )));
         };
         budget.bytes(count.saturating_mul(size))?;
-        let data = if self.is_contiguous() {
-            storage[self.offset * size..][..count * size].to_vec()
-        } else {
-            self.gather_strided(size, count, storage)
+        let data = match self.is_contiguous() {
+            true => storage[self.offset * size..][..count * size].to_vec(),
+            false => strided(&storage[self.offset * size..], &self.shape, &self.strides, size),
         };
         Ok(Tensor { dtype, shape: self.shape.clone(), data })
     }
@@ -152,25 +152,6 @@ impl View {
             expected *= n;
             as_expected
         }) || self.shape.contains(&0)
-    }
-
-    fn gather_strided(&self, size: usize, count: usize, storage: &[u8]) -> Vec<u8> {
-        let mut data = Vec::with_capacity(count * size);
-        let mut index = vec![0; self.shape.len()];
-        let mut at = self.offset;
-        for _ in 0..count {
-            data.extend_from_slice(&storage[at * size..][..size]);
-            for dimension in (0..index.len()).rev() {
-                index[dimension] += 1;
-                at += self.strides[dimension];
-                if index[dimension] < self.shape[dimension] {
-                    break;
-                }
-                at -= self.strides[dimension] * self.shape[dimension];
-                index[dimension] = 0;
-            }
-        }
-        data
     }
 }
 
