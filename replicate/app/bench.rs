@@ -236,20 +236,29 @@ fn fid(repeats: usize, device: &Device) -> Result<Vec<f64>> {
 }
 
 fn drawn_inception(device: &Device) -> Result<Inception> {
-    let tensors = Inception::entries().into_iter().filter(|(_, shape)| !shape.is_empty());
-    let tensors = tensors.map(|(name, shape)| {
-        let n = shape.iter().product();
+    filled_inception(device, |name, shape| {
         let bound = (6.0 / shape[1..].iter().product::<usize>() as f32).sqrt();
-        let mut draws = Stream::new("bench", &name).at(0);
+        let mut draws = Stream::new("bench", name).at(0);
         let value = |_| match shape.len() {
             1 if name.ends_with(".weight") || name.ends_with(".running_var") => 1.0,
             1 => 0.0,
             _ => bound * (2.0 * draws.uniform() - 1.0),
         };
-        let data = (0..n).map(value).flat_map(f32::to_le_bytes).collect();
+        (0..shape.iter().product()).map(value).collect()
+    })
+}
+
+/// Makes Inception-v3 with these values of the entry of each name and shape.
+pub(super) fn filled_inception(
+    device: &Device,
+    values: impl Fn(&str, &[usize]) -> Vec<f32>,
+) -> Result<Inception> {
+    let tensors = Inception::entries().into_iter().filter(|(_, shape)| !shape.is_empty());
+    let tensors = tensors.map(|(name, shape)| {
+        let data = values(&name, &shape).into_iter().flat_map(f32::to_le_bytes).collect();
         (name, Stored { dtype: Dtype::F32, shape, data })
     });
-    let path = PathBuf::from("drawn weights");
+    let path = PathBuf::from("weights that were computed");
     let (format, tensors) = (Format::TorchLegacy, tensors.collect());
     Inception::load(device, Checkpoint { path, format, tensors, unread: Vec::new() })
 }

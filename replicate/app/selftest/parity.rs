@@ -4,9 +4,10 @@
 use super::fixture::{Fixture, edm_value, inception_value, relative_error, unit};
 use super::steps::{self, CASES};
 use super::{Check, part};
+use crate::app::bench::filled_inception;
 use crate::data::Images;
 use crate::error::Result;
-use crate::measure::inception::{DEPTHS, Inception};
+use crate::measure::inception::DEPTHS;
 use crate::method::FULL_INITIALIZATION;
 use crate::method::sampler::edm::{HeunSettings, heun};
 use crate::network::activations;
@@ -15,12 +16,10 @@ use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Denoiser};
 use crate::settings::{Scale, Settings};
 use crate::store::Array;
-use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
 use crate::train::augment::{Augmentation, Draw, Numbers};
 use crate::train::batch::Given;
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 const TINY: &[u8] = include_bytes!("../../../tests/parity/edm-tiny.npz");
 const CIFAR10: &[u8] = include_bytes!("../../../tests/parity/edm-cifar10.npz");
@@ -175,19 +174,9 @@ fn sampler(device: &Device) -> Result<Vec<Check>> {
 
 fn inception(device: &Device) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(INCEPTION)?;
-    let tensors = Inception::entries().into_iter().filter(|(_, shape)| !shape.is_empty());
-    let tensors = tensors.map(|(name, shape)| {
-        let values = unit(&name, shape.iter().product()).into_iter().map(inception_value(&name, &shape));
-        let data = values.flat_map(f32::to_le_bytes).collect();
-        (name, Stored { dtype: Dtype::F32, shape, data })
-    });
-    let checkpoint = Checkpoint {
-        path: PathBuf::from("filled weights"),
-        format: Format::TorchLegacy,
-        tensors: tensors.collect(),
-        unread: Vec::new(),
-    };
-    let network = Inception::load(device, checkpoint)?;
+    let network = filled_inception(device, |name, shape| {
+        unit(name, shape.iter().product()).into_iter().map(inception_value(name, shape)).collect()
+    })?;
     let pixels = fixture.get("images_uint8")?.flatten_all()?.to_vec1()?;
     let images = Images { channels: 3, size: 32, pixels, labels: Vec::new() };
     let probe = network.probe(&images, 0..images.len())?;
