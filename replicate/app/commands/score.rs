@@ -1,4 +1,4 @@
-//! `score`: FID and its relatives of any images.
+//! `score`: measures FID and other metrics of any images.
 
 mod report;
 mod watched;
@@ -25,15 +25,15 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
-/// Images that a FID of the literature is taken of.
+/// Number of images for an FID in the literature.
 const USUAL: usize = 50_000;
-/// Share of repeated images from which it is said.
+/// Fraction of repeated images above which a warning is printed.
 const REPEATED: f64 = 0.01;
-/// Images in a part of the Inception Score from which its order is judged, and
-/// the share of the undivided score below which it is said.
+/// Least number of images in a part of the Inception Score for a test of their order.
 const LARGE_PART: usize = 1000;
+/// Fraction of the undivided Inception Score below which the images seem to be sorted by class.
 const ORDERED: f64 = 0.8;
-/// Height and width of the images behind EDM's statistics.
+/// Height and width of the images of EDM's statistics.
 const PUBLISHED_SIZE: usize = 32;
 
 pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
@@ -61,7 +61,7 @@ pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
 
     let fid = metrics.contains(&Metric::Fid);
     let pairwise = metrics.iter().any(|metric| matches!(metric, Metric::Kid | Metric::Pr));
-    // Both sides keep as many, because precision and recall depend on it.
+    // Both sides keep the same number, because precision and recall depend on it.
     let others = reference.as_ref().and_then(|side| side.described.images);
     let kept = others.filter(|_| pairwise).map_or(0, |others| others.min(n).min(KEPT));
     if let Some(others) = others.filter(|others| kept > 0 && kept < n.max(*others)) {
@@ -126,16 +126,16 @@ pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
     Ok(EXIT_GOOD)
 }
 
-/// IMAGES or the reference: what is known of it, and its content until that is used.
+/// One of the two inputs, IMAGES or the reference. Its content is read on use.
 struct Side {
     described: Described,
     input: Input,
-    /// Images of a trial, where that is known beforehand.
+    /// Images of a trial, if the input determines them.
     trial: Option<usize>,
 }
 
 impl Side {
-    /// IMAGES: a row of the tables, or what `open` opens.
+    /// Opens IMAGES: a row of the tables, or any input of [`Side::open`].
     fn images(options: &Scoring, remarks: &mut Remarks, stop: &AtomicBool) -> Result<Side> {
         let name = &shown_path(Path::new(&options.images));
         let Some(cell) = all_rows().find(|cell| options.images == cell.id) else {
@@ -166,8 +166,7 @@ impl Side {
         Ok(Side { described, input: Input::Images(set), trial: Some(trial) })
     }
 
-    /// What `name` stands for: a data set in the store, EDM's reference there, or a
-    /// path. Whatever else gives an `ImageSet` has its place here.
+    /// Opens `name`: a data set in the store, EDM's reference in the store, or a path.
     fn open(name: &OsStr, store: &Path, remarks: &mut Remarks) -> Result<Side> {
         let otherwise = "; a path names files of your own";
         let text = shown_path(Path::new(name));
@@ -225,7 +224,7 @@ impl Side {
     }
 }
 
-/// Says which of two things a name means.
+/// Prints a note if `name` is also a file or folder here.
 fn other_than_here(name: &str, meant: &str, remarks: &mut Remarks) {
     if Path::new(name).exists() {
         remarks.note(format!("{name} is {meant}; ./{name} names the file or folder here"));
@@ -233,7 +232,7 @@ fn other_than_here(name: &str, meant: &str, remarks: &mut Remarks) {
 }
 
 impl Described {
-    /// What went by of it.
+    /// Records the digest and the repeats of the images that were read.
     fn saw(&mut self, seen: &Seen, n: usize, remarks: &mut Remarks) {
         if self.size.is_some() {
             let repeats = seen.repeats();
@@ -257,7 +256,7 @@ fn asset(id: &str) -> &'static Asset {
     named(id).expect("an asset of the table")
 }
 
-/// The store's file of the first of the assets that it has; `otherwise` ends the remedy.
+/// Returns the file of the first of `assets` that the store has; `otherwise` ends the remedy.
 fn stored(store: &Path, assets: &[&Asset], otherwise: &str) -> Result<PathBuf> {
     if let Some(path) = find_any(&Inputs::of(store), assets)? {
         return Ok(path);
@@ -270,7 +269,7 @@ fn stored(store: &Path, assets: &[&Asset], otherwise: &str) -> Result<PathBuf> {
     })
 }
 
-/// Images in a trial, and trials.
+/// Returns the number of images in a trial, and the number of trials.
 fn portions(options: &Scoring, images: &Side, remarks: &mut Remarks) -> Result<(usize, usize)> {
     let Some(len) = images.described.images else {
         let text = format!("{} is a mean and a covariance: give it as --ref", images.described.name);
@@ -294,7 +293,7 @@ fn portions(options: &Scoring, images: &Side, remarks: &mut Remarks) -> Result<(
     Ok((n, trials))
 }
 
-/// The metrics that were asked for, or all that are possible.
+/// Returns the metrics that were asked for, or else all that are possible.
 fn metrics(
     options: &Scoring,
     images: &Side,
@@ -315,7 +314,7 @@ fn metrics(
             Some(obstacle) => obstacles.push(format!("{}: {obstacle}", metric.name())),
         }
     }
-    // Something has to be done, and all that was asked for.
+    // A requested metric that is impossible is an error, and so is a call that would do nothing.
     if !obstacles.is_empty()
         && (!options.metrics.is_empty() || metrics.is_empty() && options.save_ref.is_none())
     {
@@ -325,7 +324,7 @@ fn metrics(
     Ok(metrics)
 }
 
-/// Why a metric cannot be had.
+/// Returns the reason why a metric cannot be measured.
 fn obstacle(metric: Metric, images: &Side, reference: Option<&Side>, n: usize) -> Option<String> {
     let least = metric.least();
     let few =
@@ -349,8 +348,7 @@ fn obstacle(metric: Metric, images: &Side, reference: Option<&Side>, n: usize) -
     })
 }
 
-/// Refuses two sides that cannot be compared, and says what makes the comparison
-/// differ from others.
+/// Refuses two inputs that cannot be compared, and warns of differences from usual comparisons.
 fn compare(
     metrics: &[Metric],
     images: &Side,
@@ -401,8 +399,8 @@ fn compare(
     Ok(())
 }
 
-/// Says so if the images come class by class: then each part of the Inception
-/// Score sees a few classes, and the score says nothing.
+/// Warns if the images seem to be sorted by class. Each part of the Inception Score then has few
+/// classes, and the score is meaningless.
 fn in_order(gathered: &Gathered, remarks: &mut Remarks) {
     let Some(predictions) = &gathered.predictions else { return };
     let (divided, undivided) = (predictions.score().0, predictions.undivided());
@@ -414,7 +412,7 @@ fn in_order(gathered: &Gathered, remarks: &mut Remarks) {
     }
 }
 
-/// The store's weights, or those of `--inception`.
+/// Loads the store's Inception weights, or those of `--inception`.
 fn load(options: &Scoring, device: &Device, remarks: &mut Remarks) -> Result<(Inception, Network)> {
     let asset = asset("inception");
     let file = match &options.inception {
@@ -444,13 +442,13 @@ fn load(options: &Scoring, device: &Device, remarks: &mut Remarks) -> Result<(In
 }
 
 struct Extractor<'a> {
-    /// There where a side has images.
+    /// `None` if no input has images.
     inception: Option<&'a Inception>,
     stop: &'a AtomicBool,
 }
 
 impl Extractor<'_> {
-    /// What there is to gather of a whole side.
+    /// Gathers the statistics of a whole input.
     fn all(
         &self,
         input: Input,
@@ -464,7 +462,7 @@ impl Extractor<'_> {
         Ok(gathered)
     }
 
-    /// The first `n` rows of a side.
+    /// Returns the first `n` rows of an input.
     fn rows<'a>(&'a self, input: Input, name: &str, n: usize, seen: &'a mut Seen) -> RowStream<'a> {
         match input {
             Input::Images(set) => {
@@ -478,7 +476,7 @@ impl Extractor<'_> {
 }
 
 fn factor(described: &Described, statistics: Statistics) -> Result<Factor> {
-    // Its dimensions fit and its numbers are finite: what is wrong is the matrix.
+    // Dimensions and finite numbers were checked, so the matrix must be at fault.
     statistics.factor().map_err(|error| {
         described.malformed(
             "a mean and a covariance".into(),
@@ -488,7 +486,7 @@ fn factor(described: &Described, statistics: Statistics) -> Result<Factor> {
     })
 }
 
-/// What `--save-ref` asks for can be done; tried first: it should not fail after the work.
+/// Checks that `--save-ref` is possible before the long computation.
 fn can_save(path: &Path, reference: Option<&Side>, n: usize, trials: usize) -> Result<()> {
     let images = match reference {
         Some(Side { input: Input::Statistics(_), .. }) => {
@@ -507,7 +505,7 @@ fn can_save(path: &Path, reference: Option<&Side>, n: usize, trials: usize) -> R
     std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
 }
 
-/// Does what `--save-ref` asks for.
+/// Writes the statistics of `--save-ref`.
 fn save(options: &Scoring, moments: Option<&Moments>) -> Result<Option<Saved>> {
     let (Some(path), Some(moments)) = (&options.save_ref, moments) else { return Ok(None) };
     let statistics = Statistics::of(&moments);

@@ -1,4 +1,4 @@
-//! What `score` prints: numbers with all that a reader of them has to know.
+//! Output of `score`: numbers, with everything needed to compare them.
 
 use crate::app::score::{IS_SPLITS, Metric, NEIGHBOURS, Scores, Spread, kid_subsets};
 use crate::experiment::{Recipe, Scale};
@@ -7,7 +7,7 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// The JSON. What was not measured, or does not apply, is absent.
+/// The JSON output. Fields that were not measured or do not apply are absent.
 #[derive(Serialize)]
 pub struct Report {
     pub program: &'static str,
@@ -26,34 +26,34 @@ pub struct Report {
     pub remarks: Remarks,
 }
 
-/// One of the two sides.
+/// Description of one of the two inputs.
 #[derive(Default, Serialize)]
 pub struct Described {
-    /// As it was typed.
+    /// Name as typed.
     pub name: String,
     pub kind: &'static str,
-    /// How many there are, scored or not.
+    /// Number of images, including those that are not scored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images: Option<usize>,
     /// Height and width in pixels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
-    /// Of the features.
+    /// Dimensions of the features.
     pub dimensions: usize,
-    /// Of the pixels that were scored, in their order, n x 3 x H x W.
+    /// SHA-256 of the scored pixels in order, n x 3 x H x W.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pixels_sha256: Option<String>,
-    /// Images with the pixels of an earlier one.
+    /// Number of images that equal an earlier one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repeats: Option<usize>,
-    /// Of the file that features or statistics are in.
+    /// SHA-256 of the file with features or statistics.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_sha256: Option<String>,
 }
 
 #[derive(Serialize)]
 pub struct Network {
-    /// With the beginning of the SHA-256.
+    /// Name with the beginning of the SHA-256.
     pub name: String,
     pub file: PathBuf,
     pub sha256: String,
@@ -71,7 +71,7 @@ pub struct Protocol {
     /// k of precision and recall.
     #[serde(skip_serializing_if = "Option::is_none")]
     neighbours: Option<usize>,
-    /// Images of each side that KID, precision and recall see.
+    /// Images of each input for KID, precision and recall.
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<usize>,
 }
@@ -98,7 +98,7 @@ pub struct Trial {
     pub scores: Scores,
 }
 
-/// Over the trials.
+/// FID over the trials.
 #[derive(Serialize)]
 pub struct Fid {
     pub mean: f64,
@@ -118,17 +118,17 @@ pub struct Saved {
     pub sha256: String,
 }
 
-/// What a reader has to know; said on standard error at once.
+/// Warnings and notes, which are also printed on standard error at once.
 #[derive(Default, Serialize)]
 pub struct Remarks {
-    /// What makes a number here differ from one elsewhere.
+    /// Reasons why a number differs from those of other programs.
     warnings: Vec<String>,
     notes: Vec<String>,
 }
 
 impl Remarks {
     pub fn warn(&mut self, text: String) {
-        // One file may be both sides.
+        // One file may be both inputs.
         if self.warnings.contains(&text) {
             return;
         }
@@ -236,6 +236,6 @@ struct Row {
     trial: String,
     value: String,
     n: usize,
-    /// With the reference.
+    /// True if the metric compares with the reference.
     compared: bool,
 }

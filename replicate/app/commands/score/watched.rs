@@ -1,4 +1,4 @@
-//! Progress while images are scored, and a stop at a signal.
+//! Shows progress while images are scored, and stops at a signal.
 
 use crate::data::Images;
 use crate::error::{Error, Result};
@@ -8,11 +8,11 @@ use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// The least time between two lines in a pipe.
+/// Least time between two lines in a pipe.
 const PACE: Duration = Duration::from_secs(10);
 
-/// `batches`, with `total` images in all: a bar on a terminal, lines in a pipe,
-/// both on standard error. An error follows when `stop` is set.
+/// Returns `batches`, of `total` images in all, and shows a bar on a terminal or lines in a pipe, both
+/// on standard error. Ends with an error when `stop` is set.
 pub fn watched<'a>(
     batches: impl Iterator<Item = Result<Images>> + 'a,
     label: &str,
@@ -33,7 +33,7 @@ pub fn watched<'a>(
             )));
         }
         let images = images?;
-        // The batch before this one is scored: this one was asked for.
+        // The caller asks for a batch when the one before it is scored.
         match &bar {
             Some(bar) => bar.set_position(done as u64),
             None if said.elapsed() > PACE => {
