@@ -1,10 +1,8 @@
-//! The procedural data set of the `smoke` and `mini` scales: ten digits that a
-//! person reads at a glance (the target), and 100 invented characters (the
-//! source classes of Table 2's "other data" rows).
+//! The drawn data set of scales `smoke` and `mini`: ten legible digits (the target), and 100 invented
+//! characters (the source classes of Table 2's "other data" rows).
 //!
-//! Every image is a pure function of (split, class, index) and of the size at
-//! which it is drawn. Only `libm` and exactly rounded operations are used, so
-//! the bytes are the same on every platform.
+//! Every image is a pure function of split, class, index and size. It uses only `libm` and exactly
+//! rounded operations, so the bytes are the same on every platform.
 
 use std::f32::consts::{PI, TAU};
 use std::ops::Range;
@@ -20,21 +18,24 @@ pub const TARGET_CLASSES: Range<usize> = 0..10;
 pub const SOURCE_CLASSES: Range<usize> = 10..110;
 
 const CHANNELS: usize = 3;
-/// Names everything that decides a pixel; change it with any of that.
+/// Version of the drawing, which is part of its random streams' names. Any change of a pixel needs a
+/// new one.
 pub const VERSION: &str = "glyphs-v1";
 
-/// x to the right, y down; the image is [-1, 1] x [-1, 1].
+/// x points right and y down; the image is [-1, 1] x [-1, 1].
 type Point = [f32; 2];
 type Colour = [f32; 3];
-/// A chain of quadratic Bezier curves: on, control, on, control, on ...
+/// A chain of quadratic Bezier curves: end, control point, end, control point, end …
 type Stroke<'a> = &'a [Point];
 
-/// `per_class` images of each of `classes`, size x size x RGB, interleaved: the
-/// first image of every class, then the second of every class ...
+/// Draws `per_class` RGB images of size x size for each of `classes`: the first image of every class,
+/// then the second of every class, and so on.
 ///
-/// `split` ("train", "reference", "heldout") chooses the images, never the
-/// looks of the classes. Image `k` of a class does not depend on `per_class`
-/// nor on the other classes. Panics if a class is above 109.
+/// `split` ("train", "reference", "heldout") selects the images, but the classes look the same in
+/// every split. Image `k` of a class depends neither on `per_class` nor on the other classes.
+///
+/// # Panics
+/// If a class is above 109.
 pub fn images(size: usize, classes: Range<usize>, per_class: usize, split: &str) -> Images {
     assert!(classes.end <= SOURCE_CLASSES.end, "glyph classes are 0..{}", SOURCE_CLASSES.end);
     let glyphs: Vec<Glyph> = classes.clone().map(Glyph::of_class).collect();
@@ -49,11 +50,11 @@ pub fn images(size: usize, classes: Range<usize>, per_class: usize, split: &str)
     Images { channels: CHANNELS, size, pixels, labels }
 }
 
-/// What the images of one class have in common.
+/// Common properties of the images of a class.
 enum Glyph {
-    /// The ways in which people write a digit; colour and texture vary freely.
+    /// The forms of a digit; colour and texture vary freely.
     Digit(&'static [&'static [Stroke<'static>]]),
-    /// Random strokes with a colour and a texture of their own.
+    /// Random strokes, with a colour and a texture of the class.
     Invented { strokes: Vec<Vec<Point>>, look: Look },
 }
 
@@ -66,7 +67,7 @@ impl Glyph {
         let count = 2 + draws.below(2);
         let mut point = || [between(&mut draws, -1.0, 1.0), between(&mut draws, -1.0, 1.0)];
         let mut strokes: Vec<Vec<Point>> = (0..count).map(|_| vec![point(), point(), point()]).collect();
-        // Stretched to the digits' box.
+        // Stretches them to the bounding box of the digits.
         let [x, y] = extent(&flatten(&strokes));
         for point in strokes.iter_mut().flatten() {
             *point = [
@@ -77,7 +78,7 @@ impl Glyph {
         Glyph::Invented { strokes, look: Look::draw(&mut draws) }
     }
 
-    /// One image: `out` is channels x size x size.
+    /// Draws one image into `out`, channels x size x size.
     fn draw(&self, draws: &mut Draws, size: usize, out: &mut [u8]) {
         let (mut strokes, look) = match self {
             Glyph::Digit(forms) => {
@@ -121,12 +122,12 @@ const EDGE: f32 = 1.3;
 /// Standard deviation of the pixel noise, in grey levels.
 const GRAIN: f32 = 1.5;
 
-/// Colours and texture. Ink and ground lie on different sides of a gap in
-/// luma, so that the character can be read whatever the hues are.
+/// Colours and texture. The luma of ink and ground differ by a gap, so the character is legible with
+/// any hues.
 #[derive(Clone)]
 struct Look {
     ink: Paint,
-    /// The texture runs from the first to the second.
+    /// The two colours of the texture.
     ground: [Paint; 2],
     texture: Texture,
     /// Radians.
@@ -153,7 +154,7 @@ impl Look {
         }
     }
 
-    /// The look of one image.
+    /// Varies the look for one image.
     fn varied(&self, draws: &mut Draws) -> Look {
         Look {
             ink: self.ink.varied(draws),
@@ -174,7 +175,7 @@ enum Texture {
 }
 
 impl Texture {
-    /// In [0, 1]; `cycles` along and across the texture's direction.
+    /// Returns the texture's value in [0, 1]; `cycles` are along and across its direction.
     fn at(self, cycles: Point) -> f32 {
         let wave = |cycles: f32| libm::sinf(TAU * cycles);
         match self {
@@ -186,8 +187,9 @@ impl Texture {
     }
 }
 
-/// The two sides of the gap in luma.
+/// Range of luma below the gap.
 const DARK: [f32; 2] = [0.12, 0.34];
+/// Range of luma above the gap.
 const LIGHT: [f32; 2] = [0.6, 0.86];
 
 #[derive(Clone, Copy)]
@@ -203,7 +205,7 @@ impl Paint {
         Paint { hue, saturation: between(draws, 0.2, 0.9), luma: between(draws, side[0], side[1]) }
     }
 
-    /// A similar paint on the same side of the gap.
+    /// Returns a similar paint on the same side of the gap.
     fn varied(self, draws: &mut Draws) -> Paint {
         let side = if self.luma < LIGHT[0] { DARK } else { LIGHT };
         Paint {
@@ -213,7 +215,7 @@ impl Paint {
         }
     }
 
-    /// Red, green, blue in [0, 1] with exactly this luma (Rec. 601).
+    /// Returns red, green and blue in [0, 1] with exactly this luma (Rec. 601).
     fn rgb(self) -> Colour {
         let pure = [0.0, 2.0 / 3.0, 1.0 / 3.0].map(|offset| {
             let turn = self.hue + offset;
@@ -229,8 +231,8 @@ impl Paint {
     }
 }
 
-/// Moves the points a little, then scales, shears and rotates the whole. The
-/// turn is limited, so that a 6 is never a 9.
+/// Moves the points a little, then scales, shears and rotates all of them. The rotation is limited, so
+/// that a 6 never looks like a 9.
 fn deform(strokes: &mut [Vec<Point>], draws: &mut Draws) {
     let (sin, cos) = libm::sincosf((0.2 * draws.normal()).clamp(-0.5, 0.5));
     let shear = (0.15 * draws.normal()).clamp(-0.35, 0.35);
@@ -243,12 +245,12 @@ fn deform(strokes: &mut [Vec<Point>], draws: &mut Draws) {
     }
 }
 
-/// Shifts the whole, as far as it stays inside the image.
+/// Shifts all segments together, within the image.
 fn shift(segments: &mut [Segment], draws: &mut Draws) {
     let shift = extent(segments).map(|[low, high]| {
         let (least, most) = (-MARGIN - low, MARGIN - high);
         let wanted = 0.12 * draws.normal();
-        // A character larger than the image is centred.
+        // Centres a character that is larger than the image.
         if least < most { wanted.clamp(least, most) } else { 0.5 * (least + most) }
     });
     for Segment { from, .. } in segments {
@@ -256,9 +258,9 @@ fn shift(segments: &mut [Segment], draws: &mut Draws) {
     }
 }
 
-/// Standard deviation of a point's own move.
+/// Standard deviation of the move of a single point.
 const WOBBLE: f32 = 0.03;
-/// Where the middle of a stroke may reach.
+/// Largest coordinate of the middle line of a stroke.
 const MARGIN: f32 = 0.85;
 
 /// A straight piece of a stroke.
@@ -269,7 +271,7 @@ struct Segment {
     scale: f32,
 }
 
-/// The strokes as straight pieces.
+/// Splits the strokes into straight pieces.
 fn flatten(strokes: &[Vec<Point>]) -> Vec<Segment> {
     const PIECES: usize = 6;
     let mut segments = Vec::new();
@@ -290,7 +292,7 @@ fn flatten(strokes: &[Vec<Point>]) -> Vec<Segment> {
     segments
 }
 
-/// Lowest and highest x, lowest and highest y.
+/// Returns lowest and highest x, then lowest and highest y.
 fn extent(segments: &[Segment]) -> [[f32; 2]; 2] {
     [0, 1].map(|axis| {
         let ends = segments.iter().flat_map(|s| [s.from[axis], s.from[axis] + s.along[axis]]);
@@ -298,7 +300,7 @@ fn extent(segments: &[Segment]) -> [[f32; 2]; 2] {
     })
 }
 
-/// From `at` to the nearest segment.
+/// Returns the distance from `at` to the nearest segment.
 fn distance(segments: &[Segment], at: Point) -> f32 {
     let mut nearest = f32::INFINITY;
     for Segment { from, along, scale } in segments {
@@ -318,7 +320,7 @@ fn between(draws: &mut Draws, low: f32, high: f32) -> f32 {
     low + (high - low) * draws.uniform()
 }
 
-/// Every digit in the forms in which people write it.
+/// The digits, each in its usual forms.
 #[rustfmt::skip]
 const DIGITS: [&[&[Stroke]]; 10] = [
     &[&[&[[0.0, -0.7], [0.43, -0.7], [0.43, 0.0], [0.43, 0.7], [0.0, 0.7], [-0.43, 0.7], [-0.43, 0.0],

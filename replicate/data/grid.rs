@@ -1,4 +1,4 @@
-//! Pictures of many images at once.
+//! Draws many images in one PNG.
 
 use crate::data::Images;
 
@@ -8,19 +8,23 @@ pub const GRID: (usize, usize) = (10, 3);
 /// Grey level of the lines between the images.
 const SEPARATOR: u8 = 128;
 
-/// A PNG (8-bit RGB) of all images in rows of `columns`, each pixel enlarged to
-/// `zoom` x `zoom`, with lines of one pixel between the images and around
-/// them. The same images give the same bytes. Panics unless there is an image
-/// and all have three channels.
+/// Draws all images in rows of `columns` as a PNG (8-bit RGB). Each pixel is enlarged to `zoom` x
+/// `zoom`, with lines of one pixel between and around the images. The same images give the same
+/// bytes.
+///
+/// # Panics
+/// If there is no image, or if the images do not have three channels.
 pub fn png_grid(images: &Images, columns: usize, zoom: usize) -> Vec<u8> {
     let tiles: Vec<&[u8]> = (0..images.len()).map(|i| images.image(i)).collect();
     let rows: Vec<&[&[u8]]> = tiles.chunks(columns).collect();
     png(&rows, images.channels, images.size, columns, zoom)
 }
 
-/// As `png_grid`, with one row for each of several sets of images: for
-/// instance the samples of the same noise at several moments of a training.
-/// Panics unless the sets have images of one size.
+/// As [`png_grid`], with one row for each set of images, for example the samples of the same noise at
+/// several moments of a training.
+///
+/// # Panics
+/// As [`png_grid`]; also if the sets have different sizes.
 pub fn png_strip(rows: &[&Images], zoom: usize) -> Vec<u8> {
     let tiles: Vec<Vec<&[u8]>> =
         rows.iter().map(|images| (0..images.len()).map(|i| images.image(i)).collect()).collect();
@@ -51,13 +55,14 @@ fn png(rows: &[&[&[u8]]], channels: usize, size: usize, columns: usize, zoom: us
     png_of(&canvas, width, height)
 }
 
-/// A PNG of `rgb`, `width` x `height` pixels RGB by RGB. The same pixels give the same bytes.
+/// Encodes `rgb`, `width` x `height` interleaved pixels, as a PNG. The same pixels give the same
+/// bytes.
 pub fn png_of(rgb: &[u8], width: usize, height: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width as u32, height as u32);
     encoder.set_color(png::ColorType::Rgb);
     encoder.set_depth(png::BitDepth::Eight);
-    // fdeflate: its bytes do not depend on which zlib the build links.
+    // `Fast` uses fdeflate, whose bytes do not depend on the zlib that the build links.
     encoder.set_compression(png::Compression::Fast);
     let mut writer = encoder.write_header().expect("the size of a PNG is not zero");
     writer.write_image_data(rgb).expect("writing to memory");

@@ -1,5 +1,4 @@
-//! Images as the experiments see them: 8-bit, square, in memory, with the two
-//! conversions between bytes and the networks' range [-1, 1].
+//! Square 8-bit images in memory, with conversions to and from the networks' range [-1, 1].
 
 pub mod cifar;
 pub mod glyphs;
@@ -9,8 +8,7 @@ use crate::store::hex;
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 
-/// `n` square images of `channels` x `size` x `size` bytes, channel-major as in
-/// EDM's data sets.
+/// `n` images of `channels` x `size` x `size` bytes, channel-major as in EDM's data sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
     pub channels: usize,
@@ -18,7 +16,7 @@ pub struct Images {
     pub size: usize,
     /// n x channels x size x size.
     pub pixels: Vec<u8>,
-    /// One class per image; empty for generated images.
+    /// Class of each image; empty for generated images.
     pub labels: Vec<u32>,
 }
 
@@ -31,25 +29,28 @@ impl Images {
         self.pixels.is_empty()
     }
 
-    /// Image `i`, channels x size x size. Panics if there is no such image.
+    /// Returns image `i`, channels x size x size.
+    ///
+    /// # Panics
+    /// If there is no such image.
     pub fn image(&self, i: usize) -> &[u8] {
         &self.pixels[i * self.image_len()..(i + 1) * self.image_len()]
     }
 
-    /// A copy of the images of `range` with their labels.
+    /// Copies the images of `range` with their labels.
     pub fn part(&self, range: Range<usize>) -> Images {
         self.chosen(&range.collect::<Vec<_>>())
     }
 
-    /// A copy of the images at `indices` with their labels.
+    /// Copies the images at `indices` with their labels.
     pub fn chosen(&self, indices: &[usize]) -> Images {
         let pixels = indices.iter().flat_map(|&i| self.image(i).iter().copied()).collect();
         let labels = indices.iter().filter_map(|&i| self.labels.get(i).copied()).collect();
         Images { pixels, labels, ..*self }
     }
 
-    /// The images at `indices` (repeats allowed) in [-1, 1]:
-    /// indices x channels x size x size values x / 127.5 - 1, as EDM's training loop.
+    /// Converts the images at `indices`, which may repeat, to [-1, 1] by x / 127.5 - 1, as EDM's
+    /// training loop does. Shape: indices x channels x size x size.
     pub fn to_unit(&self, indices: &[usize]) -> Vec<f32> {
         let mut values = Vec::with_capacity(indices.len() * self.image_len());
         for &i in indices {
@@ -58,9 +59,11 @@ impl Images {
         values
     }
 
-    /// Unlabelled images from values in [-1, 1]: x * 127.5 + 128, clipped to
-    /// 0..=255 and truncated, as EDM's `generate.py`. NaN becomes 0.
-    /// Panics unless `values` holds whole images.
+    /// Makes images without labels from values in [-1, 1] by x * 127.5 + 128, clipped to 0..=255 and
+    /// truncated, as EDM's `generate.py` does. NaN becomes 0.
+    ///
+    /// # Panics
+    /// If `values` is not a whole number of images.
     pub fn from_unit(channels: usize, size: usize, values: &[f32]) -> Images {
         assert!(values.len() % (channels * size * size) == 0, "not a whole number of images");
         // `as u8` clips and truncates.
@@ -68,8 +71,10 @@ impl Images {
         Images { channels, size, pixels, labels: Vec::new() }
     }
 
-    /// Images of half the size: each 2x2 block averaged in integers, rounded half up.
-    /// Panics if the size is odd.
+    /// Halves the size: averages each 2x2 block in integers, rounded half up.
+    ///
+    /// # Panics
+    /// If the size is odd.
     pub fn halved(&self) -> Images {
         assert!(self.size.is_multiple_of(2), "{} pixels cannot be halved", self.size);
         let row = |line: &[u8]| -> Vec<u16> {
@@ -86,9 +91,8 @@ impl Images {
         Images { size: self.size / 2, pixels, labels: self.labels.clone(), ..*self }
     }
 
-    /// SHA-256, in hexadecimal, of the shape (n, channels, size and the number
-    /// of labels as 64-bit integers), the pixels and the labels (32-bit), all
-    /// little-endian.
+    /// Returns the SHA-256, in hexadecimal, of the shape (n, channels, size and the number of labels
+    /// as 64-bit integers), the pixels, and the labels (32-bit), all little-endian.
     pub fn digest(&self) -> String {
         let mut hash = Sha256::new();
         for count in [self.len(), self.channels, self.size, self.labels.len()] {

@@ -1,6 +1,5 @@
-//! The authors' files, in a directory or in a `.tar.gz`: five training batches
-//! and one of test images (CIFAR-10), or one file of each (CIFAR-100), with
-//! records of bytes or as pickled NumPy arrays.
+//! The authors' files, in a directory or in a `.tar.gz`: five training batches and one test batch
+//! (CIFAR-10), or one file of each (CIFAR-100), as binary records or as pickled NumPy arrays.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
@@ -18,13 +17,13 @@ pub(super) enum Layout {
     Python,
 }
 
-/// All members of the largest archive have 186 MB.
+/// Most bytes of an unpacked archive; the largest has 186 MB.
 const MOST_UNPACKED: u64 = 1 << 28;
 
 impl Layout {
     pub const BOTH: [Layout; 2] = [Layout::Binary, Layout::Python];
 
-    /// What an archive unpacks to.
+    /// Returns the directory that an archive unpacks to.
     pub fn directory(self, set: Set) -> &'static str {
         match (self, set) {
             (Layout::Binary, Set::Cifar10) => "cifar-10-batches-bin",
@@ -43,7 +42,7 @@ impl Layout {
         }
     }
 
-    /// The files of a split.
+    /// Returns the names of a split's files.
     pub fn files(self, set: Set, split: Split) -> Vec<String> {
         let names: &[&str] = match (set, split) {
             (Set::Cifar10, Split::Train) => {
@@ -60,7 +59,7 @@ impl Layout {
         names.iter().map(|name| format!("{name}{extension}")).collect()
     }
 
-    /// Every file of the split in `dir`.
+    /// Reads every file of the split in `dir`.
     pub fn read_files(self, dir: &Path, gathered: &mut Gathered) -> error::Result<()> {
         let (set, split) = (gathered.set, gathered.split);
         for name in self.files(set, split) {
@@ -72,7 +71,7 @@ impl Layout {
         Ok(())
     }
 
-    /// One file of the split, of `length` bytes.
+    /// Reads one file of the split, of `length` bytes.
     fn read(self, reader: &mut dyn Read, length: u64, gathered: &mut Gathered) -> Result<(), Fault> {
         let most = gathered.split.full() / self.files(gathered.set, gathered.split).len();
         match self {
@@ -86,8 +85,8 @@ impl Layout {
     }
 }
 
-/// Every file of the split in a `.tar`, packed with gzip or not. The whole archive is
-/// read, which verifies gzip's checksum; nothing is written.
+/// Reads every file of the split in a `.tar`, with or without gzip. It reads the whole archive, which
+/// verifies gzip's checksum, and writes nothing.
 pub(super) fn read_archive(file: File, gzip: bool, gathered: &mut Gathered) -> Result<(), Fault> {
     let file = BufReader::with_capacity(1 << 16, file);
     let unpacked: Box<dyn Read> = match gzip {
@@ -104,10 +103,10 @@ pub(super) fn read_archive(file: File, gzip: bool, gathered: &mut Gathered) -> R
     }
 }
 
-/// What the members of a gzip file unpack to, one behind the other: parallel packers
-/// and `cat` make several. Zeros behind the last one are padding.
+/// Unpacks all members of a gzip file; parallel packers and `cat` write several. Zeros after the last
+/// one are padding.
 struct Members<R> {
-    /// Taken at the end.
+    /// `None` at the end.
     decoder: Option<GzDecoder<R>>,
 }
 
@@ -140,14 +139,14 @@ impl<R: BufRead> Read for Members<R> {
     }
 }
 
-/// Bytes of a long name.
+/// Most bytes of a long name.
 const LONGEST_NAME: u64 = 1 << 16;
 
 fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered) -> Result<(), Fault> {
     let wanted = Layout::BOTH.map(|layout| layout.files(gathered.set, gathered.split));
     let (mut layout, mut read, mut members) = (None, Vec::new(), Vec::new());
     let mut long_name: Option<Vec<u8>> = None;
-    // Raw: the crate reads long names without a bound.
+    // Reads raw entries, because the crate does not bound the length of long names.
     for entry in archive.entries().map_err(damaged)?.raw(true) {
         let mut entry = entry.map_err(damaged)?;
         let kind = entry.header().entry_type();
@@ -201,7 +200,7 @@ fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered)
     }
 }
 
-/// Names that are kept for a message; the authors' archives have 8.
+/// Most names that are kept for a message; the authors' archives have 8.
 const MOST_MEMBERS: usize = 100;
 
 fn damaged(error: io::Error) -> Fault {

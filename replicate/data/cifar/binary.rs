@@ -1,12 +1,12 @@
-//! The authors' binary layout: per image its labels, one byte each (CIFAR-100:
-//! coarse, fine), then 3 x 32 x 32 bytes.
+//! The authors' binary layout: for each image its labels, one byte each (CIFAR-100: coarse, fine),
+//! then 3 x 32 x 32 bytes.
 
 use super::{Fault, Gathered, IMAGE_LEN, Set};
 
 /// Number of coarse classes of CIFAR-100.
 const COARSE: u8 = 20;
 
-/// Bytes of an image with its labels.
+/// Returns the bytes of an image with its labels.
 pub(super) fn record_len(set: Set) -> usize {
     match set {
         Set::Cifar10 => 1 + IMAGE_LEN,
@@ -14,7 +14,7 @@ pub(super) fn record_len(set: Set) -> usize {
     }
 }
 
-/// Every record of a file.
+/// Reads every record of a file.
 pub(super) fn read(bytes: &[u8], gathered: &mut Gathered) -> Result<(), Fault> {
     let record_len = record_len(gathered.set);
     let (count, rest) = (bytes.len() / record_len, bytes.len() % record_len);

@@ -1,5 +1,5 @@
-//! The zip that EDM's `dataset_tool.py` writes: PNG files, and `dataset.json`
-//! with `{"labels": [["00000/img00000000.png", 6], ...]}`.
+//! The zip of EDM's `dataset_tool.py`: PNG files, and `dataset.json` with
+//! `{"labels": [["00000/img00000000.png", 6], ...]}`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -12,16 +12,16 @@ use crate::store::formats::unzip::{self, Entry};
 use crate::store::formats::{self, is_hidden};
 
 const LABELS: &str = "dataset.json";
-/// 50,000 labels take 2 MB.
+/// Most bytes of the labels; 50,000 labels take 2 MB.
 const MOST_LABEL_BYTES: u64 = 1 << 24;
 
 #[derive(Deserialize)]
 struct Dataset {
-    /// File and class; null in a data set without labels.
+    /// File and class of each image; null in a data set without labels.
     labels: Option<Vec<(String, i64)>>,
 }
 
-/// Every image that has a label; one without is an error.
+/// Reads every image. An image without a label is an error.
 pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
     let (hidden, entries): (Vec<Entry>, _) = unzip::entries(&file)
         .map_err(|fault| match fault {
@@ -42,7 +42,7 @@ pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
     };
     let text = content(&file, text, MOST_LABEL_BYTES)?;
     let dataset: Dataset = serde_json::from_slice(&text).map_err(|error| {
-        // Not the error's own text, which may repeat all of the file's.
+        // The error's own text may repeat the whole file.
         let found =
             format!("{:?} error in line {}, column {}", error.classify(), error.line(), error.column());
         Fault::new(format!("{LABELS} with a file and a class for each label"), found)
@@ -71,7 +71,7 @@ pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
     }
 }
 
-/// What a file of at most `most` bytes holds.
+/// Reads a file of at most `most` bytes.
 fn content(archive: &File, entry: &Entry, most: u64) -> Result<Vec<u8>, Fault> {
     if entry.bytes > most {
         return Err(Fault::new(format!("at most {most} bytes"), entry.bytes.to_string()));

@@ -1,4 +1,4 @@
-//! CIFAR-10 and CIFAR-100 (Krizhevsky 2009): the same images whatever they come in.
+//! CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from any of their containers.
 //!
 //! | container | recognised by | label of an image |
 //! | --- | --- | --- |
@@ -8,22 +8,18 @@
 //! | parquet, as on the Hugging Face hub, in one file or in shards | `PAR1` | column `label`, `fine_label` |
 //! | the zip of EDM's `dataset_tool.py` | `PK` | `dataset.json` |
 //!
-//! A file is recognised by its content. In a directory, the files above are
-//! looked for under their official names, and the archives and parquet files
-//! also under the names that `fetch` gives them.
+//! A file is recognised by its content. In a directory, files are found by their official names;
+//! archives and parquet files also by the names that `fetch` gives them.
 //!
-//! Each container orders the images in its own way, and none says which way is
-//! right: the hub's parquet files, for one, follow the members of the python
-//! archive, which are not sorted. Here the images are in **ascending order of
-//! (label, pixels)**, so that [`Images`] and their digest depend on the images
-//! alone. Labels are the fine labels.
+//! Each container has its own order of images; the hub's parquet files, for example, follow the
+//! python archive, which is not sorted. Here the images are in **ascending order of (label,
+//! pixels)**, so that [`Images`] and their digest depend only on the images. Labels are the fine
+//! labels.
 //!
-//! Files with fewer images than the authors' are read as they are; callers
-//! compare with [`Split::full`]. A container that says of no image which set or split
-//! it belongs to (a zip, a parquet file) is taken at its caller's word, as far
-//! as labels are in range and no class has more images than the authors'.
-//! Everything that cannot be read is an `Error::Missing` or an
-//! `Error::Malformed` that names the file.
+//! Files with fewer images than the authors' are accepted; callers compare with [`Split::full`]. Zips
+//! and parquet files do not name the set and the split of their images. They are taken for those that
+//! the caller names, if all labels are in range and no class has more images than the authors'. A file
+//! that cannot be read is an `Error::Missing` or an `Error::Malformed` with its path.
 
 mod authors;
 mod binary;
@@ -72,7 +68,7 @@ impl Set {
         }
     }
 
-    /// Its directory on the hub.
+    /// Returns its directory on the hub.
     fn name(self) -> &'static str {
         match self {
             Set::Cifar10 => "cifar10",
@@ -89,15 +85,15 @@ impl Set {
     }
 }
 
-/// The training images in `path`, a file or a directory.
+/// Reads the training images in `path`, a file or a directory.
 ///
 /// # Errors
-/// `Missing` or `Malformed`, naming the file.
+/// `Missing` or `Malformed`, with the file.
 pub fn train(set: Set, path: &Path) -> error::Result<Images> {
     Ok(read(set, Split::Train, path)?.0)
 }
 
-/// The test images in `path`, a file or a directory.
+/// Reads the test images in `path`, a file or a directory.
 ///
 /// # Errors
 /// As [`train`].
@@ -105,8 +101,8 @@ pub fn test(set: Set, path: &Path) -> error::Result<Images> {
     Ok(read(set, Split::Test, path)?.0)
 }
 
-/// Those of `images` whose label is one of `classes`, in the same order. `path`
-/// is where they were read from, for the message.
+/// Selects the images whose label is one of `classes`, in the same order. `path` is their file, for
+/// the message.
 ///
 /// # Errors
 /// `Malformed` for a class without an image.
@@ -130,14 +126,14 @@ pub fn of_classes(images: Images, classes: &[u32], path: &Path) -> error::Result
     Ok(chosen)
 }
 
-/// The assets that hold a split, the one to fetch first.
+/// Returns the assets that hold a split; the one to fetch comes first.
 pub fn assets(set: Set, split: Split) -> Vec<&'static Asset> {
     let n = set.classes();
     let ids = [format!("cifar{n}"), format!("cifar{n}-python"), format!("cifar{n}-parquet-{split}")];
     ids.iter().filter_map(|id| fetch::named(id)).collect()
 }
 
-/// The images of a split in `path`, and what an archive or a directory has beside them.
+/// Reads the images of a split in `path`; also returns what an archive or a directory has beside them.
 ///
 /// # Errors
 /// As [`train`].
@@ -177,7 +173,7 @@ impl fmt::Display for Split {
 }
 
 impl Split {
-    /// Number of images of the whole split.
+    /// Returns the number of images of the whole split.
     pub fn full(self) -> usize {
         match self {
             Split::Train => 50_000,
@@ -186,7 +182,7 @@ impl Split {
     }
 }
 
-/// The images that were read so far, in the container's order.
+/// Images read so far, in the container's order.
 struct Gathered {
     set: Set,
     split: Split,
@@ -233,7 +229,7 @@ impl Gathered {
         }
         let (images, []) = pixels.as_chunks::<IMAGE_LEN>() else { unreachable!("whole images only") };
         let mut order: Vec<usize> = (0..labels.len()).collect();
-        // Equal keys are equal images: their order shows nowhere.
+        // Unstable is enough: equal keys belong to equal images.
         order.sort_unstable_by_key(|&i| (labels[i], &images[i]));
         let mut pixels = Vec::with_capacity(pixels.len());
         for &i in &order {
@@ -243,12 +239,12 @@ impl Gathered {
     }
 }
 
-/// What is wrong with a container.
+/// Reason why a container cannot be read.
 #[derive(Debug)]
 struct Fault {
     expected: String,
     found: String,
-    /// Why the system did not give its bytes: then nothing is known to be wrong.
+    /// Error of the system, if it could not read the file; the content may be good.
     unreadable: Option<io::Error>,
 }
 
@@ -257,7 +253,7 @@ impl Fault {
         Fault { expected: expected.into(), found: found.into(), unreadable: None }
     }
 
-    /// Of an error of a decoder in place of `whole`.
+    /// Converts a decoder's error; `whole` describes an undamaged file.
     fn damage(whole: &str, error: &(dyn StdError + 'static)) -> Fault {
         match formats::Fault::of(error, || format!("damage ({})", shown(&error.to_string()))) {
             formats::Fault::Content(found) => Fault::new(whole, found),
@@ -287,8 +283,7 @@ fn open(set: Set, path: &Path) -> error::Result<File> {
     })
 }
 
-/// All of `reader`, which claims `claimed` bytes. Neither more than `most` nor
-/// another number than claimed is accepted.
+/// Reads all bytes of `reader`. Fails unless there are as many as `claimed`, and at most `most`.
 fn read_whole(reader: &mut dyn Read, claimed: u64, most: usize) -> Result<Vec<u8>, Fault> {
     if claimed > most as u64 {
         return Err(Fault::new(format!("at most {most} bytes"), format!("{claimed}")));
@@ -306,7 +301,7 @@ fn read_whole(reader: &mut dyn Read, claimed: u64, most: usize) -> Result<Vec<u8
     }
 }
 
-/// Some names for a message, the rest counted.
+/// Lists some names for a message, and counts the others.
 fn listed(names: &[String]) -> String {
     const SHOWN: usize = 8;
     match names.len() {

@@ -1,6 +1,5 @@
-//! The pages of a column of parquet, unpacked here and not by the parquet crate,
-//! which takes as much memory as a page says that it needs: what is unpacked has a
-//! bound for each page and for the column, whatever the codec.
+//! Unpacks the pages of a parquet column, with a bound for each page and for the column. The parquet
+//! crate would allocate as much memory as a page claims to need.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -10,21 +9,21 @@ use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::serialized_reader::SerializedPageReader;
 
-/// Bytes of an unpacked page; usual writers end a page at 1 MB.
+/// Most bytes of an unpacked page; usual writers end a page at 1 MB.
 const MOST: u64 = 1 << 26;
 
 pub(super) struct Pages {
     packed: SerializedPageReader<File>,
     codec: Compression,
-    /// Whether there are repetition and definition levels.
+    /// True if there are repetition levels, and if there are definition levels.
     levels: [bool; 2],
-    /// Bytes that may still be unpacked.
+    /// Remaining bytes that may be unpacked.
     left: u64,
 }
 
 impl Pages {
-    /// `packed` gives the pages as they are in the file, where `codec` packed them.
-    /// At most `most` bytes are unpacked in all.
+    /// Makes the reader. `packed` returns the pages as they are in the file, packed with `codec`. At
+    /// most `most` bytes are unpacked in total.
     pub fn new(
         packed: SerializedPageReader<File>,
         codec: Compression,
@@ -44,15 +43,15 @@ impl Pages {
         Ok(unpacked)
     }
 
-    /// Whether the counts of a page are possible: the crate makes room for them.
+    /// Checks that the counts of a page are possible, because the crate allocates memory for them.
     fn check(&self, page: &Page) -> Result<()> {
         let buffer = page.buffer();
         let counted = match (page, page.encoding()) {
-            // Each value takes four bytes at least.
+            // Each value takes at least four bytes.
             (Page::DictionaryPage { num_values, .. }, _) => *num_values as u64 <= buffer.len() as u64 / 4,
             (_, Encoding::DELTA_LENGTH_BYTE_ARRAY | Encoding::DELTA_BYTE_ARRAY) => {
                 let values = self.values(page).ok_or_else(|| ParquetError::General("a short page".into()))?;
-                // The size of a block, its parts, and how many values follow.
+                // The header has the size of a block, its parts, and the number of values.
                 delta_count(values).is_some_and(|count| count <= page.num_values() as u64)
             }
             _ => true,
@@ -63,7 +62,7 @@ impl Pages {
         }
     }
 
-    /// What follows the levels of a data page.
+    /// Returns the bytes after the levels of a data page.
     fn values<'a>(&self, page: &'a Page) -> Option<&'a [u8]> {
         let buffer = &page.buffer()[..];
         if let Page::DataPageV2 { def_levels_byte_len, rep_levels_byte_len, .. } = page {
@@ -76,7 +75,7 @@ impl Pages {
     }
 }
 
-/// The third of the numbers, seven bits a byte, that begin a column of differences.
+/// Reads the third number of a delta encoding's header; numbers have seven bits in each byte.
 fn delta_count(bytes: &[u8]) -> Option<u64> {
     let mut bytes = bytes.iter();
     let mut number = || {
@@ -95,7 +94,7 @@ fn delta_count(bytes: &[u8]) -> Option<u64> {
     number()
 }
 
-/// `bytes` unpacked; more than `most` of them may be cut off.
+/// Unpacks `bytes`. A result of more than `most` bytes may be cut off or refused.
 fn unpack(codec: Compression, bytes: &[u8], most: u64) -> Result<Vec<u8>> {
     let whole = |reader: &mut dyn Read| -> io::Result<Vec<u8>> {
         let mut unpacked = Vec::new();
@@ -121,7 +120,7 @@ fn unpack(codec: Compression, bytes: &[u8], most: u64) -> Result<Vec<u8>> {
             Err(error) => Err(broken(&error)),
         },
         Compression::LZ4_RAW => lz4_block(bytes, most),
-        // Under this name three forms were written: Hadoop's, frames, and blocks.
+        // This name stands for three formats: Hadoop's, frames, and blocks.
         Compression::LZ4 => match lz4_hadoop(bytes, most) {
             Some(unpacked) => Ok(unpacked),
             None if bytes.starts_with(b"\x04\x22\x4d\x18") => {
@@ -133,7 +132,7 @@ fn unpack(codec: Compression, bytes: &[u8], most: u64) -> Result<Vec<u8>> {
     }
 }
 
-/// A block does not say how long it is; a byte gives 255 at most.
+/// Unpacks an LZ4 block, which does not state its length; a byte unpacks to at most 255.
 fn lz4_block(bytes: &[u8], most: u64) -> Result<Vec<u8>> {
     let mut unpacked = vec![0; most.min(255 * bytes.len() as u64) as usize];
     let length = lz4_flex::block::decompress_into(bytes, &mut unpacked);
@@ -142,7 +141,7 @@ fn lz4_block(bytes: &[u8], most: u64) -> Result<Vec<u8>> {
     Ok(unpacked)
 }
 
-/// Blocks behind their lengths, unpacked and packed.
+/// Unpacks Hadoop's format: blocks after their unpacked and packed lengths. `None` for another format.
 fn lz4_hadoop(mut bytes: &[u8], most: u64) -> Option<Vec<u8>> {
     let mut unpacked = Vec::new();
     while !bytes.is_empty() {
@@ -170,7 +169,7 @@ impl PageReader for Pages {
         let Some(mut page) = self.packed.get_next_page()? else { return Ok(None) };
         match &mut page {
             Page::DataPage { buf, .. } | Page::DictionaryPage { buf, .. } => *buf = self.unpack(buf)?.into(),
-            // Its levels are not packed.
+            // The levels of this version are not packed.
             Page::DataPageV2 {
                 buf,
                 def_levels_byte_len: def,

@@ -1,5 +1,5 @@
-//! Parquet, as on the Hugging Face hub and as others write it again: PNG bytes in
-//! one column, whole numbers as labels in another.
+//! Parquet files, as on the Hugging Face hub or rewritten by other tools: PNG bytes in one column, and
+//! integers as labels in another.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -19,15 +19,15 @@ use super::{Fault, Gathered, Set, listed, png, shown};
 
 /// Images that are decoded at a time.
 const BATCH: usize = 256;
-/// Bytes of the description of a file; of each row group it may repeat two images.
+/// Most bytes of a file's metadata, which may repeat two images of each row group.
 const MOST_METADATA: u64 = 1 << 22;
-/// Bytes of a row beside its image: lengths, levels, the label, and repeats of them.
+/// Most bytes of a row besides its image: lengths, levels, the label, and repetitions of them.
 const REST_OF_A_ROW: u64 = 64;
 const CODECS: &str = "pages packed with snappy, gzip, zstd, brotli or lz4, or not at all";
-/// Bytes that a page takes beside its rows.
+/// Most bytes of a page besides its rows.
 const REST: u64 = 1 << 16;
 
-/// Every row of a file.
+/// Reads every row of a file.
 pub(super) fn read(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
     caught(|| read_groups(file, gathered)).unwrap_or_else(|| Err(damaged("a broken structure")))
 }
@@ -64,7 +64,7 @@ fn read_groups(file: File, gathered: &mut Gathered) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The description at the end of a file, if it is not too long.
+/// Reads the metadata at the end of a file, if it is not too long.
 fn metadata(file: &Arc<File>) -> Result<ParquetMetaData, Fault> {
     use std::io::{Read, Seek, SeekFrom};
     let mut tail = [0; 8];
@@ -102,8 +102,8 @@ impl<T: DataType> Column<T> {
         if first < 0 || chunk.compressed_size() < 0 || end.is_none_or(|end| end > length) {
             return Err(damaged("a column beyond the end"));
         }
-        // The crate gives the pages as they lie in the file: unpacked, it would make
-        // room for whatever a page says.
+        // As "uncompressed", the crate returns the pages as they are in the file. Otherwise it would
+        // allocate as much memory as a page claims.
         let packed = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build();
         let packed = packed.and_then(|chunk| SerializedPageReader::new(file.clone(), &chunk, rows, None));
         let most = rows as u64 * (png::MOST_BYTES as u64 + REST_OF_A_ROW) + REST;
@@ -114,7 +114,7 @@ impl<T: DataType> Column<T> {
         Ok(Column(get_typed_column_reader(get_column_reader(descr, pages))))
     }
 
-    /// The next `count` values.
+    /// Reads the next `count` values.
     fn next(&mut self, count: usize) -> Result<Vec<T::T>, Fault> {
         let (mut values, mut levels) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let read = self.0.read_records(count, Some(&mut levels), None, &mut values);
@@ -130,7 +130,7 @@ impl<T: DataType> Column<T> {
     }
 }
 
-/// Whole numbers of either width.
+/// Integers of either width.
 trait Labels {
     fn next(&mut self, count: usize) -> Result<Vec<i64>, Fault>;
 }
@@ -144,8 +144,7 @@ where
     }
 }
 
-/// The columns of images and of labels: those of the hub's names, or the only
-/// ones that can be meant.
+/// Finds the columns of images and of labels, by the hub's names, or as the only possible ones.
 fn columns(metadata: &ParquetMetaData, set: Set) -> Result<[usize; 2], Fault> {
     let columns = metadata.file_metadata().schema_descr().columns();
     let label = match set {
@@ -183,9 +182,8 @@ fn columns(metadata: &ParquetMetaData, set: Set) -> Result<[usize; 2], Fault> {
     ])
 }
 
-/// What `f` returns, or `None` where it panics: the parquet crate takes it for
-/// granted that a description names what a reader needs, and panics if not.
-/// Nothing is printed then, since the file's error says it.
+/// Runs `f`; returns `None` if it panics. The parquet crate panics on incomplete metadata. The panic's
+/// message is suppressed, because the caller reports the file.
 fn caught<T>(f: impl FnOnce() -> T) -> Option<T> {
     thread_local!(static CAUGHT: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();

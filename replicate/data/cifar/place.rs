@@ -1,4 +1,4 @@
-//! Where the images are: what a file is, and which file of a directory is meant.
+//! Finds the files of images: recognises a file's container, and selects files of a directory.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -22,9 +22,8 @@ pub(super) enum Container {
     Zip,
 }
 
-/// The container that `path` is, or holds, its own path or those of its shards, and what a
-/// directory holds beside them. In a directory unpacked files come first, then archives,
-/// parquet and zip.
+/// Returns the container at `path`, or in the directory `path`, its files, and what the directory has
+/// beside them. In a directory, unpacked files come first, then archives, parquet and zip.
 pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Vec<PathBuf>, LeftOut)> {
     let mut left_out = LeftOut::default();
     match fs::metadata(path) {
@@ -67,8 +66,8 @@ pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Ve
     Err(missing(set, split, path))
 }
 
-/// Counts what is hidden in `dir` and in the directories from `root` to it, as far as they
-/// can be listed.
+/// Counts the hidden names in `dir` and in the directories from `root` to it. Ignores directories that
+/// cannot be listed.
 fn hidden(root: &Path, dir: &Path, left_out: &mut LeftOut) {
     for dir in dir.ancestors().take_while(|dir| dir.starts_with(root)) {
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -78,7 +77,7 @@ fn hidden(root: &Path, dir: &Path, left_out: &mut LeftOut) {
     }
 }
 
-/// The visible parquet files of a directory, in order; none where there is no directory.
+/// Lists the visible parquet files of a directory, in order; none if it does not exist.
 fn parquet_files(dir: &Path) -> Result<Vec<OsString>> {
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -100,19 +99,19 @@ fn parquet_files(dir: &Path) -> Result<Vec<OsString>> {
     Ok(names)
 }
 
-/// Prefix, index and count of `train-00000-of-00002.parquet`; some writers add a digest to the count.
+/// Parses prefix, index and count of `train-00000-of-00002.parquet`; some writers add a digest to the count.
 fn numbers(name: &str) -> Option<(&str, usize, usize)> {
     let (head, rest) = name.split_once("-of-")?;
     let (prefix, index) = head.rsplit_once('-')?;
     Some((prefix, index.parse().ok()?, rest.split(['-', '.']).next()?.parse().ok()?))
 }
 
-/// The files `SPLIT-00000-of-00002.parquet` and so on of a directory, or those of its
-/// directory SPLIT, in order; or all parquet files of a directory in which no name says
-/// what it is of, which are taken for training images.
+/// Returns the files `SPLIT-00000-of-00002.parquet` and so on of a directory, or those of its
+/// directory SPLIT, in order. If no file name of the directory contains a split, all its parquet
+/// files are taken for training images.
 ///
 /// # Errors
-/// `Missing` for a shard that is not there.
+/// `Missing` for a missing shard.
 fn shards(set: Set, split: Split, dir: &Path, left_out: &mut LeftOut) -> Result<Vec<PathBuf>> {
     let (below, split_name) = (dir.join(split.to_string()), split.to_string());
     let (all, inner) = (parquet_files(dir)?, parquet_files(&below)?);
@@ -148,7 +147,7 @@ fn shards(set: Set, split: Split, dir: &Path, left_out: &mut LeftOut) -> Result<
     Ok(files.into_iter().collect())
 }
 
-/// Fails if the names count shards, and one of them is not in `dir`, or is there twice.
+/// Fails if the names number shards, and one of these is missing in `dir` or is there twice.
 fn complete(set: Set, dir: &Path, names: &[&OsString]) -> Result<()> {
     let names: Vec<_> = names.iter().map(|name| name.to_string_lossy()).collect();
     let numbered: Vec<(&str, usize, usize)> = names.iter().filter_map(|name| numbers(name)).collect();
@@ -174,7 +173,7 @@ fn hub_directory(set: Set) -> &'static str {
     }
 }
 
-/// What a file is, by its first bytes.
+/// Recognises a container by its first bytes.
 fn recognise(set: Set, path: &Path) -> Result<Container> {
     let mut magic = Vec::new();
     open(set, path)?.take(512).read_to_end(&mut magic).map_err(Error::io("read", path))?;
@@ -195,8 +194,8 @@ fn recognise(set: Set, path: &Path) -> Result<Container> {
     }
 }
 
-/// Whether a file begins with the header of a tar's member: its sum, in octal digits, is
-/// that of its bytes with blanks in the place of the sum.
+/// True if a file begins with the header of a tar member. Its checksum, in octal digits, is the sum of
+/// the header's bytes with blanks in place of the checksum.
 fn is_tar(start: &[u8]) -> bool {
     let (Some(sum), 512) = (start.get(148..156), start.len()) else { return false };
     let digits = String::from_utf8_lossy(sum);
@@ -206,8 +205,8 @@ fn is_tar(start: &[u8]) -> bool {
     u32::from_str_radix(digits.trim_matches(['\0', ' ']), 8) == Ok(bytes)
 }
 
-/// Names in a directory: the authors', the hub's and EDM's, and those of
-/// `fetch`, on a mirror and in a store.
+/// Returns the file names to look for in a directory: those of the authors, of the hub and of EDM, and
+/// those of `fetch` on a mirror and in a store.
 fn names(set: Set, split: Split) -> Vec<String> {
     let n = set.classes();
     let parquet = format!("{split}-00000-of-00001.parquet");

@@ -1,4 +1,4 @@
-//! One image of a set as PNG, which is how parquet files and EDM's zips hold them.
+//! Decodes an image from PNG, the format in parquet files and EDM's zips.
 
 use std::io::Cursor;
 
@@ -7,10 +7,10 @@ use ::png::{BitDepth, ColorType, Decoder, DecodingError, Limits};
 use super::{CHANNELS, Fault, IMAGE_LEN, SIZE};
 use crate::store::formats::foreign;
 
-/// Bytes that a PNG may have; uncompressed it takes 3.2 kB.
+/// Most bytes of a PNG; an uncompressed one takes 3.2 kB.
 pub(super) const MOST_BYTES: usize = 1 << 14;
 
-/// The pixels, channel-major. Nothing but 32 x 32 pixels of 8-bit RGB is accepted.
+/// Decodes the pixels, channel-major. Accepts only 32 x 32 pixels of 8-bit RGB.
 pub(super) fn decode(bytes: &[u8]) -> Result<[u8; IMAGE_LEN], Fault> {
     let damaged = |error: DecodingError| Fault::new("a whole PNG", format!("damage ({error})"));
     if let Some(what) = foreign(bytes).filter(|_| !bytes.starts_with(b"\x89PNG")) {

@@ -1,9 +1,8 @@
-//! The authors' python layout: a dictionary, pickled by Python 2 or, where somebody
-//! has written it again, by 3, of `data`, a NumPy array of n x 3072 bytes, and `labels`
-//! (CIFAR-10) or `fine_labels` (CIFAR-100), n numbers in a list, a tuple or an array.
-//! The bytes of an image may also be 3 x 1024, 3 x 32 x 32, 1024 x 3 or 32 x 32 x 3.
-//! The pickle is read as data, see [`crate::store::formats::torch`]: nothing in it is
-//! executed.
+//! The authors' python layout: a pickled dictionary with `data`, a NumPy array of n x 3072 bytes, and
+//! `labels` (CIFAR-10) or `fine_labels` (CIFAR-100), n numbers in a list, a tuple or an array. The
+//! bytes of an image may also be 3 x 1024, 3 x 32 x 32, 1024 x 3 or 32 x 32 x 3. The authors used
+//! Python 2; rewritten files may come from Python 3. The pickle is read as data and never executed,
+//! see [`crate::store::formats::torch`].
 
 use std::borrow::Cow;
 
@@ -11,10 +10,10 @@ use super::{Fault, Gathered, IMAGE_LEN, Set, listed, shown};
 use crate::store::formats::torch::pickle::{Constructor, Node, Pickle, Value};
 use crate::store::formats::torch::unpickle;
 
-/// Bytes of a number, and more than those of a key.
+/// Most bytes of a number or a key.
 const SHORT: usize = 64;
 
-/// Every image of a file.
+/// Reads every image of a file.
 pub(super) fn read(bytes: &[u8], gathered: &mut Gathered) -> Result<(), Fault> {
     let pickle = unpickle(bytes).map_err(|found| Fault::new("a batch as the authors pickled it", found))?;
     let labels_key = match gathered.set {
@@ -36,13 +35,13 @@ pub(super) fn read(bytes: &[u8], gathered: &mut Gathered) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What the dictionary has under a key, which Python 3 may have written as bytes.
+/// Returns the dictionary's value under a key, which Python 3 may have written as bytes.
 fn get<'a>(pickle: &Pickle<'a>, key: &str) -> Result<Value<'a>, Fault> {
     let Some(entries) = pickle.entries(pickle.root) else {
         return Err(Fault::new("a dictionary", "something else"));
     };
     let is = |k: Value<'a>| pickle.bytes(k, SHORT).is_some_and(|k| *k == *key.as_bytes());
-    // Of two equal keys Python keeps the last value.
+    // Python keeps the last value of equal keys.
     let found = entries.iter().rev().find(|(k, _)| is(*k));
     found.map(|(_, value)| *value).ok_or_else(|| {
         let keys = entries.iter().filter_map(|(k, _)| pickle.bytes(*k, SHORT));
@@ -51,7 +50,7 @@ fn get<'a>(pickle: &Pickle<'a>, key: &str) -> Result<Value<'a>, Fault> {
     })
 }
 
-/// Whole numbers in any of the forms of Python and NumPy.
+/// Reads integers in any form of Python and NumPy.
 fn numbers<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Option<Vec<i64>> {
     let Value::Node(id) = value else { return None };
     let number = |item: &Value<'a>| match *item {
@@ -85,7 +84,7 @@ fn numbers<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Option<Vec<i64>> {
     numbers.map(|bytes| integer(&array.kind, array.big_endian, bytes).filter(|_| whole)).collect()
 }
 
-/// An integer of NumPy's type `kind`: `i8`, `u1` and the like.
+/// Reads an integer of the NumPy type `kind`, such as `i8` or `u1`.
 fn integer(kind: &str, big_endian: bool, bytes: &[u8]) -> Option<i64> {
     let (signed, size) = (kind.starts_with('i'), kind.get(1..)?.parse::<usize>().ok()?);
     if !(signed || kind.starts_with('u')) || bytes.len() != size || !(1..=8).contains(&size) {
@@ -222,7 +221,7 @@ fn images<'p, 'a>(pickle: &'p Pickle<'a>, value: Value<'a>) -> Result<Cow<'p, [u
     Ok(rows.map(|at| data[at]).collect())
 }
 
-/// Constructor, arguments and state of an object.
+/// Returns constructor, arguments and state of an object.
 fn object<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Option<(Constructor, Value<'a>, Value<'a>)> {
     let Value::Node(id) = value else { return None };
     match pickle.node(id) {

@@ -6,10 +6,11 @@
 //! Stored parameters have unit variance and are scaled when they are read, so that one learning
 //! rate suits all of them.
 //!
-//! A convolution that doubles the resolution runs on an image with zeros between its pixels, one
-//! that halves it at every pixel before every second is dropped: kernels of their own would need
-//! a quarter of either. At 32 x 32 pixels and 512 channels both networks take 13.3 GFLOP an image,
-//! and 50 million images of Diffusion-GAN 8.3 EFLOP; with its authors' kernels they take 5.0.
+//! A convolution that doubles the resolution runs on an image with zeros between its pixels. One that
+//! halves the resolution runs at every pixel, and every second result is dropped. Special kernels
+//! would need a quarter of the operations of either. At 32 x 32 pixels and 512 channels both networks
+//! take 13.3 GFLOP for an image, and 50 million images of Diffusion-GAN take 8.3 EFLOP; with its
+//! authors' kernels they take 5.0.
 
 mod discriminator;
 mod generator;
@@ -59,7 +60,7 @@ const EPS: f32 = 1e-8;
 const NORMAL: Init = Init::Randn { mean: 0.0, stdev: 1.0 };
 const ZERO: Init = Init::Const(0.0);
 
-/// A tensor that the operations read, and how it is computed from the stored parameters.
+/// A tensor that the operations read, as a function of the stored parameters.
 enum Reading {
     Times(Param, f64),
     /// Rotated by 180 degrees: turns a transposed convolution's weight into that of an ordinary
@@ -111,7 +112,7 @@ impl Readings {
     }
 }
 
-/// Collects the parameters of a walk and how they are read, while the walk is built.
+/// Collects the parameters of a walk and their readings while the walk is built.
 #[derive(Clone)]
 struct Maker<'a> {
     builder: Builder<'a>,

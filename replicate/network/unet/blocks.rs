@@ -117,8 +117,8 @@ pub(super) struct Embedding<M> {
     pub dropped: Dropped<M>,
 }
 
-/// What the dropout of each block keeps, in the blocks' order: maps that are positive there, and
-/// the factor of what is kept. Nothing is dropped without maps.
+/// Dropout masks in the order of the blocks: maps that are positive where a value is kept, and the
+/// factor of kept values. Without maps, nothing is dropped.
 pub(super) struct Dropped<M> {
     keep: RefCell<std::vec::IntoIter<M>>,
     factor: f32,

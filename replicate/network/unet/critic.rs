@@ -47,7 +47,7 @@ impl Critic {
         run(&self.parameters, &x, &told, masks, self)?.remove(0).flatten_all()
     }
 
-    /// Channels, height and width of what each residual block drops out of.
+    /// Returns channels, height and width of the map that each residual block applies dropout to.
     pub fn dropped(&self) -> Vec<(usize, usize, usize)> {
         self.encoder.dropped.clone()
     }
@@ -64,8 +64,8 @@ impl Critic {
     }
 
     /// Computes logits (B) of real and of generated images (B, C, H, W) at the same noise levels in
-    /// one pass. `labels` are those of both, if they were augmented,
-    /// and `masks` those of both for dropout.
+    /// one pass. `labels` are the augmentation labels of both, if they were augmented; `masks` are the
+    /// dropout masks of both.
     pub fn both(
         &self,
         real: &Tensor,

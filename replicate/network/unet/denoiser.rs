@@ -66,12 +66,12 @@ impl Denoiser {
         mix(x, &c.skip, &run(&self.parameters, &input, &told, masks, self)?[0], &c.out)
     }
 
-    /// Channels, height and width of what each residual block drops out of.
+    /// Returns channels, height and width of the map that each residual block applies dropout to.
     pub fn dropped(&self) -> Vec<(usize, usize, usize)> {
         [self.encoder.dropped.as_slice(), &self.decoder.dropped].concat()
     }
 
-    /// Returns those of the encoder, which come first.
+    /// Returns the maps of [`Denoiser::dropped`] in the encoder, which come first.
     pub fn dropped_of_encoder(&self) -> &[(usize, usize, usize)] {
         &self.encoder.dropped
     }

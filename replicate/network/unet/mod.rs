@@ -139,7 +139,7 @@ struct Encoder {
     blocks: Vec<EncoderBlock>,
     /// Channels of each block's output, in order.
     channels: Vec<usize>,
-    /// What the residual blocks drop out of: channels, height and width.
+    /// Channels, height and width of the map that each residual block applies dropout to.
     dropped: Vec<(usize, usize, usize)>,
 }
 
@@ -306,7 +306,7 @@ trait Blocks: Sync {
     ) -> Result<Vec<O::Map>>;
 }
 
-/// The same with dropout: the last inputs, so many, are positive where something is kept.
+/// The same network with dropout. The last inputs are its masks, positive where a value is kept.
 struct Dropping<'a, B> {
     network: &'a B,
     masks: usize,
@@ -327,7 +327,7 @@ impl<B: Blocks> Walk for Dropping<'_, B> {
     }
 }
 
-/// The maps that dropout keeps; none where it drops nothing.
+/// Returns the maps of the masks; none without dropout.
 fn kept(masks: Option<&Masks>) -> &[Tensor] {
     masks.map_or(&[], |masks| &masks.keep)
 }
@@ -348,7 +348,7 @@ fn run<B: Blocks>(
 struct Decoder {
     /// Each block, and whether it takes a skip connection.
     blocks: Vec<(Block, bool)>,
-    /// As the encoder's.
+    /// As [`Encoder::dropped`].
     dropped: Vec<(usize, usize, usize)>,
     norm: Norm,
     conv: Conv,

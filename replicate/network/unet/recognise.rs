@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// only the encoder; strict loading checks the rest.
 ///
 /// # Errors
-/// A text that says what is missing if they are not those of EDM's U-Net.
+/// A description of what is missing, if the names are not those of EDM's U-Net.
 pub fn recognise(shapes: &BTreeMap<String, Vec<usize>>) -> Result<Config, String> {
     let encoder = |name: String| shapes.get(&format!("model.enc.{name}.weight"));
     let sizes = shapes.keys().filter_map(|name| {

@@ -11,20 +11,20 @@ pub struct Conditioning<'a> {
     pub second: Option<&'a [f32]>,
     /// Augmentation labels, only if the images were augmented.
     pub augment: Option<&'a [f32]>,
-    /// What dropout keeps, in training.
+    /// Dropout masks, in training.
     pub masks: Option<&'a Masks>,
 }
 
-/// What dropout keeps of one pass.
+/// Dropout masks of one pass.
 pub struct Masks {
-    /// For each residual block (B, C, H, W), positive where something is kept.
+    /// A mask (B, C, H, W) for each residual block, positive where a value is kept.
     pub keep: Vec<Tensor>,
-    /// The share that is not.
+    /// Probability that a value is dropped.
     pub p: f64,
 }
 
 impl Masks {
-    /// Those of the images of `a`, then of `b`.
+    /// Concatenates the masks of the images of `a` and of `b`.
     pub fn cat(a: &Masks, b: &Masks) -> Result<Masks> {
         let keep = a.keep.iter().zip(&b.keep).map(|(a, b)| Tensor::cat(&[a, b], 0));
         Ok(Masks { keep: keep.collect::<Result<_>>()?, p: a.p })
