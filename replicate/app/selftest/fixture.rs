@@ -1,6 +1,8 @@
-//! Expected outputs of the reference implementations, and the formula that fills the weights of
-//! their networks.
+//! Expected outputs of the reference implementations, and networks with weights from a formula.
 
+use crate::network::params::{Arrays, Params, Source};
+use crate::network::unet::{Config, Denoiser};
+use crate::store::Array;
 use crate::store::formats::npz;
 use crate::store::formats::unzip;
 use candle_core::{DType, Device, Result, Tensor, bail};
@@ -100,6 +102,46 @@ pub fn inception_value(name: &str, shape: &[usize]) -> impl Fn(f32) -> f32 + use
 /// Returns the product of all dimensions except the first.
 fn fan_in(shape: &[usize]) -> f32 {
     shape[1..].iter().product::<usize>() as f32
+}
+
+/// Fixed values in [-1, 1) for a name, as from [`unit`].
+pub type Unit<'a> = &'a dyn Fn(&str, usize) -> Vec<f32>;
+
+/// The network of the small fixtures.
+pub fn tiny() -> Config {
+    Config {
+        size: 16,
+        image_channels: 3,
+        model_channels: 16,
+        channel_mult: vec![1, 2],
+        blocks: 1,
+        attention_sizes: vec![8],
+        augment_labels: 9,
+    }
+}
+
+pub(super) fn flat(tensor: &Tensor) -> Result<Vec<f32>> {
+    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
+
+/// Fills the parameters: shapes from the network, values from the formula.
+pub fn filled(params: &Params, unit: Unit) -> Arrays {
+    params.iter().map(|(name, var)| (name.clone(), filled_array(name, var.dims(), unit))).collect()
+}
+
+pub(super) fn filled_array(name: &str, shape: &[usize], unit: Unit) -> Array {
+    let values = unit(name, shape.iter().product());
+    Array { shape: shape.to_vec(), data: values.into_iter().map(edm_value(name, shape)).collect() }
+}
+
+/// # Errors
+/// Those of the device.
+pub fn filled_denoiser(config: &Config, device: &Device, unit: Unit) -> Result<(Params, Denoiser)> {
+    let none = Arrays::new();
+    let source = Source { given: &none, drawn: &[""], cell: "parity" };
+    let (params, model) = Params::build(device, &source, |vb| Denoiser::new(config, vb))?;
+    params.assign(&filled(&params, unit))?;
+    Ok((params, model))
 }
 
 /// Returns the largest absolute difference, relative to the largest expected size; infinite if a

@@ -1,9 +1,8 @@
 //! Compares each operation and its gradients on a device with candle's composition of it on the
 //! CPU, to locate the cause of a network's disagreement.
 
-use super::Check;
 use super::fixture::relative_error;
-use super::parity::Tolerance;
+use super::{Check, Tolerance};
 use crate::error::Result;
 use crate::network;
 use crate::network::elsewhere;

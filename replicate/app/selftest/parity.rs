@@ -1,24 +1,22 @@
 //! Compares the networks, the sampler, the augmentation and five training steps with the reference
 //! implementations, on formula-filled weights.
 
-use super::fixture::{Fixture, edm_value, inception_value, relative_error, unit};
+use super::fixture::{Fixture, flat, inception_value, relative_error, unit};
+pub use super::fixture::{filled, filled_denoiser, tiny};
 use super::steps::{self, CASES};
-use super::{Check, part};
+use super::{Check, Tolerance, part};
 use crate::app::bench::filled_inception;
 use crate::data::Images;
 use crate::error::Result;
 use crate::measure::inception::DEPTHS;
 use crate::method::FULL_INITIALIZATION;
 use crate::method::sampler::edm::{HeunSettings, heun};
-use crate::network::activations;
 use crate::network::elsewhere;
-use crate::network::params::{Arrays, Params, Source};
-use crate::network::unet::{Config, Denoiser};
+use crate::network::unet::Config;
 use crate::settings::{Scale, Settings};
-use crate::store::Array;
 use crate::train::augment::{Augmentation, Draw, Numbers};
 use crate::train::batch::Given;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 
 const TINY: &[u8] = include_bytes!("../../../tests/parity/edm-tiny.npz");
@@ -26,52 +24,6 @@ const CIFAR10: &[u8] = include_bytes!("../../../tests/parity/edm-cifar10.npz");
 const SAMPLER: &[u8] = include_bytes!("../../../tests/parity/edm-sampler.npz");
 const AUGMENT: &[u8] = include_bytes!("../../../tests/parity/edm-augment.npz");
 const INCEPTION: &[u8] = include_bytes!("../../../tests/parity/inception.npz");
-
-/// Tolerances of the comparisons.
-pub struct Tolerance {
-    pub outputs: f64,
-    pub gradients: f64,
-    /// For a few steps of Adam, at a hundred times the paper's rate or more. Without a first moment
-    /// each step follows the signs of the gradients, however small they are.
-    pub steps: f64,
-}
-
-impl Tolerance {
-    /// Float32 rounding alone stays below 1e-4 on a CPU; a GPU sums in another order. With every
-    /// activation and its gradient rounded to bfloat16 on a CPU, the errors were at most 1.2e-2,
-    /// 3.4e-2 and, for DiJS, 2.4e-1.
-    pub fn on(device: &Device) -> Tolerance {
-        match activations(device) {
-            DType::BF16 => Tolerance { outputs: 3e-2, gradients: 1e-1, steps: 5e-1 },
-            _ if device.is_cpu() => Tolerance { outputs: 1e-4, gradients: 1e-4, steps: 1e-3 },
-            _ => Tolerance { outputs: 1e-3, gradients: 1e-3, steps: 1e-3 },
-        }
-    }
-
-    /// For one operation. Rounding a convolution's float32 inputs to TF32 gives an error of 3e-4.
-    pub fn of_operations(device: &Device) -> Tolerance {
-        match activations(device) {
-            DType::BF16 => Tolerance::on(device),
-            _ => Tolerance { outputs: 1e-5, gradients: 1e-5, steps: 0.0 },
-        }
-    }
-}
-
-/// Fixed values in [-1, 1) for a name, as from [`unit`].
-pub type Unit<'a> = &'a dyn Fn(&str, usize) -> Vec<f32>;
-
-/// The network of the small fixtures.
-pub fn tiny() -> Config {
-    Config {
-        size: 16,
-        image_channels: 3,
-        model_channels: 16,
-        channel_mult: vec![1, 2],
-        blocks: 1,
-        attention_sizes: vec![8],
-        augment_labels: 9,
-    }
-}
 
 /// Runs every comparison; `reduced` omits the network with 55.7 M parameters.
 pub fn checks(device: &Device, reduced: bool) -> Vec<Check> {
@@ -96,34 +48,6 @@ pub fn bfloat16_checks(device: &Device, reduced: bool) -> Vec<Check> {
     let dijs = CASES.iter().filter(|case| case.row == FULL_INITIALIZATION.id);
     checks.extend(dijs.flat_map(|case| steps::checks(case, device)));
     checks
-}
-
-pub(super) fn flat(tensor: &Tensor) -> candle_core::Result<Vec<f32>> {
-    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
-}
-
-/// Fills the parameters: shapes from the network, values from the formula.
-pub fn filled(params: &Params, unit: Unit) -> Arrays {
-    params.iter().map(|(name, var)| (name.clone(), filled_array(name, var.dims(), unit))).collect()
-}
-
-pub(super) fn filled_array(name: &str, shape: &[usize], unit: Unit) -> Array {
-    let values = unit(name, shape.iter().product());
-    Array { shape: shape.to_vec(), data: values.into_iter().map(edm_value(name, shape)).collect() }
-}
-
-/// # Errors
-/// Those of the device.
-pub fn filled_denoiser(
-    config: &Config,
-    device: &Device,
-    unit: Unit,
-) -> candle_core::Result<(Params, Denoiser)> {
-    let none = Arrays::new();
-    let source = Source { given: &none, drawn: &[""], cell: "parity" };
-    let (params, model) = Params::build(device, &source, |vb| Denoiser::new(config, vb))?;
-    params.assign(&filled(&params, unit))?;
-    Ok((params, model))
 }
 
 /// Compares the output, with and without an augmentation label, and the gradient of every

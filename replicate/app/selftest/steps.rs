@@ -1,8 +1,9 @@
 //! Compares the first iterations of a row with those of its authors' code.
 
-use super::fixture::{Fixture, relative_error, unit};
-use super::parity::{Tolerance, Unit, filled, filled_array, filled_denoiser, flat, tiny};
-use super::{Check, part};
+use super::fixture::{
+    Fixture, Unit, filled, filled_array, filled_denoiser, flat, relative_error, tiny, unit,
+};
+use super::{Check, Tolerance, part};
 use crate::error::Result;
 use crate::experiment::{Recipe, Scale};
 use crate::method::consistency::{ctm, jump};
