@@ -13,6 +13,7 @@
 //! | precision, recall | torch-fidelity: k = [`NEIGHBOURS`], as many reference images as images |
 
 mod pictures;
+mod sets;
 pub mod source;
 
 use std::collections::HashSet;
@@ -22,7 +23,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-pub use self::source::{Input, Rows};
+pub use self::sets::{Input, Rows};
 use crate::data::Images;
 use crate::error::{Error, Result};
 use crate::measure::inception::Inception;

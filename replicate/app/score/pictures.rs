@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use png::{BitDepth, ColorType};
 
-use super::source::{ImageSet, LARGEST, batch_of};
+use super::sets::{ImageSet, LARGEST, batch_of};
 use crate::data::Images;
 use crate::error::{Error, Result, shown_path};
 use crate::store::formats::unzip::Entry;
