@@ -4,88 +4,46 @@
 use std::collections::HashMap;
 
 use super::allowed::{Constructor, constructor};
+use super::opcodes as op;
 use super::pickle::{Node, NodeId, Pickle, Value};
 use super::{Budget, Fault, quote};
-
-/// Opcodes with the names of Python's `pickletools`.
-#[rustfmt::skip]
-pub(super) mod op {
-    pub const MARK: u8 = b'(';
-    pub const STOP: u8 = b'.';
-    pub const POP: u8 = b'0';
-    pub const POP_MARK: u8 = b'1';
-    pub const DUP: u8 = b'2';
-    pub const FLOAT: u8 = b'F';
-    pub const INT: u8 = b'I';
-    pub const LONG: u8 = b'L';
-    pub const STRING: u8 = b'S';
-    pub const UNICODE: u8 = b'V';
-    pub const DICT: u8 = b'd';
-    pub const GET: u8 = b'g';
-    pub const LIST: u8 = b'l';
-    pub const PUT: u8 = b'p';
-    pub const BINFLOAT: u8 = b'G';
-    pub const BININT: u8 = b'J';
-    pub const BININT1: u8 = b'K';
-    pub const BININT2: u8 = b'M';
-    pub const NONE: u8 = b'N';
-    pub const BINPERSID: u8 = b'Q';
-    pub const REDUCE: u8 = b'R';
-    pub const BINSTRING: u8 = b'T';
-    pub const SHORT_BINSTRING: u8 = b'U';
-    pub const BINUNICODE: u8 = b'X';
-    pub const APPEND: u8 = b'a';
-    pub const BUILD: u8 = b'b';
-    pub const GLOBAL: u8 = b'c';
-    pub const APPENDS: u8 = b'e';
-    pub const BINGET: u8 = b'h';
-    pub const INST: u8 = b'i';
-    pub const LONG_BINGET: u8 = b'j';
-    pub const OBJ: u8 = b'o';
-    pub const BINPUT: u8 = b'q';
-    pub const LONG_BINPUT: u8 = b'r';
-    pub const SETITEM: u8 = b's';
-    pub const TUPLE: u8 = b't';
-    pub const EMPTY_TUPLE: u8 = b')';
-    pub const SETITEMS: u8 = b'u';
-    pub const EMPTY_DICT: u8 = b'}';
-    pub const EMPTY_LIST: u8 = b']';
-    pub const BINBYTES: u8 = b'B';
-    pub const SHORT_BINBYTES: u8 = b'C';
-    pub const PROTO: u8 = 0x80;
-    pub const NEWOBJ: u8 = 0x81;
-    pub const EXT1: u8 = 0x82;
-    pub const EXT2: u8 = 0x83;
-    pub const EXT4: u8 = 0x84;
-    pub const TUPLE1: u8 = 0x85;
-    pub const TUPLE2: u8 = 0x86;
-    pub const TUPLE3: u8 = 0x87;
-    pub const NEWTRUE: u8 = 0x88;
-    pub const NEWFALSE: u8 = 0x89;
-    pub const LONG1: u8 = 0x8a;
-    pub const LONG4: u8 = 0x8b;
-    pub const SHORT_BINUNICODE: u8 = 0x8c;
-    pub const BINUNICODE8: u8 = 0x8d;
-    pub const BINBYTES8: u8 = 0x8e;
-    pub const EMPTY_SET: u8 = 0x8f;
-    pub const ADDITEMS: u8 = 0x90;
-    pub const FROZENSET: u8 = 0x91;
-    pub const STACK_GLOBAL: u8 = 0x93;
-    pub const MEMOIZE: u8 = 0x94;
-    pub const FRAME: u8 = 0x95;
-    pub const BYTEARRAY8: u8 = 0x96;
-    pub const NEXT_BUFFER: u8 = 0x97;
-    pub const READONLY_BUFFER: u8 = 0x98;
-}
 
 /// Largest number of open marks. Python's own pickler recurses, so it cannot nest deeper.
 const MAX_MARKS: usize = 1000;
 
-pub(super) struct Machine<'a> {
+impl<'a> Pickle<'a> {
+    /// Reads the pickle of protocol 2 to 5 that begins at byte `at`.
+    pub(super) fn read(bytes: &'a [u8], at: usize, budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
+        let mut machine = Machine::new(bytes, at);
+        let protocol = match machine.take(2)? {
+            [op::PROTO, protocol @ 2..=5] => *protocol,
+            [op::PROTO, protocol] => return Err(Fault::broken(format!("a pickle of protocol {protocol}"))),
+            _ => return Err(Fault::broken(format!("no pickle at byte {at}"))),
+        };
+        machine.run(protocol, budget)
+    }
+
+    /// Reads a dictionary that fills `bytes`, in any protocol. Protocols 0 and 1 do not state their
+    /// number.
+    pub(super) fn read_any(bytes: &'a [u8], budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
+        let mut machine = Machine::new(bytes, 0);
+        machine.any = true;
+        match bytes {
+            [op::PROTO, protocol @ 0..=5, ..] => {
+                machine.at = 2;
+                machine.run(*protocol, budget)
+            }
+            [op::MARK | op::EMPTY_DICT | op::GLOBAL, ..] => machine.run(0, budget),
+            _ => Pickle::read(bytes, 0, budget),
+        }
+    }
+}
+
+struct Machine<'a> {
     bytes: &'a [u8],
-    pub at: usize,
+    at: usize,
     /// True if the opcodes of every protocol are accepted.
-    pub any: bool,
+    any: bool,
     stack: Vec<Value<'a>>,
     /// Heights of the stack at the open marks.
     marks: Vec<usize>,
@@ -96,12 +54,12 @@ pub(super) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    pub fn new(bytes: &'a [u8], at: usize) -> Machine<'a> {
+    fn new(bytes: &'a [u8], at: usize) -> Machine<'a> {
         let (stack, marks, nodes) = (vec![], vec![], vec![]);
         Machine { bytes, at, any: false, stack, marks, memo: HashMap::new(), next: 0, nodes }
     }
 
-    pub fn run(mut self, protocol: u8, budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
+    fn run(mut self, protocol: u8, budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
         let machine = &mut self;
         loop {
             let begin = machine.at;
@@ -331,7 +289,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    pub fn take(&mut self, length: u64) -> Result<&'a [u8], Fault> {
+    fn take(&mut self, length: u64) -> Result<&'a [u8], Fault> {
         let length = self.room(length)?;
         let taken = &self.bytes[self.at..self.at + length];
         self.at += length;

@@ -16,6 +16,7 @@ mod allowed;
 mod edm;
 mod machine;
 mod names;
+mod opcodes;
 pub(crate) mod pickle;
 mod stream;
 mod tensor;

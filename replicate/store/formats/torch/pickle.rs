@@ -14,8 +14,6 @@
 use std::borrow::Cow;
 
 pub(crate) use super::allowed::Constructor;
-use super::machine::{Machine, op};
-use super::{Budget, Fault};
 
 /// Index of a node in its pickle.
 pub(crate) type NodeId = u32;
@@ -67,32 +65,6 @@ pub(crate) struct Pickle<'a> {
 }
 
 impl<'a> Pickle<'a> {
-    /// Reads the pickle of protocol 2 to 5 that begins at byte `at`.
-    pub(super) fn read(bytes: &'a [u8], at: usize, budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
-        let mut machine = Machine::new(bytes, at);
-        let protocol = match machine.take(2)? {
-            [op::PROTO, protocol @ 2..=5] => *protocol,
-            [op::PROTO, protocol] => return Err(Fault::broken(format!("a pickle of protocol {protocol}"))),
-            _ => return Err(Fault::broken(format!("no pickle at byte {at}"))),
-        };
-        machine.run(protocol, budget)
-    }
-
-    /// Reads a dictionary that fills `bytes`, in any protocol. Protocols 0 and 1 do not state their
-    /// number.
-    pub(super) fn read_any(bytes: &'a [u8], budget: &mut Budget) -> Result<Pickle<'a>, Fault> {
-        let mut machine = Machine::new(bytes, 0);
-        machine.any = true;
-        match bytes {
-            [op::PROTO, protocol @ 0..=5, ..] => {
-                machine.at = 2;
-                machine.run(*protocol, budget)
-            }
-            [op::MARK | op::EMPTY_DICT | op::GLOBAL, ..] => machine.run(0, budget),
-            _ => Pickle::read(bytes, 0, budget),
-        }
-    }
-
     /// Returns a node by its index.
     pub fn node(&self, id: NodeId) -> &Node<'a> {
         &self.nodes[id as usize]
@@ -143,9 +115,7 @@ impl<'a> Pickle<'a> {
             _ => None,
         }
     }
-}
 
-impl<'a> Pickle<'a> {
     /// Returns the members of a tuple, or `None` if it is not a tuple.
     pub fn tuple(&self, value: Value<'a>) -> Option<&[Value<'a>]> {
         match value {
