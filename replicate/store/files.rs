@@ -279,11 +279,11 @@ pub(super) fn remove_dead(dir: &Path, name: Option<&OsStr>) {
     for found in children(dir).unwrap_or_default() {
         if is_temporary(&found, name) {
             let path = dir.join(&found);
-            let unlocked = open(&path).is_ok_and(|file| {
-                // Removes it under the lock, so that its writer notices.
-                file.try_lock().is_ok() && fs::remove_file(&path).is_ok()
+            // Removes it under the lock, so that its writer notices. The path may have become that of
+            // another file: the writer of the opened one renames it, and the next takes its name.
+            _ = open(&path).is_ok_and(|file| {
+                file.try_lock().is_ok() && is_at(&file, &path) && fs::remove_file(&path).is_ok()
             });
-            _ = unlocked;
         }
     }
 }
