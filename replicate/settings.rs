@@ -115,6 +115,8 @@ pub struct Field {
     pub unit: &'static str,
     /// Origin and source, if paper/setup.csv does not have them.
     pub origin: Option<(Origin, &'static str)>,
+    /// True if scores depend on it, but no weights.
+    pub of_scores: bool,
     /// Describes the accepted values: "a number from 0 to 1".
     pub expected: fn() -> String,
     /// Normalises the text of a value, so that equal values have equal texts; `None` if it is
@@ -325,11 +327,12 @@ impl<T: Choice> Value for T {
 /// ```
 ///
 /// A setting's name is the prefix and the field: `--set sid_alpha=1`. A single preset is for every
-/// scale; five presets are for smoke, mini, tiny, small and paper.
+/// scale; five presets are for smoke, mini, tiny, small and paper. After the prefix, `, scores` says
+/// that no weights depend on the settings, so that a change of them trains nothing.
 macro_rules! settings {
     (
         $(#[$attribute:meta])*
-        pub struct $Name:ident: $owner:literal, $prefix:literal {
+        pub struct $Name:ident: $owner:literal, $prefix:literal $(, $of:ident)? {
             $(
                 $(#[doc = $says:literal])+
                 $field:ident: $type:ty = $presets:expr, $range:expr, $unit:literal
@@ -348,11 +351,13 @@ macro_rules! settings {
 
             fn fields() -> &'static [$crate::settings::Field] {
                 use $crate::settings::{Field, Value};
+                const OF_SCORES: bool = $crate::settings::settings!(@of $($of)?);
                 const FIELDS: &[Field] = &[$( Field {
                     name: concat!($prefix, stringify!($field)),
                     says: concat!($($says),+),
                     unit: $unit,
                     origin: $crate::settings::settings!(@origin $($origin($why))?),
+                    of_scores: OF_SCORES,
                     expected: || <$type as Value>::expected(&$range),
                     canonical: |text| Some(<$type as Value>::read(text, &$range)?.text()),
                 } ),+];
@@ -382,6 +387,8 @@ macro_rules! settings {
             }
         }
     };
+    (@of) => { false };
+    (@of scores) => { true };
     (@origin) => { None };
     (@origin $origin:ident($why:literal)) => { Some(($crate::settings::Origin::$origin, $why)) };
 }

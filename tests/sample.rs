@@ -126,6 +126,52 @@ fn consistency_rows_take_more_calls() {
     }
 }
 
+/// Entries of the store in `dir` whose names have this part.
+fn entries(dir: &Path, part: &str) -> Vec<PathBuf> {
+    let listing = std::fs::read_dir(dir.join("store")).unwrap().map(|entry| entry.unwrap().path());
+    listing.filter(|path| path.file_name().unwrap().to_string_lossy().contains(part)).collect()
+}
+
+/// The calls of a sample belong to scores: a row that is scored with more of them is not trained
+/// again, and whichever comes first trains the same, with the same scores along its training.
+#[test]
+fn more_calls_train_nothing() {
+    let (dir, other) = (smoke(), tempfile::tempdir().unwrap());
+    let run = |dir: &Path, set: &str| {
+        let ended = replicate(dir, NOWHERE, &format!("run sct --scale smoke --seed 3 --watch lines{set}"));
+        assert_eq!(ended.code, 0, "{}", ended.err);
+    };
+    let (twice, thrice) = (" --set consistency_steps=2", " --set consistency_steps=3");
+    run(dir, twice);
+    run(other.path(), thrice);
+    run(other.path(), "");
+    let [ours, theirs] = [dir, other.path()].map(|dir| {
+        let [weights] = &entries(dir, "smoke-sct-s3-weights")[..] else { panic!("trained twice") };
+        weights.clone()
+    });
+    assert_eq!(ours.file_name(), theirs.file_name());
+    let text = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    let manifest =
+        |dir: &Path| -> serde_json::Value { serde_json::from_str(&text(dir.join("manifest.json"))).unwrap() };
+    let [here, there] = [&ours, &theirs].map(|dir| manifest(dir));
+    assert_eq!(here["changes"], there["changes"]);
+    assert!(here["settings"].get("sct_lr").is_some() && here["settings"].get("consistency_steps").is_none());
+    for name in ["weights.safetensors", "metrics.csv"] {
+        assert!(here["outputs"].get(name).is_some(), "{}", here["outputs"]);
+        assert_eq!(here["outputs"][name]["sha256"], there["outputs"][name]["sha256"], "{name}");
+    }
+    // Scores differ.
+    let scores = |part: &str| {
+        let [entry] = &entries(other.path(), part)[..] else { panic!("{part}: not one entry") };
+        text(entry.join(SCORES))
+    };
+    let with = "smoke-sct-s3-consistency_steps-3";
+    assert_eq!(entries(other.path(), "smoke-sct-s3").len(), 3);
+    let without =
+        entries(other.path(), "smoke-sct-s3").into_iter().find(|p| p.to_string_lossy().ends_with("-s3"));
+    assert_ne!(scores(with), text(without.unwrap().join(SCORES)));
+}
+
 /// A published snapshot, its state dict, and what `inspect --convert` makes of it.
 #[test]
 fn a_checkpoint_is_the_same_in_every_format() {

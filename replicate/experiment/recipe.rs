@@ -250,8 +250,18 @@ impl Recipe {
     /// As [`Recipe::used`], for the row's weights only.
     pub fn training_settings(&self, row: &Row) -> Vec<Setting> {
         let mut used = self.used(row);
-        used.retain(|setting| ![Evaluation::OWNER, ClassifierTraining::OWNER].contains(&setting.owner));
+        let measuring = [Evaluation::OWNER, ClassifierTraining::OWNER];
+        used.retain(|setting| !setting.field.of_scores && !measuring.contains(&setting.owner));
         used
+    }
+
+    /// Returns the recipe of weights, without the overrides that only scores depend on.
+    pub fn of_weights(&self) -> Recipe {
+        let fields = Recipe::fields();
+        let of_scores = |name: &str| fields.iter().any(|field| field.name == name && field.of_scores);
+        let mut recipe = self.clone();
+        recipe.overrides.changes.retain(|(name, _)| !of_scores(name));
+        recipe
     }
 
     /// Returns the overrides in the form of `--set` and `--until`: "sigma_init=2".

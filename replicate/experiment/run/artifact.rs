@@ -15,6 +15,8 @@ pub struct Artifact {
     pub text: String,
     pub label: String,
     pub settings: Vec<Setting>,
+    /// Overrides, sorted.
+    pub changes: Vec<String>,
     pub seed: u64,
     /// True for what rows share under any changes; its manifest has those of its first maker.
     pub shared: bool,
@@ -76,7 +78,7 @@ impl Runner<'_> {
         let Artifact { seed, images, inputs, parents, .. } = artifact;
         let told = (&manifest.seed, &manifest.inputs, &manifest.parents, manifest.determinism.as_str());
         let agrees = told == (seed, inputs, parents, self.class)
-            && (artifact.shared || manifest.changes == self.recipe.sorted_changes())
+            && (artifact.shared || manifest.changes == artifact.changes)
             && !manifest.outputs.is_empty();
         match agrees && images.is_none_or(|images| images == manifest.images) {
             true => {
@@ -124,14 +126,14 @@ impl Runner<'_> {
         }
         let started = Instant::now();
         let outputs = maker(self, &lock)?;
-        let Artifact { text, settings, seed, inputs, parents, mut licences, .. } = artifact;
+        let Artifact { text, settings, changes, seed, inputs, parents, mut licences, .. } = artifact;
         let licensed =
             inputs.iter().filter_map(|(name, sha256)| Some((name.clone(), licence_of(sha256)?.into())));
         licences.extend(licensed);
         let manifest = Manifest {
             experiment: text,
             settings: object(&settings),
-            changes: self.recipe.sorted_changes(),
+            changes,
             seed,
             images: outputs.images,
             determinism: self.class.to_string(),

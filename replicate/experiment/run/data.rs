@@ -181,6 +181,7 @@ impl Runner<'_> {
         let artifact = Artifact {
             text: keys::reference(&self.recipe, &images, &features, self.class),
             label: self.label("reference"),
+            changes: self.recipe.sorted_changes(),
             inputs: BTreeMap::from([("images".into(), images), ("features".into(), features)]),
             ..Artifact::default()
         };

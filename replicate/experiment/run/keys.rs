@@ -4,8 +4,8 @@
 //! The code in a key is a digest of tokens, without comments and layout. Weights depend on the
 //! rooms network, train, data and rng, on the code that all methods share and that its folder
 //! shares, and on their method's own file. Scores depend on the weights, on their sampling, and on
-//! the room measure. So a change to a metric retrains nothing, and the file of a new method changes
-//! no other row's key.
+//! the room measure. So a change to a metric or to a setting of the sampling retrains nothing, and
+//! the file of a new method changes no other row's key.
 
 use crate::data::cifar::Split;
 use crate::experiment::{Data, Initialization, Recipe, Row, Scale};
@@ -230,6 +230,7 @@ pub struct Origin<'a> {
 /// Returns the text of a trained row's weights.
 pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determinism: &str) -> String {
     let mut text = Text::new("weights", recipe.scale);
+    let trained = own(recipe, row).into_iter().filter(|setting| !setting.field.of_scores);
     text.line("row", row.id)
         .line("seed", seed)
         .line("start", row.start)
@@ -240,7 +241,7 @@ pub fn weights(recipe: &Recipe, row: &Row, seed: u64, origin: &Origin, determini
         .line("method", row.method.name)
         .settings(recipe.network.list())
         .settings(recipe.one_step.list())
-        .settings(own(recipe, row))
+        .settings(trained.collect())
         .settings(recipe.budget.list())
         .line("images of the row", recipe.images_of(row))
         .line("images along the run", recipe.evaluation.quick_samples);

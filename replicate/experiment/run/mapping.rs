@@ -48,6 +48,7 @@ impl Runner<'_> {
         let artifact = Artifact {
             text: keys::mapping(&self.recipe, &our_key, &their_key, self.class),
             label: self.label(&format!("map-{}-s{seed}", row.id)),
+            changes: self.recipe.sorted_changes(),
             seed,
             parents: BTreeMap::from([("row".to_string(), our_key), ("reference".to_string(), their_key)]),
             ..Artifact::default()

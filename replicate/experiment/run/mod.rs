@@ -215,8 +215,12 @@ impl<'a> Runner<'a> {
     }
 
     fn label(&self, name: &str) -> String {
-        format!("{}-{name}{}", self.recipe.scale, suffix(&self.recipe.sorted_changes()))
+        label(&self.recipe, name)
     }
+}
+
+fn label(recipe: &Recipe, name: &str) -> String {
+    format!("{}-{name}{}", recipe.scale, suffix(&recipe.sorted_changes()))
 }
 
 /// Returns changes as a label has them.

@@ -4,7 +4,7 @@ use super::artifact::{Artifact, Made, Outputs};
 use super::inputs::Input;
 use super::outcome::{Outcome, read_trial, trial_text, values_text, write_timing};
 use super::weights::read_weights;
-use super::{Runner, SAMPLES, SCORES, WEIGHTS, keys};
+use super::{Runner, SAMPLES, SCORES, WEIGHTS, keys, label};
 use crate::data::grid::{GRID, png_grid};
 use crate::error::{Error, Result};
 use crate::experiment::{Data, Initialization, Row};
@@ -208,7 +208,7 @@ impl Runner<'_> {
     }
 
     fn weights_artifact(&self, row: &Row, seed: u64, parents: &Parents) -> Artifact {
-        let streams = self.streams(seed);
+        let (recipe, streams) = (self.recipe.of_weights(), self.streams(seed));
         let origin = keys::Origin {
             images: &parents.images,
             start: parents.start.as_deref(),
@@ -218,11 +218,12 @@ impl Runner<'_> {
         let start = parents.start.clone().map(|digest| ("start".to_string(), digest));
         let others = parents.others.iter().map(|(name, digest)| (format!("{name} start"), digest.clone()));
         Artifact {
-            text: keys::weights(&self.recipe, row, seed, &origin, self.class),
-            label: self.label(&format!("{}-s{seed}-weights", row.id)),
-            settings: self.recipe.training_settings(row),
+            text: keys::weights(&recipe, row, seed, &origin, self.class),
+            label: label(&recipe, &format!("{}-s{seed}-weights", row.id)),
+            settings: recipe.training_settings(row),
+            changes: recipe.sorted_changes(),
             seed,
-            images: Some(self.recipe.images_of(row).next_multiple_of(self.recipe.budget.batch as u64)),
+            images: Some(recipe.images_of(row).next_multiple_of(recipe.budget.batch as u64)),
             inputs: [("images".to_string(), parents.images.clone())]
                 .into_iter()
                 .chain(start)
@@ -247,6 +248,7 @@ impl Runner<'_> {
             text: keys::scores(&self.recipe, row, seed, &compared, self.class),
             label: self.label(&format!("{}-s{seed}", row.id)),
             settings: self.recipe.used(row),
+            changes: self.recipe.sorted_changes(),
             seed,
             shared: false,
             images: None,
@@ -277,7 +279,9 @@ impl Runner<'_> {
         };
         self.images(Data::Target)?;
         self.prepare_evaluator()?;
-        let (recipe, device) = (&self.recipe, &self.settings.device);
+        // Images during the training are sampled by its own recipe as well, because they are stored
+        // with its weights.
+        let (recipe, device) = (self.recipe.of_weights(), &self.settings.device);
         let cell = self.streams(seed);
         let mut setup = recipe.setup(device, row, &start, &cell);
         setup.start.generator = generator.as_ref().or(setup.start.generator);

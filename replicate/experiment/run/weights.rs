@@ -123,6 +123,7 @@ impl Runner<'_> {
         Artifact {
             text: keys::pretraining(&self.recipe, start, &images, self.class),
             label: format!("{}-pretrain-{start}", self.recipe.scale),
+            changes: self.recipe.sorted_changes(),
             settings: [self.recipe.network.list(), self.recipe.pretraining.list()].concat(),
             shared: true,
             inputs: BTreeMap::from([("images".into(), images)]),
@@ -240,6 +241,7 @@ impl Runner<'_> {
         Ok(images.map(|images| Artifact {
             text: keys::classifier(&self.recipe, &images, self.class),
             label: classifier_name(self.recipe.scale),
+            changes: self.recipe.sorted_changes(),
             settings: self.recipe.classifier.list(),
             shared: true,
             inputs: BTreeMap::from([("images".into(), images)]),

@@ -74,7 +74,7 @@ impl Discrete {
 
 settings! {
     /// Settings of consistency models' samples.
-    pub struct Sampling: "consistency models", "consistency_" {
+    pub struct Sampling: "consistency models", "consistency_", scores {
         /// Network calls for each sample: one at level 80, the others at EDM's levels between 80
         /// and 0.002.
         steps: usize = [1], 1..=1000, "", Stated("Table 1: one network call");

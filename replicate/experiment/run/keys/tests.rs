@@ -137,15 +137,26 @@ fn another(setting: &Setting) -> Option<String> {
 fn every_setting_of_a_row_is_in_its_key() {
     let paper = Recipe::of(Scale::Paper);
     let origin = Origin { images: "ab", start: None, others: &[], streams: "" };
-    let text = |recipe: &Recipe, row: &Row| match row.method.training {
-        Some(_) => weights(recipe, row, 0, &origin, "cpu"),
-        None => scores(recipe, row, 0, &Compared { weights: "", features: "", reference: None }, "cpu"),
+    let of_weights = |recipe: &Recipe, row: &Row| weights(recipe, row, 0, &origin, "cpu");
+    let of_scores = |recipe: &Recipe, row: &Row| {
+        scores(recipe, row, 0, &Compared { weights: "", features: "", reference: None }, "cpu")
     };
+    let mut only_scored = 0;
     for row in all_rows() {
         for setting in paper.method_settings(&row) {
             let (name, mut recipe) = (setting.field.name, paper.clone());
             recipe.set(&format!("{name}={}", another(&setting).expect(name))).unwrap();
-            assert_ne!(text(&recipe, &row), text(&paper, &row), "{}: {name}", row.id);
+            let trains = row.method.training.is_some() && !setting.field.of_scores;
+            let text = |recipe| if trains { of_weights(recipe, &row) } else { of_scores(recipe, &row) };
+            assert_ne!(text(&recipe), text(&paper), "{}: {name}", row.id);
+            // What only scores depend on is in no key of weights, and no training reads it.
+            let weightless = recipe.of_weights();
+            assert_eq!(weightless == paper, setting.field.of_scores, "{name}");
+            if setting.field.of_scores {
+                assert_eq!(of_weights(&recipe, &row), of_weights(&paper, &row), "{}: {name}", row.id);
+                only_scored += 1;
+            }
         }
     }
+    assert!(only_scored >= 4, "iCT, CTM, BCM and sCT have steps of their samples");
 }
