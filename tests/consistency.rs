@@ -144,6 +144,38 @@ fn a_jump_is_an_euler_step_of_the_denoiser() {
     assert!(error < 1e-6, "{error:e}");
 }
 
+/// Images that move give the values and gradients that they give alone, to the bit; the others are
+/// passed on, and so are their gradients.
+#[test]
+fn only_images_that_move_are_shown_to_the_network() {
+    let (params, net) = network(SecondTime::PerBlock);
+    let frozen = params.frozen(|vb| Denoiser::with_second_time(&tiny(), SecondTime::PerBlock, vb)).unwrap();
+    let (x, t) = (image("x", 3.0), [2.5f32, 0.7, 0.002, 80.0]);
+    let u = [0.5, 0.7, 0.002, 0.002];
+    let keep = net.dropped().into_iter().enumerate().map(|(i, (c, h, w))| {
+        let values = unit(&format!("mask{i}"), B * c * h * w);
+        Tensor::from_vec(values, (B, c, h, w), &Device::Cpu).unwrap()
+    });
+    let masks = Masks { keep: keep.collect(), p: 0.5 };
+    let aim = image("aim", 0.8);
+    let landed = |part: std::ops::Range<usize>, masks: Option<&Masks>| {
+        let rows = |all: &Tensor| all.narrow(0, part.start, part.len()).unwrap();
+        let masks = masks.map(|m| Masks { keep: m.keep.iter().map(rows).collect(), p: m.p });
+        let x = Var::from_tensor(&rows(&x)).unwrap();
+        let y = jump_dropping(&frozen, &x, &t[part.clone()], &u[part.clone()], masks.as_ref()).unwrap();
+        let loss = (&y * rows(&aim)).unwrap().sum_all().unwrap();
+        (flat(&y), flat(loss.backward().unwrap().get(&x).unwrap()))
+    };
+    for masks in [None, Some(&masks)] {
+        let (all, gradients) = landed(0..B, masks);
+        let alone: Vec<_> = (0..B).map(|i| landed(i..i + 1, masks)).collect();
+        assert_eq!(all, alone.iter().flat_map(|(y, _)| y.clone()).collect::<Vec<_>>());
+        assert_eq!(gradients, alone.iter().flat_map(|(_, g)| g.clone()).collect::<Vec<_>>());
+        assert_eq!(all[768..3 * 768], flat(&x)[768..3 * 768]);
+        assert_eq!(gradients[768..3 * 768], flat(&aim)[768..3 * 768]);
+    }
+}
+
 /// One jump from 80 to 0.002, or several along EDM's levels.
 #[test]
 fn samples_are_jumps_from_the_top() {

@@ -19,7 +19,7 @@ use crate::settings::{Overrides, Setting, Settings, settings};
 use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
 use crate::train::net::Net;
-use candle_core::{Result, Tensor};
+use candle_core::{Error, Result, Tensor};
 use candle_nn::VarBuilder;
 
 settings! {
@@ -128,7 +128,8 @@ pub fn jump(net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]) -> Result<Tensor> 
     jump_dropping(net, x, t, u, None)
 }
 
-/// Computes [`jump`] with dropout.
+/// Computes [`jump`] with dropout. Images that stay where they are, with t = u, are not shown to the
+/// network.
 pub fn jump_dropping(
     net: &Denoiser,
     x: &Tensor,
@@ -136,6 +137,26 @@ pub fn jump_dropping(
     u: &[f32],
     masks: Option<&Masks>,
 ) -> Result<Tensor> {
+    let moving: Vec<usize> = (0..t.len()).filter(|i| t[*i] != u[*i]).collect();
+    if moving.len() == t.len() {
+        return moved(net, x, t, u, masks);
+    }
+    if moving.is_empty() {
+        return Ok(x.clone());
+    }
+    let places = Tensor::from_iter(moving.iter().map(|i| *i as u32), x.device())?;
+    let of = |levels: &[f32]| moving.iter().map(|i| levels[*i]).collect::<Vec<_>>();
+    let rows = |map: &Tensor| map.index_select(&places, 0);
+    let masks = masks.map(|masks| {
+        Ok::<_, Error>(Masks { keep: masks.keep.iter().map(rows).collect::<Result<_>>()?, p: masks.p })
+    });
+    let landed = moved(net, &rows(x)?, &of(t), &of(u), masks.transpose()?.as_ref())?;
+    let mut from: Vec<u32> = (0..t.len() as u32).collect();
+    moving.iter().zip(t.len() as u32..).for_each(|(i, row)| from[*i] = row);
+    Tensor::cat(&[x, &landed], 0)?.index_select(&Tensor::new(from, x.device())?, 0)
+}
+
+fn moved(net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32], masks: Option<&Masks>) -> Result<Tensor> {
     let d2 = SIGMA_DATA * SIGMA_DATA;
     let of = |f: fn(f32, f32, f32) -> f32| t.iter().zip(u).map(|(t, u)| f(*t, *u, d2)).collect::<Vec<_>>();
     let skip = of(|t, u, d2| (t * u + d2) / (t * t + d2));
