@@ -9,6 +9,7 @@ use common::{Fixture, relative_error, unit};
 use replicate::app::selftest::parity::{filled, tiny};
 use replicate::app::selftest::steps::CASES;
 use replicate::experiment::{Recipe, Scale};
+use replicate::method::consistency::ctm;
 use replicate::method::consistency::sct::{self, Point};
 use replicate::method::consistency::{
     Discrete, drawn, ict, jump, jump_dropping, jumps, over_gaps, pseudo_huber,
@@ -17,9 +18,10 @@ use replicate::method::equations::diffuse;
 use replicate::method::schedule::polynomial;
 use replicate::method::{PUBLISHED, all_rows};
 use replicate::network::params::{Arrays, Params, Source};
-use replicate::network::unet::{Denoiser, Masks, SecondTime, aligned};
+use replicate::network::unet::{Critic, Denoiser, Masks, SecondTime, aligned};
 use replicate::settings::Settings;
 use replicate::train::batch::Given;
+use replicate::train::net::strip;
 use replicate::train::{restore, state};
 
 const B: usize = 4;
@@ -436,6 +438,110 @@ fn sct_drops_the_same_along_its_path() {
     };
     same(found[0], &loss(masks.as_ref()));
     assert_ne!(found[0], loss(None).to_scalar::<f32>().unwrap());
+}
+
+/// The first iteration of CTM with our critic, filled, with the draws of CTM's case. Returns its
+/// values and state.
+fn opposed_step(id: &str, from: u64) -> (Vec<f32>, Arrays) {
+    let row = all_rows().find(|row| row.id == id).unwrap();
+    let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
+    // The critic stays as it is, so that the student's gradient is through the one that starts.
+    for change in [format!("ctm_adversary_from={from}"), "critic_lr=0".into()] {
+        recipe.set(&change).unwrap();
+    }
+    let start = [(row.start, network(SecondTime::None).0.arrays().unwrap())];
+    let setup = recipe.setup(&Device::Cpu, &row, &start, "parity");
+    let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
+    let mut first = state(&mut *method).unwrap();
+    for (name, array) in network(SecondTime::PerBlock).0.arrays().unwrap() {
+        first.insert(format!("generator.weights.{name}"), array.clone());
+        first.insert(format!("generator.target.{name}"), array);
+    }
+    restore(&mut *method, &first).unwrap();
+    let values = method.step(&opposed_draws().batch(0, B)).unwrap();
+    (values.iter().map(|value| value.to_scalar().unwrap()).collect(), state(&mut *method).unwrap())
+}
+
+/// The draws of CTM's first iteration, and others for the critic's step.
+fn opposed_draws() -> Given {
+    let case = CASES.iter().find(|case| case.row == "ctm").unwrap();
+    let mut given = case.given(0, &Device::Cpu, &unit).unwrap();
+    for (name, tensor) in case.given(1, &Device::Cpu, &unit).unwrap().tensors {
+        given.tensors.insert(format!("{name} 1"), tensor);
+    }
+    given
+}
+
+#[test]
+fn ctm_gan_is_ctm_before_there_is_an_adversary() {
+    let ((ctm, state), (gan, opposed)) = (opposed_step("ctm", 1), opposed_step("ctm-gan", 1));
+    assert_eq!([&ctm[..], &[0.0; 3]].concat(), gan);
+    assert!(state.iter().all(|(name, array)| opposed[name] == *array));
+    let rest = opposed.keys().filter(|name| !state.contains_key(*name));
+    assert!(rest.clone().count() > 0 && rest.into_iter().all(|name| name.starts_with("critic.")));
+}
+
+/// Of the losses, what each adds to the student's gradient, and with which weight.
+#[test]
+fn ctm_gan_balances_our_critic_on_the_last_layer() {
+    let ((_, ctm), (values, gan)) = (opposed_step("ctm", 0), opposed_step("ctm-gan", 0));
+    let (params, student) = network(SecondTime::PerBlock);
+    let average = params.frozen(|vb| Denoiser::with_second_time(&tiny(), SecondTime::PerBlock, vb)).unwrap();
+    let none = strip(&gan, "critic.weights.");
+    let source = Source { given: &none, drawn: &[], cell: "" };
+    let (critic_params, critic) =
+        Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+    let (given, ladder) = (opposed_draws(), polynomial(18));
+    let (bottom, at) = ([0.002f32; B], |j: &usize| ladder[*j] as f32);
+    // Images, and what the student makes of them at the draws of the first iteration.
+    let estimate = |suffix: &str| {
+        let of = |name: &str| given.tensors[&format!("{name}{suffix}")].clone();
+        let draws = |name: &str| of(name).to_vec1::<f32>().unwrap();
+        let below = |u: f32, n: usize| (f64::from(u) * n as f64) as usize;
+        let h = draws("heun_steps")[0] as usize;
+        let start: Vec<usize> = draws("start").into_iter().map(|u| below(u, 18 - h)).collect();
+        let pairs = draws("end").into_iter().zip(&start);
+        let end: Vec<usize> = pairs.map(|(u, j)| j + h + below(u, 18 - j - h)).collect();
+        let [t, s] = [&start, &end].map(|places| places.iter().map(at).collect::<Vec<f32>>());
+        let x0 = of("index");
+        let xt = diffuse(&x0, &t, &of("noise")).unwrap();
+        let landed = jump(&student, &xt, &t, &s).unwrap();
+        (x0, jump(&average, &landed, &s, &bottom).unwrap())
+    };
+    let loss = critic.forward(&estimate("").1, &bottom, None).unwrap().mean_all().unwrap().neg().unwrap();
+    same(values[3], &loss);
+    let gradients = loss.backward().unwrap();
+    let of_gan = |name: &str| flat(gradients.get(params.get(name).unwrap()).unwrap());
+    let (x0, fake) = estimate(" 1");
+    let logits = |x: &Tensor| critic.forward(x, &bottom, None).unwrap();
+    let (real, fake) = (logits(&x0), logits(&fake));
+    let hinge: f32 = flat(&real).iter().map(|l| (1.0 - l).max(0.0)).sum::<f32>() / B as f32
+        + flat(&fake).iter().map(|l| (1.0 + l).max(0.0)).sum::<f32>() / B as f32;
+    assert!((values[5] / hinge - 1.0).abs() < 1e-4, "{} for {hinge}", values[5]);
+    let clipped = |l: f32| flat(&ctm::hinge(&Tensor::new(&[l], &Device::Cpu).unwrap(), &real).unwrap())[0];
+    assert_eq!(clipped(1.5), clipped(1.0), "what the critic is sure of has no gradient");
+    assert!(critic_params.count() > 0);
+
+    // With beta1 0.9 the first moments are a tenth of the gradients.
+    let moment = |state: &Arrays, name: &str| state[&format!("generator.adam.m.{name}")].data.clone();
+    let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    let weight = f64::from(values[4]);
+    assert!((0.01..10.0).contains(&weight), "{weight} is at a bound");
+    let mut compared = 0;
+    for (name, _) in params.iter() {
+        let added: Vec<f32> =
+            moment(&gan, name).iter().zip(moment(&ctm, name)).map(|(gan, ctm)| 10.0 * (gan - ctm)).collect();
+        let expected: Vec<f32> = of_gan(name).into_iter().map(|g| (weight * f64::from(g)) as f32).collect();
+        // The difference of two sums keeps their rounding errors.
+        let error = norm(&added.iter().zip(&expected).map(|(a, b)| a - b).collect::<Vec<_>>());
+        let scale = norm(&expected) + norm(&moment(&gan, name)) * 10.0;
+        assert!(error <= 1e-4 * scale, "{name}: {error} of {scale}");
+        compared += usize::from(norm(&expected) > 1e-3 * scale);
+    }
+    assert!(compared > 20, "the adversary's gradient counts in {compared} parameters only");
+    // The weight equalises the norms in the last layer, without those of the denoising loss.
+    let last = "model.dec.16x16_aux_conv.weight";
+    println!("adversary's weight {weight}, norm of its gradient there {:.3e}", norm(&of_gan(last)));
 }
 
 #[test]

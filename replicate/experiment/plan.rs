@@ -94,11 +94,8 @@ fn step(recipe: &Recipe, row: &Row, training: &Trained) -> f64 {
         0 if repeated => call.times * recipe.one_step.critic_steps as f64,
         _ => call.times,
     };
-    training
-        .calls
-        .iter()
-        .map(|call| times(call) * call.pass.forwards(&recipe.overrides) * flop(call.network))
-        .sum()
+    let overrides = recipe.overrides_of(row);
+    training.calls.iter().map(|call| times(call) * call.pass.forwards(&overrides) * flop(call.network)).sum()
 }
 
 fn network<'a>(training: &'a Trained, name: &str) -> &'a Network {

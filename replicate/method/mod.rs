@@ -277,7 +277,8 @@ pub const TABLE2: &[Row] = &[
     FULL_INITIALIZATION,
 ];
 
-/// Rows outside the tables, which test the paper's statements about Diffusion-GAN.
+/// Rows outside the tables: those that test the paper's statements about Diffusion-GAN, and CTM with
+/// an adversary that is not its authors'.
 pub const ABLATIONS: &[Row] = &[
     row("diff-gan-no-r1", diffusion_gan::NO_R1, Initialization::Random),
     row("diff-gan-near-r1", diffusion_gan::APPROXIMATE, Initialization::Random),
@@ -285,6 +286,7 @@ pub const ABLATIONS: &[Row] = &[
     row("diff-gan-unet-no-r1", diffusion_gan::UNETS_NO_R1, FULL),
     row("diff-gan-unet-none", diffusion_gan::UNETS, Initialization::Random),
     row("diff-gan-unet-none-no-r1", diffusion_gan::UNETS_NO_R1, Initialization::Random),
+    row("ctm-gan", ctm::WITH_CRITIC, FULL),
 ];
 
 /// Changes to the settings of the paper scale with which a row trains as its authors

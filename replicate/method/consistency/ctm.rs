@@ -1,25 +1,27 @@
 //! Trains consistency trajectory models (CTM, Kim et al. 2023), a distillation. A jump from t to s
 //! should end at the same point as the teacher's solver from t to u followed by a jump from u to s.
-//! The training uses iCT's distance instead of LPIPS, and no adversary.
+//! The training uses iCT's distance instead of LPIPS. CTM's adversary, in features of ImageNet
+//! classifiers, is left out (row ctm), or the critic of the ratio-based rows is in its place
+//! (ablation ctm-gan).
 
 use super::{Jumps, Sampling, drawn, images, jump, jump_dropping, pseudo_huber, raw, shared, student};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{diffuse, dsm};
 use crate::method::noise::{Levels, seventh_root};
-use crate::method::one_step::OneStep;
+use crate::method::one_step::{self, OneStep};
 use crate::method::schedule::polynomial;
-use crate::method::{Setup, Spec, Trained};
+use crate::method::{Build, Setup, Spec, Trained};
 use crate::network::count::Count;
 use crate::network::mix;
 use crate::network::precondition::Precondition;
-use crate::network::unet::{Denoiser, SecondTime};
+use crate::network::unet::{Critic, Denoiser, Masks, SecondTime};
 use crate::rng::Draws;
-use crate::settings::{Overrides, Setting, Settings, settings};
+use crate::settings::{MOST_IMAGES, Overrides, Setting, Settings, settings};
 use crate::train::Method;
 use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 settings! {
@@ -43,47 +45,113 @@ settings! {
     }
 }
 
+settings! {
+    /// Settings of CTM's adversary.
+    pub struct AdversarySettings: "ctm", "ctm_" {
+        /// Images after which the critic is trained and the student deceives it; unless set by hand,
+        /// at most half of the training.
+        adversary_from: u64 = [19_200_000], 0..=MOST_IMAGES, "images",
+            Silent("CTM's code adds its adversary to a run of 50,000 steps of batch 384 without one");
+    }
+}
+
+impl AdversarySettings {
+    /// Returns the settings in a training of `overrides.images`.
+    fn of(overrides: &Overrides) -> AdversarySettings {
+        let from = AdversarySettings::with(overrides).adversary_from;
+        let half = overrides.images / 2;
+        AdversarySettings { adversary_from: overrides.at_most("ctm_adversary_from", from, half) }
+    }
+
+    fn listed_of(overrides: &Overrides) -> Vec<Setting> {
+        AdversarySettings::of(overrides).list()
+    }
+}
+
 /// Returns the teacher's calls for each image: 2 h, where h is drawn from 1 .. N - 1 with
 /// probability proportional to h.
 fn teacher_calls(overrides: &Overrides) -> f64 {
     2.0 * (2 * CtmSettings::with(overrides).levels - 1) as f64 / 3.0
 }
 
+/// Returns the share of images whose s is not the lowest level, and of those whose s is not u. For
+/// the others, the outer jumps and the inner one of the aim stay where they are.
+fn moving(overrides: &Overrides) -> f64 {
+    let n = CtmSettings::with(overrides).levels;
+    let stays = |h: usize| (1..=n - h).map(|left| 1.0 / left as f64).sum::<f64>() / (n - h) as f64;
+    let all: f64 = (1..n).map(|h| h as f64 * stays(h)).sum();
+    1.0 - all / (n * (n - 1) / 2) as f64
+}
+
+/// Returns the share of the iterations in which there is an adversary.
+fn opposed(overrides: &Overrides) -> f64 {
+    let from = AdversarySettings::of(overrides).adversary_from as f64;
+    (1.0 - from / overrides.images as f64).max(0.0)
+}
+
 /// Fraction of the levels, from the top, at which half of the images are denoised.
 const DENOISED: f64 = 0.7;
+
+const fn counted(step: usize, network: &'static str, pass: &'static Pass, times: Times) -> Call {
+    Call { step, network, pass: Pass::Counted(pass, times), times: 1.0 }
+}
+type Times = fn(&Overrides) -> f64;
+
+/// Those with an adversary come last.
+const CALLS: &[Call] = &[
+    counted(0, "teacher", &Pass::Forward, teacher_calls),
+    Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
+    counted(0, "target", &Pass::Through, moving),
+    counted(0, "generator", &Pass::Forward, moving),
+    counted(0, "target", &Pass::Forward, moving),
+    Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
+    counted(2, "generator", &Pass::Forward, opposed),
+    counted(2, "target", &Pass::Forward, |overrides| opposed(overrides) * moving(overrides)),
+    // Training images and estimates.
+    Call { times: 2.0, ..counted(2, "critic", &Pass::Trained, opposed) },
+    counted(3, "generator", &Pass::Trained, opposed),
+    counted(3, "target", &Pass::Through, |overrides| opposed(overrides) * moving(overrides)),
+    counted(3, "critic", &Pass::Through, opposed),
+];
+const NETWORKS: &[Network] = &[
+    Network::averaged("generator", SIZE),
+    Network::frozen("target", SIZE),
+    Network::frozen("teacher", Size::Denoiser),
+    Network::trained("critic", Size::Critic),
+];
+
+const fn trained(build: Build, networks: &'static [Network], calls: &'static [Call]) -> Option<Trained> {
+    Some(Trained { build, networks, calls, from_scratch: None, at_most: None, group: |_| 1 })
+}
 
 pub const SPEC: Spec = Spec {
     name: "CTM without LPIPS and adversary",
     cite: "Kim et al. 2023, Algorithm 1",
     file: file!(),
     fingerprint: None,
-    training: Some(Trained {
-        build: |setup| Ok(Box::new(Ctm::new(setup, setup.own())?)),
-        networks: &[
-            Network::averaged("generator", SIZE),
-            Network::frozen("target", SIZE),
-            Network::frozen("teacher", Size::Denoiser),
-        ],
-        calls: &[
-            Call {
-                step: 0,
-                network: "teacher",
-                pass: Pass::Counted(&Pass::Forward, teacher_calls),
-                times: 1.0,
-            },
-            Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
-            Call { step: 0, network: "target", pass: Pass::Through, times: 1.0 },
-            Call { step: 0, network: "generator", pass: Pass::Forward, times: 1.0 },
-            Call { step: 0, network: "target", pass: Pass::Forward, times: 1.0 },
-            Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
-        ],
-        from_scratch: None,
-        at_most: None,
-        group: |_| 1,
-    }),
+    training: trained(
+        |setup| Ok(Box::new(Ctm::new(setup, setup.own())?)),
+        NETWORKS.split_at(3).0,
+        CALLS.split_at(6).0,
+    ),
     nfe: |overrides| Sampling::with(overrides).steps,
     settings: &[CtmSettings::listed, shared, levels, Sampling::listed],
     sampler: |setup, weights| Jumps::load(setup, weights),
+};
+
+/// CTM with another adversary than its own.
+pub const WITH_CRITIC: Spec = Spec {
+    name: "CTM with our critic for adversary, without LPIPS",
+    training: trained(|setup| Ok(Box::new(Ctm::new(setup, setup.own())?.opposed(setup)?)), NETWORKS, CALLS),
+    settings: &[
+        CtmSettings::listed,
+        AdversarySettings::listed_of,
+        of_critic,
+        shared,
+        levels,
+        Sampling::listed,
+    ],
+    ..SPEC
 };
 
 /// Batch 256, 100,000 iterations, a decay of 0.999 in each iteration for the average, and dropout.
@@ -92,6 +160,11 @@ pub const PUBLISHED: &[&str] = &["batch=256", "images=25600000", "ema_half_life=
 /// Lists the settings of the lognormal levels at which half of the images are denoised.
 fn levels(overrides: &Overrides) -> Vec<Setting> {
     OneStep::named(overrides, &["p_mean", "p_std"])
+}
+
+/// Lists the settings of the critic of every ratio-based row.
+fn of_critic(overrides: &Overrides) -> Vec<Setting> {
+    OneStep::named(overrides, &["critic_start", "critic_lr", "beta1", "beta2"])
 }
 
 /// Adds the embedding of the target level in every block.
@@ -108,8 +181,35 @@ pub struct Ctm {
     levels: Levels,
     /// The teacher's levels, T_0 > T_1 > ... > T_{N-1}.
     ladder: Vec<f32>,
-    /// Name of the layer whose gradients balance the two losses.
+    /// Name of the layer whose gradients balance the losses.
     last_layer: String,
+    adversary: Option<Adversary>,
+}
+
+/// The critic of estimates, with its learning rate.
+struct Adversary {
+    critic: Net<Critic>,
+    lr: f64,
+    /// Images after which it is trained.
+    from: u64,
+}
+
+/// Noisy images x_t of x_0 (B, C, H, W), which the student takes to s, along `h` steps of the
+/// teacher from the places `start` of the ladder.
+struct Path {
+    x0: Tensor,
+    xt: Tensor,
+    start: Vec<usize>,
+    t: Vec<f32>,
+    u: Vec<f32>,
+    s: Vec<f32>,
+    masks: Option<Masks>,
+}
+
+/// Hinge loss of a critic: mean of max(0, 1 - l) of real images and of max(0, 1 + l) of others, for
+/// logits l (B).
+pub fn hinge(real: &Tensor, fake: &Tensor) -> Result<Tensor> {
+    (1.0 - real)?.relu()?.mean_all()? + (fake + 1.0)?.relu()?.mean_all()?
 }
 
 impl Ctm {
@@ -133,34 +233,80 @@ impl Ctm {
             ladder: polynomial(settings.levels).into_iter().map(|level| level as f32).collect(),
             settings,
             last_layer: format!("model.dec.{0}x{0}_aux_conv.weight", setup.network.size),
+            adversary: None,
         })
+    }
+
+    /// Adds the critic of a ratio-based row.
+    fn opposed(self, setup: &Setup) -> Result<Ctm> {
+        let overrides = Overrides { images: setup.images, ..setup.overrides.clone() };
+        let (critic, lr) = (one_step::critic(setup)?, setup.settings.critic_lr);
+        let from = AdversarySettings::of(&overrides).adversary_from;
+        Ok(Ctm { adversary: Some(Adversary { critic, lr, from }), ..self })
     }
 
     fn at(&self, places: &[usize]) -> Vec<f32> {
         places.iter().map(|j| self.ladder[*j]).collect()
     }
 
-    /// Computes L_CTM of jumps along `h` steps of the teacher.
-    fn consistency(&self, net: &Denoiser, b: &Batch, h: usize) -> Result<Tensor> {
+    /// Draws the number h of the teacher's steps, the same for all images.
+    fn heun_steps(&self, batch: &Batch) -> Result<usize> {
+        let p: Vec<f64> = (1..self.ladder.len()).map(|h| h as f64).collect();
+        let steps = batch.common("heun_steps", 1, 1, |draws| (drawn(&p, draws.uniform()) + 1) as f32)?;
+        Ok(steps[0] as usize)
+    }
+
+    fn path(&self, b: &Batch, h: usize) -> Result<Path> {
         let n = self.ladder.len();
         let start = below(b, "start", |_| n - h)?;
         let after: Vec<usize> = start.iter().map(|j| j + h).collect();
         let further = below(b, "end", |i| n - after[i])?;
         let end: Vec<usize> = after.iter().zip(further).map(|(j, more)| j + more).collect();
-        let (t, u, s) = (self.at(&start), self.at(&after), self.at(&end));
-        let xt = diffuse(&images(b)?, &t, &b.normal("noise")?)?;
-        let xu = (0..h).try_fold(xt.clone(), |x, step| {
-            let at = |step: usize| self.at(&start.iter().map(|j| j + step).collect::<Vec<_>>());
+        let [t, u, s] = [&start, &after, &end].map(|places| self.at(places));
+        let x0 = images(b)?;
+        let xt = diffuse(&x0, &t, &b.normal("noise")?)?;
+        let masks = b.dropout("dropout", self.settings.dropout, &self.net.frozen.dropped())?;
+        Ok(Path { x0, xt, start, t, u, s, masks })
+    }
+
+    /// Levels of 0.002, to which all jumps lead in the end.
+    fn bottom(&self, path: &Path) -> Vec<f32> {
+        vec![self.ladder[self.ladder.len() - 1]; path.t.len()]
+    }
+
+    /// Jumps from `x` at levels `t` to s, and from there to 0.002 with the average, through which a
+    /// gradient passes to its input.
+    fn estimate(&self, net: &Denoiser, x: &Tensor, t: &[f32], path: &Path) -> Result<Tensor> {
+        let landed = jump_dropping(net, x, t, &path.s, path.masks.as_ref())?;
+        jump(&self.target, &landed, &path.s, &self.bottom(path))
+    }
+
+    /// Computes L_CTM of jumps along `h` steps of the teacher.
+    fn consistency(&self, net: &Denoiser, b: &Batch, h: usize) -> Result<Tensor> {
+        let path = self.path(b, h)?;
+        let xu = (0..h).try_fold(path.xt.clone(), |x, step| {
+            let at = |step: usize| self.at(&path.start.iter().map(|j| j + step).collect::<Vec<_>>());
             self.heun(&x, &at(step), &at(step + 1))
         })?;
-        // Both ends are mapped to 0.002 and compared there. The outer jump has a gradient for its
-        // input.
-        let bottom = vec![self.ladder[n - 1]; b.len()];
-        let masks = b.dropout("dropout", self.settings.dropout, &net.dropped())?;
-        let inner = |net: &Denoiser, x: &Tensor, t: &[f32]| jump_dropping(net, x, t, &s, masks.as_ref());
-        let estimate = jump(&self.target, &inner(net, &xt, &t)?, &s, &bottom)?;
-        let aim = jump(&self.target, &inner(&self.net.frozen, &xu, &u)?, &s, &bottom)?;
+        // Both ends are mapped to 0.002 and compared there.
+        let estimate = self.estimate(net, &path.xt, &path.t, &path)?;
+        let aim = self.estimate(&self.net.frozen, &xu, &path.u, &path)?;
         pseudo_huber(&estimate, &aim)?.mean_all()
+    }
+
+    /// Computes the critic's loss on training images and on estimates, both without noise.
+    fn telling(&self, critic: &Critic, b: &Batch, h: usize) -> Result<Tensor> {
+        let path = self.path(b, h)?;
+        let fake = self.estimate(&self.net.frozen, &path.xt, &path.t, &path)?;
+        let [real, fake] = critic.both(&path.x0, &fake, &self.bottom(&path), None, None)?;
+        hinge(&real, &fake)
+    }
+
+    /// Computes L_GAN: minus the mean logit of the same estimates as those of L_CTM.
+    fn deceiving(&self, critic: &Critic, net: &Denoiser, b: &Batch, h: usize) -> Result<Tensor> {
+        let path = self.path(b, h)?;
+        let estimate = self.estimate(net, &path.xt, &path.t, &path)?;
+        critic.forward(&estimate, &self.bottom(&path), None)?.mean_all()?.neg()
     }
 
     /// Takes one step of the teacher's solver from levels `t` to `u`, with its corrector.
@@ -203,28 +349,61 @@ impl Ctm {
         };
         layer.sqr()?.sum_all()?.sqrt()
     }
+
+    /// Takes the critic's step, on other images and jumps than those of the student's. Returns its
+    /// loss; `None` before there is an adversary.
+    fn oppose(&mut self, batch: &Batch) -> Result<Option<Tensor>> {
+        let Some(Adversary { critic, lr, from }) = &self.adversary else { return Ok(None) };
+        if batch.images_before() < *from {
+            return Ok(None);
+        }
+        let (batch, lr) = (batch.nth(1), *lr);
+        let h = self.heun_steps(&batch)?;
+        let (gradients, mut loss) =
+            critic.gradients(&batch, |critic, b| Ok(vec![self.telling(critic, b, h)?]))?;
+        let adversary = self.adversary.as_mut().expect("just seen");
+        adversary.critic.update(&batch, gradients, lr)?;
+        Ok(loss.pop())
+    }
 }
 
 impl Method for Ctm {
     fn columns(&self) -> &'static [&'static str] {
-        &["ctm", "dsm", "dsm_weight"]
+        match self.adversary {
+            None => &["ctm", "dsm", "dsm_weight"],
+            Some(_) => &["ctm", "dsm", "dsm_weight", "gan", "gan_weight", "critic_loss"],
+        }
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let p: Vec<f64> = (1..self.ladder.len()).map(|h| h as f64).collect();
-        let h =
-            batch.common("heun_steps", 1, 1, |draws| (drawn(&p, draws.uniform()) + 1) as f32)?[0] as usize;
-        let (ctm, ctm_loss) = self.net.gradients(batch, |net, b| Ok(vec![self.consistency(net, b, h)?]))?;
-        let (dsm, dsm_loss) = self.net.gradients(batch, |net, b| Ok(vec![self.denoising(net, b)?]))?;
-        let weight = (self.norm(&ctm)? / (self.norm(&dsm)? + 1e-4)?)?.clamp(0.0, 1e4)?;
-        let params = &self.net.learned.params;
-        let gradients = params.add_gradients(Some(ctm), params.scaled_gradients(dsm, &weight)?)?;
+        let told = self.oppose(batch)?;
+        let h = self.heun_steps(batch)?;
+        let (ctm, mut values) = self.net.gradients(batch, |net, b| Ok(vec![self.consistency(net, b, h)?]))?;
+        let (norm, params) = (self.norm(&ctm)?, &self.net.learned.params);
+        // Weights the gradients of another loss like those of L_CTM.
+        let mut add = |sum: GradStore, (more, loss): (GradStore, Vec<Tensor>), [least, most]: [f64; 2]| {
+            let weight = (&norm / (self.norm(&more)? + 1e-4)?)?.clamp(least, most)?;
+            let sum = params.add_gradients(Some(sum), params.scaled_gradients(more, &weight)?);
+            values.extend([loss, vec![weight]].concat());
+            sum
+        };
+        let dsm = self.net.gradients(batch, |net, b| Ok(vec![self.denoising(net, b)?]))?;
+        let mut gradients = add(ctm, dsm, [0.0, 1e4])?;
+        if let (Some(Adversary { critic, .. }), Some(_)) = (&self.adversary, &told) {
+            let deceiving = |net: &Denoiser, b: &Batch| self.deceiving(&critic.frozen, net, b, h);
+            let gan = self.net.gradients(batch, |net, b| Ok(vec![deceiving(net, b)?]))?;
+            gradients = add(gradients, gan, [0.01, 10.0])?;
+        }
+        values.extend(told);
+        // Before there is an adversary, its losses and weight are written as 0.
+        values.resize(self.columns().len(), Tensor::zeros((), DType::F32, values[0].device())?);
         self.net.update(batch, gradients, self.settings.lr)?;
-        Ok([ctm_loss, dsm_loss, vec![weight]].concat())
+        Ok(values)
     }
 
     fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.net.learned)]
+        let critic = self.adversary.as_mut().map(|adversary| ("critic", &mut adversary.critic.learned));
+        [("generator", &mut self.net.learned)].into_iter().chain(critic).collect()
     }
 }
 
