@@ -16,6 +16,7 @@ use crate::train::Method;
 use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
 use crate::train::net::{Learned, Net};
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 use std::cell::RefCell;
@@ -191,7 +192,8 @@ impl Training {
     /// Trains on one batch of latents, interval by interval, with one update of g_phi after each.
     /// Returns the loss of each interval: the squared distance from the teacher, summed over pixels
     /// and averaged over images. The gradients pass through the middle level, both factors, and the
-    /// denoiser's input and level.
+    /// denoiser's input and level. If a gradient is not finite, g_phi is not updated and the loss
+    /// is NaN.
     pub fn step(&mut self, encode: Encode, batch: &Batch) -> Result<Vec<Tensor>> {
         let mut trajectories = self.start(encode, batch)?;
         (1..self.amed.levels.len()).map(|_| self.update(encode, batch, &mut trajectories)).collect()
@@ -215,9 +217,20 @@ impl Training {
             let mut students = students.borrow_mut();
             Ok(vec![students.next().expect("a student for each part").advance(amed, encode, predictor)?])
         })?;
+        if !finite(&self.predictor.learned.params, &gradients, &losses[0])? {
+            return &losses[0] * f64::NAN;
+        }
         self.predictor.update(batch, gradients, self.lr)?;
         Ok(losses[0].clone())
     }
+}
+
+/// True if the loss and all gradients are finite.
+fn finite(params: &Params, gradients: &GradStore, loss: &Tensor) -> Result<bool> {
+    let of = params.iter().filter_map(|(_, parameter)| gradients.get(parameter));
+    let sum =
+        of.map(|gradient| gradient.abs()?.sum_all()).try_fold(loss.to_dtype(DType::F32)?, |sum, g| sum + g?);
+    Ok(sum?.to_scalar::<f32>()?.is_finite())
 }
 
 impl Trajectory {
