@@ -96,7 +96,10 @@ pub(super) fn overview(scale: &str, real: Option<&Picture>, rows: &[Sampled]) ->
                 figure.plot {
                     (plot)
                     figcaption {
-                        "Dots: this run's seeds. Bar: where golden expects one more seed, with its mean. "
+                        "Dots: this run's seeds. "
+                        @if rows.iter().any(|row| row.golden.is_some()) {
+                            "Bar: where golden expects one more seed, with its mean. "
+                        }
                         "Right: the paper's FID"
                         @if fd != "FID" { ", of other images and features: " (fd) " does not compare with it" }
                         "."
