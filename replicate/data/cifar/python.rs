@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use super::{Fault, Gathered, IMAGE_LEN, Set, listed, shown};
 use crate::store::formats::torch::pickle::{Constructor, Node, Pickle, Value};
 use crate::store::formats::torch::unpickle;
+use crate::store::formats::{is_contiguous, strided};
 
 /// Most bytes of a number or a key.
 const SHORT: usize = 64;
@@ -191,7 +192,7 @@ fn dtype_of<'a>(pickle: &Pickle<'a>, value: Value<'a>) -> Option<(String, bool)>
 /// The pixels of n images, image by image and channel by channel.
 fn images<'p, 'a>(pickle: &'p Pickle<'a>, value: Value<'a>) -> Result<Cow<'p, [u8]>, Fault> {
     let fault = |found: String| Err(Fault::new(format!("data of n x {IMAGE_LEN} bytes (uint8)"), found));
-    let Some(Array { kind, shape, strides, data, .. }) = Array::of(pickle, value) else {
+    let Some(Array { kind, mut shape, mut strides, data, .. }) = Array::of(pickle, value) else {
         return fault("no array of NumPy's".into());
     };
     if kind != "u1" && kind != "B" {
@@ -205,20 +206,14 @@ fn images<'p, 'a>(pickle: &'p Pickle<'a>, value: Value<'a>) -> Result<Cow<'p, [u
     if rows.checked_mul(IMAGE_LEN) != Some(data.len()) {
         return fault(format!("{rows} rows in {} bytes", data.len()));
     }
-    // Where the first image has its values, in the order of its axes, then in ours.
-    let mut places = vec![0];
-    for (side, stride) in shape.iter().zip(&strides).skip(1) {
-        places = places.iter().flat_map(|at| (0..*side).map(move |i| at + i * stride)).collect();
-    }
     if channels_last {
-        places = (0..3).flat_map(|c| places.iter().skip(c).step_by(3).copied()).collect();
+        shape[1..].rotate_right(1);
+        strides[1..].rotate_right(1);
     }
-    let step = strides[0];
-    if step == IMAGE_LEN && places.iter().copied().eq(0..IMAGE_LEN) {
-        return Ok(data);
+    match is_contiguous(&shape, &strides) {
+        true => Ok(data),
+        false => Ok(strided(&data, &shape, &strides, 1).into()),
     }
-    let rows = (0..rows).flat_map(|row| places.iter().map(move |at| row * step + at));
-    Ok(rows.map(|at| data[at]).collect())
 }
 
 /// Returns constructor, arguments and state of an object.

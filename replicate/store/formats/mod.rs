@@ -110,6 +110,16 @@ pub fn uncompressed() -> SimpleFileOptions {
         .last_modified_time(zip::DateTime::default())
 }
 
+/// True if elements with these strides lie in row-major order.
+pub(crate) fn is_contiguous(shape: &[usize], strides: &[usize]) -> bool {
+    let mut expected = 1;
+    shape.iter().zip(strides).rev().all(|(n, stride)| {
+        let as_expected = *n == 1 || *stride == expected;
+        expected *= n;
+        as_expected
+    }) || shape.contains(&0)
+}
+
 /// Copies elements of `size` bytes in row-major order. `strides` are in elements, one for each axis.
 ///
 /// # Panics

@@ -7,8 +7,8 @@ use std::io::Cursor;
 
 use super::pickle::{Constructor, Node, Pickle, Value};
 use super::{Budget, Dtype, Fault, Tensor, is_padding, quote};
-use crate::store::formats::strided;
 use crate::store::formats::unzip::{self, Entry};
+use crate::store::formats::{is_contiguous, strided};
 
 /// Storages outside a pickle, by key.
 pub(super) type Storages<'a> = HashMap<Cow<'a, str>, &'a [u8]>;
@@ -118,7 +118,7 @@ impl View {
             )));
         };
         budget.bytes(count.saturating_mul(size))?;
-        let data = match self.is_contiguous() {
+        let data = match is_contiguous(&self.shape, &self.strides) {
             true => storage[self.offset * size..][..count * size].to_vec(),
             false => strided(&storage[self.offset * size..], &self.shape, &self.strides, size),
         };
@@ -143,15 +143,6 @@ impl View {
             .zip(&self.strides)
             .try_fold(self.offset, |at, (n, stride)| at.checked_add((n - 1).checked_mul(*stride)?));
         last.is_some_and(|last| last < available)
-    }
-
-    fn is_contiguous(&self) -> bool {
-        let mut expected = 1;
-        self.shape.iter().zip(&self.strides).rev().all(|(n, stride)| {
-            let as_expected = *n == 1 || *stride == expected;
-            expected *= n;
-            as_expected
-        }) || self.shape.contains(&0)
     }
 }
 
