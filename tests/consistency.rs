@@ -6,7 +6,7 @@ mod common;
 use candle_core::{Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 use common::{Fixture, relative_error, unit};
-use replicate::app::selftest::parity::{filled, tiny};
+use replicate::app::selftest::fixture::{filled, tiny};
 use replicate::app::selftest::steps::CASES;
 use replicate::experiment::{Recipe, Scale};
 use replicate::method::consistency::ctm;

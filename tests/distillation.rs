@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{Device, Result, Tensor, Var};
 use common::{Fixture, relative_error, runner, unit};
-use replicate::app::selftest::parity::{self, tiny};
+use replicate::app::selftest::fixture::{filled, filled_denoiser, tiny};
 use replicate::app::selftest::steps::CASES;
 use replicate::experiment::run::WEIGHTS;
 use replicate::experiment::{Recipe, Row, all_rows};
@@ -148,8 +148,8 @@ fn first_steps_agree() {
 #[test]
 fn each_loss_of_sida_has_its_gradients() {
     let (fixture, config, device) = (fixture(), tiny(), Device::Cpu);
-    let (params, _) = parity::filled_denoiser(&config, &device, &unit).unwrap();
-    let weights = parity::filled(&params, &unit);
+    let (params, _) = filled_denoiser(&config, &device, &unit).unwrap();
+    let weights = filled(&params, &unit);
     let load = |weights: &Arrays| {
         let source = Source { given: weights, drawn: &[], cell: "" };
         Params::build(&device, &source, |vb| Denoiser::new(&config, vb)).unwrap()
@@ -220,8 +220,8 @@ fn sidas_generator_waits_for_its_threshold() {
         for change in [format!("sida_generator_from={from}"), "generator_lr=1e-3".into()] {
             recipe.set(&change).unwrap();
         }
-        let (params, _) = parity::filled_denoiser(&recipe.network, &device, &unit).unwrap();
-        let start = [(row.start, parity::filled(&params, &unit))];
+        let (params, _) = filled_denoiser(&recipe.network, &device, &unit).unwrap();
+        let start = [(row.start, filled(&params, &unit))];
         let setup = recipe.setup(&device, &row, &start, "parity");
         let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
         let generator = |state: &Arrays| strip(state, "generator.weights.");
@@ -243,8 +243,8 @@ fn row(id: &str) -> Row {
 fn a_generator_can_start_from_another_rows() {
     let (mut recipe, device) = (Recipe::of(Scale::Smoke), Device::Cpu);
     recipe.network = tiny();
-    let (params, _) = parity::filled_denoiser(&recipe.network, &device, &unit).unwrap();
-    let (start, other) = (parity::filled(&params, &unit), params.arrays().unwrap());
+    let (params, _) = filled_denoiser(&recipe.network, &device, &unit).unwrap();
+    let (start, other) = (filled(&params, &unit), params.arrays().unwrap());
     let moved = |arrays: &Arrays| {
         let halved =
             |array: &Array| Array { data: array.data.iter().map(|v| v / 2.0).collect(), ..array.clone() };
@@ -281,8 +281,8 @@ fn sid2a_runs_sid_of_its_seed_first() {
 #[test]
 fn the_fake_score_drops_in_its_own_step() {
     let (device, p) = (Device::Cpu, 0.4);
-    let (params, fake) = parity::filled_denoiser(&tiny(), &device, &unit).unwrap();
-    let weights = parity::filled(&params, &unit);
+    let (params, fake) = filled_denoiser(&tiny(), &device, &unit).unwrap();
+    let weights = filled(&params, &unit);
     params.assign(&weights).unwrap();
     for id in ["sid", "sida"] {
         let row = row(id);

@@ -12,7 +12,7 @@ use candle_core::Device;
 use common::drill::{self, CIFAR10_PER_CLASS, CIFAR100_PER_CLASS, Set};
 use common::server::Server;
 use common::{edm_value, inception_value, unit_of};
-use replicate::app::selftest::parity::tiny;
+use replicate::app::selftest::fixture::tiny;
 use replicate::data::cifar;
 use replicate::data::{Images, glyphs};
 use replicate::network::params::{Arrays, Params, Source};

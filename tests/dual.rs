@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{Fixture, relative_error, unit};
-use replicate::app::selftest::parity::{filled, filled_denoiser, tiny};
+use replicate::app::selftest::fixture::{filled, filled_denoiser, tiny};
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::reference::Composed;
 use replicate::network::unet::{Conditioning, Critic, Denoiser};

@@ -5,7 +5,7 @@ mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
 use common::{Fixture, relative_error, unit};
-use replicate::app::selftest::parity::{filled_denoiser, tiny};
+use replicate::app::selftest::fixture::{filled_denoiser, tiny};
 use replicate::network::params::Params;
 use replicate::network::unet::Denoiser;
 

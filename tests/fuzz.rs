@@ -17,7 +17,7 @@ use common::directory;
 use files::{npy, png_of, zip};
 use flate2::{Compression, Crc, write::GzEncoder};
 use peak::peak_of;
-use replicate::app::score::source::{self, Input};
+use replicate::app::score::{Input, source};
 use replicate::data::cifar::{self, Set};
 use replicate::error::Error;
 use replicate::judge::golden::{read_golden, write_golden};

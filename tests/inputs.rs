@@ -10,7 +10,7 @@ mod peak;
 use common::moments;
 use files::{npy, npy_ordered, png_of, zip};
 use peak::peak_of;
-use replicate::app::score::source::{self, Input};
+use replicate::app::score::{Input, source};
 use replicate::app::score::{RowStream, Wanted};
 use replicate::error::{EXIT_INPUT, EXIT_USAGE, Error};
 use replicate::measure::metrics::Features;

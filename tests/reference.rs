@@ -4,7 +4,7 @@ mod common;
 
 use candle_core::{Device, Tensor, Var};
 use common::{Fixture, relative_error, unit};
-use replicate::app::selftest::parity::{self, tiny};
+use replicate::app::selftest::fixture::{self, tiny};
 use replicate::app::selftest::steps::CASES;
 use replicate::method::sampler::edm::heun;
 use replicate::network::params::{Arrays, Params, Source};
@@ -13,7 +13,7 @@ use replicate::network::unet::{Config, Critic, Denoiser};
 const TOLERANCE: f32 = 1e-4;
 
 fn filled_denoiser(config: &Config) -> (Params, Denoiser) {
-    parity::filled_denoiser(config, &Device::Cpu, &unit).unwrap()
+    fixture::filled_denoiser(config, &Device::Cpu, &unit).unwrap()
 }
 
 fn flat(t: &Tensor) -> Vec<f32> {

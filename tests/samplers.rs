@@ -6,7 +6,7 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{Fixture, edm_value, relative_error, unit};
 use proptest::prelude::*;
-use replicate::app::selftest::parity::{self, tiny};
+use replicate::app::selftest::fixture::{filled_denoiser, tiny};
 use replicate::method::sampler::amed::{Amed, Encode, Prediction, Predictor, Training, encode};
 use replicate::method::sampler::ddim::ddim;
 use replicate::method::sampler::dpm_solver::{self, dpm_solver_fast};
@@ -55,7 +55,7 @@ fn latents(fixture: &Fixture) -> Tensor {
 }
 
 fn tiny_denoiser() -> Denoiser {
-    parity::filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap().1
+    filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap().1
 }
 
 // ---- Levels ----
@@ -702,7 +702,7 @@ fn the_gradient_of_the_predictor_is_a_derivative() {
 #[test]
 fn six_updates_of_the_predictor_agree() {
     let fixture = fixture();
-    let (params, _) = parity::filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap();
+    let (params, _) = filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap();
     let teacher = params.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap();
     let teacher = encode(&teacher);
     let mut training = training(5, &predictor_arrays());

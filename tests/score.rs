@@ -10,8 +10,8 @@ use common::drill::inception_pth;
 use common::{fd_from_samples, moments};
 use files::{npy, png_of, zip};
 use proptest::prelude::*;
-use replicate::app::score::source::{self, Input};
-use replicate::app::score::{RowStream, Seen, Wanted};
+use replicate::app::score::{BATCH, RowStream, Seen, Wanted};
+use replicate::app::score::{Input, source};
 use replicate::data::Images;
 use replicate::error::{EXIT_INPUT, EXIT_USAGE, Error};
 use replicate::measure::inception::Inception;
@@ -146,7 +146,7 @@ fn read(path: &Path) -> Result<Images, Error> {
     let mut all = Images { channels: 3, size: set.size, pixels: Vec::new(), labels: Vec::new() };
     for batch in set.batches {
         let batch = batch?;
-        assert!(batch.len() <= source::BATCH && batch.size == set.size);
+        assert!(batch.len() <= BATCH && batch.size == set.size);
         all.pixels.extend(batch.pixels);
     }
     assert_eq!(all.len(), set.len);
@@ -401,7 +401,7 @@ proptest! {
         let path = dir.write("damaged", bytes);
         match source::open(&path) {
             Ok((Input::Images(set), _)) => set.batches.take(10).for_each(|batch| match batch {
-                Ok(images) => assert!(images.len() <= source::BATCH),
+                Ok(images) => assert!(images.len() <= BATCH),
                 Err(error) => assert_eq!(error.exit_code(), EXIT_INPUT, "{error}"),
             }),
             Ok(_) => prop_assert!(false, "neither features nor statistics"),

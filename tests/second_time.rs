@@ -6,7 +6,7 @@ mod common;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 use common::{Fixture, relative_error, unit};
-use replicate::app::selftest::parity::{filled, tiny};
+use replicate::app::selftest::fixture::{filled, tiny};
 use replicate::method::equations::dsm;
 use replicate::network::params::{Arrays, Params, Source, outline};
 use replicate::network::unet::{Conditioning, Config, Denoiser, SecondTime, aligned};

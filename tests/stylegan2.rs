@@ -5,7 +5,7 @@ mod common;
 use candle_core::{Device, Tensor, Var};
 use candle_nn::VarBuilder;
 use common::{Fixture, relative_error, runner, unit};
-use replicate::app::selftest::parity::{filled as filled_u_net, tiny};
+use replicate::app::selftest::fixture::{filled as filled_u_net, tiny};
 use replicate::experiment::{ABLATIONS, FULL_INITIALIZATION, Recipe, Scale};
 use replicate::method::equations::softplus;
 use replicate::method::ratio_based::diffusion_gan::chain::{Adaptive, Chain};

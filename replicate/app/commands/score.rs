@@ -7,9 +7,9 @@ use self::report::{Described, Fid, Network, Protocol, Remarks, Report, Saved, Tr
 use self::watched::watched;
 use super::{quiet, write_file};
 use crate::app::cli::{Scoring, VERSION};
-use crate::app::score::source::{self, BATCH, DATASETS, ImageSet, PUBLISHED};
+use crate::app::score::source::{self, DATASETS, PUBLISHED};
 use crate::app::score::{
-    Gathered, IS_SPLITS, Input, KEPT, Metric, Reference, RowStream, Seen, Wanted, scores,
+    BATCH, Gathered, IS_SPLITS, ImageSet, Input, KEPT, Metric, Reference, RowStream, Seen, Wanted, scores,
 };
 use crate::data::cifar;
 use crate::error::{EXIT_GOOD, Error, Result, shown_path};

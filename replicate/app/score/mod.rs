@@ -23,7 +23,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-pub use self::sets::{Input, Rows};
+pub use self::sets::{BATCH, ImageSet, Input, Rows};
 use crate::data::Images;
 use crate::error::{Error, Result};
 use crate::measure::inception::Inception;

@@ -9,8 +9,7 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use super::pictures;
-pub use super::sets::{BATCH, FeatureSet, ImageSet, Input, Rows};
-use super::sets::{LARGEST, batch_of};
+use super::sets::{BATCH, FeatureSet, ImageSet, Input, LARGEST, batch_of};
 use crate::data::Images;
 use crate::data::cifar::{self, Set, Split};
 use crate::error::{Error, Result, shown};

@@ -1,8 +1,7 @@
 //! Compares the networks, the sampler, the augmentation and five training steps with the reference
 //! implementations, on formula-filled weights.
 
-use super::fixture::{Fixture, flat, inception_value, relative_error, unit};
-pub use super::fixture::{filled, filled_denoiser, tiny};
+use super::fixture::{Fixture, filled_denoiser, flat, inception_value, relative_error, tiny, unit};
 use super::steps::{self, CASES};
 use super::{Check, Tolerance, part};
 use crate::app::bench::filled_inception;
