@@ -7,12 +7,12 @@
 //!
 //! The time is the count divided by a rate, as if every operation were equally fast. At scale mini
 //! on two CPU cores with AVX-512, a pre-training step reaches 160 to 167 GFLOP/s (of the counted
-//! operations: Winograd's convolutions do fewer). Ten rows (edm, diff-instruct, dirm, dikl, dijs, init-*) took 0.87 (the
-//! teacher's samples) to 1.23 times the estimate from that rate. The count ignores memory traffic:
-//! on the same cores with six times as many busy processes, backward passes slowed down more than
-//! forward passes, and the teacher's samples took 0.4 of their estimate. On a GPU the mini network
-//! does not fill the device, and the probe was not compared with any run: take its estimate for
-//! larger networks as an upper bound.
+//! operations: Winograd's convolutions do fewer). Ten rows (edm, diff-instruct, dirm, dikl, dijs,
+//! init-*) took 0.87 (the teacher's samples) to 1.23 times the estimate from that rate. The count
+//! ignores memory traffic: on the same cores with six times as many busy processes, backward passes
+//! slowed down more than forward passes, and the teacher's samples took 0.4 of their estimate. On a
+//! GPU the mini network does not fill the device, and the probe was not compared with any run: take
+//! its estimate for larger networks as an upper bound.
 
 use crate::data::Images;
 use crate::data::grid::GRID;

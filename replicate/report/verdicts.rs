@@ -17,7 +17,7 @@ pub fn check_text(comparisons: &[Comparison], claims: &[ClaimResult], own: &[u64
     }
     if !claims.is_empty() {
         let mut text = format!("claims: {}", claim_counts(claims, ClaimResult::leading));
-        if claims.iter().any(|claim| claim.golden.is_some()) {
+        if !own.is_empty() && claims.iter().any(|claim| claim.golden.is_some()) {
             write!(
                 text,
                 "\nof these on this run's {} alone: {}",
