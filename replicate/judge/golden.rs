@@ -487,26 +487,6 @@ pub fn write_scores(scores: &[Score]) -> String {
     std::iter::once(csv_line(&SCORES)).chain(rows).map(|row| row + "\n").collect()
 }
 
-/// Reads a cell's scores.csv.
-///
-/// # Errors
-/// `Missing`; `Malformed` with the line and the expected content.
-pub fn read_scores(path: &Path) -> Result<Vec<Score>> {
-    let remedy = "run the cell, or score its images";
-    read_csv(path, &present(path, &SCORES), "the scores of a cell", remedy, |line| {
-        Ok(Score {
-            row: line.field("row").to_string(),
-            changes: line.field_if_any(CHANGES).to_string(),
-            scale: line.field("scale").to_string(),
-            seed: line.number("seed")?,
-            metric: line.field("metric").to_string(),
-            value: line.number("value")?,
-            class: line.field("class").to_string(),
-            manifest: line.field("manifest").to_string(),
-        })
-    })
-}
-
 /// Writes a golden file: one line for each (row, scale, metric, class), sorted by them.
 pub fn write_golden(goldens: &[Golden]) -> String {
     let mut sorted: Vec<&Golden> = goldens.iter().collect();

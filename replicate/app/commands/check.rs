@@ -6,7 +6,7 @@ use super::{
 };
 use crate::app::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
-use crate::experiment::run::humantime;
+use crate::experiment::run::now;
 use crate::experiment::studies::Study;
 use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE2, all_rows};
 use crate::judge::claims::{ClaimVerdict, evaluate_all};
@@ -246,7 +246,7 @@ pub fn accept(
     if scores.is_empty() {
         return Err(Error::Usage("there is nothing to accept: run these cells first".into()));
     }
-    let date = humantime(std::time::SystemTime::now());
+    let date = now();
     for which in [Which::Table1, Which::Table2] {
         let initialization =
             |row: &str| row != FULL_INITIALIZATION.id && TABLE2.iter().any(|cell| cell.id == row);

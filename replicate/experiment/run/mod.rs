@@ -16,7 +16,7 @@ pub use self::inputs::Input;
 pub use self::keys::MAP_LATENTS;
 pub use self::outcome::{Moment, Outcome, moments};
 use self::provenance::{class, provenance};
-pub use self::provenance::{determinism, humantime};
+pub use self::provenance::{determinism, now};
 pub use self::samples::Samples;
 pub use self::weights::{classifier_name, shipped};
 use crate::data::Images;

@@ -4,12 +4,12 @@ use crate::network::activations;
 use crate::network::device::driver;
 use crate::store::Provenance;
 use candle_core::{DType, Device};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 pub(super) fn provenance(wall: Duration, device: &Device) -> Provenance {
     let threads = rayon::current_num_threads();
     Provenance {
-        date: humantime(std::time::SystemTime::now()),
+        date: now(),
         wall_seconds: wall.as_secs_f64(),
         commit: env!("GIT_COMMIT").into(),
         dirty: env!("GIT_DIRTY") == "true",
@@ -46,9 +46,10 @@ fn vector_unit() -> &'static str {
     "plain Rust"
 }
 
-/// Formats a time in RFC 3339, UTC, to the second (days to civil date: Hinnant's algorithm).
-pub fn humantime(time: std::time::SystemTime) -> String {
-    let seconds = time.duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+/// Formats the present time in RFC 3339, UTC, to the second (days to civil date: Hinnant's
+/// algorithm).
+pub fn now() -> String {
+    let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let (days, s) = ((seconds / 86_400) as i64, seconds % 86_400);
     let z = days + 719_468;
     let era = z.div_euclid(146_097);

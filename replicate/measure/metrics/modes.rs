@@ -80,8 +80,8 @@ pub enum Collapse {
 }
 
 /// Values of the states in the scores.
-pub const HEALTHY: f64 = 0.0;
-pub const DEGRADED: f64 = 1.0;
+const HEALTHY: f64 = 0.0;
+const DEGRADED: f64 = 1.0;
 pub const COLLAPSED: f64 = 2.0;
 /// Names of the states.
 pub const STATES: [(&str, f64); 3] = [("healthy", HEALTHY), ("degraded", DEGRADED), ("collapsed", COLLAPSED)];

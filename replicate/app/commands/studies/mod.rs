@@ -5,7 +5,7 @@ pub mod diff;
 use super::{STUDIES, lock_to_change, presets, reader, render, root, study_goldens, write_file};
 use crate::app::cli::{Format, Place};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
-use crate::experiment::run::{Runner, humantime, moments};
+use crate::experiment::run::{Runner, moments, now};
 use crate::experiment::studies::{Study, studies};
 use crate::experiment::{Recipe, Row, all_rows};
 use crate::judge::golden::{self, Comparison, Score, read_golden, write_golden};
@@ -224,7 +224,7 @@ pub(super) fn accept(
     }
     let path = root(place.root.as_deref())?.join(STUDIES);
     let _lock = lock_to_change(&path, stop)?;
-    let date = humantime(std::time::SystemTime::now());
+    let date = now();
     let (goldens, diff) = golden::accept(read_golden(&path)?, &scores, reason, &date[..10])?;
     write_file(&path, write_golden(&goldens).as_bytes())?;
     Ok(format!("{}\n{diff}\n", path.display()))
