@@ -384,7 +384,7 @@ fn the_gradients_of_parts_add_up() {
     let (x, target, sigma) = (image("x"), image("target"), [0.1, 0.2, 0.5, 1.0, 2.0, 4.0]);
     let loss = |first: usize, n: usize| {
         let part = |all: &Tensor| all.narrow(0, first, n).unwrap();
-        let denoised = model.forward(&part(&x), &sigma[first..first + n], None).unwrap();
+        let denoised = model.forward(&part(&x), &sigma[first..first + n]).unwrap();
         (dsm(&denoised, &part(&target), &sigma[first..first + n]).unwrap() * (n as f64 / 6.0)).unwrap()
     };
     let whole = loss(0, 6).backward().unwrap();
@@ -440,7 +440,7 @@ fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
     let (x0, labels) = augmented(&tensor(images.to_unit(&indices)), &augment);
     let sigma = levels.draw(&batches.at(0), "sigma").unwrap();
     let xt = diffuse(&x0, &sigma, &tensor(stream("noise").normals(0, b * 192))).unwrap();
-    let denoised = model.forward(&xt, &sigma, labels.as_deref()).unwrap();
+    let denoised = model.forward_train(&xt, &sigma, labels.as_deref(), None).unwrap();
     let expected = dsm(&denoised, &x0, &sigma).unwrap().to_scalar::<f32>().unwrap() as f64;
     assert!((found - expected).abs() < 1e-5 * expected, "{found}, {expected}");
 }

@@ -5,20 +5,18 @@ mod common;
 
 use candle_core::{Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
-use common::{Fixture, relative_error, unit};
+use common::{Fixture, aligned, relative_error, unit};
 use replicate::app::selftest::fixture::{filled, tiny};
 use replicate::app::selftest::steps::CASES;
 use replicate::experiment::{Recipe, Scale};
 use replicate::method::consistency::ctm;
 use replicate::method::consistency::sct::{self, Point};
-use replicate::method::consistency::{
-    Discrete, drawn, ict, jump, jump_dropping, jumps, over_gaps, pseudo_huber,
-};
+use replicate::method::consistency::{Discrete, drawn, ict, jump, jumps, over_gaps, pseudo_huber};
 use replicate::method::equations::diffuse;
 use replicate::method::schedule::polynomial;
 use replicate::method::{PUBLISHED, all_rows};
 use replicate::network::params::{Arrays, Params, Source};
-use replicate::network::unet::{Critic, Denoiser, Masks, SecondTime, aligned};
+use replicate::network::unet::{Critic, Denoiser, Masks, SecondTime};
 use replicate::settings::Settings;
 use replicate::train::batch::Given;
 use replicate::train::net::strip;
@@ -115,7 +113,7 @@ fn the_distance_is_one_number_an_image() {
 #[test]
 fn the_lowest_level_is_left_as_it_is() {
     let (x, net) = (image("x", 1.0), network(SecondTime::None).1);
-    assert_eq!(flat(&ict::consistent(&net, &x, &[0.002; B]).unwrap()), flat(&x));
+    assert_eq!(flat(&ict::consistent(&net, &x, &[0.002; B], None).unwrap()), flat(&x));
 }
 
 #[test]
@@ -123,7 +121,7 @@ fn a_jump_to_where_it_is_goes_nowhere() {
     let (x, t) = (image("x", 3.0), [0.002, 0.7, 2.5, 80.0]);
     for second in [SecondTime::Aligned, SecondTime::PerBlock] {
         let net = network(second).1;
-        assert_eq!(flat(&jump(&net, &x, &t, &t).unwrap()), flat(&x));
+        assert_eq!(flat(&jump(&net, &x, &t, &t, None).unwrap()), flat(&x));
     }
 }
 
@@ -132,9 +130,9 @@ fn a_jump_to_where_it_is_goes_nowhere() {
 fn a_jump_is_an_euler_step_of_the_denoiser() {
     let (plain, one) = network(SecondTime::None);
     let (params, two) = network(SecondTime::Aligned);
-    params.assign(&aligned(plain.arrays().unwrap()).unwrap()).unwrap();
+    params.assign(&aligned(plain.arrays().unwrap())).unwrap();
     let (x, t, u) = (image("x", 3.0), [0.02f32, 0.7, 2.5, 80.0], [0.002f32, 3.0, 0.9, 0.002]);
-    let denoised = one.forward(&x, &t, None).unwrap();
+    let denoised = one.forward(&x, &t).unwrap();
     let expected: Vec<f32> = (0..B)
         .flat_map(|i| {
             let (left, part) = (f64::from(u[i] / t[i]), |all: &Tensor| flat(&all.get(i).unwrap()));
@@ -142,7 +140,7 @@ fn a_jump_is_an_euler_step_of_the_denoiser() {
             part(&x).into_iter().zip(part(&denoised)).map(euler)
         })
         .collect();
-    let error = relative_error(&flat(&jump(&two, &x, &t, &u).unwrap()), &expected);
+    let error = relative_error(&flat(&jump(&two, &x, &t, &u, None).unwrap()), &expected);
     assert!(error < 1e-6, "{error:e}");
 }
 
@@ -164,7 +162,7 @@ fn only_images_that_move_are_shown_to_the_network() {
         let rows = |all: &Tensor| all.narrow(0, part.start, part.len()).unwrap();
         let masks = masks.map(|m| Masks { keep: m.keep.iter().map(rows).collect(), p: m.p });
         let x = Var::from_tensor(&rows(&x)).unwrap();
-        let y = jump_dropping(&frozen, &x, &t[part.clone()], &u[part.clone()], masks.as_ref()).unwrap();
+        let y = jump(&frozen, &x, &t[part.clone()], &u[part.clone()], masks.as_ref()).unwrap();
         let loss = (&y * rows(&aim)).unwrap().sum_all().unwrap();
         (flat(&y), flat(loss.backward().unwrap().get(&x).unwrap()))
     };
@@ -187,7 +185,7 @@ fn samples_are_jumps_from_the_top() {
         assert!((levels[0] - 80.0).abs() < 1e-12 && (levels[steps] - 0.002).abs() < 1e-12);
         let mut x = (&z * 80.0).unwrap();
         for pair in levels.windows(2) {
-            x = jump(&net, &x, &[pair[0] as f32; B], &[pair[1] as f32; B]).unwrap();
+            x = jump(&net, &x, &[pair[0] as f32; B], &[pair[1] as f32; B], None).unwrap();
         }
         assert_eq!(flat(&jumps(&net, &z, steps).unwrap()), flat(&x));
     }
@@ -216,12 +214,12 @@ fn two_calls_are_the_formula_s() {
         let top = (&z * 80.0).unwrap();
         let (latents, expected) = match id {
             "ict" => {
-                let x = (ict::consistent(&net, &top, &at(80.0)).unwrap() + noise(0.002)).unwrap();
-                (Tensor::cat(&[&z, &again], 1).unwrap(), ict::consistent(&net, &x, &at(level)).unwrap())
+                let x = (ict::consistent(&net, &top, &at(80.0), None).unwrap() + noise(0.002)).unwrap();
+                (Tensor::cat(&[&z, &again], 1).unwrap(), ict::consistent(&net, &x, &at(level), None).unwrap())
             }
             "sct" => {
-                let x = (net.forward(&top, &at(80.0), None).unwrap() + noise(0.0)).unwrap();
-                (Tensor::cat(&[&z, &again], 1).unwrap(), net.forward(&x, &at(level), None).unwrap())
+                let x = (net.forward(&top, &at(80.0)).unwrap() + noise(0.0)).unwrap();
+                (Tensor::cat(&[&z, &again], 1).unwrap(), net.forward(&x, &at(level)).unwrap())
             }
             _ => (z.clone(), jumps(&net, &z, 2).unwrap()),
         };
@@ -253,7 +251,7 @@ fn the_outer_jump_is_differentiated_by_its_input_alone() {
     let frozen = params.frozen(|vb| Denoiser::with_second_time(&tiny(), SecondTime::Aligned, vb)).unwrap();
     let (x, t, u, bottom) = (image("x", 3.0), [2.5; B], [0.5; B], [0.002; B]);
     let loss = |outer: &Denoiser, inner: &Denoiser| -> Result<_> {
-        let landed = jump(outer, &jump(inner, &x, &t, &u)?, &u, &bottom)?;
+        let landed = jump(outer, &jump(inner, &x, &t, &u, None)?, &u, &bottom, None)?;
         pseudo_huber(&landed, &image("aim", 0.8))?.mean_all()
     };
     let gradients = |outer, inner| {
@@ -283,7 +281,7 @@ fn trigflow_s_denoiser_is_edm_s() {
     let trig = |x: &Tensor, of| (x * 0.5).unwrap().broadcast_mul(&by(of)).unwrap();
     let found = (trig(&point.input, f32::cos) + trig(&f, f32::sin)).unwrap();
     let noisy = replicate::method::equations::diffuse(&x0, &sigma, &eps).unwrap();
-    close("the denoiser", &found, &net.forward(&noisy, &sigma, None).unwrap(), 1e-5);
+    close("the denoiser", &found, &net.forward(&noisy, &sigma).unwrap(), 1e-5);
 }
 
 /// g with and without the network's derivative, before and after it is normalised.
@@ -390,8 +388,8 @@ fn target_and_student_drop_the_same() {
     let [below, t] = ladder.ends(&gaps);
     let noisy = |t: &[f32]| diffuse(&x0, t, &eps).unwrap();
     let loss = |target: Option<&Masks>| {
-        let target = ict::dropping(&net, &noisy(&below), &below, target).unwrap();
-        let found = ict::dropping(&net, &noisy(&t), &t, Some(&masks)).unwrap();
+        let target = ict::consistent(&net, &noisy(&below), &below, target).unwrap();
+        let found = ict::consistent(&net, &noisy(&t), &t, Some(&masks)).unwrap();
         over_gaps(&pseudo_huber(&found, &target).unwrap(), &t, &below).unwrap()
     };
     same(found[0], &loss(Some(&masks)));
@@ -405,7 +403,7 @@ fn target_and_student_drop_the_same() {
     let [below, t] = ladder.ends(&gaps);
     let to_bottom = |t: &[f32]| {
         let x = diffuse(&x0, t, &eps).unwrap();
-        jump_dropping(&net, &x, t, &[0.002; B], Some(&masks)).unwrap()
+        jump(&net, &x, t, &[0.002; B], Some(&masks)).unwrap()
     };
     let ct = over_gaps(&pseudo_huber(&to_bottom(&t), &to_bottom(&below)).unwrap(), &t, &below).unwrap();
     same(found[1], &ct);
@@ -505,15 +503,15 @@ fn ctm_gan_balances_our_critic_on_the_last_layer() {
         let [t, s] = [&start, &end].map(|places| places.iter().map(at).collect::<Vec<f32>>());
         let x0 = of("index");
         let xt = diffuse(&x0, &t, &of("noise")).unwrap();
-        let landed = jump(&student, &xt, &t, &s).unwrap();
-        (x0, jump(&average, &landed, &s, &bottom).unwrap())
+        let landed = jump(&student, &xt, &t, &s, None).unwrap();
+        (x0, jump(&average, &landed, &s, &bottom, None).unwrap())
     };
-    let loss = critic.forward(&estimate("").1, &bottom, None).unwrap().mean_all().unwrap().neg().unwrap();
+    let loss = critic.forward(&estimate("").1, &bottom).unwrap().mean_all().unwrap().neg().unwrap();
     same(values[3], &loss);
     let gradients = loss.backward().unwrap();
     let of_gan = |name: &str| flat(gradients.get(params.get(name).unwrap()).unwrap());
     let (x0, fake) = estimate(" 1");
-    let logits = |x: &Tensor| critic.forward(x, &bottom, None).unwrap();
+    let logits = |x: &Tensor| critic.forward(x, &bottom).unwrap();
     let (real, fake) = (logits(&x0), logits(&fake));
     let hinge: f32 = flat(&real).iter().map(|l| (1.0 - l).max(0.0)).sum::<f32>() / B as f32
         + flat(&fake).iter().map(|l| (1.0 + l).max(0.0)).sum::<f32>() / B as f32;

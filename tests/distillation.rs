@@ -199,7 +199,7 @@ fn each_loss_of_sida_has_its_gradients() {
     let losses = || {
         let x0 = one_step(&generator, &normal("step0.generator.z"), 2.5).unwrap();
         let xt = diffuse(&x0, &sigma, &normal("step0.generator.noise")).unwrap();
-        let t = teacher.forward(&xt, &sigma, None).unwrap();
+        let t = teacher.forward(&xt, &sigma).unwrap();
         let (q, logits) = fake.with_features(&xt, &sigma, None, None).unwrap();
         let identity = sid::sid_loss(&x0, &t, &q, 1.0).unwrap().mean_all().unwrap();
         let gan =

@@ -68,16 +68,16 @@ fn nothing_dropped_is_the_network_itself() {
     let batch = batches(&images, BATCH);
     let x = batch.at(0).normal("x").unwrap();
     let sigma = vec![1.0; BATCH];
-    let forward = values(&network.forward(&x, &sigma, None).unwrap());
-    assert_eq!(values(&network.dropping(&x, &sigma, None, None).unwrap()), forward);
+    let forward = values(&network.forward(&x, &sigma).unwrap());
+    assert_eq!(values(&network.forward_train(&x, &sigma, None, None).unwrap()), forward);
     let shapes = network.dropped();
     let ones = |(c, h, w): &(usize, usize, usize)| {
         Tensor::ones((BATCH, *c, *h, *w), candle_core::DType::F32, &Device::Cpu).unwrap()
     };
     let all = Masks { keep: shapes.iter().map(ones).collect(), p: 0.0 };
-    assert_eq!(values(&network.dropping(&x, &sigma, None, Some(&all)).unwrap()), forward);
+    assert_eq!(values(&network.forward_train(&x, &sigma, None, Some(&all)).unwrap()), forward);
     let some = batch.at(0).dropout("d", P, &shapes).unwrap();
-    assert_ne!(values(&network.dropping(&x, &sigma, None, some.as_ref()).unwrap()), forward);
+    assert_ne!(values(&network.forward_train(&x, &sigma, None, some.as_ref()).unwrap()), forward);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn a_derivative_and_features_drop_as_the_network_does() {
 
     let sigma = [1.0; BATCH];
     let (denoised, features) = network.with_features(&x, &sigma, None, Some(&some)).unwrap();
-    assert_eq!(values(&denoised), values(&network.dropping(&x, &sigma, None, Some(&some)).unwrap()));
+    assert_eq!(values(&denoised), values(&network.forward_train(&x, &sigma, None, Some(&some)).unwrap()));
     let keep = some.keep[..network.dropped_of_encoder().len()].to_vec();
     let encoder = Masks { keep, p: some.p };
     let alone = |masks: Option<&Masks>| values(&network.features(&x, &sigma, None, masks).unwrap());

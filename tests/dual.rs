@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{Fixture, relative_error, unit};
 use replicate::app::selftest::fixture::{filled, filled_denoiser, tiny};
 use replicate::network::params::{Arrays, Params, Source};
+use replicate::network::precondition::Precondition;
 use replicate::network::reference::Composed;
 use replicate::network::unet::{Conditioning, Critic, Denoiser};
 use replicate::network::{self, Norm, Ops, Param, Plus, Resample, Walk, dual};
@@ -72,17 +73,30 @@ fn the_tangent_of_sct() {
     }
 }
 
+/// D, and its derivative along `dx` and the tangent `dsigma` of the levels, from those of F.
+fn denoiser_along(model: &Denoiser, [x, dx]: [&Tensor; 2], sigma: &[f32], dsigma: &[f32]) -> [Tensor; 2] {
+    let (c, slopes) = (Precondition::at(sigma), Precondition::slopes(sigma));
+    let along = |slopes: &[f32]| -> Vec<f32> { slopes.iter().zip(dsigma).map(|(s, d)| s * d).collect() };
+    let mix = |a: &Tensor, x: &[f32], b: &Tensor, y: &[f32]| network::mix(a, x, b, y).unwrap();
+    let inputs = [&network::scale_images(x, &c.input).unwrap(), &mix(dx, &c.input, x, &along(&slopes.input))];
+    let told = Conditioning { noise: &c.noise, ..Conditioning::default() };
+    let [f, df] = model.raw_along(inputs, &told, &along(&slopes.noise)).unwrap();
+    let (through, beside) =
+        (mix(dx, &c.skip, &df, &c.out), mix(x, &along(&slopes.skip), &f, &along(&slopes.out)));
+    [mix(x, &c.skip, &f, &c.out), (through + beside).unwrap()]
+}
+
 /// D along image and level, by differences of the network in float32: they are good to three
 /// digits.
 #[test]
 fn the_denoiser_along_image_and_level() {
     let (model, sigma, dsigma) = (frozen(), [0.1f32, 0.5, 2.0, 10.0], [0.3f32, -0.2, 1.0, 4.0]);
     let (x, dx) = (random("x", &[4, 3, 16, 16]), random("dx", &[4, 3, 16, 16]));
-    let [d, tangent] = model.along([&x, &dx], &sigma, &dsigma, None).unwrap();
-    assert_eq!(flat(&d), flat(&model.forward(&x, &sigma, None).unwrap()));
+    let [d, tangent] = denoiser_along(&model, [&x, &dx], &sigma, &dsigma);
+    assert_eq!(flat(&d), flat(&model.forward(&x, &sigma).unwrap()));
     let at = |step: f32| {
         let moved: Vec<f32> = sigma.iter().zip(dsigma).map(|(s, d)| s + step * d).collect();
-        model.forward(&network::mix(&x, &[1.0], &dx, &[step]).unwrap(), &moved, None).unwrap()
+        model.forward(&network::mix(&x, &[1.0], &dx, &[step]).unwrap(), &moved).unwrap()
     };
     let step = 5e-3;
     let difference = ((at(step) - at(-step)).unwrap() / (2.0 * step as f64)).unwrap();
@@ -272,11 +286,11 @@ fn the_critics_derivative_has_an_exact_gradient() {
     let (x, dx) = (random("critic x", &[4, 3, 16, 16]), random("critic dx", &[4, 3, 16, 16]));
     let along = || critic.along([&x, &dx], &sigma).unwrap();
     let [l, dl] = along();
-    assert!(relative_error(&flat(&l), &flat(&critic.forward(&x, &sigma, None).unwrap())) < 1e-5);
+    assert!(relative_error(&flat(&l), &flat(&critic.forward(&x, &sigma).unwrap())) < 1e-5);
     let h = 1e-2;
     let beside = |sign: f64| {
         let moved = (&x + (&dx * (sign * h)).unwrap()).unwrap();
-        critic.forward(&moved, &sigma, None).unwrap()
+        critic.forward(&moved, &sigma).unwrap()
     };
     let differences = ((beside(1.0) - beside(-1.0)).unwrap() / (2.0 * h)).unwrap();
     assert!(relative_error(&flat(&dl), &flat(&differences)) < 1e-2);

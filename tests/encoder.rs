@@ -85,7 +85,7 @@ fn features_are_those_that_amed_pools() {
         assert!(relative_error(&flat(&features), &pooled) < 1e-5, "interval {interval}");
         let denoised = flat(&of("call_denoised", call).to_dtype(DType::F32).unwrap());
         assert!(relative_error(&flat(&d), &denoised) < 1e-5, "call {call}");
-        assert_eq!(flat(&d), flat(&model.forward(&x, &sigma, None).unwrap()), "with and without features");
+        assert_eq!(flat(&d), flat(&model.forward(&x, &sigma).unwrap()), "with and without features");
         assert_eq!(
             flat(&features),
             flat(&model.features(&x, &sigma, None, None).unwrap()),
@@ -105,7 +105,7 @@ fn gradients_go_through_both_outputs() {
     let sum = |a: Vec<f32>, b: Vec<f32>| -> Vec<f32> { a.iter().zip(b).map(|(a, b)| a + b).collect() };
     let squares = |y: Tensor| y.sqr().unwrap().sum_all().unwrap();
     let alone = squares(model.features(&x, &sigma, None, None).unwrap());
-    let denoised = squares(model.forward(&x, &sigma, None).unwrap());
+    let denoised = squares(model.forward(&x, &sigma).unwrap());
     let (d, features) = model.with_features(&x, &sigma, None, None).unwrap();
     let both = (squares(d) + squares(features)).unwrap();
     assert_eq!(gradient(&params, decoder, &alone), None);
@@ -114,7 +114,7 @@ fn gradients_go_through_both_outputs() {
     let expected = sum(of_features, gradient(&params, shared, &denoised).unwrap());
     assert!(relative_error(&gradient(&params, shared, &both).unwrap(), &expected) < 1e-5);
     let (d, features) = model.with_features(&x, &sigma, None, None).unwrap();
-    let denoised = squares(model.forward(&x, &sigma, None).unwrap());
+    let denoised = squares(model.forward(&x, &sigma).unwrap());
     let found = gradient(&params, decoder, &(squares(d) + squares(features)).unwrap()).unwrap();
     assert_eq!(found, gradient(&params, decoder, &denoised).unwrap());
 }

@@ -25,9 +25,9 @@ fn network_parity(file: &str, config: Config) -> Params {
     let (params, model) = filled_denoiser(&config);
     let (x, sigma, labels) = (fixture.get("x"), fixture.f32("sigma"), fixture.f32("augment_labels"));
 
-    let denoised = model.forward(&x, &sigma, None).unwrap();
+    let denoised = model.forward(&x, &sigma).unwrap();
     assert!(relative_error(&flat(&denoised), &fixture.f32("denoised")) < TOLERANCE);
-    let augmented = model.forward(&x, &sigma, Some(&labels)).unwrap();
+    let augmented = model.forward_train(&x, &sigma, Some(&labels), None).unwrap();
     assert!(relative_error(&flat(&augmented), &fixture.f32("denoised_augmented")) < TOLERANCE);
     let image: Vec<f32> = unit("input.image", x.elem_count()).into_iter().map(|u| 0.8 * u).collect();
     let image = Tensor::from_vec(image, x.shape(), &Device::Cpu).unwrap();
@@ -89,10 +89,10 @@ fn every_parameter_receives_a_gradient() {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "gradients" };
     let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
-    let y = model.forward(&x, &[0.3, 2.5], Some(&labels)).unwrap();
+    let y = model.forward_train(&x, &[0.3, 2.5], Some(&labels), None).unwrap();
     check_gradients(&params, &y);
     let (params, critic) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
-    let y = critic.forward(&x, &[0.3, 2.5], Some(&labels)).unwrap();
+    let y = critic.forward_train(&x, &[0.3, 2.5], Some(&labels), None).unwrap();
     check_gradients(&params, &y);
 }
 
@@ -113,8 +113,8 @@ fn an_image_does_not_depend_on_its_batch() {
         let x = Var::from_tensor(&x.narrow(0, from, n).unwrap().force_contiguous().unwrap()).unwrap();
         let (labels, sigma) = (&labels[9 * from..][..9 * n], &sigma[from..][..n]);
         let (y, c) = (
-            denoiser.forward(&x, sigma, Some(labels)).unwrap(),
-            critic.forward(&x, sigma, Some(labels)).unwrap(),
+            denoiser.forward_train(&x, sigma, Some(labels), None).unwrap(),
+            critic.forward_train(&x, sigma, Some(labels), None).unwrap(),
         );
         let gradient =
             |y: &Tensor| flat(y.sqr().unwrap().sum_all().unwrap().backward().unwrap().get(&x).unwrap());

@@ -5,11 +5,11 @@ mod common;
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use common::{Fixture, relative_error, unit};
+use common::{Fixture, aligned, relative_error, unit};
 use replicate::app::selftest::fixture::{filled, tiny};
 use replicate::method::equations::dsm;
 use replicate::network::params::{Arrays, Params, Source, outline};
-use replicate::network::unet::{Conditioning, Config, Denoiser, SecondTime, aligned};
+use replicate::network::unet::{Conditioning, Config, Denoiser, SecondTime};
 use replicate::network::{mix, scale_images};
 
 const LOWEST: f32 = 0.002;
@@ -140,7 +140,7 @@ fn ctm_losses_and_gradients() {
         let slope = |x: &Tensor, t: &[f32]| {
             let inverse: Vec<f32> = t.iter().map(|t| 1.0 / t).collect();
             let minus: Vec<f32> = inverse.iter().map(|v| -v).collect();
-            mix(x, &inverse, &teacher.forward(x, t, None).unwrap(), &minus).unwrap()
+            mix(x, &inverse, &teacher.forward(x, t).unwrap(), &minus).unwrap()
         };
         let difference: Vec<f32> = to.iter().zip(&from).map(|(to, from)| to - from).collect();
         let first = slope(&x, &from);
@@ -203,7 +203,7 @@ fn from_a_network_with_one_time() {
         flat(&model.raw(&images("second.x", 1.0), &told).unwrap())
     };
     let (_, one) = build(SecondTime::None, &given, &[]).unwrap();
-    let (_, two) = build(SecondTime::Aligned, &aligned(given.clone()).unwrap(), &[]).unwrap();
+    let (_, two) = build(SecondTime::Aligned, &aligned(given.clone()), &[]).unwrap();
     let second = [0.3, -0.2, 0.9, -1.5];
     assert!(relative_error(&output(&two, Some(&second)), &output(&one, None)) < 1e-6);
 
@@ -223,7 +223,7 @@ fn from_a_network_with_one_time() {
     for (second_time, weights) in [
         (SecondTime::None, &given),
         (SecondTime::PerBlock, &all),
-        (SecondTime::Aligned, &aligned(given.clone()).unwrap()),
+        (SecondTime::Aligned, &aligned(given.clone())),
     ] {
         let loaded = Denoiser::load(&tiny(), weights, &Device::Cpu).unwrap();
         let second = (second_time != SecondTime::None).then_some(&second[..]);
@@ -234,7 +234,7 @@ fn from_a_network_with_one_time() {
     assert!(missing.contains("map_layer0_s"), "{missing}");
     let told = Conditioning { noise: &[0.0; 4], second: None, augment: None, masks: None };
     assert!(model.raw(&images("second.x", 1.0), &told).is_err(), "the second time is not given");
-    assert!(model.forward(&images("second.x", 1.0), &[1.0; 4], None).is_err());
+    assert!(model.forward(&images("second.x", 1.0), &[1.0; 4]).is_err());
     let told = Conditioning { second: Some(&second), ..told };
     assert!(one.raw(&images("second.x", 1.0), &told).is_err(), "there is none");
 }

@@ -402,7 +402,7 @@ fn r1_of_the_papers_critic_is_a_slope_of_clean_images() {
         &noise.iter().zip(&signal).map(|(n, s)| n / s).collect::<Vec<_>>(),
     )
     .unwrap();
-    let logits = critic.forward(&clean, &sigma, None).unwrap();
+    let logits = critic.forward(&clean, &sigma).unwrap();
     close("logits", &players.logits(&critic, &seen(&x0)).unwrap(), &flat(&logits));
 
     // |grad|^2 by the images before diffusion, through candle's own chain rule.

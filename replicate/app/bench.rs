@@ -20,7 +20,7 @@ use crate::network;
 use crate::network::device::peak_bytes;
 use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
-use crate::network::unet::{Config, Denoiser};
+use crate::network::unet::{Conditioning, Config, Denoiser};
 use crate::rng::Stream;
 use crate::settings::Settings;
 use crate::store::formats::torch::{Checkpoint, Dtype, Format, Tensor as Stored};
@@ -180,13 +180,14 @@ fn denoiser(case: Case, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let frozen = params.frozen(|vb| Denoiser::new(&config, vb))?;
     let x = Tensor::from_vec(Stream::new("bench", "x").normals(0, 4 * 3072), (4, 3, 32, 32), device)?;
     let sigma = [0.1, 0.5, 2.5, 20.0];
+    let told = Conditioning { noise: &sigma, ..Conditioning::default() };
     timed(repeats, device, |_| {
         match case {
             Case::Backward => {
-                elsewhere::gradients(&trained.forward(&x, &sigma, None)?.sqr()?.mean_all()?).map(drop)?
+                elsewhere::gradients(&trained.forward(&x, &sigma)?.sqr()?.mean_all()?).map(drop)?
             }
-            Case::Along => frozen.along([&x, &x], &sigma, &sigma, None).map(drop)?,
-            _ => frozen.forward(&x, &sigma, None).map(drop)?,
+            Case::Along => frozen.raw_along([&x, &x], &told, &[0.25; 4]).map(drop)?,
+            _ => frozen.forward(&x, &sigma).map(drop)?,
         }
         Ok(())
     })

@@ -79,7 +79,7 @@ impl OneStep {
 /// Computes g(z) = D(sigma_init z; sigma_init), images (B, C, H, W), from latents z of the same
 /// shape.
 pub fn one_step(denoiser: &Denoiser, z: &Tensor, sigma_init: f64) -> Result<Tensor> {
-    denoiser.forward(&(z * sigma_init)?, &vec![sigma_init as f32; z.dim(0)?], None)
+    denoiser.forward(&(z * sigma_init)?, &vec![sigma_init as f32; z.dim(0)?])
 }
 
 /// The generator in training, with its average.
@@ -133,7 +133,7 @@ impl Generator {
             let (z, masks) =
                 (b.normal("generator.z")?, b.dropout("generator.dropout", p, &denoiser.dropped())?);
             let levels = vec![sigma as f32; b.len()];
-            values(&denoiser.dropping(&(z * sigma)?, &levels, None, masks.as_ref())?, b)
+            values(&denoiser.forward_train(&(z * sigma)?, &levels, None, masks.as_ref())?, b)
         })?;
         if moves {
             self.net.update(batch, gradients, self.lr)?;

@@ -103,7 +103,7 @@ impl Method for ScoreMatching {
             let (x0, labels) = b.augment("augment", &b.images("index")?)?;
             let sigma = levels.draw(b, "sigma")?;
             let xt = diffuse(&x0, &sigma, &b.normal("noise")?)?;
-            Ok(vec![dsm(&denoiser.forward(&xt, &sigma, labels.as_deref())?, &x0, &sigma)?])
+            Ok(vec![dsm(&denoiser.forward_train(&xt, &sigma, labels.as_deref(), None)?, &x0, &sigma)?])
         })
     }
 

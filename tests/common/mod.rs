@@ -14,6 +14,8 @@ use replicate::experiment::Recipe;
 use replicate::experiment::run::{Runner, Settings};
 use replicate::measure::metrics::Features;
 use replicate::measure::metrics::frechet::Moments;
+use replicate::network::params::Arrays;
+use replicate::store::Array;
 use replicate::train::watch::{Mode, Watch};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -32,6 +34,23 @@ pub fn runner<'a>(store: &Path, recipe: Recipe, stop: &'a AtomicBool) -> Runner<
         keep: false,
     };
     Runner::new(settings, recipe, Watch::new(Mode::None), stop).unwrap()
+}
+
+/// The `weights` of a network with one time as those of an aligned network that computes the same
+/// function: the second embedding is a copy of the first, and `map_align` ignores it.
+pub fn aligned(mut weights: Arrays) -> Arrays {
+    let mut width = 0;
+    for layer in ["map_layer0", "map_layer1"] {
+        for kind in ["weight", "bias"] {
+            let array = weights[&format!("model.{layer}.{kind}")].clone();
+            width = array.shape[0];
+            weights.insert(format!("model.{layer}_u.{kind}"), array);
+        }
+    }
+    let identity = (0..2 * width * width).map(|i| f32::from(i / (2 * width) == i % (2 * width))).collect();
+    let array = Array { shape: vec![width, 2 * width], data: identity };
+    weights.insert("model.map_align.weight".into(), array);
+    weights
 }
 
 pub fn directory() -> PathBuf {

@@ -57,8 +57,8 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
     let x = fixture.get("x")?.to_device(device)?;
     let labels = fixture.f32("augment_labels")?;
     let sigma = fixture.f32("sigma")?;
-    let plain = model.forward(&x, &sigma, None)?;
-    let with_labels = model.forward(&x, &sigma, Some(&labels))?;
+    let plain = model.forward(&x, &sigma)?;
+    let with_labels = model.forward_train(&x, &sigma, Some(&labels), None)?;
     let output = relative_error(&flat(&plain)?, &fixture.f32("denoised")?)
         .max(relative_error(&flat(&with_labels)?, &fixture.f32("denoised_augmented")?));
 

@@ -223,7 +223,7 @@ pub const CASES: &[Case] = &[
 fn inverted(setup: &Setup, state: &Arrays, case: &Case, unit: Unit) -> Result<Tensor> {
     let net = Denoiser::load(setup.network, &strip(state, "generator.weights."), setup.device)?;
     let images = case.values(Image("final.image"), 0, setup.device, unit)?;
-    Ok(jump(&net, &images, &[0.002; BATCH], &[80.0; BATCH])?)
+    Ok(jump(&net, &images, &[0.002; BATCH], &[80.0; BATCH], None)?)
 }
 
 /// Samples of CTM's averaged network, which makes the outer jumps.

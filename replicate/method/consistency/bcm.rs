@@ -2,9 +2,7 @@
 //! noise levels, both downwards and upwards. It starts from random weights and learns from the data
 //! only.
 
-use super::{
-    Discrete, Jumps, Sampling, drawn, images, jump_dropping, over_gaps, pseudo_huber, shared, student,
-};
+use super::{Discrete, Jumps, Sampling, drawn, images, jump, over_gaps, pseudo_huber, shared, student};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::diffuse;
 use crate::method::noise::SIGMA_MIN;
@@ -44,14 +42,14 @@ pub const SPEC: Spec = Spec {
     sampler: |setup, weights| Jumps::load(setup, weights),
 };
 
-pub struct Bcm {
+struct Bcm {
     net: Net<Denoiser>,
     settings: Discrete,
     images: u64,
 }
 
 impl Bcm {
-    pub fn new(setup: &Setup, settings: Discrete) -> Result<Bcm> {
+    fn new(setup: &Setup, settings: Discrete) -> Result<Bcm> {
         Ok(Bcm {
             net: student(setup, SECOND, [settings.beta1, settings.beta2])?,
             settings,
@@ -86,9 +84,7 @@ impl Method for Bcm {
             let (x0, eps) = (images(b)?, b.normal("noise")?);
             let xt = diffuse(&x0, &t, &eps)?;
             let masks = b.dropout("dropout", p, &net.dropped())?;
-            let jump = |net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]| {
-                jump_dropping(net, x, t, u, masks.as_ref())
-            };
+            let jump = |net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]| jump(net, x, t, u, masks.as_ref());
             let target = jump(current, &diffuse(&x0, &below, &eps)?, &below, &bottom)?;
 
             let straight = jump(net, &xt, &t, &bottom)?;

@@ -4,7 +4,7 @@
 //! classifiers, is left out (row ctm), or the critic of the ratio-based rows is in its place
 //! (ablation ctm-gan).
 
-use super::{Jumps, Sampling, drawn, images, jump, jump_dropping, pseudo_huber, raw, shared, student};
+use super::{Jumps, Sampling, drawn, images, jump, pseudo_huber, raw, shared, student};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{diffuse, dsm};
 use crate::method::noise::{Levels, seventh_root};
@@ -171,7 +171,7 @@ fn of_critic(overrides: &Overrides) -> Vec<Setting> {
 const SECOND: SecondTime = SecondTime::PerBlock;
 const SIZE: Size = Size::Other(|network| Count::with_second_time(network, SECOND));
 
-pub struct Ctm {
+struct Ctm {
     net: Net<Denoiser>,
     /// Average of the student that makes the outer jumps.
     target: Denoiser,
@@ -218,7 +218,7 @@ impl Ctm {
     ///
     /// # Errors
     /// If the row has no pre-trained weights, because then there is no teacher.
-    pub fn new(setup: &Setup, settings: CtmSettings) -> Result<Ctm> {
+    fn new(setup: &Setup, settings: CtmSettings) -> Result<Ctm> {
         let Some(weights) = setup.start.row else {
             bail!("CTM needs a teacher: it cannot start from random weights")
         };
@@ -277,8 +277,8 @@ impl Ctm {
     /// Jumps from `x` at levels `t` to s, and from there to 0.002 with the average, through which a
     /// gradient passes to its input.
     fn estimate(&self, net: &Denoiser, x: &Tensor, t: &[f32], path: &Path) -> Result<Tensor> {
-        let landed = jump_dropping(net, x, t, &path.s, path.masks.as_ref())?;
-        jump(&self.target, &landed, &path.s, &self.bottom(path))
+        let landed = jump(net, x, t, &path.s, path.masks.as_ref())?;
+        jump(&self.target, &landed, &path.s, &self.bottom(path), None)
     }
 
     /// Computes L_CTM of jumps along `h` steps of the teacher.
@@ -306,7 +306,7 @@ impl Ctm {
     fn deceiving(&self, critic: &Critic, net: &Denoiser, b: &Batch, h: usize) -> Result<Tensor> {
         let path = self.path(b, h)?;
         let estimate = self.estimate(net, &path.xt, &path.t, &path)?;
-        critic.forward(&estimate, &self.bottom(&path), None)?.mean_all()?.neg()
+        critic.forward(&estimate, &self.bottom(&path))?.mean_all()?.neg()
     }
 
     /// Takes one step of the teacher's solver from levels `t` to `u`, with its corrector.
@@ -314,7 +314,7 @@ impl Ctm {
         let slope = |x: &Tensor, t: &[f32]| {
             let over: Vec<f32> = t.iter().map(|t| 1.0 / t).collect();
             let minus: Vec<f32> = over.iter().map(|o| -o).collect();
-            mix(x, &over, &self.teacher.forward(x, t, None)?, &minus)
+            mix(x, &over, &self.teacher.forward(x, t)?, &minus)
         };
         let gap: Vec<f32> = t.iter().zip(u).map(|(t, u)| u - t).collect();
         let half: Vec<f32> = gap.iter().map(|gap| 0.5 * gap).collect();

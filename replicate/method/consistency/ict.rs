@@ -38,7 +38,12 @@ pub const SPEC: Spec = Spec {
     sampler: |setup, weights| {
         let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
         let steps = setup.own::<Sampling>().steps;
-        Ok(Box::new(Consistent { denoiser, function: consistent, bottom: SIGMA_MIN, steps }))
+        Ok(Box::new(Consistent {
+            denoiser,
+            function: |net, x, t| consistent(net, x, t, None),
+            bottom: SIGMA_MIN,
+            steps,
+        }))
     },
 };
 
@@ -46,13 +51,9 @@ pub const SPEC: Spec = Spec {
 pub const PUBLISHED: &[&str] =
     &["batch=1024", "images=409600000", "ema_half_life=10139000", "discrete_dropout=0.3"];
 
-/// Computes f(x, t) = c_skip x + c_out F(x, t), which is x at t = 0.002.
-pub fn consistent(net: &Denoiser, x: &Tensor, t: &[f32]) -> Result<Tensor> {
-    dropping(net, x, t, None)
-}
-
-/// Computes [`consistent`] with dropout.
-pub fn dropping(net: &Denoiser, x: &Tensor, t: &[f32], masks: Option<&Masks>) -> Result<Tensor> {
+/// Computes f(x, t) = c_skip x + c_out F(x, t), which is x at t = 0.002, with dropout if there are
+/// masks.
+pub fn consistent(net: &Denoiser, x: &Tensor, t: &[f32], masks: Option<&Masks>) -> Result<Tensor> {
     let d2 = SIGMA_DATA * SIGMA_DATA;
     let above = |t: &f32| t - SIGMA_MIN as f32;
     let skip: Vec<f32> = t.iter().map(|t| d2 / (above(t) * above(t) + d2)).collect();
@@ -60,14 +61,14 @@ pub fn dropping(net: &Denoiser, x: &Tensor, t: &[f32], masks: Option<&Masks>) ->
     mix(x, &skip, &raw(net, x, t, None, masks)?, &out)
 }
 
-pub struct Ict {
+struct Ict {
     net: Net<Denoiser>,
     settings: Discrete,
     images: u64,
 }
 
 impl Ict {
-    pub fn new(setup: &Setup, settings: Discrete) -> Result<Ict> {
+    fn new(setup: &Setup, settings: Discrete) -> Result<Ict> {
         Ok(Ict {
             net: student(setup, SecondTime::None, [settings.beta1, settings.beta2])?,
             settings,
@@ -91,8 +92,8 @@ impl Method for Ict {
             let [below, t] = ladder.ends(&gaps);
             let (x0, eps) = (images(b)?, b.normal("noise")?);
             let masks = b.dropout("dropout", p, &net.dropped())?;
-            let target = dropping(current, &diffuse(&x0, &below, &eps)?, &below, masks.as_ref())?;
-            let found = dropping(net, &diffuse(&x0, &t, &eps)?, &t, masks.as_ref())?;
+            let target = consistent(current, &diffuse(&x0, &below, &eps)?, &below, masks.as_ref())?;
+            let found = consistent(net, &diffuse(&x0, &t, &eps)?, &t, masks.as_ref())?;
             Ok(vec![over_gaps(&pseudo_huber(&found, &target)?, &t, &below)?])
         })?;
         self.net.update(batch, gradients, self.settings.lr)?;

@@ -63,6 +63,7 @@ impl Discrete {
         self.ladder(self.levels(batch.step, images.div_ceil(batch.size as u64)))
     }
 
+    /// Returns the discretisation with `levels` levels.
     pub fn ladder(&self, levels: usize) -> Ladder {
         let sigma: Vec<f64> = polynomial(levels).into_iter().rev().collect();
         let place = |sigma: &f64| libm::erf((libm::log(*sigma) - self.p_mean) / (2f64.sqrt() * self.p_std));
@@ -123,20 +124,9 @@ pub fn over_gaps(x: &Tensor, t: &[f32], u: &[f32]) -> Result<Tensor> {
 }
 
 /// Computes J(x, t, u), the jump from level t to level u: one Euler step of EDM's denoiser, whose
-/// network has u as a second conditioning. J(x, t, t) = x.
-pub fn jump(net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]) -> Result<Tensor> {
-    jump_dropping(net, x, t, u, None)
-}
-
-/// Computes [`jump`] with dropout. Images that stay where they are, with t = u, are not shown to the
-/// network.
-pub fn jump_dropping(
-    net: &Denoiser,
-    x: &Tensor,
-    t: &[f32],
-    u: &[f32],
-    masks: Option<&Masks>,
-) -> Result<Tensor> {
+/// network has u as a second conditioning, with dropout if there are masks. J(x, t, t) = x: images
+/// that stay where they are, with t = u, are not shown to the network.
+pub fn jump(net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32], masks: Option<&Masks>) -> Result<Tensor> {
     let moving: Vec<usize> = (0..t.len()).filter(|i| t[*i] != u[*i]).collect();
     if moving.len() == t.len() {
         return moved(net, x, t, u, masks);
@@ -256,5 +246,5 @@ impl Sampler for Jumps {
 pub fn jumps(net: &Denoiser, z: &Tensor, steps: usize) -> Result<Tensor> {
     let (levels, n) = (polynomial(steps + 1), z.dim(0)?);
     let at = |level: f64| vec![level as f32; n];
-    levels.windows(2).try_fold((z * levels[0])?, |x, pair| jump(net, &x, &at(pair[0]), &at(pair[1])))
+    levels.windows(2).try_fold((z * levels[0])?, |x, pair| jump(net, &x, &at(pair[0]), &at(pair[1]), None))
 }

@@ -41,8 +41,8 @@ pub const SPEC: Spec = Spec {
     settings: &[SctSettings::listed, shared, Sampling::listed],
     sampler: |setup, weights| {
         let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
-        let (steps, function) = (setup.own::<Sampling>().steps, denoised as fn(&_, &_, &_) -> _);
-        Ok(Box::new(Consistent { denoiser, function, bottom: 0.0, steps }))
+        let steps = setup.own::<Sampling>().steps;
+        Ok(Box::new(Consistent { denoiser, function: Denoiser::forward, bottom: 0.0, steps }))
     },
 };
 
@@ -72,11 +72,6 @@ settings! {
 /// Batch 128, 400,000 iterations and dropout, with which the authors trained EDM's network. Their
 /// own network has a batch of 512.
 pub const PUBLISHED: &[&str] = &["batch=128", "images=51200000", "sct_dropout=0.2"];
-
-/// Computes EDM's D(x; t) itself.
-fn denoised(net: &Denoiser, x: &Tensor, t: &[f32]) -> Result<Tensor> {
-    net.forward(x, t, None)
-}
 
 /// Constant c, added to the root mean square of an image's tangent in the denominator.
 const NORM: f64 = 0.1;
@@ -181,7 +176,7 @@ impl Student {
     }
 }
 
-pub struct Sct {
+struct Sct {
     net: Net<Student>,
     settings: SctSettings,
     levels: Levels,
@@ -192,7 +187,7 @@ impl Sct {
     ///
     /// # Errors
     /// If there are no weights. Random ones would be another method.
-    pub fn new(setup: &Setup, settings: SctSettings) -> Result<Sct> {
+    fn new(setup: &Setup, settings: SctSettings) -> Result<Sct> {
         let Some(given) = setup.start.generator else {
             bail!("sCT starts from a teacher's weights, not from random ones")
         };

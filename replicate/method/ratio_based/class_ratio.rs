@@ -14,7 +14,7 @@ use crate::train::net::{Learned, Net};
 use candle_core::{Device, Result, Tensor, Var};
 
 /// Class-ratio estimation in training: generator and critic.
-pub struct ClassRatio {
+struct ClassRatio {
     generator: Generator,
     critic: Net<Critic>,
     divergence: Divergence,
@@ -23,7 +23,7 @@ pub struct ClassRatio {
 
 impl ClassRatio {
     /// Line 2: the critic's encoder starts like the generator, unless set otherwise. Its head is drawn.
-    pub fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
+    fn new(setup: &Setup, divergence: Divergence) -> Result<ClassRatio> {
         let (generator, critic) = (Generator::new(setup)?, one_step::critic(setup)?);
         Ok(ClassRatio { generator, critic, divergence, settings: setup.settings.clone() })
     }
@@ -58,7 +58,7 @@ impl Method for ClassRatio {
         let generator = self.generator.descend(batch, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
-            generator_loss(divergence, &critic_net.forward(&xt, &sigma, None)?, &weight.of(&sigma))
+            generator_loss(divergence, &critic_net.forward(&xt, &sigma)?, &weight.of(&sigma))
         })?;
 
         let [loss, c_real, c_fake] = critic.try_into().expect("three values");

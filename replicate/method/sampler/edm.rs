@@ -22,7 +22,7 @@ impl HeunSettings {
 }
 
 /// Returns the noise levels of EDM's solver, from 80 down to 0.002, then 0.
-pub fn heun_levels(steps: usize) -> Vec<f64> {
+fn heun_levels(steps: usize) -> Vec<f64> {
     [polynomial(steps), vec![0.0]].concat()
 }
 

@@ -30,6 +30,6 @@ fn slope(denoise: Denoise, x: &Tensor, sigma: f64) -> Result<Tensor> {
 pub fn in_float64(denoiser: &Denoiser) -> impl Fn(&Tensor, f64) -> Result<Tensor> {
     |x, sigma| {
         let levels = vec![sigma as f32; x.dim(0)?];
-        denoiser.forward(&x.to_dtype(DType::F32)?, &levels, None)?.to_dtype(DType::F64)
+        denoiser.forward(&x.to_dtype(DType::F32)?, &levels)?.to_dtype(DType::F64)
     }
 }

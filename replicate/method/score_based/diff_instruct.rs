@@ -42,7 +42,7 @@ pub const SPEC: Spec = Spec {
     sampler: one_step::sampler,
 };
 
-pub struct DiffInstruct {
+struct DiffInstruct {
     generator: Generator,
     fake: Net<Denoiser>,
     teacher: Denoiser,
@@ -54,7 +54,7 @@ impl DiffInstruct {
     ///
     /// # Errors
     /// If the row has no weights, because then there is no teacher.
-    pub fn new(setup: &Setup) -> Result<DiffInstruct> {
+    fn new(setup: &Setup) -> Result<DiffInstruct> {
         let Some(weights) = setup.start.row else {
             bail!("VSD needs a teacher: it cannot start from random weights")
         };
@@ -82,7 +82,7 @@ impl Method for DiffInstruct {
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
             let xt = diffuse(&x0, &sigma, &b.normal("critic.noise_fake")?)?;
             let masks = b.dropout("critic.dropout_fake", s.dropout, &fake.dropped())?;
-            let denoised = fake.dropping(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
+            let denoised = fake.forward_train(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
             Ok(vec![dsm(&denoised, &x0, &sigma)?])
         })?;
 
@@ -92,7 +92,7 @@ impl Method for DiffInstruct {
             let sigma = generator_levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
             let at = xt.detach();
-            let (q, p) = (fake_net.forward(&at, &sigma, None)?, teacher.forward(&at, &sigma, None)?);
+            let (q, p) = (fake_net.forward(&at, &sigma)?, teacher.forward(&at, &sigma)?);
             vsd(&xt, &q, &p, &sigma, &weight.of(&sigma))
         })?;
 

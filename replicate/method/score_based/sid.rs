@@ -189,7 +189,7 @@ fn pixels(x0: &Tensor) -> f64 {
     (x0.elem_count() / x0.dims()[0]) as f64
 }
 
-pub struct Sid {
+struct Sid {
     generator: Generator,
     fake: Net<Denoiser>,
     teacher: Denoiser,
@@ -207,7 +207,7 @@ impl Sid {
     ///
     /// # Errors
     /// If the row has no weights, because then there is no teacher.
-    pub fn new(setup: &Setup) -> Result<Sid> {
+    fn new(setup: &Setup) -> Result<Sid> {
         let Some(weights) = setup.start.row else {
             bail!("SiD needs a teacher: it cannot start from random weights")
         };
@@ -227,7 +227,7 @@ impl Sid {
 
     /// # Errors
     /// As [`Sid::new`].
-    pub fn adversarial(setup: &Setup) -> Result<Sid> {
+    fn adversarial(setup: &Setup) -> Result<Sid> {
         let s = SidaSettings::of(&Overrides { images: setup.images, ..setup.overrides.clone() });
         let sid = Sid::new(setup)?;
         Ok(Sid {
@@ -259,7 +259,7 @@ impl Method for Sid {
             let xt = diffuse(&x0, &sigma, &noise)?;
             let masks = b.dropout("critic.dropout_fake", p, &fake.dropped())?;
             let Some(s) = adversary else {
-                let denoised = fake.dropping(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
+                let denoised = fake.forward_train(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
                 return Ok(vec![fake_score(&denoised, &x0, &sigma)?]);
             };
             let (denoised, l_fake) = fake.with_features(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
@@ -282,9 +282,9 @@ impl Method for Sid {
         let generator = self.generator.follow(batch, moves, |x0, b| {
             let sigma = generator_levels.draw(b, "generator.sigma")?;
             let xt = diffuse(x0, &sigma, &b.normal("generator.noise")?)?;
-            let t = teacher.forward(&xt, &sigma, None)?;
+            let t = teacher.forward(&xt, &sigma)?;
             let Some(s) = adversary else {
-                let q = fake.forward(&xt, &sigma, None)?;
+                let q = fake.forward(&xt, &sigma)?;
                 return Ok(vec![sid_loss(x0, &t, &q, settings.alpha)?.mean_all()?]);
             };
             let (q, logits) = fake.with_features(&xt, &sigma, None, None)?;

@@ -30,13 +30,13 @@ impl Critic {
         Ok(Critic { parameters: b.parameters(), encoder, norm, head })
     }
 
-    /// Computes logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B); `augment` as for
-    /// [`Denoiser::forward`].
-    pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
-        self.dropping(x, sigma, augment, None)
+    /// Computes logits (B) of `x` (B, C, H, W) at noise levels `sigma` (B).
+    pub fn forward(&self, x: &Tensor, sigma: &[f32]) -> Result<Tensor> {
+        self.forward_train(x, sigma, None, None)
     }
 
-    fn dropping(
+    /// Computes logits as in training; see [`Denoiser::forward_train`](super::Denoiser::forward_train).
+    pub fn forward_train(
         &self,
         x: &Tensor,
         sigma: &[f32],
@@ -79,7 +79,7 @@ impl Critic {
         let images = Tensor::cat(&[real, fake], 0)?;
         let masks = masks.map(|(real, fake)| Masks::cat(&real, &fake)).transpose()?;
         let sigma = [sigma, sigma].concat();
-        let logits = self.dropping(&images, &sigma, labels.as_deref(), masks.as_ref())?;
+        let logits = self.forward_train(&images, &sigma, labels.as_deref(), masks.as_ref())?;
         Ok([logits.narrow(0, 0, n)?, logits.narrow(0, n, n)?])
     }
 }

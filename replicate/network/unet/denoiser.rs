@@ -5,7 +5,7 @@ use super::told::depending;
 use super::{Blocks, Conditioning, Config, Decoder, Dropping, Encoder, Masks, SecondTime, inputs, kept, run};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::precondition::Precondition;
-use crate::network::{self, Builder, Ops, Walk, activations, mix, scale_images};
+use crate::network::{self, Builder, Ops, Walk, activations, mix};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
@@ -45,17 +45,17 @@ impl Denoiser {
         Params::build(device, &source, build)?.0.frozen(build)
     }
 
-    /// Denoises `x` (B, C, H, W) at noise levels `sigma` (B). `augment` (B, labels) is given only
-    /// if the images were augmented.
+    /// Denoises `x` (B, C, H, W) at noise levels `sigma` (B).
     ///
     /// # Errors
     /// If the network has a second time, which only [`Denoiser::raw`] takes.
-    pub fn forward(&self, x: &Tensor, sigma: &[f32], augment: Option<&[f32]>) -> Result<Tensor> {
-        self.dropping(x, sigma, augment, None)
+    pub fn forward(&self, x: &Tensor, sigma: &[f32]) -> Result<Tensor> {
+        self.forward_train(x, sigma, None, None)
     }
 
-    /// Computes [`Denoiser::forward`] with dropout.
-    pub fn dropping(
+    /// Denoises as in training: with augmentation labels (B, labels) if the images were augmented,
+    /// and dropout if there are masks. Errors are as in [`Denoiser::forward`].
+    pub fn forward_train(
         &self,
         x: &Tensor,
         sigma: &[f32],
@@ -102,7 +102,7 @@ impl Denoiser {
         run(encoder, &x, &told, masks, &Encoded(self))?.remove(0).mean(1)
     }
 
-    /// Computes [`Denoiser::dropping`] and [`Denoiser::features`] in one pass.
+    /// Computes [`Denoiser::forward_train`] and [`Denoiser::features`] in one pass.
     pub fn with_features(
         &self,
         x: &Tensor,
@@ -152,26 +152,6 @@ impl Denoiser {
         let (maps, network) = (activations(x.device()), Dropping::new(self, told.masks));
         let (mut f, mut df) = network::along(&self.parameters, &inputs, &tangents, maps, &network)?;
         Ok([f.remove(0), df.remove(0)])
-    }
-
-    /// Computes D(x; sigma) as [`Denoiser::forward`], and its derivative along `dx` and the tangent
-    /// `dsigma` (B) of the noise levels; the tangent of c_noise is dsigma / (4 sigma).
-    pub fn along(
-        &self,
-        [x, dx]: [&Tensor; 2],
-        sigma: &[f32],
-        dsigma: &[f32],
-        augment: Option<&[f32]>,
-    ) -> Result<[Tensor; 2]> {
-        let (c, slopes) = (Precondition::at(sigma), Precondition::slopes(sigma));
-        let along = |slopes: &[f32]| -> Vec<f32> { slopes.iter().zip(dsigma).map(|(s, d)| s * d).collect() };
-        let told = Conditioning { noise: &c.noise, augment, ..Conditioning::default() };
-        let dinput = mix(dx, &c.input, x, &along(&slopes.input))?;
-        let inputs = [&scale_images(x, &c.input)?, &dinput];
-        let [f, df] = self.raw_along(inputs, &told, &along(&slopes.noise))?;
-        let through = mix(dx, &c.skip, &df, &c.out)?;
-        let beside = mix(x, &along(&slopes.skip), &f, &along(&slopes.out))?;
-        Ok([mix(x, &c.skip, &f, &c.out)?, (through + beside)?])
     }
 }
 

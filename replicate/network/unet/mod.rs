@@ -19,7 +19,6 @@ use crate::network::params::Arrays;
 use crate::network::precondition::Precondition;
 use crate::network::{self, Builder, Norm, Ops, Plus, Walk, activations, scale_images};
 use crate::settings::{FIXED, Scale, Settings, settings};
-use crate::store::Array;
 use candle_core::{Result, Tensor, bail};
 
 /// Conditioning of a network on a second noise level, the one to jump to. It belongs to a
@@ -51,27 +50,6 @@ impl SecondTime {
             SecondTime::PerBlock => &["map_layer0_s.", "map_layer1_s.", "affine_s."],
         }
     }
-}
-
-/// Turns the `weights` of a network with one time into those of an aligned network that computes
-/// the same function: the second embedding is a copy of the first, and `map_align` ignores it.
-///
-/// # Errors
-/// If `weights` are not those of a U-Net.
-pub fn aligned(mut weights: Arrays) -> Result<Arrays> {
-    let mut width = 0;
-    for layer in ["map_layer0", "map_layer1"] {
-        for kind in ["weight", "bias"] {
-            let name = format!("model.{layer}.{kind}");
-            let Some(array) = weights.get(&name).cloned() else { bail!("the parameter {name} is missing") };
-            width = array.shape[0];
-            weights.insert(format!("model.{layer}_u.{kind}"), array);
-        }
-    }
-    let identity = (0..2 * width * width).map(|i| f32::from(i / (2 * width) == i % (2 * width))).collect();
-    let array = Array { shape: vec![width, 2 * width], data: identity };
-    weights.insert("model.map_align.weight".into(), array);
-    Ok(weights)
 }
 
 settings! {

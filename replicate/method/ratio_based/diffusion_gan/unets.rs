@@ -103,7 +103,7 @@ impl Players for UNets {
     }
 
     fn logits(&self, critic: &Critic, seen: &Seen) -> Result<Tensor> {
-        critic.forward(&UNets::unshrunk(&seen.x, seen)?, &UNets::sigma(seen), None)
+        critic.forward(&UNets::unshrunk(&seen.x, seen)?, &UNets::sigma(seen))
     }
 
     fn along(&self, critic: &Critic, seen: &Seen, dx: &Tensor) -> Result<Tensor> {
