@@ -24,6 +24,7 @@
 mod authors;
 mod binary;
 mod edm_zip;
+mod headers;
 mod pages;
 mod parquet;
 mod place;

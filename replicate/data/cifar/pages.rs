@@ -1,7 +1,6 @@
 //! Unpacks the pages of a parquet column, with a bound for each page and for the column. The parquet
 //! crate would allocate as much memory as a page claims to need.
 
-use std::fs::File;
 use std::io::{self, Read};
 
 use parquet::basic::{Compression, Encoding};
@@ -9,11 +8,13 @@ use parquet::column::page::{Page, PageMetadata, PageReader};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::serialized_reader::SerializedPageReader;
 
+use super::headers::Checked;
+
 /// Most bytes of an unpacked page; usual writers end a page at 1 MB.
 const MOST: u64 = 1 << 26;
 
 pub(super) struct Pages {
-    packed: SerializedPageReader<File>,
+    packed: SerializedPageReader<Checked>,
     codec: Compression,
     /// True if there are repetition levels, and if there are definition levels.
     levels: [bool; 2],
@@ -25,7 +26,7 @@ impl Pages {
     /// Makes the reader. `packed` returns the pages as they are in the file, packed with `codec`. At
     /// most `most` bytes are unpacked in total.
     pub fn new(
-        packed: SerializedPageReader<File>,
+        packed: SerializedPageReader<Checked>,
         codec: Compression,
         levels: [bool; 2],
         most: u64,

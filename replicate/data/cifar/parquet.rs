@@ -11,9 +11,11 @@ use parquet::column::page::PageReader;
 use parquet::column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader};
 use parquet::data_type::{ByteArrayType, DataType, Int32Type, Int64Type};
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::reader::ChunkReader;
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescPtr;
 
+use super::headers::{self, Checked};
 use super::pages::Pages;
 use super::{Fault, Gathered, Set, listed, png, shown};
 
@@ -79,6 +81,9 @@ fn metadata(file: &Arc<File>) -> Result<ParquetMetaData, Fault> {
     if described > MOST_METADATA.min(length) {
         return Err(damaged(&format!("a description of {described} bytes")));
     }
+    let start = length.checked_sub(described).ok_or_else(|| damaged("a description longer than the file"))?;
+    let described_at = file.get_read(start).map_err(|error| broken(&error))?;
+    headers::check(described_at, described).map_err(|error| Fault::damage("a whole parquet file", &error))?;
     ParquetMetaDataReader::new().parse_and_finish(&**file).map_err(|error| broken(&error))
 }
 
@@ -105,7 +110,8 @@ impl<T: DataType> Column<T> {
         // As "uncompressed", the crate returns the pages as they are in the file. Otherwise it would
         // allocate as much memory as a page claims.
         let packed = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build();
-        let packed = packed.and_then(|chunk| SerializedPageReader::new(file.clone(), &chunk, rows, None));
+        let packed = packed
+            .and_then(|chunk| SerializedPageReader::new(Arc::new(Checked(file.clone())), &chunk, rows, None));
         let most = rows as u64 * (png::MOST_BYTES as u64 + REST_OF_A_ROW) + REST;
         let descr = chunk.column_descr_ptr();
         let levels = [descr.max_rep_level() > 0, descr.max_def_level() > 0];
