@@ -68,7 +68,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Returns the first training image of each of the first `n` target classes; `None` if the
+    /// Returns a training image of each of the first `n` target classes; `None` if the
     /// images are missing files.
     pub fn examples(&mut self, n: usize) -> Result<Option<Images>> {
         if self.find_images_digest(Data::Target)?.is_none() {
@@ -76,8 +76,12 @@ impl Runner<'_> {
         }
         self.images(Data::Target)?;
         let images = &self.images[&Data::Target].0;
-        let first = |class| images.labels.iter().position(|label| *label == class);
-        Ok(Some(images.chosen(&(0..n as u32).filter_map(first).collect::<Vec<_>>())))
+        // The images of a class may be in the order of their pixels: the first are the darkest.
+        let middle = |class| {
+            let of_class = || (0..images.labels.len()).filter(move |i| images.labels[*i] == class);
+            of_class().nth(of_class().count() / 2)
+        };
+        Ok(Some(images.chosen(&(0..n as u32).filter_map(middle).collect::<Vec<_>>())))
     }
 
     /// Takes the images of `data` out of the cache; the caller returns them.

@@ -1,7 +1,7 @@
 //! Compares one-step generators as maps from latents to images.
 
 use super::artifact::{Artifact, Outputs};
-use super::outcome::{Outcome, values_text};
+use super::outcome::{Outcome, read_values, values_text};
 use super::weights::read_weights;
 use super::{Runner, SCORES, keys};
 use crate::error::Result;
@@ -23,14 +23,14 @@ impl Runner<'_> {
     pub fn mapping(&mut self, row: &Row, seed: u64) -> Result<Option<Vec<Score>>> {
         let Some((ours, theirs, artifact)) = self.compared(row, seed)? else { return Ok(None) };
         let made = self.make(artifact, |runner, lock| runner.compare(lock, &ours, &theirs))?;
-        Ok(Some(self.scores(&Outcome { scores: made, weights: None, ..ours })?))
+        Ok(Some(self.named(&ours, made.entry.key(), read_values(&made)?)))
     }
 
     /// As [`Runner::mapping`], but `None` if it is not in the store.
     pub fn stored_mapping(&mut self, row: &Row, seed: u64) -> Result<Option<Vec<Score>>> {
         let Some((ours, _, artifact)) = self.compared(row, seed)? else { return Ok(None) };
         let Some(made) = self.find(&artifact)? else { return Ok(None) };
-        Ok(Some(self.scores(&Outcome { scores: made, weights: None, ..ours })?))
+        Ok(Some(self.named(&ours, made.entry.key(), read_values(&made)?)))
     }
 
     fn compared(&mut self, row: &Row, seed: u64) -> Result<Option<(Outcome, Outcome, Artifact)>> {

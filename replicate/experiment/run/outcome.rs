@@ -7,7 +7,7 @@ use crate::experiment::{Row, Scale};
 use crate::judge::golden::{ALONG, Score, TIME};
 use crate::measure::evaluate::{METRICS, TARGETS};
 use crate::measure::metrics::modes::collapse;
-use crate::store::{Content, Entry, Lock};
+use crate::store::{Content, Entry, Key, Lock};
 use crate::train::{METRICS_FILE, Trained};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,6 +56,11 @@ impl Runner<'_> {
             values.extend(seconds_per_step(&weights.entry).map(|seconds| (TIME.to_string(), seconds)));
             values.extend(summary(&moments(weights)?));
         }
+        Ok(self.named(outcome, outcome.scores.entry.key(), values))
+    }
+
+    /// Returns `values` as scores of a row, from the manifest of the entry `manifest`.
+    pub(super) fn named(&self, outcome: &Outcome, manifest: &Key, values: Vec<(String, f64)>) -> Vec<Score> {
         let mut class = outcome.scores.manifest.determinism.clone();
         // The class names the images: different copies of the data set give different numbers.
         if self.recipe.scale == Scale::Tiny
@@ -74,9 +79,9 @@ impl Runner<'_> {
             metric,
             value,
             class: class.clone(),
-            manifest: outcome.scores.entry.key().to_string(),
+            manifest: manifest.to_string(),
         };
-        Ok(values.into_iter().map(score).collect())
+        values.into_iter().map(score).collect()
     }
 }
 
@@ -110,7 +115,7 @@ pub(super) fn values_text(values: impl Iterator<Item = (&'static str, f64)>) -> 
     std::iter::once("metric,value\n".to_string()).chain(lines).collect()
 }
 
-fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
+pub(super) fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
     let wrong = |found: &str| Error::Malformed {
         path: made.entry.path(SCORES),
         expected: "lines NAME,VALUE".into(),
