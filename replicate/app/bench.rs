@@ -18,7 +18,6 @@ use crate::method::sampler::edm;
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::network;
 use crate::network::device::peak_bytes;
-use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Conditioning, Config, Denoiser};
 use crate::rng::Stream;
@@ -184,7 +183,7 @@ fn denoiser(case: Case, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     timed(repeats, device, |_| {
         match case {
             Case::Backward => {
-                elsewhere::gradients(&trained.forward(&x, &sigma)?.sqr()?.mean_all()?).map(drop)?
+                network::gradients(&trained.forward(&x, &sigma)?.sqr()?.mean_all()?).map(drop)?
             }
             Case::Along => frozen.raw_along([&x, &x], &told, &[0.25; 4]).map(drop)?,
             _ => frozen.forward(&x, &sigma).map(drop)?,

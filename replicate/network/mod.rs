@@ -23,11 +23,12 @@ pub use mix::{mix, scale_images};
 pub use normals::{normals, normals_from};
 pub use resample::Resample;
 
-/// Backend of all devices except the CPU.
 #[cfg(feature = "cudnn")]
-pub(crate) use gpu::tape as elsewhere;
+use gpu::tape as on_gpu;
 #[cfg(not(feature = "cudnn"))]
-pub(crate) use reference as elsewhere;
+use reference as on_gpu;
+
+pub use on_gpu::gradients;
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
@@ -148,7 +149,7 @@ pub fn forward(
     if inputs[0].device().is_cpu() {
         cpu::tape::apply(parameters, inputs, |ops, inputs| network.walk(ops, inputs))
     } else {
-        elsewhere::apply(parameters, inputs, maps, |ops, inputs| network.walk(ops, inputs))
+        on_gpu::apply(parameters, inputs, maps, |ops, inputs| network.walk(ops, inputs))
     }
 }
 
@@ -172,7 +173,7 @@ pub fn along(
     let mut outputs = if inputs[0].device().is_cpu() {
         cpu::tape::apply(parameters, &all, |ops, maps| dual::walk(ops, maps, network))
     } else {
-        elsewhere::apply(parameters, &all, maps, |ops, maps| dual::walk(ops, maps, network))
+        on_gpu::apply(parameters, &all, maps, |ops, maps| dual::walk(ops, maps, network))
     }?;
     let tangents = outputs.split_off(outputs.len() / 2);
     Ok((outputs, tangents))

@@ -1,7 +1,7 @@
 //! A network in training, and the code that all methods share: gradient accumulation, optimiser
 //! step, moving average, saving and restoring.
 
-use crate::network::elsewhere;
+use crate::network::gradients;
 use crate::network::params::{Arrays, Params, Source};
 use crate::train::adam::{Adam, AdamConfig, Ema};
 use crate::train::batch::Batch;
@@ -118,7 +118,7 @@ impl<M> Net<M> {
             let values = loss(&self.model, &part)?;
             let values: Vec<Tensor> =
                 values.into_iter().map(|v| shared(v, part.share())).collect::<Result<_>>()?;
-            sum = Some(self.learned.params.add_gradients(sum, elsewhere::gradients(&values[0])?)?);
+            sum = Some(self.learned.params.add_gradients(sum, gradients(&values[0])?)?);
             let values = values.iter().map(Tensor::detach);
             totals = match totals.is_empty() {
                 true => values.collect(),

@@ -5,7 +5,6 @@ use super::fixture::relative_error;
 use super::{Check, Tolerance};
 use crate::error::Result;
 use crate::network;
-use crate::network::elsewhere;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::reference;
 use crate::network::{Norm, Ops, Param, Plus, Walk};
@@ -169,7 +168,7 @@ fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool)
     };
     let y = y.remove(0);
     let weights = Tensor::from_vec(normals("weights", y.dims()), y.shape(), device)?;
-    let gradients = elsewhere::gradients(&(&y * weights)?.sum_all()?)?;
+    let gradients = network::gradients(&(&y * weights)?.sum_all()?)?;
     let mut all = vec![y.flatten_all()?.to_vec1()?];
     for input in &inputs {
         let gradient = gradients.get(input).map(|gradient| gradient.flatten_all()?.to_vec1());
@@ -238,7 +237,7 @@ pub fn updates(device: &Device) -> Result<Vec<Check>> {
             let slope = Tensor::from_slice(&slopes[at..at + n], var.shape(), device)?;
             (loss, at) = ((loss + (var.as_tensor() * slope)?.sum_all()?)?, at + n);
         }
-        adam.update(&params, &elsewhere::gradients(&loss)?, LR)?;
+        adam.update(&params, &network::gradients(&loss)?, LR)?;
         let images = 1000 * step;
         ema.update(&params, images, BATCH)?;
 

@@ -16,7 +16,7 @@ use crate::method::equations::{class_ratio, softplus};
 use crate::method::one_step::OneStep;
 use crate::method::{Build, Spec, Trained};
 use crate::network::stylegan2::{Discriminator, Generator};
-use crate::network::{elsewhere, scale_images};
+use crate::network::{gradients, scale_images};
 use crate::rng::Draws;
 use crate::settings::{Choice, LARGEST_BATCH, MOST_IMAGES, Overrides, Setting, Settings, settings};
 use crate::train::Method;
@@ -329,7 +329,7 @@ pub fn r1<P: Players>(players: &P, critic: &P::Critic, frozen: &P::Critic, seen:
     let images = seen.x.dim(0)? as f64;
     let x = Var::from_tensor(&seen.x.detach())?;
     let logits = players.logits(frozen, &seen.with(x.as_tensor().clone()))?;
-    let Some(slope) = elsewhere::gradients(&logits.sum_all()?)?.remove(&x) else {
+    let Some(slope) = gradients(&logits.sum_all()?)?.remove(&x) else {
         candle_core::bail!("the logits do not depend on the images")
     };
     // Chain rule: from the diffused image to the image, and for the step along v back to the
