@@ -11,7 +11,9 @@ use replicate::app::selftest::steps::CASES;
 use replicate::experiment::{Recipe, Scale};
 use replicate::method::consistency::ctm;
 use replicate::method::consistency::sct::{self, Point};
-use replicate::method::consistency::{Discrete, drawn, ict, jump, jumps, over_gaps, pseudo_huber};
+use replicate::method::consistency::{
+    DiscreteSettings, categorical, ict, jump, jumps, over_gaps, pseudo_huber,
+};
 use replicate::method::equations::diffuse;
 use replicate::method::schedule::polynomial;
 use replicate::method::{PUBLISHED, all_rows};
@@ -28,8 +30,8 @@ fn fixture() -> Fixture {
     Fixture::open("consistency.npz")
 }
 
-fn paper() -> Discrete {
-    Discrete::at(Scale::Paper)
+fn paper() -> DiscreteSettings {
+    DiscreteSettings::at(Scale::Paper)
 }
 
 fn flat(t: &Tensor) -> Vec<f32> {
@@ -75,19 +77,19 @@ fn numbers_of_levels_are_ict_s() {
 fn levels_and_their_probabilities_are_ict_s() {
     let fixture = fixture();
     for n in [11, 21, 321, 1281] {
-        let ladder = paper().ladder(n);
-        for (found, name) in [(&ladder.sigma, "sigma"), (&ladder.p, "p")] {
+        let discretization = paper().discretization(n);
+        for (found, name) in [(&discretization.sigma, "sigma"), (&discretization.p, "p")] {
             for (found, expected) in found.iter().zip(fixture.f64(&format!("schedule/{name}_{n}"))) {
                 assert!((found / expected - 1.0).abs() < 1e-11, "{name} of {n}: {found} for {expected}");
             }
         }
-        assert_eq!((ladder.sigma.len(), ladder.p.len()), (n, n - 1));
-        assert!((ladder.p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
+        assert_eq!((discretization.sigma.len(), discretization.p.len()), (n, n - 1));
+        assert!((discretization.p.iter().sum::<f64>() - 1.0).abs() < 1e-12);
     }
     let p = [0.25, 0.0, 0.5, 0.25, 0.0];
     for (u, place) in [(0.0, 0), (0.2499, 0), (0.25, 2), (0.7499, 2), (0.75, 3), (0.999_999_9, 3)] {
-        assert_eq!(drawn(&p, u), place, "{u}");
-        assert_eq!(drawn(&p.map(|p| 3.0 * p), u), place, "only shares count: {u}");
+        assert_eq!(categorical(&p, u), place, "{u}");
+        assert_eq!(categorical(&p.map(|p| 3.0 * p), u), place, "only shares count: {u}");
     }
 }
 
@@ -152,7 +154,7 @@ fn only_images_that_move_are_shown_to_the_network() {
     let frozen = params.frozen(|vb| Denoiser::with_second_time(&tiny(), SecondTime::PerBlock, vb)).unwrap();
     let (x, t) = (image("x", 3.0), [2.5f32, 0.7, 0.002, 80.0]);
     let u = [0.5, 0.7, 0.002, 0.002];
-    let keep = net.dropped().into_iter().enumerate().map(|(i, (c, h, w))| {
+    let keep = net.dropout_shapes().into_iter().enumerate().map(|(i, (c, h, w))| {
         let values = unit(&format!("mask{i}"), B * c * h * w);
         Tensor::from_vec(values, (B, c, h, w), &Device::Cpu).unwrap()
     });
@@ -270,7 +272,7 @@ fn trigflow_s_denoiser_is_edm_s() {
     let (x0, eps, net) = (image("x", 0.8), image("eps", 3f32.sqrt()), network(SecondTime::None).1);
     let sigma = [0.02f32, 0.5, 2.5, 80.0];
     let point = Point::at(&x0, &(&eps * 0.5).unwrap(), &sigma).unwrap();
-    let f = net.raw(&point.input, &point.told(None)).unwrap();
+    let f = net.raw(&point.input, &point.conditioning(None)).unwrap();
     let by = |of: fn(f32) -> f32| {
         Tensor::new(&sigma.map(|sigma| of((2.0 * sigma).atan())), &Device::Cpu)
             .unwrap()
@@ -355,7 +357,7 @@ fn dropping_step(id: &str, second: SecondTime, setting: &str, p: f64) -> (Vec<f3
     restore(&mut *method, &first).unwrap();
     let case = CASES.iter().find(|case| case.row == id).unwrap();
     let mut given = case.given(0, &Device::Cpu, &unit).unwrap();
-    for (i, (c, h, w)) in net.dropped().into_iter().enumerate() {
+    for (i, (c, h, w)) in net.dropout_shapes().into_iter().enumerate() {
         let values: Vec<f32> =
             unit(&format!("mask{i}"), B * c * h * w).into_iter().map(|u| 3f32.sqrt() * u).collect();
         let mask = Tensor::from_vec(values, (B, c, h, w), &Device::Cpu).unwrap();
@@ -377,15 +379,15 @@ fn target_and_student_drop_the_same() {
     let settings = paper();
     let draws = |given: &Given, net: &Denoiser| {
         let b = given.batch(0, B);
-        let masks = b.dropout("dropout", P, &net.dropped()).unwrap().unwrap();
-        let ladder = settings.ladder(settings.levels(0, 10));
+        let masks = b.dropout("dropout", P, &net.dropout_shapes()).unwrap().unwrap();
+        let discretization = settings.discretization(settings.levels(0, 10));
         let level = b.each("level", |_| 0.0).unwrap();
-        (b.images("index").unwrap(), b.normal("noise").unwrap(), ladder, level, masks)
+        (b.images("index").unwrap(), b.normal("noise").unwrap(), discretization, level, masks)
     };
     let (found, net, given) = dropping_step("ict", SecondTime::None, "discrete_dropout", P);
-    let (x0, eps, ladder, level, masks) = draws(&given, &net);
-    let gaps: Vec<usize> = level.iter().map(|u| drawn(&ladder.p, *u)).collect();
-    let [below, t] = ladder.ends(&gaps);
+    let (x0, eps, discretization, level, masks) = draws(&given, &net);
+    let gaps: Vec<usize> = level.iter().map(|u| categorical(&discretization.p, *u)).collect();
+    let [below, t] = discretization.ends(&gaps);
     let noisy = |t: &[f32]| diffuse(&x0, t, &eps).unwrap();
     let loss = |target: Option<&Masks>| {
         let target = ict::consistent(&net, &noisy(&below), &below, target).unwrap();
@@ -396,11 +398,11 @@ fn target_and_student_drop_the_same() {
     assert_ne!(found[0], loss(None).to_scalar::<f32>().unwrap());
 
     let (found, net, given) = dropping_step("bcm", SecondTime::Aligned, "discrete_dropout", P);
-    let (x0, eps, ladder, level, masks) = draws(&given, &net);
-    let mut below_top = ladder.p.clone();
+    let (x0, eps, discretization, level, masks) = draws(&given, &net);
+    let mut below_top = discretization.p.clone();
     *below_top.last_mut().unwrap() = 0.0;
-    let gaps: Vec<usize> = level.iter().map(|u| drawn(&below_top, *u)).collect();
-    let [below, t] = ladder.ends(&gaps);
+    let gaps: Vec<usize> = level.iter().map(|u| categorical(&below_top, *u)).collect();
+    let [below, t] = discretization.ends(&gaps);
     let to_bottom = |t: &[f32]| {
         let x = diffuse(&x0, t, &eps).unwrap();
         jump(&net, &x, t, &[0.002; B], Some(&masks)).unwrap()
@@ -427,7 +429,7 @@ fn sct_drops_the_same_along_its_path() {
     let (found, _, given) = dropping_step("sct", SecondTime::None, "sct_dropout", P);
     let net = network(SecondTime::None).0.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap();
     let b = given.batch(0, B);
-    let masks = b.dropout("dropout", P, &net.dropped()).unwrap();
+    let masks = b.dropout("dropout", P, &net.dropout_shapes()).unwrap();
     let (z, sigma) = ((b.normal("noise").unwrap() * 0.5).unwrap(), b.each("sigma", |_| 0.0).unwrap());
     let point = Point::at(&b.images("index").unwrap(), &z, &sigma).unwrap();
     let loss = |masks: Option<&Masks>| {
@@ -549,6 +551,6 @@ fn one_gap_is_refused() {
         assert!(error.contains("from 2 to"), "{error}");
     }
     // Two gaps are enough for BCM, whose highest is never drawn.
-    let ladder = Discrete { first_gaps: 2, last_gaps: 2, ..paper() }.ladder(3);
-    assert_eq!(ladder.p.len(), 2);
+    let discretization = DiscreteSettings { first_gaps: 2, last_gaps: 2, ..paper() }.discretization(3);
+    assert_eq!(discretization.p.len(), 2);
 }

@@ -10,7 +10,7 @@ use replicate::store::{Array, Key, Lock, Store};
 use replicate::train::adam::AdamConfig;
 use replicate::train::augment::Augmentation;
 use replicate::train::batch::{Batch, Batches};
-use replicate::train::net::{Learned, Net};
+use replicate::train::net::{Net, TrainState};
 use replicate::train::watch::{Mode, Watch};
 use replicate::train::{Budget, Method, Snapshot, train};
 use std::path::Path;
@@ -42,14 +42,14 @@ impl Method for Counting {
         if self.fails_at == Some(batch.step) {
             return Err(candle_core::Error::Cuda(format!("DriverError({})", self.code).into()));
         }
-        let params = &self.net.learned.params;
+        let params = &self.net.state.params;
         let sum = 2.0 * params.arrays()?["sum"].data[0] + batch.step as f32;
         params.assign(&[("sum".into(), Array { shape: vec![1], data: vec![sum] })].into())?;
         Ok(vec![Tensor::new(sum, &Device::Cpu)?])
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("net", &mut self.net.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("net", &mut self.net.state)]
     }
 }
 

@@ -10,7 +10,7 @@ use replicate::app::selftest::steps::CASES;
 use replicate::experiment::run::WEIGHTS;
 use replicate::experiment::{Recipe, Row, all_rows};
 use replicate::method::equations::diffuse;
-use replicate::method::noise::seventh_root;
+use replicate::method::noise::karras_level;
 use replicate::method::one_step::one_step;
 use replicate::method::score_based::sid;
 use replicate::network::params::{Arrays, Params, Source};
@@ -48,8 +48,8 @@ fn log_normal(name: &str) -> Vec<f32> {
 }
 
 /// SiD's noise levels.
-fn seventh_roots(name: &str) -> Vec<f32> {
-    unit(name, B).into_iter().map(|u| seventh_root(0.8 * f64::from(u + 1.0) / 2.0) as f32).collect()
+fn karras_levels(name: &str) -> Vec<f32> {
+    unit(name, B).into_iter().map(|u| karras_level(0.8 * f64::from(u + 1.0) / 2.0) as f32).collect()
 }
 
 /// Every element by itself: the losses of a batch span decades.
@@ -75,7 +75,7 @@ fn logits(x: &Tensor) -> Result<Tensor> {
 
 fn check_generator(group: &str, teacher: impl Fn(&Tensor, &Tensor) -> Result<Tensor>) {
     let fixture = fixture();
-    let (sigma, noise) = (seventh_roots("loss.t"), normal("loss.noise"));
+    let (sigma, noise) = (karras_levels("loss.t"), normal("loss.noise"));
     // Each image's loss as the fixture scales it, and the gradient of their sum.
     let check = |name: &str, scale: f64, loss: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
         let name = format!("{group}/{name}");
@@ -195,7 +195,7 @@ fn each_loss_of_sida_has_its_gradients() {
     method.step(&case.given(0, &device, &unit).unwrap().batch(0, B)).unwrap();
     let (_, fake) = load(&strip(&state(&mut *method).unwrap(), "fake.weights."));
     let (_, teacher) = load(&weights);
-    let sigma = seventh_roots("step0.generator.t");
+    let sigma = karras_levels("step0.generator.t");
     let losses = || {
         let x0 = one_step(&generator, &normal("step0.generator.z"), 2.5).unwrap();
         let xt = diffuse(&x0, &sigma, &normal("step0.generator.noise")).unwrap();
@@ -252,10 +252,10 @@ fn a_generator_can_start_from_another_rows() {
     };
     let other = moved(&other);
     let row = row("sid2a");
-    assert_eq!(row.before().unwrap().id, "sid");
+    assert_eq!(row.first_stage_row().unwrap().id, "sid");
     let starts = [(row.start, start.clone())];
     let mut setup = recipe.setup(&device, &row, &starts, "start");
-    setup.start.generator = Some(&other);
+    setup.initial.generator = Some(&other);
     let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
     assert!(published(&mut *method).unwrap() == other, "its average");
     let state = state(&mut *method).unwrap();
@@ -293,7 +293,7 @@ fn the_fake_score_drops_in_its_own_step() {
         let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
         let mut given = CASES.iter().find(|case| case.row == id).unwrap().given(0, &device, &unit).unwrap();
         for part in ["critic.dropout_fake", "critic.dropout_real", "generator.dropout"] {
-            for (i, (c, h, w)) in fake.dropped().into_iter().enumerate() {
+            for (i, (c, h, w)) in fake.dropout_shapes().into_iter().enumerate() {
                 let name = format!("{part} {i}");
                 let values = unit(&name, B * c * h * w).into_iter().map(|u| 3f32.sqrt() * u).collect();
                 given.tensors.insert(name, Tensor::from_vec(values, (B, c, h, w), &device).unwrap());
@@ -311,7 +311,7 @@ fn the_fake_score_drops_in_its_own_step() {
             assert!((found / expected - 1.0).abs() < 1e-4, "{id}, {what}: {found} for {expected}");
             assert!((found / apart - 1.0).abs() > 1e-3, "{id}, {what}: as without dropout");
         };
-        let of_fake = b.dropout("critic.dropout_fake", p, &fake.dropped()).unwrap();
+        let of_fake = b.dropout("critic.dropout_fake", p, &fake.dropout_shapes()).unwrap();
         let score = |masks: Option<&Masks>| {
             let (denoised, logits) = fake.with_features(&diffused(&x0), &sigma, None, masks).unwrap();
             (sid::fake_score(&denoised, &x0, &sigma).unwrap(), logits)
@@ -319,7 +319,7 @@ fn the_fake_score_drops_in_its_own_step() {
         let ((loss, l_fake), (without, plain)) = (score(of_fake.as_ref()), score(None));
         close("fake score", found[0], loss, without);
         if id == "sida" {
-            let of_real = b.dropout("critic.dropout_real", p, fake.dropped_of_encoder()).unwrap();
+            let of_real = b.dropout("critic.dropout_real", p, fake.encoder_dropout_shapes()).unwrap();
             let real = diffused(&image("step0.real", 0.8));
             let told = |fakes: &Tensor, masks: Option<&Masks>| {
                 let l_real = fake.features(&real, &sigma, None, masks).unwrap();

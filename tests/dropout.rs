@@ -40,7 +40,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 fn a_share_of_every_blocks_maps_is_dropped() {
     let (images, network) = (images(), denoiser());
     let whole = batches(&images, BATCH);
-    let shapes = network.dropped();
+    let shapes = network.dropout_shapes();
     assert_eq!(shapes.len(), 10, "three residual blocks of the encoder and seven of the decoder");
     let masks = whole.at(3).dropout("critic.dropout", P, &shapes).unwrap().unwrap();
     for (mask, (c, h, w)) in masks.keep.iter().zip(&shapes) {
@@ -56,7 +56,7 @@ fn a_share_of_every_blocks_maps_is_dropped() {
     assert_ne!(values(&other.keep[0]), values(&masks.keep[0]));
     // A part of the batch sees its rows.
     let parts = batches(&images, 4);
-    let second = &parts.at(3).parts(1)[1];
+    let second = &parts.at(3).microbatches(1)[1];
     let part = second.dropout("critic.dropout", P, &shapes).unwrap().unwrap();
     assert_eq!(values(&part.keep[2]), values(&masks.keep[2].narrow(0, 4, 4).unwrap()));
     assert!(whole.at(3).dropout("critic.dropout", 0.0, &shapes).unwrap().is_none());
@@ -70,7 +70,7 @@ fn nothing_dropped_is_the_network_itself() {
     let sigma = vec![1.0; BATCH];
     let forward = values(&network.forward(&x, &sigma).unwrap());
     assert_eq!(values(&network.forward_train(&x, &sigma, None, None).unwrap()), forward);
-    let shapes = network.dropped();
+    let shapes = network.dropout_shapes();
     let ones = |(c, h, w): &(usize, usize, usize)| {
         Tensor::ones((BATCH, *c, *h, *w), candle_core::DType::F32, &Device::Cpu).unwrap()
     };
@@ -85,13 +85,13 @@ fn the_critic_drops_out_of_its_encoder() {
     let (none, config) = (Arrays::new(), Recipe::of(Scale::Mini).network);
     let source = Source { given: &none, drawn: &[""], cell: "dropout" };
     let critic = Params::build(&Device::Cpu, &source, |vb| Critic::new(&config, vb)).unwrap().1;
-    assert_eq!(critic.dropped(), denoiser().dropped()[..critic.dropped().len()]);
+    assert_eq!(critic.dropout_shapes(), denoiser().dropout_shapes()[..critic.dropout_shapes().len()]);
     let images = images();
     let all = batches(&images, BATCH);
     let batch = all.at(0);
     let x = batch.normal("x").unwrap();
     let sigma = vec![1.0; BATCH];
-    let masks = |name: &str| batch.dropout(name, P, &critic.dropped()).unwrap().unwrap();
+    let masks = |name: &str| batch.dropout(name, P, &critic.dropout_shapes()).unwrap().unwrap();
     let [plain, _] = critic.both(&x, &x, &sigma, None, None).unwrap();
     let [real, fake] = critic.both(&x, &x, &sigma, None, Some((masks("real"), masks("fake")))).unwrap();
     assert!(values(&real) != values(&plain) && values(&real) != values(&fake), "masks of their own");
@@ -101,7 +101,7 @@ fn the_critic_drops_out_of_its_encoder() {
 fn masks(network: &Denoiser) -> [Masks; 2] {
     let images = images();
     let batch = batches(&images, BATCH);
-    let some = batch.at(0).dropout("d", P, &network.dropped()).unwrap().unwrap();
+    let some = batch.at(0).dropout("d", P, &network.dropout_shapes()).unwrap().unwrap();
     let keep = some.keep.iter().map(|mask| mask.ones_like().unwrap()).collect();
     [Masks { keep, p: 0.0 }, some]
 }
@@ -131,17 +131,17 @@ fn a_derivative_and_features_drop_as_the_network_does() {
     let b = batches(&images, BATCH);
     let (x, dx) = (b.at(0).normal("x").unwrap(), b.at(0).normal("dx").unwrap());
     let (noise, dnoise) = ([0.3f32; BATCH], [0.25f32; BATCH]);
-    let told = |masks| Conditioning { noise: &noise, masks, ..Conditioning::default() };
-    let along = |masks| network.raw_along([&x, &dx], &told(masks), &dnoise).unwrap();
+    let conditioning = |masks| Conditioning { noise: &noise, masks, ..Conditioning::default() };
+    let along = |masks| network.raw_jvp([&x, &dx], &conditioning(masks), &dnoise).unwrap();
     let ([f, df], [g, dg]) = (along(None), along(Some(&all)));
     assert_eq!((values(&f), values(&df)), (values(&g), values(&dg)), "nothing is dropped");
     let [f, df] = along(Some(&some));
-    assert_eq!(values(&f), values(&network.raw(&x, &told(Some(&some))).unwrap()));
+    assert_eq!(values(&f), values(&network.raw(&x, &conditioning(Some(&some))).unwrap()));
     let h = 1e-2;
     let beside = |sign: f64| {
         let noise: Vec<f32> = noise.iter().map(|n| n + (sign * h * 0.25) as f32).collect();
-        let told = Conditioning { noise: &noise, masks: Some(&some), ..Conditioning::default() };
-        network.raw(&(&x + (&dx * (sign * h)).unwrap()).unwrap(), &told).unwrap()
+        let conditioning = Conditioning { noise: &noise, masks: Some(&some), ..Conditioning::default() };
+        network.raw(&(&x + (&dx * (sign * h)).unwrap()).unwrap(), &conditioning).unwrap()
     };
     let differences = ((beside(1.0) - beside(-1.0)).unwrap() / (2.0 * h)).unwrap();
     let (found, expected) = (values(&df), values(&differences));
@@ -153,7 +153,7 @@ fn a_derivative_and_features_drop_as_the_network_does() {
     let sigma = [1.0; BATCH];
     let (denoised, features) = network.with_features(&x, &sigma, None, Some(&some)).unwrap();
     assert_eq!(values(&denoised), values(&network.forward_train(&x, &sigma, None, Some(&some)).unwrap()));
-    let keep = some.keep[..network.dropped_of_encoder().len()].to_vec();
+    let keep = some.keep[..network.encoder_dropout_shapes().len()].to_vec();
     let encoder = Masks { keep, p: some.p };
     let alone = |masks: Option<&Masks>| values(&network.features(&x, &sigma, None, masks).unwrap());
     assert_eq!(values(&features), alone(Some(&encoder)));
@@ -171,7 +171,7 @@ fn the_expectation_is_that_of_nothing_dropped() {
     let (rounds, pixels) = (40, plain.len() / BATCH);
     let (mut mean, mut square) = (vec![0f64; pixels], 0f64);
     for round in 0..rounds {
-        let masks = batches.at(round).dropout("d", 0.5, network.dropped_of_encoder()).unwrap();
+        let masks = batches.at(round).dropout("d", 0.5, network.encoder_dropout_shapes()).unwrap();
         for (i, (found, plain)) in values(&features(masks.as_ref())).iter().zip(&plain).enumerate() {
             let difference = f64::from(found - plain);
             mean[i % pixels] += difference / (rounds as f64 * BATCH as f64);

@@ -32,9 +32,9 @@ fn the_u_net_along_image_and_level() {
     let fixture = Fixture::open("consistency.npz");
     let (x, dx) = (fixture.get("jvp/x"), fixture.get("jvp/dx"));
     let (label, dlabel) = (fixture.f32("jvp/label"), fixture.f32("jvp/dlabel"));
-    let (model, told) = (frozen(), Conditioning { noise: &label, ..Conditioning::default() });
-    let [f, df] = model.raw_along([&x, &dx], &told, &dlabel).unwrap();
-    assert_eq!(flat(&f), flat(&model.raw(&x, &told).unwrap()), "the value is the forward pass's");
+    let (model, conditioning) = (frozen(), Conditioning { noise: &label, ..Conditioning::default() });
+    let [f, df] = model.raw_jvp([&x, &dx], &conditioning, &dlabel).unwrap();
+    assert_eq!(flat(&f), flat(&model.raw(&x, &conditioning).unwrap()), "the value is the forward pass's");
     for (found, name) in [(f, "F"), (df, "dF")] {
         for (of, tolerance) in [("jvp", 4e-6), ("jvp64", 2e-6)] {
             let error = relative_error(&flat(&found), &fixture.f32(&format!("{of}/{name}")));
@@ -56,9 +56,9 @@ fn the_tangent_of_sct() {
     let product: Vec<f32> = cos.iter().zip(&sin).map(|(c, s)| c * s).collect();
     let twice: Vec<f32> = product.iter().map(|p| 2.0 * p).collect();
     let noise: Vec<f32> = sigma.iter().map(|s| s.ln() / 4.0).collect();
-    let told = Conditioning { noise: &noise, ..Conditioning::default() };
+    let conditioning = Conditioning { noise: &noise, ..Conditioning::default() };
     let inputs = [&(xt.clone() * 2.0).unwrap(), &network::scale_images(&v, &twice).unwrap()];
-    let [f, df] = frozen().raw_along(inputs, &told, &[0.25; 4]).unwrap();
+    let [f, df] = frozen().raw_jvp(inputs, &conditioning, &[0.25; 4]).unwrap();
     for r in ["0.0", "0.5", "1.0"] {
         // F here is minus the U-Net's.
         let along = (network::scale_images(&xt, &product).unwrap() - (&df * 0.5).unwrap()).unwrap();
@@ -79,8 +79,8 @@ fn denoiser_along(model: &Denoiser, [x, dx]: [&Tensor; 2], sigma: &[f32], dsigma
     let along = |slopes: &[f32]| -> Vec<f32> { slopes.iter().zip(dsigma).map(|(s, d)| s * d).collect() };
     let mix = |a: &Tensor, x: &[f32], b: &Tensor, y: &[f32]| network::mix(a, x, b, y).unwrap();
     let inputs = [&network::scale_images(x, &c.input).unwrap(), &mix(dx, &c.input, x, &along(&slopes.input))];
-    let told = Conditioning { noise: &c.noise, ..Conditioning::default() };
-    let [f, df] = model.raw_along(inputs, &told, &along(&slopes.noise)).unwrap();
+    let conditioning = Conditioning { noise: &c.noise, ..Conditioning::default() };
+    let [f, df] = model.raw_jvp(inputs, &conditioning, &along(&slopes.noise)).unwrap();
     let (through, beside) =
         (mix(dx, &c.skip, &df, &c.out), mix(x, &along(&slopes.skip), &f, &along(&slopes.out)));
     [mix(x, &c.skip, &f, &c.out), (through + beside).unwrap()]
@@ -284,7 +284,7 @@ fn the_critics_derivative_has_an_exact_gradient() {
     params.assign(&filled(&params, &unit)).unwrap();
     let sigma = [0.002f32, 0.1, 0.5, 3.0];
     let (x, dx) = (random("critic x", &[4, 3, 16, 16]), random("critic dx", &[4, 3, 16, 16]));
-    let along = || critic.along([&x, &dx], &sigma).unwrap();
+    let along = || critic.jvp([&x, &dx], &sigma).unwrap();
     let [l, dl] = along();
     assert!(relative_error(&flat(&l), &flat(&critic.forward(&x, &sigma).unwrap())) < 1e-5);
     let h = 1e-2;

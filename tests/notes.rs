@@ -2,7 +2,7 @@
 
 use replicate::judge::claims::{ClaimResult, ClaimVerdict, Judgement};
 use replicate::judge::golden::{Comparison, Score, Status, Verdict};
-use replicate::report::curves::{Curve, Point};
+use replicate::report::curves::{Curve, CurvePoint};
 use replicate::report::notes::{not_learned, unlearned, verdict};
 use std::collections::BTreeSet;
 
@@ -68,7 +68,7 @@ fn score(row: &str, seed: u64, category: f64) -> Score {
 }
 
 fn curve(row: &str, seed: u64, start: (f64, f64), fd: (f64, f64)) -> Curve {
-    let point = |images, fd, (recall, classes)| Point { images, fd, recall, classes };
+    let point = |images, fd, (recall, classes)| CurvePoint { images, fd, recall, classes };
     let points = vec![point(0, fd.0, start), point(64, fd.1, (0.0, 1.0))];
     Curve { row: row.to_string(), label: String::new(), seed, points }
 }

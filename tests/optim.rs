@@ -118,7 +118,8 @@ fn a_following_network_follows() {
     let source = Source { given: &given, drawn: &[], cell: "" };
     let config = AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8, rectified: false };
     for decay in [0.75f32, 0.0] {
-        let made = || Net::new(&Device::Cpu, &source, config, build).unwrap().followed(decay.into(), build);
+        let made =
+            || Net::new(&Device::Cpu, &source, config, build).unwrap().with_target(decay.into(), build);
         let (mut net, follower) = made().unwrap();
         let read = |w: &Tensor| w.to_vec1::<f32>().unwrap();
         let one = Given::default();
@@ -131,11 +132,11 @@ fn a_following_network_follows() {
         }
         assert_ne!(read(&follower), [1.0, 1.0]);
         let mut state = Arrays::new();
-        net.learned.state("net", &mut state).unwrap();
+        net.state.save("net", &mut state).unwrap();
         let (mut other, resumed) = made().unwrap();
-        other.learned.restore("net", &state).unwrap();
+        other.state.restore("net", &state).unwrap();
         assert_eq!(read(&resumed), expected);
         state.remove("net.target.w");
-        assert!(other.learned.restore("net", &state).unwrap_err().to_string().contains('w'));
+        assert!(other.state.restore("net", &state).unwrap_err().to_string().contains('w'));
     }
 }

@@ -7,7 +7,7 @@ use quick_xml::events::{BytesStart, Event};
 use replicate::judge::claims::{ClaimResult, ClaimVerdict, Judgement, ONE_SEED};
 use replicate::judge::golden::Sample;
 use replicate::judge::paper::{Fid, Origin, Setting};
-use replicate::report::curves::{Curve, Point};
+use replicate::report::curves::{Curve, CurvePoint};
 use replicate::report::page::{ERRATA, Figure, Missing, Page, Picture, Run, Sampled, html};
 use replicate::report::studies::Studies;
 use replicate::report::summary::markdown;
@@ -75,7 +75,7 @@ fn claim(id: &str, own: ClaimVerdict, golden: Option<ClaimVerdict>) -> ClaimResu
 }
 
 fn curve(row: &str, seed: u64, points: &[(u64, f64, f64, f64)]) -> Curve {
-    let point = |&(images, fd, recall, classes)| Point { images, fd, recall, classes };
+    let point = |&(images, fd, recall, classes)| CurvePoint { images, fd, recall, classes };
     Curve {
         row: row.to_string(),
         label: format!("{row} {AWKWARD}"),

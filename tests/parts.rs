@@ -149,7 +149,7 @@ fn no_part_is_smaller_than_a_group() {
             let budget = Budget { batch, ..recipe.budget.clone() };
             plan::memory(&Recipe { budget, ..recipe.clone() }, row)
         };
-        assert_eq!(plan::smallest_part(&recipe, row), least);
+        assert_eq!(plan::smallest_microbatch(&recipe, row), least);
         assert_eq!(plan::fitting(&recipe, row, of(least)), Some(least), "{id}");
         assert_eq!(plan::fitting(&recipe, row, of(least) - 1), None, "{id}");
     }

@@ -656,13 +656,13 @@ fn step(training: &mut Training, encode: Encode, given: &Given) -> Vec<f64> {
 }
 
 fn parameters(training: &Training) -> Arrays {
-    training.predictor.learned.params.arrays().unwrap()
+    training.predictor.state.params.arrays().unwrap()
 }
 
 /// Adam's first moments.
 fn moments(training: &Training) -> Arrays {
     let mut all = Arrays::new();
-    training.predictor.learned.state("predictor", &mut all).unwrap();
+    training.predictor.state.save("predictor", &mut all).unwrap();
     strip(&all, "predictor.adam.m.")
 }
 

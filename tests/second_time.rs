@@ -57,8 +57,8 @@ fn jump(model: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]) -> Tensor {
     let out: Vec<f32> = both().map(|(t, u)| 0.5 * (t - u) / (t * t + 0.25).sqrt()).collect();
     let input: Vec<f32> = t.iter().map(|t| 1.0 / (t * t + 0.25).sqrt()).collect();
     let label = |t: &[f32]| -> Vec<f32> { t.iter().map(|t| t.ln() / 4.0).collect() };
-    let told = Conditioning { noise: &label(t), second: Some(&label(u)), augment: None, masks: None };
-    let f = model.raw(&scale_images(x, &input).unwrap(), &told).unwrap();
+    let conditioning = Conditioning { noise: &label(t), second: Some(&label(u)), augment: None, masks: None };
+    let f = model.raw(&scale_images(x, &input).unwrap(), &conditioning).unwrap();
     mix(x, &skip, &f, &out).unwrap()
 }
 
@@ -162,8 +162,8 @@ fn ctm_losses_and_gradients() {
     let label: Vec<f32> = sigma.iter().map(|s| s.ln() / 4.0).collect();
     let each = |f: &dyn Fn(f32) -> f32| sigma.iter().map(|s| f(*s)).collect::<Vec<f32>>();
     let input = scale_images(&noisy, &each(&|s| 1.0 / (s * s + 0.25).sqrt())).unwrap();
-    let told = Conditioning { noise: &label, second: Some(&label), augment: None, masks: None };
-    let f = model.raw(&input, &told).unwrap();
+    let conditioning = Conditioning { noise: &label, second: Some(&label), augment: None, masks: None };
+    let f = model.raw(&input, &conditioning).unwrap();
     let out = each(&|s| 0.5 * s / (s * s + 0.25).sqrt());
     let denoised = mix(&noisy, &each(&|s| 0.25 / (s * s + 0.25)), &f, &out).unwrap();
     let matching = dsm(&denoised, &x0, &sigma).unwrap();
@@ -199,8 +199,9 @@ fn from_a_network_with_one_time() {
         Params::build(&Device::Cpu, &source, |vb| Denoiser::with_second_time(&tiny(), second_time, vb))
     };
     let output = |model: &Denoiser, second: Option<&[f32]>| {
-        let told = Conditioning { noise: &[-1.0, -0.5, 0.2, 1.0], second, augment: None, masks: None };
-        flat(&model.raw(&images("second.x", 1.0), &told).unwrap())
+        let conditioning =
+            Conditioning { noise: &[-1.0, -0.5, 0.2, 1.0], second, augment: None, masks: None };
+        flat(&model.raw(&images("second.x", 1.0), &conditioning).unwrap())
     };
     let (_, one) = build(SecondTime::None, &given, &[]).unwrap();
     let (_, two) = build(SecondTime::Aligned, &aligned(given.clone()), &[]).unwrap();
@@ -232,9 +233,9 @@ fn from_a_network_with_one_time() {
 
     let missing = build(SecondTime::PerBlock, &given, &["affine_s."]).err().unwrap().to_string();
     assert!(missing.contains("map_layer0_s"), "{missing}");
-    let told = Conditioning { noise: &[0.0; 4], second: None, augment: None, masks: None };
-    assert!(model.raw(&images("second.x", 1.0), &told).is_err(), "the second time is not given");
+    let conditioning = Conditioning { noise: &[0.0; 4], second: None, augment: None, masks: None };
+    assert!(model.raw(&images("second.x", 1.0), &conditioning).is_err(), "the second time is not given");
     assert!(model.forward(&images("second.x", 1.0), &[1.0; 4]).is_err());
-    let told = Conditioning { second: Some(&second), ..told };
-    assert!(one.raw(&images("second.x", 1.0), &told).is_err(), "there is none");
+    let conditioning = Conditioning { second: Some(&second), ..conditioning };
+    assert!(one.raw(&images("second.x", 1.0), &conditioning).is_err(), "there is none");
 }

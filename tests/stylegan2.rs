@@ -10,7 +10,7 @@ use replicate::experiment::{ABLATIONS, FULL_INITIALIZATION, Recipe, Scale};
 use replicate::method::equations::softplus;
 use replicate::method::ratio_based::diffusion_gan::chain::{Adaptive, Chain};
 use replicate::method::ratio_based::diffusion_gan::{
-    DiffGan, Players, Seen, StyleGan, UNets, approximate_r1, networks, r1,
+    Architecture, DiffGanSettings, Diffused, StyleGan, UNets, approximate_r1, networks, r1,
 };
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::stylegan2::{Config, Discriminator, Generator};
@@ -174,11 +174,11 @@ fn generator_backward() {
     close("image gradient", gradients.get(&image).unwrap(), &expected);
 }
 
-const PLAYERS: StyleGan = StyleGan { latent: 16 };
+const ARCHITECTURE: StyleGan = StyleGan { latent: 16 };
 
-fn seen(signal: f32) -> Seen {
+fn diffused(signal: f32) -> Diffused {
     let (signal, noise) = (vec![signal; BATCH], vec![0.0; BATCH]);
-    Seen { x: images("style.x"), t: TIMES.to_vec(), signal, noise }
+    Diffused { x: images("style.x"), t: TIMES.to_vec(), signal, noise }
 }
 
 /// The gradient of the directional derivative is R1's.
@@ -186,7 +186,7 @@ fn seen(signal: f32) -> Seen {
 fn r1_is_exact() {
     let fixture = Fixture::open("diffusion-gan.npz");
     let ((params, discriminator), (_, frozen)) = (discriminator(), discriminator());
-    let penalty = r1(&PLAYERS, &discriminator, &frozen, &seen(1.0)).unwrap();
+    let penalty = r1(&ARCHITECTURE, &discriminator, &frozen, &diffused(1.0)).unwrap();
     close("R1", &penalty.size, &fixture.f32("style/orig/r1"));
     close("R1 as a derivative", &(penalty.loss.clone() / 2.0).unwrap(), &fixture.f32("style/orig/r1"));
     gradient_norms(&fixture, "style/orig/r1_grad_norm", &params, &penalty.loss, TOLERANCE);
@@ -197,7 +197,7 @@ fn r1_is_exact() {
 fn r1_is_of_the_undiffused_image() {
     let ((params, discriminator), (_, frozen)) = (discriminator(), discriminator());
     let of = |signal: f32| {
-        let penalty = r1(&PLAYERS, &discriminator, &frozen, &seen(signal)).unwrap();
+        let penalty = r1(&ARCHITECTURE, &discriminator, &frozen, &diffused(signal)).unwrap();
         let weight = params.iter().find(|(name, _)| *name == "b16.conv0.weight").unwrap().1;
         let gradient = flat(penalty.loss.backward().unwrap().get(weight).unwrap());
         (flat(&penalty.size), gradient)
@@ -297,7 +297,7 @@ fn five_iterations() {
     let fixture = Fixture::open("diffusion-gan.npz");
     let recipe = Recipe::of(Scale::Mini);
     let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, &[], "parity");
-    let settings = DiffGan { gamma: 1.0, penalty_every: 2, ..DiffGan::at(Scale::Mini) };
+    let settings = DiffGanSettings { gamma: 1.0, penalty_every: 2, ..DiffGanSettings::at(Scale::Mini) };
     let mut method = StyleGan::of(&config(), &setup, &settings).unwrap();
     let mut start = state(&mut method).unwrap();
     for (ours, theirs) in [("generator", "generator"), ("critic", "discriminator")] {
@@ -352,7 +352,7 @@ fn five_iterations() {
 /// As large as the authors' networks at 32 x 32 pixels.
 #[test]
 fn sizes() {
-    let of = |scale| networks(&Recipe::of(scale).network, DiffGan::at(scale).group);
+    let of = |scale| networks(&Recipe::of(scale).network, DiffGanSettings::at(scale).group);
     let config = of(Scale::Paper);
     assert_eq!(Generator::count(&config).parameters, 19_947_539);
     assert_eq!(Discriminator::count(&config).parameters, 23_085_056);
@@ -370,7 +370,7 @@ fn a_batch_is_taken_whole() {
     let first = |microbatch| {
         let recipe = Recipe::of(Scale::Mini);
         let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, &[], "parity");
-        let mut method = StyleGan::of(&config, &setup, &DiffGan::at(Scale::Mini)).unwrap();
+        let mut method = StyleGan::of(&config, &setup, &DiffGanSettings::at(Scale::Mini)).unwrap();
         method.step(&Given { microbatch, ..given(0) }.batch(0, BATCH)).unwrap();
         state(&mut method).unwrap()
     };
@@ -386,9 +386,9 @@ fn r1_of_the_papers_critic_is_a_slope_of_clean_images() {
     let (params, critic) = Params::build(&Device::Cpu, &source, build).unwrap();
     params.assign(&filled_u_net(&params, &unit)).unwrap();
     let frozen = params.frozen(build).unwrap();
-    let (players, chain, t) = (UNets { sigma_init: 2.5 }, Chain::new(1000), [0, 1, 400, 1000]);
+    let (architecture, chain, t) = (UNets { sigma_init: 2.5 }, Chain::new(1000), [0, 1, 400, 1000]);
     let (x0, eps) = (images("u-nets.x"), normal("u-nets.noise", &[BATCH, 3, SIZE, SIZE]));
-    let seen = |x0: &Tensor| Seen::new(chain.diffuse(x0, &t, &eps).unwrap(), &chain, &t);
+    let diffused = |x0: &Tensor| Diffused::new(chain.diffuse(x0, &t, &eps).unwrap(), &chain, &t);
 
     // The images as they are beside noise of a level, 0.002 where there is none.
     let (signal, noise) = (chain.signal(&t), chain.noise(&t));
@@ -403,14 +403,14 @@ fn r1_of_the_papers_critic_is_a_slope_of_clean_images() {
     )
     .unwrap();
     let logits = critic.forward(&clean, &sigma).unwrap();
-    close("logits", &players.logits(&critic, &seen(&x0)).unwrap(), &flat(&logits));
+    close("logits", &architecture.logits(&critic, &diffused(&x0)).unwrap(), &flat(&logits));
 
     // |grad|^2 by the images before diffusion, through candle's own chain rule.
     let x = Var::from_tensor(&x0).unwrap();
-    let sum = players.logits(&critic, &seen(&x)).unwrap().sum_all().unwrap();
+    let sum = architecture.logits(&critic, &diffused(&x)).unwrap().sum_all().unwrap();
     let slope = sum.backward().unwrap().remove(&x).unwrap();
     let expected = (slope.sqr().unwrap().sum_all().unwrap() / BATCH as f64).unwrap();
-    let penalty = || r1(&players, &critic, &frozen, &seen(&x0)).unwrap();
+    let penalty = || r1(&architecture, &critic, &frozen, &diffused(&x0)).unwrap();
     close("R1", &penalty().size.flatten_all().unwrap(), &[expected.to_scalar().unwrap()]);
 
     // The loss has the gradient of the size: by differences along all parameters at once.
@@ -430,7 +430,9 @@ fn r1_of_the_papers_critic_is_a_slope_of_clean_images() {
             var.set(&(var.as_tensor() + (step * sign).unwrap()).unwrap()).unwrap();
         }
         let frozen = params.frozen(build).unwrap();
-        f64::from(r1(&players, &critic, &frozen, &seen(&x0)).unwrap().size.to_scalar::<f32>().unwrap())
+        f64::from(
+            r1(&architecture, &critic, &frozen, &diffused(&x0)).unwrap().size.to_scalar::<f32>().unwrap(),
+        )
     };
     let found = (at(1.0) - at(-1.0)) / 2.0;
     println!("R1 along the parameters: {slope:.6e}, by differences {found:.6e}");

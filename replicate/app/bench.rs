@@ -179,13 +179,13 @@ fn denoiser(case: Case, repeats: usize, device: &Device) -> Result<Vec<f64>> {
     let frozen = params.frozen(|vb| Denoiser::new(&config, vb))?;
     let x = Tensor::from_vec(Stream::new("bench", "x").normals(0, 4 * 3072), (4, 3, 32, 32), device)?;
     let sigma = [0.1, 0.5, 2.5, 20.0];
-    let told = Conditioning { noise: &sigma, ..Conditioning::default() };
+    let conditioning = Conditioning { noise: &sigma, ..Conditioning::default() };
     timed(repeats, device, |_| {
         match case {
             Case::Backward => {
                 network::gradients(&trained.forward(&x, &sigma)?.sqr()?.mean_all()?).map(drop)?
             }
-            Case::Along => frozen.raw_along([&x, &x], &told, &[0.25; 4]).map(drop)?,
+            Case::Along => frozen.raw_jvp([&x, &x], &conditioning, &[0.25; 4]).map(drop)?,
             _ => frozen.forward(&x, &sigma).map(drop)?,
         }
         Ok(())

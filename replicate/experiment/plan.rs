@@ -22,7 +22,7 @@ use crate::experiment::recipe::{Budget, Recipe};
 use crate::measure::classifier::{Classifier, Layout};
 use crate::method::cost::{Call, Network, Pass, Role, Size};
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
-use crate::method::{Initialization, Row, Trained};
+use crate::method::{Initialization, Row, TrainingSpec};
 use crate::network::count::{Count, outlined};
 use crate::network::unet::Config;
 pub use crate::text::{bytes, duration};
@@ -87,7 +87,7 @@ fn sampled(row: &Row) -> Size {
 }
 
 /// Returns the operations of one iteration for each image.
-fn step(recipe: &Recipe, row: &Row, training: &Trained) -> f64 {
+fn step(recipe: &Recipe, row: &Row, training: &TrainingSpec) -> f64 {
     let flop = |name: &str| network(training, name).size.count(&recipe.network).flop();
     let repeated = recipe.method_settings(row).iter().any(|setting| setting.field.name == "critic_steps");
     let times = |call: &Call| match call.step {
@@ -98,12 +98,12 @@ fn step(recipe: &Recipe, row: &Row, training: &Trained) -> f64 {
     training.calls.iter().map(|call| times(call) * call.pass.forwards(&overrides) * flop(call.network)).sum()
 }
 
-fn network<'a>(training: &'a Trained, name: &str) -> &'a Network {
+fn network<'a>(training: &'a TrainingSpec, name: &str) -> &'a Network {
     let named = training.networks.iter().find(|network| network.name == name);
     named.unwrap_or_else(|| panic!("a call of {name}, which is not a network of the method"))
 }
 
-fn learned(training: &Trained, config: &Config) -> impl Iterator<Item = (Role, Count)> {
+fn learned(training: &TrainingSpec, config: &Config) -> impl Iterator<Item = (Role, Count)> {
     let learned = training.networks.iter().filter(|network| network.role.learns());
     learned.map(|network| (network.role, network.size.count(config)))
 }
@@ -130,7 +130,7 @@ pub fn memory(recipe: &Recipe, row: &Row) -> u64 {
 }
 
 /// Returns the smallest microbatch of the row, a group of images that belong together.
-pub fn smallest_part(recipe: &Recipe, row: &Row) -> usize {
+pub fn smallest_microbatch(recipe: &Recipe, row: &Row) -> usize {
     let group = row.method.training.as_ref().map_or(1, |training| (training.group)(&recipe.overrides));
     group.min(recipe.budget.batch)
 }
@@ -138,7 +138,7 @@ pub fn smallest_part(recipe: &Recipe, row: &Row) -> usize {
 /// Returns the largest microbatch, from halving the batch repeatedly, whose step fits into `bytes`
 /// by [`memory`]; `None` if not even the smallest fits.
 pub fn fitting(recipe: &Recipe, row: &Row, bytes: u64) -> Option<usize> {
-    let group = smallest_part(recipe, row);
+    let group = smallest_microbatch(recipe, row);
     let halves = std::iter::successors(Some(recipe.budget.batch), |batch| {
         (*batch > group).then(|| batch.div_ceil(2).next_multiple_of(group))
     });

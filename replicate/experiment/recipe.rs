@@ -7,7 +7,7 @@ use crate::measure::evaluate::Evaluation;
 use crate::method::noise::Levels;
 use crate::method::one_step::OneStep;
 use crate::method::score_matching::Pretraining;
-use crate::method::{Setup, Start, Starts};
+use crate::method::{InitialWeights, NetworkInit, Setup};
 use crate::network::params::Arrays;
 use crate::network::unet::Config;
 use crate::settings::{Field, LARGEST_BATCH, MOST_IMAGES, Overrides, Scale, Setting, Settings, settings};
@@ -319,7 +319,7 @@ impl Recipe {
     /// Returns the row whose generator this row's starts from; `None` if it has none or
     /// `generator_start` is overridden.
     pub fn first_stage(&self, row: &Row) -> Option<Row> {
-        row.before().filter(|_| self.one_step.generator_start == Start::Row)
+        row.first_stage_row().filter(|_| self.one_step.generator_start == NetworkInit::Row)
     }
 
     /// Returns the initialisation of the row's critic or fake score.
@@ -327,14 +327,14 @@ impl Recipe {
         self.resolved(self.one_step.critic_start, row)
     }
 
-    fn resolved(&self, start: Start, row: &Row) -> Initialization {
+    fn resolved(&self, start: NetworkInit, row: &Row) -> Initialization {
         match start {
-            Start::Row => row.start,
+            NetworkInit::Row => row.start,
             // On a scale with drawn images, the source classes are these characters.
-            Start::From(Initialization::MultiLevel(Data::Characters(n))) if self.scale.procedural() => {
+            NetworkInit::From(Initialization::MultiLevel(Data::Characters(n))) if self.scale.procedural() => {
                 Initialization::MultiLevel(Data::Sources(n))
             }
-            Start::From(start) => start,
+            NetworkInit::From(start) => start,
         }
     }
 
@@ -392,13 +392,13 @@ impl Recipe {
         cell: &'a str,
     ) -> Setup<'a> {
         let of = |start| weights.iter().find(|(known, _)| *known == start).map(|(_, weights)| weights);
-        let start = Starts {
+        let initial = InitialWeights {
             row: of(row.start),
             generator: of(self.generator_start(row)),
             critic: of(self.critic_start(row)),
         };
         let (network, settings, overrides) = (&self.network, &self.one_step, &self.overrides);
-        Setup { device, network, settings, overrides, images: self.images_of(row), start, cell }
+        Setup { device, network, settings, overrides, images: self.images_of(row), initial, cell }
     }
 
     /// Returns the number of images in the row's training. If its method is designed for random

@@ -9,7 +9,7 @@ use crate::settings::{FIXED, LARGEST_BATCH, MOST_IMAGES, Scale, settings};
 use crate::train::Method;
 use crate::train::adam::{AdamConfig, cosine, warmed_up};
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Init, VarBuilder};
 
@@ -223,7 +223,7 @@ impl Method for ClassifierMethod {
         })
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("classifier", &mut self.net.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("classifier", &mut self.net.state)]
     }
 }

@@ -51,14 +51,14 @@ pub struct Setup<'a> {
     pub overrides: &'a Overrides,
     /// Images of the whole training.
     pub images: u64,
-    pub start: Starts<'a>,
+    pub initial: InitialWeights<'a>,
     /// Key of the random streams.
     pub cell: &'a str,
 }
 
 /// Weights of the initialisation; `None` means random.
 #[derive(Clone, Copy, Default)]
-pub struct Starts<'a> {
+pub struct InitialWeights<'a> {
     /// Initialisation of the row, and of a method's teacher.
     pub row: Option<&'a Arrays>,
     pub generator: Option<&'a Arrays>,
@@ -88,7 +88,7 @@ pub struct Spec {
     /// Digest of code that keys identify by its values instead of its source.
     pub fingerprint: Option<fn() -> String>,
     /// `None` if the weights of the initialisation are sampled without further training.
-    pub training: Option<Trained>,
+    pub training: Option<TrainingSpec>,
     /// Network calls for one image (NFE).
     pub nfe: fn(&Overrides) -> usize,
     /// The method's own settings, in addition to those of one-step training: `&[Sid::listed]`.
@@ -99,7 +99,7 @@ pub struct Spec {
 
 /// Training of a method, and its cost.
 #[derive(Clone, Copy)]
-pub struct Trained {
+pub struct TrainingSpec {
     pub build: Build,
     pub networks: &'static [Network],
     pub calls: &'static [Call],
@@ -170,21 +170,21 @@ impl Display for Initialization {
 
 /// Initialisation of one network of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
+pub enum NetworkInit {
     /// Starts like the row.
     Row,
     From(Initialization),
 }
 
-const fn pretrained(data: Data) -> Start {
-    Start::From(Initialization::MultiLevel(data))
+const fn pretrained(data: Data) -> NetworkInit {
+    NetworkInit::From(Initialization::MultiLevel(data))
 }
 
-impl Choice for Start {
-    const ALL: &'static [(&'static str, Start)] = &[
-        ("row", Start::Row),
-        ("random", Start::From(Initialization::Random)),
-        ("single-level", Start::From(Initialization::SingleLevel)),
+impl Choice for NetworkInit {
+    const ALL: &'static [(&'static str, NetworkInit)] = &[
+        ("row", NetworkInit::Row),
+        ("random", NetworkInit::From(Initialization::Random)),
+        ("single-level", NetworkInit::From(Initialization::SingleLevel)),
         ("multi-level", pretrained(Data::Target)),
         ("sources-10", pretrained(Data::Sources(10))),
         ("sources-50", pretrained(Data::Sources(50))),
@@ -203,7 +203,7 @@ pub struct Row {
     pub method: Spec,
     pub start: Initialization,
     /// Row whose generator this row starts from; `None` if it starts like the other networks.
-    pub generator: Option<FirstStage>,
+    pub first_stage: Option<FirstStage>,
 }
 
 /// A row whose generator another row continues from: that of the same seed, or the published one
@@ -220,8 +220,8 @@ impl Row {
     ///
     /// # Panics
     /// If the registry does not have it.
-    pub fn before(&self) -> Option<Row> {
-        let id = self.generator?.row;
+    pub fn first_stage_row(&self) -> Option<Row> {
+        let id = self.first_stage?.row;
         let found = all_rows().find(|row| row.id == id);
         Some(found.unwrap_or_else(|| panic!("{} starts from {id}, which is no row", self.id)))
     }
@@ -238,7 +238,7 @@ impl Eq for Row {}
 const FULL: Initialization = Initialization::MultiLevel(Data::Target);
 
 const fn row(id: &'static str, method: Spec, start: Initialization) -> Row {
-    Row { id, method, start, generator: None }
+    Row { id, method, start, first_stage: None }
 }
 
 const DIJS: Spec = ratio!(DiJs, "Eq 9");
@@ -259,7 +259,7 @@ pub const TABLE1: &[Row] = &[
     row("amed-plugin", sampler::amed::SPEC, FULL),
     row("sid", sid::SID, FULL),
     row("sida", sid::SIDA, FULL),
-    Row { generator: Some(sid::FIRST_STAGE), ..row("sid2a", sid::SIDA, FULL) },
+    Row { first_stage: Some(sid::FIRST_STAGE), ..row("sid2a", sid::SIDA, FULL) },
     row("diff-gan", diffusion_gan::SPEC, Initialization::Random),
     row("ict", ict::SPEC, Initialization::Random),
     row("ctm", ctm::SPEC, FULL),

@@ -12,7 +12,7 @@ pub enum Levels {
     /// closest relatives (Diff-Instruct, SiD) use this.
     LogNormal { mean: f32, sd: f32 },
     /// Uniform in sigma^(1/7), from 0.002 up to the fraction `share` of the way to 80 (SiD).
-    SeventhRoot { share: f64 },
+    Karras { share: f64 },
     /// One level only: the paper's "single-level DSM" (section 3).
     Fixed(f32),
 }
@@ -29,8 +29,8 @@ impl Levels {
             Levels::LogNormal { mean, sd } => {
                 batch.each(name, |draws| libm::expf(mean + sd * draws.normal()))
             }
-            Levels::SeventhRoot { share } => {
-                batch.each(name, |draws| seventh_root(share * f64::from(draws.uniform())) as f32)
+            Levels::Karras { share } => {
+                batch.each(name, |draws| karras_level(share * f64::from(draws.uniform())) as f32)
             }
             Levels::Fixed(sigma) => Ok(vec![sigma; batch.len()]),
         }
@@ -41,7 +41,7 @@ impl std::fmt::Display for Levels {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Levels::LogNormal { mean, sd } => write!(f, "lognormal({mean}, {sd})"),
-            Levels::SeventhRoot { share } => write!(f, "rho-7({share})"),
+            Levels::Karras { share } => write!(f, "rho-7({share})"),
             Levels::Fixed(sigma) => write!(f, "fixed({sigma})"),
         }
     }
@@ -54,7 +54,7 @@ const RHO: f64 = 7.0;
 
 /// Returns the level at position `v` of EDM's grid, which is uniform in sigma^(1/7) from 0.002 at 0
 /// to 80 at 1 (Eq 5).
-pub fn seventh_root(v: f64) -> f64 {
+pub fn karras_level(v: f64) -> f64 {
     let (max, min) = (libm::pow(SIGMA_MAX, 1.0 / RHO), libm::pow(SIGMA_MIN, 1.0 / RHO));
     libm::pow(max + (1.0 - v) * (min - max), RHO)
 }
@@ -70,7 +70,7 @@ pub fn edm_weight(sigma: f32) -> f32 {
 pub enum GeneratorLevels {
     /// Levels of the critic's step.
     LogNormal,
-    /// SiD's: the lower [`SHARE`] of EDM's grid.
+    /// SiD's: the lower [`SID_SHARE`] of EDM's grid.
     Karras,
 }
 
@@ -80,7 +80,7 @@ impl Choice for GeneratorLevels {
 }
 
 /// Fraction of EDM's grid that SiD uses: 800 of 1000 levels.
-pub const SHARE: f64 = 0.8;
+pub const SID_SHARE: f64 = 0.8;
 
 /// Weight of the generator's loss as a function of the noise level.
 #[derive(Clone, Copy, Debug, PartialEq)]

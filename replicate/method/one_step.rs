@@ -1,7 +1,7 @@
 //! The one-step generator g(z) = D(sigma_init z; sigma_init), its settings and its training.
 
-use crate::method::noise::{GeneratorLevels, Levels, SHARE, Weight};
-use crate::method::{Sampler, Setup, Start};
+use crate::method::noise::{GeneratorLevels, Levels, SID_SHARE, Weight};
+use crate::method::{NetworkInit, Sampler, Setup};
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::{CRITIC_HEAD, Critic, Denoiser};
 use crate::settings::{MOST_IMAGES, settings};
@@ -31,9 +31,9 @@ settings! {
         /// each in its own step.
         dropout: f64 = [0.0], 0.0..=0.99, "", Silent("Off; 0.13 with EDM, SiD and Diff-Instruct");
         /// Initialisation of the generator; `row` is that of its row.
-        generator_start: Start = [Start::Row], .., "", Silent("Table 2 changes the start of both networks at once");
+        generator_start: NetworkInit = [NetworkInit::Row], .., "", Silent("Table 2 changes the start of both networks at once");
         /// Initialisation of the critic's encoder, or of the fake score; `row` is that of its row.
-        critic_start: Start = [Start::Row], .., "", Silent("Table 2 changes the start of both networks at once");
+        critic_start: NetworkInit = [NetworkInit::Row], .., "", Silent("Table 2 changes the start of both networks at once");
         /// Learning rate of the generator.
         generator_lr: f64 = [2e-3, 5e-5, 5e-5, 5e-5, 1e-5], 0.0..=1e30, "";
         /// Learning rate of the critic, or of the fake score.
@@ -61,7 +61,7 @@ impl OneStep {
     pub fn generator_levels(&self) -> Levels {
         match self.generator_levels {
             GeneratorLevels::LogNormal => self.levels(),
-            GeneratorLevels::Karras => Levels::SeventhRoot { share: SHARE },
+            GeneratorLevels::Karras => Levels::Karras { share: SID_SHARE },
         }
     }
 
@@ -95,7 +95,7 @@ impl Generator {
     /// row's generator, or from random weights.
     pub fn new(setup: &Setup) -> Result<Generator> {
         let s = setup.settings;
-        let net = denoiser(setup, "generator", setup.start.generator)?.averaged(s.ema_half_life)?;
+        let net = denoiser(setup, "generator", setup.initial.generator)?.with_ema(s.ema_half_life)?;
         Ok(Generator { net, sigma_init: s.sigma_init, lr: s.generator_lr, dropout: s.dropout })
     }
 
@@ -131,7 +131,7 @@ impl Generator {
         let (sigma, p) = (self.sigma_init, self.dropout);
         let (gradients, values) = self.net.gradients(batch, |denoiser, b| {
             let (z, masks) =
-                (b.normal("generator.z")?, b.dropout("generator.dropout", p, &denoiser.dropped())?);
+                (b.normal("generator.z")?, b.dropout("generator.dropout", p, &denoiser.dropout_shapes())?);
             let levels = vec![sigma as f32; b.len()];
             values(&denoiser.forward_train(&(z * sigma)?, &levels, None, masks.as_ref())?, b)
         })?;
@@ -155,18 +155,18 @@ pub fn denoiser(setup: &Setup, part: &str, start: Option<&Arrays>) -> Result<Net
 /// drawn.
 pub fn critic(setup: &Setup) -> Result<Net<Critic>> {
     let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
-    let drawn: &[&str] = if setup.start.critic.is_some() { &[CRITIC_HEAD] } else { &[""] };
-    let source = Source { given: setup.start.critic.unwrap_or(&none), drawn, cell: &cell };
+    let drawn: &[&str] = if setup.initial.critic.is_some() { &[CRITIC_HEAD] } else { &[""] };
+    let source = Source { given: setup.initial.critic.unwrap_or(&none), drawn, cell: &cell };
     Net::new(setup.device, &source, setup.settings.adam(), |vb| Critic::new(setup.network, vb))
 }
 
 /// A trained one-step generator.
-struct OneCall {
+struct OneStepSampler {
     denoiser: Denoiser,
     sigma_init: f64,
 }
 
-impl Sampler for OneCall {
+impl Sampler for OneStepSampler {
     fn nfe(&self) -> usize {
         1
     }
@@ -179,5 +179,5 @@ impl Sampler for OneCall {
 /// Makes the sampler of the generator with these weights.
 pub fn sampler(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
     let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
-    Ok(Box::new(OneCall { denoiser, sigma_init: setup.settings.sigma_init }))
+    Ok(Box::new(OneStepSampler { denoiser, sigma_init: setup.settings.sigma_init }))
 }

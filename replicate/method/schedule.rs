@@ -1,7 +1,7 @@
 //! Noise levels of the multi-step samplers and of consistency models: n + 1 levels make n steps from
 //! 80 down to 0.002, the last level of all of them.
 
-use crate::method::noise::{SIGMA_MAX, SIGMA_MIN, seventh_root};
+use crate::method::noise::{SIGMA_MAX, SIGMA_MIN, karras_level};
 use crate::settings::Choice;
 
 /// Spacing of the levels.
@@ -37,7 +37,7 @@ impl Schedule {
 /// Returns noise levels uniform in sigma^(1/7) (Karras et al. 2022, Eq. 5), without the 0 that
 /// EDM's solver appends.
 pub fn polynomial(levels: usize) -> Vec<f64> {
-    places(levels).map(|u| seventh_root(1.0 - u)).collect()
+    places(levels).map(|u| karras_level(1.0 - u)).collect()
 }
 
 /// Returns noise levels uniform in lambda = -ln sigma, half the log signal-to-noise ratio (Lu et

@@ -6,11 +6,11 @@ use crate::network::params::{Arrays, Source};
 use crate::network::unet::{Config, Denoiser};
 use crate::settings::{LARGEST_BATCH, MOST_IMAGES, settings};
 use crate::train::Method;
-use crate::train::adam::Schedule::{self, Constant, Cosine};
+use crate::train::adam::LrSchedule::{self, Constant, Cosine};
 use crate::train::adam::{AdamConfig, cosine, warmed_up};
 use crate::train::augment::Augmentation;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{Device, Result, Tensor};
 
 settings! {
@@ -25,7 +25,7 @@ settings! {
         /// Length of the linear warm-up of the learning rate.
         warmup_images: u64 = [64, 6_400, 6_400, 500_000, 10_000_000], 0..=MOST_IMAGES, "images";
         /// Schedule of the learning rate after the warm-up.
-        schedule: Schedule = [Cosine, Cosine, Cosine, Constant, Constant], .., "";
+        schedule: LrSchedule = [Cosine, Cosine, Cosine, Constant, Constant], .., "";
         /// Adam's decay of the first moment.
         beta1: f64 = [0.9], 0.0..=0.9999, "";
         /// Adam's decay of the second moment.
@@ -82,7 +82,7 @@ impl ScoreMatching {
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell };
         let net = Net::new(device, &source, settings.adam(), |vb| Denoiser::new(network, vb))?
-            .averaged(settings.ema_half_life)?;
+            .with_ema(settings.ema_half_life)?;
         Ok(ScoreMatching { settings: settings.clone(), levels, net })
     }
 }
@@ -107,7 +107,7 @@ impl Method for ScoreMatching {
         })
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("denoiser", &mut self.net.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("denoiser", &mut self.net.state)]
     }
 }

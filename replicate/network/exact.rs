@@ -12,7 +12,7 @@ use candle_core::{DType, Result, Tensor};
 ///
 /// # Errors
 /// If the network fails.
-pub fn along(
+pub fn jvp(
     parameters: &[Tensor],
     inputs: &[&Tensor],
     tangents: &[&Tensor],

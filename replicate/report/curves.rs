@@ -1,6 +1,6 @@
 //! Training curves of the page: interim scores of each run's generator.
 
-pub use crate::experiment::run::Moment as Point;
+pub use crate::experiment::run::CurvePoint;
 use crate::measure::evaluate::TARGETS;
 use crate::measure::metrics::modes::{
     COLLAPSED_CLASSES, COLLAPSED_RECALL, DEGRADED_CLASSES, DEGRADED_RECALL,
@@ -19,15 +19,15 @@ pub struct Curve {
     pub label: String,
     pub seed: u64,
     /// Sorted by images; the first is the initialisation, at 0 images.
-    pub points: Vec<Point>,
+    pub points: Vec<CurvePoint>,
 }
 
 /// True if the point meets both conditions of "collapsed".
-pub(crate) fn collapsed(point: &Point) -> bool {
+pub(crate) fn collapsed(point: &CurvePoint) -> bool {
     point.recall < COLLAPSED_RECALL && point.classes < COLLAPSED_CLASSES * TARGETS as f64
 }
 
-fn finite(point: &Point) -> bool {
+fn finite(point: &CurvePoint) -> bool {
     [point.fd, point.recall, point.classes].into_iter().all(f64::is_finite)
 }
 
@@ -91,7 +91,7 @@ fn panel(
     y: Range,
     levels: &[(f64, String)],
     rows: &[Seeds],
-    value: impl Fn(&Point) -> f64,
+    value: impl Fn(&CurvePoint) -> f64,
 ) -> Option<Markup> {
     let line = |curve: &&Curve| Line {
         title: format!("{}, seed {}", curve.row, curve.seed),

@@ -4,7 +4,7 @@
 
 use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale};
 use crate::judge::paper::{Origin, Setting as Line};
-use crate::method::Trained;
+use crate::method::TrainingSpec;
 use crate::method::one_step::OneStep;
 use crate::settings::{Setting, Settings};
 use crate::text::{and, capital, thousands, wrap};
@@ -147,7 +147,7 @@ fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
     page.entry("samples with", &format!("{calls} for each image; scored on {times}{samples} images"));
 }
 
-fn networks(training: &Trained, recipe: &Recipe) -> String {
+fn networks(training: &TrainingSpec, recipe: &Recipe) -> String {
     let all = training.networks.iter().map(|network| {
         let parameters = thousands(network.size.count(&recipe.network).parameters);
         format!("{} ({}, {parameters} parameters)", network.name, network.role)

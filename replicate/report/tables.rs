@@ -95,7 +95,7 @@ fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
             notes
                 .push(format!("{}: its training ends after {seen} images, as the published one.", row.label));
         }
-        if let Some(first) = known.generator {
+        if let Some(first) = known.first_stage {
             let label =
                 rows.iter().find(|row| row.id == first.row).map_or(first.row, |row| row.label.as_str());
             let (whose, images) = match recipe.has_checkpoint(known.start) {

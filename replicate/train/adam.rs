@@ -14,15 +14,15 @@ use std::collections::BTreeMap;
 
 /// Course of a learning rate after its warm-up.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Schedule {
+pub enum LrSchedule {
     Constant,
     /// Half a cosine down to 0.
     Cosine,
 }
 
-impl Choice for Schedule {
-    const ALL: &'static [(&'static str, Schedule)] =
-        &[("constant", Schedule::Constant), ("cosine", Schedule::Cosine)];
+impl Choice for LrSchedule {
+    const ALL: &'static [(&'static str, LrSchedule)] =
+        &[("constant", LrSchedule::Constant), ("cosine", LrSchedule::Cosine)];
 }
 
 /// Settings of Adam or RAdam.
@@ -69,14 +69,14 @@ pub fn cosine(warmup: u64, total: u64, batch: &Batch) -> f64 {
 }
 
 /// Computes a = beta a + (1 - beta) x, or x^2, in one pass on the CPU.
-struct Toward {
+struct Lerp {
     beta: f32,
     square: bool,
 }
 
-impl InplaceOp2 for Toward {
+impl InplaceOp2 for Lerp {
     fn name(&self) -> &'static str {
-        "toward"
+        "lerp"
     }
 
     fn cpu_fwd(&self, a: &mut CpuStorage, la: &Layout, x: &CpuStorage, lx: &Layout) -> Result<()> {
@@ -164,8 +164,8 @@ impl Adam {
             let (m, v) = self.moments.get_mut(name).expect("made from the same parameters");
             if var.device().is_cpu() {
                 let g = g.contiguous()?;
-                m.inplace_op2(&g, &Toward { beta: beta1 as f32, square: false })?;
-                v.inplace_op2(&g, &Toward { beta: beta2 as f32, square: true })?;
+                m.inplace_op2(&g, &Lerp { beta: beta1 as f32, square: false })?;
+                v.inplace_op2(&g, &Lerp { beta: beta2 as f32, square: true })?;
                 var.as_detached_tensor().inplace_op3(m, v, &step)?;
                 continue;
             }
@@ -265,7 +265,7 @@ impl Ema {
             let e = &self.average[name];
             let (old, new) = (e.as_detached_tensor(), var.as_detached_tensor());
             match var.device().is_cpu() {
-                true => old.inplace_op2(&new, &Toward { beta: beta as f32, square: false })?,
+                true => old.inplace_op2(&new, &Lerp { beta: beta as f32, square: false })?,
                 false => e.set(&((old * beta)? + (new * (1.0 - beta))?)?)?,
             }
         }

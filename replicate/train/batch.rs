@@ -120,7 +120,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Splits the batch into microbatches without splitting a group of `group` images.
-    pub fn parts(&self, group: usize) -> Vec<Batch<'a>> {
+    pub fn microbatches(&self, group: usize) -> Vec<Batch<'a>> {
         let microbatch = match self.source {
             Source::Drawn(batches) => batches.microbatch,
             Source::Given(given) => given.microbatch.unwrap_or(usize::MAX),

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::network::params::Arrays;
 use crate::store::{Array, Checkpoint, Lock};
 use crate::train::batch::{Batch, Batches};
-use crate::train::net::{Learned, strip};
+use crate::train::net::{TrainState, strip};
 use crate::train::watch::{Progress, Watch, say};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
@@ -32,10 +32,10 @@ pub trait Method {
     fn step(&mut self, batch: &Batch) -> candle_core::Result<Vec<Tensor>>;
 
     /// Its networks by name. The weights of the first one are published.
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)>;
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)>;
 
     /// Numbers outside the networks that the next step depends on.
-    fn memory(&mut self) -> Vec<(&'static str, &mut f64)> {
+    fn extra_state(&mut self) -> Vec<(&'static str, &mut f64)> {
         Vec::new()
     }
 }
@@ -174,9 +174,9 @@ pub fn published(method: &mut dyn Method) -> candle_core::Result<Arrays> {
 pub fn state(method: &mut dyn Method) -> candle_core::Result<Arrays> {
     let mut all = Arrays::new();
     for (name, net) in method.nets() {
-        net.state(name, &mut all)?;
+        net.save(name, &mut all)?;
     }
-    for (name, value) in method.memory() {
+    for (name, value) in method.extra_state() {
         all.insert(format!("memory.{name}"), exact(*value));
     }
     Ok(all)
@@ -188,7 +188,7 @@ pub fn restore(method: &mut dyn Method, state: &Arrays) -> candle_core::Result<(
         net.restore(name, state)?;
     }
     let memory = strip(state, "memory.");
-    for (name, value) in method.memory() {
+    for (name, value) in method.extra_state() {
         *value = memory
             .get(name)
             .and_then(inexact)

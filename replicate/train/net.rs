@@ -11,7 +11,7 @@ use candle_nn::VarBuilder;
 
 /// A network in training, with and without gradients.
 pub struct Net<M> {
-    pub learned: Learned,
+    pub state: TrainState,
     pub model: M,
     /// The network on the same parameters without gradients; it follows every update.
     pub frozen: M,
@@ -22,7 +22,7 @@ pub struct Net<M> {
 }
 
 /// State that a training changes: parameters, optimiser, moving averages.
-pub struct Learned {
+pub struct TrainState {
     pub params: Params,
     optimiser: Adam,
     /// Average that is published.
@@ -46,7 +46,7 @@ impl<M> Net<M> {
         let frozen = params.frozen(&build)?;
         let optimiser = Adam::new(optimiser, &params)?;
         Ok(Net {
-            learned: Learned { params, optimiser, average: None, target: None },
+            state: TrainState { params, optimiser, average: None, target: None },
             model,
             frozen,
             group: 1,
@@ -55,17 +55,17 @@ impl<M> Net<M> {
     }
 
     /// Keeps and publishes a moving average of the parameters, with a half-life in images.
-    pub fn averaged(mut self, half_life: u64) -> Result<Net<M>> {
-        self.learned.average = Some(Ema::new(half_life, &self.learned.params)?);
+    pub fn with_ema(mut self, half_life: u64) -> Result<Net<M>> {
+        self.state.average = Some(Ema::new(half_life, &self.state.params)?);
         Ok(self)
     }
 
     /// Also returns a target network whose weights are a moving average of these; each optimiser
     /// step keeps `decay` of the average.
-    pub fn followed(mut self, decay: f64, build: impl Fn(VarBuilder) -> Result<M>) -> Result<(Net<M>, M)> {
-        let target = Ema::of_steps(decay, &self.learned.params)?;
+    pub fn with_target(mut self, decay: f64, build: impl Fn(VarBuilder) -> Result<M>) -> Result<(Net<M>, M)> {
+        let target = Ema::of_steps(decay, &self.state.params)?;
         let network = target.network(build)?;
-        self.learned.target = Some(target);
+        self.state.target = Some(target);
         Ok((self, network))
     }
 
@@ -114,11 +114,11 @@ impl<M> Net<M> {
         loss: impl Fn(&M, &Batch) -> Result<Vec<Tensor>>,
     ) -> Result<(GradStore, Vec<Tensor>)> {
         let (mut sum, mut totals) = (None, Vec::new());
-        for part in batch.parts(self.group) {
+        for part in batch.microbatches(self.group) {
             let values = loss(&self.model, &part)?;
             let values: Vec<Tensor> =
                 values.into_iter().map(|v| shared(v, part.share())).collect::<Result<_>>()?;
-            sum = Some(self.learned.params.add_gradients(sum, gradients(&values[0])?)?);
+            sum = Some(self.state.params.add_gradients(sum, gradients(&values[0])?)?);
             let values = values.iter().map(Tensor::detach);
             totals = match totals.is_empty() {
                 true => values.collect(),
@@ -130,7 +130,7 @@ impl<M> Net<M> {
 
     /// Takes the optimiser's step, then updates the averages.
     pub fn update(&mut self, batch: &Batch, mut gradients: GradStore, lr: f64) -> Result<()> {
-        let Learned { params, optimiser, average, target } = &mut self.learned;
+        let TrainState { params, optimiser, average, target } = &mut self.state;
         if let Some(bound) = self.clip {
             for (_, var) in params.iter() {
                 if let Some(gradient) = gradients.remove(var) {
@@ -146,7 +146,7 @@ impl<M> Net<M> {
     }
 }
 
-impl Learned {
+impl TrainState {
     /// Returns the published weights: the average if there is one, else the parameters.
     pub fn weights(&self) -> Result<Arrays> {
         match &self.average {
@@ -157,7 +157,7 @@ impl Learned {
 
     /// Adds everything that the next step depends on to `into`, with names that begin with
     /// `prefix`.
-    pub fn state(&self, prefix: &str, into: &mut Arrays) -> Result<()> {
+    pub fn save(&self, prefix: &str, into: &mut Arrays) -> Result<()> {
         let mut add = |kind: &str, arrays: Arrays| {
             into.extend(arrays.into_iter().map(|(name, array)| (format!("{prefix}.{kind}.{name}"), array)));
         };
@@ -171,7 +171,7 @@ impl Learned {
         Ok(())
     }
 
-    /// Restores what [`Learned::state`] added.
+    /// Restores what [`TrainState::save`] added.
     ///
     /// # Errors
     /// If an array is missing or has the wrong shape.

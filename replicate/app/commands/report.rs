@@ -6,7 +6,7 @@ use super::{
 };
 use crate::app::cli::{Format, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
-use crate::experiment::run::{Outcome, Runner, SAMPLES, moments};
+use crate::experiment::run::{Outcome, Runner, SAMPLES, curve};
 use crate::experiment::{self, Recipe, Row, Scale, all_rows};
 use crate::judge::claims::{BRACKETS, Judgement, ONE_SEED, evaluate_all, family, handful};
 use crate::judge::differences::differences;
@@ -223,7 +223,7 @@ impl Gathered {
             for seed in runner.seeds(&cell)? {
                 let Some(outcome) = runner.stored(&cell, seed)? else { continue };
                 scores.extend(scores_of(runner, &cell, seed, &outcome)?);
-                let points = moments(outcome.training())?;
+                let points = curve(outcome.training())?;
                 if !points.is_empty() {
                     curves.push(Curve { row: cell.id.to_string(), label: String::new(), seed, points });
                 }

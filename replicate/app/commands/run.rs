@@ -243,7 +243,7 @@ fn experiment(
 /// whole memory by the estimate, but at most half of it; `None` if the row has no smaller one.
 fn smaller(runner: &Runner, row: &Row) -> Option<usize> {
     let (recipe, tried) = (runner.recipe(), runner.recipe_in_memory(row).budget.batch);
-    let least = plan::smallest_part(recipe, row);
+    let least = plan::smallest_microbatch(recipe, row);
     let fits = machine::total_memory(runner.device()).and_then(|bytes| plan::fitting(recipe, row, bytes));
     (tried > least).then(|| fits.unwrap_or(1).min(tried.div_ceil(2)).max(least))
 }

@@ -7,7 +7,7 @@ use crate::error::{EXIT_GOOD, Error, Result, shown_path};
 use crate::experiment::run::{Samples, determinism};
 use crate::experiment::{Recipe, Row, Scale, all_rows};
 use crate::method::one_step::OneStep;
-use crate::method::{Setup, Spec, Starts};
+use crate::method::{InitialWeights, Setup, Spec};
 use crate::network::device;
 use crate::network::params::{Arrays, outline};
 use crate::network::unet::{Config, Denoiser, recognise};
@@ -145,7 +145,7 @@ fn of_file(
     let recipe = with_steps(Recipe::of(Scale::Paper), sampler, options.steps.as_deref())?;
     let setup = Setup {
         network: &config,
-        start: Starts { row: Some(&weights), ..Starts::default() },
+        initial: InitialWeights { row: Some(&weights), ..InitialWeights::default() },
         cell: "",
         ..recipe.setup(device, sampler, &[], "")
     };

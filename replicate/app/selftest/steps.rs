@@ -7,7 +7,7 @@ use super::{Check, Tolerance, part};
 use crate::error::Result;
 use crate::experiment::{Recipe, Scale};
 use crate::method::consistency::{ctm, jump};
-use crate::method::noise::seventh_root;
+use crate::method::noise::karras_level;
 use crate::method::{Setup, all_rows};
 use crate::network::activations;
 use crate::network::params::Arrays;
@@ -63,7 +63,7 @@ enum Draw {
     /// ln sigma ~ N(-1, 1.4^2)
     Lower(&'static str),
     /// SiD's levels.
-    SeventhRoot(&'static str),
+    Karras(&'static str),
     Uniform(&'static str),
     /// As `Uniform`, but for the third and the fourth image.
     SecondHalf(&'static str),
@@ -71,7 +71,7 @@ enum Draw {
     Array(&'static str),
 }
 
-use Draw::{Array, Image, LogNormal, Lower, Normal, SecondHalf, SeventhRoot, Uniform};
+use Draw::{Array, Image, Karras, LogNormal, Lower, Normal, SecondHalf, Uniform};
 
 const OURS: &[(&str, Draw)] = &[
     ("critic.z", Normal("step{k}.critic.z")),
@@ -90,7 +90,7 @@ const SID: &[(&str, Draw)] = &[
     ("critic.sigma", LogNormal("step{k}.critic.sigma")),
     ("critic.noise_fake", Normal("step{k}.critic.noise")),
     ("generator.z", Normal("step{k}.generator.z")),
-    ("generator.sigma", SeventhRoot("step{k}.generator.t")),
+    ("generator.sigma", Karras("step{k}.generator.t")),
     ("generator.noise", Normal("step{k}.generator.noise")),
 ];
 
@@ -356,7 +356,7 @@ impl Case {
         let root3 = 3f32.sqrt();
         let (name, image) = match draw {
             Normal(name) | Image(name) => (name, true),
-            LogNormal(name) | Lower(name) | SeventhRoot(name) | Uniform(name) => (name, false),
+            LogNormal(name) | Lower(name) | Karras(name) | Uniform(name) => (name, false),
             SecondHalf(name) | Array(name) => (name, false),
         };
         let name = format!("{}{}", self.prefix, name.replace("{k}", &k.to_string()));
@@ -367,7 +367,7 @@ impl Case {
                 Image(_) => 0.8 * u,
                 LogNormal(_) => (-1.2 + 1.2 * root3 * u).exp(),
                 Lower(_) => (-1.0 + 1.4 * root3 * u).exp(),
-                SeventhRoot(_) => seventh_root(0.8 * f64::from(u + 1.0) / 2.0) as f32,
+                Karras(_) => karras_level(0.8 * f64::from(u + 1.0) / 2.0) as f32,
                 Uniform(_) | SecondHalf(_) | Array(_) => (u + 1.0) / 2.0,
             })
             .collect();

@@ -14,14 +14,14 @@ mod weights;
 pub use self::artifact::Made;
 pub use self::inputs::Input;
 pub use self::keys::MAP_LATENTS;
-pub use self::outcome::{Moment, Outcome, moments};
+pub use self::outcome::{CurvePoint, Outcome, curve};
 use self::provenance::{class, provenance};
 pub use self::provenance::{determinism, now};
 pub use self::samples::Samples;
 pub use self::weights::{classifier_name, shipped};
 use crate::data::Images;
 use crate::error::{Result, shown_path};
-use crate::experiment::plan::smallest_part;
+use crate::experiment::plan::smallest_microbatch;
 use crate::experiment::{Data, Recipe, Row, all_rows};
 use crate::measure::evaluate::Evaluator;
 use crate::network::device::Named;
@@ -117,7 +117,7 @@ impl<'a> Runner<'a> {
     pub fn recipe_in_memory(&self, row: &Row) -> Recipe {
         let mut recipe = self.recipe.clone();
         let microbatch = self.settings.microbatch.unwrap_or(usize::MAX);
-        recipe.budget.batch = recipe.budget.batch.min(microbatch.max(smallest_part(&recipe, row)));
+        recipe.budget.batch = recipe.budget.batch.min(microbatch.max(smallest_microbatch(&recipe, row)));
         recipe.pretraining.batch = recipe.pretraining.batch.min(microbatch);
         recipe
     }

@@ -54,7 +54,7 @@ impl Runner<'_> {
         if let Some(weights) = &outcome.weights {
             values.extend(read_values(weights)?);
             values.extend(seconds_per_step(&weights.entry).map(|seconds| (TIME.to_string(), seconds)));
-            values.extend(summary(&moments(weights)?));
+            values.extend(summary(&curve(weights)?));
         }
         Ok(self.named(outcome, outcome.scores.entry.key(), values))
     }
@@ -145,7 +145,7 @@ pub(super) fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
 
 /// One line of metrics.csv that has scores.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Moment {
+pub struct CurvePoint {
     /// Training images of the generator so far.
     pub images: u64,
     pub fd: f64,
@@ -154,22 +154,22 @@ pub struct Moment {
     pub classes: f64,
 }
 
-/// Returns the moments of a training, the initialisation first; empty if nothing was scored.
-pub fn moments(training: &Made) -> Result<Vec<Moment>> {
+/// Returns the curve of a training, the initialisation first; empty if nothing was scored.
+pub fn curve(training: &Made) -> Result<Vec<CurvePoint>> {
     if !training.manifest.outputs.contains_key(METRICS_FILE) {
         return Ok(Vec::new());
     }
-    Ok(read_moments(&String::from_utf8_lossy(&training.entry.read(METRICS_FILE)?)))
+    Ok(read_curve(&String::from_utf8_lossy(&training.entry.read(METRICS_FILE)?)))
 }
 
-fn read_moments(csv: &str) -> Vec<Moment> {
+fn read_curve(csv: &str) -> Vec<CurvePoint> {
     let mut lines = csv.lines();
     let header: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
     let column = |name: &str| header.iter().position(|column| *column == name);
     let moment = |line: &str| {
         let fields: Vec<&str> = line.split(',').collect();
         let number = |name: &str| fields.get(column(name)?)?.parse::<f64>().ok();
-        Some(Moment {
+        Some(CurvePoint {
             images: fields.get(column("images")?)?.parse().ok()?,
             fd: number("fd")?,
             recall: number("recall")?,
@@ -182,11 +182,11 @@ fn read_moments(csv: &str) -> Vec<Moment> {
 /// Returns the values of [`ALONG`]: recall and classes of the initialisation, the Fréchet distance
 /// after half of the training, and the worst category up to then, without the initialisation's.
 /// Empty if a value is missing.
-fn summary(moments: &[Moment]) -> Vec<(String, f64)> {
-    let (Some(first), Some(last)) = (moments.first().filter(|m| m.images == 0), moments.last()) else {
+fn summary(curve: &[CurvePoint]) -> Vec<(String, f64)> {
+    let (Some(first), Some(last)) = (curve.first().filter(|m| m.images == 0), curve.last()) else {
         return Vec::new();
     };
-    let early: Vec<&Moment> = moments[1..].iter().filter(|m| 2 * m.images <= last.images).collect();
+    let early: Vec<&CurvePoint> = curve[1..].iter().filter(|m| 2 * m.images <= last.images).collect();
     let finite = early.iter().all(|m| !m.recall.is_nan() && !m.classes.is_nan());
     let (Some(halfway), true) = (early.last(), finite) else { return Vec::new() };
     let worst = early.iter().map(|m| collapse(m.recall, m.classes, TARGETS).code()).fold(0.0, f64::max);
@@ -214,13 +214,13 @@ mod tests {
     fn a_run_is_summed_up_by_its_start_and_its_first_half() {
         let csv = "images,loss,fd,recall,classes\n0,,90,0.02,3\n10,1,80,0.05,4\n20,1,30,.6,9\n30,1,5,.9,9.9\n\
                    40,1,4,.95,10\n";
-        let moments = read_moments(csv);
-        assert_eq!(moments.len(), 5);
-        let named = |name: &str| summary(&moments).into_iter().find(|(n, _)| n == name).unwrap().1;
+        let curve = read_curve(csv);
+        assert_eq!(curve.len(), 5);
+        let named = |name: &str| summary(&curve).into_iter().find(|(n, _)| n == name).unwrap().1;
         assert_eq!([named("start_recall"), named("start_classes"), named("halfway_fd")], [0.02, 3.0, 30.0]);
         assert_eq!(named("early_collapse"), 2.0, "after 10 images");
-        let healthy: Vec<Moment> = moments.iter().filter(|m| m.images != 10).copied().collect();
+        let healthy: Vec<CurvePoint> = curve.iter().filter(|m| m.images != 10).copied().collect();
         assert_eq!(summary(&healthy)[3].1, 0.0, "that the initialisation meets the criterion does not count");
-        assert!(summary(&moments[1..]).is_empty() && summary(&[]).is_empty());
+        assert!(summary(&curve[1..]).is_empty() && summary(&[]).is_empty());
     }
 }

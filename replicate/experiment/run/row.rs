@@ -284,7 +284,7 @@ impl Runner<'_> {
         let (recipe, device) = (self.recipe.of_weights(), &self.settings.device);
         let cell = self.streams(seed);
         let mut setup = recipe.setup(device, row, &start, &cell);
-        setup.start.generator = generator.as_ref().or(setup.start.generator);
+        setup.initial.generator = generator.as_ref().or(setup.initial.generator);
         let training = row.method.training.as_ref().expect("the row has a training");
         let mut method = (training.build)(&setup)?;
         let sizes: Vec<f64> = method.nets().iter().map(|(_, net)| net.params.count() as f64).collect();
@@ -379,7 +379,7 @@ impl Runner<'_> {
     ) -> Result<Box<dyn Sampler>> {
         let cell = self.streams(seed);
         let setup = self.setup(row, start, &cell);
-        Ok(match (weights, setup.start.row) {
+        Ok(match (weights, setup.initial.row) {
             (Some(made), _) => (row.method.sampler)(&setup, &read_weights(&made.entry)?.0)?,
             (None, Some(start)) => (row.method.sampler)(&setup, start)?,
             (None, None) => unreachable!("what is only sampled was pre-trained"),

@@ -2,18 +2,21 @@
 //! noise levels, both downwards and upwards. It starts from random weights and learns from the data
 //! only.
 
-use super::{Discrete, Jumps, Sampling, drawn, images, jump, over_gaps, pseudo_huber, shared, student};
+use super::{
+    DiscreteSettings, JumpSampler, Sampling, categorical, images, jump, over_gaps, pseudo_huber, shared,
+    student,
+};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::diffuse;
 use crate::method::noise::SIGMA_MIN;
-use crate::method::{Setup, Spec, Trained};
+use crate::method::{Setup, Spec, TrainingSpec};
 use crate::network::count::Count;
 use crate::network::unet::{Denoiser, SecondTime};
 use crate::rng::Draws;
 use crate::settings::Settings;
 use crate::train::Method;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor};
 
 /// Joins the embeddings of both levels in one layer.
@@ -25,7 +28,7 @@ pub const SPEC: Spec = Spec {
     cite: "Li & He 2024, Algorithm 1",
     file: file!(),
     fingerprint: None,
-    training: Some(Trained {
+    training: Some(TrainingSpec {
         build: |setup| Ok(Box::new(Bcm::new(setup, setup.own())?)),
         networks: &[Network::averaged("generator", SIZE)],
         calls: &[
@@ -38,18 +41,18 @@ pub const SPEC: Spec = Spec {
         group: |_| 1,
     }),
     nfe: |overrides| Sampling::with(overrides).steps,
-    settings: &[Discrete::listed, shared, Sampling::listed],
-    sampler: |setup, weights| Jumps::load(setup, weights),
+    settings: &[DiscreteSettings::listed, shared, Sampling::listed],
+    sampler: |setup, weights| JumpSampler::load(setup, weights),
 };
 
 struct Bcm {
     net: Net<Denoiser>,
-    settings: Discrete,
+    settings: DiscreteSettings,
     images: u64,
 }
 
 impl Bcm {
-    fn new(setup: &Setup, settings: Discrete) -> Result<Bcm> {
+    fn new(setup: &Setup, settings: DiscreteSettings) -> Result<Bcm> {
         Ok(Bcm {
             net: student(setup, SECOND, [settings.beta1, settings.beta2])?,
             settings,
@@ -64,26 +67,26 @@ impl Method for Bcm {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let ladder = self.settings.of_step(batch, self.images);
+        let discretization = self.settings.of_step(batch, self.images);
         // Excludes the highest gap.
-        let mut below_top = ladder.p.clone();
+        let mut below_top = discretization.p.clone();
         *below_top.last_mut().expect("two levels make a gap") = 0.0;
         let (current, p) = (&self.net.frozen, self.settings.dropout);
         let (gradients, values) = self.net.gradients(batch, |net, b| {
             let gaps: Vec<usize> =
-                b.each("level", Draws::uniform)?.into_iter().map(|u| drawn(&below_top, u)).collect();
+                b.each("level", Draws::uniform)?.into_iter().map(|u| categorical(&below_top, u)).collect();
             // Any level except t and the highest.
             let end = |(u, gap): (f32, &usize)| {
-                let mut p = ladder.p.clone();
+                let mut p = discretization.p.clone();
                 p[gap + 1] = 0.0;
-                drawn(&p, u)
+                categorical(&p, u)
             };
             let ends: Vec<usize> = b.each("end", Draws::uniform)?.into_iter().zip(&gaps).map(end).collect();
-            let ([below, t], u) = (ladder.ends(&gaps), ladder.at(&ends));
+            let ([below, t], u) = (discretization.ends(&gaps), discretization.at(&ends));
             let bottom = vec![SIGMA_MIN as f32; b.len()];
             let (x0, eps) = (images(b)?, b.normal("noise")?);
             let xt = diffuse(&x0, &t, &eps)?;
-            let masks = b.dropout("dropout", p, &net.dropped())?;
+            let masks = b.dropout("dropout", p, &net.dropout_shapes())?;
             let jump = |net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32]| jump(net, x, t, u, masks.as_ref());
             let target = jump(current, &diffuse(&x0, &below, &eps)?, &below, &bottom)?;
 
@@ -98,7 +101,7 @@ impl Method for Bcm {
         Ok(values)
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.net.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("generator", &mut self.net.state)]
     }
 }

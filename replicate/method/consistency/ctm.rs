@@ -4,13 +4,13 @@
 //! classifiers, is left out (row ctm), or the critic of the ratio-based rows is in its place
 //! (ablation ctm-gan).
 
-use super::{Jumps, Sampling, drawn, images, jump, pseudo_huber, raw, shared, student};
+use super::{JumpSampler, Sampling, categorical, images, jump, pseudo_huber, raw, shared, student};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{diffuse, dsm};
-use crate::method::noise::{Levels, seventh_root};
+use crate::method::noise::{Levels, karras_level};
 use crate::method::one_step::{self, OneStep};
 use crate::method::schedule::polynomial;
-use crate::method::{Build, Setup, Spec, Trained};
+use crate::method::{Build, Setup, Spec, TrainingSpec};
 use crate::network::count::Count;
 use crate::network::mix;
 use crate::network::precondition::Precondition;
@@ -19,7 +19,7 @@ use crate::rng::Draws;
 use crate::settings::{MOST_IMAGES, Overrides, Setting, Settings, settings};
 use crate::train::Method;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -76,7 +76,7 @@ fn teacher_calls(overrides: &Overrides) -> f64 {
 
 /// Returns the share of images whose s is not the lowest level, and of those whose s is not u. For
 /// the others, the outer jumps and the inner one of the aim stay where they are.
-fn moving(overrides: &Overrides) -> f64 {
+fn moving_share(overrides: &Overrides) -> f64 {
     let n = CtmSettings::with(overrides).levels;
     let stays = |h: usize| (1..=n - h).map(|left| 1.0 / left as f64).sum::<f64>() / (n - h) as f64;
     let all: f64 = (1..n).map(|h| h as f64 * stays(h)).sum();
@@ -84,7 +84,7 @@ fn moving(overrides: &Overrides) -> f64 {
 }
 
 /// Returns the share of the iterations in which there is an adversary.
-fn opposed(overrides: &Overrides) -> f64 {
+fn adversarial_share(overrides: &Overrides) -> f64 {
     let from = AdversarySettings::of(overrides).adversary_from as f64;
     (1.0 - from / overrides.images as f64).max(0.0)
 }
@@ -101,17 +101,17 @@ type Times = fn(&Overrides) -> f64;
 const CALLS: &[Call] = &[
     counted(0, "teacher", &Pass::Forward, teacher_calls),
     Call { step: 0, network: "generator", pass: Pass::Trained, times: 1.0 },
-    counted(0, "target", &Pass::Through, moving),
-    counted(0, "generator", &Pass::Forward, moving),
-    counted(0, "target", &Pass::Forward, moving),
+    counted(0, "target", &Pass::Through, moving_share),
+    counted(0, "generator", &Pass::Forward, moving_share),
+    counted(0, "target", &Pass::Forward, moving_share),
     Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
-    counted(2, "generator", &Pass::Forward, opposed),
-    counted(2, "target", &Pass::Forward, |overrides| opposed(overrides) * moving(overrides)),
+    counted(2, "generator", &Pass::Forward, adversarial_share),
+    counted(2, "target", &Pass::Forward, |overrides| adversarial_share(overrides) * moving_share(overrides)),
     // Training images and estimates.
-    Call { times: 2.0, ..counted(2, "critic", &Pass::Trained, opposed) },
-    counted(3, "generator", &Pass::Trained, opposed),
-    counted(3, "target", &Pass::Through, |overrides| opposed(overrides) * moving(overrides)),
-    counted(3, "critic", &Pass::Through, opposed),
+    Call { times: 2.0, ..counted(2, "critic", &Pass::Trained, adversarial_share) },
+    counted(3, "generator", &Pass::Trained, adversarial_share),
+    counted(3, "target", &Pass::Through, |overrides| adversarial_share(overrides) * moving_share(overrides)),
+    counted(3, "critic", &Pass::Through, adversarial_share),
 ];
 const NETWORKS: &[Network] = &[
     Network::averaged("generator", SIZE),
@@ -120,8 +120,8 @@ const NETWORKS: &[Network] = &[
     Network::trained("critic", Size::Critic),
 ];
 
-const fn trained(build: Build, networks: &'static [Network], calls: &'static [Call]) -> Option<Trained> {
-    Some(Trained { build, networks, calls, from_scratch: None, at_most: None, group: |_| 1 })
+const fn trained(build: Build, networks: &'static [Network], calls: &'static [Call]) -> Option<TrainingSpec> {
+    Some(TrainingSpec { build, networks, calls, from_scratch: None, at_most: None, group: |_| 1 })
 }
 
 pub const SPEC: Spec = Spec {
@@ -136,13 +136,17 @@ pub const SPEC: Spec = Spec {
     ),
     nfe: |overrides| Sampling::with(overrides).steps,
     settings: &[CtmSettings::listed, shared, levels, Sampling::listed],
-    sampler: |setup, weights| Jumps::load(setup, weights),
+    sampler: |setup, weights| JumpSampler::load(setup, weights),
 };
 
 /// CTM with another adversary than its own.
 pub const WITH_CRITIC: Spec = Spec {
     name: "CTM with our critic for adversary, without LPIPS",
-    training: trained(|setup| Ok(Box::new(Ctm::new(setup, setup.own())?.opposed(setup)?)), NETWORKS, CALLS),
+    training: trained(
+        |setup| Ok(Box::new(Ctm::new(setup, setup.own())?.with_adversary(setup)?)),
+        NETWORKS,
+        CALLS,
+    ),
     settings: &[
         CtmSettings::listed,
         AdversarySettings::listed_of,
@@ -180,7 +184,7 @@ struct Ctm {
     /// Lognormal levels of half of the images that are denoised.
     levels: Levels,
     /// The teacher's levels, T_0 > T_1 > ... > T_{N-1}.
-    ladder: Vec<f32>,
+    teacher_levels: Vec<f32>,
     /// Name of the layer whose gradients balance the losses.
     last_layer: String,
     adversary: Option<Adversary>,
@@ -195,7 +199,7 @@ struct Adversary {
 }
 
 /// Noisy images x_t of x_0 (B, C, H, W), which the student takes to s, along `h` steps of the
-/// teacher from the places `start` of the ladder.
+/// teacher from the places `start` of its levels.
 struct Path {
     x0: Tensor,
     xt: Tensor,
@@ -219,18 +223,18 @@ impl Ctm {
     /// # Errors
     /// If the row has no pre-trained weights, because then there is no teacher.
     fn new(setup: &Setup, settings: CtmSettings) -> Result<Ctm> {
-        let Some(weights) = setup.start.row else {
+        let Some(weights) = setup.initial.row else {
             bail!("CTM needs a teacher: it cannot start from random weights")
         };
         let build = |vb: VarBuilder| Denoiser::with_second_time(setup.network, SECOND, vb);
         let (net, target) =
-            student(setup, SECOND, [settings.beta1, settings.beta2])?.followed(settings.decay, build)?;
+            student(setup, SECOND, [settings.beta1, settings.beta2])?.with_target(settings.decay, build)?;
         Ok(Ctm {
             net,
             target,
             teacher: Denoiser::load(setup.network, weights, setup.device)?,
             levels: setup.settings.levels(),
-            ladder: polynomial(settings.levels).into_iter().map(|level| level as f32).collect(),
+            teacher_levels: polynomial(settings.levels).into_iter().map(|level| level as f32).collect(),
             settings,
             last_layer: format!("model.dec.{0}x{0}_aux_conv.weight", setup.network.size),
             adversary: None,
@@ -238,7 +242,7 @@ impl Ctm {
     }
 
     /// Adds the critic of a ratio-based row.
-    fn opposed(self, setup: &Setup) -> Result<Ctm> {
+    fn with_adversary(self, setup: &Setup) -> Result<Ctm> {
         let overrides = Overrides { images: setup.images, ..setup.overrides.clone() };
         let (critic, lr) = (one_step::critic(setup)?, setup.settings.critic_lr);
         let from = AdversarySettings::of(&overrides).adversary_from;
@@ -246,18 +250,19 @@ impl Ctm {
     }
 
     fn at(&self, places: &[usize]) -> Vec<f32> {
-        places.iter().map(|j| self.ladder[*j]).collect()
+        places.iter().map(|j| self.teacher_levels[*j]).collect()
     }
 
     /// Draws the number h of the teacher's steps, the same for all images.
     fn heun_steps(&self, batch: &Batch) -> Result<usize> {
-        let p: Vec<f64> = (1..self.ladder.len()).map(|h| h as f64).collect();
-        let steps = batch.common("heun_steps", 1, 1, |draws| (drawn(&p, draws.uniform()) + 1) as f32)?;
+        let p: Vec<f64> = (1..self.teacher_levels.len()).map(|h| h as f64).collect();
+        let steps =
+            batch.common("heun_steps", 1, 1, |draws| (categorical(&p, draws.uniform()) + 1) as f32)?;
         Ok(steps[0] as usize)
     }
 
     fn path(&self, b: &Batch, h: usize) -> Result<Path> {
-        let n = self.ladder.len();
+        let n = self.teacher_levels.len();
         let start = below(b, "start", |_| n - h)?;
         let after: Vec<usize> = start.iter().map(|j| j + h).collect();
         let further = below(b, "end", |i| n - after[i])?;
@@ -265,13 +270,13 @@ impl Ctm {
         let [t, u, s] = [&start, &after, &end].map(|places| self.at(places));
         let x0 = images(b)?;
         let xt = diffuse(&x0, &t, &b.normal("noise")?)?;
-        let masks = b.dropout("dropout", self.settings.dropout, &self.net.frozen.dropped())?;
+        let masks = b.dropout("dropout", self.settings.dropout, &self.net.frozen.dropout_shapes())?;
         Ok(Path { x0, xt, start, t, u, s, masks })
     }
 
     /// Levels of 0.002, to which all jumps lead in the end.
     fn bottom(&self, path: &Path) -> Vec<f32> {
-        vec![self.ladder[self.ladder.len() - 1]; path.t.len()]
+        vec![self.teacher_levels[self.teacher_levels.len() - 1]; path.t.len()]
     }
 
     /// Jumps from `x` at levels `t` to s, and from there to 0.002 with the average, through which a
@@ -295,7 +300,7 @@ impl Ctm {
     }
 
     /// Computes the critic's loss on training images and on estimates, both without noise.
-    fn telling(&self, critic: &Critic, b: &Batch, h: usize) -> Result<Tensor> {
+    fn critic_loss(&self, critic: &Critic, b: &Batch, h: usize) -> Result<Tensor> {
         let path = self.path(b, h)?;
         let fake = self.estimate(&self.net.frozen, &path.xt, &path.t, &path)?;
         let [real, fake] = critic.both(&path.x0, &fake, &self.bottom(&path), None, None)?;
@@ -303,7 +308,7 @@ impl Ctm {
     }
 
     /// Computes L_GAN: minus the mean logit of the same estimates as those of L_CTM.
-    fn deceiving(&self, critic: &Critic, net: &Denoiser, b: &Batch, h: usize) -> Result<Tensor> {
+    fn gan_loss(&self, critic: &Critic, net: &Denoiser, b: &Batch, h: usize) -> Result<Tensor> {
         let path = self.path(b, h)?;
         let estimate = self.estimate(net, &path.xt, &path.t, &path)?;
         critic.forward(&estimate, &self.bottom(&path))?.mean_all()?.neg()
@@ -324,7 +329,7 @@ impl Ctm {
     }
 
     /// Computes L_DSM: half of the images at lognormal levels, half at levels in the upper part of
-    /// the ladder.
+    /// EDM's grid.
     fn denoising(&self, net: &Denoiser, b: &Batch) -> Result<Tensor> {
         let lognormal = self.levels.draw(b, "dsm.sigma")?;
         let place = b.each("dsm.place", Draws::uniform)?;
@@ -332,18 +337,18 @@ impl Ctm {
         let sigma: Vec<f32> = pairs
             .map(|(i, (sigma, u))| match i < b.size / 2 {
                 true => sigma,
-                false => seventh_root(1.0 - DENOISED * f64::from(u)) as f32,
+                false => karras_level(1.0 - DENOISED * f64::from(u)) as f32,
             })
             .collect();
         let (x0, c) = (images(b)?, Precondition::at(&sigma));
         let xt = diffuse(&x0, &sigma, &b.normal("dsm.noise")?)?;
-        let masks = b.dropout("dsm.dropout", self.settings.dropout, &net.dropped())?;
+        let masks = b.dropout("dsm.dropout", self.settings.dropout, &net.dropout_shapes())?;
         let f = raw(net, &xt, &sigma, Some(&sigma), masks.as_ref())?;
         dsm(&mix(&xt, &c.skip, &f, &c.out)?, &x0, &sigma)
     }
 
     fn norm(&self, gradients: &GradStore) -> Result<Tensor> {
-        let Some(layer) = self.net.learned.params.get(&self.last_layer).and_then(|var| gradients.get(var))
+        let Some(layer) = self.net.state.params.get(&self.last_layer).and_then(|var| gradients.get(var))
         else {
             bail!("{} has no gradient", self.last_layer)
         };
@@ -352,7 +357,7 @@ impl Ctm {
 
     /// Takes the critic's step, on other images and jumps than those of the student's. Returns its
     /// loss; `None` before there is an adversary.
-    fn oppose(&mut self, batch: &Batch) -> Result<Option<Tensor>> {
+    fn critic_step(&mut self, batch: &Batch) -> Result<Option<Tensor>> {
         let Some(Adversary { critic, lr, from }) = &self.adversary else { return Ok(None) };
         if batch.images_before() < *from {
             return Ok(None);
@@ -360,7 +365,7 @@ impl Ctm {
         let (batch, lr) = (batch.nth(1), *lr);
         let h = self.heun_steps(&batch)?;
         let (gradients, mut loss) =
-            critic.gradients(&batch, |critic, b| Ok(vec![self.telling(critic, b, h)?]))?;
+            critic.gradients(&batch, |critic, b| Ok(vec![self.critic_loss(critic, b, h)?]))?;
         let adversary = self.adversary.as_mut().expect("just seen");
         adversary.critic.update(&batch, gradients, lr)?;
         Ok(loss.pop())
@@ -376,10 +381,10 @@ impl Method for Ctm {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let told = self.oppose(batch)?;
+        let critic_loss = self.critic_step(batch)?;
         let h = self.heun_steps(batch)?;
         let (ctm, mut values) = self.net.gradients(batch, |net, b| Ok(vec![self.consistency(net, b, h)?]))?;
-        let (norm, params) = (self.norm(&ctm)?, &self.net.learned.params);
+        let (norm, params) = (self.norm(&ctm)?, &self.net.state.params);
         // Weights the gradients of another loss like those of L_CTM.
         let mut add = |sum: GradStore, (more, loss): (GradStore, Vec<Tensor>), [least, most]: [f64; 2]| {
             let weight = (&norm / (self.norm(&more)? + 1e-4)?)?.clamp(least, most)?;
@@ -389,21 +394,21 @@ impl Method for Ctm {
         };
         let dsm = self.net.gradients(batch, |net, b| Ok(vec![self.denoising(net, b)?]))?;
         let mut gradients = add(ctm, dsm, [0.0, 1e4])?;
-        if let (Some(Adversary { critic, .. }), Some(_)) = (&self.adversary, &told) {
-            let deceiving = |net: &Denoiser, b: &Batch| self.deceiving(&critic.frozen, net, b, h);
-            let gan = self.net.gradients(batch, |net, b| Ok(vec![deceiving(net, b)?]))?;
+        if let (Some(Adversary { critic, .. }), Some(_)) = (&self.adversary, &critic_loss) {
+            let gan_loss = |net: &Denoiser, b: &Batch| self.gan_loss(&critic.frozen, net, b, h);
+            let gan = self.net.gradients(batch, |net, b| Ok(vec![gan_loss(net, b)?]))?;
             gradients = add(gradients, gan, [0.01, 10.0])?;
         }
-        values.extend(told);
+        values.extend(critic_loss);
         // Before there is an adversary, its losses and weight are written as 0.
         values.resize(self.columns().len(), Tensor::zeros((), DType::F32, values[0].device())?);
         self.net.update(batch, gradients, self.settings.lr)?;
         Ok(values)
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        let critic = self.adversary.as_mut().map(|adversary| ("critic", &mut adversary.critic.learned));
-        [("generator", &mut self.net.learned)].into_iter().chain(critic).collect()
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        let critic = self.adversary.as_mut().map(|adversary| ("critic", &mut adversary.critic.state));
+        [("generator", &mut self.net.state)].into_iter().chain(critic).collect()
     }
 }
 

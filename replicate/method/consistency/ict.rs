@@ -2,11 +2,14 @@
 //! image are mapped to the same image. The network starts from random weights and learns from the
 //! data only.
 
-use super::{Consistent, Discrete, Sampling, drawn, images, over_gaps, pseudo_huber, raw, shared, student};
+use super::{
+    ConsistencySampler, DiscreteSettings, Sampling, categorical, images, over_gaps, pseudo_huber, raw,
+    shared, student,
+};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::diffuse;
 use crate::method::noise::SIGMA_MIN;
-use crate::method::{Setup, Spec, Trained};
+use crate::method::{Setup, Spec, TrainingSpec};
 use crate::network::mix;
 use crate::network::precondition::SIGMA_DATA;
 use crate::network::unet::{Denoiser, Masks, SecondTime};
@@ -14,7 +17,7 @@ use crate::rng::Draws;
 use crate::settings::Settings;
 use crate::train::Method;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor};
 
 pub const SPEC: Spec = Spec {
@@ -22,7 +25,7 @@ pub const SPEC: Spec = Spec {
     cite: "Song & Dhariwal 2024, section 3",
     file: file!(),
     fingerprint: None,
-    training: Some(Trained {
+    training: Some(TrainingSpec {
         build: |setup| Ok(Box::new(Ict::new(setup, setup.own())?)),
         networks: &[Network::averaged("generator", Size::Denoiser)],
         calls: &[
@@ -34,11 +37,11 @@ pub const SPEC: Spec = Spec {
         group: |_| 1,
     }),
     nfe: |overrides| Sampling::with(overrides).steps,
-    settings: &[Discrete::listed, shared, Sampling::listed],
+    settings: &[DiscreteSettings::listed, shared, Sampling::listed],
     sampler: |setup, weights| {
         let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
         let steps = setup.own::<Sampling>().steps;
-        Ok(Box::new(Consistent {
+        Ok(Box::new(ConsistencySampler {
             denoiser,
             function: |net, x, t| consistent(net, x, t, None),
             bottom: SIGMA_MIN,
@@ -63,12 +66,12 @@ pub fn consistent(net: &Denoiser, x: &Tensor, t: &[f32], masks: Option<&Masks>) 
 
 struct Ict {
     net: Net<Denoiser>,
-    settings: Discrete,
+    settings: DiscreteSettings,
     images: u64,
 }
 
 impl Ict {
-    fn new(setup: &Setup, settings: Discrete) -> Result<Ict> {
+    fn new(setup: &Setup, settings: DiscreteSettings) -> Result<Ict> {
         Ok(Ict {
             net: student(setup, SecondTime::None, [settings.beta1, settings.beta2])?,
             settings,
@@ -83,15 +86,18 @@ impl Method for Ict {
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
-        let ladder = self.settings.of_step(batch, self.images);
+        let discretization = self.settings.of_step(batch, self.images);
         // The target is the present network, held constant; there is no average.
         let (current, p) = (&self.net.frozen, self.settings.dropout);
         let (gradients, values) = self.net.gradients(batch, |net, b| {
-            let gaps: Vec<usize> =
-                b.each("level", Draws::uniform)?.into_iter().map(|u| drawn(&ladder.p, u)).collect();
-            let [below, t] = ladder.ends(&gaps);
+            let gaps: Vec<usize> = b
+                .each("level", Draws::uniform)?
+                .into_iter()
+                .map(|u| categorical(&discretization.p, u))
+                .collect();
+            let [below, t] = discretization.ends(&gaps);
             let (x0, eps) = (images(b)?, b.normal("noise")?);
-            let masks = b.dropout("dropout", p, &net.dropped())?;
+            let masks = b.dropout("dropout", p, &net.dropout_shapes())?;
             let target = consistent(current, &diffuse(&x0, &below, &eps)?, &below, masks.as_ref())?;
             let found = consistent(net, &diffuse(&x0, &t, &eps)?, &t, masks.as_ref())?;
             Ok(vec![over_gaps(&pseudo_huber(&found, &target)?, &t, &below)?])
@@ -100,7 +106,7 @@ impl Method for Ict {
         Ok(values)
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.net.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("generator", &mut self.net.state)]
     }
 }

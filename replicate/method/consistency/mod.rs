@@ -25,7 +25,7 @@ use candle_nn::VarBuilder;
 settings! {
     /// Settings of a training at discrete levels (iCT and BCM). The number of levels doubles in
     /// stages.
-    pub struct Discrete: "discrete consistency training", "discrete_" {
+    pub struct DiscreteSettings: "discrete consistency training", "discrete_" {
         /// Learning rate of a network with random initial weights.
         lr: f64 = [3e-3, 3e-3, 3e-3, 3e-4, 1e-4], 0.0..=1e30, "",
             Silent("iCT's 1e-4 at the paper scale; a run that is a thousand times shorter takes more");
@@ -46,7 +46,7 @@ settings! {
     }
 }
 
-impl Discrete {
+impl DiscreteSettings {
     /// Returns N(k) = min(s0 2^(k / K'), s1) + 1 levels in step `k` of `steps`, K' the steps of a
     /// stage.
     pub fn levels(&self, k: u64, steps: u64) -> usize {
@@ -59,17 +59,17 @@ impl Discrete {
     }
 
     /// Returns the levels of the batch's step in a training of `images`.
-    pub fn of_step(&self, batch: &Batch, images: u64) -> Ladder {
-        self.ladder(self.levels(batch.step, images.div_ceil(batch.size as u64)))
+    pub fn of_step(&self, batch: &Batch, images: u64) -> Discretization {
+        self.discretization(self.levels(batch.step, images.div_ceil(batch.size as u64)))
     }
 
     /// Returns the discretisation with `levels` levels.
-    pub fn ladder(&self, levels: usize) -> Ladder {
+    pub fn discretization(&self, levels: usize) -> Discretization {
         let sigma: Vec<f64> = polynomial(levels).into_iter().rev().collect();
         let place = |sigma: &f64| libm::erf((libm::log(*sigma) - self.p_mean) / (2f64.sqrt() * self.p_std));
         let mass: Vec<f64> = sigma.windows(2).map(|pair| place(&pair[1]) - place(&pair[0])).collect();
         let all: f64 = mass.iter().sum();
-        Ladder { sigma, p: mass.into_iter().map(|m| m / all).collect() }
+        Discretization { sigma, p: mass.into_iter().map(|m| m / all).collect() }
     }
 }
 
@@ -84,12 +84,12 @@ settings! {
 
 /// Levels sigma_1 < sigma_2 < ... from 0.002 to 80, and the probability p(i) of each gap between
 /// two of them: the mass of a lognormal between the levels.
-pub struct Ladder {
+pub struct Discretization {
     pub sigma: Vec<f64>,
     pub p: Vec<f64>,
 }
 
-impl Ladder {
+impl Discretization {
     /// Returns the levels at these indices, counted from 0, as float32.
     pub fn at(&self, places: &[usize]) -> Vec<f32> {
         places.iter().map(|i| self.sigma[*i] as f32).collect()
@@ -104,7 +104,7 @@ impl Ladder {
 
 /// Returns the index that u in [0, 1) selects from the distribution `p`: the number of running sums
 /// of `p` that are at most u times their total.
-pub fn drawn(p: &[f64], u: f32) -> usize {
+pub fn categorical(p: &[f64], u: f32) -> usize {
     let mut sum = 0.0;
     let sums: Vec<f64> = p.iter().map(|p| (sum += p, sum).1).collect();
     sums.partition_point(|running| running / sum <= f64::from(u))
@@ -158,8 +158,8 @@ fn moved(net: &Denoiser, x: &Tensor, t: &[f32], u: &[f32], masks: Option<&Masks>
 fn raw(net: &Denoiser, x: &Tensor, t: &[f32], u: Option<&[f32]>, masks: Option<&Masks>) -> Result<Tensor> {
     let c = Precondition::at(t);
     let second = u.map(|u| Precondition::at(u).noise);
-    let told = Conditioning { noise: &c.noise, second: second.as_deref(), augment: None, masks };
-    net.raw(&scale_images(x, &c.input)?, &told)
+    let conditioning = Conditioning { noise: &c.noise, second: second.as_deref(), augment: None, masks };
+    net.raw(&scale_images(x, &c.input)?, &conditioning)
 }
 
 /// Reads training images; half of them are mirrored at scales that augment.
@@ -180,15 +180,15 @@ fn radam(setup: &Setup, [beta1, beta2]: [f64; 2]) -> AdamConfig {
 /// get random ones.
 fn student(setup: &Setup, second: SecondTime, betas: [f64; 2]) -> Result<Net<Denoiser>> {
     let (none, cell) = (Arrays::new(), format!("{} generator", setup.cell));
-    let drawn = if setup.start.generator.is_some() { second.layers() } else { &[""] };
-    let source = Source { given: setup.start.generator.unwrap_or(&none), drawn, cell: &cell };
+    let drawn = if setup.initial.generator.is_some() { second.layers() } else { &[""] };
+    let source = Source { given: setup.initial.generator.unwrap_or(&none), drawn, cell: &cell };
     let build = |vb: VarBuilder| Denoiser::with_second_time(setup.network, second, vb);
-    Net::new(setup.device, &source, radam(setup, betas), build)?.averaged(setup.settings.ema_half_life)
+    Net::new(setup.device, &source, radam(setup, betas), build)?.with_ema(setup.settings.ema_half_life)
 }
 
 /// Samples by a function that maps every level to an image: x = f(80 z, 80). More steps add noise
 /// of a lower level and apply f again.
-struct Consistent {
+struct ConsistencySampler {
     denoiser: Denoiser,
     function: fn(&Denoiser, &Tensor, &[f32]) -> Result<Tensor>,
     /// Level at which the function is the identity.
@@ -196,7 +196,7 @@ struct Consistent {
     steps: usize,
 }
 
-impl Sampler for Consistent {
+impl Sampler for ConsistencySampler {
     fn nfe(&self) -> usize {
         self.steps
     }
@@ -220,19 +220,19 @@ impl Sampler for Consistent {
 }
 
 /// Samples by jumps J.
-struct Jumps {
+struct JumpSampler {
     denoiser: Denoiser,
     steps: usize,
 }
 
-impl Jumps {
+impl JumpSampler {
     fn load(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
         let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
-        Ok(Box::new(Jumps { denoiser, steps: setup.own::<Sampling>().steps }))
+        Ok(Box::new(JumpSampler { denoiser, steps: setup.own::<Sampling>().steps }))
     }
 }
 
-impl Sampler for Jumps {
+impl Sampler for JumpSampler {
     fn nfe(&self) -> usize {
         self.steps
     }

@@ -5,10 +5,10 @@
 //! TrigFlow has t = arctan(sigma / sigma_d), z = sigma_d eps and x_t = cos t x_0 + sin t z. Its
 //! network takes x_t / sigma_d, which equals c_in x_sigma, and is minus EDM's F.
 
-use super::{Consistent, Sampling, images, radam, shared};
+use super::{ConsistencySampler, Sampling, images, radam, shared};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::noise::Levels;
-use crate::method::{Setup, Spec, Trained};
+use crate::method::{Setup, Spec, TrainingSpec};
 use crate::network::mix;
 use crate::network::params::Source;
 use crate::network::precondition::{Precondition, SIGMA_DATA};
@@ -16,7 +16,7 @@ use crate::network::unet::{Conditioning, Config, Denoiser, Masks};
 use crate::settings::{MOST_IMAGES, Settings, settings};
 use crate::train::Method;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::{Init, VarBuilder};
 
@@ -25,7 +25,7 @@ pub const SPEC: Spec = Spec {
     cite: "Lu & Song 2025, Algorithm 1",
     file: file!(),
     fingerprint: None,
-    training: Some(Trained {
+    training: Some(TrainingSpec {
         build: |setup| Ok(Box::new(Sct::new(setup, setup.own())?)),
         networks: &[Network::averaged("generator", Size::Denoiser)],
         calls: &[
@@ -42,7 +42,7 @@ pub const SPEC: Spec = Spec {
     sampler: |setup, weights| {
         let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
         let steps = setup.own::<Sampling>().steps;
-        Ok(Box::new(Consistent { denoiser, function: Denoiser::forward, bottom: 0.0, steps }))
+        Ok(Box::new(ConsistencySampler { denoiser, function: Denoiser::forward, bottom: 0.0, steps }))
     },
 };
 
@@ -123,14 +123,14 @@ impl Point {
     }
 
     /// Returns the conditioning of the network at this point, with the masks of dropout.
-    pub fn told<'a>(&'a self, masks: Option<&'a Masks>) -> Conditioning<'a> {
+    pub fn conditioning<'a>(&'a self, masks: Option<&'a Masks>) -> Conditioning<'a> {
         Conditioning { noise: &self.noise, masks, ..Conditioning::default() }
     }
 
     /// Computes EDM's F at this point, with dropout if there are masks, and its derivative along
     /// the tangents.
     pub fn derivative(&self, net: &Denoiser, masks: Option<&Masks>) -> Result<[Tensor; 2]> {
-        net.raw_along([&self.input, &self.input_tangent], &self.told(masks), &self.noise_tangent)
+        net.raw_jvp([&self.input, &self.input_tangent], &self.conditioning(masks), &self.noise_tangent)
     }
 
     /// Computes g, the derivative of the denoised image by t, times cos t. The factor `r` scales
@@ -188,7 +188,7 @@ impl Sct {
     /// # Errors
     /// If there are no weights. Random ones would be another method.
     fn new(setup: &Setup, settings: SctSettings) -> Result<Sct> {
-        let Some(given) = setup.start.generator else {
+        let Some(given) = setup.initial.generator else {
             bail!("sCT starts from a teacher's weights, not from random ones")
         };
         let cell = format!("{} generator", setup.cell);
@@ -196,7 +196,7 @@ impl Sct {
         let net = Net::new(setup.device, &source, radam(setup, [settings.beta1, settings.beta2]), |vb| {
             Student::new(setup.network, vb)
         })?
-        .averaged(setup.settings.ema_half_life)?;
+        .with_ema(setup.settings.ema_half_life)?;
         let levels = Levels::log_normal(settings.p_mean, settings.p_std);
         Ok(Sct { net, settings, levels })
     }
@@ -214,12 +214,12 @@ impl Method for Sct {
             let (x0, sigma) = (images(b)?, self.levels.draw(b, "sigma")?);
             let point = Point::at(&x0, &(b.normal("noise")? * f64::from(SIGMA_DATA))?, &sigma)?;
             // The same masks in both passes.
-            let masks = b.dropout("dropout", p, &current.dropped())?;
+            let masks = b.dropout("dropout", p, &current.dropout_shapes())?;
             let [f, df] = point.derivative(current, masks.as_ref())?;
             let g = point.tangent(&f, &df, r)?;
             let g_squared = g.sqr()?.mean_all()?;
             let aim = (f - normalised(&g)?)?;
-            let apart = (aim - student.denoiser.raw(&point.input, &point.told(masks.as_ref()))?)?;
+            let apart = (aim - student.denoiser.raw(&point.input, &point.conditioning(masks.as_ref()))?)?;
             let w = student.weighting(&point.noise)?;
             let loss = ((w.exp()? * apart.sqr()?.flatten_from(1)?.mean(1)?)? - w)?.mean_all()?;
             Ok(vec![loss, g_squared])
@@ -229,7 +229,7 @@ impl Method for Sct {
         Ok(vec![loss, g_squared.sqrt()?])
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.net.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("generator", &mut self.net.state)]
     }
 }

@@ -4,13 +4,13 @@
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{Divergence, class_ratio, diffuse, generator_loss};
 use crate::method::one_step::{self, Generator, OneStep};
-use crate::method::{Build, Setup, Spec, Trained};
+use crate::method::{Build, Setup, Spec, TrainingSpec};
 use crate::network::unet::Critic;
 use crate::settings::Settings;
 use crate::store::sha256_hex;
 use crate::train::Method;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{Device, Result, Tensor, Var};
 
 /// Class-ratio estimation in training: generator and critic.
@@ -46,7 +46,8 @@ impl Method for ClassRatio {
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
             let real = diffuse(&real, &sigma, &b.normal("critic.noise_real")?)?;
             let fake = diffuse(&fake, &sigma, &b.normal("critic.noise_fake")?)?;
-            let masks = |of: &str| b.dropout(&format!("critic.dropout_{of}"), s.dropout, &critic.dropped());
+            let masks =
+                |of: &str| b.dropout(&format!("critic.dropout_{of}"), s.dropout, &critic.dropout_shapes());
             let masks = masks("real")?.zip(masks("fake")?);
             let [l_real, l_fake] = critic.both(&real, &fake, &sigma, real_labels.zip(fake_labels), masks)?;
             let [c_real, c_fake] = [probability(&l_real)?, probability(&l_fake)?];
@@ -65,8 +66,8 @@ impl Method for ClassRatio {
         Ok(vec![loss, generator, c_real, c_fake])
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.generator.net.learned), ("critic", &mut self.critic.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("generator", &mut self.generator.net.state), ("critic", &mut self.critic.state)]
     }
 }
 
@@ -101,8 +102,14 @@ pub const fn spec(name: &'static str, cite: &'static str, build: Build, fingerpr
         Call { step: 1, network: "generator", pass: Pass::Trained, times: 1.0 },
         Call { step: 1, network: "critic", pass: Pass::Through, times: 1.0 },
     ];
-    let training =
-        Some(Trained { build, networks: NETWORKS, calls, from_scratch: None, at_most: None, group: |_| 1 });
+    let training = Some(TrainingSpec {
+        build,
+        networks: NETWORKS,
+        calls,
+        from_scratch: None,
+        at_most: None,
+        group: |_| 1,
+    });
     let fingerprint = Some(fingerprint);
     Spec {
         name,

@@ -8,14 +8,14 @@ pub use super::predictor::{Prediction, Predictor};
 use super::{Denoise, start};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::schedule::polynomial;
-use crate::method::{Sampler, Setup, Spec, Trained};
+use crate::method::{Sampler, Setup, Spec, TrainingSpec};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Denoiser};
 use crate::settings::{Overrides, Settings, settings};
 use crate::train::Method;
 use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
@@ -36,7 +36,7 @@ pub const SPEC: Spec = Spec {
     cite: "Zhou et al. 2024, arXiv 2312.00094, Algorithm 2",
     file: file!(),
     fingerprint: None,
-    training: Some(Trained {
+    training: Some(TrainingSpec {
         build: |setup| Ok(Box::new(Plugin::new(setup)?)),
         networks: &[
             Network::trained("predictor", Size::Other(|config| Predictor::count(pooled(config)))),
@@ -57,7 +57,7 @@ pub const SPEC: Spec = Spec {
     }),
     nfe: |overrides| AmedSettings::with(overrides).calls,
     settings: &[AmedSettings::listed],
-    sampler: |setup, weights| Ok(Box::new(Trajectories::new(setup, weights)?)),
+    sampler: |setup, weights| Ok(Box::new(AmedSampler::new(setup, weights)?)),
 };
 
 /// Returns the intervals, each of which has one call that is differentiated.
@@ -201,7 +201,7 @@ impl Training {
 
     /// Starts one trajectory for each microbatch.
     pub fn start(&self, encode: Encode, batch: &Batch) -> Result<Vec<Trajectory>> {
-        let parts = batch.parts(1).into_iter();
+        let parts = batch.microbatches(1).into_iter();
         parts.map(|part| Trajectory::new(&self.amed, encode, &part.normal("generator.z")?)).collect()
     }
 
@@ -217,7 +217,7 @@ impl Training {
             let mut students = students.borrow_mut();
             Ok(vec![students.next().expect("a student for each part").advance(amed, encode, predictor)?])
         })?;
-        if !finite(&self.predictor.learned.params, &gradients, &losses[0])? {
+        if !finite(&self.predictor.state.params, &gradients, &losses[0])? {
             return &losses[0] * f64::NAN;
         }
         self.predictor.update(batch, gradients, self.lr)?;
@@ -281,7 +281,7 @@ impl Plugin {
     /// # Errors
     /// If the row has no weights, because then there is no teacher.
     fn new(setup: &Setup) -> Result<Plugin> {
-        let Some(weights) = setup.start.row else {
+        let Some(weights) = setup.initial.row else {
             bail!("AMED-Plugin needs a teacher: it cannot start from random weights")
         };
         let AmedSettings { calls, lr } = setup.own();
@@ -306,31 +306,31 @@ impl Method for Plugin {
         Ok(vec![Tensor::stack(&losses, 0)?.sum_all()?.to_dtype(DType::F32)?])
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("predictor", &mut self.training.predictor.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("predictor", &mut self.training.predictor.state)]
     }
 }
 
 /// Samples the teacher with a trained predictor.
-struct Trajectories {
+struct AmedSampler {
     teacher: Denoiser,
     predictor: Predictor,
     amed: Amed,
 }
 
-impl Trajectories {
+impl AmedSampler {
     /// Loads the teacher, and g_phi from `weights`.
-    fn new(setup: &Setup, weights: &Arrays) -> Result<Trajectories> {
+    fn new(setup: &Setup, weights: &Arrays) -> Result<AmedSampler> {
         if !weights.contains_key("fc_r.weight") {
             bail!("the weights have no predictor; run the row amed-plugin, which trains one for its teacher");
         }
-        let Some(teacher) = setup.start.row else {
+        let Some(teacher) = setup.initial.row else {
             bail!("AMED-Plugin samples a teacher, and there is none")
         };
         let amed = Amed::new(setup.own::<AmedSettings>().calls, pooled(setup.network))?;
         let build = |vb: VarBuilder| Predictor::new(amed.pooled, vb);
         let source = Source { given: weights, drawn: &[], cell: "" };
-        Ok(Trajectories {
+        Ok(AmedSampler {
             teacher: Denoiser::load(setup.network, teacher, setup.device)?,
             predictor: Params::build(setup.device, &source, build)?.0.frozen(build)?,
             amed,
@@ -338,7 +338,7 @@ impl Trajectories {
     }
 }
 
-impl Sampler for Trajectories {
+impl Sampler for AmedSampler {
     fn nfe(&self) -> usize {
         self.amed.nfe()
     }

@@ -5,12 +5,12 @@
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{diffuse, dsm, vsd};
 use crate::method::one_step::{self, Generator, OneStep, denoiser};
-use crate::method::{Setup, Spec, Trained};
+use crate::method::{Setup, Spec, TrainingSpec};
 use crate::network::unet::Denoiser;
 use crate::settings::Settings;
 use crate::train::Method;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor, bail};
 
 pub const SPEC: Spec = Spec {
@@ -18,7 +18,7 @@ pub const SPEC: Spec = Spec {
     cite: "Algorithm 1, Eq 5",
     file: file!(),
     fingerprint: None,
-    training: Some(Trained {
+    training: Some(TrainingSpec {
         build: |setup| Ok(Box::new(DiffInstruct::new(setup)?)),
         networks: &[
             Network::averaged("generator", Size::Denoiser),
@@ -55,11 +55,11 @@ impl DiffInstruct {
     /// # Errors
     /// If the row has no weights, because then there is no teacher.
     fn new(setup: &Setup) -> Result<DiffInstruct> {
-        let Some(weights) = setup.start.row else {
+        let Some(weights) = setup.initial.row else {
             bail!("VSD needs a teacher: it cannot start from random weights")
         };
         let generator = Generator::new(setup)?;
-        let fake = denoiser(setup, "fake score", setup.start.critic)?;
+        let fake = denoiser(setup, "fake score", setup.initial.critic)?;
         let teacher = Denoiser::load(setup.network, weights, setup.device)?;
         Ok(DiffInstruct { generator, fake, teacher, settings: setup.settings.clone() })
     }
@@ -81,7 +81,7 @@ impl Method for DiffInstruct {
             let (x0, labels) =
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
             let xt = diffuse(&x0, &sigma, &b.normal("critic.noise_fake")?)?;
-            let masks = b.dropout("critic.dropout_fake", s.dropout, &fake.dropped())?;
+            let masks = b.dropout("critic.dropout_fake", s.dropout, &fake.dropout_shapes())?;
             let denoised = fake.forward_train(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
             Ok(vec![dsm(&denoised, &x0, &sigma)?])
         })?;
@@ -100,7 +100,7 @@ impl Method for DiffInstruct {
         Ok(vec![fake, generator])
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.generator.net.learned), ("fake", &mut self.fake.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("generator", &mut self.generator.net.state), ("fake", &mut self.fake.state)]
     }
 }

@@ -13,12 +13,12 @@ use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{class_ratio, diffuse, dsm, softplus};
 use crate::method::noise::{Levels, edm_weight};
 use crate::method::one_step::{self, Generator, OneStep, denoiser};
-use crate::method::{Build, FirstStage, Setup, Spec, Trained};
+use crate::method::{Build, FirstStage, Setup, Spec, TrainingSpec};
 use crate::network::unet::Denoiser;
 use crate::settings::{LARGEST_BATCH, MOST_IMAGES, Overrides, Setting, Settings, settings};
 use crate::train::Method;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor, bail};
 
 settings! {
@@ -98,7 +98,7 @@ const fn spec(
     calls: &'static [Call],
     group: fn(&Overrides) -> usize,
 ) -> Spec {
-    let training = Some(Trained { build, networks, calls, from_scratch: None, at_most: None, group });
+    let training = Some(TrainingSpec { build, networks, calls, from_scratch: None, at_most: None, group });
     let sampler = one_step::sampler;
     Spec { name, cite: "", file: file!(), fingerprint: None, training, nfe: |_| 1, settings: &[], sampler }
 }
@@ -208,13 +208,13 @@ impl Sid {
     /// # Errors
     /// If the row has no weights, because then there is no teacher.
     fn new(setup: &Setup) -> Result<Sid> {
-        let Some(weights) = setup.start.row else {
+        let Some(weights) = setup.initial.row else {
             bail!("SiD needs a teacher: it cannot start from random weights")
         };
         let s = setup.settings;
         Ok(Sid {
             generator: Generator::new(setup)?,
-            fake: denoiser(setup, "fake score", setup.start.critic)?,
+            fake: denoiser(setup, "fake score", setup.initial.critic)?,
             teacher: Denoiser::load(setup.network, weights, setup.device)?,
             levels: s.levels(),
             fake_lr: s.critic_lr,
@@ -257,14 +257,14 @@ impl Method for Sid {
             let (x0, labels) =
                 b.augment("critic.augment_fake", &generator.frozen(&b.normal("critic.z")?)?)?;
             let xt = diffuse(&x0, &sigma, &noise)?;
-            let masks = b.dropout("critic.dropout_fake", p, &fake.dropped())?;
+            let masks = b.dropout("critic.dropout_fake", p, &fake.dropout_shapes())?;
             let Some(s) = adversary else {
                 let denoised = fake.forward_train(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
                 return Ok(vec![fake_score(&denoised, &x0, &sigma)?]);
             };
             let (denoised, l_fake) = fake.with_features(&xt, &sigma, labels.as_deref(), masks.as_ref())?;
             let (real, labels) = b.augment("critic.augment_real", &b.images("critic.index")?)?;
-            let masks = b.dropout("critic.dropout_real", p, fake.dropped_of_encoder())?;
+            let masks = b.dropout("critic.dropout_real", p, fake.encoder_dropout_shapes())?;
             let real = diffuse(&real, &sigma, &noise)?;
             let l_real = fake.features(&real, &sigma, labels.as_deref(), masks.as_ref())?;
             let score = fake_score(&denoised, &x0, &sigma)?;
@@ -274,7 +274,7 @@ impl Method for Sid {
 
         // The gradient reaches x_0 directly, and through x_t and both networks.
         let fake = &self.fake.frozen;
-        let generator_levels = Levels::SeventhRoot { share: settings.t_max };
+        let generator_levels = Levels::Karras { share: settings.t_max };
         let passed = |from: fn(&SidaSettings) -> u64| {
             adversary.is_none_or(|s| from(s) == 0 || batch.images_before() > from(s))
         };
@@ -302,7 +302,7 @@ impl Method for Sid {
         Ok(values)
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.generator.net.learned), ("fake", &mut self.fake.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("generator", &mut self.generator.net.state), ("fake", &mut self.fake.state)]
     }
 }

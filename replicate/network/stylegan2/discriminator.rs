@@ -107,7 +107,7 @@ impl Discriminator {
     ///
     /// # Errors
     /// See [`Discriminator::forward`].
-    pub fn along(&self, x: &Tensor, dx: &Tensor, t: &[f32]) -> Result<Tensor> {
+    pub fn jvp(&self, x: &Tensor, dx: &Tensor, t: &[f32]) -> Result<Tensor> {
         let [h, dh] = self.body.along(x, dx)?;
         let (values, tangents) = (Centred::new(&h, self.group)?, Centred::new(&dh, self.group)?);
         let h = Tensor::cat(&[&h, &values.deviation()?], 1)?;
@@ -119,8 +119,8 @@ impl Discriminator {
     }
 
     fn logits(&self, h: &Tensor, t: &[f32]) -> Result<Tensor> {
-        let told = Tensor::from_slice(t, (t.len(), 1), h.device())?;
-        let map = self.mapping.forward(&told)?;
+        let steps = Tensor::from_slice(t, (t.len(), 1), h.device())?;
+        let map = self.mapping.forward(&steps)?;
         (h * map)?.sum(1)? * (1.0 / (h.dim(1)? as f64).sqrt())
     }
 }

@@ -43,23 +43,23 @@ impl Critic {
         augment: Option<&[f32]>,
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
-        let (_, x, told) = self.encoder.scaled(x, sigma, augment)?;
-        run(&self.parameters, &x, &told, masks, self)?.remove(0).flatten_all()
+        let (_, x, rows) = self.encoder.scaled(x, sigma, augment)?;
+        run(&self.parameters, &x, &rows, masks, self)?.remove(0).flatten_all()
     }
 
     /// Returns channels, height and width of the map that each residual block applies dropout to.
-    pub fn dropped(&self) -> Vec<(usize, usize, usize)> {
+    pub fn dropout_shapes(&self) -> Vec<(usize, usize, usize)> {
         self.encoder.dropped.clone()
     }
 
     /// Computes logits (B) at `x` (B, C, H, W) and their derivatives along `dx`. The gradients of
     /// both reach the parameters through every operation.
-    pub fn along(&self, [x, dx]: [&Tensor; 2], sigma: &[f32]) -> Result<[Tensor; 2]> {
-        let (c, x, told) = self.encoder.scaled(x, sigma, None)?;
-        let still = told.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>>>()?;
+    pub fn jvp(&self, [x, dx]: [&Tensor; 2], sigma: &[f32]) -> Result<[Tensor; 2]> {
+        let (c, x, rows) = self.encoder.scaled(x, sigma, None)?;
+        let still = rows.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>>>()?;
         let dx = scale_images(dx, &c.input)?;
-        let (inputs, tangents) = (inputs(&x, &told), inputs(&dx, &still));
-        let (mut l, mut dl) = exact::along(&self.parameters, &inputs, &tangents, self)?;
+        let (inputs, tangents) = (inputs(&x, &rows), inputs(&dx, &still));
+        let (mut l, mut dl) = exact::jvp(&self.parameters, &inputs, &tangents, self)?;
         Ok([l.remove(0).flatten_all()?, dl.remove(0).flatten_all()?])
     }
 

@@ -1,7 +1,7 @@
 //! The whole U-Net with its preconditioning.
 
 use super::blocks::Dropped;
-use super::told::depending;
+use super::conditioning::depending;
 use super::{Blocks, Conditioning, Config, Decoder, Dropping, Encoder, Masks, SecondTime, inputs, kept, run};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::precondition::Precondition;
@@ -62,17 +62,17 @@ impl Denoiser {
         augment: Option<&[f32]>,
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
-        let (c, input, told) = self.encoder.scaled(x, sigma, augment)?;
-        mix(x, &c.skip, &run(&self.parameters, &input, &told, masks, self)?[0], &c.out)
+        let (c, input, rows) = self.encoder.scaled(x, sigma, augment)?;
+        mix(x, &c.skip, &run(&self.parameters, &input, &rows, masks, self)?[0], &c.out)
     }
 
     /// Returns channels, height and width of the map that each residual block applies dropout to.
-    pub fn dropped(&self) -> Vec<(usize, usize, usize)> {
+    pub fn dropout_shapes(&self) -> Vec<(usize, usize, usize)> {
         [self.encoder.dropped.as_slice(), &self.decoder.dropped].concat()
     }
 
-    /// Returns the maps of [`Denoiser::dropped`] in the encoder, which come first.
-    pub fn dropped_of_encoder(&self) -> &[(usize, usize, usize)] {
+    /// Returns the maps of [`Denoiser::dropout_shapes`] in the encoder, which come first.
+    pub fn encoder_dropout_shapes(&self) -> &[(usize, usize, usize)] {
         &self.encoder.dropped
     }
 
@@ -83,13 +83,14 @@ impl Denoiser {
     }
 
     /// Computes F(x; c_noise), the U-Net itself, on inputs that are already scaled.
-    pub fn raw(&self, x: &Tensor, told: &Conditioning) -> Result<Tensor> {
-        Ok(run(&self.parameters, x, &self.encoder.told(told, x)?, told.masks, self)?.remove(0))
+    pub fn raw(&self, x: &Tensor, conditioning: &Conditioning) -> Result<Tensor> {
+        Ok(run(&self.parameters, x, &self.encoder.conditioning(conditioning, x)?, conditioning.masks, self)?
+            .remove(0))
     }
 
     /// Returns the mean over the channels of the encoder's last map, (B, H, W) of its size: SiDA's
     /// logits and AMED's features. The decoder's parameters get no gradient. `masks` are those of
-    /// [`Denoiser::dropped_of_encoder`].
+    /// [`Denoiser::encoder_dropout_shapes`].
     pub fn features(
         &self,
         x: &Tensor,
@@ -97,9 +98,9 @@ impl Denoiser {
         augment: Option<&[f32]>,
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
-        let (_, x, told) = self.encoder.scaled(x, sigma, augment)?;
+        let (_, x, rows) = self.encoder.scaled(x, sigma, augment)?;
         let encoder = &self.parameters[..self.encoder_parameters];
-        run(encoder, &x, &told, masks, &Encoded(self))?.remove(0).mean(1)
+        run(encoder, &x, &rows, masks, &Encoded(self))?.remove(0).mean(1)
     }
 
     /// Computes [`Denoiser::forward_train`] and [`Denoiser::features`] in one pass.
@@ -110,8 +111,8 @@ impl Denoiser {
         augment: Option<&[f32]>,
         masks: Option<&Masks>,
     ) -> Result<(Tensor, Tensor)> {
-        let (c, input, told) = self.encoder.scaled(x, sigma, augment)?;
-        let outputs = run(&self.parameters, &input, &told, masks, &Both(self))?;
+        let (c, input, rows) = self.encoder.scaled(x, sigma, augment)?;
+        let outputs = run(&self.parameters, &input, &rows, masks, &Both(self))?;
         Ok((mix(x, &c.skip, &outputs[0], &c.out)?, outputs[1].mean(1)?))
     }
 
@@ -121,35 +122,37 @@ impl Denoiser {
         let sigma = sigma.to_dtype(DType::F32)?;
         let levels = sigma.to_vec1::<f32>()?;
         let (c, slopes) = (Precondition::at(&levels), Precondition::slopes(&levels));
-        let mut told = self.encoder.told(&Conditioning { noise: &c.noise, ..Conditioning::default() }, x)?;
+        let mut rows =
+            self.encoder.conditioning(&Conditioning { noise: &c.noise, ..Conditioning::default() }, x)?;
         let positions = &self.encoder.positions;
         let along = positions.slopes(&c.noise, &slopes.noise);
-        told[0] = depending(positions.rows(&c.noise), along, &sigma)?;
+        rows[0] = depending(positions.rows(&c.noise), along, &sigma)?;
         let times = |x: &Tensor, factors: Vec<f32>, slopes: Vec<f32>| {
             x.broadcast_mul(&depending(factors, slopes, &sigma)?.reshape(((), 1, 1, 1))?)
         };
         let input = times(x, c.input, slopes.input)?;
-        let outputs = run(&self.parameters, &input, &told, None, &Both(self))?;
+        let outputs = run(&self.parameters, &input, &rows, None, &Both(self))?;
         let denoised = times(x, c.skip, slopes.skip)? + times(&outputs[0], c.out, slopes.out)?;
         Ok((denoised?, outputs[1].mean(1)?))
     }
 
     /// Computes F(x; c_noise) as [`Denoiser::raw`], and its derivative along `dx` and the tangent
     /// `dnoise` (B) of c_noise.
-    pub fn raw_along(
+    pub fn raw_jvp(
         &self,
         [x, dx]: [&Tensor; 2],
-        told: &Conditioning,
+        conditioning: &Conditioning,
         dnoise: &[f32],
     ) -> Result<[Tensor; 2]> {
-        let values = self.encoder.told(told, x)?;
+        let values = self.encoder.conditioning(conditioning, x)?;
         let mut tangents = values.iter().map(Tensor::zeros_like).collect::<Result<Vec<_>>>()?;
-        let slopes = self.encoder.positions.slopes(told.noise, dnoise);
+        let slopes = self.encoder.positions.slopes(conditioning.noise, dnoise);
         tangents[0] = Tensor::from_vec(slopes, values[0].shape(), x.device())?;
         // A mask gates the tangent as it gates the value; a tangent of its own is not read.
-        let [values, tangents] = [values, tangents].map(|rows| [rows.as_slice(), kept(told.masks)].concat());
+        let [values, tangents] =
+            [values, tangents].map(|rows| [rows.as_slice(), kept(conditioning.masks)].concat());
         let (inputs, tangents) = (inputs(x, &values), inputs(dx, &tangents));
-        let (maps, network) = (activations(x.device()), Dropping::new(self, told.masks));
+        let (maps, network) = (activations(x.device()), Dropping::new(self, conditioning.masks));
         let (mut f, mut df) = network::along(&self.parameters, &inputs, &tangents, maps, &network)?;
         Ok([f.remove(0), df.remove(0)])
     }

@@ -3,18 +3,18 @@
 //! al. 2022; tensor names are those of the published checkpoints.
 
 mod blocks;
+mod conditioning;
 mod critic;
 mod denoiser;
 mod recognise;
-mod told;
 
+pub use self::conditioning::{Conditioning, Masks};
 pub use self::critic::{CRITIC_HEAD, Critic};
 pub use self::denoiser::Denoiser;
 pub use self::recognise::recognise;
-pub use self::told::{Conditioning, Masks};
 
 use self::blocks::{Block, Conv, Dropped, Embedding, Linear, Resample, Widths, ZERO, norm};
-use self::told::{Positions, rows};
+use self::conditioning::{Positions, rows};
 use crate::network::params::Arrays;
 use crate::network::precondition::Precondition;
 use crate::network::{self, Builder, Norm, Ops, Plus, Walk, activations, scale_images};
@@ -195,19 +195,19 @@ impl Encoder {
 
     /// Makes the rows (B, channels) of conditioning in the order that [`Encoder::embed`] takes:
     /// embedded noise levels, those of the second time, labels.
-    fn told(&self, told: &Conditioning, x: &Tensor) -> Result<Vec<Tensor>> {
+    fn conditioning(&self, given: &Conditioning, x: &Tensor) -> Result<Vec<Tensor>> {
         let (images, device) = (x.dim(0)?, x.device());
-        let seconds = [told.second.is_some(), self.second.is_some()].map(usize::from);
+        let seconds = [given.second.is_some(), self.second.is_some()].map(usize::from);
         if seconds[0] != seconds[1] {
             bail!("{} second times are given, the network takes {}", seconds[0], seconds[1]);
         }
         let position = |n: &[f32]| rows(self.positions.rows(n), images, self.positions.channels(), device);
-        let times = [Some(told.noise), told.second].into_iter().flatten().map(position);
-        let labels = told.augment.map(|labels| rows(labels.to_vec(), images, self.labels, device));
+        let times = [Some(given.noise), given.second].into_iter().flatten().map(position);
+        let labels = given.augment.map(|labels| rows(labels.to_vec(), images, self.labels, device));
         times.chain(labels).collect()
     }
 
-    /// Returns EDM's scalings at `sigma`, the scaled images and the rows of [`Encoder::told`].
+    /// Returns EDM's scalings at `sigma`, the scaled images and the rows of [`Encoder::conditioning`].
     fn scaled(
         &self,
         x: &Tensor,
@@ -215,17 +215,18 @@ impl Encoder {
         augment: Option<&[f32]>,
     ) -> Result<(Precondition, Tensor, Vec<Tensor>)> {
         let c = Precondition::at(sigma);
-        let told = self.told(&Conditioning { noise: &c.noise, augment, ..Conditioning::default() }, x)?;
+        let rows =
+            self.conditioning(&Conditioning { noise: &c.noise, augment, ..Conditioning::default() }, x)?;
         let x = scale_images(x, &c.input)?;
-        Ok((c, x, told))
+        Ok((c, x, rows))
     }
 
     /// Embeds the conditioning in rows of 4 model_channels.
-    fn embed<O: Ops>(&self, ops: &mut O, told: &[O::Map]) -> Result<Embedding<O::Map>> {
-        let mut told = told.iter();
-        let mut emb = told.next().expect("a noise level").clone();
-        let second = self.second.as_ref().and_then(|layers| Some((layers, told.next()?)));
-        if let (Some(map), Some(labels)) = (&self.map_augment, told.next()) {
+    fn embed<O: Ops>(&self, ops: &mut O, rows: &[O::Map]) -> Result<Embedding<O::Map>> {
+        let mut rows = rows.iter();
+        let mut emb = rows.next().expect("a noise level").clone();
+        let second = self.second.as_ref().and_then(|layers| Some((layers, rows.next()?)));
+        if let (Some(map), Some(labels)) = (&self.map_augment, rows.next()) {
             let plus = Plus { term: None, residual: Some((&emb, 1.0)) };
             emb = ops.conv(labels, map.weight, map.bias, plus)?;
         }
@@ -270,8 +271,8 @@ impl Encoder {
     }
 }
 
-fn inputs<'a>(x: &'a Tensor, told: &'a [Tensor]) -> Vec<&'a Tensor> {
-    std::iter::once(x).chain(told).collect()
+fn inputs<'a>(x: &'a Tensor, rows: &'a [Tensor]) -> Vec<&'a Tensor> {
+    std::iter::once(x).chain(rows).collect()
 }
 
 /// A network of residual blocks.
@@ -310,16 +311,16 @@ fn kept(masks: Option<&Masks>) -> &[Tensor] {
     masks.map_or(&[], |masks| &masks.keep)
 }
 
-/// Runs a U-Net, or a part of one, on scaled images and the rows from [`Encoder::told`], with
+/// Runs a U-Net, or a part of one, on scaled images and the rows from [`Encoder::conditioning`], with
 /// dropout where there are masks.
 fn run<B: Blocks>(
     parameters: &[Tensor],
     x: &Tensor,
-    told: &[Tensor],
+    rows: &[Tensor],
     masks: Option<&Masks>,
     network: &B,
 ) -> Result<Vec<Tensor>> {
-    let all = [told, kept(masks)].concat();
+    let all = [rows, kept(masks)].concat();
     network::forward(parameters, &inputs(x, &all), activations(x.device()), &Dropping::new(network, masks))
 }
 

@@ -36,7 +36,7 @@ pub fn prepare(
     let needs = Needs::of(&items(runner, cells, seeds)?, download_bytes(&missing));
     let free = free_memory(runner.device());
     if let Some(problem) =
-        needs.problem(&place.store, free_disk(&place.store), free, parts(runner, cells, free))
+        needs.problem(&place.store, free_disk(&place.store), free, largest_microbatch(runner, cells, free))
     {
         return Err(Error::Run(problem));
     }
@@ -53,11 +53,11 @@ pub fn prepare(
 }
 
 /// Returns the largest microbatch that fits on the GPU for all of `cells`.
-fn parts(runner: &Runner, cells: &[Row], free: Option<u64>) -> Option<usize> {
+fn largest_microbatch(runner: &Runner, cells: &[Row], free: Option<u64>) -> Option<usize> {
     fitting(runner, cells, free.filter(|_| !runner.device().is_cpu())?)
 }
 
-/// As [`parts`], for `free` bytes of memory.
+/// As [`largest_microbatch`], for `free` bytes of memory.
 fn fitting(runner: &Runner, cells: &[Row], free: u64) -> Option<usize> {
     let fitting = |cell: &Row| plan::fitting(runner.recipe(), cell, free);
     cells.iter().map(fitting).try_fold(usize::MAX, |least, batch| Some(least.min(batch?)))
@@ -321,7 +321,7 @@ pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &
     );
     let parts = match like {
         Some(card) => fitting(runner, cells, card.memory()),
-        None => parts(runner, cells, machine.memory),
+        None => largest_microbatch(runner, cells, machine.memory),
     };
     if let Some(problem) = needs.problem(&place.store, machine.disk, machine.memory, parts) {
         println!("\nCannot run: {problem}");

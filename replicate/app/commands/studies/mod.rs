@@ -5,7 +5,7 @@ pub mod diff;
 use super::{STUDIES, lock_to_change, presets, reader, render, root, study_goldens, write_file};
 use crate::app::cli::{Format, Place};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
-use crate::experiment::run::{Runner, moments, now};
+use crate::experiment::run::{Runner, curve, now};
 use crate::experiment::studies::{Study, studies};
 use crate::experiment::{Recipe, Row, all_rows};
 use crate::judge::golden::{self, Comparison, Score, read_golden, write_golden};
@@ -57,7 +57,7 @@ fn part(
     for (_, seed) in seeds {
         let Some(outcome) = runner.stored(row, *seed)? else { continue };
         scores.extend(runner.scores(&outcome)?);
-        let points = moments(outcome.training())?;
+        let points = curve(outcome.training())?;
         if !points.is_empty() {
             curves.push(Curve { row: cell.clone(), label: value.clone(), seed: *seed, points });
         }

@@ -3,18 +3,18 @@
 //! open follow its code (Zhendong-Wang/Diffusion-GAN at 2ca5e7a,
 //! `--cfg cifar --target 0.6 --ts_dist priority`).
 
+mod architecture;
 pub mod chain;
-mod players;
 mod unets;
 
-pub use players::{Players, Seen, StyleGan, networks};
+pub use architecture::{Architecture, Diffused, StyleGan, networks};
 pub use unets::{UNETS, UNETS_NO_R1, UNets};
 
 use self::chain::{Adaptive, Chain};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{class_ratio, softplus};
 use crate::method::one_step::OneStep;
-use crate::method::{Build, Spec, Trained};
+use crate::method::{Build, Spec, TrainingSpec};
 use crate::network::stylegan2::{Discriminator, Generator};
 use crate::network::{gradients, scale_images};
 use crate::rng::Draws;
@@ -22,43 +22,46 @@ use crate::settings::{Choice, LARGEST_BATCH, MOST_IMAGES, Overrides, Setting, Se
 use crate::train::Method;
 use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
-use crate::train::net::{Learned, Net};
+use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor, Var};
 
 /// Images of the published training.
 const PUBLISHED_IMAGES: u64 = 50_000_000;
 
 /// Diffusion-GAN as published.
-pub const SPEC: Spec = spec("diffusion-gan", CALLS, &[DiffGan::listed, mirrored], |setup| {
+pub const SPEC: Spec = spec("diffusion-gan", CALLS, &[DiffGanSettings::listed, mirrored], |setup| {
     Ok(Box::new(StyleGan::train(setup, &setup.own())?))
 });
 
 /// Diffusion-GAN without the gradient penalty.
 pub const NO_R1: Spec =
     spec("diffusion-gan without R1", CALLS.split_at(4).0, &[without_penalty, mirrored], |setup| {
-        Ok(Box::new(StyleGan::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
+        Ok(Box::new(StyleGan::train(setup, &DiffGanSettings { gamma: 0.0, ..setup.own() })?))
     });
 
 /// Diffusion-GAN with differences of logits instead of the gradient.
 pub const APPROXIMATE: Spec =
     spec("diffusion-gan, approximate R1", APPROXIMATE_CALLS, &[without_form, mirrored], |setup| {
-        Ok(Box::new(StyleGan::train(setup, &DiffGan { penalty: Penalty::Approximate, ..setup.own() })?))
+        Ok(Box::new(StyleGan::train(
+            setup,
+            &DiffGanSettings { penalty: Penalty::Approximate, ..setup.own() },
+        )?))
     });
 
 /// Lists the settings without that of the penalty's form.
 fn without_form(overrides: &Overrides) -> Vec<Setting> {
-    DiffGan::except(overrides, &["gan_penalty"])
+    DiffGanSettings::except(overrides, &["gan_penalty"])
 }
 
 /// Lists the settings without those of the penalty. Its interval corrects the learning rate of the
 /// discriminator also where there is none.
 fn without_penalty(overrides: &Overrides) -> Vec<Setting> {
-    DiffGan::except(overrides, &["gan_penalty", "gan_gamma"])
+    DiffGanSettings::except(overrides, &["gan_penalty", "gan_gamma"])
 }
 
 /// Lists the settings of the penalty alone.
 fn of_penalty(overrides: &Overrides) -> Vec<Setting> {
-    DiffGan::named(overrides, &["gan_penalty", "gan_gamma", "gan_penalty_every"])
+    DiffGanSettings::named(overrides, &["gan_penalty", "gan_gamma", "gan_penalty_every"])
 }
 
 /// Lists the setting that decides if training images are mirrored.
@@ -89,7 +92,7 @@ const APPROXIMATE_CALLS: &[Call] = &[CALLS[0], CALLS[1], CALLS[2], CALLS[3], CAL
 
 /// Returns the penalties in an iteration.
 fn penalties(overrides: &Overrides) -> f64 {
-    let DiffGan { gamma, penalty_every, .. } = DiffGan::with(overrides);
+    let DiffGanSettings { gamma, penalty_every, .. } = DiffGanSettings::with(overrides);
     if gamma > 0.0 { 1.0 / penalty_every as f64 } else { 0.0 }
 }
 
@@ -97,13 +100,13 @@ fn penalties(overrides: &Overrides) -> f64 {
 type Listed = fn(&Overrides) -> Vec<Setting>;
 
 const fn spec(name: &'static str, calls: &'static [Call], settings: &'static [Listed], build: Build) -> Spec {
-    let training = Some(Trained {
+    let training = Some(TrainingSpec {
         build,
         networks: NETWORKS,
         calls,
         from_scratch: Some(PUBLISHED_IMAGES),
         at_most: None,
-        group: |_| players::WHOLE,
+        group: |_| architecture::WHOLE,
     });
     let cite = "Wang et al. 2023, arXiv 2206.02262";
     Spec {
@@ -114,13 +117,13 @@ const fn spec(name: &'static str, calls: &'static [Call], settings: &'static [Li
         training,
         nfe: |_| 1,
         settings,
-        sampler: players::sampler,
+        sampler: architecture::sampler,
     }
 }
 
 settings! {
     /// Settings of Diffusion-GAN.
-    pub struct DiffGan: "diffusion_gan", "gan_" {
+    pub struct DiffGanSettings: "diffusion_gan", "gan_" {
         /// Learning rate of both networks, before the correction for the penalty's extra steps.
         lr: f64 = [0.0025], 0.0..=1e30, "";
         /// Adam's decay of the second moment, before the same correction.
@@ -152,7 +155,7 @@ impl Choice for Penalty {
         &[("exact", Penalty::Exact), ("approximate", Penalty::Approximate)];
 }
 
-impl DiffGan {
+impl DiffGanSettings {
     /// Returns learning rate and Adam of a network whose regulariser takes an extra step after
     /// every `every` steps, corrected so that these `every` + 1 steps count as `every` (StyleGAN2).
     fn adam(&self, every: u64) -> (f64, AdamConfig) {
@@ -168,11 +171,11 @@ const TIMES: usize = 32;
 const BESIDE: f64 = 0.01;
 
 /// Diffusion-GAN in training.
-pub struct DiffusionGan<P: Players> {
-    players: P,
-    generator: Net<P::Generator>,
-    critic: Net<P::Critic>,
-    settings: DiffGan,
+pub struct DiffusionGan<A: Architecture> {
+    architecture: A,
+    generator: Net<A::Generator>,
+    critic: Net<A::Critic>,
+    settings: DiffGanSettings,
     /// Learning rates of the generator and of the critic.
     rates: [f64; 2],
     adaptive: Adaptive,
@@ -180,32 +183,33 @@ pub struct DiffusionGan<P: Players> {
     signs: [f64; 2],
 }
 
-impl<P: Players> DiffusionGan<P> {
+impl<A: Architecture> DiffusionGan<A> {
     fn new(
-        players: P,
-        generator: Net<P::Generator>,
-        critic: Net<P::Critic>,
-        settings: &DiffGan,
+        architecture: A,
+        generator: Net<A::Generator>,
+        critic: Net<A::Critic>,
+        settings: &DiffGanSettings,
         rates: [f64; 2],
-    ) -> DiffusionGan<P> {
+    ) -> DiffusionGan<A> {
         let (settings, adaptive) = (settings.clone(), Adaptive { p: 0.0 });
-        DiffusionGan { players, generator, critic, settings, rates, adaptive, signs: [0.0; 2] }
+        DiffusionGan { architecture, generator, critic, settings, rates, adaptive, signs: [0.0; 2] }
     }
 
     /// Takes the extra step on R1. Returns the weighted penalty and the mean sign of the logits of
     /// data.
     fn penalize(&mut self, batch: &Batch, diffusion: &Diffusion) -> Result<[Tensor; 2]> {
-        let DiffGan { gamma, penalty_every, penalty, .. } = self.settings;
+        let DiffGanSettings { gamma, penalty_every, penalty, .. } = self.settings;
         let weight = 0.5 * gamma * penalty_every as f64;
-        let (players, frozen) = (&self.players, &self.critic.frozen);
+        let (architecture, frozen) = (&self.architecture, &self.critic.frozen);
         let (gradients, values) = self.critic.gradients(batch, |critic, b| {
-            let seen = diffusion.see(b, "penalty", "real", &real(b)?)?;
+            let diffused = diffusion.diffuse(b, "penalty", "real", &real(b)?)?;
             let R1 { size, loss, logits } = match penalty {
-                Penalty::Exact => r1(players, critic, frozen, &seen)?,
+                Penalty::Exact => r1(architecture, critic, frozen, &diffused)?,
                 Penalty::Approximate => {
-                    let beside = scale_images(&b.normal("penalty.beside")?, &seen.signal)?;
-                    let beside = seen.with((&seen.x + (beside * BESIDE)?)?);
-                    let (at, beside) = (players.logits(critic, &seen)?, players.logits(critic, &beside)?);
+                    let beside = scale_images(&b.normal("penalty.beside")?, &diffused.signal)?;
+                    let beside = diffused.with((&diffused.x + (beside * BESIDE)?)?);
+                    let (at, beside) =
+                        (architecture.logits(critic, &diffused)?, architecture.logits(critic, &beside)?);
                     approximate_r1(&at, &beside, BESIDE)?
                 }
             };
@@ -217,29 +221,29 @@ impl<P: Players> DiffusionGan<P> {
     }
 }
 
-impl<P: Players> Method for DiffusionGan<P> {
+impl<A: Architecture> Method for DiffusionGan<A> {
     fn columns(&self) -> &'static [&'static str] {
         &["critic_loss", "generator_loss", "penalty", "sign_real", "length"]
     }
 
     fn step(&mut self, batch: &Batch) -> Result<Vec<Tensor>> {
         let diffusion = Diffusion::new(batch, self.adaptive.steps())?;
-        let (players, [generator_lr, lr]) = (&self.players, self.rates);
+        let (architecture, [generator_lr, lr]) = (&self.architecture, self.rates);
 
         // Gmain: raises the logits of generated images.
         let frozen = &self.critic.frozen;
         let generator = self.generator.descend(batch, generator_lr, |generator, b| {
-            let fake = players.generate(generator, b, "generator")?;
-            let seen = diffusion.see(b, "generator", "fake", &fake)?;
-            Ok(vec![generator_loss(&players.logits(frozen, &seen)?)?])
+            let fake = architecture.generate(generator, b, "generator")?;
+            let diffused = diffusion.diffuse(b, "generator", "fake", &fake)?;
+            Ok(vec![generator_loss(&architecture.logits(frozen, &diffused)?)?])
         })?;
 
         // Dmain, with the updated generator.
         let frozen = &self.generator.frozen;
         let critic = self.critic.descend(batch, lr, |critic, b| {
-            let fake = players.generate(frozen, b, "critic")?;
-            let l_fake = players.logits(critic, &diffusion.see(b, "critic", "fake", &fake)?)?;
-            let l_real = players.logits(critic, &diffusion.see(b, "critic", "real", &real(b)?)?)?;
+            let fake = architecture.generate(frozen, b, "critic")?;
+            let l_fake = architecture.logits(critic, &diffusion.diffuse(b, "critic", "fake", &fake)?)?;
+            let l_real = architecture.logits(critic, &diffusion.diffuse(b, "critic", "real", &real(b)?)?)?;
             Ok(vec![class_ratio(&l_real, &l_fake)?, l_real.detach().sign()?.mean_all()?])
         })?;
 
@@ -264,11 +268,11 @@ impl<P: Players> Method for DiffusionGan<P> {
         Ok(vec![critic, generator, penalty, sign, length])
     }
 
-    fn nets(&mut self) -> Vec<(&'static str, &mut Learned)> {
-        vec![("generator", &mut self.generator.learned), ("critic", &mut self.critic.learned)]
+    fn nets(&mut self) -> Vec<(&'static str, &mut TrainState)> {
+        vec![("generator", &mut self.generator.state), ("critic", &mut self.critic.state)]
     }
 
-    fn memory(&mut self) -> Vec<(&'static str, &mut f64)> {
+    fn extra_state(&mut self) -> Vec<(&'static str, &mut f64)> {
         let [signs, passes] = &mut self.signs;
         vec![("p", &mut self.adaptive.p), ("signs", signs), ("passes", passes)]
     }
@@ -296,11 +300,11 @@ impl Diffusion {
 
     /// Diffuses `x`, each image for a random time. `of` names them in the streams: "real" or
     /// "fake".
-    fn see(&self, b: &Batch, step: &str, of: &str, x: &Tensor) -> Result<Seen> {
+    fn diffuse(&self, b: &Batch, step: &str, of: &str, x: &Tensor) -> Result<Diffused> {
         let u = b.each(&format!("{step}.t_{of}"), Draws::uniform)?;
         let t: Vec<usize> = u.iter().map(|u| self.times[(u * self.times.len() as f32) as usize]).collect();
         let x = self.chain.diffuse(x, &t, &b.normal(&format!("{step}.noise_{of}"))?)?;
-        Ok(Seen::new(x, &self.chain, &t))
+        Ok(Diffused::new(x, &self.chain, &t))
     }
 }
 
@@ -321,21 +325,26 @@ pub struct R1 {
     pub logits: Tensor,
 }
 
-/// Computes R1 at the images `seen`. `frozen` is the critic without gradients.
+/// Computes R1 at the images `diffused`. `frozen` is the critic without gradients.
 ///
 /// With v = grad l held constant, |grad l|^2 has twice the gradient of <v, grad l>, which is the
 /// derivative of l along v. So no second derivative is needed.
-pub fn r1<P: Players>(players: &P, critic: &P::Critic, frozen: &P::Critic, seen: &Seen) -> Result<R1> {
-    let images = seen.x.dim(0)? as f64;
-    let x = Var::from_tensor(&seen.x.detach())?;
-    let logits = players.logits(frozen, &seen.with(x.as_tensor().clone()))?;
+pub fn r1<A: Architecture>(
+    architecture: &A,
+    critic: &A::Critic,
+    frozen: &A::Critic,
+    diffused: &Diffused,
+) -> Result<R1> {
+    let images = diffused.x.dim(0)? as f64;
+    let x = Var::from_tensor(&diffused.x.detach())?;
+    let logits = architecture.logits(frozen, &diffused.with(x.as_tensor().clone()))?;
     let Some(slope) = gradients(&logits.sum_all()?)?.remove(&x) else {
         candle_core::bail!("the logits do not depend on the images")
     };
     // Chain rule: from the diffused image to the image, and for the step along v back to the
     // diffused image.
-    let v = scale_images(&slope.detach(), &seen.signal)?;
-    let along = players.along(critic, seen, &scale_images(&v, &seen.signal)?)?;
+    let v = scale_images(&slope.detach(), &diffused.signal)?;
+    let along = architecture.jvp(critic, diffused, &scale_images(&v, &diffused.signal)?)?;
     let (size, loss) = ((v.sqr()?.sum_all()? / images)?, (along.sum_all()? * (2.0 / images))?);
     Ok(R1 { size, loss, logits: logits.detach() })
 }

@@ -1,12 +1,12 @@
 //! Diffusion-GAN's objective on the networks of the other rows. It tests the paper's statement that
 //! Diffusion-GAN needs StyleGAN2 and the gradient penalty (section 2, below Eq 9).
 
-use super::players::{Players, Seen};
-use super::{CALLS, DiffGan, DiffusionGan, FILE, Listed, PUBLISHED_IMAGES, of_penalty};
+use super::architecture::{Architecture, Diffused};
+use super::{CALLS, DiffGanSettings, DiffusionGan, FILE, Listed, PUBLISHED_IMAGES, of_penalty};
 use crate::method::cost::{Call, Network, Size};
 use crate::method::noise::SIGMA_MIN;
 use crate::method::one_step::{self, Generator, OneStep, one_step};
-use crate::method::{Build, Setup, Spec, Trained};
+use crate::method::{Build, Setup, Spec, TrainingSpec};
 use crate::network::scale_images;
 use crate::network::unet::{Critic, Denoiser};
 use crate::settings::{Overrides, Setting, Settings};
@@ -21,7 +21,7 @@ pub const UNETS: Spec = spec("diffusion-gan on U-Nets", CALLS, &[shared, of_pena
 /// The objective without the gradient penalty.
 pub const UNETS_NO_R1: Spec =
     spec("diffusion-gan on U-Nets, without R1", CALLS.split_at(4).0, &[shared], |setup| {
-        Ok(Box::new(UNets::train(setup, &DiffGan { gamma: 0.0, ..setup.own() })?))
+        Ok(Box::new(UNets::train(setup, &DiffGanSettings { gamma: 0.0, ..setup.own() })?))
     });
 
 /// Lists what it takes of the settings of every one-step training: levels, weight, steps of the
@@ -51,7 +51,7 @@ const fn spec(name: &'static str, calls: &'static [Call], settings: &'static [Li
         cite: "Wang et al. 2023, arXiv 2206.02262, on the networks of this paper",
         file: FILE,
         fingerprint: None,
-        training: Some(Trained {
+        training: Some(TrainingSpec {
             build,
             networks: NETWORKS,
             calls,
@@ -73,28 +73,29 @@ pub struct UNets {
 
 impl UNets {
     /// Makes the training with the rates, moments and averages of the one-step training.
-    pub fn train(setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<UNets>> {
+    pub fn train(setup: &Setup, settings: &DiffGanSettings) -> Result<DiffusionGan<UNets>> {
         let (s, generator) = (setup.settings, Generator::new(setup)?.net);
-        let players = UNets { sigma_init: s.sigma_init };
+        let architecture = UNets { sigma_init: s.sigma_init };
         let rates = [s.generator_lr, s.critic_lr];
-        Ok(DiffusionGan::new(players, generator, one_step::critic(setup)?, settings, rates))
+        Ok(DiffusionGan::new(architecture, generator, one_step::critic(setup)?, settings, rates))
     }
 
     /// Divides the images by their signal, which gives them the noise level [`UNets::sigma`].
-    fn unshrunk(x: &Tensor, seen: &Seen) -> Result<Tensor> {
-        scale_images(x, &seen.signal.iter().map(|s| 1.0 / s).collect::<Vec<_>>())
+    fn unshrunk(x: &Tensor, diffused: &Diffused) -> Result<Tensor> {
+        scale_images(x, &diffused.signal.iter().map(|s| 1.0 / s).collect::<Vec<_>>())
     }
 
-    fn sigma(seen: &Seen) -> Vec<f32> {
-        seen.noise
+    fn sigma(diffused: &Diffused) -> Vec<f32> {
+        diffused
+            .noise
             .iter()
-            .zip(&seen.signal)
+            .zip(&diffused.signal)
             .map(|(noise, signal)| (noise / signal).max(SIGMA_MIN as f32))
             .collect()
     }
 }
 
-impl Players for UNets {
+impl Architecture for UNets {
     type Generator = Denoiser;
     type Critic = Critic;
 
@@ -102,13 +103,13 @@ impl Players for UNets {
         one_step(generator, &b.normal(&format!("{step}.z"))?, self.sigma_init)
     }
 
-    fn logits(&self, critic: &Critic, seen: &Seen) -> Result<Tensor> {
-        critic.forward(&UNets::unshrunk(&seen.x, seen)?, &UNets::sigma(seen))
+    fn logits(&self, critic: &Critic, diffused: &Diffused) -> Result<Tensor> {
+        critic.forward(&UNets::unshrunk(&diffused.x, diffused)?, &UNets::sigma(diffused))
     }
 
-    fn along(&self, critic: &Critic, seen: &Seen, dx: &Tensor) -> Result<Tensor> {
-        let images = [&UNets::unshrunk(&seen.x, seen)?, &UNets::unshrunk(dx, seen)?];
-        let [_, along] = critic.along(images, &UNets::sigma(seen))?;
+    fn jvp(&self, critic: &Critic, diffused: &Diffused, dx: &Tensor) -> Result<Tensor> {
+        let images = [&UNets::unshrunk(&diffused.x, diffused)?, &UNets::unshrunk(dx, diffused)?];
+        let [_, along] = critic.jvp(images, &UNets::sigma(diffused))?;
         Ok(along)
     }
 }

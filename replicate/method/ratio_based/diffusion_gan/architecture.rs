@@ -1,7 +1,7 @@
 //! Generator and critic of Diffusion-GAN: StyleGAN2's networks here, or those of the paper.
 
 use super::chain::Chain;
-use super::{DiffGan, DiffusionGan};
+use super::{DiffGanSettings, DiffusionGan};
 use crate::method::{Sampler, Setup};
 use crate::network::params::{Arrays, Source};
 use crate::network::stylegan2::{Config, Discriminator, Generator};
@@ -12,28 +12,28 @@ use candle_core::{Result, Tensor};
 
 /// Images (B, C, H, W) as a critic sees them: x_t after `t` steps, with factor `signal` of the
 /// image and standard deviation `noise`, each (B).
-pub struct Seen {
+pub struct Diffused {
     pub x: Tensor,
     pub t: Vec<f32>,
     pub signal: Vec<f32>,
     pub noise: Vec<f32>,
 }
 
-impl Seen {
+impl Diffused {
     /// Describes images `x` (B, C, H, W) after `t` steps (B) of `chain`.
-    pub fn new(x: Tensor, chain: &Chain, t: &[usize]) -> Seen {
+    pub fn new(x: Tensor, chain: &Chain, t: &[usize]) -> Diffused {
         let (signal, noise) = (chain.signal(t), chain.noise(t));
-        Seen { x, t: t.iter().map(|t| *t as f32).collect(), signal, noise }
+        Diffused { x, t: t.iter().map(|t| *t as f32).collect(), signal, noise }
     }
 
     /// Replaces the images.
-    pub fn with(&self, x: Tensor) -> Seen {
-        Seen { x, t: self.t.clone(), signal: self.signal.clone(), noise: self.noise.clone() }
+    pub fn with(&self, x: Tensor) -> Diffused {
+        Diffused { x, t: self.t.clone(), signal: self.signal.clone(), noise: self.noise.clone() }
     }
 }
 
 /// A pair of generator and critic, and how to call them.
-pub trait Players {
+pub trait Architecture {
     type Generator;
     type Critic;
 
@@ -41,11 +41,11 @@ pub trait Players {
     fn generate(&self, generator: &Self::Generator, b: &Batch, step: &str) -> Result<Tensor>;
 
     /// Computes logits (B), positive for data.
-    fn logits(&self, critic: &Self::Critic, seen: &Seen) -> Result<Tensor>;
+    fn logits(&self, critic: &Self::Critic, diffused: &Diffused) -> Result<Tensor>;
 
     /// Computes the derivatives of the logits along `dx`; their gradients for the parameters are
     /// exact.
-    fn along(&self, critic: &Self::Critic, seen: &Seen, dx: &Tensor) -> Result<Tensor>;
+    fn jvp(&self, critic: &Self::Critic, diffused: &Diffused, dx: &Tensor) -> Result<Tensor>;
 }
 
 /// The networks of StyleGAN2.
@@ -54,7 +54,7 @@ pub struct StyleGan {
     pub latent: usize,
 }
 
-impl Players for StyleGan {
+impl Architecture for StyleGan {
     type Generator = Generator;
     type Critic = Discriminator;
 
@@ -65,12 +65,12 @@ impl Players for StyleGan {
         generator.forward(&z, &noise.collect::<Result<Vec<_>>>()?)
     }
 
-    fn logits(&self, critic: &Discriminator, seen: &Seen) -> Result<Tensor> {
-        critic.forward(&seen.x, &seen.t)
+    fn logits(&self, critic: &Discriminator, diffused: &Diffused) -> Result<Tensor> {
+        critic.forward(&diffused.x, &diffused.t)
     }
 
-    fn along(&self, critic: &Discriminator, seen: &Seen, dx: &Tensor) -> Result<Tensor> {
-        critic.along(&seen.x, dx, &seen.t)
+    fn jvp(&self, critic: &Discriminator, diffused: &Diffused, dx: &Tensor) -> Result<Tensor> {
+        critic.jvp(&diffused.x, dx, &diffused.t)
     }
 }
 
@@ -96,35 +96,35 @@ pub const WHOLE: usize = usize::MAX;
 
 impl StyleGan {
     /// Makes the training with the networks that fit the scale.
-    pub fn train(setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<StyleGan>> {
+    pub fn train(setup: &Setup, settings: &DiffGanSettings) -> Result<DiffusionGan<StyleGan>> {
         StyleGan::of(&networks(setup.network, settings.group), setup, settings)
     }
 
     /// Makes the training with networks of another size than the scale's.
-    pub fn of(config: &Config, setup: &Setup, settings: &DiffGan) -> Result<DiffusionGan<StyleGan>> {
+    pub fn of(config: &Config, setup: &Setup, settings: &DiffGanSettings) -> Result<DiffusionGan<StyleGan>> {
         let (none, device) = (Arrays::new(), setup.device);
         let cell = |part: &str| format!("{} {part}", setup.cell);
         let (generator_lr, adam) = settings.adam(GENERATOR_EVERY);
         let source = Source { given: &none, drawn: &[""], cell: &cell("generator") };
         let generator = Net::new(device, &source, adam, |vb| Generator::new(config, vb))?
-            .averaged(settings.ema_half_life)?;
+            .with_ema(settings.ema_half_life)?;
         let (lr, adam) = settings.adam(settings.penalty_every);
         let source = Source { given: &none, drawn: &[""], cell: &cell("critic") };
         let critic = Net::new(device, &source, adam, |vb| Discriminator::new(config, vb))?;
         let (generator, critic) = (generator.in_groups(WHOLE), critic.in_groups(WHOLE));
-        let players = StyleGan { latent: config.latent };
-        Ok(DiffusionGan::new(players, generator, critic, settings, [generator_lr, lr]))
+        let architecture = StyleGan { latent: config.latent };
+        Ok(DiffusionGan::new(architecture, generator, critic, settings, [generator_lr, lr]))
     }
 }
 
 /// A trained generator. Its z is the beginning of an image's first latent, its noise that of the
 /// second.
-struct Sampled {
+struct StyleGanSampler {
     generator: Generator,
     latent: usize,
 }
 
-impl Sampler for Sampled {
+impl Sampler for StyleGanSampler {
     fn nfe(&self) -> usize {
         1
     }
@@ -150,5 +150,5 @@ impl Sampler for Sampled {
 pub fn sampler(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
     let config = networks(setup.network, 1);
     let generator = Generator::load(&config, weights, setup.device)?;
-    Ok(Box::new(Sampled { generator, latent: config.latent }))
+    Ok(Box::new(StyleGanSampler { generator, latent: config.latent }))
 }
