@@ -7,6 +7,7 @@ use replicate::judge::claims::{ClaimVerdict, Judgement, ONE_SEED, evaluate, eval
 use replicate::judge::differences::differences;
 use replicate::judge::golden::{self, Golden, Rule, Score, Status, accept, compare};
 use replicate::judge::paper::{self, Claim, Fid, Kind, Operand, Row1, Row2, Statement};
+use replicate::judge::sample::Sample;
 use replicate::judge::stats;
 use replicate::method;
 use replicate::report::studies::{self, Part, Study};
@@ -1250,7 +1251,7 @@ fn the_readme_shows_the_golden_numbers() {
         let sample = |metric: &str| {
             let line = golden::find(&goldens, row, scale, metric, "cpu").unwrap();
             assert_eq!(line.values.keys().copied().collect::<Vec<_>>(), [0, 1, 2], "{row}");
-            golden::Sample::of(line.values.values().copied())
+            Sample::of(line.values.values().copied())
         };
         let (mean, spread) = fields[3].split_once(" ± ").unwrap();
         agrees(mean, sample("fd").mean);

@@ -4,8 +4,8 @@
 use replicate::data::Images;
 use replicate::data::grid::png_grid;
 use replicate::judge::claims::{ClaimResult, ClaimVerdict, Judgement};
-use replicate::judge::golden::Sample;
 use replicate::judge::paper::Fid;
+use replicate::judge::sample::Sample;
 use replicate::report::page::{Missing, Page, Picture, Sampled, html};
 use replicate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use std::path::{Path, PathBuf};

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::experiment::{Recipe, Row, Scale, all_rows};
-use crate::judge::paper::{Line, read_csv};
+use crate::judge::csv::{Line, read_csv};
 use crate::settings::Field;
 use crate::text::{or, unknown};
 use std::collections::BTreeSet;

@@ -17,8 +17,9 @@
 
 pub use crate::judge::compare::ClaimVerdict;
 use crate::judge::compare::{Decision, Side, comparable, less, near, undecided};
-use crate::judge::golden::{Score, seeds, values};
+use crate::judge::golden::{Score, values};
 use crate::judge::paper::{Claim, Operand, Statement};
+use crate::judge::sample::seeds;
 use crate::judge::stats::holm;
 use crate::measure::metrics::modes::{COLLAPSED, STATES};
 use serde::Serialize;

@@ -4,8 +4,9 @@
 //! names share training images and noise, too. If both sides have the same seeds, the test is
 //! therefore a paired t-test; otherwise it is Welch's t-test of the means.
 
-use crate::judge::golden::{Sample, Score, TIME, plain, signed, values};
+use crate::judge::golden::{Score, TIME, values};
 use crate::judge::paper::Operand;
+use crate::judge::sample::{Sample, plain, signed};
 use crate::judge::stats::{t_cdf, t_quantile};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,9 @@
 
 pub mod claims;
 mod compare;
+pub(crate) mod csv;
 pub mod differences;
 pub mod golden;
 pub mod paper;
+pub mod sample;
 pub mod stats;

@@ -3,7 +3,8 @@
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict, handful};
 use crate::judge::differences::{COVERAGE, Difference, Gap};
-use crate::judge::golden::{Comparison, Score, Status, signed};
+use crate::judge::golden::{Comparison, Score, Status};
+use crate::judge::sample::signed;
 use crate::measure::metrics::modes::COLLAPSED;
 use crate::report::curves::{Curve, collapsed};
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};

@@ -1,7 +1,8 @@
 //! A table with three printers: text for a terminal, Markdown and CSV. The page prints the same table
 //! as HTML. Verdicts are passed in as text.
 
-use crate::judge::golden::{Sample, csv_line};
+use crate::judge::csv::csv_line;
+use crate::judge::sample::Sample;
 use std::fmt::Write;
 
 /// A table of results.

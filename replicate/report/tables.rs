@@ -1,8 +1,9 @@
 //! The paper's two tables with our measurements. All verdicts are passed in.
 
 use crate::experiment::{Recipe, Scale, all_rows};
-use crate::judge::golden::{Comparison, STATISTICAL, Sample, Score, Status, TIME, seeds, values};
+use crate::judge::golden::{Comparison, STATISTICAL, Score, Status, TIME, values};
 use crate::judge::paper::{Fid, Kind, Row1, Row2};
+use crate::judge::sample::{Sample, seeds};
 use crate::measure::metrics::modes::{COLLAPSED, STATES};
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use crate::report::verdicts::status_text;

@@ -1,8 +1,9 @@
 //! Prints the verdicts of golden and on the claims, for `check` and the page.
 
 use crate::judge::claims::{ClaimResult, ClaimVerdict, Judgement, ONE_SEED};
-use crate::judge::golden::{Comparison, Status, seeds};
+use crate::judge::golden::{Comparison, Status};
 use crate::judge::paper::Claim;
+use crate::judge::sample::seeds;
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
 use serde::Serialize;
 use std::fmt::Write;

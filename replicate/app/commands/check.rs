@@ -14,6 +14,7 @@ use crate::judge::golden::{
     self, Comparison, Golden, Score, Status, read_golden, refuse_in_ci, write_golden,
 };
 use crate::judge::paper::{self, Claim, Fid};
+use crate::judge::sample::Sample;
 use crate::measure::metrics::modes::COLLAPSED;
 use crate::report::verdicts::{check_json, check_text};
 use crate::train::watch::say;
@@ -144,7 +145,7 @@ const PAPER_TOLERANCE: f64 = 0.25;
 fn held(printed: Fid, values: &[f64]) -> (String, bool) {
     match printed {
         Fid::Value(fid) => {
-            let sample = golden::Sample::of(values.iter().copied());
+            let sample = Sample::of(values.iter().copied());
             (sample.text(2), (sample.mean - fid).abs() <= PAPER_TOLERANCE * fid)
         }
         Fid::Collapsed => {

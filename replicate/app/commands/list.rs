@@ -7,8 +7,9 @@ use crate::experiment::plan;
 use crate::experiment::run::{Runner, shipped};
 use crate::experiment::studies::studies;
 use crate::experiment::{Initialization, Recipe, Row, all_rows};
-use crate::judge::golden::{self, Golden, TIME};
+use crate::judge::golden::{Golden, TIME};
 use crate::judge::paper::{self, Kind};
+use crate::judge::sample::Sample;
 use crate::report::explain;
 use crate::report::tables::metric_names;
 use crate::store::Store;
@@ -84,8 +85,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         let done: Vec<String> = row.seeds_done.iter().map(u64::to_string).collect();
         let done = if done.is_empty() { "none".to_string() } else { done.join(",") };
         let accepted = row.golden_fd.as_ref();
-        let golden =
-            accepted.map_or("none".into(), |a| golden::Sample::of(a.values.values().copied()).text(2));
+        let golden = accepted.map_or("none".into(), |a| Sample::of(a.values.values().copied()).text(2));
         let paper =
             printed.iter().find(|(id, _)| id == row.id).map_or("-".into(), |(_, fid)| fid.to_string());
         let time =
@@ -175,7 +175,7 @@ fn changed(runner: &mut Runner, place: &Place) -> Result<Vec<Changed>> {
                     id: row.id,
                     scale: presets.scale.name(),
                     changes: changes.join("+"),
-                    fd: golden::Sample::of(fds).text(2),
+                    fd: Sample::of(fds).text(2),
                     seeds_done: seeds,
                     command: format!("replicate run {}{}{set}", row.id, flags(place)),
                 });
@@ -242,7 +242,7 @@ fn listed(
             paper::Fid::Collapsed => json!("collapsed"),
         }),
         golden_fd: golden.map(|g| {
-            let golden::Sample { mean, sd, .. } = golden::Sample::of(g.values.values().copied());
+            let Sample { mean, sd, .. } = Sample::of(g.values.values().copied());
             Accepted { mean, sd, values: g.values.clone() }
         }),
         seeds_done: done,

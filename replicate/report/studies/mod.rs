@@ -4,7 +4,8 @@
 mod chart;
 
 use crate::judge::differences::{COVERAGE, difference};
-use crate::judge::golden::{Comparison, Sample, Score, plain, values};
+use crate::judge::golden::{Comparison, Score, values};
+use crate::judge::sample::{Sample, plain};
 use crate::measure::metrics::modes::COLLAPSED;
 use crate::report::curves::{Curve, figure};
 use crate::report::table::{Cell, Column, Content, Row, Table};
