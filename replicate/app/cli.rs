@@ -1,13 +1,14 @@
 //! The command line: its arguments, without their effects.
 
+mod values;
+
+use self::values::{images, local, numbers, rate, seed, time};
 use crate::app::bench::Case;
 use crate::app::machine::Card;
 use crate::app::score::Metric;
 use crate::experiment::Recipe;
-use crate::store::fetch::Given;
 use crate::text::wrap;
 use crate::train::watch::Mode;
-use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::ops::Range;
@@ -37,14 +38,6 @@ pub const VERSION: &str = concat!(
     env!("CODE_DIGEST"),
     ")"
 );
-
-/// Parses a path, which may be written as a `file://` address.
-fn local() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().map(|path| match Given::parse(&path) {
-        Given::File(path) => path,
-        _ => path,
-    })
-}
 
 impl Command {
     /// Returns whether the command looks for a signal and ends in its own way. The system's way is
@@ -466,58 +459,4 @@ fn settings_help() -> String {
         }
     }
     text
-}
-
-/// Parses a number of images, with k or M for thousands or millions.
-fn images(text: &str) -> Result<u64, String> {
-    let (number, unit) = match text.char_indices().last() {
-        Some((at, 'k')) => (&text[..at], 1e3),
-        Some((at, 'M')) => (&text[..at], 1e6),
-        _ => (text, 1.0),
-    };
-    match number.parse::<f64>() {
-        Ok(n) if n.is_finite() && n * unit >= 1.0 && n * unit <= 1e12 => Ok((n * unit).round() as u64),
-        _ => Err("expected a number of images such as 2000, 50k or 1.5M".into()),
-    }
-}
-
-/// Parses operations per second, with G or T for 1e9 or 1e12.
-fn rate(text: &str) -> Result<f64, String> {
-    let (number, unit) = match text.chars().last() {
-        Some('G') => (&text[..text.len() - 1], 1e9),
-        Some('T') => (&text[..text.len() - 1], 1e12),
-        _ => (text, 1.0),
-    };
-    let rate = number.parse::<f64>().ok().map(|n| n * unit);
-    rate.filter(|rate| (1e6..1e18).contains(rate))
-        .ok_or_else(|| "expected operations a second: 500G or 40T".into())
-}
-
-/// Parses a time limit in Slurm's form; returns seconds.
-fn time(text: &str) -> Result<f64, String> {
-    let (days, clock) = text.split_once('-').unwrap_or(("0", text));
-    let parts: Option<Vec<u16>> =
-        [days].into_iter().chain(clock.split(':')).map(|part| part.parse().ok()).collect();
-    match parts.as_deref() {
-        Some(units @ [_, _, _, _]) if units.iter().any(|n| *n > 0) => {
-            Ok(units.iter().zip([86_400.0, 3600.0, 60.0, 1.0]).map(|(n, unit)| f64::from(*n) * unit).sum())
-        }
-        _ => Err("expected H:MM:SS or D-HH:MM:SS, such as 04:00:00".into()),
-    }
-}
-
-fn seed(text: &str) -> Result<u64, String> {
-    text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
-}
-
-/// Largest number of images of a sampling, because their names have eight digits in a zip.
-const MOST_NUMBERS: u64 = 100_000_000;
-
-/// Parses a range of numbers, both ends included.
-fn numbers(text: &str) -> Result<Range<u64>, String> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    match (first.parse::<u64>(), last.parse::<u64>()) {
-        (Ok(first), Ok(last)) if first <= last && last < MOST_NUMBERS => Ok(first..last + 1),
-        _ => Err(format!("expected a range such as 0-49999, or one number, below {MOST_NUMBERS}")),
-    }
 }

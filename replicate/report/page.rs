@@ -4,15 +4,18 @@
 //! The page loads nothing and runs no script, and its Content-Security-Policy enforces that. Links
 //! open only on a click.
 
-use crate::judge::claims::{ClaimResult, ClaimVerdict};
-use crate::judge::paper::{Origin, Setting};
+mod claims;
+mod provenance;
+
+use self::claims::claims;
+use self::provenance::{choices, runs};
+use crate::judge::claims::ClaimResult;
+use crate::judge::paper::Setting;
 use crate::report::curves::{self, Curve};
 pub use crate::report::overview::{Picture, Sampled};
 use crate::report::overview::{image, overview};
 use crate::report::studies::{self, Studies};
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
-use crate::report::verdicts::{VERDICTS, claim_text, numbers};
-use crate::text::{capital, duration, thousands};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use std::collections::BTreeSet;
 
@@ -100,8 +103,6 @@ const STYLE: &str = include_str!("page.css");
 pub(crate) const TITLE: &str = "One-step generators without distillation: a re-run";
 /// The name of the link that sentences refer to as ERRATA.md.
 pub const ERRATA: &str = "ERRATA";
-/// Digits of a digest in the table; the whole digest stands with the experiment's text.
-const SHORT_DIGEST: usize = 12;
 
 /// A part of the page: id, heading, content.
 type Section = (String, String, Markup);
@@ -272,85 +273,6 @@ fn scroll_box(name: &str, content: Markup) -> Markup {
     html! { div.scroll role="region" aria-label=(name) tabindex="0" { (content) } }
 }
 
-fn claims(page: &Page, ids: &mut Ids) -> Option<Markup> {
-    if page.claims.is_empty() {
-        return None;
-    }
-    let golden = page.claims.iter().any(|claim| claim.golden.is_some());
-    // Claims with the same reason stand together, at the place of the first.
-    let place = |claim: &&ClaimResult| page.claims.iter().position(|other| numbers(other) == numbers(claim));
-    let with = |verdict: &str| -> Vec<&ClaimResult> {
-        let has = |claim: &&ClaimResult| claim_text(&claim.leading().verdict).0 == verdict;
-        let mut all: Vec<&ClaimResult> = page.claims.iter().filter(has).collect();
-        all.sort_by_cached_key(place);
-        all
-    };
-    let groups: Vec<(&str, Vec<&ClaimResult>)> = VERDICTS
-        .into_iter()
-        .map(|verdict| (verdict, with(verdict)))
-        .filter(|(_, all)| !all.is_empty())
-        .collect();
-    let differences = &page.differences;
-    let id = ids.of("differences");
-    Some(html! {
-        @for note in &page.notes { p { (note) } }
-        @for (verdict, claims) in &groups {
-            h3 { span class=(claim_text(&claims[0].leading().verdict).1.class()) { (capital(verdict)) } " (" (claims.len()) ")" }
-            @let body = claims_of(page, verdict, claims, golden, ids);
-            // The claims that were not tested are many, so they are folded.
-            @if *verdict == VERDICTS[3] { details { summary { (claims.len()) " claims" } (body) } } @else { (body) }
-        }
-        @if !differences.rows.is_empty() {
-            h3 id=(id) { "Differences between the rows" }
-            (table_html(differences, &id, ids, &mut BTreeSet::new()))
-        }
-        @if !page.readings.rows.is_empty() {
-            h3 { "At which scales, and under which readings" }
-            (table_html(&page.readings, "readings", ids, &mut BTreeSet::new()))
-        }
-    })
-}
-
-/// Lists the claims of one verdict; claims with the same reason share its text.
-fn claims_of(page: &Page, verdict: &str, all: &[&ClaimResult], golden: bool, ids: &mut Ids) -> Markup {
-    html! {
-        @for alike in all.chunk_by(|a, b| numbers(a) == numbers(b)) {
-            @let reason = linked(page, numbers(alike[0]).trim_end_matches('.'));
-            @if alike.len() > 1 { p { "These " (alike.len()) ": " (reason) "." } }
-            ul.claims {
-                @for claim in alike {
-                    li id=(ids.of(&format!("claim-{}", claim.id))) {
-                        p.words { "“" (claim.claim) "” " span { (claim.place) } }
-                        p {
-                            code { (claim.id) } " " b class=(claim_text(&claim.leading().verdict).1.class()) { (verdict) }
-                            @if golden && claim.own.verdict != ClaimVerdict::NotTested && claim.own.verdict != claim.leading().verdict {
-                                " (this run: " (claim_text(&claim.own.verdict).0) ")"
-                            }
-                            @if alike.len() == 1 { ": " (reason) }
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Links the name of the list of errata in `text`.
-fn linked(page: &Page, text: &str) -> Markup {
-    let errata = page.links.iter().find(|(name, _)| name == ERRATA);
-    html! {
-        @for (i, part) in text.split("ERRATA.md").enumerate() {
-            @if i > 0 {
-                @match errata {
-                    Some((_, address)) => { a href=(address) { "ERRATA.md" } },
-                    None => { "ERRATA.md" },
-                }
-            }
-            (part)
-        }
-    }
-}
-
 /// Draws the curves of each table's rows, then those of other rows.
 fn all_curves(page: &Page, ids: &mut Ids) -> Option<Markup> {
     let drawn: Vec<&Curve> = page.curves.iter().filter(|curve| !curve.points.is_empty()).collect();
@@ -386,115 +308,6 @@ fn figures(figures: &[Figure], kind: &str, ids: &mut Ids) -> Option<Markup> {
                         }
                         figcaption { (figure.caption) }
                     }
-                }
-            }
-        }
-    })
-}
-
-fn choices(page: &Page, ids: &mut Ids) -> Option<Markup> {
-    let groups = [
-        (Origin::Ambiguous, "Ambiguous: the text can be read in more than one way"),
-        (Origin::Silent, "Silent: the text says nothing, and we follow the source that is named"),
-        (Origin::Ours, "Ours: the text says nothing, and the choice is ours"),
-    ];
-    let of = |origin| page.choices.iter().filter(move |setting| setting.origin == origin);
-    let row = |setting: &Setting, section: &str| {
-        let words = |words: &String| Cell::text(format!("“{words}” {}", setting.place));
-        let words = setting.paper.as_ref().map_or(Cell::Nothing, words);
-        let value = |field: &String| page.settings.iter().find(|(name, _)| name == field);
-        let here: Vec<String> =
-            setting.fields.iter().filter_map(value).map(|(name, value)| format!("{name} {value}")).collect();
-        let texts = [&setting.name, &setting.value, &here.join(", ")].map(Cell::text);
-        let cells = [texts.to_vec(), vec![words, Cell::text(&setting.reading)]].concat();
-        Row { section: section.to_string(), cells, ..Row::default() }
-    };
-    let columns = ["setting", "paper scale", "this scale", "the paper's words", "reading"];
-    let table = Table {
-        name: "Settings".to_string(),
-        columns: columns.map(|title| Column::new(title, title, Content::Text)).to_vec(),
-        rows: groups.iter().flat_map(|(origin, section)| of(*origin).map(|s| row(s, section))).collect(),
-        ..Table::default()
-    };
-    (!page.choices.is_empty()).then(|| {
-        html! {
-            p {
-                "The settings of the paper scale that its text leaves open, and how we read them; "
-                (of(Origin::Stated).count()) " more are stated there and taken as stated. What a run was made with "
-                "stands in its experiment, below."
-            }
-            details.prose {
-                summary { (table.rows.len()) " settings" }
-                (table_html(&table, "", ids, &mut BTreeSet::new()))
-            }
-        }
-    })
-}
-
-fn runs(page: &Page, ids: &mut Ids) -> Option<Markup> {
-    if page.runs.is_empty() {
-        return None;
-    }
-    let titles = [
-        ("run", Content::Text),
-        ("date", Content::Text),
-        ("images", Content::Number),
-        ("wall time", Content::Number),
-        ("commit", Content::Text),
-        ("determinism", Content::Text),
-        ("key", Content::Text),
-        ("result", Content::Text),
-        ("machine", Content::Text),
-    ];
-    // A machine that all runs share is named once, below the table.
-    let machine = page.runs.iter().all(|run| run.machine == page.runs[0].machine);
-    let shown = titles.len() - usize::from(machine);
-    let short = |digest: &str| Cell::text(digest.chars().take(SHORT_DIGEST).collect::<String>());
-    let commit = |run: &Run| {
-        run.commit.chars().take(SHORT_DIGEST).collect::<String>() + if run.dirty { "+" } else { "" }
-    };
-    let row = |run: &Run| Row {
-        cells: [
-            Cell::text(format!("{}, seed {}", run.row, run.seed)),
-            Cell::text(&run.date),
-            Cell::text(thousands(run.images)),
-            Cell::text(duration(run.wall_seconds)),
-            Cell::text(commit(run)),
-            Cell::text(&run.determinism),
-            short(&run.key),
-            short(&run.result_digest),
-            Cell::text(&run.machine),
-        ][..shown]
-            .to_vec(),
-        ..Row::default()
-    };
-    let notes = [
-        "commit: with + where the sources differed from it.",
-        "determinism: the class within which the same experiment gives the same bytes.",
-        "key: SHA-256 of the experiment's text; result: of what the run made; their first digits.",
-    ];
-    let table = Table {
-        name: "Runs".to_string(),
-        columns: titles[..shown].iter().map(|(title, content)| Column::new(*title, "", *content)).collect(),
-        rows: page.runs.iter().map(row).collect(),
-        notes: notes
-            .map(str::to_string)
-            .into_iter()
-            .chain(machine.then(|| format!("machine: {}.", page.runs[0].machine)))
-            .collect(),
-        ..Table::default()
-    };
-    Some(html! {
-        (table_html(&table, "", ids, &mut BTreeSet::new()))
-        h3 { "How each was made" }
-        div.made {
-            @for run in &page.runs {
-                details.run id=(ids.of(&format!("run-{}-s{}", run.row, run.seed))) {
-                    summary { (run.row) ", seed " (run.seed) }
-                    p { code { (run.command) } }
-                    p { "key " code { (run.key) } " result " code { (run.result_digest) } " commit " code { (run.commit) @if run.dirty { "+" } } }
-                    @if !run.licences.is_empty() { p { "made from files under licence: " (run.licences.join(", ")) } }
-                    pre { (run.experiment) }
                 }
             }
         }
