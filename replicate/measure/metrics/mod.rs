@@ -14,9 +14,6 @@ mod near;
 pub mod precision_recall;
 mod singular;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, Mat, MatRef, Par};
-
 /// Row-major n x `dim` array of network features or logits, one row for each image.
 #[derive(Clone, Debug)]
 pub struct Features {
@@ -59,34 +56,8 @@ impl Features {
     }
 }
 
-/// Rows of one set that are compared at a time with [`INNER_BLOCK`] rows of the other. This bounds
-/// the memory of all pairwise metrics. Threads share the outer blocks, so results do not depend on
-/// how they are distributed.
-const OUTER_BLOCK: usize = 128;
-const INNER_BLOCK: usize = 512;
-
-/// All inner products of two blocks of rows: entry (i, j) is `<a_i, b_j>`.
-fn inner_products(a: &[f32], b: &[f32], dim: usize) -> Mat<f64> {
-    let (a, b) = (widen(a), widen(b));
-    let (rows, columns) = (a.len() / dim, b.len() / dim);
-    let mut products = Mat::zeros(rows, columns);
-    matmul(
-        products.as_mut(),
-        Accum::Replace,
-        MatRef::from_row_major_slice(&a, rows, dim),
-        MatRef::from_column_major_slice(&b, dim, columns),
-        1.0,
-        Par::Seq,
-    );
-    products
-}
-
 fn widen(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&v| v as f64).collect()
-}
-
-fn squared_norm(row: &[f32]) -> f64 {
-    row.iter().map(|&v| v as f64 * v as f64).sum()
 }
 
 fn mean_and_population_sd(values: &[f64]) -> (f64, f64) {

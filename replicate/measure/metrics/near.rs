@@ -6,15 +6,26 @@
 //! and of the whole rows, where the first leaves too many pairs. They hold for any rounding and for
 //! any orthonormal directions. Distances of the pairs that are left are computed in float64, so the
 //! results are those of all distances.
+//!
+//! A pair is looked at once, for both of its points.
 
 use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard};
 
 use faer::linalg::matmul::matmul;
+use faer::traits::pulp::{Arch, Simd, WithSimd};
 use faer::{Accum, Mat, MatRef, Par};
 use rayon::prelude::*;
 
-use super::{Features, INNER_BLOCK, OUTER_BLOCK, widen};
+use super::{Features, widen};
+use crate::network::cpu::{Dense, Ends, Panels, product};
 use crate::rng::Stream;
+
+/// Points of one set and of the other in a block of products. The columns are packed once for all
+/// rows; with 2048 dimensions they take 2 MiB.
+const ROWS: usize = 128;
+const COLUMNS: usize = 256;
 
 /// Directions of the first bound: a few of those along which the points differ most.
 const DIRECTIONS: usize = 127;
@@ -23,8 +34,8 @@ const LEAST_DIM: usize = 4 * DIRECTIONS;
 const LEAST_PAIRS: usize = 1 << 21;
 /// Rows of each set that the directions are chosen by.
 const SAMPLED: usize = 1024;
-/// Distances that a block of points may compute with a bound before it takes the next: at the
-/// start, and for each block of the other set. They take about as long as the next bound.
+/// Distances that a block of columns may compute with a bound before it takes the next: at the
+/// start, and for each block of rows. They take about as long as the next bound.
 const CREDIT: [usize; 2] = [8192, 1024];
 /// Pairs whose bounds are looked at together.
 const TOGETHER: usize = 32;
@@ -95,7 +106,7 @@ fn directions(a: &Features, b: &Features) -> (Vec<f64>, Mat<f64>) {
 fn projected<'a>(features: &Features, mean: &[f64], basis: &Mat<f64>) -> Bound<'a> {
     let (dim, columns) = (features.dim, DIRECTIONS + 1);
     let mut rows = vec![0f32; features.len() * columns];
-    let chunks = features.rows.par_chunks(OUTER_BLOCK * dim).zip(rows.par_chunks_mut(OUTER_BLOCK * columns));
+    let chunks = features.rows.par_chunks(ROWS * dim).zip(rows.par_chunks_mut(ROWS * columns));
     chunks.for_each(|(from, to)| {
         let mut from = widen(from);
         from.chunks_mut(dim).for_each(|row| row.iter_mut().zip(mean).for_each(|(v, m)| *v -= m));
@@ -122,82 +133,100 @@ impl Bound<'_> {
 
     /// Returns the least product of two rows whose points can be within `reach`, as a sum of two
     /// terms. This is the term of row `i`, with its part of the reach.
+    #[inline]
     fn term(&self, i: usize, reach: f64) -> f32 {
         let term = 0.5 * ((1.0 - self.slack()) * self.squares[i] - reach) - f32::MIN_POSITIVE as f64;
         term.min(f32::MAX as f64) as f32
     }
 
-    /// Computes all products of a block of rows of `set` (rows) and of `self` (columns).
-    fn products(&self, from: usize, set: &Bound, other: usize) -> Mat<f32> {
-        let block = |bound: &'_ Bound, from: usize, most: usize| {
-            let to = bound.squares.len().min(from + most);
-            from * bound.dim..to * bound.dim
-        };
-        let (own, others) =
-            (&self.rows[block(self, from, OUTER_BLOCK)], &set.rows[block(set, other, INNER_BLOCK)]);
-        let (columns, rows) = (own.len() / self.dim, others.len() / self.dim);
-        let mut products = Mat::zeros(rows, columns);
-        matmul(
-            products.as_mut(),
-            Accum::Replace,
-            MatRef::from_row_major_slice(others, rows, self.dim),
-            MatRef::from_column_major_slice(own, self.dim, columns),
-            1.0,
-            Par::Seq,
-        );
-        products
+    /// Values of some of the rows.
+    fn values(&self, range: Range<usize>) -> &[f32] {
+        &self.rows[range.start * self.dim..range.end * self.dim]
     }
 }
 
-/// Calls `found` with the state of a point, the point, a point of `set` and their squared distance,
-/// for all pairs whose squared distance is not above the sum of `reach` of the state at that time
-/// and of the radius of the point of `set`; other pairs may come, too. A reach of minus infinity
-/// ends the search for a point.
-pub fn near<S: Send>(
-    (points, states): (&Points, &mut [S]),
-    (set, radii): (&Points, &[f64]),
+/// Points that are compared with those of another side, or with each other.
+pub struct Side<'a, S> {
+    pub points: &'a Points<'a>,
+    /// What is known of each point.
+    pub states: &'a [Mutex<S>],
+    /// Squared distance within which each point is of interest to every point of the other side.
+    pub radii: &'a [f64],
+}
+
+impl<S> Side<'_, S> {
+    fn state(&self, point: usize) -> MutexGuard<'_, S> {
+        self.states[point].lock().expect("no thread panics while it holds a state")
+    }
+}
+
+/// Calls `found` for both points of a pair, one of each side: with the state of the point, the
+/// radius of the other and their squared distance. The calls for a point cover all pairs whose
+/// squared distance is not above the sum of `reach` of the state at that time and of the radius;
+/// other pairs may come, too, and the order depends on the threads. A reach of minus infinity ends
+/// the search for a point.
+pub fn between<S: Send>(
+    a: &Side<S>,
+    b: &Side<S>,
     reach: impl Fn(&S) -> f64 + Sync,
-    found: impl Fn(&mut S, usize, usize, f64) + Sync,
+    found: impl Fn(&mut S, f64, f64) + Sync,
 ) {
-    states.par_chunks_mut(OUTER_BLOCK).enumerate().for_each(|(block, states)| {
-        let first = block * OUTER_BLOCK;
-        let (mut level, mut credit) = (0, CREDIT[0]);
-        for start in (0..set.len()).step_by(INNER_BLOCK) {
-            let terms = |level: usize| -> Vec<f32> {
-                let end = set.len().min(start + INNER_BLOCK);
-                (start..end).map(|j| set.bounds[level].term(j, radii[j])).collect()
-            };
-            let products = |level: usize| points.bounds[level].products(first, &set.bounds[level], start);
-            let (mut theirs, mut all) = (terms(level), products(level));
+    search(a, b, |_| 0, reach, found);
+}
+
+/// Does what [`between`] does for the pairs of different points of one set, with radii of 0.
+pub fn within<S: Send>(
+    points: &Points,
+    states: &[Mutex<S>],
+    reach: impl Fn(&S) -> f64 + Sync,
+    found: impl Fn(&mut S, f64, f64) + Sync,
+) {
+    let side = Side { points, states, radii: &vec![0.0; points.len()] };
+    search(&side, &side, |column| column + 1, reach, found);
+}
+
+/// Searches the pairs of each column with the rows from `first(column)` on.
+fn search<S: Send>(
+    rows: &Side<S>,
+    columns: &Side<S>,
+    first: impl Fn(usize) -> usize + Sync,
+    reach: impl Fn(&S) -> f64 + Sync,
+    found: impl Fn(&mut S, f64, f64) + Sync,
+) {
+    let (count, levels) = (rows.points.len(), rows.points.bounds.len());
+    let blocks = (0..columns.points.len().div_ceil(COLUMNS)).into_par_iter().with_max_len(1);
+    blocks.for_each(|block| {
+        let from = block * COLUMNS;
+        let to = columns.points.len().min(from + COLUMNS);
+        let (mut block, mut credit) = (Block::new(rows, columns, &reach, from..to), CREDIT[0]);
+        for start in (first(from)..count).step_by(ROWS) {
+            let range = start..count.min(start + ROWS);
+            block.multiply(range.clone());
             credit += CREDIT[1];
-            for (i, state) in states.iter_mut().enumerate() {
-                let point = first + i;
-                for at in (0..theirs.len()).step_by(TOGETHER) {
-                    let limit = reach(state);
-                    if limit == f64::NEG_INFINITY {
-                        break;
+            for row in range.clone() {
+                let mut ours = block.terms(rows, row);
+                for at in (0..to - from).step_by(TOGETHER) {
+                    if credit == 0 && block.level + 1 < levels {
+                        block.tighten();
+                        block.multiply(range.clone());
+                        ours = block.terms(rows, row);
                     }
-                    if credit == 0 && level + 1 < points.bounds.len() {
-                        level += 1;
-                        (theirs, all) = (terms(level), products(level));
-                    }
-                    let end = theirs.len().min(at + TOGETHER);
-                    let products = &all.col_as_slice(i)[at..end];
-                    let ours = points.bounds[level].term(point, limit);
-                    // Written so that NaN, from beyond the range of float32, stays.
-                    let far = |(p, term): (&f32, &f32)| *p < ours + term;
-                    if products.iter().zip(&theirs[at..end]).fold(true, |all, pair| all & far(pair)) {
+                    let together = at..(to - from).min(at + TOGETHER);
+                    if block.far(row - start, together.clone(), ours) {
                         continue;
                     }
-                    for (j, product) in (at..end).zip(products) {
-                        let ours = points.bounds[level].term(point, reach(state));
-                        if *product < ours + theirs[j] {
+                    for i in together {
+                        let column = from + i;
+                        if row < first(column) || block.far(row - start, i..i + 1, ours) {
                             continue;
                         }
-                        let other = start + j;
-                        let distance = squared_distance(points.features.row(point), set.features.row(other));
+                        let pair = [rows.points.features.row(row), columns.points.features.row(column)];
+                        let distance = Arch::new().dispatch(SquaredDistance(pair));
                         credit = credit.saturating_sub(1);
-                        found(state, point, other, distance);
+                        found(&mut rows.state(row), columns.radii[column], distance);
+                        found(&mut columns.state(column), rows.radii[row], distance);
+                        ours = block.terms(rows, row);
+                        block.update(i);
                     }
                 }
             }
@@ -205,19 +234,88 @@ pub fn near<S: Send>(
     });
 }
 
+fn packed(points: &Points, level: usize, range: Range<usize>) -> Panels {
+    let bound = &points.bounds[level];
+    Panels::transposed(bound.values(range), bound.dim)
+}
+
+/// A block of columns and its products with a block of rows, by one of the bounds.
+struct Block<'a, S, F> {
+    rows: &'a Side<'a, S>,
+    columns: &'a Side<'a, S>,
+    reach: &'a F,
+    range: Range<usize>,
+    level: usize,
+    panels: Panels,
+    products: Vec<f32>,
+    /// Terms of the columns: with their radii, and with their own reach.
+    theirs: [Vec<f32>; 2],
+}
+
+impl<'a, S, F: Fn(&S) -> f64> Block<'a, S, F> {
+    fn new(rows: &'a Side<S>, columns: &'a Side<S>, reach: &'a F, range: Range<usize>) -> Self {
+        let panels = packed(columns.points, 0, range.clone());
+        let (products, theirs) = (vec![0.0; ROWS * COLUMNS], [(); 2].map(|_| vec![0.0; range.len()]));
+        Block { rows, columns, reach, range, level: 0, panels, products, theirs }
+    }
+
+    /// Takes the next bound.
+    fn tighten(&mut self) {
+        self.level += 1;
+        self.panels = packed(self.columns.points, self.level, self.range.clone());
+    }
+
+    /// Multiplies with these rows.
+    fn multiply(&mut self, rows: Range<usize>) {
+        let bound = &self.rows.points.bounds[self.level];
+        let rows = Dense { values: bound.values(rows), length: bound.dim };
+        product(rows, &self.panels, Ends::default(), &mut self.products, COLUMNS);
+        (0..self.range.len()).for_each(|i| self.update(i));
+    }
+
+    /// Returns the terms of a point of `side`, see [`Bound::term`]: with its own reach, and with its
+    /// radius, which is the other's.
+    fn terms(&self, side: &Side<S>, point: usize) -> [f32; 2] {
+        let bound = &side.points.bounds[self.level];
+        [(self.reach)(&side.state(point)), side.radii[point]].map(|reach| bound.term(point, reach))
+    }
+
+    /// Computes the terms of one of the columns.
+    fn update(&mut self, column: usize) {
+        let [own, radius] = self.terms(self.columns, self.range.start + column);
+        (self.theirs[0][column], self.theirs[1][column]) = (radius, own);
+    }
+
+    /// True if the row is too far from all of these columns to matter to either.
+    fn far(&self, row: usize, columns: Range<usize>, ours: [f32; 2]) -> bool {
+        let products = &self.products[row * COLUMNS..][columns.clone()];
+        let theirs = self.theirs[0][columns.clone()].iter().zip(&self.theirs[1][columns]);
+        // Written so that NaN, from beyond the range of float32, stays.
+        let far = |(p, (a, b)): (&f32, (&f32, &f32))| (*p < ours[0] + a) & (*p < ours[1] + b);
+        products.iter().zip(theirs).fold(true, |all, pair| all & far(pair))
+    }
+}
+
 fn square(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|v| v * v).sum()
 }
 
 /// Sums in eight chains, which one instruction can take together.
-fn squared_distance(a: &[f32], b: &[f32]) -> f64 {
-    const CHAINS: usize = 8;
-    let mut sums = [0.0; CHAINS];
-    let term = |a: &f32, b: &f32| (*a as f64 - *b as f64) * (*a as f64 - *b as f64);
-    let ((a, last_a), (b, last_b)) = (a.as_chunks::<CHAINS>(), b.as_chunks::<CHAINS>());
-    for (a, b) in a.iter().zip(b) {
-        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += term(a, b));
+struct SquaredDistance<'a>([&'a [f32]; 2]);
+
+impl WithSimd for SquaredDistance<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) -> f64 {
+        const CHAINS: usize = 8;
+        let mut sums = [0.0; CHAINS];
+        let term = |a: &f32, b: &f32| (*a as f64 - *b as f64) * (*a as f64 - *b as f64);
+        let [(a, last_a), (b, last_b)] = self.0.map(|row| row.as_chunks::<CHAINS>());
+        for (a, b) in a.iter().zip(b) {
+            sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += term(a, b));
+        }
+        sums.iter_mut().zip(last_a.iter().zip(last_b)).for_each(|(sum, (a, b))| *sum += term(a, b));
+        sums.iter().sum()
     }
-    sums.iter_mut().zip(last_a.iter().zip(last_b)).for_each(|(sum, (a, b))| *sum += term(a, b));
-    sums.iter().sum()
 }

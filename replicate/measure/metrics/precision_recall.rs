@@ -2,8 +2,10 @@
 //! balls around its points, each with the distance to the k-th nearest neighbour in the set as
 //! radius.
 
+use std::sync::Mutex;
+
 use super::Features;
-use super::near::{Points, near};
+use super::near::{Points, Side, between, within};
 
 /// Returns (precision, recall). Precision is the fraction of generated points on the reference's
 /// manifold (quality); recall is the fraction of reference points on the generated manifold
@@ -23,30 +25,40 @@ pub fn precision_recall(generated: &Features, reference: &Features, k: usize) ->
         return (f64::NAN, f64::NAN);
     }
     let [generated, reference] = Points::pair(generated, reference);
-    (coverage(&generated, &reference, k), coverage(&reference, &generated, k))
+    let radii = [&generated, &reference].map(|set| radii(set, k));
+    let states =
+        [&generated, &reference].map(|set| (0..set.len()).map(|_| Mutex::new(false)).collect::<Vec<_>>());
+    let side = |points, i: usize| Side { points, states: &states[i], radii: &radii[i] };
+    let reach = |covered: &bool| if *covered { f64::NEG_INFINITY } else { 0.0 };
+    between(&side(&generated, 0), &side(&reference, 1), reach, |covered, radius, distance| {
+        *covered |= distance <= radius;
+    });
+    let share = |states: Vec<Mutex<bool>>| {
+        let n = states.len() as f64;
+        known(states).filter(|covered| *covered).count() as f64 / n
+    };
+    states.map(share).into()
 }
 
-/// Fraction of `points` on the manifold of `set`.
-fn coverage(points: &Points, set: &Points, k: usize) -> f64 {
-    let mut nearest = vec![vec![f64::INFINITY; k]; set.len()];
-    let no_radii = vec![0.0; set.len()];
-    near(
-        (set, &mut nearest),
-        (set, &no_radii),
+/// Squared distance of each point to its `k`-th nearest neighbour in the set.
+fn radii(points: &Points, k: usize) -> Vec<f64> {
+    let nearest: Vec<_> = (0..points.len()).map(|_| Mutex::new(vec![f64::INFINITY; k])).collect();
+    within(
+        points,
+        &nearest,
         |nearest| nearest[k - 1],
-        |nearest, point, other, distance| {
-            if point != other && distance < nearest[k - 1] {
+        |nearest, _, distance| {
+            if distance < nearest[k - 1] {
                 let place = nearest.partition_point(|d| *d <= distance);
                 nearest[place..].rotate_right(1);
                 nearest[place] = distance;
             }
         },
     );
-    let radii: Vec<f64> = nearest.iter().map(|nearest| nearest[k - 1]).collect();
-    let mut covered = vec![false; points.len()];
-    let reach = |covered: &bool| if *covered { f64::NEG_INFINITY } else { 0.0 };
-    near((points, &mut covered), (set, &radii), reach, |covered, _, centre, distance| {
-        *covered |= distance <= radii[centre];
-    });
-    covered.iter().filter(|c| **c).count() as f64 / points.len() as f64
+    known(nearest).map(|nearest| nearest[k - 1]).collect()
+}
+
+/// Takes states out of their locks.
+fn known<S>(states: Vec<Mutex<S>>) -> impl Iterator<Item = S> {
+    states.into_iter().map(|state| state.into_inner().expect("no thread panics while it holds a state"))
 }

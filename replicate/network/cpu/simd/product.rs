@@ -40,6 +40,22 @@ impl Panels {
         panels
     }
 
+    /// Packs the transpose of contiguous rows (columns, inner).
+    pub fn transposed(rows: &[f32], inner: usize) -> Panels {
+        /// Values of a row at a time, so that their places in a panel stay in the L1 cache.
+        const RUN: usize = 64;
+        let mut panels = Panels::zeros(inner, rows.len() / inner);
+        for (panel, rows) in rows.chunks(PANEL * inner).enumerate() {
+            for from in (0..inner).step_by(RUN) {
+                for (i, row) in rows.chunks_exact(inner).enumerate() {
+                    let run = from..inner.min(from + RUN);
+                    run.for_each(|k| panels.set(k, panel * PANEL + i, row[k]));
+                }
+            }
+        }
+        panels
+    }
+
     /// Sets the element in row `k` of a column.
     #[inline(always)]
     pub fn set(&mut self, k: usize, column: usize, value: f32) {
@@ -582,6 +598,11 @@ mod tests {
             let w = values("w", 3 * length * columns);
             let (bias, y) = (values("bias", count.div_ceil(7) * columns), values("y", count * columns));
             let panels = Panels::new(3 * length, columns, |k, c| w[k * columns + c]);
+            let by_columns: Vec<f32> = (0..columns)
+                .flat_map(|c| (0..3 * length).map(move |k| (k, c)))
+                .map(|(k, c)| w[k * columns + c])
+                .collect();
+            assert!(*panels.values == *Panels::transposed(&by_columns, 3 * length).values);
             let x = Shifted::new(&x, &starts, &taps, length);
             let all = run_each(|| Both { x, panels: &panels, bias: &bias, y: &y });
             for (lanes, found) in &all {
