@@ -48,9 +48,9 @@ pub enum Case {
     Inception,
     /// The Fréchet distance of two covariances of 2048 x 2048
     Frechet,
-    /// KID of 50,000 rows of 2048 features: 100 subsets of 1000
+    /// KID of --rows of 2048 features: 100 subsets of 1000
     Kid,
-    /// Precision and recall of 50,000 rows of 2048 features, whose variances fall as 1, 1/2, 1/3, ...
+    /// Precision and recall of --rows of 2048 features, whose variances fall as 1, 1/2, 1/3, ...
     PrecisionRecall,
     /// The same of features with equal variances, the worst case
     PrecisionRecallFlat,
@@ -65,6 +65,9 @@ pub enum Case {
 /// Number of images in the cases whose speed is given in images per second.
 pub const IMAGES: [(Case, u64); 5] =
     [(Case::OneStep, 64), (Case::Dsm, 64), (Case::PaperStep, 64), (Case::Heun, 100), (Case::Fid, 50_000)];
+
+/// Rows of either set of features that are usual for KID, precision and recall.
+pub const ROWS: usize = 50_000;
 
 /// Returns the cases that `device` finishes in reasonable time.
 pub fn usual(device: &Device) -> Vec<Case> {
@@ -85,18 +88,19 @@ pub struct Measured {
     pub threads: usize,
 }
 
-/// Runs `case` once as a warm-up, then `repeats` times.
+/// Runs `case` once as a warm-up, then `repeats` times. KID, precision and recall take `rows` rows of
+/// either set.
 ///
 /// # Errors
 /// Those of the networks.
-pub fn run(case: Case, repeats: usize, device: &Device) -> Result<Measured> {
+pub fn run(case: Case, repeats: usize, rows: usize, device: &Device) -> Result<Measured> {
     let seconds = match case {
         Case::OneStep => iterations(Scale::Mini, repeats, device)?,
         Case::Dsm => dsm(repeats, device)?,
         Case::Forward | Case::Along | Case::Backward => denoiser(case, repeats, device)?,
         Case::Inception => inception(repeats, device)?,
         Case::Frechet => frechet(repeats)?,
-        Case::Kid | Case::PrecisionRecall | Case::PrecisionRecallFlat => pairwise(case, repeats)?,
+        Case::Kid | Case::PrecisionRecall | Case::PrecisionRecallFlat => pairwise(case, repeats, rows)?,
         Case::PaperStep => iterations(Scale::Paper, repeats, device)?,
         Case::Heun => solver(repeats, device)?,
         Case::Fid => fid(repeats, device)?,
@@ -280,24 +284,22 @@ fn frechet(repeats: usize) -> Result<Vec<f64>> {
     timed(repeats, &Device::Cpu, |_| frechet_distance(&a, &b).map(drop))
 }
 
-fn pairwise(case: Case, repeats: usize) -> Result<Vec<f64>> {
-    const N: usize = 50_000;
+fn pairwise(case: Case, repeats: usize, n: usize) -> Result<Vec<f64>> {
     const D: usize = 2048;
-    /// Number of rows in the warm-up.
-    const FEW: usize = 2000;
     let features = |name: &str| {
-        let mut rows = Stream::new("bench", name).normals(0, N * D);
+        let mut rows = Stream::new("bench", name).normals(0, n * D);
         if case != Case::PrecisionRecallFlat {
             rows.chunks_mut(D).for_each(|row| (1..).zip(row).for_each(|(k, v)| *v /= (k as f32).sqrt()));
         }
         Features::new(D, rows)
     };
     let sets = [features("a"), features("b")];
-    let few = sets.each_ref().map(|set| Features::new(D, set.rows[..FEW * D].to_vec()));
+    // One subset warms up.
+    let few = sets.each_ref().map(|set| Features::new(D, set.rows[..KID_SUBSET_SIZE * D].to_vec()));
     timed(repeats, &Device::Cpu, |k| {
-        let [a, b] = if k == 0 { &few } else { &sets };
+        let ([a, b], subsets) = if k == 0 { (&few, 1) } else { (&sets, KID_SUBSETS) };
         match case {
-            Case::Kid => drop(kid(a, b, KID_SUBSETS, KID_SUBSET_SIZE, &Stream::new("bench", "subsets"))),
+            Case::Kid => drop(kid(a, b, subsets, KID_SUBSET_SIZE, &Stream::new("bench", "subsets"))),
             _ => drop(precision_recall(a, b, NEIGHBOURS)),
         }
         Ok(())

@@ -3,7 +3,7 @@
 mod values;
 
 use self::values::{images, local, numbers, rate, seed, time};
-use crate::app::bench::Case;
+use crate::app::bench::{self, Case};
 use crate::app::machine::Card;
 use crate::app::score::Metric;
 use crate::experiment::Recipe;
@@ -215,6 +215,9 @@ pub enum Command {
         /// Repetitions of each case, after a warm-up
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=1000))]
         repeats: u64,
+        /// Rows of features in kid, precision-recall and precision-recall-flat
+        #[arg(long, default_value_t = bench::ROWS as u64, value_parser = clap::value_parser!(u64).range(1000..=1_000_000))]
+        rows: u64,
         /// cpu; also cuda:N or cuda:N,bf16 in a build with --features cudnn
         #[arg(long, default_value = "cpu")]
         device: String,

@@ -84,8 +84,8 @@ pub fn run(mut cli: Cli, stop: &AtomicBool) -> Result<i32> {
         Command::Inspect { file, convert } => inspect(&file, convert.as_deref()),
         Command::Score(scoring) => score::score(&scoring, stop),
         Command::Sample(sampling) => sample::sample(&sampling, stop),
-        Command::Bench { cases, repeats, device: name, json } => {
-            bench::bench(&cases, repeats as usize, &device::open(&name)?, json)
+        Command::Bench { cases, repeats, rows, device: name, json } => {
+            bench::bench(&cases, repeats as usize, rows as usize, &device::open(&name)?, json)
         }
         Command::Selftest { device, reduced, root: given, json } => {
             selftest::selftest(&device, reduced, &root(given.as_deref())?, json)

@@ -40,7 +40,8 @@ fn measured(cases: &[Case], repeats: usize, precision: &str, device: &Device) ->
     cases
         .iter()
         .map(|case| {
-            let measured = bench::run(*case, if *case == Case::Fid { 1 } else { repeats }, device)?;
+            let measured =
+                bench::run(*case, if *case == Case::Fid { 1 } else { repeats }, bench::ROWS, device)?;
             let mut seconds = measured.seconds;
             seconds.sort_by(f64::total_cmp);
             let median = seconds[seconds.len() / 2];
