@@ -770,7 +770,7 @@ fn shared_containers_do_not_multiply() {
     };
     // Without tensors there is nothing to multiply, and each list is seen once.
     assert_eq!(parse(&laughs(b"N", 60)).unwrap().tensors.len(), 0);
-    assert!(complaint(&laughs(&tensor(&[3], &[1], 0), 60)).contains("tensors under two names"));
+    assert!(complaint(&laughs(&tensor(&[3], &[1], 0), 60)).contains("4 times the file's length"));
 
     // One tensor under many names: as much as a few tied weights, no more.
     let mut body = [b"(", tensor(&[3], &[1], 0).as_slice(), b"\x94"].concat();
@@ -784,6 +784,76 @@ fn shared_containers_do_not_multiply() {
     assert!(complaint(&pickle(&body.concat())).contains("4 times the file's length"));
     let body = [b"}", key.as_slice(), b"}", &key, &tensor(&[3], &[1], 0), b"ss"];
     assert!(complaint(&pickle(&body.concat())).contains("a name of 2001 bytes"));
+}
+
+/// `{'net': weights, 'ema': weights}` names each tensor twice, as PyTorch loads it.
+#[test]
+fn one_dictionary_may_have_two_names() {
+    let weights = [b"}\x8c\x01x".as_slice(), &tensor(&[3], &[1], 0), b"s\x94"].concat();
+    let body = [b"}\x8c\x03net".as_slice(), &weights, b"s\x8c\x03emah\x00s"].concat();
+    let checkpoint = parse(&pickle(&body)).unwrap();
+    let names: Vec<&str> = checkpoint.tensors.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["net.x", "ema.x"]);
+    assert_eq!(checkpoint.tensors[0].1, checkpoint.tensors[1].1);
+    assert_eq!(checkpoint.edm_network().unwrap()["x"].data, [0.0, 1.0, 2.0]);
+}
+
+/// A safetensors file of these tensors: name, type, shape, bytes.
+fn safetensors(tensors: &[(&str, &str, &[usize], &[u8])]) -> Vec<u8> {
+    let (mut json, mut data) = (String::from(r#"{"__metadata__":{"format":"pt"}"#), Vec::new());
+    for (name, dtype, shape, bytes) in tensors {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        json += &format!(r#","{name}":{{"dtype":"{dtype}","shape":{shape:?},"data_offsets":{offsets:?}}}"#);
+        data.extend_from_slice(bytes);
+    }
+    json.push('}');
+    [&(json.len() as u64).to_le_bytes()[..], json.as_bytes(), &data].concat()
+}
+
+#[test]
+fn safetensors_of_every_type_are_read() {
+    let of: [(&str, &str, &[usize], &[u8]); 6] = [
+        ("single", "F32", &[1, 2], &[0, 0, 128, 63, 0, 0, 0, 192]),
+        ("half", "F16", &[2], &[0, 60, 0, 192]),
+        ("brain", "BF16", &[2], &[128, 63, 0, 192]),
+        ("count", "I64", &[], &[7, 0, 0, 0, 0, 0, 0, 0]),
+        ("mask", "BOOL", &[2], &[1, 0]),
+        ("eighth", "F8_E4M3", &[2], &[1, 2]),
+    ];
+    let good = safetensors(&of);
+    let checkpoint = parse(&good).unwrap();
+    assert_eq!(checkpoint.format, Format::Safetensors);
+    let values: Vec<Vec<f64>> = checkpoint.tensors.iter().map(|(_, t)| t.values().collect()).collect();
+    assert_eq!(values, [vec![1.0, -2.0], vec![1.0, -2.0], vec![1.0, -2.0], vec![7.0], vec![1.0, 0.0]]);
+    assert_eq!(checkpoint.tensors[0].1.shape, [1, 2]);
+    let text = checkpoint.describe();
+    assert!(
+        text.contains("safetensors, 5 tensors") && text.contains("not read: a tensor of the type F8_E4M3")
+    );
+    assert!(checkpoint.arrays().unwrap_err().to_string().contains("\"eighth\""));
+    assert_eq!(parse(&safetensors(&of[..5])).unwrap().arrays().unwrap()["brain"].data, [1.0, -2.0]);
+    for cut in [12, 60, good.len() - 1] {
+        assert!(complaint(&good[..cut]).contains("a whole safetensors file"), "{cut}");
+    }
+    let wrong = safetensors(&[("x", "F16", &[3], &[0; 4])]);
+    assert!(complaint(&wrong).contains("x of shape [3] at bytes 0 to 4"));
+}
+
+/// Names as DistributedDataParallel and torch.compile prefix them, and weights in half precision.
+#[test]
+fn wrapped_networks_are_the_network() {
+    let (bytes, ones) = ([0, 60, 0, 192], [1.0, -2.0]);
+    for name in ["model.w", "module.model.w", "_orig_mod.module.model.w", "ema.module.model.w"] {
+        let network = parse(&safetensors(&[(name, "F16", &[2], &bytes)])).unwrap().edm_network().unwrap();
+        assert_eq!(network["model.w"].data, ones, "{name}");
+    }
+    // Not the prefix of all names.
+    let two = safetensors(&[("module.w", "F16", &[2], &bytes), ("w", "F16", &[2], &bytes)]);
+    assert!(parse(&two).unwrap().edm_network().unwrap().contains_key("module.w"));
+    let counts = safetensors(&[("n", "I64", &[], &[0; 8])]);
+    assert!(
+        parse(&counts).unwrap().edm_network().unwrap_err().to_string().contains("no floating-point numbers")
+    );
 }
 
 /// The dearest opcodes there are, as many as are allowed.

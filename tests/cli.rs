@@ -214,10 +214,28 @@ fn claims_see_all_that_the_store_has() {
 }
 
 #[test]
-fn an_inspected_safetensors_file_is_called_one() {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/weights/classifier.safetensors");
-    let error = failure(&["inspect", file.to_str().unwrap()], Path::new("/"), 3);
-    assert!(error.contains("found safetensors"), "{error}");
+fn what_inspect_converts_it_inspects() {
+    let directory = tempfile::tempdir().unwrap();
+    let [first, second] = ["first.safetensors", "second.safetensors"].map(|name| directory.path().join(name));
+    let snapshot = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/parity/edm-tiny.pkl");
+    let inspect = |file: &Path, out: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+        let output = command.arg("inspect").arg(file).arg("--convert").arg(out).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let lines = |text: &str| -> Vec<String> {
+        let mut lines: Vec<String> = text.lines().skip(2).map(str::to_string).collect();
+        lines.retain(|line| !line.starts_with("written"));
+        lines.sort();
+        lines
+    };
+    let (original, again) = (inspect(&snapshot, &first), inspect(&first, &second));
+    assert!(again.contains("first.safetensors: safetensors, "), "{again}");
+    assert_eq!(lines(&original), lines(&again));
+    let tensors =
+        |path: &Path| replicate::store::read_safetensors(path, &std::fs::read(path).unwrap()).unwrap().0;
+    assert_eq!(tensors(&first), tensors(&second));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::network::params::{Arrays, outline};
 use crate::network::unet::{Config, Denoiser, recognise};
 use crate::settings::Settings;
 use crate::store::formats::torch;
-use crate::store::{read_safetensors, sha256_hex};
+use crate::store::sha256_hex;
 use crate::text::unknown;
 use crate::train::watch::{Mode, Watch};
 use std::collections::BTreeMap;
@@ -170,12 +170,7 @@ fn settings(sampler: &Row, recipe: &Recipe, network: &Config) -> String {
 fn read(path: &Path) -> Result<(Arrays, String)> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let sha256 = sha256_hex(&bytes);
-    let named = path.extension().is_some_and(|extension| extension == "safetensors");
-    let arrays = match named {
-        true => torch::edm_network(path, read_safetensors(path, &bytes)?.0)?,
-        false => torch::parse(path, &bytes)?.edm_network()?,
-    };
-    Ok((arrays, sha256))
+    Ok((torch::parse(path, &bytes)?.edm_network()?, sha256))
 }
 
 /// Returns the configuration of the U-Net with exactly these parameters.

@@ -14,7 +14,13 @@ pub fn recognise(shapes: &BTreeMap<String, Vec<usize>>) -> Result<Config, String
         let (size, rest) = name.strip_prefix("model.enc.")?.split_once('x')?;
         rest.ends_with("_conv.weight").then(|| size.parse::<usize>().ok())?
     });
-    let size = sizes.max().ok_or("no first convolution (model.enc.SIZExSIZE_conv.weight)")?;
+    let size = sizes.max().ok_or_else(|| {
+        let place = shapes.keys().find_map(|name| Some(name.split_once(".model.enc.")?.0));
+        let below = place.map_or(String::new(), |place| {
+            format!("; {} has one: save that part alone", crate::error::shown(place))
+        });
+        format!("no first convolution (model.enc.SIZExSIZE_conv.weight){below}")
+    })?;
     let first = encoder(format!("{size}x{size}_conv")).filter(|shape| shape.len() == 4);
     let &[model_channels, image_channels, ..] = &first.ok_or("a first convolution of another shape")?[..]
     else {
@@ -83,7 +89,9 @@ mod tests {
     fn what_is_no_u_net_is_said_to_be_none() {
         let mut shapes = shapes(&Config::cifar10());
         let told = |shapes: &BTreeMap<String, Vec<usize>>| recognise(shapes).unwrap_err();
-        assert!(told(&BTreeMap::new()).contains("no first convolution"));
+        assert!(told(&BTreeMap::new()).ends_with("_conv.weight)"));
+        let nested = shapes.iter().map(|(name, shape)| (format!("net.{name}"), shape.clone())).collect();
+        assert!(told(&nested).ends_with("; net has one: save that part alone"));
         shapes.remove("model.enc.16x16_block3.conv0.weight");
         assert_eq!(told(&shapes), "another number of blocks at each resolution");
         shapes.retain(|name, _| !name.contains("block"));

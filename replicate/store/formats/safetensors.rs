@@ -96,6 +96,42 @@ pub fn read_safetensors(
 type Contents = (BTreeMap<String, Array>, BTreeMap<String, String>);
 
 fn parse_safetensors(bytes: &[u8]) -> std::result::Result<Contents, String> {
+    let (views, text) = views(bytes)?;
+    let mut tensors = BTreeMap::new();
+    for Stored { name, dtype, shape, bytes } in views {
+        if dtype != F32 {
+            return Err(format!("{} of type {}", shown(&name), shown(&dtype)));
+        }
+        let data = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        tensors.insert(name, Array { shape, data });
+    }
+    Ok((tensors, text))
+}
+
+/// A tensor of any type in a file.
+pub(super) struct Stored<'a> {
+    pub name: String,
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub bytes: &'a [u8],
+}
+
+/// Bytes of an element, for the types that are read.
+fn size(dtype: &str) -> Option<usize> {
+    Some(match dtype {
+        "F64" | "I64" => 8,
+        F32 | "I32" => 4,
+        "F16" | "BF16" | "I16" => 2,
+        "I8" | "U8" | "BOOL" => 1,
+        _ => return None,
+    })
+}
+
+type Views<'a> = (Vec<Stored<'a>>, BTreeMap<String, String>);
+
+/// Lists the tensors in the order of their bytes, which follow each other to the end, and the
+/// metadata. Elements have the size of their type if it is one that is read.
+pub(super) fn views(bytes: &[u8]) -> std::result::Result<Views<'_>, String> {
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or("fewer than 8 bytes")?;
     let length = u64::from_le_bytes(*length);
     let (json, data) = usize::try_from(length)
@@ -107,31 +143,29 @@ fn parse_safetensors(bytes: &[u8]) -> std::result::Result<Contents, String> {
 
     let mut views: Vec<_> = views.into_iter().collect();
     views.sort_by_key(|(_, view)| view.data_offsets);
-    let mut tensors = BTreeMap::new();
-    let mut expected_begin = 0;
+    let (mut stored, mut expected_begin) = (Vec::new(), 0);
     for (name, View { dtype, shape, data_offsets: [begin, end] }) in views {
-        if dtype != F32 {
-            return Err(format!("{} of type {}", shown(&name), shown(&dtype)));
-        }
-        let size = shape.iter().try_fold(4usize, |size, &n| size.checked_mul(n));
-        if begin != expected_begin || end.checked_sub(begin) != size {
+        let as_said = size(&dtype).is_none_or(|size| {
+            let size = shape.iter().try_fold(size, |size, &n| size.checked_mul(n));
+            end.checked_sub(begin) == size
+        });
+        if begin != expected_begin || !as_said {
             return Err(format!(
                 "{} of shape {shape:?} at bytes {begin} to {end}, after {expected_begin}",
                 shown(&name)
             ));
         }
-        let raw = data.get(begin..end).ok_or_else(|| {
+        let bytes = data.get(begin..end).ok_or_else(|| {
             let (length, name) = (data.len(), shown(&name));
             format!("{length} bytes of data, of which {name} is to be {begin} to {end}")
         })?;
-        let data = raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        tensors.insert(name, Array { shape, data });
+        stored.push(Stored { name, dtype, shape, bytes });
         expected_begin = end;
     }
     if expected_begin != data.len() {
         return Err(format!("{} bytes of data, of which tensors take {expected_begin}", data.len()));
     }
-    Ok((tensors, text))
+    Ok((stored, text))
 }
 
 /// SHA-256 of the safetensors file with these contents.

@@ -84,7 +84,7 @@ pub(super) fn constructor(module: &str, name: &str) -> Option<Constructor> {
         ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => NumpyScalar,
         ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => NumpyArray,
         ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer") => NumpyFromBuffer,
-        ("numpy", "ndarray") => NumpyArrayType,
+        ("numpy", "ndarray" | "memmap") => NumpyArrayType,
         ("numpy", "dtype") => NumpyDtype,
         _ => return None,
     })
@@ -131,7 +131,7 @@ fn of_torch(name: &str) -> Option<Constructor> {
     // Types that are not read end with their width, for example `complex64` and `float8_e5m2`.
     let other = ["uint", "complex", "float8_e", "float4_e", "qint", "quint", "bits"];
     let is_type = other.iter().any(|kind| name.strip_prefix(kind).is_some_and(|rest| !rest.is_empty()));
-    let inert = matches!(name, "Size" | "Tensor" | "device" | "cfloat" | "cdouble" | "chalf")
+    let inert = matches!(name, "Size" | "Tensor" | "device" | "cfloat" | "cdouble" | "chalf" | "bcomplex32")
         || matches!(name.strip_prefix("int"), Some("1" | "2" | "3" | "4" | "5" | "6" | "7"));
     (is_type || inert || name.starts_with("per_tensor_") || name.starts_with("per_channel_"))
         .then_some(Constructor::Inert)

@@ -3,19 +3,21 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Checkpoint, Dtype, malformed};
+use super::{Checkpoint, Tensor, malformed};
 use crate::error::Result;
 use crate::store::Array;
 
 /// Prefix of the averaged network in a snapshot {ema, loss_fn, augment_pipe, dataset_kwargs}.
 const EMA: &str = "ema.";
+/// Prefixes of all names that DistributedDataParallel and torch.compile add.
+const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
 const FILTER: &str = ".resample_filter";
 const FILTER_SHAPE: [usize; 4] = [1, 1, 2, 2];
 const FILTER_VALUE: f32 = 0.25;
 
 impl Checkpoint {
     /// Extracts the parameters of EDM's averaged network. A snapshot's `ema.NAME` becomes `NAME`;
-    /// the names of a state dict stay. `NAME` is the name in [`crate::network::unet::Denoiser`]
+    /// the names of a state dict stay, without the prefixes of PyTorch's wrappers. `NAME` is the name in [`crate::network::unet::Denoiser`]
     /// (`model.map_layer0.weight`, `model.enc.32x32_block0.conv0.weight`, …); nothing else is
     /// renamed.
     ///
@@ -30,11 +32,11 @@ impl Checkpoint {
         unread.retain(|(name, _)| !is_snapshot || name.starts_with(EMA));
         let tensors = averaged(tensors);
         let parameters = tensors.iter().filter(|(name, _)| !name.ends_with(FILTER));
-        if !parameters.clone().any(|(_, tensor)| tensor.dtype == Dtype::F32) {
+        if !parameters.clone().any(|(_, tensor)| tensor.dtype.is_float()) {
             return Err(malformed(
                 &path,
                 "the parameters of EDM's network".into(),
-                format!("none of them f32 ({} tensors in all)", parameters.count()),
+                format!("no floating-point numbers ({} tensors in all)", parameters.count()),
                 "use an EDM snapshot (edm-cifar10-32x32-uncond-vp.pkl) or its state dict",
             ));
         }
@@ -42,20 +44,21 @@ impl Checkpoint {
     }
 }
 
-/// Does the same as [`Checkpoint::edm_network`] for arrays from a safetensors file.
-///
-/// # Errors
-/// `Malformed` if a filter is a different one.
-pub fn edm_network(path: &Path, arrays: BTreeMap<String, Array>) -> Result<BTreeMap<String, Array>> {
-    without_filters(path, averaged(arrays.into_iter().collect()).into_iter().collect())
-}
-
-fn averaged<T>(tensors: Vec<(String, T)>) -> Vec<(String, T)> {
-    if !tensors.iter().any(|(name, _)| name.starts_with(EMA)) {
-        return tensors;
+fn averaged(mut tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+    let below = |prefix: &str, tensors: Vec<(String, Tensor)>| -> Vec<(String, Tensor)> {
+        let of = |(name, tensor): (String, Tensor)| Some((name.strip_prefix(prefix)?.to_string(), tensor));
+        tensors.into_iter().filter_map(of).collect()
+    };
+    if tensors.iter().any(|(name, _)| name.starts_with(EMA)) {
+        tensors = below(EMA, tensors);
     }
-    let of = |(name, tensor): (String, T)| Some((name.strip_prefix(EMA)?.to_string(), tensor));
-    tensors.into_iter().filter_map(of).collect()
+    let all = |prefix: &&str, tensors: &[(String, Tensor)]| {
+        !tensors.is_empty() && tensors.iter().all(|(name, _)| name.starts_with(*prefix))
+    };
+    while let Some(prefix) = WRAPPERS.into_iter().find(|prefix| all(prefix, &tensors)) {
+        tensors = below(prefix, tensors);
+    }
+    tensors
 }
 
 fn without_filters(path: &Path, mut arrays: BTreeMap<String, Array>) -> Result<BTreeMap<String, Array>> {

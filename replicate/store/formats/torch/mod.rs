@@ -1,5 +1,5 @@
-//! Reads checkpoints written by Python without Python: EDM snapshots, torch zips and legacy torch
-//! streams, into named tensors.
+//! Reads checkpoints written by Python without Python: EDM snapshots, torch zips, legacy torch
+//! streams and safetensors, into named tensors.
 //!
 //! ```text
 //! bytes -> pickle    the stack machine: an inert graph, allow-listed names only
@@ -25,10 +25,9 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
-pub use self::edm::edm_network;
 use self::names::Named;
 pub use self::tensor::{Dtype, Tensor};
-use super::foreign;
+use super::{foreign, safetensors};
 use crate::error::{Error, Result, shown, shown_path};
 use crate::store::Array;
 
@@ -47,6 +46,7 @@ pub enum Format {
     Pickle(u8),
     TorchZip,
     TorchLegacy,
+    Safetensors,
 }
 
 impl fmt::Display for Format {
@@ -55,6 +55,7 @@ impl fmt::Display for Format {
             Format::Pickle(protocol) => write!(f, "pickle of protocol {protocol}"),
             Format::TorchZip => write!(f, "torch zip"),
             Format::TorchLegacy => write!(f, "legacy torch stream"),
+            Format::Safetensors => write!(f, "safetensors"),
         }
     }
 }
@@ -80,7 +81,12 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
         Ok(metadata) if metadata.is_file() => {}
         Ok(_) => {
             let found = "something that is not a file".into();
-            return Err(malformed(path, "a checkpoint".into(), found, "name a .pkl or .pth file"));
+            return Err(malformed(
+                path,
+                "a checkpoint".into(),
+                found,
+                "name a .pkl, .pth or .safetensors file",
+            ));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::Missing {
@@ -99,18 +105,18 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
 /// # Errors
 /// See [`read`].
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
+    if is_safetensors(bytes) {
+        return of_safetensors(path, bytes);
+    }
     let other = foreign(bytes).filter(|_| !bytes.starts_with(stream::ZIP_MAGIC));
     let other = match other {
-        _ if is_safetensors(bytes) => Some((
-            "safetensors",
-            "name the published file; this one holds nothing but tensors and needs no conversion",
-        )),
-        Some(what) => Some((what, "unpack it, or fetch or save it again")),
+        Some(what) if what.starts_with("compressed") => Some((what, "unpack it")),
+        Some(what) => Some((what, "name a file of tensors, or fetch or save it again")),
         None if bytes.is_empty() => Some(("an empty file", "fetch or save it again")),
         None => None,
     };
     if let Some((found, remedy)) = other {
-        let expected = "an EDM snapshot (.pkl) or a file of PyTorch (.pth)";
+        let expected = "an EDM snapshot (.pkl), a file of PyTorch (.pth) or safetensors";
         return Err(malformed(path, expected.into(), found.into(), remedy));
     }
     match parse_bytes(bytes) {
@@ -150,6 +156,21 @@ pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, 
         Fault::Broken(found) | Fault::Unread(found) => found,
         Fault::Module => unreachable!("no zip was read"),
     })
+}
+
+/// Reads the tensors of a safetensors file, in the order of their bytes.
+fn of_safetensors(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
+    let (stored, _) = safetensors::views(bytes).map_err(|found| {
+        malformed(path, "a whole safetensors file".into(), found, "fetch or save it again")
+    })?;
+    let (mut tensors, mut unread) = (Vec::new(), Vec::new());
+    for safetensors::Stored { name, dtype, shape, bytes } in stored {
+        match Dtype::of_safetensors(&dtype) {
+            Some(dtype) => tensors.push((name, Tensor { dtype, shape, data: bytes.to_vec() })),
+            None => unread.push((name, format!("a tensor of the type {}", shown(&dtype)))),
+        }
+    }
+    Ok(Checkpoint { path: path.to_path_buf(), format: Format::Safetensors, tensors, unread })
 }
 
 /// Recognises safetensors, a length in 8 bytes and then JSON, which a pickle reader could mistake

@@ -55,16 +55,14 @@ impl<'a> Walk<'_, 'a> {
             return self.tensor(name, value);
         }
         let Value::Node(id) = value else { return Ok(()) };
-        // Each container is entered once, which bounds the time even if the file shares containers.
+        // A container without tensors is entered once, and another one at the cost of its entries, which
+        // bounds the time even if the file shares containers.
         match self.visits.get(&id) {
             Some(Visit::Within) => {
                 return Err(Fault::refused(format!("{} within itself", quote(name))));
             }
             Some(Visit::Done(0)) => return Ok(()),
-            Some(Visit::Done(_)) => {
-                return Err(Fault::refused(format!("tensors under two names, at {}", quote(name))));
-            }
-            None => {}
+            Some(Visit::Done(_)) | None => {}
         }
         if depth == MAX_DEPTH {
             return Err(Fault::refused(format!(
@@ -86,6 +84,7 @@ impl<'a> Walk<'_, 'a> {
     fn container(&mut self, name: &str, value: Value<'a>, depth: usize) -> Result<(), Fault> {
         let pickle = self.pickle;
         if let Some(entries) = pickle.entries(value) {
+            self.budget.bytes(entries.len())?;
             for (key, value) in entries {
                 match (pickle.text(*key), key) {
                     (Some(key), _) => self.value(&join(name, key)?, *value, depth)?,
@@ -106,6 +105,7 @@ impl<'a> Walk<'_, 'a> {
         let Value::Node(id) = value else { return Ok(()) };
         match pickle.node(id) {
             Node::List(items) | Node::Tuple(items) => {
+                self.budget.bytes(items.len())?;
                 for (index, item) in items.iter().enumerate() {
                     self.value(&join(name, &index.to_string())?, *item, depth)?;
                 }

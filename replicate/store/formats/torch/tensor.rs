@@ -28,8 +28,15 @@ impl Dtype {
         }
     }
 
-    fn is_float(self) -> bool {
+    pub(super) fn is_float(self) -> bool {
         matches!(self, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+    }
+
+    /// Returns the type of this name in safetensors files.
+    pub(super) fn of_safetensors(name: &str) -> Option<Dtype> {
+        use Dtype::*;
+        let all = [F64, F32, F16, BF16, I64, I32, I16, I8, U8, Bool];
+        all.into_iter().find(|dtype| dtype.to_string().to_uppercase() == name)
     }
 
     /// Converts one element from its little-endian bytes.
