@@ -687,7 +687,10 @@ fn a_file_can_be_given() {
     let asset = thing(&good, &[server.url.clone()]);
     let given = |name: &str| Options { from: Some(Given::File(path(name))), offline: true, ..options() };
     let mut case = Case::new();
-    for (name, says) in [("bad", sha256(&bad)), ("absent", "cannot be read".into())] {
+    assert!(std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap().success());
+    let faults =
+        [("bad", sha256(&bad)), ("absent", "cannot be read".into()), ("pipe", "is not a file".into())];
+    for (name, says) in faults {
         let error = case.fetch(&asset, &given(name)).unwrap_err();
         assert_eq!(error.exit_code(), EXIT_INPUT);
         assert!(error.to_string().contains(path(name).to_str().unwrap()), "{error}");

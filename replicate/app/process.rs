@@ -1,7 +1,7 @@
 //! Sets up the process before any computation: its memory, its threads, and its stop signals.
 
 use rayon::{ThreadBuilder, ThreadPoolBuilder};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGUSR1, SIGUSR2, SIGXCPU};
 use signal_hook::flag;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::io::ErrorKind;
@@ -37,10 +37,10 @@ pub fn prepare() {
     }
 }
 
-/// Sets `stop` on the signals with which people, terminals and batch systems stop a program. A
-/// signal that was ignored at the start (`nohup`) stays ignored.
+/// Sets `stop` on the signals with which people, terminals and batch systems stop a program, and on
+/// that of a pipe whose reader is gone. A signal that was ignored at the start (`nohup`) stays ignored.
 pub fn stop_at_signals(stop: &Arc<AtomicBool>) {
-    for signal in [SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU] {
+    for signal in [SIGINT, SIGTERM, SIGHUP, SIGPIPE, SIGUSR1, SIGUSR2, SIGXCPU] {
         if is_ignored(signal) {
             continue;
         }

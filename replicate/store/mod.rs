@@ -256,7 +256,27 @@ fn is_entry(name: &OsStr) -> bool {
 }
 
 /// Creates the store at `root` if it does not exist. Must precede any other write.
+///
+/// # Errors
+/// `Usage` for a path that begins like an address, or with a `~` that the shell left as it is, and for
+/// which there is nothing of that name here.
 pub(crate) fn begin(root: &Path) -> Result<()> {
+    let first = root.components().next().map(|first| Path::new(first.as_os_str()));
+    if let Some(first) = first.filter(|first| !first.exists()) {
+        let meant = match first.as_os_str().to_string_lossy().as_ref() {
+            "~" => {
+                "the shell expands ~ at the beginning of an argument only (--store ~/DIR, not --store=~/DIR)"
+            }
+            scheme if scheme.ends_with(':') && root.to_string_lossy().contains("//") => {
+                "a store is a directory, and no address"
+            }
+            _ => "",
+        };
+        if !meant.is_empty() {
+            let path = shown_path(root);
+            return Err(Error::Usage(format!("{path} is not made: {meant}; ./{path} names a folder here")));
+        }
+    }
     fs::create_dir_all(root).map_err(Error::io("create", root))?;
     match read_text_if_present(&root.join(FORMAT))? {
         Some(format) if format == STORE_FORMAT.as_bytes() => {

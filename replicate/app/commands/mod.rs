@@ -343,6 +343,10 @@ fn lock_to_change(path: &Path, stop: &AtomicBool) -> Result<File> {
 
 /// Writes the file completely, or leaves its old content.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    // A new file must not take the place of a device or a pipe, such as /dev/null.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
+        return std::fs::write(path, bytes).map_err(Error::io("write", path));
+    }
     let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
     write_atomically(dir, path.file_name().unwrap_or_default(), bytes)
 }

@@ -296,10 +296,14 @@ impl Fetch<'_, '_> {
 
     /// Copies a file, which stays unchanged.
     fn from_file(&mut self, path: &Path) -> Attempt<PathBuf> {
-        // Refuses pipes, because opening one would wait for its other end.
-        let mut source = match fs::metadata(path).and_then(|found| Ok((found.is_file(), File::open(path)?))) {
-            Ok((true, source)) => source,
-            Ok((false, _)) => return refuse("is not a file".into()),
+        // Does not open a pipe, because that would wait for its other end.
+        let opened = fs::metadata(path).and_then(|found| match found.is_file() {
+            true => File::open(path).map(Some),
+            false => Ok(None),
+        });
+        let mut source = match opened {
+            Ok(Some(source)) => source,
+            Ok(None) => return refuse("is not a file".into()),
             Err(error) => return refuse(format!("cannot be read: {error}")),
         };
         let copy = match self.place.copy_of(&mut source, self.most())? {
