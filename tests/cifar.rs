@@ -706,7 +706,8 @@ fn bad_archives_are_refused() {
         encoder.write_all(bytes).unwrap();
         encoder.finish().unwrap()
     };
-    assert_says(&complaint(set, &gz(&[7; 2000])), &["damage"]);
+    assert_says(&complaint(set, &gz(&[7; 2000])), &["a gzip file whose content is no tar archive"]);
+    assert_says(&complaint(set, &gz(b"\x93NUMPY\x01\x00")), &["whose content is a NumPy array"]);
     assert_says(&complaint(set, &gz(b"")), &["an archive with", "found nothing"]);
     let mut header = tar::Header::new_ustar();
     header.set_path("data_batch_1.bin").unwrap();
@@ -725,8 +726,23 @@ fn bad_archives_are_refused() {
     header.set_path("data_batch_1.bin").unwrap();
     header.set_entry_type(tar::EntryType::Symlink);
     header.set_size(0);
+    header.set_link_name("../blobs/1").unwrap();
     header.set_cksum();
-    assert_says(&complaint(set, &gz(header.as_bytes())), &["an archive with", "found nothing"]);
+    let says = ["an archive with", "--hard-dereference", "found data_batch_1.bin, a link to ../blobs/1"];
+    assert_says(&complaint(set, &gz(header.as_bytes())), &says);
+    // So does a batch that is packed as a link to another one.
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in &author_files(set, false, &samples)[..4] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        archive.append_data(&mut header, name, bytes.as_slice()).unwrap();
+    }
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Link);
+    header.set_size(0);
+    archive.append_link(&mut header, "c/data_batch_5.bin", "c/data_batch_1.bin").unwrap();
+    let text = complaint(set, &gz(&archive.into_inner().unwrap()));
+    assert_says(&text, &["c/data_batch_5.bin, a link to c/data_batch_1.bin"]);
 }
 
 #[test]

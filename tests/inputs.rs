@@ -199,9 +199,28 @@ fn files_of_another_format_are_called_by_its_name() {
         (b"7z\xbc\xaf\x27\x1c\0\x04".to_vec(), "a 7z archive"),
         (b"\x89HDF\r\n\x1a\n".to_vec(), "an HDF5 file"),
         (b"<!DOCTYPE html>".to_vec(), "a web page"),
+        (b"\n <!doctype HTML>".to_vec(), "a web page"),
+        (b"<?xml version='1.0'?><Error>".to_vec(), "an XML text"),
+        (b"{\"error\": \"denied\"}".to_vec(), "a JSON text"),
+        (b"BM\x36\x0c\0\0\0\0\0\0".to_vec(), "a BMP image"),
+        (b"MM\0*\0\0\0\x08".to_vec(), "a TIFF image"),
+        (b"\0\0\0\x18ftypheic".to_vec(), "HEIC"),
+        (b"GGUF\x03\0\0\0".to_vec(), "a GGUF file"),
+        (b"MATLAB 5.0 MAT-file, Platform".to_vec(), "a MATLAB file"),
+        (b"ARROW1\0\0".to_vec(), "an Arrow file"),
+        (b"\x80\x04\x95\x08".to_vec(), "a pickle"),
+        (zip(&[("stats/data.pkl", b"\x80\x02N.".to_vec())], false), "a file of torch.save"),
+        (b"7 columns of text".to_vec(), "a file that begins with 7 co"),
+        (Vec::new(), "an empty file"),
     ] {
         let text = complaint(&dir.write("file", bytes));
-        assert!(text.contains(says), "{text}");
+        assert!(text.contains(says) && text.lines().count() == 2, "{text}");
+    }
+    // Beside PNG files, whatever the spelling.
+    for name in ["x.JPEG", "x.jfif", "x.heic", "x.pgm"] {
+        let dir = Dir::new();
+        dir.write("a.png", png(0));
+        assert!(complaint(&dir.write(name, "").with_file_name("")).contains(name));
     }
     // The kind of packing that is not read, in place of "damage".
     let mut packed = zip(&[("a.png", png(0))], false);
@@ -209,6 +228,48 @@ fn files_of_another_format_are_called_by_its_name() {
     (packed[8], packed[directory + 10]) = (12, 12);
     let text = complaint(&dir.write("packed.zip", packed));
     assert!(text.contains("compressed with") && text.contains("not stored or deflated"), "{text}");
+}
+
+/// The fault of the data set that is there, and not that it is no other one.
+#[test]
+fn one_fault_is_one_message() {
+    let dir = Dir::new();
+    dir.write("batches/data_batch_1", "no pickle");
+    let text = complaint(&dir.path("batches"));
+    assert!(text.contains("data_batch_1 is invalid") && text.lines().count() == 2, "{text}");
+    let mut tar = tar::Builder::new(Vec::new());
+    for i in 0..2 {
+        let bytes = png(i);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        tar.append_data(&mut header, format!("set/{i:03}.png"), bytes.as_slice()).unwrap();
+    }
+    let text = complaint(&dir.write("set.tar", tar.into_inner().unwrap()));
+    assert!(text.contains("nothing of CIFAR but set/000.png, set/001.png"), "{text}");
+    assert!(text.contains("unpack them and name the folder") && text.lines().count() == 2, "{text}");
+    let two = npy("|u1", &[2, 4, 4, 3], &[0; 96]);
+    let text =
+        complaint(&dir.write("two.npz", zip(&[("x_train.npy", two.clone()), ("x_test.npy", two)], false)));
+    assert!(text.contains("several uint8 arrays") && text.contains("numpy.save("), "{text}");
+    let rows = npy("<f4", &[2, 3], &[0; 24]);
+    let text =
+        complaint(&dir.write("rows.npz", zip(&[("pool.npy", rows.clone()), ("logit.npy", rows)], false)));
+    assert!(text.contains("several arrays that could be features"), "{text}");
+    let text = complaint(&dir.write("file", "x").join("below"));
+    assert!(text.contains("below is missing"), "{text}");
+}
+
+#[test]
+fn links_in_a_zip_are_named() {
+    for name in ["b.png", "more"] {
+        let mut packed = zip(&[("a.png", png(0)), (name, b"../elsewhere".to_vec())], false);
+        let directory = packed.windows(4).rposition(|part| part == b"PK\x01\x02").unwrap();
+        // Made on Unix, with the mode of a symbolic link.
+        packed[directory + 5] = 3;
+        packed[directory + 38..directory + 42].copy_from_slice(&(0o120777u32 << 16).to_le_bytes());
+        let text = complaint(&Dir::new().write("set.zip", packed));
+        assert!(text.contains(name) && text.contains("a symbolic link in place of a file"), "{text}");
+    }
 }
 
 #[test]
@@ -690,6 +751,26 @@ fn places_may_have_any_name() {
         .output()
         .unwrap();
     assert_eq!(fetch.status.code(), Some(EXIT_INPUT), "{}", String::from_utf8_lossy(&fetch.stderr));
+}
+
+#[cfg(unix)]
+#[test]
+fn devices_stay_devices_and_an_address_is_no_store() {
+    let dir = Dir::new();
+    dir.write("features.npy", npy("<f4", &[4, 2], &f4((0..8).map(|x| (x * x % 7) as f32))));
+    std::os::unix::fs::symlink("/dev/null", dir.path("nowhere.npz")).unwrap();
+    let arguments = ["features.npy", "--save-ref", "nowhere.npz"].map(OsStr::new);
+    let output = score(dir.0.path(), &arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(dir.path("nowhere.npz").is_symlink() && !dir.path("nowhere.npz").metadata().unwrap().is_file());
+    for (store, says) in [("~/store", "expands ~"), ("https://example.org/store", "no address")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+        command.args(["run", "edm", "--scale", "smoke", "--watch", "none", "--store", store]);
+        let output = command.current_dir(dir.0.path()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(EXIT_USAGE) && text.contains(says), "{text}");
+        assert!(!dir.path(store).exists() && !dir.path(store.split('/').next().unwrap()).exists());
+    }
 }
 
 #[test]

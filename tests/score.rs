@@ -345,7 +345,7 @@ fn arrays_that_are_no_images_are_refused() {
         (zip(&[("a.npy", good.clone()), ("a.npy", good.clone())], false), "two files of one name"),
         (b"PK\x03\x04 and no more".to_vec(), "not a zip file"),
         (b"GIF89a".to_vec(), "a GIF image"),
-        (Vec::new(), "neither of the latter"),
+        (Vec::new(), "an empty file"),
     ] {
         let text = complaint(&dir.write("images.npz", bytes));
         assert!(text.contains("images.npz") && text.contains(expected), "{expected}: {text}");

@@ -35,7 +35,8 @@ impl Statistics {
     /// `Malformed` unless `path` holds a finite `mu` and a symmetric `sigma` of one size.
     pub fn read(path: &Path) -> Result<Statistics> {
         Statistics::parse(path).map_err(|fault| {
-            fault.at(path, "an .npz with the arrays mu (d) and sigma (d x d)", "fetch or make it again")
+            let remedy = "fetch or make it again, with both as float32 or float64";
+            fault.at(path, "an .npz with the arrays mu (d) and sigma (d x d)", remedy)
         })
     }
 

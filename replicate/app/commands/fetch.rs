@@ -211,6 +211,6 @@ mod tests {
         assert!(error.contains("no array sigma"), "{error}");
         let text = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(text.path(), "<html>not found</html>").unwrap();
-        assert!(check_statistics(text.path(), 2).unwrap_err().to_string().contains("not an .npz"));
+        assert!(check_statistics(text.path(), 2).unwrap_err().to_string().contains("but a web page"));
     }
 }

@@ -17,7 +17,10 @@ use crate::store::formats::{Fault, LeftOut, foreign, is_hidden};
 const LARGEST_FILE: u64 = 1 << 26;
 
 /// Extensions of image files in other formats than PNG.
-const OTHER_IMAGES: [&str; 10] = ["jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jxl", "ppm"];
+const OTHER_IMAGES: [&str; 20] = [
+    "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl", "jp2",
+    "ppm", "pgm", "pnm", "tga", "qoi", "apng",
+];
 
 /// Opens the PNG files below a directory, following links, and describes the skipped files. Returns
 /// no set if there are neither PNG files nor other images.
@@ -109,11 +112,14 @@ pub(super) fn zip(path: &Path, entries: Vec<Entry>) -> Result<(Option<ImageSet>,
     for entry in entries {
         if is_hidden(&entry.name) {
             left_out.hidden(&entry.name);
-        } else if is_picture(&path.join(&entry.name))? {
+        } else if entry.is_link() || is_picture(&path.join(&entry.name))? {
+            // A link may lead to a folder of images, which would be missing without a word.
             if let Some(how) = entry.unread() {
-                let found = format!("{how}, not stored or deflated");
-                let remedy = "unpack it and name the folder, or zip it again with deflate";
-                return Err(malformed(path.join(&entry.name), "a PNG file", &found, remedy));
+                let remedy = match entry.is_link() {
+                    true => "unpack it and name the folder, or zip it again without -y (--symlinks)",
+                    false => "unpack it and name the folder, or zip it again with deflate",
+                };
+                return Err(malformed(path.join(&entry.name), "a PNG file", how, remedy));
             }
             files.push(entry);
         } else {

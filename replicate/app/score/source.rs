@@ -11,8 +11,8 @@ use std::path::Path;
 use super::pictures;
 use super::sets::{BATCH, FeatureSet, ImageSet, Input, LARGEST, batch_of};
 use crate::data::Images;
-use crate::data::cifar::{self, Set, Split};
-use crate::error::{Error, Result, shown};
+use crate::data::cifar::{self, Refusal, Set, Split};
+use crate::error::{Error, Result, shown, shown_path};
 use crate::measure::metrics::Features;
 use crate::measure::statistics::{Statistics, WIDEST};
 use crate::rng::Stream;
@@ -39,10 +39,11 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
     let mut start = Vec::new();
     match File::open(path) {
         Ok(file) => file.take(32).read_to_end(&mut start).map_err(Error::io("read", path))?,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+        Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {
+            let link = path.read_link().map(|target| format!("it is a link to {}", shown_path(&target)));
             return Err(Error::Missing {
                 path: path.to_path_buf(),
-                what: "neither a file, nor a folder, nor the name of a data set".into(),
+                what: link.unwrap_or("neither a file, nor a folder, nor the name of a data set".into()),
                 remedy: format!(
                     "it is a path or one of {}; IMAGES may be a row that was run, too, and --ref {PUBLISHED}",
                     DATASETS.map(|(name, ..)| name).join(", ")
@@ -58,14 +59,18 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let entries = unzip::entries(file).map_err(|fault| fault.at(path, EXPECTED, REMEDY))?;
         let has_arrays = entries.iter().any(|entry| entry.name.ends_with(".npy") && !is_hidden(&entry.name));
+        let is_torch = entries.iter().any(|entry| entry.name.ends_with("data.pkl"));
         return match pictures::zip(path, entries)? {
             (Some(set), left_out) => Ok((Input::Images(set), left_out)),
             (None, _) if has_arrays => arrays(path),
+            (None, _) if is_torch => Err(pickled(path, "a file of torch.save")),
             (None, left_out) => Err(unknown(path, without("a zip without PNG files", &left_out))),
         };
     }
     match foreign(&start) {
         // These may contain a data set.
+        None if start.is_empty() => Err(unknown(path, "an empty file".into())),
+        None if start.starts_with(b"\x80") => Err(pickled(path, "a pickle or an old file of torch.save")),
         None | Some("compressed with gzip" | "a parquet file") => cifar(path, &LeftOut::default()),
         Some(what) => Err(unknown(path, format!("a file that is {what}"))),
     }
@@ -87,38 +92,50 @@ pub const DATASETS: [(&str, Set, Split); 4] = [
 /// # Errors
 /// Those of the set's reader.
 pub fn dataset(set: Set, split: Split, path: &Path) -> Result<(Input, LeftOut)> {
+    attempt(set, split, path).map_err(Error::from)
+}
+
+fn attempt(set: Set, split: Split, path: &Path) -> std::result::Result<(Input, LeftOut), Refusal> {
     let kind = match (set, split) {
         (Set::Cifar10, Split::Train) => "CIFAR-10 training images",
         (Set::Cifar10, Split::Test) => "CIFAR-10 test images",
         (Set::Cifar100, Split::Train) => "CIFAR-100 training images",
         (Set::Cifar100, Split::Test) => "CIFAR-100 test images",
     };
-    let (images, left_out) = cifar::read(set, split, path)?;
+    let (images, left_out) = cifar::attempt(set, split, path)?;
     Ok((Input::Images(ImageSet { full: Some(split.full()), ..shuffled(images, kind) }), left_out))
 }
 
 /// Returns the training images of the CIFAR set that `path` contains.
 fn cifar(path: &Path, left_out: &LeftOut) -> Result<(Input, LeftOut)> {
-    match dataset(Set::Cifar10, Split::Train, path) {
-        Ok(set) => Ok(set),
+    let ten = match attempt(Set::Cifar10, Split::Train, path) {
         // The content of the file is unknown.
-        Err(error @ Error::Io { .. }) => Err(error),
-        Err(ten) => match dataset(Set::Cifar100, Split::Train, path) {
-            Ok(set) => Ok(set),
-            Err(error @ Error::Io { .. }) => Err(error),
-            Err(hundred) => Err(unknown(
+        Err(Refusal::Within(error @ Error::Io { .. })) => return Err(error),
+        Err(refusal) => refusal,
+        Ok(set) => return Ok(set),
+    };
+    let hundred = match attempt(Set::Cifar100, Split::Train, path) {
+        Err(Refusal::Within(error @ Error::Io { .. })) => return Err(error),
+        Err(refusal) => refusal,
+        Ok(set) => return Ok(set),
+    };
+    Err(match (ten, hundred) {
+        (Refusal::Apart(_), Refusal::Within(error)) | (Refusal::Within(error), Refusal::Apart(_)) => error,
+        (Refusal::Apart(Error::Malformed { found, .. }), Refusal::Apart(_)) => {
+            unknown(path, format!("nothing of CIFAR but {found}"))
+        }
+        (Refusal::Apart(_), Refusal::Apart(_)) => {
+            unknown(path, without("no PNG and no CIFAR in it", left_out))
+        }
+        (Refusal::Within(ten), Refusal::Within(hundred)) => match (&ten, &hundred) {
+            (Error::Malformed { found: a, .. }, Error::Malformed { found: b, .. }) if a == b => ten,
+            (Error::Missing { path: a, .. }, Error::Missing { path: b, .. }) if a == b => ten,
+            _ => unknown(
                 path,
-                match (&ten, &hundred) {
-                    (Error::Missing { what: a, .. }, Error::Missing { what: b, .. })
-                        if [a, b].iter().all(|what| what.contains("the directory holds")) =>
-                    {
-                        without("no PNG and no CIFAR in it", left_out)
-                    }
-                    _ => format!("neither of the latter\n  as CIFAR-10: {ten}\n  as CIFAR-100: {hundred}"),
-                },
-            )),
+                format!("neither of the latter\n  as CIFAR-10: {ten}\n  as CIFAR-100: {hundred}"),
+            ),
         },
-    }
+    })
 }
 
 /// Adds what was left out, which may be what was meant.
@@ -128,10 +145,19 @@ fn without(found: &str, left_out: &LeftOut) -> String {
 
 const EXPECTED: &str =
     "PNG files in a folder or zip, an .npy or .npz of images, features or statistics, or CIFAR";
-const REMEDY: &str = "`replicate score --help` says what can be scored";
+const REMEDY: &str =
+    "`replicate score --help` says what can be scored; of other archives, unpack them and name the folder";
 
 fn unknown(path: &Path, found: String) -> Error {
     Error::Malformed { path: path.to_path_buf(), expected: EXPECTED.into(), found, remedy: REMEDY.into() }
+}
+
+/// Makes the error of a file with Python objects, which may be statistics, features or a batch of CIFAR.
+fn pickled(path: &Path, what: &str) -> Error {
+    let remedy = "save what it holds by numpy.savez(\"OUT.npz\", mu=…, sigma=…) or (\"OUT.npz\", features=…); of \
+                  the files of CIFAR, name their directory";
+    let (path, expected) = (path.to_path_buf(), EXPECTED.into());
+    Error::Malformed { path, expected, found: what.into(), remedy: remedy.into() }
 }
 
 /// Shuffles images in memory, in an order that depends on their number only.
@@ -174,7 +200,7 @@ fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
                 return Err(malformed(path, format!("{what} {}", names(&stored)).into()));
             }
             ([], _, [features]) => Input::Features(feature_set(path, features, None)?),
-            ([], [], _) => {
+            ([], [], []) => {
                 let broken = stored.iter().try_for_each(Stored::check);
                 broken.map_err(|fault| malformed(path, fault))?;
                 let what = "holds no uint8 images, no features, no mu with sigma, but";
@@ -182,7 +208,10 @@ fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
             }
             _ => {
                 let several = if bytes.len() > 1 { "uint8 arrays" } else { "arrays that could be features" };
-                return Err(malformed(path, format!("holds several {several}: {}", names(&stored)).into()));
+                let fault: Fault = format!("holds several {several}: {}", names(&stored)).into();
+                let remedy =
+                    "save the one that is meant by itself: numpy.save(\"OUT.npy\", numpy.load(FILE)[NAME])";
+                return Err(fault.at(path, "one array of images, or one of features", remedy));
             }
         }
     };

@@ -2,14 +2,14 @@
 //! (CIFAR-10), or one file of each (CIFAR-100), as binary records or as pickled NumPy arrays.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, ErrorKind, Read};
+use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read};
 use std::path::Path;
 
 use flate2::bufread::GzDecoder;
 
-use super::{Fault, Gathered, IMAGE_LEN, Set, Split, binary, listed, open, python, read_whole, shown};
+use super::{Fault, Gathered, IMAGE_LEN, Set, Split, binary, listed, open, place, python, read_whole, shown};
 use crate::error::{self, Error};
-use crate::store::formats::is_hidden;
+use crate::store::formats::{foreign, is_hidden};
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -93,11 +93,20 @@ pub(super) fn read_archive(file: File, gzip: bool, gathered: &mut Gathered) -> R
         true => Box::new(Members { decoder: Some(GzDecoder::new(file)) }),
         false => Box::new(file),
     };
-    let mut archive = tar::Archive::new(unpacked.take(MOST_UNPACKED));
+    let mut unpacked = unpacked.take(MOST_UNPACKED);
+    let mut start = Vec::new();
+    unpacked.by_ref().take(512).read_to_end(&mut start).map_err(damaged)?;
+    if !start.is_empty() && !place::is_tar(&start) && start.iter().any(|byte| *byte != 0) {
+        // Damage may have made it unlike one.
+        io::copy(&mut unpacked, &mut io::sink()).map_err(damaged)?;
+        let what = foreign(&start).unwrap_or("no tar archive");
+        return Err(Fault::new("a .tar.gz archive", format!("a gzip file whose content is {what}")).apart());
+    }
+    let mut archive = tar::Archive::new(Cursor::new(start).chain(unpacked));
     let read = read_members(&mut archive, gathered);
     let mut rest = archive.into_inner();
     let read = read.and_then(|()| io::copy(&mut rest, &mut io::sink()).map(drop).map_err(damaged));
-    match rest.limit() {
+    match rest.into_inner().1.limit() {
         0 => Err(Fault::new(format!("an archive of less than {MOST_UNPACKED} bytes unpacked"), "more")),
         _ => read,
     }
@@ -144,7 +153,7 @@ const LONGEST_NAME: u64 = 1 << 16;
 
 fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered) -> Result<(), Fault> {
     let wanted = Layout::BOTH.map(|layout| layout.files(gathered.set, gathered.split));
-    let (mut layout, mut read, mut members) = (None, Vec::new(), Vec::new());
+    let (mut layout, mut read, mut members, mut links) = (None, Vec::new(), Vec::new(), Vec::new());
     let mut long_name: Option<Vec<u8>> = None;
     // Reads raw entries, because the crate does not bound the length of long names.
     for entry in archive.entries().map_err(damaged)?.raw(true) {
@@ -165,7 +174,8 @@ fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered)
         }
         let path = long_name.take().unwrap_or_else(|| entry.path_bytes().into_owned());
         let path = String::from_utf8_lossy(&path).into_owned();
-        if !kind.is_file() {
+        let is_link = kind.is_symlink() || kind.is_hard_link();
+        if !kind.is_file() && !is_link {
             continue;
         }
         if is_hidden(&path) {
@@ -173,6 +183,16 @@ fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered)
             continue;
         }
         let name = path.rsplit('/').next().unwrap_or_default().to_string();
+        if is_link {
+            if links.len() < MOST_MEMBERS && wanted.iter().any(|files| files.contains(&name)) {
+                let target = entry.link_name_bytes().unwrap_or_default();
+                links.push((
+                    name,
+                    format!("{}, a link to {}", shown(&path), shown(&String::from_utf8_lossy(&target))),
+                ));
+            }
+            continue;
+        }
         if members.len() < MOST_MEMBERS {
             members.push(shown(&path));
         }
@@ -194,10 +214,17 @@ fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered)
         Some(Layout::Python) => listed(python),
         None => format!("{} (or without .bin)", listed(binary)),
     };
-    match layout.is_some() && read.len() == binary.len() {
-        true => Ok(()),
-        false => Err(Fault::new(format!("an archive with {expected}"), listed(&members))),
+    if layout.is_some() && read.len() == binary.len() {
+        return Ok(());
     }
+    links.retain(|(name, _)| !read.contains(name));
+    if let Some((_, link)) = links.first() {
+        let packed =
+            format!("an archive with {expected} as files (tar -h --hard-dereference packs links as files)");
+        return Err(Fault::new(packed, link.clone()));
+    }
+    let fault = Fault::new(format!("an archive with {expected}"), listed(&members));
+    Err(if layout.is_none() { fault.apart() } else { fault })
 }
 
 /// Most names that are kept for a message; the authors' archives have 8.

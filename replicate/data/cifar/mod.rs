@@ -139,6 +139,37 @@ pub fn assets(set: Set, split: Split) -> Vec<&'static Asset> {
 /// # Errors
 /// As [`train`].
 pub fn read(set: Set, split: Split, path: &Path) -> error::Result<(Images, LeftOut)> {
+    attempt(set, split, path).map_err(Refusal::into)
+}
+
+/// Reason why a set cannot be read from a path.
+#[derive(Debug)]
+pub enum Refusal {
+    /// Nothing of the set is there.
+    Apart(Error),
+    /// What is there of it cannot be used.
+    Within(Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        Refusal::Within(error)
+    }
+}
+
+impl From<Refusal> for Error {
+    fn from(refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::Apart(error) | Refusal::Within(error) => error,
+        }
+    }
+}
+
+/// Does the same as [`read`], and tells whether the set is there at all.
+///
+/// # Errors
+/// As [`train`].
+pub fn attempt(set: Set, split: Split, path: &Path) -> Result<(Images, LeftOut), Refusal> {
     let (container, paths, left_out) = place::find(set, split, path)?;
     let mut gathered = Gathered { left_out, ..Gathered::new(set, split) };
     for path in &paths {
@@ -152,7 +183,10 @@ pub fn read(set: Set, split: Split, path: &Path) -> error::Result<(Images, LeftO
             Container::Parquet => parquet::read(file()?, &mut gathered),
             Container::Zip => edm_zip::read(file()?, &mut gathered),
         }
-        .map_err(|fault: Fault| fault.at(set, path))?;
+        .map_err(|fault: Fault| match fault.apart {
+            true => Refusal::Apart(fault.at(set, path)),
+            false => Refusal::Within(fault.at(set, path)),
+        })?;
     }
     let left_out = std::mem::take(&mut gathered.left_out);
     Ok((gathered.in_order().map_err(|fault| fault.at(set, &paths[0]))?, left_out))
@@ -247,11 +281,17 @@ struct Fault {
     found: String,
     /// Error of the system, if it could not read the file; the content may be good.
     unreadable: Option<io::Error>,
+    /// True if the file is whole and has nothing of the set.
+    apart: bool,
 }
 
 impl Fault {
     fn new(expected: impl Into<String>, found: impl Into<String>) -> Fault {
-        Fault { expected: expected.into(), found: found.into(), unreadable: None }
+        Fault { expected: expected.into(), found: found.into(), unreadable: None, apart: false }
+    }
+
+    fn apart(self) -> Fault {
+        Fault { apart: true, ..self }
     }
 
     /// Converts a decoder's error; `whole` describes an undamaged file.
@@ -267,7 +307,7 @@ impl Fault {
     }
 
     fn at(self, set: Set, path: &Path) -> Error {
-        let Fault { expected, found, unreadable } = self;
+        let Fault { expected, found, unreadable, .. } = self;
         match unreadable {
             Some(error) => Error::io("read", path)(error),
             None => Error::Malformed { path: path.to_path_buf(), expected, found, remedy: set.remedy() },

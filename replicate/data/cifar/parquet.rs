@@ -153,9 +153,9 @@ where
 /// Finds the columns of images and of labels, by the hub's names, or as the only possible ones.
 fn columns(metadata: &ParquetMetaData, set: Set) -> Result<[usize; 2], Fault> {
     let columns = metadata.file_metadata().schema_descr().columns();
-    let label = match set {
-        Set::Cifar10 => "label",
-        Set::Cifar100 => "fine_label",
+    let (label, other_label) = match set {
+        Set::Cifar10 => ("label", "fine_label"),
+        Set::Cifar100 => ("fine_label", "label"),
     };
     let find = |names: &[&str], may: &dyn Fn(&str, Type) -> bool| {
         let may: Vec<(usize, String)> = (0..columns.len())
@@ -184,7 +184,11 @@ fn columns(metadata: &ParquetMetaData, set: Set) -> Result<[usize; 2], Fault> {
     };
     Ok([
         images.ok_or_else(|| missing("img.bytes", "BYTE_ARRAY"))?,
-        labels.ok_or_else(|| missing(label, "INT64"))?,
+        labels.ok_or_else(|| {
+            let fault = missing(label, "INT64");
+            let of_other = columns.iter().any(|column| column.path().string() == other_label);
+            if of_other { fault.apart() } else { fault }
+        })?,
     ])
 }
 

@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::authors::Layout;
-use super::{Fault, Set, Split, assets, listed, open};
+use super::{Fault, Refusal, Set, Split, assets, listed, open};
 use crate::error::{Error, Result, shown};
 use crate::store::formats::{LeftOut, foreign, is_hidden};
 
@@ -24,7 +24,11 @@ pub(super) enum Container {
 
 /// Returns the container at `path`, or in the directory `path`, its files, and what the directory has
 /// beside them. In a directory, unpacked files come first, then archives, parquet and zip.
-pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Vec<PathBuf>, LeftOut)> {
+pub(super) fn find(
+    set: Set,
+    split: Split,
+    path: &Path,
+) -> std::result::Result<(Container, Vec<PathBuf>, LeftOut), Refusal> {
     let mut left_out = LeftOut::default();
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {}
@@ -32,16 +36,17 @@ pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Ve
             return Ok((recognise(set, path)?, vec![path.to_path_buf()], left_out));
         }
         Ok(_) => {
-            return Err(Fault::new("a file or a directory", "neither").at(set, path));
+            return Err(Fault::new("a file or a directory", "neither").at(set, path).into());
         }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             return Err(Error::Missing {
                 path: path.to_path_buf(),
                 what: format!("no such file or directory; {set} is expected there"),
                 remedy: set.remedy(),
-            });
+            }
+            .into());
         }
-        Err(error) => return Err(Error::io("read", path)(error)),
+        Err(error) => return Err(Error::io("read", path)(error).into()),
     }
     for layout in Layout::BOTH {
         for dir in [path.to_path_buf(), path.join(layout.directory(set))] {
@@ -54,7 +59,8 @@ pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Ve
     if let Some(file) = names(set, split).into_iter().map(|name| path.join(name)).find(|file| file.is_file())
     {
         hidden(path, file.parent().unwrap_or(path), &mut left_out);
-        return Ok((recognise(set, &file)?, vec![file], left_out));
+        // By its name it is the set, whatever is in it.
+        return Ok((recognise(set, &file).map_err(Error::from)?, vec![file], left_out));
     }
     for dir in ["", "data", hub_directory(set), "default", set.name()] {
         let shards = shards(set, split, &path.join(dir), &mut left_out)?;
@@ -63,7 +69,7 @@ pub(super) fn find(set: Set, split: Split, path: &Path) -> Result<(Container, Ve
             return Ok((Container::Parquet, shards, left_out));
         }
     }
-    Err(missing(set, split, path))
+    Err(Refusal::Apart(missing(set, split, path)))
 }
 
 /// Counts the hidden names in `dir` and in the directories from `root` to it. Ignores directories that
@@ -174,7 +180,7 @@ fn hub_directory(set: Set) -> &'static str {
 }
 
 /// Recognises a container by its first bytes.
-fn recognise(set: Set, path: &Path) -> Result<Container> {
+fn recognise(set: Set, path: &Path) -> std::result::Result<Container, Refusal> {
     let mut magic = Vec::new();
     open(set, path)?.take(512).read_to_end(&mut magic).map_err(Error::io("read", path))?;
     match magic.as_slice() {
@@ -189,14 +195,14 @@ fn recognise(set: Set, path: &Path) -> Result<Container> {
                 Some(what) => format!("a file that is {what}"),
                 None => format!("a file that begins with {}", start[..start.len().min(4)].escape_ascii()),
             };
-            Err(Fault::new(expected, found).at(set, path))
+            Err(Refusal::Apart(Fault::new(expected, found).at(set, path)))
         }
     }
 }
 
 /// True if a file begins with the header of a tar member. Its checksum, in octal digits, is the sum of
 /// the header's bytes with blanks in place of the checksum.
-fn is_tar(start: &[u8]) -> bool {
+pub(super) fn is_tar(start: &[u8]) -> bool {
     let (Some(sum), 512) = (start.get(148..156), start.len()) else { return false };
     let digits = String::from_utf8_lossy(sum);
     let blanks = 8 * u32::from(b' ');

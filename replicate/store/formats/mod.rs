@@ -214,7 +214,7 @@ impl LeftOut {
 }
 
 /// First bytes of formats that users may supply by mistake, with descriptions.
-const FOREIGN: [(&[u8], &str); 18] = [
+const FOREIGN: [(&[u8], &str); 22] = [
     (b"\x1f\x8b", "compressed with gzip"),
     (b"BZh", "compressed with bzip2"),
     (b"\xfd7zXZ\0", "compressed with xz"),
@@ -230,12 +230,35 @@ const FOREIGN: [(&[u8], &str); 18] = [
     (b"GIF8", "a GIF image"),
     (b"RIFF", "a WebP image"),
     (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"II*\0", "a TIFF image"),
+    (b"MM\0*", "a TIFF image"),
+    (b"GGUF", "a GGUF file"),
+    (b"MATLAB 5.0 MAT-file", "a MATLAB file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"PARE", "an encrypted parquet file"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the file (`git lfs pull` gets it)"),
-    (b"<!DOCTYPE", "a web page"),
-    (b"<html", "a web page"),
+];
+
+/// First words of texts, in lower case, with descriptions.
+const TEXTS: [(&str, &str); 5] = [
+    ("<!doctype html", "a web page"),
+    ("<html", "a web page"),
+    ("<?xml", "an XML text, as servers answer an error"),
+    ("{\"", "a JSON text"),
+    ("[\"", "a JSON text"),
 ];
 
 /// Recognises a format that no reader expects by its first bytes.
 pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
-    FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, what)| *what)
+    let binary = FOREIGN.iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, what)| *what);
+    // Bytes of these formats do not begin with their names.
+    let within = match (start.get(..2), start.get(4..8), start.get(6..10)) {
+        (_, Some(b"ftyp"), _) => Some("an image or film of the MP4 family (HEIC, AVIF)"),
+        (_, Some(b"jP  "), _) => Some("a JPEG 2000 image"),
+        (Some(b"BM"), _, Some([0, 0, 0, 0])) => Some("a BMP image"),
+        _ => None,
+    };
+    let text = start.trim_ascii_start().iter().take(16).map(u8::to_ascii_lowercase).collect::<Vec<_>>();
+    let text = || TEXTS.iter().find(|(word, _)| text.starts_with(word.as_bytes())).map(|(_, what)| *what);
+    binary.or(within).or_else(text)
 }

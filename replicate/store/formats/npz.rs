@@ -9,7 +9,7 @@ use std::io::{Cursor, Read, Write};
 use std::path::Path;
 
 use super::torch::Dtype;
-use super::{Fault, LeftOut, is_hidden, strided, uncompressed};
+use super::{Fault, LeftOut, foreign, is_hidden, strided, uncompressed};
 use crate::error::shown;
 use crate::store::formats::unzip::{self, Entry};
 
@@ -48,12 +48,15 @@ pub struct Stored {
 /// so unused arrays may be of any kind.
 pub fn list(path: &Path) -> Result<(Vec<Stored>, LeftOut), Fault> {
     let file = File::open(path)?;
-    let mut magic = Vec::new();
-    (&file).take(MAGIC.len() as u64).read_to_end(&mut magic)?;
+    let mut start = Vec::new();
+    (&file).take(32).read_to_end(&mut start)?;
     let mut left_out = LeftOut::default();
-    if magic == MAGIC {
+    if start.starts_with(MAGIC) {
         let stored = header(File::open(path)?, file.metadata()?.len());
         return Ok((vec![stored.map_err(|fault| of("", fault))?], left_out));
+    }
+    if let Some(what) = foreign(&start).filter(|_| !start.starts_with(b"PK")) {
+        return Err(format!("is not an .npz file but {what}").into());
     }
     let mut arrays = Vec::new();
     for entry in unzip::entries(&file).map_err(|fault| fault.with(|| "is not an .npz file: it ".into()))? {

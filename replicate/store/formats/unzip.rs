@@ -10,6 +10,8 @@ use zip::{CompressionMethod, ZipArchive};
 use super::Fault;
 use crate::error::shown;
 
+const LINK: &str = "a symbolic link in place of a file";
+
 /// One file of an archive, as described in the archive's directory.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -26,8 +28,10 @@ pub struct Entry {
 enum Packing {
     Stored,
     Deflated,
-    /// Not supported; the text says how it is packed: "encrypted", "compressed with …".
+    /// Not supported; the text says why: "encrypted", "compressed with …, not stored or deflated".
     Other(String),
+    /// A symbolic link, whose content is its target.
+    Link,
 }
 
 /// Lists the files of an archive, without its directories, in the archive's order. No two of them
@@ -35,7 +39,8 @@ enum Packing {
 /// opened.
 pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, Fault> {
     let wrong = |error: &zip::result::ZipError, what: &str| Fault::of(error, || format!("{what}: {error}"));
-    let mut zip = ZipArchive::new(archive).map_err(|error| wrong(&error, "is not a zip file"))?;
+    let mut zip =
+        ZipArchive::new(archive).map_err(|error| wrong(&error, "is cut off or is not a zip file"))?;
     if zip.has_duplicate_names() {
         return Err("has two files of one name".into());
     }
@@ -52,10 +57,11 @@ pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, Fault> {
         }
         let name = file.name().map_err(|error| wrong(&error, "has an unreadable name"))?.into_owned();
         let packing = match file.compression() {
+            _ if file.is_symlink() => Packing::Link,
             _ if file.encrypted() => Packing::Other("encrypted".into()),
             CompressionMethod::Stored => Packing::Stored,
             CompressionMethod::DEFLATE => Packing::Deflated,
-            other => Packing::Other(format!("compressed with {other}")),
+            other => Packing::Other(format!("compressed with {other}, not stored or deflated")),
         };
         let Some(start) = file.data_start() else {
             return Err(format!("holds {}, which has no content", shown(&name)).into());
@@ -71,8 +77,14 @@ impl Entry {
     pub fn unread(&self) -> Option<&str> {
         match &self.packing {
             Packing::Other(how) => Some(how),
-            _ => None,
+            Packing::Link => Some(LINK),
+            Packing::Deflated | Packing::Stored => None,
         }
+    }
+
+    /// True for a symbolic link, which is not followed.
+    pub fn is_link(&self) -> bool {
+        matches!(self.packing, Packing::Link)
     }
 
     /// Opens the content; `archive` must be the one that the entry is from.
@@ -82,9 +94,8 @@ impl Entry {
         let packed = match &self.packing {
             Packing::Deflated => Packed::Deflated(DeflateDecoder::new(packed)),
             Packing::Stored => Packed::Stored(packed),
-            Packing::Other(how) => {
-                return Err(io::Error::new(ErrorKind::Unsupported, format!("{how}, not stored or deflated")));
-            }
+            Packing::Other(how) => return Err(io::Error::new(ErrorKind::Unsupported, how.as_str())),
+            Packing::Link => return Err(io::Error::new(ErrorKind::Unsupported, LINK)),
         };
         Ok(Content { packed, left: self.bytes, crc: Crc::new(), expected: self.crc })
     }
