@@ -13,6 +13,7 @@ use replicate::method::equations::{diffuse, dsm};
 use replicate::method::one_step::OneStep;
 use replicate::method::score_matching::{MICROBATCH, ScoreMatching};
 use replicate::method::{Row, TABLE1};
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Denoiser};
 use replicate::rng::Stream;
@@ -311,13 +312,13 @@ fn critic_step(row: &Row, augment: Option<[Vec<Draw>; 2]>) -> (f32, bool) {
     let config = small_network();
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "teacher" };
-    let (teacher, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let (teacher, _) = Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&config, vb)).unwrap();
     let weights = teacher.arrays().unwrap();
     let mini = Recipe::of(Scale::Mini);
     let one_step = OneStep { generator_lr: 1e-3, ..mini.one_step.clone() };
     let recipe = Recipe { network: config, one_step, ..mini };
     let start = [(row.start, weights)];
-    let setup = recipe.setup(&Device::Cpu, row, &start, "augmented steps");
+    let setup = recipe.setup(&Compute::CPU, row, &start, "augmented steps");
     let mut method = (row.method.training.as_ref().unwrap().build)(&setup).unwrap();
     let image = |name: &str| {
         let values = Stream::new("augmented steps", name).normals(0, B * 3 * 8 * 8);
@@ -376,7 +377,7 @@ fn the_gradients_of_parts_add_up() {
     let config = small_network();
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "parts" };
-    let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let (params, model) = Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&config, vb)).unwrap();
     let image = |name: &str| {
         let values = Stream::new("parts", name).normals(0, 6 * 3 * 8 * 8);
         Tensor::from_vec(values, (6, 3, 8, 8), &Device::Cpu).unwrap()
@@ -417,7 +418,7 @@ fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
     let (b, levels) = (recipe.pretraining.batch, recipe.pretraining.levels());
     let images = glyphs::images(8, glyphs::TARGET_CLASSES, 3, "train");
     let (network, settings) = (&recipe.network, &recipe.pretraining);
-    let mut method = ScoreMatching::new(&Device::Cpu, network, settings, levels, "steps").unwrap();
+    let mut method = ScoreMatching::new(&Compute::CPU, network, settings, levels, "steps").unwrap();
     let batches = Batches {
         images: &images,
         device: Device::Cpu,
@@ -430,7 +431,7 @@ fn a_pretraining_step_in_parts_has_the_loss_of_its_batch() {
 
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "steps" };
-    let (_, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&recipe.network, vb)).unwrap();
+    let (_, model) = Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&recipe.network, vb)).unwrap();
     let stream = |name: &str| Stream::new("steps", name);
     let mut draws = stream("index").at(0);
     let indices: Vec<usize> = (0..b).map(|_| draws.below(images.len())).collect();

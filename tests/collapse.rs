@@ -11,6 +11,7 @@ use replicate::experiment::{Recipe, Scale};
 use replicate::measure::classifier::{Classifier, Layout};
 use replicate::measure::evaluate::{Evaluator, FeatureNetwork, Reference, TARGETS};
 use replicate::measure::metrics::modes::{COLLAPSED_RECALL, Collapse, collapse};
+use replicate::network::device::Compute;
 use replicate::rng::Stream;
 use std::path::Path;
 use std::sync::OnceLock;
@@ -25,7 +26,7 @@ fn evaluator() -> &'static Evaluator {
         let evaluation = Recipe::of(Scale::Mini).evaluation;
         let per_class = evaluation.reference / TARGETS;
         let reference = glyphs::images(SIZE, glyphs::TARGET_CLASSES, per_class, "reference");
-        let classifier = Classifier::load(Layout::GLYPHS, &Device::Cpu, &weights).unwrap();
+        let classifier = Classifier::load(Layout::GLYPHS, &Compute::CPU, &weights).unwrap();
         let network = FeatureNetwork::Classifier(classifier, Device::Cpu);
         let reference =
             Reference::measure(&network, &reference, evaluation.neighbourhood, |_| Ok(())).unwrap();

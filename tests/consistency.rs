@@ -4,7 +4,6 @@
 mod common;
 
 use candle_core::{Device, Result, Tensor, Var};
-use candle_nn::VarBuilder;
 use common::{Fixture, aligned, relative_error, unit};
 use replicate::app::selftest::fixture::{filled, tiny};
 use replicate::app::selftest::steps::CASES;
@@ -17,6 +16,8 @@ use replicate::method::consistency::{
 use replicate::method::equations::diffuse;
 use replicate::method::schedule::polynomial;
 use replicate::method::{PUBLISHED, all_rows};
+use replicate::network::Variables;
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Critic, Denoiser, Masks, SecondTime};
 use replicate::settings::Settings;
@@ -47,8 +48,8 @@ fn image(name: &str, scale: f32) -> Tensor {
 fn network(second_time: SecondTime) -> (Params, Denoiser) {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "consistency" };
-    let build = |vb: VarBuilder| Denoiser::with_second_time(&tiny(), second_time, vb);
-    let (params, net) = Params::build(&Device::Cpu, &source, build).unwrap();
+    let build = |vb: Variables| Denoiser::with_second_time(&tiny(), second_time, vb);
+    let (params, net) = Params::build(&Compute::CPU, &source, build).unwrap();
     params.assign(&filled(&params, &unit)).unwrap();
     (params, net)
 }
@@ -211,7 +212,7 @@ fn two_calls_are_the_formula_s() {
         recipe.set("consistency_steps=2").unwrap();
         assert_eq!((row.method.nfe)(&recipe.overrides), 2);
         let (params, net) = network(second);
-        let setup = recipe.setup(&Device::Cpu, &row, &[], "");
+        let setup = recipe.setup(&Compute::CPU, &row, &[], "");
         let sampler = (row.method.sampler)(&setup, &params.arrays().unwrap()).unwrap();
         let top = (&z * 80.0).unwrap();
         let (latents, expected) = match id {
@@ -331,7 +332,7 @@ fn first_steps_agree() {
     let cases: Vec<_> = CASES.iter().filter(|case| case.file == "consistency.npz").collect();
     assert_eq!(cases.len(), 4);
     for case in cases {
-        for check in case.checks(&fixture.0, &Device::Cpu, &unit).unwrap() {
+        for check in case.checks(&fixture.0, &Compute::CPU, &unit).unwrap() {
             println!("{}: {:.1e}", check.name, check.measured);
             assert!(check.passed, "{}: {} of {}", check.name, check.measured, check.tolerance);
         }
@@ -348,7 +349,7 @@ fn dropping_step(id: &str, second: SecondTime, setting: &str, p: f64) -> (Vec<f3
     recipe.set(&format!("{setting}={p}")).unwrap();
     let (params, net) = network(second);
     let start = [(row.start, network(SecondTime::None).0.arrays().unwrap())];
-    let setup = recipe.setup(&Device::Cpu, &row, &start, "parity");
+    let setup = recipe.setup(&Compute::CPU, &row, &start, "parity");
     let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
     let mut first = state(&mut *method).unwrap();
     for (name, array) in params.arrays().unwrap() {
@@ -450,7 +451,7 @@ fn opposed_step(id: &str, from: u64) -> (Vec<f32>, Arrays) {
         recipe.set(&change).unwrap();
     }
     let start = [(row.start, network(SecondTime::None).0.arrays().unwrap())];
-    let setup = recipe.setup(&Device::Cpu, &row, &start, "parity");
+    let setup = recipe.setup(&Compute::CPU, &row, &start, "parity");
     let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
     let mut first = state(&mut *method).unwrap();
     for (name, array) in network(SecondTime::PerBlock).0.arrays().unwrap() {
@@ -490,7 +491,7 @@ fn ctm_gan_balances_our_critic_on_the_last_layer() {
     let none = strip(&gan, "critic.weights.");
     let source = Source { given: &none, drawn: &[], cell: "" };
     let (critic_params, critic) =
-        Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+        Params::build(&Compute::CPU, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
     let (given, ladder) = (opposed_draws(), polynomial(18));
     let (bottom, at) = ([0.002f32; B], |j: &usize| ladder[*j] as f32);
     // Images, and what the student makes of them at the draws of the first iteration.

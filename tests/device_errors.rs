@@ -2,9 +2,11 @@
 //! command goes on from the last checkpoint to the same result.
 
 use candle_core::{Device, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::Init;
 use replicate::data::Images;
 use replicate::error::{EXIT_RUN, Error, Result};
+use replicate::network::Variables;
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Source};
 use replicate::store::{Array, Key, Lock, Store};
 use replicate::train::adam::AdamConfig;
@@ -28,8 +30,8 @@ impl Counting {
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell: "counting" };
         let adam = AdamConfig { beta1: 0.0, beta2: 0.9, eps: 1e-8, rectified: false };
-        let build = |vb: VarBuilder| vb.get_with_hints(1, "sum", Init::Const(1.0));
-        Counting { net: Net::new(&Device::Cpu, &source, adam, build).unwrap(), fails_at, code }
+        let build = |vb: Variables| vb.get(1, "sum", Init::Const(1.0));
+        Counting { net: Net::new(&Compute::CPU, &source, adam, build).unwrap(), fails_at, code }
     }
 }
 

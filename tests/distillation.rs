@@ -13,6 +13,7 @@ use replicate::method::equations::diffuse;
 use replicate::method::noise::karras_level;
 use replicate::method::one_step::one_step;
 use replicate::method::score_based::sid;
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Denoiser, Masks};
 use replicate::settings::Scale;
@@ -136,7 +137,7 @@ fn first_steps_agree() {
     let fixture = fixture();
     let cases = CASES.iter().filter(|case| case.file == "distillation.npz");
     let checks: Vec<_> =
-        cases.flat_map(|case| case.checks(&fixture.0, &Device::Cpu, &unit).unwrap()).collect();
+        cases.flat_map(|case| case.checks(&fixture.0, &Compute::CPU, &unit).unwrap()).collect();
     for check in &checks {
         println!("{}: {:.1e} of {:.0e}", check.name, check.measured, check.tolerance);
     }
@@ -148,11 +149,11 @@ fn first_steps_agree() {
 #[test]
 fn each_loss_of_sida_has_its_gradients() {
     let (fixture, config, device) = (fixture(), tiny(), Device::Cpu);
-    let (params, _) = filled_denoiser(&config, &device, &unit).unwrap();
+    let (params, _) = filled_denoiser(&config, &Compute::CPU, &unit).unwrap();
     let weights = filled(&params, &unit);
     let load = |weights: &Arrays| {
         let source = Source { given: weights, drawn: &[], cell: "" };
-        Params::build(&device, &source, |vb| Denoiser::new(&config, vb)).unwrap()
+        Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&config, vb)).unwrap()
     };
     let ((generator_params, generator), (fake_params, fake)) = (load(&weights), load(&weights));
     let check = |array: &str, loss: &Tensor, params: &Params, tolerance: f64| {
@@ -189,7 +190,7 @@ fn each_loss_of_sida_has_its_gradients() {
     let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
     recipe.set("critic_lr=1e-3").unwrap();
     let start = [(row.start, weights.clone())];
-    let setup = recipe.setup(&device, &row, &start, "parity");
+    let setup = recipe.setup(&Compute::CPU, &row, &start, "parity");
     let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
     let case = CASES.iter().find(|case| case.group == "sida").unwrap();
     method.step(&case.given(0, &device, &unit).unwrap().batch(0, B)).unwrap();
@@ -220,9 +221,9 @@ fn sidas_generator_waits_for_its_threshold() {
         for change in [format!("sida_generator_from={from}"), "generator_lr=1e-3".into()] {
             recipe.set(&change).unwrap();
         }
-        let (params, _) = filled_denoiser(&recipe.network, &device, &unit).unwrap();
+        let (params, _) = filled_denoiser(&recipe.network, &Compute::CPU, &unit).unwrap();
         let start = [(row.start, filled(&params, &unit))];
-        let setup = recipe.setup(&device, &row, &start, "parity");
+        let setup = recipe.setup(&Compute::CPU, &row, &start, "parity");
         let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
         let generator = |state: &Arrays| strip(state, "generator.weights.");
         let before = generator(&state(&mut *method).unwrap());
@@ -241,9 +242,9 @@ fn row(id: &str) -> Row {
 /// The generator alone starts from another row's.
 #[test]
 fn a_generator_can_start_from_another_rows() {
-    let (mut recipe, device) = (Recipe::of(Scale::Smoke), Device::Cpu);
+    let mut recipe = Recipe::of(Scale::Smoke);
     recipe.network = tiny();
-    let (params, _) = filled_denoiser(&recipe.network, &device, &unit).unwrap();
+    let (params, _) = filled_denoiser(&recipe.network, &Compute::CPU, &unit).unwrap();
     let (start, other) = (filled(&params, &unit), params.arrays().unwrap());
     let moved = |arrays: &Arrays| {
         let halved =
@@ -254,7 +255,7 @@ fn a_generator_can_start_from_another_rows() {
     let row = row("sid2a");
     assert_eq!(row.first_stage_row().unwrap().id, "sid");
     let starts = [(row.start, start.clone())];
-    let mut setup = recipe.setup(&device, &row, &starts, "start");
+    let mut setup = recipe.setup(&Compute::CPU, &row, &starts, "start");
     setup.initial.generator = Some(&other);
     let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
     assert!(published(&mut *method).unwrap() == other, "its average");
@@ -281,7 +282,7 @@ fn sid2a_runs_sid_of_its_seed_first() {
 #[test]
 fn the_fake_score_drops_in_its_own_step() {
     let (device, p) = (Device::Cpu, 0.4);
-    let (params, fake) = filled_denoiser(&tiny(), &device, &unit).unwrap();
+    let (params, fake) = filled_denoiser(&tiny(), &Compute::CPU, &unit).unwrap();
     let weights = filled(&params, &unit);
     params.assign(&weights).unwrap();
     for id in ["sid", "sida"] {
@@ -289,7 +290,7 @@ fn the_fake_score_drops_in_its_own_step() {
         let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
         recipe.set(&format!("dropout={p}")).unwrap();
         let start = [(row.start, weights.clone())];
-        let setup = recipe.setup(&device, &row, &start, "parity");
+        let setup = recipe.setup(&Compute::CPU, &row, &start, "parity");
         let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
         let mut given = CASES.iter().find(|case| case.row == id).unwrap().given(0, &device, &unit).unwrap();
         for part in ["critic.dropout_fake", "critic.dropout_real", "generator.dropout"] {

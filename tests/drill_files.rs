@@ -8,13 +8,13 @@ use std::fs;
 use std::ops::Range;
 use std::path::Path;
 
-use candle_core::Device;
 use common::drill::{self, CIFAR10_PER_CLASS, CIFAR100_PER_CLASS, Set};
 use common::server::Server;
 use common::{edm_value, inception_value, unit_of};
 use replicate::app::selftest::fixture::tiny;
 use replicate::data::cifar;
 use replicate::data::{Images, glyphs};
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::Denoiser;
 use replicate::store::formats::npz;
@@ -47,7 +47,7 @@ fn the_snapshot_holds_the_network() {
 
     let source = Source { given: &Arrays::new(), drawn: &[""], cell: "drill" };
     let (params, _) =
-        Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&drill::network(), vb)).unwrap();
+        Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&drill::network(), vb)).unwrap();
     let filled = |(name, shape): (&String, &[usize])| {
         let values = unit_of(name, shape.iter().product()).into_iter().map(edm_value(name, shape));
         (name.clone(), Array { shape: shape.to_vec(), data: values.collect() })

@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use replicate::data::Images;
 use replicate::experiment::{Recipe, Scale};
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Conditioning, Critic, Denoiser, Masks};
 use replicate::train::augment::Augmentation;
@@ -29,7 +30,7 @@ fn batches(images: &Images, microbatch: usize) -> Batches<'_> {
 fn denoiser() -> Denoiser {
     let (none, config) = (Arrays::new(), Recipe::of(Scale::Mini).network);
     let source = Source { given: &none, drawn: &[""], cell: "dropout" };
-    Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap().1
+    Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&config, vb)).unwrap().1
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -84,7 +85,7 @@ fn nothing_dropped_is_the_network_itself() {
 fn the_critic_drops_out_of_its_encoder() {
     let (none, config) = (Arrays::new(), Recipe::of(Scale::Mini).network);
     let source = Source { given: &none, drawn: &[""], cell: "dropout" };
-    let critic = Params::build(&Device::Cpu, &source, |vb| Critic::new(&config, vb)).unwrap().1;
+    let critic = Params::build(&Compute::CPU, &source, |vb| Critic::new(&config, vb)).unwrap().1;
     assert_eq!(critic.dropout_shapes(), denoiser().dropout_shapes()[..critic.dropout_shapes().len()]);
     let images = images();
     let all = batches(&images, BATCH);
@@ -110,7 +111,7 @@ fn masks(network: &Denoiser) -> [Masks; 2] {
 fn filled() -> Denoiser {
     let (none, config) = (Arrays::new(), Recipe::of(Scale::Mini).network);
     let source = Source { given: &none, drawn: &[""], cell: "dropout" };
-    let (params, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let (params, _) = Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&config, vb)).unwrap();
     let mut weights = params.arrays().unwrap();
     for (name, array) in
         weights.iter_mut().filter(|(name, _)| name.contains("conv1.weight") || name.contains("aux_conv"))

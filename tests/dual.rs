@@ -6,11 +6,12 @@ mod common;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use common::{Fixture, relative_error, unit};
 use replicate::app::selftest::fixture::{filled, filled_denoiser, tiny};
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::precondition::Precondition;
 use replicate::network::reference::Composed;
 use replicate::network::unet::{Conditioning, Critic, Denoiser};
-use replicate::network::{self, Norm, Ops, Param, Plus, Resample, Walk, dual};
+use replicate::network::{self, Norm, Ops, Param, Parameters, Plus, Resample, Walk, dual};
 use replicate::rng::Stream;
 
 fn flat(t: &Tensor) -> Vec<f32> {
@@ -23,7 +24,7 @@ fn random(name: &str, shape: &[usize]) -> Tensor {
 }
 
 fn frozen() -> Denoiser {
-    let (params, _) = filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap();
+    let (params, _) = filled_denoiser(&tiny(), &Compute::CPU, &unit).unwrap();
     params.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap()
 }
 
@@ -200,11 +201,12 @@ fn operations_along_a_tangent() {
         assert_eq!(flat(&walked[0]), flat(&moved(0.0)), "{operation:?}: the value");
 
         let (inputs, tangents, parameters) = given(DType::F32);
+        let listed = Parameters::new(parameters, DType::F32);
         let (inputs, tangents) = ([&inputs[0], &inputs[1]], [&tangents[0], &tangents[1]]);
-        let (y, dy) = network::along(&parameters, &inputs, &tangents, DType::F32, &operation).unwrap();
+        let (y, dy) = network::along(&listed, &inputs, &tangents, &operation).unwrap();
         let error = relative_error(&flat(&dy[0]), &flat(&walked[1]));
         assert!(error < 2e-6, "{operation:?} on the tape: {error:e}");
-        let plain = network::forward(&parameters, &inputs, DType::F32, &operation).unwrap();
+        let plain = network::forward(&listed, &inputs, &operation).unwrap();
         assert_eq!(flat(&y[0]), flat(&plain[0]), "{operation:?}: the bits of the forward pass");
     }
 }
@@ -265,22 +267,22 @@ fn a_gradient_through_the_derivative() {
     let (inputs, tangents, parameters) = given(DType::F32);
     let weight = Var::from_tensor(&parameters[0]).unwrap();
     let parameters = [std::slice::from_ref(weight.as_tensor()), &parameters[1..]].concat();
+    let listed = Parameters::new(parameters, DType::F32);
     let (inputs, tangents) = ([&inputs[0], &inputs[1]], [&tangents[0], &tangents[1]]);
-    let (_, dy) = network::along(&parameters, &inputs, &tangents, DType::F32, &Pieces).unwrap();
+    let (_, dy) = network::along(&listed, &inputs, &tangents, &Pieces).unwrap();
     let gradients = dy[0].sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let error = relative_error(&flat(gradients.get(&weight).unwrap()), &expected);
     assert!(error < 1e-5, "{error:e}");
-    let refused = network::along(&parameters, &inputs, &tangents, DType::F32, &Smooth).unwrap_err();
+    let refused = network::along(&listed, &inputs, &tangents, &Smooth).unwrap_err();
     assert!(refused.to_string().contains("derivative of a norm"), "{refused}");
 }
 
 /// The gradient of a derivative, which R1 needs: by differences over all parameters at once.
 #[test]
 fn the_critics_derivative_has_an_exact_gradient() {
-    let device = Device::Cpu;
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "dual critic" };
-    let (params, critic) = Params::build(&device, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+    let (params, critic) = Params::build(&Compute::CPU, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
     params.assign(&filled(&params, &unit)).unwrap();
     let sigma = [0.002f32, 0.1, 0.5, 3.0];
     let (x, dx) = (random("critic x", &[4, 3, 16, 16]), random("critic dx", &[4, 3, 16, 16]));

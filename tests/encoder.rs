@@ -6,11 +6,12 @@ mod common;
 use candle_core::{DType, Device, Tensor, Var};
 use common::{Fixture, relative_error, unit};
 use replicate::app::selftest::fixture::{filled_denoiser, tiny};
+use replicate::network::device::Compute;
 use replicate::network::params::Params;
 use replicate::network::unet::Denoiser;
 
 fn filled() -> (Params, Denoiser) {
-    filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap()
+    filled_denoiser(&tiny(), &Compute::CPU, &unit).unwrap()
 }
 
 fn flat(t: &Tensor) -> Vec<f32> {

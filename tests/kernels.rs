@@ -1,7 +1,7 @@
 //! Every operation of a network on the CPU against the composition of candle's
 //! own, forward and backward, and the same bits for one thread and two.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use proptest::prelude::*;
 use replicate::network;
 use replicate::network::cpu::tape;
@@ -186,7 +186,7 @@ proptest! {
             let outputs = if tape {
                 tape::apply(parameters, &given, |ops, inputs| Several.walk(ops, inputs))
             } else {
-                reference::apply(parameters, &given, DType::F32, |ops, inputs| Several.walk(ops, inputs))
+                reference::apply(parameters, &given, |ops, inputs| Several.walk(ops, inputs))
             };
             let flat: Vec<Tensor> = outputs.unwrap().iter().map(|y| y.flatten_all().unwrap()).collect();
             Tensor::cat(&flat, 0).unwrap()

@@ -4,8 +4,10 @@
 mod common;
 
 use candle_core::{Device, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::Init;
 use common::{Fixture, relative_error, unit};
+use replicate::network::Variables;
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::store::Array;
 use replicate::train::adam::{Adam, AdamConfig, Ema};
@@ -14,10 +16,10 @@ use replicate::train::net::Net;
 
 /// A network of the parameter `w` alone, which begins as `values`.
 fn parameter(values: &[f32]) -> Params {
-    let network = |vb: VarBuilder| vb.get_with_hints(values.len(), "w", Init::Const(0.0));
+    let network = |vb: Variables| vb.get(values.len(), "w", Init::Const(0.0));
     let given = Arrays::from([("w".into(), Array { shape: vec![values.len()], data: values.to_vec() })]);
     let source = Source { given: &given, drawn: &[], cell: "" };
-    Params::build(&Device::Cpu, &source, network).unwrap().0
+    Params::build(&Compute::CPU, &source, network).unwrap().0
 }
 
 fn values(params: &Params) -> Vec<f32> {
@@ -113,13 +115,13 @@ fn the_average_has_its_half_life() {
 /// A network of averaged weights sees every update, and a restored state.
 #[test]
 fn a_following_network_follows() {
-    let build = |vb: VarBuilder| vb.get_with_hints(2, "w", Init::Const(0.0));
+    let build = |vb: Variables| vb.get(2, "w", Init::Const(0.0));
     let given = Arrays::from([("w".into(), Array { shape: vec![2], data: vec![1.0, 1.0] })]);
     let source = Source { given: &given, drawn: &[], cell: "" };
     let config = AdamConfig { beta1: 0.0, beta2: 0.99, eps: 1e-8, rectified: false };
     for decay in [0.75f32, 0.0] {
         let made =
-            || Net::new(&Device::Cpu, &source, config, build).unwrap().with_target(decay.into(), build);
+            || Net::new(&Compute::CPU, &source, config, build).unwrap().with_target(decay.into(), build);
         let (mut net, follower) = made().unwrap();
         let read = |w: &Tensor| w.to_vec1::<f32>().unwrap();
         let one = Given::default();

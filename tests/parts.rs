@@ -8,6 +8,7 @@ use replicate::experiment::recipe::Budget;
 use replicate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
 use replicate::method::one_step::OneStep;
 use replicate::method::{Row, TABLE1};
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Denoiser};
 use replicate::rng::Stream;
@@ -38,7 +39,7 @@ fn draws(name: &str) -> Vec<Draw> {
 fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32>)>) {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "parts" };
-    let (params, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config(), vb)).unwrap();
+    let (params, _) = Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&config(), vb)).unwrap();
     let weights = params.arrays().unwrap();
     let paper = Recipe::of(Scale::Paper);
     // No step changes what the next one's gradients are of. With beta1 = 0 the first
@@ -53,7 +54,7 @@ fn step(row: &Row, microbatch: Option<usize>) -> (Vec<f32>, Vec<(String, Vec<f32
         recipe.set(&format!("{name}=0")).unwrap();
     }
     let start = [(row.start, weights)];
-    let setup = recipe.setup(&Device::Cpu, row, &start, "parts");
+    let setup = recipe.setup(&Compute::CPU, row, &start, "parts");
     let mut given = Given { microbatch, ..Given::default() };
     for name in [
         "critic.z",

@@ -10,6 +10,7 @@ use replicate::experiment::{Data, Initialization, Recipe, Row, Scale, TABLE1, TA
 use replicate::measure::classifier::{Classifier, Layout};
 use replicate::method::one_step::one_step;
 use replicate::network::count::Count;
+use replicate::network::device::Compute;
 use replicate::network::params::{Params, Source, outline};
 use replicate::network::unet::{Config, Critic, Denoiser};
 use replicate::rng::Stream;
@@ -319,7 +320,7 @@ fn the_probe_measures_this_device() {
     let config = Recipe::of(Scale::Mini).network;
     let none = Default::default();
     let source = Source { given: &none, drawn: &[""], cell: "plan" };
-    let (params, _) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&config, vb)).unwrap();
+    let (params, _) = Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&config, vb)).unwrap();
     let network = params.frozen(|vb| Denoiser::new(&config, vb)).unwrap();
     let z = Tensor::zeros((64, config.image_channels, config.size, config.size), DType::F32, &Device::Cpu);
     let z = z.unwrap();
@@ -333,7 +334,7 @@ fn the_probe_measures_this_device() {
     };
     let agrees = |_| {
         let before = forward();
-        let probed = plan::probe(&Device::Cpu).unwrap();
+        let probed = plan::probe(&Compute::CPU).unwrap();
         let after = forward();
         println!("probe {probed:.2e} FLOP/s, forward passes {before:.2e} and {after:.2e}");
         probed > before.min(after) / 5.0 && probed < before.max(after) * 2.0

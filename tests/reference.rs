@@ -7,13 +7,14 @@ use common::{Fixture, relative_error, unit};
 use replicate::app::selftest::fixture::{self, tiny};
 use replicate::app::selftest::steps::CASES;
 use replicate::method::sampler::edm::heun;
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Critic, Denoiser};
 
 const TOLERANCE: f32 = 1e-4;
 
 fn filled_denoiser(config: &Config) -> (Params, Denoiser) {
-    fixture::filled_denoiser(config, &Device::Cpu, &unit).unwrap()
+    fixture::filled_denoiser(config, &Compute::CPU, &unit).unwrap()
 }
 
 fn flat(t: &Tensor) -> Vec<f32> {
@@ -88,10 +89,10 @@ fn every_parameter_receives_a_gradient() {
     let labels = unit("gradient.labels", 2 * 9);
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "gradients" };
-    let (params, model) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
+    let (params, model) = Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
     let y = model.forward_train(&x, &[0.3, 2.5], Some(&labels), None).unwrap();
     check_gradients(&params, &y);
-    let (params, critic) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+    let (params, critic) = Params::build(&Compute::CPU, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
     let y = critic.forward_train(&x, &[0.3, 2.5], Some(&labels), None).unwrap();
     check_gradients(&params, &y);
 }
@@ -103,8 +104,8 @@ fn an_image_does_not_depend_on_its_batch() {
     const IMAGES: usize = 9;
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "batch" };
-    let (_, denoiser) = Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
-    let (_, critic) = Params::build(&Device::Cpu, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
+    let (_, denoiser) = Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&tiny(), vb)).unwrap();
+    let (_, critic) = Params::build(&Compute::CPU, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
     let x = Tensor::from_vec(unit("batch.x", IMAGES * 768), (IMAGES, 3, 16, 16), &Device::Cpu).unwrap();
     let labels = unit("batch.labels", IMAGES * 9);
     let sigma: Vec<f32> = (0..IMAGES).map(|i| 0.1 + 0.7 * i as f32).collect();
@@ -141,7 +142,7 @@ fn check_gradients(params: &Params, y: &Tensor) {
 fn five_training_steps() {
     let fixture = Fixture::open("train-steps.npz");
     for case in CASES.iter().filter(|case| case.file == "train-steps.npz") {
-        for check in case.checks(&fixture.0, &Device::Cpu, &unit).unwrap() {
+        for check in case.checks(&fixture.0, &Compute::CPU, &unit).unwrap() {
             println!("{}: {:.1e}", check.name, check.measured);
             assert!(check.passed, "{} off by {}", check.name, check.measured);
         }

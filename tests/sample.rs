@@ -4,7 +4,6 @@
 mod common;
 
 use assert_cmd::cargo::cargo_bin_cmd;
-use candle_core::Device;
 use common::drill::{self, CIFAR10_PER_CLASS, Set};
 use common::server::Server;
 use replicate::app::collect::Collecting;
@@ -12,6 +11,7 @@ use replicate::app::score::{Input, source};
 use replicate::app::selftest::fixture::{self, filled_denoiser};
 use replicate::data::Images;
 use replicate::experiment::run::SCORES;
+use replicate::network::device::Compute;
 use replicate::store::{Array, write_safetensors};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -297,7 +297,7 @@ fn what_cannot_be_sampled_says_what_to_do() {
     let tiny = tiny.display();
     let root = env!("CARGO_MANIFEST_DIR");
     // A network that is told classes.
-    let (params, _) = filled_denoiser(&fixture::tiny(), &Device::Cpu, &common::unit).unwrap();
+    let (params, _) = filled_denoiser(&fixture::tiny(), &Compute::CPU, &common::unit).unwrap();
     let mut conditional = params.arrays().unwrap();
     conditional.insert("model.map_label.weight".into(), Array { shape: vec![64, 10], data: vec![0.0; 640] });
     let conditional = write_safetensors(&conditional, &BTreeMap::new());

@@ -13,6 +13,7 @@ use replicate::method::sampler::dpm_solver::{self, dpm_solver_fast};
 use replicate::method::sampler::ipndm::{History, ipndm};
 use replicate::method::sampler::{Denoise, in_float64};
 use replicate::method::schedule::{log_snr, polynomial, time_uniform};
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source, outline};
 use replicate::network::unet::Denoiser;
 use replicate::store::Array;
@@ -55,7 +56,7 @@ fn latents(fixture: &Fixture) -> Tensor {
 }
 
 fn tiny_denoiser() -> Denoiser {
-    filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap().1
+    filled_denoiser(&tiny(), &Compute::CPU, &unit).unwrap().1
 }
 
 // ---- Levels ----
@@ -551,7 +552,7 @@ fn predictor_arrays() -> Arrays {
 fn predictor() -> Predictor {
     let arrays = predictor_arrays();
     let source = Source { given: &arrays, drawn: &[], cell: "" };
-    Params::build(&Device::Cpu, &source, |vb| Predictor::new(POOLED, vb)).unwrap().1
+    Params::build(&Compute::CPU, &source, |vb| Predictor::new(POOLED, vb)).unwrap().1
 }
 
 /// From the same features and outputs of the network. The reference has the frequencies
@@ -598,7 +599,7 @@ fn the_plugin_agrees() {
 fn the_predictor_starts_as_published() {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "predictor" };
-    let (params, predictor) = Params::build(&Device::Cpu, &source, |vb| Predictor::new(POOLED, vb)).unwrap();
+    let (params, predictor) = Params::build(&Compute::CPU, &source, |vb| Predictor::new(POOLED, vb)).unwrap();
     assert_eq!(params.count(), 8_971);
     let arrays = params.arrays().unwrap();
     let names: Vec<&str> = arrays.keys().map(String::as_str).collect();
@@ -639,7 +640,7 @@ fn gaussian_with_feature(x: &Tensor, sigma: &Tensor) -> Result<(Tensor, Tensor)>
 
 fn training(calls: usize, given: &Arrays) -> Training {
     let source = Source { given, drawn: &[], cell: "" };
-    Training::new(&Device::Cpu, &source, Amed::new(calls, POOLED).unwrap(), 5e-3).unwrap()
+    Training::new(&Compute::CPU, &source, Amed::new(calls, POOLED).unwrap(), 5e-3).unwrap()
 }
 
 /// What a batch of these latents gives.
@@ -702,7 +703,7 @@ fn the_gradient_of_the_predictor_is_a_derivative() {
 #[test]
 fn six_updates_of_the_predictor_agree() {
     let fixture = fixture();
-    let (params, _) = filled_denoiser(&tiny(), &Device::Cpu, &unit).unwrap();
+    let (params, _) = filled_denoiser(&tiny(), &Compute::CPU, &unit).unwrap();
     let teacher = params.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap();
     let teacher = encode(&teacher);
     let mut training = training(5, &predictor_arrays());

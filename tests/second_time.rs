@@ -4,10 +4,11 @@
 mod common;
 
 use candle_core::{Device, Result, Tensor};
-use candle_nn::VarBuilder;
 use common::{Fixture, aligned, relative_error, unit};
 use replicate::app::selftest::fixture::{filled, tiny};
 use replicate::method::equations::dsm;
+use replicate::network::Variables;
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source, outline};
 use replicate::network::unet::{Conditioning, Config, Denoiser, SecondTime};
 use replicate::network::{mix, scale_images};
@@ -16,7 +17,7 @@ const LOWEST: f32 = 0.002;
 const TOLERANCE: f32 = 1e-4;
 
 /// The tiny network with a second time, and a builder of it.
-fn network(second: SecondTime) -> impl Fn(VarBuilder) -> Result<Denoiser> {
+fn network(second: SecondTime) -> impl Fn(Variables) -> Result<Denoiser> {
     // The published network of CTM has no augmentation layer.
     let augment_labels = if second == SecondTime::PerBlock { 0 } else { 9 };
     let config = Config { augment_labels, ..tiny() };
@@ -27,7 +28,7 @@ fn network(second: SecondTime) -> impl Fn(VarBuilder) -> Result<Denoiser> {
 fn filled_twice(second: SecondTime) -> (Params, Denoiser, Denoiser) {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "second" };
-    let (params, model) = Params::build(&Device::Cpu, &source, network(second)).unwrap();
+    let (params, model) = Params::build(&Compute::CPU, &source, network(second)).unwrap();
     params.assign(&filled(&params, &unit)).unwrap();
     let frozen = params.frozen(network(second)).unwrap();
     (params, model, frozen)
@@ -196,7 +197,7 @@ fn from_a_network_with_one_time() {
     let given = filled_twice(SecondTime::None).0.arrays().unwrap();
     let build = |second_time: SecondTime, given: &Arrays, drawn: &[&str]| {
         let source = Source { given, drawn, cell: "second" };
-        Params::build(&Device::Cpu, &source, |vb| Denoiser::with_second_time(&tiny(), second_time, vb))
+        Params::build(&Compute::CPU, &source, |vb| Denoiser::with_second_time(&tiny(), second_time, vb))
     };
     let output = |model: &Denoiser, second: Option<&[f32]>| {
         let conditioning =
@@ -226,7 +227,7 @@ fn from_a_network_with_one_time() {
         (SecondTime::PerBlock, &all),
         (SecondTime::Aligned, &aligned(given.clone())),
     ] {
-        let loaded = Denoiser::load(&tiny(), weights, &Device::Cpu).unwrap();
+        let loaded = Denoiser::load(&tiny(), weights, &Compute::CPU).unwrap();
         let second = (second_time != SecondTime::None).then_some(&second[..]);
         assert_eq!(output(&loaded, second), output(&build(second_time, weights, &[]).unwrap().1, second));
     }

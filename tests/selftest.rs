@@ -1,5 +1,6 @@
 //! The self-test of a CPU holds, and notices what does not.
 
+use replicate::network::device::Compute;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -87,7 +88,7 @@ fn a_value_that_is_not_golden_fails_and_exits_1() {
     let failed: Vec<String> =
         checks(&output).into_iter().filter(|check| !check.3).map(|(name, ..)| name).collect();
     // The class without AVX2 has an interval, which the wrong value may widen.
-    if replicate::experiment::run::determinism(&candle_core::Device::Cpu) == "cpu" {
+    if replicate::experiment::run::determinism(&Compute::CPU) == "cpu" {
         assert_eq!(failed, ["dijs at smoke: fd"]);
         assert_eq!(output.status.code(), Some(1));
     }

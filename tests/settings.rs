@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use replicate::data::Images;
 use replicate::experiment::{Initialization, Recipe, Row, Scale, all_rows};
 use replicate::method::sampler::edm::HeunSettings;
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::unet::{Config, Denoiser};
 use replicate::rng::Stream;
@@ -103,7 +104,7 @@ fn a_method_reads_its_own_settings() {
     recipe.set("HEUN_steps=9").unwrap();
     assert_eq!(HeunSettings::with(&recipe.overrides).steps, 9);
     let edm = all_rows().find(|row| row.id == "edm").unwrap();
-    let setup_has = recipe.setup(&candle_core::Device::Cpu, &edm, &[], "test").own::<HeunSettings>();
+    let setup_has = recipe.setup(&Compute::CPU, &edm, &[], "test").own::<HeunSettings>();
     assert_eq!(setup_has.steps, 9);
     assert_eq!((edm.method.nfe)(&recipe.overrides), 17);
     assert_eq!((edm.method.nfe)(&Overrides::none(Scale::Mini)), 35);
@@ -159,14 +160,14 @@ fn smallest() -> Config {
 fn drawn(cell: &str) -> Arrays {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell };
-    Params::build(&Device::Cpu, &source, |vb| Denoiser::new(&smallest(), vb)).unwrap().0.arrays().unwrap()
+    Params::build(&Compute::CPU, &source, |vb| Denoiser::new(&smallest(), vb)).unwrap().0.arrays().unwrap()
 }
 
 /// Everything that a row makes of a few early iterations and a late one: its state, and samples.
 fn made(row: &Row, recipe: &Recipe) -> Vec<Vec<f32>> {
     let device = Device::Cpu;
     let start = [(row.start, drawn("start")), (Initialization::SingleLevel, drawn("other start"))];
-    let setup = recipe.setup(&device, row, &start, "read");
+    let setup = recipe.setup(&Compute::CPU, row, &start, "read");
     let pixels = (0..8 * 768u32).map(|i| (i * 37 % 256) as u8).collect();
     let images = Images { channels: 3, size: 16, pixels, labels: vec![0; 8] };
     let mut all = Vec::new();

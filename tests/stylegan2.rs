@@ -3,7 +3,6 @@
 mod common;
 
 use candle_core::{Device, Tensor, Var};
-use candle_nn::VarBuilder;
 use common::{Fixture, relative_error, runner, unit};
 use replicate::app::selftest::fixture::{filled as filled_u_net, tiny};
 use replicate::experiment::{ABLATIONS, FULL_INITIALIZATION, Recipe, Scale};
@@ -12,6 +11,8 @@ use replicate::method::ratio_based::diffusion_gan::chain::{Adaptive, Chain};
 use replicate::method::ratio_based::diffusion_gan::{
     Architecture, DiffGanSettings, Diffused, StyleGan, UNets, approximate_r1, networks, r1,
 };
+use replicate::network::Variables;
+use replicate::network::device::Compute;
 use replicate::network::params::{Arrays, Params, Source};
 use replicate::network::stylegan2::{Config, Discriminator, Generator};
 use replicate::network::unet::Critic;
@@ -42,10 +43,10 @@ fn value(of: &str, name: &str, shape: &[usize]) -> Vec<f32> {
         .collect()
 }
 
-fn filled<M>(of: &str, network: impl FnOnce(VarBuilder) -> candle_core::Result<M>) -> (Params, M) {
+fn filled<M>(of: &str, network: impl FnOnce(Variables) -> candle_core::Result<M>) -> (Params, M) {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "parity" };
-    let (params, model) = Params::build(&Device::Cpu, &source, network).unwrap();
+    let (params, model) = Params::build(&Compute::CPU, &source, network).unwrap();
     let fill = |(name, var): (&String, &Var)| {
         let shape = var.dims().to_vec();
         (name.clone(), Array { data: value(of, name, &shape), shape })
@@ -296,7 +297,7 @@ fn given(k: usize) -> Given {
 fn five_iterations() {
     let fixture = Fixture::open("diffusion-gan.npz");
     let recipe = Recipe::of(Scale::Mini);
-    let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, &[], "parity");
+    let setup = recipe.setup(&Compute::CPU, &FULL_INITIALIZATION, &[], "parity");
     let settings = DiffGanSettings { gamma: 1.0, penalty_every: 2, ..DiffGanSettings::at(Scale::Mini) };
     let mut method = StyleGan::of(&config(), &setup, &settings).unwrap();
     let mut start = state(&mut method).unwrap();
@@ -340,7 +341,7 @@ fn five_iterations() {
         let named = after.iter().filter_map(|(name, array)| Some((name.strip_prefix(&prefix)?, array)));
         named.map(|(name, array)| (name.to_string(), array.clone())).collect()
     };
-    let generator = Generator::load(&config(), &weights("generator"), &Device::Cpu).unwrap();
+    let generator = Generator::load(&config(), &weights("generator"), &Compute::CPU).unwrap();
     let samples = generator.forward(&normal("final.style.z", &[BATCH, 16]), &constant_noise()).unwrap();
     close("samples", &samples, &fixture.f32("style_steps/samples_after"));
     let (params, discriminator) = discriminator();
@@ -369,7 +370,7 @@ fn a_batch_is_taken_whole() {
     let config = Config { group: 2, ..config() };
     let first = |microbatch| {
         let recipe = Recipe::of(Scale::Mini);
-        let setup = recipe.setup(&Device::Cpu, &FULL_INITIALIZATION, &[], "parity");
+        let setup = recipe.setup(&Compute::CPU, &FULL_INITIALIZATION, &[], "parity");
         let mut method = StyleGan::of(&config, &setup, &DiffGanSettings::at(Scale::Mini)).unwrap();
         method.step(&Given { microbatch, ..given(0) }.batch(0, BATCH)).unwrap();
         state(&mut method).unwrap()
@@ -382,8 +383,8 @@ fn a_batch_is_taken_whole() {
 fn r1_of_the_papers_critic_is_a_slope_of_clean_images() {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "u-nets" };
-    let build = |vb: VarBuilder| Critic::new(&tiny(), vb);
-    let (params, critic) = Params::build(&Device::Cpu, &source, build).unwrap();
+    let build = |vb: Variables| Critic::new(&tiny(), vb);
+    let (params, critic) = Params::build(&Compute::CPU, &source, build).unwrap();
     params.assign(&filled_u_net(&params, &unit)).unwrap();
     let frozen = params.frozen(build).unwrap();
     let (architecture, chain, t) = (UNets { sigma_init: 2.5 }, Chain::new(1000), [0, 1, 400, 1000]);

@@ -17,7 +17,7 @@ use crate::method::one_step::one_step;
 use crate::method::sampler::edm;
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::network;
-use crate::network::device::peak_bytes;
+use crate::network::device::{Compute, peak_bytes};
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Conditioning, Config, Denoiser};
 use crate::rng::Stream;
@@ -93,17 +93,18 @@ pub struct Measured {
 ///
 /// # Errors
 /// Those of the networks.
-pub fn run(case: Case, repeats: usize, rows: usize, device: &Device) -> Result<Measured> {
+pub fn run(case: Case, repeats: usize, rows: usize, compute: &Compute) -> Result<Measured> {
+    let device = &compute.device;
     let seconds = match case {
-        Case::OneStep => iterations(Scale::Mini, repeats, device)?,
-        Case::Dsm => dsm(repeats, device)?,
-        Case::Forward | Case::Along | Case::Backward => denoiser(case, repeats, device)?,
+        Case::OneStep => iterations(Scale::Mini, repeats, compute)?,
+        Case::Dsm => dsm(repeats, compute)?,
+        Case::Forward | Case::Along | Case::Backward => denoiser(case, repeats, compute)?,
         Case::Inception => inception(repeats, device)?,
         Case::Frechet => frechet(repeats)?,
         Case::Kid | Case::PrecisionRecall | Case::PrecisionRecallFlat => pairwise(case, repeats, rows)?,
-        Case::PaperStep => iterations(Scale::Paper, repeats, device)?,
-        Case::Heun => solver(repeats, device)?,
-        Case::Fid => fid(repeats, device)?,
+        Case::PaperStep => iterations(Scale::Paper, repeats, compute)?,
+        Case::Heun => solver(repeats, compute)?,
+        Case::Fid => fid(repeats, compute)?,
     };
     let peak_bytes = if device.is_cpu() { process_peak_bytes() } else { peak_bytes(device).unwrap_or(0) };
     Ok(Measured { seconds, peak_bytes, threads: rayon::current_num_threads() })
@@ -138,19 +139,19 @@ fn noise(n: usize, size: usize) -> Images {
 }
 
 /// Times iterations of DiJS from random weights.
-fn iterations(scale: Scale, repeats: usize, device: &Device) -> Result<Vec<f64>> {
+fn iterations(scale: Scale, repeats: usize, compute: &Compute) -> Result<Vec<f64>> {
     let recipe = Recipe::of(scale);
-    let setup = recipe.setup(device, &FULL_INITIALIZATION, &[], "bench");
+    let setup = recipe.setup(compute, &FULL_INITIALIZATION, &[], "bench");
     let training = FULL_INITIALIZATION.method.training.as_ref().expect("DiJS is trained");
     let mut method = (training.build)(&setup)?;
-    steps(&mut *method, &recipe, recipe.budget.batch, repeats, device)
+    steps(&mut *method, &recipe, recipe.budget.batch, repeats, &compute.device)
 }
 
-fn dsm(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+fn dsm(repeats: usize, compute: &Compute) -> Result<Vec<f64>> {
     let recipe = Recipe::of(Scale::Mini);
     let p = &recipe.pretraining;
-    let mut method = ScoreMatching::new(device, &recipe.network, p, p.levels(), "bench")?;
-    steps(&mut method, &recipe, p.batch.min(MICROBATCH), repeats, device)
+    let mut method = ScoreMatching::new(compute, &recipe.network, p, p.levels(), "bench")?;
+    steps(&mut method, &recipe, p.batch.min(MICROBATCH), repeats, &compute.device)
 }
 
 fn steps(
@@ -175,16 +176,17 @@ fn steps(
     })
 }
 
-fn denoiser(case: Case, repeats: usize, device: &Device) -> Result<Vec<f64>> {
+fn denoiser(case: Case, repeats: usize, compute: &Compute) -> Result<Vec<f64>> {
     let config = Config::cifar10();
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "bench" };
-    let (params, trained) = Params::build(device, &source, |vb| Denoiser::new(&config, vb))?;
+    let (params, trained) = Params::build(compute, &source, |vb| Denoiser::new(&config, vb))?;
     let frozen = params.frozen(|vb| Denoiser::new(&config, vb))?;
-    let x = Tensor::from_vec(Stream::new("bench", "x").normals(0, 4 * 3072), (4, 3, 32, 32), device)?;
+    let x =
+        Tensor::from_vec(Stream::new("bench", "x").normals(0, 4 * 3072), (4, 3, 32, 32), &compute.device)?;
     let sigma = [0.1, 0.5, 2.5, 20.0];
     let conditioning = Conditioning { noise: &sigma, ..Conditioning::default() };
-    timed(repeats, device, |_| {
+    timed(repeats, &compute.device, |_| {
         match case {
             Case::Backward => {
                 network::gradients(&trained.forward(&x, &sigma)?.sqr()?.mean_all()?).map(drop)?
@@ -197,11 +199,11 @@ fn denoiser(case: Case, repeats: usize, device: &Device) -> Result<Vec<f64>> {
 }
 
 /// Makes a paper-scale generator with random weights, without gradients.
-fn generator(device: &Device) -> Result<Denoiser> {
+fn generator(compute: &Compute) -> Result<Denoiser> {
     let config = Config::cifar10();
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "bench" };
-    let (params, _) = Params::build(device, &source, |vb| Denoiser::new(&config, vb))?;
+    let (params, _) = Params::build(compute, &source, |vb| Denoiser::new(&config, vb))?;
     Ok(params.frozen(|vb| Denoiser::new(&config, vb))?)
 }
 
@@ -209,19 +211,20 @@ fn latents(k: u64, n: usize, device: &Device) -> candle_core::Result<Tensor> {
     network::normals(&Stream::new("bench", "z"), k, (n, 3, 32, 32), device)
 }
 
-fn solver(repeats: usize, device: &Device) -> Result<Vec<f64>> {
-    let denoiser = generator(device)?;
+fn solver(repeats: usize, compute: &Compute) -> Result<Vec<f64>> {
+    let (denoiser, device) = (generator(compute)?, &compute.device);
     timed(repeats, device, |k| {
         edm::heun(&denoiser, &latents(k, 100, device)?, edm::HeunSettings::at(Scale::Paper).steps)?;
         Ok(())
     })
 }
 
-fn fid(repeats: usize, device: &Device) -> Result<Vec<f64>> {
+fn fid(repeats: usize, compute: &Compute) -> Result<Vec<f64>> {
     const N: usize = 50_000;
     /// Number of images in the warm-up, and of the reference.
     const FEW: usize = 2000;
-    let (generator, network) = (generator(device)?, drawn_inception(device)?);
+    let device = &compute.device;
+    let (generator, network) = (generator(compute)?, drawn_inception(device)?);
     let sigma_init = Recipe::of(Scale::Paper).one_step.sigma_init;
     let measured = |k: u64, n: usize| -> Result<Moments> {
         let sample = |range: Range<usize>| {

@@ -24,11 +24,11 @@ use crate::method::cost::{Call, Network, Pass, Role, Size};
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
 use crate::method::{Initialization, Row, TrainingSpec};
 use crate::network::count::{Count, outlined};
+use crate::network::device::Compute;
 use crate::network::unet::Config;
 pub use crate::text::{bytes, duration};
 use crate::train::Method;
 use crate::train::batch::Batches;
-use candle_core::Device;
 use std::time::Instant;
 
 /// Cost of one entry of the store, without that of its parents (pre-training, feature network).
@@ -271,13 +271,13 @@ impl Cost {
     }
 }
 
-/// Measures the operations per second on `device`, for the mini network's denoising score matching
+/// Measures the operations per second of `compute`, for the mini network's denoising score matching
 /// steps. It takes about a second. The batch grows until a step takes a tenth of a second, so that
 /// the overhead of a step counts for little.
 ///
 /// # Errors
 /// Those of a training step.
-pub fn probe(device: &Device) -> error::Result<f64> {
+pub fn probe(compute: &Compute) -> error::Result<f64> {
     const LONG_STEP: f64 = 0.1;
     const LARGEST_BATCH: usize = 1024;
     let mut recipe = Recipe::of(Scale::Mini);
@@ -287,10 +287,11 @@ pub fn probe(device: &Device) -> error::Result<f64> {
     loop {
         recipe.pretraining.batch = batch;
         let settings = &recipe.pretraining;
-        let mut training = ScoreMatching::new(device, &recipe.network, settings, settings.levels(), "probe")?;
+        let mut training =
+            ScoreMatching::new(compute, &recipe.network, settings, settings.levels(), "probe")?;
         let batches = Batches {
             images: &images,
-            device: device.clone(),
+            device: compute.device.clone(),
             size: batch,
             microbatch: MICROBATCH,
             augmentation: recipe.pretraining.augmentation(),
@@ -299,7 +300,7 @@ pub fn probe(device: &Device) -> error::Result<f64> {
         let mut step = |k: u64| -> error::Result<f64> {
             let started = Instant::now();
             training.step(&batches.at(k))?;
-            device.synchronize()?;
+            compute.device.synchronize()?;
             Ok(started.elapsed().as_secs_f64())
         };
         // The first step also waits for memory and, on a GPU, for kernels to load.

@@ -8,11 +8,11 @@ use crate::method::noise::Levels;
 use crate::method::one_step::OneStep;
 use crate::method::score_matching::Pretraining;
 use crate::method::{InitialWeights, NetworkInit, Setup};
+use crate::network::device::Compute;
 use crate::network::params::Arrays;
 use crate::network::unet::Config;
 use crate::settings::{Field, LARGEST_BATCH, MOST_IMAGES, Overrides, Scale, Setting, Settings, settings};
 use crate::text::{or, unknown};
-use candle_core::Device;
 
 settings! {
     /// Budget of the one-step training, and the number of drawn images.
@@ -386,7 +386,7 @@ impl Recipe {
     /// [`Recipe::initial`]; `cell` is the key of the random streams.
     pub fn setup<'a>(
         &'a self,
-        device: &'a Device,
+        compute: &'a Compute,
         row: &Row,
         weights: &'a [(Initialization, Arrays)],
         cell: &'a str,
@@ -398,7 +398,7 @@ impl Recipe {
             critic: of(self.critic_start(row)),
         };
         let (network, settings, overrides) = (&self.network, &self.one_step, &self.overrides);
-        Setup { device, network, settings, overrides, images: self.images_of(row), initial, cell }
+        Setup { compute, network, settings, overrides, images: self.images_of(row), initial, cell }
     }
 
     /// Returns the number of images in the row's training. If its method is designed for random

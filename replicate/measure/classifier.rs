@@ -3,15 +3,16 @@
 
 use crate::data::Images;
 use crate::measure::metrics::Features;
+use crate::network::device::Compute;
 use crate::network::params::{Arrays, Params, Source};
-use crate::network::{self, Builder, Norm, Ops, Param, Plus, Walk};
+use crate::network::{self, Builder, Norm, Ops, Param, Parameters, Plus, Variables, Walk};
 use crate::settings::{FIXED, LARGEST_BATCH, MOST_IMAGES, Scale, settings};
 use crate::train::Method;
 use crate::train::adam::{AdamConfig, cosine, warmed_up};
 use crate::train::batch::Batch;
 use crate::train::net::{Net, TrainState};
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::Init;
 
 /// Layers of a classifier.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +62,7 @@ struct Layer {
 /// A convolutional classifier with group norm, whose features are means over the last map.
 pub struct Classifier {
     pub layout: Layout,
-    pub(crate) parameters: Vec<Tensor>,
+    pub(crate) parameters: Parameters,
     layers: Vec<Layer>,
     /// Weight and bias of the last layer.
     head: (Param, Param),
@@ -69,7 +70,7 @@ pub struct Classifier {
 
 impl Classifier {
     /// Builds the network on the parameters of `vb`.
-    pub fn new(layout: Layout, vb: VarBuilder) -> Result<Classifier> {
+    pub fn new(layout: Layout, vb: Variables) -> Result<Classifier> {
         let uniform = |fan_in: usize| {
             let bound = (3.0 / fan_in as f64).sqrt();
             Init::Uniform { lo: -bound, up: bound }
@@ -95,23 +96,23 @@ impl Classifier {
         let (classes, features) = (layout.classes, layout.features());
         let weight = h.get((classes, features), "weight", uniform(features))?;
         let head = (weight, h.get(classes, "bias", Init::Const(0.0))?);
-        Ok(Classifier { layout, parameters: b.parameters(), layers, head })
+        // Metrics are always computed in float32.
+        Ok(Classifier { layout, parameters: b.parameters().in_float32(), layers, head })
     }
 
     /// Builds the network with these weights, without gradients.
     ///
     /// # Errors
     /// If an array is missing or has the wrong shape.
-    pub fn load(layout: Layout, device: &Device, weights: &Arrays) -> Result<Classifier> {
-        let new = |vb: VarBuilder| Classifier::new(layout, vb);
+    pub fn load(layout: Layout, compute: &Compute, weights: &Arrays) -> Result<Classifier> {
+        let new = |vb: Variables| Classifier::new(layout, vb);
         let source = Source { given: weights, drawn: &[], cell: "" };
-        Params::build(device, &source, new)?.0.frozen(new)
+        Params::build(compute, &source, new)?.0.frozen(new)
     }
 
     /// Computes features (B, F) and logits (B, classes) of images (B, 3, H, W) in [-1, 1].
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tensor)> {
-        // Metrics are always computed in float32.
-        let mut outputs = network::forward(&self.parameters, &[x], DType::F32, self)?;
+        let mut outputs = network::forward(&self.parameters, &[x], self)?;
         let logits = outputs.remove(1);
         Ok((outputs.remove(0), logits))
     }
@@ -192,10 +193,10 @@ pub struct ClassifierMethod {
 
 impl ClassifierMethod {
     /// Makes the training with random weights.
-    pub fn new(device: &Device, layout: Layout, settings: &ClassifierTraining) -> Result<ClassifierMethod> {
+    pub fn new(compute: &Compute, layout: Layout, settings: &ClassifierTraining) -> Result<ClassifierMethod> {
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell: "classifier" };
-        let net = Net::new(device, &source, settings.adam(), |vb| Classifier::new(layout, vb))?;
+        let net = Net::new(compute, &source, settings.adam(), |vb| Classifier::new(layout, vb))?;
         Ok(ClassifierMethod { settings: settings.clone(), net })
     }
 }

@@ -20,11 +20,12 @@ use crate::method::ratio_based::class_ratio::ratio;
 use crate::method::ratio_based::diffusion_gan;
 use crate::method::sampler::edm;
 use crate::method::score_based::{diff_instruct, sid};
+use crate::network::device::Compute;
 use crate::network::params::Arrays;
 use crate::network::unet::Config;
 use crate::settings::{Choice, Overrides, Setting, Settings};
 use crate::train::Method;
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 use std::fmt::{Display, Formatter};
 
 /// Makes images from latents with trained networks.
@@ -45,7 +46,7 @@ pub trait Sampler {
 /// Inputs from which a method is built.
 #[derive(Clone, Copy)]
 pub struct Setup<'a> {
-    pub device: &'a Device,
+    pub compute: &'a Compute,
     pub network: &'a Config,
     pub settings: &'a OneStep,
     pub overrides: &'a Overrides,

@@ -148,7 +148,7 @@ pub fn denoiser(setup: &Setup, part: &str, start: Option<&Arrays>) -> Result<Net
     let (none, cell) = (Arrays::new(), format!("{} {part}", setup.cell));
     let drawn: &[&str] = if start.is_some() { &[] } else { &[""] };
     let source = Source { given: start.unwrap_or(&none), drawn, cell: &cell };
-    Net::new(setup.device, &source, setup.settings.adam(), |vb| Denoiser::new(setup.network, vb))
+    Net::new(setup.compute, &source, setup.settings.adam(), |vb| Denoiser::new(setup.network, vb))
 }
 
 /// Makes the critic for training. Its encoder starts as set, or with random weights; its head is
@@ -157,7 +157,7 @@ pub fn critic(setup: &Setup) -> Result<Net<Critic>> {
     let (none, cell) = (Arrays::new(), format!("{} critic", setup.cell));
     let drawn: &[&str] = if setup.initial.critic.is_some() { &[CRITIC_HEAD] } else { &[""] };
     let source = Source { given: setup.initial.critic.unwrap_or(&none), drawn, cell: &cell };
-    Net::new(setup.device, &source, setup.settings.adam(), |vb| Critic::new(setup.network, vb))
+    Net::new(setup.compute, &source, setup.settings.adam(), |vb| Critic::new(setup.network, vb))
 }
 
 /// A trained one-step generator.
@@ -178,6 +178,6 @@ impl Sampler for OneStepSampler {
 
 /// Makes the sampler of the generator with these weights.
 pub fn sampler(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
-    let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+    let denoiser = Denoiser::load(setup.network, weights, setup.compute)?;
     Ok(Box::new(OneStepSampler { denoiser, sigma_init: setup.settings.sigma_init }))
 }

@@ -2,6 +2,7 @@
 
 use crate::method::equations::{diffuse, dsm};
 use crate::method::noise::Levels;
+use crate::network::device::Compute;
 use crate::network::params::{Arrays, Source};
 use crate::network::unet::{Config, Denoiser};
 use crate::settings::{LARGEST_BATCH, MOST_IMAGES, settings};
@@ -11,7 +12,7 @@ use crate::train::adam::{AdamConfig, cosine, warmed_up};
 use crate::train::augment::Augmentation;
 use crate::train::batch::Batch;
 use crate::train::net::{Net, TrainState};
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 settings! {
     /// Settings of pre-training.
@@ -73,7 +74,7 @@ pub const MICROBATCH: usize = 64;
 impl ScoreMatching {
     /// Makes the training with random weights; `cell` is the key of the random streams.
     pub fn new(
-        device: &Device,
+        compute: &Compute,
         network: &Config,
         settings: &Pretraining,
         levels: Levels,
@@ -81,7 +82,7 @@ impl ScoreMatching {
     ) -> Result<ScoreMatching> {
         let none = Arrays::new();
         let source = Source { given: &none, drawn: &[""], cell };
-        let net = Net::new(device, &source, settings.adam(), |vb| Denoiser::new(network, vb))?
+        let net = Net::new(compute, &source, settings.adam(), |vb| Denoiser::new(network, vb))?
             .with_ema(settings.ema_half_life)?;
         Ok(ScoreMatching { settings: settings.clone(), levels, net })
     }

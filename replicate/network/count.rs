@@ -2,9 +2,8 @@
 
 use crate::network::params::outline;
 use crate::network::unet::{Config, Critic, Denoiser, SecondTime};
-use crate::network::{Norm, Ops, Param, Plus, Resample, Walk};
+use crate::network::{Norm, Ops, Param, Plus, Resample, Variables, Walk};
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 /// Size of a network, and its work on one image.
 #[derive(Clone, Copy, Debug, Default)]
@@ -149,7 +148,7 @@ impl Ops for Counter<'_> {
 }
 
 /// Builds a network for counting; its parameters have no values of their own.
-pub fn outlined<M>(network: impl FnOnce(VarBuilder) -> Result<M>) -> M {
+pub fn outlined<M>(network: impl FnOnce(Variables) -> Result<M>) -> M {
     outline(network).expect("zeros have any shape").0
 }
 

@@ -2,18 +2,52 @@
 //! replaces it silently.
 
 use crate::error::{Error, Result};
-use crate::network;
-use candle_core::Device;
+use candle_core::{DType, Device};
+
+/// Where networks compute, and how precisely: a device, and the type in which they keep their
+/// activations there. Parameters, their gradients and moments, and everything outside a network are
+/// float32.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    pub device: Device,
+    maps: DType,
+}
+
+impl Compute {
+    /// A CPU, which knows only float32.
+    pub const CPU: Compute = Compute { device: Device::Cpu, maps: DType::F32 };
+
+    /// Type of the activations: float32 or bfloat16.
+    pub fn maps(&self) -> DType {
+        self.maps
+    }
+
+    /// True if activations are bfloat16.
+    pub fn bfloat16(&self) -> bool {
+        self.maps == DType::BF16
+    }
+
+    /// The same device with activations in float32.
+    pub fn in_float32(&self) -> Compute {
+        Compute { device: self.device.clone(), maps: DType::F32 }
+    }
+
+    /// The same device with activations in bfloat16; `None` if it does not multiply them.
+    pub fn in_bfloat16(&self) -> Option<Compute> {
+        let device = self.device.clone();
+        multiplies_bfloat16(&device).then_some(Compute { device, maps: DType::BF16 })
+    }
+}
 
 /// Opens the device of this name: `cpu`, `cuda` (the first GPU) or `cuda:N`. With the suffix
-/// `,bf16`, networks on it keep their activations in bfloat16 from now on.
+/// `,bf16`, networks on it keep their activations in bfloat16.
 ///
 /// # Errors
 /// `Usage` if the name is unknown, the program has no CUDA, or there is no such GPU; `Run` if the
 /// driver or the device cannot be used.
-pub fn open(name: &str) -> Result<Device> {
+pub fn open(name: &str) -> Result<Compute> {
     let Named { place, gpu, bfloat16 } = Named::parse(name)?;
-    let Some(index) = gpu else { return Ok(Device::Cpu) };
+    let Some(index) = gpu else { return Ok(Compute::CPU) };
     if bfloat16 && cfg!(feature = "cuda") && !cfg!(feature = "cudnn") {
         return Err(Error::Usage(format!("{name} needs a build with --features cudnn")));
     }
@@ -27,8 +61,7 @@ pub fn open(name: &str) -> Result<Device> {
              --device {place} works in float32"
         )));
     }
-    network::use_bfloat16(bfloat16);
-    Ok(device)
+    Ok(Compute { device, maps: if bfloat16 { DType::BF16 } else { DType::F32 } })
 }
 
 /// A parsed device name; the device need not exist.
@@ -108,9 +141,8 @@ fn cuda(name: &str, index: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// True if networks on `device` can keep their activations in bfloat16. cuDNN and cuBLAS multiply
-/// it from compute capability 8.0 on.
-pub fn multiplies_bfloat16(device: &Device) -> bool {
+/// True if `device` multiplies bfloat16. cuDNN and cuBLAS do from compute capability 8.0 on.
+fn multiplies_bfloat16(device: &Device) -> bool {
     #[cfg(feature = "cudnn")]
     if device.is_cuda() {
         return compute_capability(device).is_ok_and(|(major, _)| major >= 8);
@@ -229,7 +261,7 @@ mod tests {
 
     #[test]
     fn names_of_no_device_are_usage_errors() {
-        assert!(open("cpu").unwrap().is_cpu());
+        assert!(open("cpu").unwrap().device.is_cpu());
         for name in
             ["gpu", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cpu,bf16", "cuda:0,f16", "cuda,bf16,bf16"]
         {

@@ -3,8 +3,8 @@
 
 use crate::network::dual::{self, Tangents};
 use crate::network::reference::{self, Composed};
-use crate::network::{Norm, Ops, Param, Plus, Resample, Walk, forward};
-use candle_core::{DType, Result, Tensor};
+use crate::network::{Norm, Ops, Param, Parameters, Plus, Resample, Walk, forward};
+use candle_core::{Result, Tensor};
 
 /// Computes the outputs of a network and their derivatives along tangents, as
 /// [`network::along`](crate::network::along), but several times slower. Gradients of both reach the
@@ -13,13 +13,13 @@ use candle_core::{DType, Result, Tensor};
 /// # Errors
 /// If the network fails.
 pub fn jvp(
-    parameters: &[Tensor],
+    parameters: &Parameters,
     inputs: &[&Tensor],
     tangents: &[&Tensor],
     network: &impl Walk,
 ) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
     let all = [inputs, tangents].concat();
-    let mut outputs = reference::apply(parameters, &all, DType::F32, |composed, maps| {
+    let mut outputs = reference::apply(parameters, &all, |composed, maps| {
         dual::walk(&mut Exact { parameters, composed }, maps, network)
     })?;
     let tangents = outputs.split_off(outputs.len() / 2);
@@ -27,7 +27,7 @@ pub fn jvp(
 }
 
 struct Exact<'a, 'b> {
-    parameters: &'a [Tensor],
+    parameters: &'a Parameters,
     composed: &'a mut Composed<'b>,
 }
 
@@ -46,12 +46,12 @@ impl Ops for Exact<'_, '_> {
     type Map = Tensor;
 
     fn conv(&mut self, x: &Tensor, weight: Param, bias: Option<Param>, plus: Plus<Tensor>) -> Result<Tensor> {
-        let params: Vec<Tensor> =
-            [Some(weight), bias].into_iter().flatten().map(|p| self.parameters[p.0].clone()).collect();
+        let params = [Some(weight), bias].into_iter().flatten().map(|p| self.parameters[p.0].clone());
+        let params = self.parameters.part(params.collect()).in_float32();
         let (b, _, h, w) = x.dims4()?;
         let flat = (h, w) == (1, 1);
         let x = if flat { x.flatten_from(1)? } else { x.contiguous()? };
-        let mut y = forward(&params, &[&x], DType::F32, &One { biased: bias.is_some() })?.remove(0);
+        let mut y = forward(&params, &[&x], &One { biased: bias.is_some() })?.remove(0);
         if flat {
             y = y.reshape((b, (), 1, 1))?;
         }

@@ -12,6 +12,7 @@ pub mod exact;
 pub mod gpu;
 mod mix;
 mod normals;
+mod parameters;
 pub mod params;
 pub mod precondition;
 pub mod reference;
@@ -21,6 +22,7 @@ pub mod unet;
 
 pub use mix::{mix, scale_images};
 pub use normals::{normals, normals_from};
+pub use parameters::{Builder, Param, Parameters, Variables};
 pub use resample::Resample;
 
 #[cfg(feature = "cudnn")]
@@ -30,47 +32,7 @@ use reference as on_gpu;
 
 pub use on_gpu::gradients;
 
-use candle_core::{DType, Device, Result, Shape, Tensor, bail};
-use candle_nn::{Init, VarBuilder};
-use std::cell::RefCell;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-/// Index of a parameter in the list of its network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Param(pub usize);
-
-/// Collects the parameters of a network while it is built.
-#[derive(Clone)]
-pub struct Builder<'a> {
-    vb: VarBuilder<'a>,
-    list: Rc<RefCell<Vec<Tensor>>>,
-}
-
-impl<'a> Builder<'a> {
-    /// Starts with an empty list.
-    pub fn new(vb: VarBuilder<'a>) -> Builder<'a> {
-        Builder { vb, list: Rc::default() }
-    }
-
-    /// Returns a builder for the parameters whose names begin with `name` and a dot.
-    pub fn pp(&self, name: impl ToString) -> Builder<'a> {
-        Builder { vb: self.vb.pp(name), list: self.list.clone() }
-    }
-
-    /// Adds a parameter to the list; creates or reads it through the `VarBuilder`.
-    pub fn get(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Param> {
-        let tensor = self.vb.get_with_hints(shape, name, init)?;
-        let mut list = self.list.borrow_mut();
-        list.push(tensor);
-        Ok(Param(list.len() - 1))
-    }
-
-    /// Returns the collected parameters in the order of [`Builder::get`].
-    pub fn parameters(&self) -> Vec<Tensor> {
-        self.list.borrow().clone()
-    }
-}
+use candle_core::{Result, Shape, Tensor, bail};
 
 /// Terms that a convolution adds to its sums.
 pub struct Plus<'a, M> {
@@ -136,20 +98,15 @@ pub trait Walk: Sync {
 
 /// Runs a network with these `parameters`. Inputs and outputs are float32, (B, C, H, W), or (B, C)
 /// where H = W = 1. Gradients reach the inputs and parameters that candle tracks. A GPU keeps
-/// activations in the type `maps`.
+/// activations in the type of the `parameters`.
 ///
 /// # Errors
 /// If the network fails.
-pub fn forward(
-    parameters: &[Tensor],
-    inputs: &[&Tensor],
-    maps: DType,
-    network: &impl Walk,
-) -> Result<Vec<Tensor>> {
+pub fn forward(parameters: &Parameters, inputs: &[&Tensor], network: &impl Walk) -> Result<Vec<Tensor>> {
     if inputs[0].device().is_cpu() {
         cpu::tape::apply(parameters, inputs, |ops, inputs| network.walk(ops, inputs))
     } else {
-        on_gpu::apply(parameters, inputs, maps, |ops, inputs| network.walk(ops, inputs))
+        on_gpu::apply(parameters, inputs, |ops, inputs| network.walk(ops, inputs))
     }
 }
 
@@ -160,10 +117,9 @@ pub fn forward(
 /// # Errors
 /// If the network fails, or if there is not one tangent for each input.
 pub fn along(
-    parameters: &[Tensor],
+    parameters: &Parameters,
     inputs: &[&Tensor],
     tangents: &[&Tensor],
-    maps: DType,
     network: &impl Walk,
 ) -> Result<(Vec<Tensor>, Vec<Tensor>)> {
     if inputs.len() != tangents.len() {
@@ -173,7 +129,7 @@ pub fn along(
     let mut outputs = if inputs[0].device().is_cpu() {
         cpu::tape::apply(parameters, &all, |ops, maps| dual::walk(ops, maps, network))
     } else {
-        on_gpu::apply(parameters, &all, maps, |ops, maps| dual::walk(ops, maps, network))
+        on_gpu::apply(parameters, &all, |ops, maps| dual::walk(ops, maps, network))
     }?;
     let tangents = outputs.split_off(outputs.len() / 2);
     Ok((outputs, tangents))
@@ -216,19 +172,4 @@ pub struct Norm {
     pub groups: usize,
     pub eps: f32,
     pub silu: bool,
-}
-
-static BFLOAT16: AtomicBool = AtomicBool::new(false);
-
-/// Sets whether networks on a GPU keep their activations in bfloat16. Parameters, their gradients
-/// and moments, and everything outside a network stay float32.
-pub fn use_bfloat16(on: bool) {
-    BFLOAT16.store(on, Ordering::Relaxed);
-}
-
-/// Returns the type of a network's activations on `device`.
-pub fn activations(device: &Device) -> DType {
-    // Only the cuDNN build has kernels for bfloat16.
-    let possible = cfg!(feature = "cudnn") && device.is_cuda();
-    if possible && BFLOAT16.load(Ordering::Relaxed) { DType::BF16 } else { DType::F32 }
 }

@@ -1,9 +1,11 @@
 //! Named parameters of a network, sorted by name.
 //!
-//! A network is a plain function of a candle `VarBuilder`; this module is the builder's backend. It
-//! draws a parameter from a keyed random stream or takes it from given arrays. Loading is strict: a
+//! A network is a plain function of [`Variables`]; this module is the backend of their `VarBuilder`.
+//! It draws a parameter from a keyed random stream or takes it from given arrays. Loading is strict: a
 //! missing array or a wrong shape is an error that names the parameter.
 
+use crate::network::Variables;
+use crate::network::device::Compute;
 use crate::rng::Stream;
 use crate::store::Array;
 use candle_core::backprop::GradStore;
@@ -18,7 +20,7 @@ pub type Arrays = BTreeMap<String, Array>;
 /// The trainable parameters of one network.
 pub struct Params {
     vars: BTreeMap<String, Var>,
-    device: Device,
+    compute: Compute,
 }
 
 /// Source of the initial values.
@@ -39,9 +41,9 @@ impl Params {
     /// # Errors
     /// If an array is missing or has the wrong shape.
     pub fn build<M>(
-        device: &Device,
+        compute: &Compute,
         source: &Source,
-        network: impl FnOnce(VarBuilder) -> Result<M>,
+        network: impl FnOnce(Variables) -> Result<M>,
     ) -> Result<(Params, M)> {
         let made = Arc::new(Mutex::new(BTreeMap::new()));
         let backend = Creator {
@@ -50,16 +52,28 @@ impl Params {
             cell: source.cell.to_string(),
             made: made.clone(),
         };
-        let model = network(VarBuilder::from_backend(Box::new(backend), DType::F32, device.clone()))?;
+        let vb = VarBuilder::from_backend(Box::new(backend), DType::F32, compute.device.clone());
+        let model = network(Variables::new(vb, compute.maps()))?;
         let vars = std::mem::take(&mut *made.lock().expect("no thread panicked while building"));
-        Ok((Params { vars, device: device.clone() }, model))
+        Ok((Params { vars, compute: compute.clone() }, model))
     }
 
     /// Builds the network on the same parameters without gradients. It follows every update of
     /// them.
-    pub fn frozen<M>(&self, network: impl FnOnce(VarBuilder) -> Result<M>) -> Result<M> {
-        let tensors = self.vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
-        network(VarBuilder::from_tensors(tensors, DType::F32, &self.device))
+    pub fn frozen<M>(&self, network: impl FnOnce(Variables) -> Result<M>) -> Result<M> {
+        self.replaced(&self.vars, network)
+    }
+
+    /// Builds the network on `vars`, which replace the parameters, without gradients. It follows
+    /// every update of them.
+    pub fn replaced<M>(
+        &self,
+        vars: &BTreeMap<String, Var>,
+        network: impl FnOnce(Variables) -> Result<M>,
+    ) -> Result<M> {
+        let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &self.compute.device);
+        network(Variables::new(vb, self.compute.maps()))
     }
 
     /// Parameters by name, sorted.
@@ -112,7 +126,7 @@ impl Params {
     /// If an array is missing or has the wrong shape.
     pub fn assign(&self, arrays: &Arrays) -> Result<()> {
         for (name, var) in &self.vars {
-            var.set(&from_array(name, arrays, var.shape(), &self.device)?)?;
+            var.set(&from_array(name, arrays, var.shape(), &self.compute.device)?)?;
         }
         Ok(())
     }
@@ -137,12 +151,11 @@ pub fn from_array(name: &str, arrays: &Arrays, shape: &Shape, device: &Device) -
 
 /// Builds a network only to learn the names and shapes of its parameters. Each parameter is a
 /// single broadcast zero, so it takes no memory.
-pub fn outline<M>(
-    network: impl FnOnce(VarBuilder) -> Result<M>,
-) -> Result<(M, BTreeMap<String, Vec<usize>>)> {
+pub fn outline<M>(network: impl FnOnce(Variables) -> Result<M>) -> Result<(M, BTreeMap<String, Vec<usize>>)> {
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let backend = Recorder { seen: seen.clone() };
-    let model = network(VarBuilder::from_backend(Box::new(backend), DType::F32, Device::Cpu))?;
+    let vb = VarBuilder::from_backend(Box::new(backend), DType::F32, Device::Cpu);
+    let model = network(Variables::new(vb, DType::F32))?;
     let shapes = std::mem::take(&mut *seen.lock().expect("no thread panicked while building"));
     Ok((model, shapes))
 }

@@ -4,7 +4,7 @@
 use crate::network::dual::Tangents;
 use crate::network::{Norm, Ops, Param, Plus, Resample};
 use candle_core::backprop::GradStore;
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{D, Result, Tensor};
 
 /// Implements [`Ops`] with candle operations.
 pub struct Composed<'a> {
@@ -24,7 +24,6 @@ impl<'a> Composed<'a> {
 pub fn apply(
     parameters: &[Tensor],
     inputs: &[&Tensor],
-    _maps: DType,
     walk: impl FnOnce(&mut Composed, &[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<Tensor>> {
     let map = |x: &&Tensor| match *x.dims() {

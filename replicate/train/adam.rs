@@ -1,5 +1,6 @@
 //! Adam and RAdam with readable state, and exponential moving averages of parameters.
 
+use crate::network::Variables;
 use crate::network::cpu::{values, values_mut};
 #[cfg(feature = "cudnn")]
 use crate::network::gpu as cuda;
@@ -8,8 +9,7 @@ use crate::settings::Choice;
 use crate::store::Array;
 use crate::train::batch::Batch;
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, DType, Device, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var};
-use candle_nn::VarBuilder;
+use candle_core::{CpuStorage, Device, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var};
 use std::collections::BTreeMap;
 
 /// Course of a learning rate after its warm-up.
@@ -238,11 +238,9 @@ impl Ema {
         Ok(Ema { decay, average })
     }
 
-    /// Builds a network on the averaged parameters, without gradients. It follows every update.
-    pub fn network<M>(&self, build: impl FnOnce(VarBuilder) -> Result<M>) -> Result<M> {
-        let tensors = self.average.iter().map(|(name, e)| (name.clone(), e.as_detached_tensor())).collect();
-        let device = self.average.values().next().map_or(Device::Cpu, |e| e.device().clone());
-        build(VarBuilder::from_tensors(tensors, DType::F32, &device))
+    /// Builds the network of `params` on their average, without gradients. It follows every update.
+    pub fn network<M>(&self, params: &Params, build: impl FnOnce(Variables) -> Result<M>) -> Result<M> {
+        params.replaced(&self.average, build)
     }
 
     /// Updates the average after a step; `images` is the number of images seen so far.

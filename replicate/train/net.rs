@@ -1,13 +1,13 @@
 //! A network in training, and the code that all methods share: gradient accumulation, optimiser
 //! step, moving average, saving and restoring.
 
-use crate::network::gradients;
+use crate::network::device::Compute;
 use crate::network::params::{Arrays, Params, Source};
+use crate::network::{Variables, gradients};
 use crate::train::adam::{Adam, AdamConfig, Ema};
 use crate::train::batch::Batch;
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Result, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{Result, Tensor};
 
 /// A network in training, with and without gradients.
 pub struct Net<M> {
@@ -37,12 +37,12 @@ impl<M> Net<M> {
     /// # Errors
     /// If a given array is missing or has the wrong shape.
     pub fn new(
-        device: &Device,
+        compute: &Compute,
         source: &Source,
         optimiser: AdamConfig,
-        build: impl Fn(VarBuilder) -> Result<M>,
+        build: impl Fn(Variables) -> Result<M>,
     ) -> Result<Net<M>> {
-        let (params, model) = Params::build(device, source, &build)?;
+        let (params, model) = Params::build(compute, source, &build)?;
         let frozen = params.frozen(&build)?;
         let optimiser = Adam::new(optimiser, &params)?;
         Ok(Net {
@@ -62,9 +62,9 @@ impl<M> Net<M> {
 
     /// Also returns a target network whose weights are a moving average of these; each optimiser
     /// step keeps `decay` of the average.
-    pub fn with_target(mut self, decay: f64, build: impl Fn(VarBuilder) -> Result<M>) -> Result<(Net<M>, M)> {
+    pub fn with_target(mut self, decay: f64, build: impl Fn(Variables) -> Result<M>) -> Result<(Net<M>, M)> {
         let target = Ema::of_steps(decay, &self.state.params)?;
-        let network = target.network(build)?;
+        let network = target.network(&self.state.params, build)?;
         self.state.target = Some(target);
         Ok((self, network))
     }

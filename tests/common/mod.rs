@@ -7,13 +7,14 @@
 pub mod drill;
 pub mod server;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use faer::Mat;
 use replicate::app::selftest::fixture;
 use replicate::experiment::Recipe;
 use replicate::experiment::run::{Runner, Settings};
 use replicate::measure::metrics::Features;
 use replicate::measure::metrics::frechet::Moments;
+use replicate::network::device::Compute;
 use replicate::network::params::Arrays;
 use replicate::store::Array;
 use replicate::train::watch::{Mode, Watch};
@@ -28,7 +29,7 @@ pub fn runner<'a>(store: &Path, recipe: Recipe, stop: &'a AtomicBool) -> Runner<
         store: store.into(),
         root: env!("CARGO_MANIFEST_DIR").into(),
         data: None,
-        device: Device::Cpu,
+        compute: Compute::CPU,
         from_scratch: false,
         microbatch: None,
         keep: false,

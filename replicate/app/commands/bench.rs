@@ -3,16 +3,16 @@
 use crate::app::bench::{Case, run, usual};
 use crate::error::{EXIT_GOOD, Result};
 use crate::experiment::plan::bytes;
-use candle_core::Device;
+use crate::network::device::Compute;
 use clap::ValueEnum;
 use std::collections::BTreeMap;
 
-pub fn bench(cases: &[Case], repeats: usize, rows: usize, device: &Device, json: bool) -> Result<i32> {
-    let cases = if cases.is_empty() { usual(device) } else { cases.to_vec() };
+pub fn bench(cases: &[Case], repeats: usize, rows: usize, compute: &Compute, json: bool) -> Result<i32> {
+    let cases = if cases.is_empty() { usual(&compute.device) } else { cases.to_vec() };
     let mut all = BTreeMap::new();
     for case in &cases {
         let name = case.to_possible_value().expect("no case is hidden").get_name().to_string();
-        let measured = run(*case, repeats, rows, device)?;
+        let measured = run(*case, repeats, rows, compute)?;
         if !json {
             let mut sorted = measured.seconds.clone();
             sorted.sort_by(f64::total_cmp);

@@ -10,10 +10,10 @@ use crate::experiment::{Initialization, Recipe, Row, all_rows};
 use crate::judge::golden::{Golden, TIME};
 use crate::judge::paper::{self, Kind};
 use crate::judge::sample::Sample;
+use crate::network::device::Compute;
 use crate::report::explain;
 use crate::report::tables::metric_names;
 use crate::store::Store;
-use candle_core::Device;
 use serde::Serialize;
 use serde_json::{Value as Json, json};
 use std::cell::OnceCell;
@@ -56,13 +56,13 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     }
     let root = root(place.root.as_deref())?;
     let mut runner = quiet(place, stop)?;
-    let device = runner.device().clone();
+    let compute = runner.compute().clone();
     let goldens = all_goldens(&root)?;
     let printed = paper::printed(&root.join("paper"))?;
     let probe = OnceCell::new();
     let mut rows = Vec::new();
     for cell in all_rows() {
-        rows.push(listed(&mut runner, place, &cell, &goldens, &printed, &device, &probe)?);
+        rows.push(listed(&mut runner, place, &cell, &goldens, &printed, &compute, &probe)?);
     }
     let changed = changed(&mut runner, place)?;
     if json {
@@ -106,7 +106,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         _ => println!("Of the {} rows of Table 1, {cited} are cited and not run.", first.len()),
     }
     for (start, cost) in pretrainings(runner.recipe(), &root)? {
-        let rate = *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN));
+        let rate = *probe.get_or_init(|| plan::probe(&compute).unwrap_or(f64::NAN));
         println!(
             "The first run from {start} also pre-trains it: ~{}, {}.",
             plan::duration(plan::seconds(&cost, rate)),
@@ -120,7 +120,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
         let seeds: Vec<String> = row.seeds_done.iter().map(u64::to_string).collect();
         println!("{:14} {:20} seeds {:10} {}", row.id, row.fd, seeds.join(","), row.changes);
     }
-    print_studies(&runner, place, &root, *probe.get_or_init(|| plan::probe(&device).unwrap_or(f64::NAN)))?;
+    print_studies(&runner, place, &root, *probe.get_or_init(|| plan::probe(&compute).unwrap_or(f64::NAN)))?;
     let store = Store::open(&place.store)?;
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for (_, manifest) in store.finished_entries()? {
@@ -209,7 +209,7 @@ fn listed(
     cell: &Row,
     goldens: &[Golden],
     printed: &[(String, paper::Fid)],
-    device: &Device,
+    compute: &Compute,
     probe: &OnceCell<f64>,
 ) -> Result<Listed> {
     let scale = runner.recipe().scale.name();
@@ -229,7 +229,7 @@ fn listed(
         (Some(seconds), _) => seconds,
         (None, Some(rate)) => plan::seconds(&cost, *rate),
         (None, None) => {
-            let rate = plan::probe(device)?;
+            let rate = plan::probe(compute)?;
             plan::seconds(&cost, *probe.get_or_init(|| rate))
         }
     };

@@ -204,7 +204,7 @@ fn settings(place: &Place, from_scratch: bool) -> Result<Settings> {
         store: place.store.clone(),
         root: root(place.root.as_deref())?,
         data: place.data.clone(),
-        device: device::open(&place.device)?,
+        compute: device::open(&place.device)?,
         from_scratch,
         microbatch: None,
         keep: false,

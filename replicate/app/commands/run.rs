@@ -147,7 +147,7 @@ fn experiment(
     let mut settings = settings(&Place { device: device.into(), ..place.clone() }, arguments.from_scratch)?;
     settings.keep = arguments.keep;
     settings.microbatch = microbatch.map(|images| images as usize);
-    if microbatch.is_some() && settings.device.is_cpu() {
+    if microbatch.is_some() && settings.compute.device.is_cpu() {
         return Err(Error::Usage(
             "--microbatch is for GPUs: a CPU takes whole batches, so that a seed gives the same bytes".into(),
         ));
@@ -165,7 +165,7 @@ fn experiment(
     }
     let scale = runner.recipe().scale;
     let large = matches!(scale, Scale::Small | Scale::Paper);
-    if large && !arguments.stored && runner.device().is_cpu() && arguments.until.is_none() {
+    if large && !arguments.stored && runner.compute().device.is_cpu() && arguments.until.is_none() {
         say(&format!("--scale {scale} needs a GPU; --dry-run estimates how long it takes on this machine"));
     }
     if !arguments.stored {
@@ -244,7 +244,8 @@ fn experiment(
 fn smaller(runner: &Runner, row: &Row) -> Option<usize> {
     let (recipe, tried) = (runner.recipe(), runner.recipe_in_memory(row).budget.batch);
     let least = plan::smallest_microbatch(recipe, row);
-    let fits = machine::total_memory(runner.device()).and_then(|bytes| plan::fitting(recipe, row, bytes));
+    let fits =
+        machine::total_memory(&runner.compute().device).and_then(|bytes| plan::fitting(recipe, row, bytes));
     (tried > least).then(|| fits.unwrap_or(1).min(tried.div_ceil(2)).max(least))
 }
 

@@ -8,7 +8,7 @@ use crate::experiment::run::{Samples, determinism};
 use crate::experiment::{Recipe, Row, Scale, all_rows};
 use crate::method::one_step::OneStep;
 use crate::method::{InitialWeights, Setup, Spec};
-use crate::network::device;
+use crate::network::device::{self, Compute};
 use crate::network::params::{Arrays, outline};
 use crate::network::unet::{Config, Denoiser, recognise};
 use crate::settings::Settings;
@@ -47,10 +47,10 @@ pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
         (None, Some(row)) => *row,
         (None, None) => sampler(DEFAULT)?,
     };
-    let device = device::open(&options.place.device)?;
+    let compute = device::open(&options.place.device)?;
     let (samples, mut record) = match &row {
         Some(row) => of_row(row, &sampler, options, stop)?,
-        None => of_file(path, &sampler, options, &device)?,
+        None => of_file(path, &sampler, options, &compute)?,
     };
     let numbers = &options.seeds;
     record += &format!(
@@ -62,7 +62,7 @@ pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
         options.seed,
         numbers.start,
         numbers.end - 1,
-        determinism(&device),
+        determinism(&compute),
         env!("CODE_DIGEST")
     );
     let mut collecting = Collecting::begin(&options.out, &record, samples.size(), numbers.clone())?;
@@ -131,12 +131,7 @@ fn of_row(row: &Row, sampler: &Row, options: &Sampling, stop: &AtomicBool) -> Re
     Ok((samples, settings(sampler, &recipe, &recipe.network)))
 }
 
-fn of_file(
-    path: &Path,
-    sampler: &Row,
-    options: &Sampling,
-    device: &candle_core::Device,
-) -> Result<(Samples, String)> {
+fn of_file(path: &Path, sampler: &Row, options: &Sampling, compute: &Compute) -> Result<(Samples, String)> {
     if options.place.data.is_some() {
         return Err(Error::Usage("--data is for a row of the tables".into()));
     }
@@ -147,12 +142,12 @@ fn of_file(
         network: &config,
         initial: InitialWeights { row: Some(&weights), ..InitialWeights::default() },
         cell: "",
-        ..recipe.setup(device, sampler, &[], "")
+        ..recipe.setup(compute, sampler, &[], "")
     };
     let Spec { sampler: build, .. } = sampler.method;
     let built =
         build(&setup, &weights).map_err(|e| not_of(e.into(), &path.display().to_string(), sampler))?;
-    let samples = Samples::new(built, &config, device, options.seed, sha256);
+    let samples = Samples::new(built, &config, &compute.device, options.seed, sha256);
     Ok((samples, settings(sampler, &recipe, &config)))
 }
 

@@ -22,7 +22,7 @@ use candle_core::Device;
 use std::sync::atomic::AtomicBool;
 
 pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
-    let device = crate::network::device::open(&options.place.device)?;
+    let device = crate::network::device::open(&options.place.device)?.device;
     let mut remarks = Remarks::default();
     let images = Side::images(options, &mut remarks, stop)?;
     let reference = match &options.reference {

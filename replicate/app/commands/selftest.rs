@@ -25,11 +25,11 @@ impl Drop for Scratch {
 }
 
 pub fn selftest(name: &str, reduced: bool, root: &Path, json: bool) -> Result<i32> {
-    let device = device::open(name)?;
+    let compute = device::open(name)?;
     let scratch = Scratch::new()?;
     // The full test would take days on a CPU.
-    let reduced = reduced || device.is_cpu();
-    let report = selftest::run(&device, reduced, root, &scratch.0, |part| say(&format!("{part} ...")));
+    let reduced = reduced || compute.device.is_cpu();
+    let report = selftest::run(&compute, reduced, root, &scratch.0, |part| say(&format!("{part} ...")));
     match json {
         true => println!("{}", serde_json::to_string_pretty(&report).expect("strings and numbers")),
         false => print(&report),

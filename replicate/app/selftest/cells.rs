@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::experiment::run::{Outcome, Runner, Settings, WEIGHTS};
 use crate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
 use crate::judge::golden::{self, Comparison, Golden, Status, read_golden};
+use crate::network::device::Compute;
 use crate::store::read_safetensors;
 use crate::train::watch::{Mode, Watch};
 use candle_core::Device;
@@ -29,7 +30,8 @@ const MOST_STOPS: usize = 5_000;
 
 /// # Errors
 /// Those of the cell.
-pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Result<Vec<Check>> {
+pub fn checks(compute: &Compute, reduced: bool, root: &Path, scratch: &Path) -> Result<Vec<Check>> {
+    let device = &compute.device;
     let scale = if reduced { Scale::Smoke } else { Scale::Mini };
     let run_at = |scale: Scale, name: &str, stop: bool| {
         let flag = AtomicBool::new(stop);
@@ -37,7 +39,7 @@ pub fn checks(device: &Device, reduced: bool, root: &Path, scratch: &Path) -> Re
             store: scratch.join(name),
             root: PathBuf::from(root),
             data: None,
-            device: device.clone(),
+            compute: compute.clone(),
             from_scratch: false,
             microbatch: None,
             keep: false,

@@ -1,5 +1,6 @@
 //! Expected outputs of the reference implementations, and networks with weights from a formula.
 
+use crate::network::device::Compute;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Denoiser};
 use crate::store::Array;
@@ -136,10 +137,10 @@ pub(super) fn filled_array(name: &str, shape: &[usize], unit: Unit) -> Array {
 
 /// # Errors
 /// Those of the device.
-pub fn filled_denoiser(config: &Config, device: &Device, unit: Unit) -> Result<(Params, Denoiser)> {
+pub fn filled_denoiser(config: &Config, compute: &Compute, unit: Unit) -> Result<(Params, Denoiser)> {
     let none = Arrays::new();
     let source = Source { given: &none, drawn: &[""], cell: "parity" };
-    let (params, model) = Params::build(device, &source, |vb| Denoiser::new(config, vb))?;
+    let (params, model) = Params::build(compute, &source, |vb| Denoiser::new(config, vb))?;
     params.assign(&filled(&params, unit))?;
     Ok((params, model))
 }

@@ -9,9 +9,7 @@ mod speed;
 pub mod steps;
 
 use crate::error::{Error, Result};
-use crate::network;
-use crate::network::{activations, device};
-use candle_core::{DType, Device};
+use crate::network::device::{self, Compute};
 use serde::Serialize;
 use std::path::Path;
 
@@ -30,19 +28,19 @@ impl Tolerance {
     /// Float32 rounding alone stays below 1e-4 on a CPU; a GPU sums in another order. With every
     /// activation and its gradient rounded to bfloat16 on a CPU, the errors were at most 1.2e-2,
     /// 3.4e-2 and, for DiJS, 2.4e-1.
-    pub fn on(device: &Device) -> Tolerance {
-        match activations(device) {
-            DType::BF16 => Tolerance { outputs: 3e-2, gradients: 1e-1, steps: 5e-1 },
-            _ if device.is_cpu() => Tolerance { outputs: 1e-4, gradients: 1e-4, steps: 1e-3 },
+    pub fn on(compute: &Compute) -> Tolerance {
+        match compute.bfloat16() {
+            true => Tolerance { outputs: 3e-2, gradients: 1e-1, steps: 5e-1 },
+            _ if compute.device.is_cpu() => Tolerance { outputs: 1e-4, gradients: 1e-4, steps: 1e-3 },
             _ => Tolerance { outputs: 1e-3, gradients: 1e-3, steps: 1e-3 },
         }
     }
 
     /// For one operation. Rounding a convolution's float32 inputs to TF32 gives an error of 3e-4.
-    pub fn of_operations(device: &Device) -> Tolerance {
-        match activations(device) {
-            DType::BF16 => Tolerance::on(device),
-            _ => Tolerance { outputs: 1e-5, gradients: 1e-5, steps: 0.0 },
+    pub fn of_operations(compute: &Compute) -> Tolerance {
+        match compute.bfloat16() {
+            true => Tolerance::on(compute),
+            false => Tolerance { outputs: 1e-5, gradients: 1e-5, steps: 0.0 },
         }
     }
 }
@@ -99,51 +97,40 @@ fn part(name: &str, checks: Result<Vec<Check>>) -> Vec<Check> {
     checks.unwrap_or_else(|error| vec![Check::failed(name.into(), &error)])
 }
 
-/// Runs `f` with activations in bfloat16.
-fn in_bfloat16<R>(f: impl FnOnce() -> R) -> R {
-    network::use_bfloat16(true);
-    let done = f();
-    network::use_bfloat16(false);
-    done
-}
-
-/// Runs every part on `device` and calls `tell` before each. `root` is the repository, `scratch` an
-/// empty directory for the training. A part with an error becomes a failed check.
+/// Runs every part on the device of `compute`, in float32, and some in bfloat16 if it multiplies
+/// that. Calls `tell` before each. `root` is the repository, `scratch` an empty directory for the
+/// training. A part with an error becomes a failed check.
 pub fn run(
-    device: &Device,
+    compute: &Compute,
     reduced: bool,
     root: &Path,
     scratch: &Path,
     mut tell: impl FnMut(&str),
 ) -> Report {
-    network::use_bfloat16(false);
+    let (compute, half, device) = (&compute.in_float32(), compute.in_bfloat16(), &compute.device);
     tell("agreement with the reference implementations");
-    let mut checks = part("operations", operations::checks(device));
-    checks.extend(part("updates", operations::updates(device)));
+    let mut checks = part("operations", operations::checks(compute));
+    checks.extend(part("updates", operations::updates(compute)));
     if !device.is_cpu() {
         checks.extend(part("noise", operations::noise(device)));
     }
-    checks.extend(parity::checks(device, reduced));
-    let bfloat16 = device::multiplies_bfloat16(device);
-    if bfloat16 {
-        checks.extend(in_bfloat16(|| {
-            let mut checks = part("operations, bf16", operations::checks(device));
-            checks.extend(part("rounding, bf16", operations::rounding(device)));
-            checks.extend(parity::bfloat16_checks(device, reduced));
-            checks
-        }));
+    checks.extend(parity::checks(compute, reduced));
+    if let Some(half) = &half {
+        checks.extend(part("operations, bf16", operations::checks(half)));
+        checks.extend(part("rounding, bf16", operations::rounding(device)));
+        checks.extend(parity::bfloat16_checks(half, reduced));
     }
     tell("one cell: golden values, the same again, stopped and resumed");
-    checks.extend(part("one cell", cells::checks(device, reduced, root, scratch)));
+    checks.extend(part("one cell", cells::checks(compute, reduced, root, scratch)));
     tell("speed and memory");
     let mut rates = Vec::new();
     let mut timed = |name: &str, found: Result<Vec<Rate>>| match found {
         Ok(found) => rates.extend(found),
         Err(error) => checks.extend(part(name, Err(error))),
     };
-    timed("speed", speed::rates(device, reduced));
-    if bfloat16 && !reduced {
-        timed("speed, bf16", in_bfloat16(|| speed::bfloat16_rates(device)));
+    timed("speed", speed::rates(compute, reduced));
+    if let Some(half) = half.filter(|_| !reduced) {
+        timed("speed, bf16", speed::bfloat16_rates(&half));
     }
     Report { device: device::describe(device), reduced, checks, rates }
 }

@@ -5,9 +5,10 @@ use super::fixture::relative_error;
 use super::{Check, Tolerance};
 use crate::error::Result;
 use crate::network;
+use crate::network::device::Compute;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::reference;
-use crate::network::{Norm, Ops, Param, Plus, Walk};
+use crate::network::{Norm, Ops, Param, Parameters, Plus, Variables, Walk};
 use crate::rng::Stream;
 use crate::train::adam::{Adam, AdamConfig, Ema};
 use candle_core::{DType, Device, Tensor, Var};
@@ -148,7 +149,8 @@ fn normals(name: &str, shape: &[usize]) -> Vec<f32> {
 
 /// Returns the operation's output, and the gradients of its input and parameters, all in float32.
 /// With `composed` it uses candle's own composition.
-fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool) -> Result<Vec<Vec<f32>>> {
+fn evaluate(operation: Operation, batch: Batch, compute: &Compute, composed: bool) -> Result<Vec<Vec<f32>>> {
+    let device = &compute.device;
     let shapes = std::iter::once(batch.shape.to_vec()).chain(operation.parameters(batch));
     let variable = |(i, shape): (usize, Vec<usize>)| {
         // Weights with a scale that keeps outputs as large as inputs.
@@ -163,8 +165,8 @@ fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool)
     let rows = Tensor::from_vec(normals("rows", &[batch.shape[0], 5]), (batch.shape[0], 5), device)?;
     let (given, tried) = ([x, &rows], Tried(operation, batch));
     let mut y = match composed {
-        true => reference::apply(&parameters, &given, DType::F32, |ops, inputs| tried.walk(ops, inputs))?,
-        false => network::forward(&parameters, &given, network::activations(device), &tried)?,
+        true => reference::apply(&parameters, &given, |ops, inputs| tried.walk(ops, inputs))?,
+        false => network::forward(&Parameters::new(parameters, compute.maps()), &given, &tried)?,
     };
     let y = y.remove(0);
     let weights = Tensor::from_vec(normals("weights", y.dims()), y.shape(), device)?;
@@ -180,15 +182,15 @@ fn evaluate(operation: Operation, batch: Batch, device: &Device, composed: bool)
 
 /// # Errors
 /// Those of the device. A difference is not an error.
-pub fn checks(device: &Device) -> Result<Vec<Check>> {
-    let tolerance = Tolerance::of_operations(device);
-    let precision = if network::activations(device) == DType::BF16 { ", bf16" } else { "" };
+pub fn checks(compute: &Compute) -> Result<Vec<Check>> {
+    let tolerance = Tolerance::of_operations(compute);
+    let precision = if compute.bfloat16() { ", bf16" } else { "" };
     let mut checks = Vec::new();
     for (name, operation) in ALL {
         let (mut output, mut gradients) = (0f64, 0f64);
         let compared = BATCHES.iter().try_for_each(|batch| -> Result<()> {
-            let expected = evaluate(operation, *batch, &Device::Cpu, true)?;
-            let found = evaluate(operation, *batch, device, false)?;
+            let expected = evaluate(operation, *batch, &Compute::CPU, true)?;
+            let found = evaluate(operation, *batch, compute, false)?;
             let mut errors = found.iter().zip(&expected).map(|(a, b)| relative_error(a, b));
             output = output.max(errors.next().expect("an output"));
             gradients = errors.fold(gradients, f64::max);
@@ -212,18 +214,18 @@ pub fn checks(device: &Device) -> Result<Vec<Check>> {
 ///
 /// # Errors
 /// As [`checks`].
-pub fn updates(device: &Device) -> Result<Vec<Check>> {
+pub fn updates(compute: &Compute) -> Result<Vec<Check>> {
     const SIZES: [(&str, usize); 3] = [("a", 5), ("b", 3000), ("c", 3)];
     const CONFIG: AdamConfig = AdamConfig { beta1: 0.5, beta2: 0.999, eps: 1e-8, rectified: false };
     const LR: f64 = 0.1;
     const HALF_LIFE: u64 = 40;
     const BATCH: usize = 8;
-    let network = |vb: candle_nn::VarBuilder| {
+    let network = |vb: Variables| {
         let init = candle_nn::Init::Uniform { lo: -1.0, up: 1.0 };
-        SIZES.iter().try_for_each(|(name, n)| vb.get_with_hints(*n, name, init).map(drop))
+        SIZES.iter().try_for_each(|(name, n)| vb.get(*n, name, init).map(drop))
     };
     let source = Source { given: &Arrays::new(), drawn: &[""], cell: "self-test" };
-    let (params, ()) = Params::build(device, &source, network)?;
+    let (params, ()) = Params::build(compute, &source, network)?;
     let flat = |arrays: Arrays| arrays.into_values().flat_map(|array| array.data).collect::<Vec<f32>>();
     let mut weights: Vec<f64> = flat(params.arrays()?).iter().map(|w| f64::from(*w)).collect();
     let (mut first, mut second) = (vec![0f64; weights.len()], vec![0f64; weights.len()]);
@@ -231,10 +233,10 @@ pub fn updates(device: &Device) -> Result<Vec<Check>> {
     let (mut adam, mut ema) = (Adam::new(CONFIG, &params)?, Ema::new(HALF_LIFE, &params)?);
     for step in 1..=5 {
         let slopes = Stream::new("self-test", "slopes").normals(step, weights.len());
-        let (mut loss, mut at) = (Tensor::zeros((), DType::F32, device)?, 0);
+        let (mut loss, mut at) = (Tensor::zeros((), DType::F32, &compute.device)?, 0);
         for (_, var) in params.iter() {
             let n = var.elem_count();
-            let slope = Tensor::from_slice(&slopes[at..at + n], var.shape(), device)?;
+            let slope = Tensor::from_slice(&slopes[at..at + n], var.shape(), &compute.device)?;
             (loss, at) = ((loss + (var.as_tensor() * slope)?.sum_all()?)?, at + n);
         }
         adam.update(&params, &network::gradients(&loss)?, LR)?;

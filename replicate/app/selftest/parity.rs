@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::measure::inception::DEPTHS;
 use crate::method::FULL_INITIALIZATION;
 use crate::method::sampler::edm::{HeunSettings, heun};
+use crate::network::device::Compute;
 use crate::network::gradients;
 use crate::network::unet::Config;
 use crate::settings::{Scale, Settings};
@@ -25,36 +26,36 @@ const AUGMENT: &[u8] = include_bytes!("../../../tests/parity/edm-augment.npz");
 const INCEPTION: &[u8] = include_bytes!("../../../tests/parity/inception.npz");
 
 /// Runs every comparison; `reduced` omits the network with 55.7 M parameters.
-pub fn checks(device: &Device, reduced: bool) -> Vec<Check> {
-    let mut checks = part("U-Net, tiny", unet("U-Net, tiny", TINY, &tiny(), device));
+pub fn checks(compute: &Compute, reduced: bool) -> Vec<Check> {
+    let mut checks = part("U-Net, tiny", unet("U-Net, tiny", TINY, &tiny(), compute));
     if !reduced {
-        checks.extend(part("U-Net, DDPM++", unet("U-Net, DDPM++", CIFAR10, &Config::cifar10(), device)));
+        checks.extend(part("U-Net, DDPM++", unet("U-Net, DDPM++", CIFAR10, &Config::cifar10(), compute)));
     }
-    checks.extend(part("sampler", sampler(device)));
-    checks.extend(part("Inception-v3", inception(device)));
-    checks.extend(part("augmentation", augmentation(device)));
-    checks.extend(CASES.iter().flat_map(|case| steps::checks(case, device)));
+    checks.extend(part("sampler", sampler(compute)));
+    checks.extend(part("Inception-v3", inception(compute)));
+    checks.extend(part("augmentation", augmentation(&compute.device)));
+    checks.extend(CASES.iter().flat_map(|case| steps::checks(case, compute)));
     checks
 }
 
 /// Compares the U-Net and five steps of DiJS with activations in bfloat16.
-pub fn bfloat16_checks(device: &Device, reduced: bool) -> Vec<Check> {
-    let unet = |name: &str, npz, config: Config| part(name, unet(name, npz, &config, device));
+pub fn bfloat16_checks(compute: &Compute, reduced: bool) -> Vec<Check> {
+    let unet = |name: &str, npz, config: Config| part(name, unet(name, npz, &config, compute));
     let mut checks = unet("U-Net, tiny, bf16", TINY, tiny());
     if !reduced {
         checks.extend(unet("U-Net, DDPM++, bf16", CIFAR10, Config::cifar10()));
     }
     let dijs = CASES.iter().filter(|case| case.row == FULL_INITIALIZATION.id);
-    checks.extend(dijs.flat_map(|case| steps::checks(case, device)));
+    checks.extend(dijs.flat_map(|case| steps::checks(case, compute)));
     checks
 }
 
 /// Compares the output, with and without an augmentation label, and the gradient of every
 /// parameter.
-fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<Check>> {
+fn unet(name: &str, npz: &[u8], config: &Config, compute: &Compute) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(npz)?;
-    let (params, model) = filled_denoiser(config, device, &unit)?;
-    let x = fixture.get("x")?.to_device(device)?;
+    let (params, model) = filled_denoiser(config, compute, &unit)?;
+    let x = fixture.get("x")?.to_device(&compute.device)?;
     let labels = fixture.f32("augment_labels")?;
     let sigma = fixture.f32("sigma")?;
     let plain = model.forward(&x, &sigma)?;
@@ -63,7 +64,7 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
         .max(relative_error(&flat(&with_labels)?, &fixture.f32("denoised_augmented")?));
 
     let image: Vec<f32> = unit("input.image", x.elem_count()).into_iter().map(|u| 0.8 * u).collect();
-    let image = Tensor::from_vec(image, x.shape(), device)?;
+    let image = Tensor::from_vec(image, x.shape(), &compute.device)?;
     let loss = (&with_labels - image)?.sqr()?.mean_all()?;
     let grads = gradients(&loss)?;
     let mut worst = 0f64;
@@ -78,7 +79,7 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
             worst = worst.max(relative_error(&gradient, &whole));
         }
     }
-    let tolerance = Tolerance::on(device);
+    let tolerance = Tolerance::on(compute);
     let gradients = format!("{name}: norms of {} gradients", params.iter().count());
     Ok(vec![
         Check::error(format!("{name}: denoised images"), output, tolerance.outputs),
@@ -86,18 +87,21 @@ fn unet(name: &str, npz: &[u8], config: &Config, device: &Device) -> Result<Vec<
     ])
 }
 
-fn sampler(device: &Device) -> Result<Vec<Check>> {
+fn sampler(compute: &Compute) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(SAMPLER)?;
-    let (_, model) = filled_denoiser(&tiny(), device, &unit)?;
-    let images =
-        heun(&model, &fixture.get("latents")?.to_device(device)?, HeunSettings::at(Scale::Paper).steps)?;
+    let (_, model) = filled_denoiser(&tiny(), compute, &unit)?;
+    let images = heun(
+        &model,
+        &fixture.get("latents")?.to_device(&compute.device)?,
+        HeunSettings::at(Scale::Paper).steps,
+    )?;
     let error = relative_error(&flat(&images)?, &fixture.f32("images")?);
-    Ok(vec![Check::error("sampler: images after 35 calls".into(), error, Tolerance::on(device).outputs)])
+    Ok(vec![Check::error("sampler: images after 35 calls".into(), error, Tolerance::on(compute).outputs)])
 }
 
-fn inception(device: &Device) -> Result<Vec<Check>> {
+fn inception(compute: &Compute) -> Result<Vec<Check>> {
     let fixture = Fixture::parse(INCEPTION)?;
-    let network = filled_inception(device, |name, shape| {
+    let network = filled_inception(&compute.device, |name, shape| {
         unit(name, shape.iter().product()).into_iter().map(inception_value(name, shape)).collect()
     })?;
     let pixels = fixture.get("images_uint8")?.flatten_all()?.to_vec1()?;
@@ -109,7 +113,7 @@ fn inception(device: &Device) -> Result<Vec<Check>> {
     }
     let unbiased = relative_error(&probe.logits_unbiased.rows, &fixture.f32("features/logits_unbiased")?);
     let logits = relative_error(&probe.logits.rows, &fixture.f32("features/logits")?);
-    let tolerance = Tolerance::on(device).outputs;
+    let tolerance = Tolerance::on(compute).outputs;
     Ok(vec![
         Check::error("Inception-v3: features at four depths".into(), features, tolerance),
         Check::error("Inception-v3: logits".into(), unbiased.max(logits), tolerance),

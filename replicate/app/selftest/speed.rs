@@ -2,7 +2,7 @@
 
 use crate::app::bench::{self, Case, IMAGES};
 use crate::error::Result;
-use candle_core::Device;
+use crate::network::device::Compute;
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -20,28 +20,28 @@ pub struct Rate {
 
 /// # Errors
 /// Those of the networks.
-pub fn rates(device: &Device, reduced: bool) -> Result<Vec<Rate>> {
+pub fn rates(compute: &Compute, reduced: bool) -> Result<Vec<Rate>> {
     let (cases, repeats): (&[Case], usize) = match reduced {
         true => (&[Case::OneStep, Case::Dsm], 3),
         false => (&[Case::OneStep, Case::Dsm, Case::PaperStep, Case::Heun, Case::Fid], 9),
     };
-    measured(cases, repeats, "", device)
+    measured(cases, repeats, "", compute)
 }
 
 /// Times the paper scale's parts while activations are bfloat16.
 ///
 /// # Errors
 /// As [`rates`].
-pub fn bfloat16_rates(device: &Device) -> Result<Vec<Rate>> {
-    measured(&[Case::PaperStep, Case::Heun, Case::Fid], 9, ", bf16", device)
+pub fn bfloat16_rates(compute: &Compute) -> Result<Vec<Rate>> {
+    measured(&[Case::PaperStep, Case::Heun, Case::Fid], 9, ", bf16", compute)
 }
 
-fn measured(cases: &[Case], repeats: usize, precision: &str, device: &Device) -> Result<Vec<Rate>> {
+fn measured(cases: &[Case], repeats: usize, precision: &str, compute: &Compute) -> Result<Vec<Rate>> {
     cases
         .iter()
         .map(|case| {
             let measured =
-                bench::run(*case, if *case == Case::Fid { 1 } else { repeats }, bench::ROWS, device)?;
+                bench::run(*case, if *case == Case::Fid { 1 } else { repeats }, bench::ROWS, compute)?;
             let mut seconds = measured.seconds;
             seconds.sort_by(f64::total_cmp);
             let median = seconds[seconds.len() / 2];

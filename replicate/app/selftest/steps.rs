@@ -9,7 +9,7 @@ use crate::experiment::{Recipe, Scale};
 use crate::method::consistency::{ctm, jump};
 use crate::method::noise::karras_level;
 use crate::method::{Setup, all_rows};
-use crate::network::activations;
+use crate::network::device::Compute;
 use crate::network::params::Arrays;
 use crate::network::unet::Denoiser;
 use crate::train::batch::Given;
@@ -221,14 +221,14 @@ pub const CASES: &[Case] = &[
 
 /// Images along BCM's path up to level 80.
 fn inverted(setup: &Setup, state: &Arrays, case: &Case, unit: Unit) -> Result<Tensor> {
-    let net = Denoiser::load(setup.network, &strip(state, "generator.weights."), setup.device)?;
-    let images = case.values(Image("final.image"), 0, setup.device, unit)?;
+    let net = Denoiser::load(setup.network, &strip(state, "generator.weights."), setup.compute)?;
+    let images = case.values(Image("final.image"), 0, &setup.compute.device, unit)?;
     Ok(jump(&net, &images, &[0.002; BATCH], &[80.0; BATCH], None)?)
 }
 
 /// Samples of CTM's averaged network, which makes the outer jumps.
 fn of_target(setup: &Setup, state: &Arrays, case: &Case, unit: Unit) -> Result<Tensor> {
-    let z = case.values(Normal("final.z"), 0, setup.device, unit)?;
+    let z = case.values(Normal("final.z"), 0, &setup.compute.device, unit)?;
     Ok((ctm::SPEC.sampler)(setup, &strip(state, "generator.target."))?.sample(&z)?)
 }
 
@@ -240,13 +240,13 @@ impl Case {
     ///
     /// # Errors
     /// Those of the device.
-    pub fn checks(&self, fixture: &Fixture, device: &Device, unit: Unit) -> Result<Vec<Check>> {
+    pub fn checks(&self, fixture: &Fixture, compute: &Compute, unit: Unit) -> Result<Vec<Check>> {
         let recipe = self.recipe()?;
-        let (params, _) = filled_denoiser(&recipe.network, device, unit)?;
+        let (params, _) = filled_denoiser(&recipe.network, compute, unit)?;
         let weights = filled(&params, unit);
         let row = all_rows().find(|row| row.id == self.row).expect("a row of the registry");
         let start = [(row.start, weights)];
-        let setup = recipe.setup(device, &row, &start, "parity");
+        let setup = recipe.setup(compute, &row, &start, "parity");
         let training = row.method.training.as_ref().expect("a row that is trained");
         let mut method = (training.build)(&setup)?;
         let mut first = state(&mut *method)?;
@@ -267,7 +267,7 @@ impl Case {
         let mut losses = vec![Vec::new(); columns.len()];
         let mut gradients = 0f64;
         for (k, step) in self.steps.iter().enumerate() {
-            let values = method.step(&self.given(k, device, unit)?.batch(*step, BATCH))?;
+            let values = method.step(&self.given(k, &compute.device, unit)?.batch(*step, BATCH))?;
             for (losses, value) in losses.iter_mut().zip(values) {
                 losses.push(value.to_scalar::<f32>()?);
             }
@@ -280,7 +280,7 @@ impl Case {
             worst = worst.max(relative_error(&losses[i], &expected(columns[i])?));
         }
         let trained = strip(&state(&mut *method)?, "generator.weights.");
-        let z = self.values(Normal("final.z"), 0, device, unit)?;
+        let z = self.values(Normal("final.z"), 0, &compute.device, unit)?;
         let samples = flat(&(row.method.sampler)(&setup, &trained)?.sample(&z)?)?;
         let mut samples = relative_error(&samples, &expected("samples_after")?);
         for (array, after) in self.others {
@@ -288,10 +288,10 @@ impl Case {
             samples = samples.max(relative_error(&found, &expected(array)?));
         }
 
-        let rounded = activations(device) == DType::BF16;
+        let rounded = compute.bfloat16();
         let check = |what: &str, error: f64, on_cpu: f64| {
-            let elsewhere = Tolerance::on(device).steps.max(on_cpu);
-            let tolerance = if device.is_cpu() && !rounded { on_cpu } else { elsewhere };
+            let elsewhere = Tolerance::on(compute).steps.max(on_cpu);
+            let tolerance = if compute.device.is_cpu() && !rounded { on_cpu } else { elsewhere };
             let rounded = if rounded { ", bf16" } else { "" };
             Check::error(format!("{} ({}){rounded}: {what}", self.row, self.group), error, tolerance)
         };
@@ -382,8 +382,9 @@ impl Case {
 }
 
 /// Runs all checks of a case with its embedded fixture.
-pub fn checks(case: &Case, device: &Device) -> Vec<Check> {
-    let found =
-        Fixture::parse(case.npz).map_err(Into::into).and_then(|fixture| case.checks(&fixture, device, &unit));
+pub fn checks(case: &Case, compute: &Compute) -> Vec<Check> {
+    let found = Fixture::parse(case.npz)
+        .map_err(Into::into)
+        .and_then(|fixture| case.checks(&fixture, compute, &unit));
     part(&format!("first steps of {} ({})", case.row, case.group), found)
 }

@@ -140,7 +140,7 @@ impl Runner<'_> {
             inputs,
             parents,
             licences,
-            provenance: provenance(started.elapsed(), &self.settings.device),
+            provenance: provenance(started.elapsed(), &self.settings.compute.device),
             ..Manifest::default()
         };
         let names: Vec<&str> = outputs.names.iter().map(String::as_str).collect();

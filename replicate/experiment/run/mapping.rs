@@ -58,7 +58,7 @@ impl Runner<'_> {
 
     fn compare(&mut self, lock: &Lock, ours: &Outcome, theirs: &Outcome) -> Result<Outputs> {
         let seed = ours.seed;
-        let (config, device) = (self.recipe.network.clone(), self.settings.device.clone());
+        let (config, device) = (self.recipe.network.clone(), self.settings.compute.device.clone());
         let mut maps = Vec::new();
         for outcome in [ours, theirs] {
             let row = &outcome.row;

@@ -24,11 +24,10 @@ use crate::error::{Result, shown_path};
 use crate::experiment::plan::smallest_microbatch;
 use crate::experiment::{Data, Recipe, Row, all_rows};
 use crate::measure::evaluate::Evaluator;
-use crate::network::device::Named;
+use crate::network::device::{Compute, Named};
 use crate::network::params::Arrays;
 use crate::store::{Finished, Manifest, Store, slug};
 use crate::train::watch::{Watch, say};
-use candle_core::Device;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -49,7 +48,7 @@ pub struct Settings {
     pub root: PathBuf,
     /// CIFAR files for the scales that read them; `None` for fetched files.
     pub data: Option<PathBuf>,
-    pub device: Device,
+    pub compute: Compute,
     /// Retrains the weights that ship with the repository.
     pub from_scratch: bool,
     /// Largest microbatch on a GPU that cannot hold a whole batch. A CPU takes whole batches,
@@ -81,7 +80,7 @@ impl<'a> Runner<'a> {
     pub fn new(settings: Settings, recipe: Recipe, watch: Watch, stop: &'a AtomicBool) -> Result<Runner<'a>> {
         let store = Store::open(&settings.store)?;
         Ok(Runner {
-            class: determinism(&settings.device),
+            class: determinism(&settings.compute),
             settings,
             recipe,
             store,
@@ -109,8 +108,8 @@ impl<'a> Runner<'a> {
         Ok(self)
     }
 
-    pub fn device(&self) -> &Device {
-        &self.settings.device
+    pub fn compute(&self) -> &Compute {
+        &self.settings.compute
     }
 
     /// Returns the recipe with the row's microbatches in place of batches, for estimates of memory.

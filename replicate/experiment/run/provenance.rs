@@ -1,9 +1,8 @@
 //! The provenance of a result: program, machine and date.
 
-use crate::network::activations;
-use crate::network::device::driver;
+use crate::network::device::{Compute, driver};
 use crate::store::Provenance;
-use candle_core::{DType, Device};
+use candle_core::Device;
 use std::time::{Duration, SystemTime};
 
 pub(super) fn provenance(wall: Duration, device: &Device) -> Provenance {
@@ -67,8 +66,8 @@ pub fn now() -> String {
 /// with AVX2 and FMA and any number of threads. Our kernels give the same bits everywhere, but
 /// candle's sums, the platform's `exp` and the linear algebra of the metrics depend on the machine.
 /// A GPU is not proven to repeat its results, so they are compared statistically.
-pub fn determinism(device: &Device) -> &'static str {
-    class(device.is_cpu(), activations(device) == DType::BF16)
+pub fn determinism(compute: &Compute) -> &'static str {
+    class(compute.device.is_cpu(), compute.bfloat16())
 }
 
 pub(super) fn class(cpu: bool, bfloat16: bool) -> &'static str {

@@ -281,9 +281,9 @@ impl Runner<'_> {
         self.prepare_evaluator()?;
         // Images during the training are sampled by its own recipe as well, because they are stored
         // with its weights.
-        let (recipe, device) = (self.recipe.of_weights(), &self.settings.device);
+        let (recipe, device) = (self.recipe.of_weights(), &self.settings.compute.device);
         let cell = self.streams(seed);
-        let mut setup = recipe.setup(device, row, &start, &cell);
+        let mut setup = recipe.setup(&self.settings.compute, row, &start, &cell);
         setup.initial.generator = generator.as_ref().or(setup.initial.generator);
         let training = row.method.training.as_ref().expect("the row has a training");
         let mut method = (training.build)(&setup)?;
@@ -326,7 +326,7 @@ impl Runner<'_> {
         self.prepare_evaluator()?;
         let sampler = self.sampler(row, seed, &start, weights)?;
         let label = lock.label().to_string();
-        let (recipe, device) = (&self.recipe, &self.settings.device);
+        let (recipe, device) = (&self.recipe, &self.settings.compute.device);
         let (stop, watch) = (self.stop, &mut self.watch);
         let sample = |z: &Tensor| {
             if stop.load(Ordering::Relaxed) {
@@ -404,6 +404,6 @@ impl Runner<'_> {
         start: &'s [(Initialization, Arrays)],
         cell: &'s str,
     ) -> Setup<'s> {
-        self.recipe.setup(&self.settings.device, row, start, cell)
+        self.recipe.setup(&self.settings.compute, row, start, cell)
     }
 }

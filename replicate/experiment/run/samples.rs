@@ -96,6 +96,6 @@ impl Runner<'_> {
         let cell = self.streams(seed);
         let setup = Setup { overrides, ..self.setup(row, &start, &cell) };
         let sampler = (method.sampler)(&setup, &weights)?;
-        Ok(Samples::new(sampler, &self.recipe.network, &self.settings.device, seed, sha256))
+        Ok(Samples::new(sampler, &self.recipe.network, &self.settings.compute.device, seed, sha256))
     }
 }

@@ -135,12 +135,12 @@ impl Runner<'_> {
         let data = start.data();
         let images = self.take(data)?;
         let cell = format!("{} pre-training {start}", self.recipe.scale);
-        let (recipe, device) = (self.recipe.clone(), self.settings.device.clone());
+        let (recipe, compute) = (self.recipe.clone(), self.settings.compute.clone());
         let (p, levels) = (&recipe.pretraining, recipe.pretraining_levels(start));
-        let mut method = ScoreMatching::new(&device, &recipe.network, p, levels, &cell)?;
+        let mut method = ScoreMatching::new(&compute, &recipe.network, p, levels, &cell)?;
         let batches = Batches {
             images: &images,
-            device: device.clone(),
+            device: compute.device.clone(),
             size: p.batch,
             microbatch: self.settings.microbatch.unwrap_or(MICROBATCH).min(MICROBATCH),
             augmentation: recipe.pretraining.augmentation(),
@@ -148,9 +148,12 @@ impl Runner<'_> {
         };
         // One-step samples, as of a generator with these initial weights.
         let mut snapshot = |weights: &Arrays| {
-            let denoiser = Denoiser::load(&recipe.network, weights, &device)?;
+            let denoiser = Denoiser::load(&recipe.network, weights, &compute)?;
             let sample = |z: &Tensor| one_step(&denoiser, z, recipe.grid_sigma());
-            Ok(Snapshot { scores: None, grid: Some(generate_grid(&recipe.network, &device, 1, sample)?) })
+            Ok(Snapshot {
+                scores: None,
+                grid: Some(generate_grid(&recipe.network, &compute.device, 1, sample)?),
+            })
         };
         let budget = Budget { images: p.images, ticks: recipe.budget.ticks };
         let outputs = self.train_weights(lock, budget, &batches, &mut method, &mut snapshot)?;
@@ -198,7 +201,7 @@ impl Runner<'_> {
     }
 
     pub(super) fn feature_network(&mut self) -> Result<FeatureNetwork> {
-        let device = self.settings.device.clone();
+        let device = self.settings.compute.device.clone();
         if self.recipe.scale.has_own_features() {
             return Ok(FeatureNetwork::Classifier(self.classifier()?, device));
         }
@@ -250,16 +253,16 @@ impl Runner<'_> {
     }
 
     fn train_classifier(&mut self, lock: &Lock) -> Result<Outputs> {
-        let (settings, device) = (self.recipe.classifier.clone(), self.settings.device.clone());
+        let (settings, compute) = (self.recipe.classifier.clone(), self.settings.compute.clone());
         let scale = self.recipe.scale;
         let images = match scale.procedural() {
             true => classifier_images(settings.size),
             false => self.take(Data::Target)?,
         };
-        let mut method = ClassifierMethod::new(&device, Layout::of(scale), &settings)?;
+        let mut method = ClassifierMethod::new(&compute, Layout::of(scale), &settings)?;
         let batches = Batches {
             images: &images,
-            device,
+            device: compute.device,
             size: settings.batch,
             microbatch: usize::MAX,
             augmentation: Augmentation { p: if settings.shift > 0 { 1.0 } else { 0.0 } },
@@ -279,7 +282,7 @@ impl Runner<'_> {
     /// classifies correctly among all its classes.
     pub fn classifier_accuracy(&mut self) -> Result<Vec<(&'static str, f64)>> {
         const EACH: usize = 100;
-        let device = self.settings.device.clone();
+        let device = self.settings.compute.device.clone();
         let size = self.recipe.classifier.size;
         let classifier = self.classifier()?;
         let kinds = match self.recipe.scale.procedural() {
@@ -300,10 +303,9 @@ impl Runner<'_> {
     }
 
     fn classifier(&mut self) -> Result<Classifier> {
-        let device = self.settings.device.clone();
-        let layout = Layout::of(self.recipe.scale);
+        let (compute, layout) = (self.settings.compute.clone(), Layout::of(self.recipe.scale));
         let (weights, _) = self.features()?;
-        Ok(Classifier::load(layout, &device, weights)?)
+        Ok(Classifier::load(layout, &compute, weights)?)
     }
 
     fn train_weights(

@@ -12,9 +12,9 @@ use crate::method::one_step::{self, OneStep};
 use crate::method::schedule::polynomial;
 use crate::method::{Build, Setup, Spec, TrainingSpec};
 use crate::network::count::Count;
-use crate::network::mix;
 use crate::network::precondition::Precondition;
 use crate::network::unet::{Critic, Denoiser, Masks, SecondTime};
+use crate::network::{Variables, mix};
 use crate::rng::Draws;
 use crate::settings::{MOST_IMAGES, Overrides, Setting, Settings, settings};
 use crate::train::Method;
@@ -22,7 +22,6 @@ use crate::train::batch::Batch;
 use crate::train::net::{Net, TrainState};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Tensor, bail};
-use candle_nn::VarBuilder;
 
 settings! {
     /// Settings of CTM.
@@ -226,13 +225,13 @@ impl Ctm {
         let Some(weights) = setup.initial.row else {
             bail!("CTM needs a teacher: it cannot start from random weights")
         };
-        let build = |vb: VarBuilder| Denoiser::with_second_time(setup.network, SECOND, vb);
+        let build = |vb: Variables| Denoiser::with_second_time(setup.network, SECOND, vb);
         let (net, target) =
             student(setup, SECOND, [settings.beta1, settings.beta2])?.with_target(settings.decay, build)?;
         Ok(Ctm {
             net,
             target,
-            teacher: Denoiser::load(setup.network, weights, setup.device)?,
+            teacher: Denoiser::load(setup.network, weights, setup.compute)?,
             levels: setup.settings.levels(),
             teacher_levels: polynomial(settings.levels).into_iter().map(|level| level as f32).collect(),
             settings,

@@ -39,7 +39,7 @@ pub const SPEC: Spec = Spec {
     nfe: |overrides| Sampling::with(overrides).steps,
     settings: &[DiscreteSettings::listed, shared, Sampling::listed],
     sampler: |setup, weights| {
-        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        let denoiser = Denoiser::load(setup.network, weights, setup.compute)?;
         let steps = setup.own::<Sampling>().steps;
         Ok(Box::new(ConsistencySampler {
             denoiser,

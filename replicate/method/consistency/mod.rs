@@ -14,13 +14,12 @@ use crate::method::{Sampler, Setup};
 use crate::network::params::{Arrays, Source};
 use crate::network::precondition::{Precondition, SIGMA_DATA};
 use crate::network::unet::{Conditioning, Denoiser, Masks, SecondTime};
-use crate::network::{mix, scale_images};
+use crate::network::{Variables, mix, scale_images};
 use crate::settings::{Overrides, Setting, Settings, settings};
 use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
 use crate::train::net::Net;
 use candle_core::{Error, Result, Tensor};
-use candle_nn::VarBuilder;
 
 settings! {
     /// Settings of a training at discrete levels (iCT and BCM). The number of levels doubles in
@@ -182,8 +181,8 @@ fn student(setup: &Setup, second: SecondTime, betas: [f64; 2]) -> Result<Net<Den
     let (none, cell) = (Arrays::new(), format!("{} generator", setup.cell));
     let drawn = if setup.initial.generator.is_some() { second.layers() } else { &[""] };
     let source = Source { given: setup.initial.generator.unwrap_or(&none), drawn, cell: &cell };
-    let build = |vb: VarBuilder| Denoiser::with_second_time(setup.network, second, vb);
-    Net::new(setup.device, &source, radam(setup, betas), build)?.with_ema(setup.settings.ema_half_life)
+    let build = |vb: Variables| Denoiser::with_second_time(setup.network, second, vb);
+    Net::new(setup.compute, &source, radam(setup, betas), build)?.with_ema(setup.settings.ema_half_life)
 }
 
 /// Samples by a function that maps every level to an image: x = f(80 z, 80). More steps add noise
@@ -227,7 +226,7 @@ struct JumpSampler {
 
 impl JumpSampler {
     fn load(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
-        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        let denoiser = Denoiser::load(setup.network, weights, setup.compute)?;
         Ok(Box::new(JumpSampler { denoiser, steps: setup.own::<Sampling>().steps }))
     }
 }

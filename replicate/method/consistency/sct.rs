@@ -9,16 +9,16 @@ use super::{ConsistencySampler, Sampling, images, radam, shared};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::noise::Levels;
 use crate::method::{Setup, Spec, TrainingSpec};
-use crate::network::mix;
 use crate::network::params::Source;
 use crate::network::precondition::{Precondition, SIGMA_DATA};
 use crate::network::unet::{Conditioning, Config, Denoiser, Masks};
+use crate::network::{Variables, mix};
 use crate::settings::{MOST_IMAGES, Settings, settings};
 use crate::train::Method;
 use crate::train::batch::Batch;
 use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor, bail};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::Init;
 
 pub const SPEC: Spec = Spec {
     name: "sCT",
@@ -40,7 +40,7 @@ pub const SPEC: Spec = Spec {
     nfe: |overrides| Sampling::with(overrides).steps,
     settings: &[SctSettings::listed, shared, Sampling::listed],
     sampler: |setup, weights| {
-        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        let denoiser = Denoiser::load(setup.network, weights, setup.compute)?;
         let steps = setup.own::<Sampling>().steps;
         Ok(Box::new(ConsistencySampler { denoiser, function: Denoiser::forward, bottom: 0.0, steps }))
     },
@@ -162,11 +162,11 @@ struct Student {
 const WEIGHTING: &str = "weighting.";
 
 impl Student {
-    fn new(config: &Config, vb: VarBuilder) -> Result<Student> {
+    fn new(config: &Config, vb: Variables) -> Result<Student> {
         let (denoiser, zero) = (Denoiser::new(config, vb.clone())?, Init::Const(0.0));
         let head = vb.pp(WEIGHTING.trim_end_matches('.'));
-        let weight = head.get_with_hints((1, config.model_channels), "weight", zero)?;
-        Ok(Student { denoiser, weight, bias: head.get_with_hints(1, "bias", zero)? })
+        let weight = head.get((1, config.model_channels), "weight", zero)?;
+        Ok(Student { denoiser, weight, bias: head.get(1, "bias", zero)? })
     }
 
     /// Computes w (B), linear in the embedded noise level.
@@ -193,7 +193,7 @@ impl Sct {
         };
         let cell = format!("{} generator", setup.cell);
         let source = Source { given, drawn: &[WEIGHTING], cell: &cell };
-        let net = Net::new(setup.device, &source, radam(setup, [settings.beta1, settings.beta2]), |vb| {
+        let net = Net::new(setup.compute, &source, radam(setup, [settings.beta1, settings.beta2]), |vb| {
             Student::new(setup.network, vb)
         })?
         .with_ema(setup.settings.ema_half_life)?;

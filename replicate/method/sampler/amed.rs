@@ -9,6 +9,8 @@ use super::{Denoise, start};
 use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::schedule::polynomial;
 use crate::method::{Sampler, Setup, Spec, TrainingSpec};
+use crate::network::Variables;
+use crate::network::device::Compute;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Config, Denoiser};
 use crate::settings::{Overrides, Settings, settings};
@@ -17,8 +19,7 @@ use crate::train::adam::AdamConfig;
 use crate::train::batch::Batch;
 use crate::train::net::{Net, TrainState};
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result, Tensor, bail};
-use candle_nn::VarBuilder;
+use candle_core::{DType, Result, Tensor, bail};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 
@@ -184,8 +185,8 @@ pub struct Trajectory {
 }
 
 impl Training {
-    pub fn new(device: &Device, source: &Source, amed: Amed, lr: f64) -> Result<Training> {
-        let predictor = Net::new(device, source, ADAM, |vb| Predictor::new(amed.pooled, vb))?;
+    pub fn new(compute: &Compute, source: &Source, amed: Amed, lr: f64) -> Result<Training> {
+        let predictor = Net::new(compute, source, ADAM, |vb| Predictor::new(amed.pooled, vb))?;
         Ok(Training { amed, predictor, lr })
     }
 
@@ -289,8 +290,8 @@ impl Plugin {
         let source = Source { given: &none, drawn: &[""], cell: &cell };
         let amed = Amed::new(calls, pooled(setup.network))?;
         Ok(Plugin {
-            teacher: Denoiser::load(setup.network, weights, setup.device)?,
-            training: Training::new(setup.device, &source, amed, lr)?,
+            teacher: Denoiser::load(setup.network, weights, setup.compute)?,
+            training: Training::new(setup.compute, &source, amed, lr)?,
         })
     }
 }
@@ -328,11 +329,11 @@ impl AmedSampler {
             bail!("AMED-Plugin samples a teacher, and there is none")
         };
         let amed = Amed::new(setup.own::<AmedSettings>().calls, pooled(setup.network))?;
-        let build = |vb: VarBuilder| Predictor::new(amed.pooled, vb);
+        let build = |vb: Variables| Predictor::new(amed.pooled, vb);
         let source = Source { given: weights, drawn: &[], cell: "" };
         Ok(AmedSampler {
-            teacher: Denoiser::load(setup.network, teacher, setup.device)?,
-            predictor: Params::build(setup.device, &source, build)?.0.frozen(build)?,
+            teacher: Denoiser::load(setup.network, teacher, setup.compute)?,
+            predictor: Params::build(setup.compute, &source, build)?.0.frozen(build)?,
             amed,
         })
     }

@@ -39,7 +39,7 @@ pub const SPEC: Spec = Spec {
     nfe: |overrides| DdimSettings::with(overrides).steps,
     settings: &[DdimSettings::listed],
     sampler: |setup, weights| {
-        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        let denoiser = Denoiser::load(setup.network, weights, setup.compute)?;
         Ok(Box::new(Ddim { denoiser, settings: setup.own() }))
     },
 };

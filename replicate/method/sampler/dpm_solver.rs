@@ -90,7 +90,7 @@ pub const SPEC: Spec = Spec {
     nfe: |overrides| DpmSettings::with(overrides).calls,
     settings: &[DpmSettings::listed],
     sampler: |setup, weights| {
-        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        let denoiser = Denoiser::load(setup.network, weights, setup.compute)?;
         Ok(Box::new(DpmSolver { denoiser, calls: setup.own::<DpmSettings>().calls }))
     },
 };

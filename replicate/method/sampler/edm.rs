@@ -55,7 +55,7 @@ pub const SPEC: Spec = Spec {
     nfe: |overrides| HeunSettings::with(overrides).nfe(),
     settings: &[HeunSettings::listed],
     sampler: |setup, weights| {
-        let denoiser = Denoiser::load(setup.network, weights, setup.device)?;
+        let denoiser = Denoiser::load(setup.network, weights, setup.compute)?;
         Ok(Box::new(Heun { denoiser, settings: setup.own() }))
     },
 };

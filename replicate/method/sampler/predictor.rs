@@ -1,11 +1,12 @@
 //! The network g_phi of AMED (Zhou et al. 2024, arXiv 2312.00094, section 3.3 and Fig. 6), with its
 //! inputs and outputs.
 
+use crate::network::Variables;
 use crate::network::count::Count;
 use crate::network::params::outline;
 use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::Init;
 use candle_nn::ops::sigmoid;
-use candle_nn::{Init, VarBuilder};
 
 /// Largest deviations of the two factors from 1.
 const SCALE_DIR: f64 = 0.01;
@@ -27,10 +28,10 @@ struct Linear {
 }
 
 impl Linear {
-    fn new(inputs: usize, outputs: usize, init: Init, vb: VarBuilder) -> Result<Linear> {
+    fn new(inputs: usize, outputs: usize, init: Init, vb: Variables) -> Result<Linear> {
         Ok(Linear {
-            weight: vb.get_with_hints((outputs, inputs), "weight", init)?,
-            bias: vb.get_with_hints(outputs, "bias", Init::Const(0.0))?,
+            weight: vb.get((outputs, inputs), "weight", init)?,
+            bias: vb.get(outputs, "bias", Init::Const(0.0))?,
         })
     }
 
@@ -58,7 +59,7 @@ const BOTTLENECK: usize = 4;
 
 impl Predictor {
     /// Builds the network for a feature of `pooled` numbers.
-    pub fn new(pooled: usize, vb: VarBuilder) -> Result<Predictor> {
+    pub fn new(pooled: usize, vb: Variables) -> Result<Predictor> {
         let normal = |inputs: usize, outputs: usize, name: &str| {
             let init = Init::Randn { mean: 0.0, stdev: (1.0 / inputs as f64).sqrt() };
             Linear::new(inputs, outputs, init, vb.pp(name))

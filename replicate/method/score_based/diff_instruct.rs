@@ -60,7 +60,7 @@ impl DiffInstruct {
         };
         let generator = Generator::new(setup)?;
         let fake = denoiser(setup, "fake score", setup.initial.critic)?;
-        let teacher = Denoiser::load(setup.network, weights, setup.device)?;
+        let teacher = Denoiser::load(setup.network, weights, setup.compute)?;
         Ok(DiffInstruct { generator, fake, teacher, settings: setup.settings.clone() })
     }
 }

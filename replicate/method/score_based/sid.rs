@@ -215,7 +215,7 @@ impl Sid {
         Ok(Sid {
             generator: Generator::new(setup)?,
             fake: denoiser(setup, "fake score", setup.initial.critic)?,
-            teacher: Denoiser::load(setup.network, weights, setup.device)?,
+            teacher: Denoiser::load(setup.network, weights, setup.compute)?,
             levels: s.levels(),
             fake_lr: s.critic_lr,
             fake_steps: s.critic_steps,

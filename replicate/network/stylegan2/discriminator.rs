@@ -2,10 +2,9 @@
 //! extra channel, and a logit that is the product of image features with the embedded time.
 
 use super::{BLUR, Config, EPS, Layer, Maker, Sequence, mapping};
-use crate::network::Resample;
 use crate::network::count::{Count, outlined};
+use crate::network::{Resample, Variables};
 use candle_core::{Result, Tensor, bail};
-use candle_nn::VarBuilder;
 
 const MAPPING_LAYERS: usize = 8;
 
@@ -27,7 +26,7 @@ pub struct Discriminator {
     group: usize,
 }
 
-fn sequence(vb: &VarBuilder, make: impl FnOnce(&Maker) -> Result<Vec<Layer>>) -> Result<Sequence> {
+fn sequence(vb: &Variables, make: impl FnOnce(&Maker) -> Result<Vec<Layer>>) -> Result<Sequence> {
     let maker = Maker::new(vb.clone());
     let layers = make(&maker)?;
     Ok(Sequence { readings: maker.readings(), layers })
@@ -38,7 +37,7 @@ impl Discriminator {
     ///
     /// # Errors
     /// If the configuration has no channels, or if a parameter cannot be made.
-    pub fn new(config: &Config, vb: VarBuilder) -> Result<Discriminator> {
+    pub fn new(config: &Config, vb: Variables) -> Result<Discriminator> {
         let Some((_, lowest)) = config.levels().next() else { bail!("a discriminator has channels") };
         let body = sequence(&vb, |maker| {
             let mut layers = Vec::new();

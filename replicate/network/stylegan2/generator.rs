@@ -2,10 +2,10 @@
 
 use super::{Config, EPS, Layer, Maker, NORMAL, Reading, Readings, SPREAD, ZERO, mapping};
 use crate::network::count::{Count, outlined};
+use crate::network::device::Compute;
 use crate::network::params::{Arrays, Params, Source};
-use crate::network::{self, Ops, Param, Plus, Resample, Walk, activations};
-use candle_core::{DType, Device, Result, Tensor, bail};
-use candle_nn::VarBuilder;
+use crate::network::{self, Ops, Param, Plus, Resample, Variables, Walk};
+use candle_core::{DType, Result, Tensor, bail};
 use std::f32::consts::SQRT_2;
 
 const MAPPING_LAYERS: usize = 2;
@@ -36,7 +36,7 @@ struct Block {
 
 impl Generator {
     /// Builds the network on the parameters of `vb`.
-    pub fn new(config: &Config, vb: VarBuilder) -> Result<Generator> {
+    pub fn new(config: &Config, vb: Variables) -> Result<Generator> {
         let maker = Maker::new(vb);
         let mapping = mapping(&maker.pp("mapping"), MAPPING_LAYERS, config.latent)?;
         let synthesis = maker.pp("synthesis");
@@ -65,10 +65,10 @@ impl Generator {
     ///
     /// # Errors
     /// If an array is missing or has the wrong shape.
-    pub fn load(config: &Config, weights: &Arrays, device: &Device) -> Result<Generator> {
+    pub fn load(config: &Config, weights: &Arrays, compute: &Compute) -> Result<Generator> {
         let source = Source { given: weights, drawn: &[], cell: "" };
-        let build = |vb: VarBuilder| Generator::new(config, vb);
-        Params::build(device, &source, build)?.0.frozen(build)
+        let build = |vb: Variables| Generator::new(config, vb);
+        Params::build(compute, &source, build)?.0.frozen(build)
     }
 
     /// Counts the parameters, and the work for one image.
@@ -102,7 +102,7 @@ impl Generator {
         let pixels = Tensor::eye(16, DType::F32, z.device())?.reshape((1, 16, 4, 4))?;
         let pixels = pixels.broadcast_as((images, 16, 4, 4))?.contiguous()?;
         let inputs: Vec<&Tensor> = [z, &pixels].into_iter().chain(noise).collect();
-        Ok(network::forward(&self.readings.tensors()?, &inputs, activations(z.device()), self)?.remove(0))
+        Ok(network::forward(&self.readings.parameters()?, &inputs, self)?.remove(0))
     }
 }
 

@@ -19,9 +19,9 @@ pub use discriminator::Discriminator;
 pub use generator::Generator;
 
 use crate::network::count::{Count, Size};
-use crate::network::{self, Builder, Ops, Param, Plus, Resample, Walk, activations};
+use crate::network::{self, Builder, Ops, Param, Parameters, Plus, Resample, Variables, Walk};
 use candle_core::{Result, Shape, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::Init;
 use std::cell::RefCell;
 use std::f32::consts::SQRT_2;
 use std::rc::Rc;
@@ -78,12 +78,12 @@ enum Reading {
 
 /// The stored parameters of a walk, and the tensors that its operations read.
 struct Readings {
-    stored: Vec<Tensor>,
+    stored: Parameters,
     list: Vec<Reading>,
 }
 
 impl Readings {
-    fn tensors(&self) -> Result<Vec<Tensor>> {
+    fn parameters(&self) -> Result<Parameters> {
         let stored = |param: &Param| &self.stored[param.0];
         let read = |reading: &Reading| match reading {
             Reading::Times(param, gain) => stored(param) * *gain,
@@ -95,7 +95,7 @@ impl Readings {
             }
             Reading::Mean(n) => Tensor::full(1.0 / *n as f32, (*n, *n), self.stored[0].device()),
         };
-        self.list.iter().map(read).collect()
+        Ok(self.stored.part(self.list.iter().map(read).collect::<Result<_>>()?))
     }
 
     /// Tensors of the same shapes without computing them, for a count.
@@ -120,7 +120,7 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(vb: VarBuilder<'a>) -> Maker<'a> {
+    fn new(vb: Variables<'a>) -> Maker<'a> {
         Maker { builder: Builder::new(vb), list: Rc::default() }
     }
 
@@ -229,14 +229,12 @@ impl Sequence {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let tensors = self.readings.tensors()?;
-        Ok(network::forward(&tensors, &[x], activations(x.device()), self)?.remove(0))
+        Ok(network::forward(&self.readings.parameters()?, &[x], self)?.remove(0))
     }
 
     /// Computes the output for `x` and its derivative along `dx`. `x` gets no gradient.
     fn along(&self, x: &Tensor, dx: &Tensor) -> Result<[Tensor; 2]> {
-        let (tensors, inputs) = (self.readings.tensors()?, [&x.detach(), dx]);
-        let mut both = network::forward(&tensors, &inputs, activations(x.device()), &Along(self))?;
+        let mut both = network::forward(&self.readings.parameters()?, &[&x.detach(), dx], &Along(self))?;
         let dx = both.remove(1);
         Ok([both.remove(0), dx])
     }

@@ -2,14 +2,13 @@
 
 use super::blocks::{Dropped, Linear, norm};
 use super::{Blocks, Config, Encoder, Masks, SecondTime, inputs, run};
-use crate::network::{Builder, Norm, Ops, Walk, exact, scale_images};
+use crate::network::{Builder, Norm, Ops, Parameters, Variables, Walk, exact, scale_images};
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 /// The critic c(x_t, t): the encoder half with one scalar logit, positive for data (section 2). The
 /// paper does not describe the head; ours is group norm, SiLU, mean over pixels, linear.
 pub struct Critic {
-    pub(crate) parameters: Vec<Tensor>,
+    pub(crate) parameters: Parameters,
     encoder: Encoder,
     norm: Norm,
     head: Linear,
@@ -20,7 +19,7 @@ pub const CRITIC_HEAD: &str = "critic.";
 
 impl Critic {
     /// Builds the network on the parameters of `vb`.
-    pub fn new(config: &Config, vb: VarBuilder) -> Result<Critic> {
+    pub fn new(config: &Config, vb: Variables) -> Result<Critic> {
         let b = Builder::new(vb);
         let encoder = Encoder::new(config, SecondTime::None, b.pp("model"))?;
         let channels = *encoder.channels.last().expect("an encoder has blocks");

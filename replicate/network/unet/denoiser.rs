@@ -3,16 +3,16 @@
 use super::blocks::Dropped;
 use super::conditioning::depending;
 use super::{Blocks, Conditioning, Config, Decoder, Dropping, Encoder, Masks, SecondTime, inputs, kept, run};
+use crate::network::device::Compute;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::precondition::Precondition;
-use crate::network::{self, Builder, Ops, Walk, activations, mix};
+use crate::network::{self, Builder, Ops, Parameters, Variables, Walk, mix};
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 
 /// D(x; sigma), the preconditioned U-Net. Teacher, one-step generator and fake score are all this
 /// network.
 pub struct Denoiser {
-    pub(crate) parameters: Vec<Tensor>,
+    pub(crate) parameters: Parameters,
     /// Number of parameters of the encoder, which come first.
     encoder_parameters: usize,
     encoder: Encoder,
@@ -21,12 +21,12 @@ pub struct Denoiser {
 
 impl Denoiser {
     /// Builds the network on the parameters of `vb`.
-    pub fn new(config: &Config, vb: VarBuilder) -> Result<Denoiser> {
+    pub fn new(config: &Config, vb: Variables) -> Result<Denoiser> {
         Denoiser::with_second_time(config, SecondTime::None, vb)
     }
 
     /// Builds the network with a second noise level.
-    pub fn with_second_time(config: &Config, second: SecondTime, vb: VarBuilder) -> Result<Denoiser> {
+    pub fn with_second_time(config: &Config, second: SecondTime, vb: Variables) -> Result<Denoiser> {
         let b = Builder::new(vb).pp("model");
         let encoder = Encoder::new(config, second, b.clone())?;
         let encoder_parameters = b.parameters().len();
@@ -39,10 +39,10 @@ impl Denoiser {
     ///
     /// # Errors
     /// If an array is missing or has the wrong shape.
-    pub fn load(config: &Config, weights: &Arrays, device: &Device) -> Result<Denoiser> {
+    pub fn load(config: &Config, weights: &Arrays, compute: &Compute) -> Result<Denoiser> {
         let source = Source { given: weights, drawn: &[], cell: "" };
-        let build = |vb: VarBuilder| Denoiser::with_second_time(config, SecondTime::of(weights), vb);
-        Params::build(device, &source, build)?.0.frozen(build)
+        let build = |vb: Variables| Denoiser::with_second_time(config, SecondTime::of(weights), vb);
+        Params::build(compute, &source, build)?.0.frozen(build)
     }
 
     /// Denoises `x` (B, C, H, W) at noise levels `sigma` (B).
@@ -99,8 +99,8 @@ impl Denoiser {
         masks: Option<&Masks>,
     ) -> Result<Tensor> {
         let (_, x, rows) = self.encoder.scaled(x, sigma, augment)?;
-        let encoder = &self.parameters[..self.encoder_parameters];
-        run(encoder, &x, &rows, masks, &Encoded(self))?.remove(0).mean(1)
+        let encoder = self.parameters.part(self.parameters[..self.encoder_parameters].to_vec());
+        run(&encoder, &x, &rows, masks, &Encoded(self))?.remove(0).mean(1)
     }
 
     /// Computes [`Denoiser::forward_train`] and [`Denoiser::features`] in one pass.
@@ -152,8 +152,8 @@ impl Denoiser {
         let [values, tangents] =
             [values, tangents].map(|rows| [rows.as_slice(), kept(conditioning.masks)].concat());
         let (inputs, tangents) = (inputs(x, &values), inputs(dx, &tangents));
-        let (maps, network) = (activations(x.device()), Dropping::new(self, conditioning.masks));
-        let (mut f, mut df) = network::along(&self.parameters, &inputs, &tangents, maps, &network)?;
+        let network = Dropping::new(self, conditioning.masks);
+        let (mut f, mut df) = network::along(&self.parameters, &inputs, &tangents, &network)?;
         Ok([f.remove(0), df.remove(0)])
     }
 }

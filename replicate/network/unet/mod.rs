@@ -17,7 +17,7 @@ use self::blocks::{Block, Conv, Dropped, Embedding, Linear, Resample, Widths, ZE
 use self::conditioning::{Positions, rows};
 use crate::network::params::Arrays;
 use crate::network::precondition::Precondition;
-use crate::network::{self, Builder, Norm, Ops, Plus, Walk, activations, scale_images};
+use crate::network::{self, Builder, Norm, Ops, Parameters, Plus, Walk, scale_images};
 use crate::settings::{FIXED, Scale, Settings, settings};
 use candle_core::{Result, Tensor, bail};
 
@@ -314,14 +314,14 @@ fn kept(masks: Option<&Masks>) -> &[Tensor] {
 /// Runs a U-Net, or a part of one, on scaled images and the rows from [`Encoder::conditioning`], with
 /// dropout where there are masks.
 fn run<B: Blocks>(
-    parameters: &[Tensor],
+    parameters: &Parameters,
     x: &Tensor,
     rows: &[Tensor],
     masks: Option<&Masks>,
     network: &B,
 ) -> Result<Vec<Tensor>> {
     let all = [rows, kept(masks)].concat();
-    network::forward(parameters, &inputs(x, &all), activations(x.device()), &Dropping::new(network, masks))
+    network::forward(parameters, &inputs(x, &all), &Dropping::new(network, masks))
 }
 
 struct Decoder {

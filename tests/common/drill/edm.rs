@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
+use replicate::network::Variables;
 use replicate::network::unet::{Config, Denoiser};
 
 use super::pickle::{Object, int, named, pickle, text};
@@ -82,7 +83,8 @@ fn snapshot(config: &Config, prefix: &str) -> Vec<u8> {
 fn parameters(config: &Config) -> Vec<(String, Vec<usize>)> {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let backend = Box::new(Recorder { asked: asked.clone() });
-    Denoiser::new(config, VarBuilder::from_backend(backend, DType::F32, Device::Cpu)).unwrap();
+    let vb = VarBuilder::from_backend(backend, DType::F32, Device::Cpu);
+    Denoiser::new(config, Variables::new(vb, DType::F32)).unwrap();
     let mut parameters = std::mem::take(&mut *asked.lock().unwrap());
     // EDM's noise embedding comes before the encoder, ours after it.
     parameters.sort_by_key(|(name, _): &(String, _)| !name.starts_with("model.map_"));

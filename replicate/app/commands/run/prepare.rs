@@ -34,7 +34,7 @@ pub fn prepare(
     }
     let missing = missing(runner, place, cells)?;
     let needs = Needs::of(&items(runner, cells, seeds)?, download_bytes(&missing));
-    let free = free_memory(runner.device());
+    let free = free_memory(&runner.compute().device);
     if let Some(problem) =
         needs.problem(&place.store, free_disk(&place.store), free, largest_microbatch(runner, cells, free))
     {
@@ -54,7 +54,7 @@ pub fn prepare(
 
 /// Returns the largest microbatch that fits on the GPU for all of `cells`.
 fn largest_microbatch(runner: &Runner, cells: &[Row], free: Option<u64>) -> Option<usize> {
-    fitting(runner, cells, free.filter(|_| !runner.device().is_cpu())?)
+    fitting(runner, cells, free.filter(|_| !runner.compute().device.is_cpu())?)
 }
 
 /// As [`largest_microbatch`], for `free` bytes of memory.
@@ -238,8 +238,8 @@ impl Machine {
         let (memory, disk) = match like {
             Some(card) => (Some(card.memory()), None),
             // With a rate, the plan is for a GPU that is not here.
-            None if gpu.is_some() && runner.device().is_cpu() => (None, None),
-            None => (free_memory(runner.device()), free_disk(&place.store)),
+            None if gpu.is_some() && runner.compute().device.is_cpu() => (None, None),
+            None => (free_memory(&runner.compute().device), free_disk(&place.store)),
         };
         let (rate, source) = match (rate, like) {
             (Some(rate), _) => (*rate, "as given with --rate".to_string()),
@@ -248,7 +248,7 @@ impl Machine {
                 (rate, format!("{:.0} % of that GPU's peak: an assumption, not measured", 100.0 * share))
             }
             (None, None) => {
-                (plan::probe(runner.device())?, "from a one-second probe (see `replicate list`)".into())
+                (plan::probe(runner.compute())?, "from a one-second probe (see `replicate list`)".into())
             }
         };
         Ok(Machine { rate, source, memory, disk, gpu: gpu.is_some() || like.is_some() })

@@ -102,7 +102,7 @@ impl StyleGan {
 
     /// Makes the training with networks of another size than the scale's.
     pub fn of(config: &Config, setup: &Setup, settings: &DiffGanSettings) -> Result<DiffusionGan<StyleGan>> {
-        let (none, device) = (Arrays::new(), setup.device);
+        let (none, device) = (Arrays::new(), setup.compute);
         let cell = |part: &str| format!("{} {part}", setup.cell);
         let (generator_lr, adam) = settings.adam(GENERATOR_EVERY);
         let source = Source { given: &none, drawn: &[""], cell: &cell("generator") };
@@ -149,6 +149,6 @@ impl Sampler for StyleGanSampler {
 /// Makes the sampler of the generator with these weights.
 pub fn sampler(setup: &Setup, weights: &Arrays) -> Result<Box<dyn Sampler>> {
     let config = networks(setup.network, 1);
-    let generator = Generator::load(&config, weights, setup.device)?;
+    let generator = Generator::load(&config, weights, setup.compute)?;
     Ok(Box::new(StyleGanSampler { generator, latent: config.latent }))
 }

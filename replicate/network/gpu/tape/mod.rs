@@ -10,7 +10,7 @@ mod backward;
 use self::backward::{Gradient, Taken};
 use crate::network::dual::Tangents;
 use crate::network::gpu as cuda;
-use crate::network::{Norm, Ops, Param, Plus, Resample, mix, pack, unpack};
+use crate::network::{Norm, Ops, Param, Parameters, Plus, Resample, mix, pack, unpack};
 use candle_core::backend::BackendStorage;
 use candle_core::backprop::GradStore;
 use candle_core::{
@@ -445,21 +445,20 @@ pub fn gradients(loss: &Tensor) -> Result<GradStore> {
 }
 
 /// Runs `walk` on `inputs`, each (B, C, H, W) or rows (B, C), in float32 on a GPU. Activations are
-/// of the type `maps`; outputs are float32, (B, C, H, W), or (B, C) where H = W = 1. If candle
+/// of the type of `parameters`; outputs are float32, (B, C, H, W), or (B, C) where H = W = 1. If candle
 /// tracks them, inputs get their gradients through candle, and `parameters` through [`gradients`].
 ///
 /// # Errors
 /// If `walk` fails.
 pub fn apply(
-    parameters: &[Tensor],
+    parameters: &Parameters,
     inputs: &[&Tensor],
-    maps: DType,
     walk: impl FnOnce(&mut Fused, &[Node]) -> Result<Vec<Node>>,
 ) -> Result<Vec<Tensor>> {
     let trained = parameters.iter().any(Tensor::track_op);
     let detached: Vec<Tensor> = parameters.iter().map(Tensor::detach).collect();
     let mut ops = Fused { parameters: &detached, trained, steps: Vec::new(), nodes: 0 };
-    let node = |x: &&Tensor| Ok(ops.input(to_map(&x.detach(), maps)?, x.track_op()));
+    let node = |x: &&Tensor| Ok(ops.input(to_map(&x.detach(), parameters.maps())?, x.track_op()));
     let nodes: Vec<Node> = inputs.iter().map(node).collect::<Result<_>>()?;
     let outputs = walk(&mut ops, &nodes)?;
     let outputs: Vec<Node> = outputs.iter().map(|y| ops.settled(y)).collect::<Result<_>>()?;
