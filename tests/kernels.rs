@@ -1,12 +1,15 @@
 //! Every operation of a network on the CPU against the composition of candle's
 //! own, forward and backward, and the same bits for one thread and two.
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::backprop::GradStore;
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, Var};
+use candle_nn::{Init, VarBuilder};
 use proptest::prelude::*;
 use replicate::network;
 use replicate::network::cpu::tape;
+use replicate::network::device::Compute;
 use replicate::network::reference::{self, Composed};
-use replicate::network::{Norm, Ops, Param, Plus, Resample, Walk};
+use replicate::network::{Builder, Bypass, Norm, Ops, Param, Parameters, Plus, Resample, Variables, Walk};
 use replicate::rng::Stream;
 
 fn random(name: &str, shape: &[usize]) -> Var {
@@ -365,4 +368,84 @@ fn a_second_backward_is_an_error() {
     let y = Three.on_tape(&tensors[0], &tensors[1..]).unwrap().sum_all().unwrap();
     assert!(y.backward().is_ok());
     assert!(y.backward().unwrap_err().to_string().contains("once"));
+}
+
+/// x + 1. Candle passes its gradient to x; each backward pass leaves `left` as that of `parameter`.
+struct Beside {
+    parameter: Tensor,
+    left: f32,
+    bypass: Bypass,
+}
+
+impl CustomOp1 for Beside {
+    fn name(&self) -> &'static str {
+        "beside"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = x.as_slice::<f32>()?;
+        Ok((CpuStorage::F32(x.iter().map(|x| x + 1.0).collect()), layout.shape().clone()))
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        self.bypass.leave([(self.parameter.clone(), Tensor::new(&[self.left], &Device::Cpu)?)]);
+        Ok(Some(dy.clone()))
+    }
+}
+
+/// The gradients that passes of a GPU leave beside candle.
+#[test]
+fn gradients_beside_candle_join_those_of_candle() {
+    let var = |value: f32| Var::new(&[value], &Device::Cpu).unwrap();
+    let (x, shared, source, other) = (var(1.0), var(2.0), var(3.0), var(4.0));
+    let (bypass, theirs) = (Bypass::default(), Bypass::default());
+    let beside = |x: &Tensor, parameter: &Tensor, left, bypass: &Bypass| {
+        x.apply_op1(Beside { parameter: parameter.clone(), left, bypass: bypass.clone() }).unwrap()
+    };
+    // Left by a backward pass that failed.
+    bypass.leave([(shared.as_tensor().clone(), Tensor::new(&[100f32], &Device::Cpu).unwrap())]);
+    let made = (source.as_tensor() * 5.0).unwrap();
+    let y = beside(&x, &shared, 10.0, &bypass);
+    let y = beside(&y, &shared, 20.0, &bypass);
+    let y = beside(&y, &made, 7.0, &bypass);
+    let y = beside(&y, &other, 9.0, &theirs);
+    let loss = (y * shared.as_tensor()).unwrap().sum_all().unwrap();
+    let value = |gradients: &GradStore, of: &Var| gradients.get(of).map(|gradient| flat(gradient)[0]);
+    let gradients = bypass.gradients(&loss).unwrap();
+    assert_eq!(value(&gradients, &x), Some(2.0));
+    // Candle's is x + 4.
+    assert_eq!(value(&gradients, &shared), Some(5.0 + 10.0 + 20.0));
+    assert_eq!(value(&gradients, &source), Some(5.0 * 7.0));
+    assert_eq!(value(&gradients, &other), None, "that of another network");
+    let again = theirs.gradients(&loss).unwrap();
+    assert_eq!([&x, &shared, &other].map(|of| value(&again, of)), [Some(2.0), Some(5.0), Some(9.0)]);
+}
+
+/// The type of a GPU's activations goes from where parameters are read to where a network runs, and
+/// changes nothing on a CPU.
+#[test]
+fn the_type_of_activations_follows_the_parameters() {
+    let vb = VarBuilder::zeros(DType::F32, &Device::Cpu);
+    let builder = Builder::new(Variables::new(vb, DType::BF16, Bypass::default()).pp("a")).pp("b");
+    builder.get(2, "c", Init::Const(0.0)).unwrap();
+    let read = builder.parameters();
+    assert_eq!((read.maps(), read.len(), read[0].dtype()), (DType::BF16, 1, DType::F32));
+    assert_eq!(read.part(Vec::new()).maps(), DType::BF16);
+    assert_eq!(read.in_float32().maps(), DType::F32);
+    let (x, w) = (random("x", &[2, 3, 4, 4]), random("w", &[5, 3, 3, 3]));
+    let y = |maps| {
+        let parameters = Parameters::new(vec![w.as_tensor().clone()], maps);
+        flat(&network::forward(&parameters, &[&x], &Plain).unwrap()[0])
+    };
+    assert_eq!(y(DType::BF16), y(DType::F32));
+    assert_eq!(Compute::CPU.maps(), DType::F32);
+    assert!(Compute::CPU.in_bfloat16().is_none() && !Compute::CPU.bfloat16());
+}
+
+struct Plain;
+
+impl Walk for Plain {
+    fn walk<O: Ops>(&self, ops: &mut O, inputs: &[O::Map]) -> Result<Vec<O::Map>> {
+        Ok(vec![ops.conv(&inputs[0], Param(0), None, Plus::NOTHING)?])
+    }
 }

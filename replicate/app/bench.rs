@@ -188,9 +188,7 @@ fn denoiser(case: Case, repeats: usize, compute: &Compute) -> Result<Vec<f64>> {
     let conditioning = Conditioning { noise: &sigma, ..Conditioning::default() };
     timed(repeats, &compute.device, |_| {
         match case {
-            Case::Backward => {
-                network::gradients(&trained.forward(&x, &sigma)?.sqr()?.mean_all()?).map(drop)?
-            }
+            Case::Backward => params.gradients(&trained.forward(&x, &sigma)?.sqr()?.mean_all()?).map(drop)?,
             Case::Along => frozen.raw_jvp([&x, &x], &conditioning, &[0.25; 4]).map(drop)?,
             _ => frozen.forward(&x, &sigma).map(drop)?,
         }

@@ -22,15 +22,13 @@ pub mod unet;
 
 pub use mix::{mix, scale_images};
 pub use normals::{normals, normals_from};
-pub use parameters::{Builder, Param, Parameters, Variables};
+pub use parameters::{Builder, Bypass, Param, Parameters, Variables};
 pub use resample::Resample;
 
 #[cfg(feature = "cudnn")]
 use gpu::tape as on_gpu;
 #[cfg(not(feature = "cudnn"))]
 use reference as on_gpu;
-
-pub use on_gpu::gradients;
 
 use candle_core::{Result, Shape, Tensor, bail};
 

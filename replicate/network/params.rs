@@ -4,8 +4,8 @@
 //! It draws a parameter from a keyed random stream or takes it from given arrays. Loading is strict: a
 //! missing array or a wrong shape is an error that names the parameter.
 
-use crate::network::Variables;
 use crate::network::device::Compute;
+use crate::network::{Bypass, Variables};
 use crate::rng::Stream;
 use crate::store::Array;
 use candle_core::backprop::GradStore;
@@ -21,6 +21,7 @@ pub type Arrays = BTreeMap<String, Array>;
 pub struct Params {
     vars: BTreeMap<String, Var>,
     compute: Compute,
+    bypass: Bypass,
 }
 
 /// Source of the initial values.
@@ -53,9 +54,10 @@ impl Params {
             made: made.clone(),
         };
         let vb = VarBuilder::from_backend(Box::new(backend), DType::F32, compute.device.clone());
-        let model = network(Variables::new(vb, compute.maps()))?;
+        let bypass = Bypass::default();
+        let model = network(Variables::new(vb, compute.maps(), bypass.clone()))?;
         let vars = std::mem::take(&mut *made.lock().expect("no thread panicked while building"));
-        Ok((Params { vars, compute: compute.clone() }, model))
+        Ok((Params { vars, compute: compute.clone(), bypass }, model))
     }
 
     /// Builds the network on the same parameters without gradients. It follows every update of
@@ -73,7 +75,7 @@ impl Params {
     ) -> Result<M> {
         let tensors = vars.iter().map(|(name, var)| (name.clone(), var.as_detached_tensor())).collect();
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &self.compute.device);
-        network(Variables::new(vb, self.compute.maps()))
+        network(Variables::new(vb, self.compute.maps(), self.bypass.clone()))
     }
 
     /// Parameters by name, sorted.
@@ -89,6 +91,15 @@ impl Params {
     /// Returns the parameter of that name.
     pub fn get(&self, name: &str) -> Option<&Var> {
         self.vars.get(name)
+    }
+
+    /// Computes the gradients of `loss` for these parameters, and for what else candle tracks. The
+    /// parameters of other networks may lack theirs.
+    ///
+    /// # Errors
+    /// See [`Bypass::gradients`].
+    pub fn gradients(&self, loss: &Tensor) -> Result<GradStore> {
+        self.bypass.gradients(loss)
     }
 
     /// Multiplies the gradients of a loss by `factor`, a scalar.
@@ -155,7 +166,7 @@ pub fn outline<M>(network: impl FnOnce(Variables) -> Result<M>) -> Result<(M, BT
     let seen = Arc::new(Mutex::new(BTreeMap::new()));
     let backend = Recorder { seen: seen.clone() };
     let vb = VarBuilder::from_backend(Box::new(backend), DType::F32, Device::Cpu);
-    let model = network(Variables::new(vb, DType::F32))?;
+    let model = network(Variables::new(vb, DType::F32, Bypass::default()))?;
     let shapes = std::mem::take(&mut *seen.lock().expect("no thread panicked while building"));
     Ok((model, shapes))
 }

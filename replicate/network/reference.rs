@@ -3,7 +3,6 @@
 
 use crate::network::dual::Tangents;
 use crate::network::{Norm, Ops, Param, Plus, Resample};
-use candle_core::backprop::GradStore;
 use candle_core::{D, Result, Tensor};
 
 /// Implements [`Ops`] with candle operations.
@@ -34,11 +33,6 @@ pub fn apply(
     let outputs = walk(&mut Composed::new(parameters), &inputs)?;
     let shaped = |y: Tensor| if y.dims()[2..] == [1, 1] { y.flatten_from(1) } else { Ok(y) };
     outputs.into_iter().map(shaped).collect()
-}
-
-/// Computes the gradients of `loss`.
-pub fn gradients(loss: &Tensor) -> Result<GradStore> {
-    loss.backward()
 }
 
 impl Ops for Composed<'_> {

@@ -1,9 +1,9 @@
 //! A network in training, and the code that all methods share: gradient accumulation, optimiser
 //! step, moving average, saving and restoring.
 
+use crate::network::Variables;
 use crate::network::device::Compute;
 use crate::network::params::{Arrays, Params, Source};
-use crate::network::{Variables, gradients};
 use crate::train::adam::{Adam, AdamConfig, Ema};
 use crate::train::batch::Batch;
 use candle_core::backprop::GradStore;
@@ -118,7 +118,7 @@ impl<M> Net<M> {
             let values = loss(&self.model, &part)?;
             let values: Vec<Tensor> =
                 values.into_iter().map(|v| shared(v, part.share())).collect::<Result<_>>()?;
-            sum = Some(self.state.params.add_gradients(sum, gradients(&values[0])?)?);
+            sum = Some(self.state.params.add_gradients(sum, self.state.params.gradients(&values[0])?)?);
             let values = values.iter().map(Tensor::detach);
             totals = match totals.is_empty() {
                 true => values.collect(),

@@ -160,17 +160,18 @@ fn evaluate(operation: Operation, batch: Batch, compute: &Compute, composed: boo
         Var::from_tensor(&Tensor::from_vec(values, shape, device)?)
     };
     let inputs: Vec<Var> = shapes.enumerate().map(variable).collect::<candle_core::Result<_>>()?;
-    let parameters: Vec<Tensor> = inputs[1..].iter().map(|var| var.as_tensor().clone()).collect();
+    let parameters = inputs[1..].iter().map(|var| var.as_tensor().clone()).collect();
+    let parameters = Parameters::new(parameters, compute.maps());
     let x = inputs[0].as_tensor();
     let rows = Tensor::from_vec(normals("rows", &[batch.shape[0], 5]), (batch.shape[0], 5), device)?;
     let (given, tried) = ([x, &rows], Tried(operation, batch));
     let mut y = match composed {
         true => reference::apply(&parameters, &given, |ops, inputs| tried.walk(ops, inputs))?,
-        false => network::forward(&Parameters::new(parameters, compute.maps()), &given, &tried)?,
+        false => network::forward(&parameters, &given, &tried)?,
     };
     let y = y.remove(0);
     let weights = Tensor::from_vec(normals("weights", y.dims()), y.shape(), device)?;
-    let gradients = network::gradients(&(&y * weights)?.sum_all()?)?;
+    let gradients = parameters.bypass().gradients(&(&y * weights)?.sum_all()?)?;
     let mut all = vec![y.flatten_all()?.to_vec1()?];
     for input in &inputs {
         let gradient = gradients.get(input).map(|gradient| gradient.flatten_all()?.to_vec1());
@@ -239,7 +240,7 @@ pub fn updates(compute: &Compute) -> Result<Vec<Check>> {
             let slope = Tensor::from_slice(&slopes[at..at + n], var.shape(), &compute.device)?;
             (loss, at) = ((loss + (var.as_tensor() * slope)?.sum_all()?)?, at + n);
         }
-        adam.update(&params, &network::gradients(&loss)?, LR)?;
+        adam.update(&params, &params.gradients(&loss)?, LR)?;
         let images = 1000 * step;
         ema.update(&params, images, BATCH)?;
 

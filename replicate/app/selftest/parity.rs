@@ -11,7 +11,6 @@ use crate::measure::inception::DEPTHS;
 use crate::method::FULL_INITIALIZATION;
 use crate::method::sampler::edm::{HeunSettings, heun};
 use crate::network::device::Compute;
-use crate::network::gradients;
 use crate::network::unet::Config;
 use crate::settings::{Scale, Settings};
 use crate::train::augment::{Augmentation, Draw, Numbers};
@@ -66,7 +65,7 @@ fn unet(name: &str, npz: &[u8], config: &Config, compute: &Compute) -> Result<Ve
     let image: Vec<f32> = unit("input.image", x.elem_count()).into_iter().map(|u| 0.8 * u).collect();
     let image = Tensor::from_vec(image, x.shape(), &compute.device)?;
     let loss = (&with_labels - image)?.sqr()?.mean_all()?;
-    let grads = gradients(&loss)?;
+    let grads = params.gradients(&loss)?;
     let mut worst = 0f64;
     for (parameter, var) in params.iter() {
         let gradient = match grads.get(var) {

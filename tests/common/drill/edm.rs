@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use replicate::network::Variables;
 use replicate::network::unet::{Config, Denoiser};
+use replicate::network::{Bypass, Variables};
 
 use super::pickle::{Object, int, named, pickle, text};
 use super::torch::{Storage, legacy_stream, ordered, row_major, tensor};
@@ -84,7 +84,7 @@ fn parameters(config: &Config) -> Vec<(String, Vec<usize>)> {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let backend = Box::new(Recorder { asked: asked.clone() });
     let vb = VarBuilder::from_backend(backend, DType::F32, Device::Cpu);
-    Denoiser::new(config, Variables::new(vb, DType::F32)).unwrap();
+    Denoiser::new(config, Variables::new(vb, DType::F32, Bypass::default())).unwrap();
     let mut parameters = std::mem::take(&mut *asked.lock().unwrap());
     // EDM's noise embedding comes before the encoder, ours after it.
     parameters.sort_by_key(|(name, _): &(String, _)| !name.starts_with("model.map_"));

@@ -15,8 +15,8 @@ use crate::method::cost::{Call, Network, Pass, Size};
 use crate::method::equations::{class_ratio, softplus};
 use crate::method::one_step::OneStep;
 use crate::method::{Build, Spec, TrainingSpec};
+use crate::network::scale_images;
 use crate::network::stylegan2::{Discriminator, Generator};
-use crate::network::{gradients, scale_images};
 use crate::rng::Draws;
 use crate::settings::{Choice, LARGEST_BATCH, MOST_IMAGES, Overrides, Setting, Settings, settings};
 use crate::train::Method;
@@ -338,7 +338,7 @@ pub fn r1<A: Architecture>(
     let images = diffused.x.dim(0)? as f64;
     let x = Var::from_tensor(&diffused.x.detach())?;
     let logits = architecture.logits(frozen, &diffused.with(x.as_tensor().clone()))?;
-    let Some(slope) = gradients(&logits.sum_all()?)?.remove(&x) else {
+    let Some(slope) = logits.sum_all()?.backward()?.remove(&x) else {
         candle_core::bail!("the logits do not depend on the images")
     };
     // Chain rule: from the diffused image to the image, and for the step along v back to the

@@ -10,13 +10,11 @@ mod backward;
 use self::backward::{Gradient, Taken};
 use crate::network::dual::Tangents;
 use crate::network::gpu as cuda;
-use crate::network::{Norm, Ops, Param, Parameters, Plus, Resample, mix, pack, unpack};
+use crate::network::{Bypass, Norm, Ops, Param, Parameters, Plus, Resample, mix, pack, unpack};
 use candle_core::backend::BackendStorage;
-use candle_core::backprop::GradStore;
 use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Storage, Tensor, Var, bail,
 };
-use std::cell::RefCell;
 use std::sync::Mutex;
 
 /// A value, and the index of its gradient if it has one.
@@ -418,35 +416,9 @@ fn add(sum: &mut Option<Tensor>, more: Tensor) -> Result<()> {
     Ok(())
 }
 
-thread_local! {
-    /// Parameters and their gradients, from a backward pass to [`gradients`].
-    static DELIVERED: RefCell<Vec<(Tensor, Tensor)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Computes the gradients of `loss`: those from candle, and those of network parameters, which
-/// bypass candle. If a parameter is computed from other tensors, their gradients are returned
-/// instead.
-pub fn gradients(loss: &Tensor) -> Result<GradStore> {
-    DELIVERED.with_borrow_mut(Vec::clear);
-    let mut gradients = loss.backward()?;
-    let (given, made): (Vec<_>, Vec<_>) = DELIVERED.take().into_iter().partition(|(p, _)| p.is_variable());
-    for (parameter, more) in given {
-        let mut sum = gradients.remove(&parameter);
-        add(&mut sum, more)?;
-        gradients.insert(&parameter, sum.expect("it was just added to"));
-    }
-    // The gradient of sum(parameter * its gradient) is that of the tensors from which it is
-    // computed.
-    let products = made.iter().map(|(made, more)| (made * more)?.sum_all()).collect::<Result<Vec<_>>>()?;
-    if !products.is_empty() {
-        gradients.extend(Tensor::stack(&products, 0)?.sum_all()?.backward()?)?;
-    }
-    Ok(gradients)
-}
-
 /// Runs `walk` on `inputs`, each (B, C, H, W) or rows (B, C), in float32 on a GPU. Activations are
 /// of the type of `parameters`; outputs are float32, (B, C, H, W), or (B, C) where H = W = 1. If candle
-/// tracks them, inputs get their gradients through candle, and `parameters` through [`gradients`].
+/// tracks them, inputs get their gradients through candle, and `parameters` through their [`Bypass`].
 ///
 /// # Errors
 /// If `walk` fails.
@@ -488,6 +460,7 @@ pub fn apply(
         inputs: shapes(&tracked),
         outputs: shapes(&y),
         dtypes: outputs.iter().map(|output| output.map.dtype()).collect(),
+        bypass: parameters.bypass().clone(),
         y: pack(&y)?,
         taken: Mutex::new(Some(taken)),
     };
@@ -506,6 +479,7 @@ struct Done {
     outputs: Vec<Shape>,
     /// Types of the gradients at which the pass begins.
     dtypes: Vec<DType>,
+    bypass: Bypass,
     taken: Mutex<Option<Taken>>,
 }
 
@@ -544,7 +518,7 @@ impl CustomOp2 for Done {
         let dy = dy.iter().zip(&self.dtypes).map(|(dy, dtype)| to_map(dy, *dtype)).collect::<Result<_>>()?;
         let (dx, sums) = taken.backward(&self.detached, dy, !self.parameters.is_empty())?;
         let reached = self.parameters.iter().cloned().zip(sums);
-        DELIVERED.with_borrow_mut(|all| all.extend(reached.filter_map(|(p, sum)| Some((p, sum?)))));
+        self.bypass.leave(reached.filter_map(|(p, sum)| Some((p, sum?))));
         if dx.iter().all(Option::is_none) {
             return Ok((None, None));
         }
