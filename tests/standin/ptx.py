@@ -220,6 +220,10 @@ class Translator:
         def two(symbol):
             return result(f"{r(operands[1], kind)} {symbol} {r(operands[2], kind)}")
 
+        if op == "st" and "param" in mods:
+            return ""  # An argument of a call.
+        if op == "call" and "__assertfail" in rest:
+            return f'fprintf(stderr, "an assertion in {self.kernel} failed\\n"); abort();'
         if op in ("ld", "ldu", "st"):
             space = next((m for m in mods if m in ("param", "global", "shared", "local", "const")), "generic")
             data, at = (operands[1], operands[0]) if op == "st" else (operands[0], operands[1])
