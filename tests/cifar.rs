@@ -815,16 +815,18 @@ fn a_parquet_page_that_claims_to_be_large_takes_no_memory_and_no_time() {
     assert_eq!((good[4], good[6]), (0x15, 0x15));
     for (header, says) in [
         // Unpacked to 2^31 - 1 bytes, packed to none.
-        (b"\xfe\xff\xff\xff\x0f\x15\x00\x00", "damage"),
+        (b"\x15\xfe\xff\xff\xff\x0f\x15\x00\x00", "damage"),
         // Packed to 2^31 - 1 bytes, and to -1.
-        (b"\x00\x15\xfe\xff\xff\xff\x0f\x00", "damage"),
-        (b"\x00\x15\x01\x00\x00\x00\x00\x00", "damage"),
+        (b"\x15\x00\x15\xfe\xff\xff\xff\x0f\x00", "damage"),
+        (b"\x15\x00\x15\x01\x00\x00\x00\x00\x00", "damage"),
         // With an unknown list of 2^31 - 1 doubles, or Booleans, which the crate would skip one by one.
-        (b"\x00\x79\xf7\xff\xff\xff\xff\x07", "a list of more elements than bytes"),
-        (b"\x00\x79\xf1\xff\xff\xff\xff\x07", "a list of more elements than bytes"),
+        (b"\x15\x00\x79\xf7\xff\xff\xff\xff\x07", "a list of more elements than bytes"),
+        (b"\x15\x00\x79\xf1\xff\xff\xff\xff\x07", "a list of more elements than bytes"),
+        // With such a list inside a string, in the place of a number, which the crate would read.
+        (b"\x18\x07\x79\xf7\xff\xff\xff\xff\x07", "a field of another type"),
     ] {
         let mut bytes = good.clone();
-        bytes[7..15].copy_from_slice(header);
+        bytes[6..15].copy_from_slice(header);
         let start = Instant::now();
         let (text, peak) = peak_of(|| complaint(Set::Cifar10, &bytes));
         assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());

@@ -1,6 +1,8 @@
-//! Checks the headers of a parquet file before the parquet crate reads them. The crate skips as many elements
-//! of an unknown list as the list claims, beyond the end of the file as well: a damaged file of 4 kB took
-//! minutes.
+//! Checks the headers of a parquet file before the parquet crate reads them. The crate skips as many
+//! elements of an unknown list as the list claims, beyond the end of the file as well: a damaged file of
+//! 4 kB took minutes. What is left is the description at the end of a file: the crate reads its fields
+//! by number, whatever their types are, and can so come upon a list that this check takes for something
+//! else. It ends at the end of the description, or after 1.5 s, for a list of Booleans.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read};
@@ -12,6 +14,47 @@ use parquet::file::reader::{ChunkReader, Length};
 
 /// Most structures within each other; the crate has the same limit for what it skips.
 const MOST_DEEP: usize = 64;
+
+/// A field that the crate reads by its number, whatever type the file gives it. With another type, the
+/// crate would read other bytes than are checked.
+struct Field {
+    number: i16,
+    kind: u8,
+    /// Fields of a structure.
+    of: &'static [Field],
+}
+
+impl Field {
+    const fn integer(number: i16) -> Field {
+        Field { number, kind: I32, of: &[] }
+    }
+
+    const fn structure(number: i16, of: &'static [Field]) -> Field {
+        Field { number, kind: STRUCTURE, of }
+    }
+}
+
+const I32: u8 = 5;
+const STRUCTURE: u8 = 12;
+const INTEGERS: &[Field] = &[
+    Field::integer(1),
+    Field::integer(2),
+    Field::integer(3),
+    Field::integer(4),
+    Field::integer(5),
+    Field::integer(6),
+];
+/// Headers of pages in the format's `parquet.thrift`. The crate skips their statistics.
+const PAGE: &[Field] = &[
+    Field::integer(1),
+    Field::integer(2),
+    Field::integer(3),
+    Field::integer(4),
+    Field::structure(5, INTEGERS.split_at(4).0),
+    Field::structure(6, &[]),
+    Field::structure(7, INTEGERS.split_at(2).0),
+    Field::structure(8, INTEGERS),
+];
 
 /// A file whose page headers are checked.
 pub(super) struct Checked(pub Arc<File>);
@@ -27,7 +70,7 @@ impl ChunkReader for Checked {
 
     /// Opens the file at `start`, where the crate expects a page header.
     fn get_read(&self, start: u64) -> Result<BufReader<File>> {
-        check(self.0.get_read(start)?, self.len().saturating_sub(start))?;
+        check(self.0.get_read(start)?, self.len().saturating_sub(start), PAGE)?;
         self.0.get_read(start)
     }
 
@@ -36,10 +79,15 @@ impl ChunkReader for Checked {
     }
 }
 
-/// Walks through a structure of Thrift's compact protocol. Fails if it goes on beyond `length` bytes, or if its
-/// lists have more elements in total than that.
-pub(super) fn check(reader: impl BufRead, length: u64) -> io::Result<()> {
-    Walk { reader: reader.take(length), left: length }.structure(MOST_DEEP)
+/// Checks the description at the end of a file, in its last `length` bytes.
+pub(super) fn check_description(reader: impl BufRead, length: u64) -> io::Result<()> {
+    check(reader, length, &[])
+}
+
+/// Walks through a structure of Thrift's compact protocol. Fails if it goes on beyond `length` bytes, if its
+/// lists have more elements in total than that, or if one of `known` fields has another type.
+fn check(reader: impl BufRead, length: u64, known: &[Field]) -> io::Result<()> {
+    Walk { reader: reader.take(length), left: length }.structure(MOST_DEEP, known)
 }
 
 struct Walk<R> {
@@ -49,20 +97,27 @@ struct Walk<R> {
 }
 
 impl<R: BufRead> Walk<R> {
-    fn structure(&mut self, deep: usize) -> io::Result<()> {
+    fn structure(&mut self, deep: usize, known: &[Field]) -> io::Result<()> {
+        let mut number = 0i16;
         loop {
             let field = self.byte()?;
             if field == 0 {
                 return Ok(());
             }
-            if field >> 4 == 0 {
-                self.number()?;
+            number = match field >> 4 {
+                0 => self.field_number()?,
+                step => number.checked_add(step.into()).ok_or_else(|| damaged("too many fields"))?,
+            };
+            let known = known.iter().find(|known| known.number == number);
+            if known.is_some_and(|known| known.kind != field & 15) {
+                return Err(damaged("a field of another type"));
             }
-            self.value(field & 15, deep)?;
+            self.value(field & 15, deep, known.map_or(&[], |known| known.of))?;
         }
     }
 
-    fn value(&mut self, kind: u8, deep: usize) -> io::Result<()> {
+    /// `known` are the fields of a structure.
+    fn value(&mut self, kind: u8, deep: usize, known: &[Field]) -> io::Result<()> {
         let deep = deep.checked_sub(1).ok_or_else(|| damaged("structures within structures"))?;
         match kind {
             // The type of a Boolean field is its value. In a list, the crate reads no byte for it either.
@@ -86,7 +141,7 @@ impl<R: BufRead> Walk<R> {
                     self.elements(count, &[kinds >> 4, kinds & 15], deep)
                 }
             },
-            12 => self.structure(deep),
+            STRUCTURE => self.structure(deep, known),
             13 => self.skip(16),
             _ => Err(damaged("an unknown type")),
         }
@@ -96,9 +151,15 @@ impl<R: BufRead> Walk<R> {
         let left = self.left.checked_sub(count);
         self.left = left.ok_or_else(|| damaged("a list of more elements than bytes"))?;
         for _ in 0..count {
-            kinds.iter().try_for_each(|kind| self.value(*kind, deep))?;
+            kinds.iter().try_for_each(|kind| self.value(*kind, deep, &[]))?;
         }
         Ok(())
+    }
+
+    /// Reads the number of a field, which has 16 bits: the last one is the sign.
+    fn field_number(&mut self) -> io::Result<i16> {
+        let number = u16::try_from(self.number()?).map_err(|_| damaged("a field of a large number"))?;
+        Ok((number >> 1) as i16 ^ -((number & 1) as i16))
     }
 
     /// Reads a number of seven bits in each byte.

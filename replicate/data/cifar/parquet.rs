@@ -81,9 +81,9 @@ fn metadata(file: &Arc<File>) -> Result<ParquetMetaData, Fault> {
     if described > MOST_METADATA.min(length) {
         return Err(damaged(&format!("a description of {described} bytes")));
     }
-    let start = length.checked_sub(described).ok_or_else(|| damaged("a description longer than the file"))?;
-    let described_at = file.get_read(start).map_err(|error| broken(&error))?;
-    headers::check(described_at, described).map_err(|error| Fault::damage("a whole parquet file", &error))?;
+    let start = file.get_read(length - described).map_err(|error| broken(&error))?;
+    headers::check_description(start, described)
+        .map_err(|error| Fault::damage("a whole parquet file", &error))?;
     ParquetMetaDataReader::new().parse_and_finish(&**file).map_err(|error| broken(&error))
 }
 
