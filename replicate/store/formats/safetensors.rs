@@ -6,6 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::torch::Dtype;
 use crate::error::{Error, Result, shown};
 use crate::store::hex;
 
@@ -116,17 +117,6 @@ pub(super) struct Stored<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Bytes of an element, for the types that are read.
-fn size(dtype: &str) -> Option<usize> {
-    Some(match dtype {
-        "F64" | "I64" => 8,
-        F32 | "I32" => 4,
-        "F16" | "BF16" | "I16" => 2,
-        "I8" | "U8" | "BOOL" => 1,
-        _ => return None,
-    })
-}
-
 type Views<'a> = (Vec<Stored<'a>>, BTreeMap<String, String>);
 
 /// Lists the tensors in the order of their bytes, which follow each other to the end, and the
@@ -145,8 +135,8 @@ pub(super) fn views(bytes: &[u8]) -> std::result::Result<Views<'_>, String> {
     views.sort_by_key(|(_, view)| view.data_offsets);
     let (mut stored, mut expected_begin) = (Vec::new(), 0);
     for (name, View { dtype, shape, data_offsets: [begin, end] }) in views {
-        let as_said = size(&dtype).is_none_or(|size| {
-            let size = shape.iter().try_fold(size, |size, &n| size.checked_mul(n));
+        let as_said = Dtype::of_safetensors(&dtype).is_none_or(|dtype| {
+            let size = shape.iter().try_fold(dtype.size(), |size, &n| size.checked_mul(n));
             end.checked_sub(begin) == size
         });
         if begin != expected_begin || !as_said {

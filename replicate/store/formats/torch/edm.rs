@@ -17,9 +17,9 @@ const FILTER_VALUE: f32 = 0.25;
 
 impl Checkpoint {
     /// Extracts the parameters of EDM's averaged network. A snapshot's `ema.NAME` becomes `NAME`;
-    /// the names of a state dict stay, without the prefixes of PyTorch's wrappers. `NAME` is the name in [`crate::network::unet::Denoiser`]
-    /// (`model.map_layer0.weight`, `model.enc.32x32_block0.conv0.weight`, …); nothing else is
-    /// renamed.
+    /// the names of a state dict stay. The prefixes of PyTorch's wrappers are dropped. `NAME` is the name
+    /// in [`crate::network::unet::Denoiser`] (`model.map_layer0.weight`,
+    /// `model.enc.32x32_block0.conv0.weight`, …); nothing else is renamed.
     ///
     /// Leaves out the `resample_filter` buffers. They are not learned, and the network here has the
     /// filter \[1, 1\] built in.

@@ -33,7 +33,7 @@ impl Dtype {
     }
 
     /// Returns the type of this name in safetensors files.
-    pub(super) fn of_safetensors(name: &str) -> Option<Dtype> {
+    pub(in crate::store::formats) fn of_safetensors(name: &str) -> Option<Dtype> {
         use Dtype::*;
         let all = [F64, F32, F16, BF16, I64, I32, I16, I8, U8, Bool];
         all.into_iter().find(|dtype| dtype.to_string().to_uppercase() == name)
