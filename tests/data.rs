@@ -33,6 +33,15 @@ fn to_unit_takes_the_images_asked_for_in_order() {
 }
 
 #[test]
+fn one_image_of_each_class_is_from_its_middle() {
+    let labels = vec![1, 0, 0, 1, 0, 2, 1];
+    let images = Images { channels: 1, size: 1, pixels: (10..17).collect(), labels };
+    let of = images.of_each_class(2);
+    assert_eq!((of.pixels, of.labels), (vec![12, 13], vec![0, 1]));
+    assert_eq!(images.of_each_class(9).labels, [0, 1, 2]);
+}
+
+#[test]
 fn blocks_are_averaged_in_integers_and_rounded_half_up() {
     // Two planes of 4x4: the sums of the blocks are 1, 2, 1020 and 10; then 0, 5, 6 and 7.
     let rows = [

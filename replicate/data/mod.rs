@@ -49,6 +49,16 @@ impl Images {
         Images { pixels, labels, ..*self }
     }
 
+    /// Copies one image of each of the first `classes` classes, from the middle of its class: where a
+    /// class is in the order of its pixels, the first images are the darkest.
+    pub fn of_each_class(&self, classes: usize) -> Images {
+        let middle = |class| {
+            let of_class = || (0..self.labels.len()).filter(move |i| self.labels[*i] == class);
+            of_class().nth(of_class().count() / 2)
+        };
+        self.chosen(&(0..classes as u32).filter_map(middle).collect::<Vec<_>>())
+    }
+
     /// Converts the images at `indices`, which may repeat, to [-1, 1] by x / 127.5 - 1, as EDM's
     /// training loop does. Shape: indices x channels x size x size.
     pub fn to_unit(&self, indices: &[usize]) -> Vec<f32> {

@@ -75,13 +75,7 @@ impl Runner<'_> {
             return Ok(None);
         }
         self.images(Data::Target)?;
-        let images = &self.images[&Data::Target].0;
-        // The images of a class may be in the order of their pixels: the first are the darkest.
-        let middle = |class| {
-            let of_class = || (0..images.labels.len()).filter(move |i| images.labels[*i] == class);
-            of_class().nth(of_class().count() / 2)
-        };
-        Ok(Some(images.chosen(&(0..n as u32).filter_map(middle).collect::<Vec<_>>())))
+        Ok(Some(self.images[&Data::Target].0.of_each_class(n)))
     }
 
     /// Takes the images of `data` out of the cache; the caller returns them.
