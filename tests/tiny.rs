@@ -1,13 +1,19 @@
 //! The scale tiny on small files of the authors' layout: what is read, what is compared
 //! with, and what is said where files are missing.
 
+mod common;
+
 use assert_cmd::cargo::cargo_bin_cmd;
+use common::settings;
+use replicate::experiment::run::{Runner, Settings};
 use replicate::experiment::{Recipe, Scale, all_rows};
 use replicate::rng::Stream;
 use replicate::store::{Key, Manifest, Store};
+use replicate::train::watch::{Mode, Watch};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use tempfile::TempDir;
 
 /// Five training files and the test file, with so many images of each class in all.
@@ -82,6 +88,7 @@ fn rows_run_on_averaged_images_and_are_compared_with_those_held_out() {
     assert_eq!((code, again, manifests(dir.path())), (0, out, before));
 
     assert_eq!(run(&["run", "dijs", "edm", "init-single"]).0, 0);
+    names_its_images(&dir.path().join("store"), &data);
     leads_the_report(dir.path());
 
     // Other held-out images give other scores of the same weights.
@@ -94,6 +101,23 @@ fn rows_run_on_averaged_images_and_are_compared_with_those_held_out() {
     let (code, _, err) = run(&["run", "dijs"]);
     assert_eq!(code, 0, "{err}");
     assert_eq!(manifests(dir.path()), before + 2, "a reference and the scores, and no weights");
+}
+
+/// The class of scores, and of the distances of maps, names the images.
+fn names_its_images(store: &Path, data: &Path) {
+    let mut recipe = Recipe::of(Scale::Tiny);
+    SHORT.iter().filter(|argument| argument.contains('=')).for_each(|change| recipe.set(change).unwrap());
+    recipe.until(64);
+    let (settings, stop) = (Settings { data: Some(data.into()), ..settings(store) }, AtomicBool::new(false));
+    let mut runner = Runner::new(settings, recipe, Watch::new(Mode::None), &stop).unwrap();
+    let row = all_rows().find(|row| row.id == "init-single").unwrap();
+    let outcome = runner.stored(&row, 0).unwrap().unwrap();
+    let scores = runner.scores(&outcome).unwrap();
+    let distances = runner.stored_mapping(&row, 0).unwrap().unwrap();
+    assert_eq!(distances.len(), 2);
+    for score in scores.iter().chain(&distances) {
+        assert!(score.class.contains("cpu, images "), "{} {}", score.metric, score.class);
+    }
 }
 
 /// Publishes what [`SHORT`] made as results of the scale's own settings, which take an evening.

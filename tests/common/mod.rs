@@ -23,9 +23,9 @@ use std::sync::atomic::AtomicBool;
 
 pub use replicate::app::selftest::fixture::{edm_value, inception_value, unit as unit_of};
 
-/// A runner of `recipe` on a CPU, with the repository's golden values and this store.
-pub fn runner<'a>(store: &Path, recipe: Recipe, stop: &'a AtomicBool) -> Runner<'a> {
-    let settings = Settings {
+/// A CPU, the repository's golden values, and this store.
+pub fn settings(store: &Path) -> Settings {
+    Settings {
         store: store.into(),
         root: env!("CARGO_MANIFEST_DIR").into(),
         data: None,
@@ -33,8 +33,12 @@ pub fn runner<'a>(store: &Path, recipe: Recipe, stop: &'a AtomicBool) -> Runner<
         from_scratch: false,
         microbatch: None,
         keep: false,
-    };
-    Runner::new(settings, recipe, Watch::new(Mode::None), stop).unwrap()
+    }
+}
+
+/// A runner of `recipe` with these [`settings`].
+pub fn runner<'a>(store: &Path, recipe: Recipe, stop: &'a AtomicBool) -> Runner<'a> {
+    Runner::new(settings(store), recipe, Watch::new(Mode::None), stop).unwrap()
 }
 
 /// The `weights` of a network with one time as those of an aligned network that computes the same
