@@ -9,8 +9,9 @@ peers, one after the other, in `--pairs` rounds of `--repeats` repetitions. A pe
 all rounds: it compiles once, which is not timed, and then waits for its turn. A peer that is not
 ready after `--wait` seconds is ended and left out, with a line that says so; one that cannot be
 imported is left out, too. Every round prints what it found. At the end comes a table: medians over
-all repetitions, the ratio of the medians, the least and the largest ratio within a round, and the
-peak memory of either process. All use as many threads as there are cores.
+all repetitions, the median of the rounds' ratios (a machine's speed drifts between rounds, and its
+two sides drift together within one), the least and the largest of them, and the peak memory of
+either process. All use as many threads as there are cores.
 
 | case | peers |
 | --- | --- |
@@ -798,7 +799,7 @@ class Bench:
         ratios = [median(mine["seconds"]) / median(other["seconds"]) for mine, other in rounds]
         memory = [max(round[side]["peak_bytes"] for round in rounds) / 1e6 for side in (0, 1)]
         title = TITLES[case].format(rows=self.options.rows, images=self.options.images)
-        times = f"{milliseconds(a)} | {milliseconds(b)} | {a / b:.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
+        times = f"{milliseconds(a)} | {milliseconds(b)} | {median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f}"
         line = f"| {title} | {NAMES[name]} | {times} | {memory[0]:.0f} of {memory[1]:.0f} MB |"
         print(line, flush=True)
         return line
