@@ -6,7 +6,7 @@ use replicate::error::{EXIT_INPUT, EXIT_USAGE, Error};
 use replicate::judge::claims::{ClaimVerdict, Judgement, ONE_SEED, evaluate, evaluate_all};
 use replicate::judge::differences::differences;
 use replicate::judge::golden::{self, Golden, Rule, Score, Status, accept, compare};
-use replicate::judge::paper::{self, Claim, Fid, Kind, Operand, Row1, Row2, Statement};
+use replicate::judge::paper::{self, Claim, Fid, Operand, Row1, Row2, Statement};
 use replicate::judge::sample::Sample;
 use replicate::judge::stats;
 use replicate::method;
@@ -460,11 +460,10 @@ fn the_papers_tables_hold_what_it_prints() {
     let directory = repository().join("paper");
     let mut rows = paper::table1(&directory).unwrap();
     // What is run is registered, with the calls that the paper prints.
-    let run = rows.iter().filter(|row| row.kind != Kind::Cited);
     let presets = Overrides::none(Scale::Paper);
     let registered: BTreeMap<&str, u32> =
         method::TABLE1.iter().map(|row| (row.id, (row.method.nfe)(&presets) as u32)).collect();
-    assert_eq!(run.map(|row| (row.id.as_str(), row.nfe)).collect::<BTreeMap<_, _>>(), registered);
+    assert_eq!(rows.iter().map(|row| (row.id.as_str(), row.nfe)).collect::<BTreeMap<_, _>>(), registered);
     // Rows that the paper does not have are without a FID.
     rows.retain(|row| row.fid.is_some());
     let row = |id: &str| rows.iter().find(|row| row.id == id).unwrap();
@@ -521,13 +520,13 @@ fn the_golden_files_are_well_formed() {
     }
 }
 
-const TABLE1: &str = "id,section,label,nfe,fid,is,kind,ours,target,target_source
-edm,Accelerated,\"EDM (Karras et al., 2022)\",35,2.04,9.84,run,Heun,,
-ddim,Accelerated,DDIM,10,8.23,,cited,,,
-diff-instruct,Distillation,Diff-Instruct,1,4.53,,run,Algorithm 1,,
-dirm,Score-free / Class-ratio-based Distillation (Ours),DiRM,1,4.87,9.85,run,Eq 10,,
-dikl,Score-free / Class-ratio-based Distillation (Ours),DiKL,1,3.81,9.90,run,Eq 8,,
-dijs,Score-free / Class-ratio-based Distillation (Ours),DiJS,1,2.39,9.93,run,Eq 9,,
+const TABLE1: &str = "id,section,label,nfe,fid,is,ours,target,target_source
+edm,Accelerated,\"EDM (Karras et al., 2022)\",35,2.04,9.84,Heun,,
+ddim,Accelerated,DDIM,10,8.23,,Algorithm of it,,
+diff-instruct,Distillation,Diff-Instruct,1,4.53,,Algorithm 1,,
+dirm,Score-free / Class-ratio-based Distillation (Ours),DiRM,1,4.87,9.85,Eq 10,,
+dikl,Score-free / Class-ratio-based Distillation (Ours),DiKL,1,3.81,9.90,Eq 8,,
+dijs,Score-free / Class-ratio-based Distillation (Ours),DiJS,1,2.39,9.93,Eq 9,,
 ";
 const TABLE2: &str = "id,initialization,dataset,fid,cell
 init-none,No initialization,,collapsed,init-none
@@ -566,16 +565,15 @@ fn a_paper_file_that_is_wrong_is_refused_with_file_line_and_expectation() {
         assert_eq!(error.exit_code(), EXIT_INPUT);
         assert!(error.to_string().contains(expected), "{error}");
     };
-    refused("4.87", "4,87", "table1.csv is invalid: expected 10 fields on line 5, found 11");
+    refused("4.87", "4,87", "table1.csv is invalid: expected 9 fields on line 5, found 10");
     refused("4.87", "low", "a number in column `fid` on line 5, found `low`");
-    refused("cited,", "seen,", "`cited` or `run` in column `kind` on line 3");
-    refused("cited,,,", "cited,,many,why", "a number in column `target` on line 3");
-    refused("cited,,,", "cited,,15.69,", "a text in column `target_source` on line 3");
-    refused("cited,", "cited,Heun", "nothing, as the row is only cited in column `ours`");
+    refused("Algorithm of it,,", "Algorithm of it,many,why", "a number in column `target` on line 3");
+    refused("Algorithm of it,,", "Algorithm of it,15.69,", "a text in column `target_source` on line 3");
+    refused("Algorithm of it", "", "a text in column `ours` on line 3");
     refused("dikl,Score", "dijs,Score", "something that no line before has in column `id` on line 7");
     refused("6.20,init-50", "6.20,", "table2.csv is invalid: expected a text in column `cell` on line 3");
     refused("fd(dijs)", "fid(dijs)", "one of the metrics fd, is");
-    refused("fd(dikl)", "fd(ddim)", "or an ablation, in column `right` on line 2");
+    refused("fd(dikl)", "fd(ddpm)", "or an ablation, in column `right` on line 2");
     refused("fd(dikl)", "fd dikl", "`metric(row)` or a number in column `right` on line 2");
     refused(",<,", ",>,", "`<` or `~` in column `op` on line 2");
     refused("collapsed,,,", "gone,,,", "`collapsed`, `collapsed-early` or `not-collapsed` in column `op`");
@@ -1122,16 +1120,6 @@ fn fid_and_fd_keep_their_names() {
     for scale in ["small", "paper"] {
         let titles = columns(scale);
         assert!(titles.contains(&"FID".to_string()) && !titles.contains(&"FD".to_string()), "{titles:?}");
-    }
-}
-
-#[test]
-fn a_cited_row_never_shows_a_number_of_ours() {
-    // Even where a score bears its name.
-    let table = table1(&paper_rows().0, &[score("ddim", 0, "fd", 777.0)], &[], "mini");
-    for text in [table.to_text(false), table.to_markdown(), table.to_csv()] {
-        assert!(!text.contains("777"), "{text}");
-        assert!(text.lines().any(|line| line.contains("DDIM") && line.contains("cited")), "{text}");
     }
 }
 

@@ -34,7 +34,7 @@ export STORE=${STORE:-store} DATA=${DATA:-} OUTPUT=${OUTPUT:-report}
 export PRELUDE=${PRELUDE:-} CONTAINER=${CONTAINER:-}
 export REPLICATE=${REPLICATE:-target/release/replicate}
 # The rows that are run, by the paper's tables; the full initialisation is DiJS there.
-export CELLS=${CELLS-$(awk -F, '/,run,/ {print $1} FILENAME ~ /table2/ && FNR > 1 {print $NF}' \
+export CELLS=${CELLS-$(awk -F, 'FNR > 1 {print FILENAME ~ /table2/ ? $NF : $1}' \
     paper/table1.csv paper/table2.csv | awk '!seen[$0]++' | tr '\n' ' ')}
 read -r -a cells <<< "$CELLS"
 IFS=, read -r -a seeds <<< "$SEEDS"

@@ -9,16 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::str::FromStr;
 
-/// Kind of a row of Table 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Not run: the paper copied the row from another publication.
-    Cited,
-    /// Run as the cell with the row's id; column `ours` describes it.
-    Run,
-}
-
-/// One row of Table 1, "Sample quality on CIFAR-10".
+/// One row of Table 1, "Sample quality on CIFAR-10". Column `ours` describes the run of its id.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row1 {
     pub id: String,
@@ -30,7 +21,6 @@ pub struct Row1 {
     pub fid: Option<f64>,
     /// `None` if the paper prints a dash.
     pub is: Option<f64>,
-    pub kind: Kind,
     /// The FID to compare ours with, if the printed one belongs to another network.
     pub target: Option<Target>,
 }
@@ -194,8 +184,7 @@ pub struct Setting {
     pub fields: Vec<String>,
 }
 
-const TABLE1: [&str; 10] =
-    ["id", "section", "label", "nfe", "fid", "is", "kind", "ours", "target", "target_source"];
+const TABLE1: [&str; 9] = ["id", "section", "label", "nfe", "fid", "is", "ours", "target", "target_source"];
 const TABLE2: [&str; 5] = ["id", "initialization", "dataset", "fid", "cell"];
 const CLAIMS: [&str; 9] = ["id", "claim", "where", "kind", "left", "op", "right", "factor", "note"];
 const SETUP: [&str; 8] = ["name", "value", "paper", "where", "reading", "status", "owner", "fields"];
@@ -207,6 +196,7 @@ const REMEDY: &str = "it belongs to the repository: restore it from version cont
 /// `Missing`, or `Malformed` with the line and the expected content.
 pub fn table1(directory: &Path) -> Result<Vec<Row1>> {
     rows(&directory.join("table1.csv"), &TABLE1, |line| {
+        line.text("ours")?;
         Ok(Row1 {
             id: line.text("id")?.to_string(),
             section: line.text("section")?.to_string(),
@@ -214,13 +204,6 @@ pub fn table1(directory: &Path) -> Result<Vec<Row1>> {
             nfe: line.number("nfe")?,
             fid: line.optional("fid").map(|_| line.positive("fid")).transpose()?,
             is: line.optional("is").map(|_| line.number("is")).transpose()?,
-            kind: match (line.field("kind"), line.optional("ours")) {
-                ("cited", None) => Kind::Cited,
-                ("cited", Some(_)) => return Err(line.wrong("ours", "nothing, as the row is only cited")),
-                ("run", Some(_)) => Kind::Run,
-                ("run", None) => return Err(line.wrong("ours", "a text")),
-                _ => return Err(line.wrong("kind", "`cited` or `run`")),
-            },
             target: match line.optional("target") {
                 None => None,
                 Some(target) => Some(Target {
@@ -250,8 +233,7 @@ pub fn table2(directory: &Path) -> Result<Vec<Row2>> {
 
 /// Returns the printed FID of each of our rows, Table 1 first. Errors are as in [`table1`].
 pub fn printed(directory: &Path) -> Result<Vec<(String, Fid)>> {
-    let first = table1(directory)?.into_iter().filter(|row| row.kind != Kind::Cited);
-    let first = first.filter_map(|row| Some((row.id, Fid::Value(row.fid?))));
+    let first = table1(directory)?.into_iter().filter_map(|row| Some((row.id, Fid::Value(row.fid?))));
     let mut printed: Vec<(String, Fid)> = first.collect();
     for row in table2(directory)? {
         if printed.iter().all(|(id, _)| *id != row.cell) {
@@ -279,10 +261,7 @@ pub fn targets(directory: &Path) -> Result<Vec<(String, Fid)>> {
 /// the rows of the claims, except for `ablations`. A row of Table 2 becomes the cell that re-runs
 /// it. Errors are as in [`table1`].
 pub fn claims(directory: &Path, ablations: &[&str]) -> Result<Vec<Claim>> {
-    let own = table1(directory)?
-        .into_iter()
-        .filter(|row| row.kind != Kind::Cited)
-        .map(|row| (row.id.clone(), row.id));
+    let own = table1(directory)?.into_iter().map(|row| (row.id.clone(), row.id));
     let shared = table2(directory)?.into_iter().map(|row| (row.id, row.cell));
     let beside = ablations.iter().map(|id| (id.to_string(), id.to_string()));
     let cells: BTreeMap<String, String> = own.chain(shared).chain(beside).collect();

@@ -2,7 +2,7 @@
 
 use crate::experiment::{Recipe, Scale, all_rows};
 use crate::judge::golden::{Comparison, STATISTICAL, Score, Status, TIME, values};
-use crate::judge::paper::{Fid, Kind, Row1, Row2};
+use crate::judge::paper::{Fid, Row1, Row2};
 use crate::judge::sample::{Sample, seeds};
 use crate::measure::metrics::modes::{COLLAPSED, STATES};
 use crate::report::table::{Cell, Column, Content, Row, Table, Tone};
@@ -36,20 +36,9 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
     let columns = name.into_iter().chain(measured.columns(METRICS)).chain(paper).collect();
     let printed = |x: Option<f64>| x.map_or(Cell::Nothing, |x| Cell::Number(x, 2));
     let cells = rows.iter().map(|row| {
-        let (runs, tone) = match row.kind {
-            Kind::Cited => (false, Tone::Dim),
-            Kind::Run => (true, Tone::Plain),
-        };
-        let mut cells = vec![Cell::Text(row.label.clone(), tone), Cell::Number(row.nfe.into(), 0)];
-        match runs {
-            true => cells.extend(measured.cells(&row.id, METRICS)),
-            false => {
-                cells.extend([Cell::Nothing, Cell::Nothing, Cell::Nothing, Cell::Text("cited".into(), tone)])
-            }
-        }
-        cells.extend([printed(row.fid), printed(row.is)]);
-        let cell = if runs { row.id.as_str() } else { "" };
-        (cell, Row { id: row.id.clone(), section: row.section.clone(), runs, cells })
+        let mut cells = vec![Cell::text(&row.label), Cell::Number(row.nfe.into(), 0)];
+        cells.extend(measured.cells(&row.id, METRICS).chain([printed(row.fid), printed(row.is)]));
+        (row.id.as_str(), Row { id: row.id.clone(), section: row.section.clone(), runs: true, cells })
     });
     let mut table = measured.table("Table 1", "Sample quality on CIFAR-10.", columns, cells.collect());
     let done = rows.iter().filter(|row| !measured.of(&row.id, "fd").is_empty()).count();
@@ -64,9 +53,6 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
         };
         table.notes.push(format!("{}: {text}. {}.", row.label, target.source));
     }
-    if rows.iter().any(|row| row.kind == Kind::Cited) {
-        table.notes.push("cited: printed in the paper from another publication; not run by us.".to_string());
-    }
     table
 }
 
@@ -77,7 +63,7 @@ fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
     };
     let recipe = Recipe::of(scale);
     let shared = recipe.budget.images;
-    let trained = rows.iter().filter(|row| row.kind == Kind::Run).filter_map(|row| {
+    let trained = rows.iter().filter_map(|row| {
         let known = all_rows().find(|known| known.id == row.id)?;
         known.method.training.map(|training| (row, known, training))
     });
@@ -207,12 +193,9 @@ impl Measured<'_> {
     fn table(&self, name: &str, title: &str, mut columns: Vec<Column>, rows: Vec<(&str, Row)>) -> Table {
         columns.push(Column::new("", "scale", Content::Data));
         columns.push(Column::new("", "seeds", Content::Data));
-        let cells: Vec<&str> = rows.iter().map(|(cell, _)| *cell).filter(|cell| !cell.is_empty()).collect();
+        let cells: Vec<&str> = rows.iter().map(|(cell, _)| *cell).collect();
         let with_ends = rows.iter().cloned().map(|(cell, mut row)| {
-            let seeds: Vec<String> = match cell {
-                "" => Vec::new(),
-                cell => self.of(cell, "fd").keys().map(u64::to_string).collect(),
-            };
+            let seeds: Vec<String> = self.of(cell, "fd").keys().map(u64::to_string).collect();
             row.cells.extend([Cell::text(self.scale), Cell::text(seeds.join(" "))]);
             row
         });
@@ -346,8 +329,8 @@ pub fn labels(first: &[Row1], second: &[Row2]) -> Vec<(String, String)> {
         Some((name, source)) if source.contains(", ") => name.to_string(),
         _ => label.to_string(),
     };
-    let runs = first.iter().filter(|row| row.kind == Kind::Run);
-    let mut all: Vec<(String, String)> = runs.map(|row| (row.id.clone(), short(&row.label))).collect();
+    let mut all: Vec<(String, String)> =
+        first.iter().map(|row| (row.id.clone(), short(&row.label))).collect();
     for row in second {
         if all.iter().all(|(cell, _)| *cell != row.cell) {
             let alike = second.iter().filter(|other| other.initialization == row.initialization).count();

