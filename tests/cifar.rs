@@ -5,6 +5,8 @@
 //! Pillow and pyarrow. The other files are written here. `CIFAR_FUZZ_CASES` sets
 //! the number of mutated files (800 without it).
 
+#[path = "common/cifar.rs"]
+mod cifar;
 #[path = "common/peak.rs"]
 mod peak;
 
@@ -15,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use cifar::{Set, Split};
 use flate2::write::{DeflateEncoder, GzEncoder};
 use flate2::{Compression, Crc};
 use parquet::basic::Compression as PageCompression;
@@ -26,7 +29,6 @@ use peak::peak_of;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use replicate::data::Images;
-use replicate::data::cifar::{self, Set, Split};
 use replicate::error::{EXIT_INPUT, Error};
 use tempfile::TempDir;
 

@@ -7,24 +7,26 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "common/cifar.rs"]
+mod cifar;
 mod common;
 #[path = "common/files.rs"]
 mod files;
 #[path = "common/peak.rs"]
 mod peak;
 
-use common::directory;
+use cifar::Set;
+use common::{directory, npz_arrays};
 use files::{npy, png_of, zip};
 use flate2::{Compression, Crc, write::GzEncoder};
 use peak::peak_of;
 use replicate::app::score::{Input, source};
-use replicate::data::cifar::{self, Set};
 use replicate::error::Error;
 use replicate::judge::golden::{read_golden, write_golden};
 use replicate::judge::paper;
 use replicate::measure::statistics::Statistics;
 use replicate::store::fetch::{Asset, Given, Hash, Hub, Inputs, Options, Patience, fetch, find};
-use replicate::store::formats::{npz, torch};
+use replicate::store::formats::torch;
 use replicate::store::*;
 use std::collections::BTreeMap;
 use std::fs;
@@ -454,7 +456,7 @@ fn targets() -> Vec<Target> {
         score(&dir)
     };
     let scored = |place: &Place, bytes: &[u8]| score(&place.file(bytes));
-    let npz_of = |place: &Place, bytes: &[u8]| told(npz::read(&place.file(bytes)));
+    let npz_of = |place: &Place, bytes: &[u8]| told(npz_arrays(&place.file(bytes)));
     vec![
         target("npy", arrays(), plain, scored),
         target("npz", arrays(), one("features.npy"), scored),

@@ -7,7 +7,7 @@ mod common;
 mod files;
 
 use common::drill::inception_pth;
-use common::{fd_from_samples, moments};
+use common::{fd_from_samples, moments, npz_arrays};
 use files::{npy, png_of, zip};
 use proptest::prelude::*;
 use replicate::app::score::{BATCH, RowStream, Seen, Wanted};
@@ -419,7 +419,7 @@ fn statistics_survive_the_way_to_a_file_and_back() {
     let bytes = npz::write(&[("mu", &mu), ("sigma", &sigma)]);
     assert_eq!(bytes, npz::write(&[("mu", &mu), ("sigma", &sigma)]), "the same bytes");
     let path = dir.write("a.npz", &bytes);
-    let read = npz::read(&path).unwrap();
+    let read = npz_arrays(&path).unwrap();
     assert_eq!((&read["mu"], &read["sigma"]), (&mu, &sigma));
     let Input::Statistics(statistics) = source::open(&path).unwrap().0 else { panic!() };
     assert_eq!((statistics.mean, statistics.covariance), (mu.data, sigma.data));
@@ -760,7 +760,7 @@ fn images_score_as_their_features_do() {
     let network = Inception::load(&candle_core::Device::Cpu, torch::read(&weights).unwrap()).unwrap();
     let (fa, la) = network.extract(&a, 0..12).unwrap();
     let (fb, _) = network.extract(&b, 0..12).unwrap();
-    let arrays = npz::read(&saved).unwrap();
+    let arrays = npz_arrays(&saved).unwrap();
     assert_eq!(
         (&arrays["mu"].data, &arrays["sigma"].data),
         (&moments(&fb).mean(), &moments(&fb).covariance())

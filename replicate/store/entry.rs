@@ -36,14 +36,17 @@ pub struct Entry {
 }
 
 impl Entry {
+    /// Returns the key of its experiment.
     pub fn key(&self) -> &Key {
         &self.key
     }
 
+    /// Returns its name for people.
     pub fn label(&self) -> &str {
         &self.label
     }
 
+    /// Returns its directory, which need not exist.
     pub fn dir(&self) -> &Path {
         &self.dir
     }

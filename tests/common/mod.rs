@@ -17,7 +17,9 @@ use replicate::measure::metrics::frechet::Moments;
 use replicate::network::device::Compute;
 use replicate::network::params::Arrays;
 use replicate::store::Array;
+use replicate::store::formats::{Fault, npz};
 use replicate::train::watch::{Mode, Watch};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -34,6 +36,11 @@ pub fn settings(store: &Path) -> Settings {
         microbatch: None,
         keep: false,
     }
+}
+
+/// Every array of an `.npy` or `.npz`, by name; all must be floats.
+pub fn npz_arrays(path: &Path) -> Result<BTreeMap<String, npz::Array>, Fault> {
+    npz::list(path)?.0.into_iter().map(|stored| Ok((stored.name.clone(), stored.read(path)?))).collect()
 }
 
 /// A runner of `recipe` with these [`settings`].

@@ -86,22 +86,6 @@ impl Set {
     }
 }
 
-/// Reads the training images in `path`, a file or a directory.
-///
-/// # Errors
-/// `Missing` or `Malformed`, with the file.
-pub fn train(set: Set, path: &Path) -> error::Result<Images> {
-    Ok(read(set, Split::Train, path)?.0)
-}
-
-/// Reads the test images in `path`, a file or a directory.
-///
-/// # Errors
-/// As [`train`].
-pub fn test(set: Set, path: &Path) -> error::Result<Images> {
-    Ok(read(set, Split::Test, path)?.0)
-}
-
 /// Selects the images whose label is one of `classes`, in the same order. `path` is their file, for
 /// the message.
 ///
@@ -134,10 +118,11 @@ pub fn assets(set: Set, split: Split) -> Vec<&'static Asset> {
     ids.iter().filter_map(|id| fetch::named(id)).collect()
 }
 
-/// Reads the images of a split in `path`; also returns what an archive or a directory has beside them.
+/// Reads the images of a split in `path`, a file or a directory; also returns what an archive or a
+/// directory has beside them.
 ///
 /// # Errors
-/// As [`train`].
+/// `Missing` or `Malformed`, with the file.
 pub fn read(set: Set, split: Split, path: &Path) -> error::Result<(Images, LeftOut)> {
     attempt(set, split, path).map_err(Refusal::into)
 }
@@ -147,7 +132,7 @@ pub fn read(set: Set, split: Split, path: &Path) -> error::Result<(Images, LeftO
 pub enum Refusal {
     /// Nothing of the set is there.
     Apart(Error),
-    /// What is there of it cannot be used.
+    /// Files of the set are there, but cannot be used.
     Within(Error),
 }
 
@@ -168,7 +153,7 @@ impl From<Refusal> for Error {
 /// Does the same as [`read`], and tells whether the set is there at all.
 ///
 /// # Errors
-/// As [`train`].
+/// As [`read`].
 pub fn attempt(set: Set, split: Split, path: &Path) -> Result<(Images, LeftOut), Refusal> {
     let (container, paths, left_out) = place::find(set, split, path)?;
     let mut gathered = Gathered { left_out, ..Gathered::new(set, split) };

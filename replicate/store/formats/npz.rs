@@ -3,7 +3,6 @@
 //! writes float64. (candle's reader accepts only one spelling of the header, no Fortran order and
 //! no streams.)
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
@@ -76,11 +75,6 @@ pub fn list(path: &Path) -> Result<(Vec<Stored>, LeftOut), Fault> {
         arrays.push(Stored { name, entry: Some(entry), ..stored });
     }
     Ok((arrays, left_out))
-}
-
-/// Reads every array of the file by name; all must be floats.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Array>, Fault> {
-    list(path)?.0.into_iter().map(|stored| Ok((stored.name.clone(), stored.read(path)?))).collect()
 }
 
 impl Stored {
