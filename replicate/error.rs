@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Result with this program's error.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -64,6 +65,17 @@ impl Error {
     /// Makes the error of a device that cannot be used; `said` is the driver's message.
     pub fn device(name: &str, said: &str) -> Error {
         Error::Run(format!("{name} cannot be used: {said}{}", device_remedy(said)))
+    }
+
+    /// Fails if `stop` is set, so that nothing further is done for `cell`.
+    ///
+    /// # Errors
+    /// `Stopped`.
+    pub fn if_stopped(stop: &AtomicBool, cell: &str) -> Result<()> {
+        match stop.load(Ordering::Relaxed) {
+            true => Err(Error::Stopped { cell: cell.into() }),
+            false => Ok(()),
+        }
     }
 
     /// True if a device had too little memory.

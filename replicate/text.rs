@@ -131,7 +131,7 @@ pub fn wrap(text: &str, width: usize) -> Vec<String> {
     lines
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::ffi::OsStrExt;

@@ -368,10 +368,10 @@ fn child() {
             watch.tick(&Progress { images: 16, columns: &[], values: &[], scores: None }, None);
         }
         "sampling" => {
-            (1..=100).for_each(|done| watch.sampling("mini-edm-s0", done, 2000));
+            (1..=100).for_each(|done| watch.images("sampling", "mini-edm-s0", done, 2000));
             std::thread::sleep(Duration::from_secs(10));
-            (101..=2000).for_each(|done| watch.sampling("mini-edm-s0", done, 2000));
-            watch.sampling("mini-edm-s1", 2000, 2000);
+            (101..=2000).for_each(|done| watch.images("sampling", "mini-edm-s0", done, 2000));
+            watch.images("sampling", "mini-edm-s1", 2000, 2000);
         }
         other => panic!("{other}"),
     }

@@ -7,7 +7,7 @@ use crate::data::Images;
 use crate::data::grid::png_of;
 use crate::error::{Error, Result, shown_path};
 use crate::store::formats::{npz, uncompressed};
-use crate::store::{hex, lock_file, sha256_hex, sync_dir, write_atomically};
+use crate::store::{Content, hex, lock_file, sha256_hex, sync_dir, write_atomically};
 use crate::train::watch::say;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
@@ -256,19 +256,8 @@ fn verified(
         if n == 0 || n > most - done {
             return Ok((done, kept, true));
         }
-        let mut hash = Sha256::new();
-        let (mut left, mut buffer) = (n * image, vec![0; 1 << 16]);
-        while left > 0 {
-            let most = left.min(buffer.len() as u64) as usize;
-            match pixels.read(&mut buffer[..most])? {
-                0 => return Ok((done, kept, true)),
-                read => {
-                    hash.update(&buffer[..read]);
-                    left -= read as u64;
-                }
-            }
-        }
-        if hex(hash.finalize()) != digest {
+        let found = Content::copy(pixels.by_ref().take(n * image), &mut std::io::sink())?;
+        if (found.bytes, found.sha256.as_str()) != (n * image, digest) {
             return Ok((done, kept, true));
         }
         (done, kept) = (done + n, kept + line.len() as u64);

@@ -23,10 +23,8 @@ pub fn prepare() {
         #[cfg(feature = "cuda")]
         std::env::set_var("NVIDIA_TF32_OVERRIDE", "0");
         // Exits silently on a broken pipe, as in `replicate list | head`.
-        #[cfg(unix)]
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         // Turns a limit of file sizes into an error of the write, like a full disk.
-        #[cfg(unix)]
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
         #[cfg(all(target_os = "linux", target_env = "gnu"))]
         {
@@ -132,15 +130,9 @@ fn refused(bytes: usize) -> ! {
          finished is kept\n"
     );
     let length = 200 - rest.len();
-    #[cfg(unix)]
     // SAFETY: the bytes are there, and nothing runs afterwards.
     unsafe {
         libc::write(2, text.as_ptr().cast(), length);
         libc::_exit(crate::error::EXIT_RUN)
-    }
-    #[cfg(not(unix))]
-    {
-        _ = std::io::stderr().write_all(&text[..length]);
-        std::process::exit(crate::error::EXIT_RUN)
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 use std::time::{Duration, Instant};
@@ -43,14 +44,22 @@ impl Content {
     /// # Errors
     /// `IsADirectory` for a directory, a pipe or a device.
     pub fn of(path: &Path) -> io::Result<Content> {
-        let mut file = open(path)?;
+        Content::copy(open(path)?, &mut io::sink())
+    }
+
+    /// Copies all bytes of `from`, and hashes them.
+    ///
+    /// # Errors
+    /// Those of `from` and of `to`.
+    pub fn copy(mut from: impl Read, to: &mut dyn Write) -> io::Result<Content> {
         let mut hash = Sha256::new();
         let (mut buffer, mut bytes) = (vec![0; 1 << 16], 0);
         loop {
-            match file.read(&mut buffer) {
+            match from.read(&mut buffer) {
                 Ok(0) => return Ok(Content { bytes, sha256: hex(hash.finalize()) }),
                 Ok(read) => {
                     hash.update(&buffer[..read]);
+                    to.write_all(&buffer[..read])?;
                     bytes += read as u64;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -62,7 +71,7 @@ impl Content {
 
 /// Opens a regular file for reading. A pipe is refused, because its reader would wait.
 fn open(path: &Path) -> io::Result<File> {
-    let file = waits_for_nobody(OpenOptions::new().read(true)).open(path);
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = file.map_err(|error| match error.raw_os_error() {
         Some(libc::ELOOP) => io::Error::new(ErrorKind::IsADirectory, "it is a link to itself"),
         _ => error,
@@ -71,12 +80,6 @@ fn open(path: &Path) -> io::Result<File> {
         true => Ok(file),
         false => Err(io::Error::new(ErrorKind::IsADirectory, "it is not a file")),
     }
-}
-
-fn waits_for_nobody(options: &mut OpenOptions) -> &mut OpenOptions {
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::custom_flags(options, libc::O_NONBLOCK);
-    options
 }
 
 /// True if a path exists that is not a file.
@@ -124,8 +127,7 @@ pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -
             remedy: "remove it, or move it elsewhere".into(),
         });
     }
-    let mut options = OpenOptions::new();
-    let file = waits_for_nobody(options.create(true).append(true)).open(path);
+    let file = OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = file.map_err(Error::io("write", path))?;
     let begun = Instant::now();
     let mut waited = Duration::ZERO;
@@ -153,16 +155,9 @@ pub fn lock_to_change(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<(
     }
 }
 
-#[cfg(unix)]
 fn is_at(file: &File, path: &Path) -> bool {
-    use std::os::unix::fs::MetadataExt;
     let place = |metadata: &fs::Metadata| (metadata.dev(), metadata.ino());
     matches!((file.metadata(), fs::metadata(path)), (Ok(a), Ok(b)) if place(&a) == place(&b))
-}
-
-#[cfg(not(unix))]
-fn is_at(_: &File, path: &Path) -> bool {
-    path.exists()
 }
 
 /// Reads a file; `None` if it does not exist.
@@ -309,9 +304,6 @@ pub(super) fn remove_temporaries(dir: &Path) -> Result<()> {
 /// cannot do that.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     static NOTED: Once = Once::new();
-    if !cfg!(unix) {
-        return Ok(());
-    }
     match repeated(|| File::open(dir)?.sync_all()) {
         Err(error) if cannot_sync(&error) => {
             NOTED.call_once(|| {

@@ -50,6 +50,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -191,9 +192,7 @@ impl Store {
         let dir = self.root.join(format!("{}-{label}", key.short()));
         Entry { key: key.clone(), label, dir }
     }
-}
 
-impl Store {
     /// Returns every published entry with its manifest, sorted by name. It omits entries with an
     /// unreadable manifest, and does not read outputs: [`Entry::finished`] verifies them.
     pub fn finished_entries(&self) -> Result<Vec<(Entry, Manifest)>> {
@@ -292,10 +291,7 @@ pub(crate) fn begin(root: &Path) -> Result<()> {
 
 /// Prints a note if other users may change a new store, because of the umask.
 fn note_if_open_to_all(root: &Path) {
-    #[cfg(unix)]
-    if fs::metadata(root)
-        .is_ok_and(|found| std::os::unix::fs::PermissionsExt::mode(&found.permissions()) & 0o2 != 0)
-    {
+    if fs::metadata(root).is_ok_and(|found| found.mode() & 0o2 != 0) {
         let path = shown_path(root);
         _ = writeln!(
             std::io::stderr(),

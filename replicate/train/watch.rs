@@ -20,8 +20,8 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// Least time between two lines about sampling.
-const SAMPLING: Duration = Duration::from_secs(10);
+/// Least time between two lines about images.
+const PACE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
@@ -70,8 +70,8 @@ pub struct Watch {
     label: String,
     pace: Pace,
     bar: Option<ProgressBar>,
-    /// The sampling in progress, and when its progress was last printed.
-    sampling: Option<(Pace, Instant)>,
+    /// The work on images in progress, and when its progress was last printed.
+    working: Option<(Pace, Instant)>,
     events: Option<Events>,
     noted: BTreeSet<String>,
 }
@@ -79,7 +79,7 @@ pub struct Watch {
 impl Watch {
     pub fn new(mode: Mode) -> Watch {
         let (pace, noted) = (Pace::new(0, 0), BTreeSet::new());
-        Watch { mode, label: String::new(), pace, bar: None, sampling: None, events: None, noted }
+        Watch { mode, label: String::new(), pace, bar: None, working: None, events: None, noted }
     }
 
     /// Prints a message that is not about progress, once.
@@ -159,18 +159,18 @@ impl Watch {
         }
     }
 
-    /// Shows the progress of sampling; call after every batch with the number of images `done`, but
-    /// not between [`begin`](Watch::begin) and [`end`](Watch::end). The first call starts the
-    /// clock; the one with `done == total` is the last.
-    pub fn sampling(&mut self, label: &str, done: usize, total: usize) {
+    /// Shows the progress of work on images, such as "sampling"; call after every batch with the
+    /// number of images `done`, but not between [`begin`](Watch::begin) and [`end`](Watch::end). The
+    /// first call starts the clock; the one with `done == total` is the last.
+    pub fn images(&mut self, work: &str, label: &str, done: usize, total: usize) {
         let (done, total) = (done as u64, total as u64);
-        let (pace, said) = self.sampling.get_or_insert_with(|| (Pace::new(total, done), Instant::now()));
-        let details = pace.text(done).map_or("sampling".into(), |pace| format!("sampling  {pace}"));
+        let (pace, said) = self.working.get_or_insert_with(|| (Pace::new(total, done), Instant::now()));
+        let details = pace.text(done).map_or(work.into(), |pace| format!("{work}  {pace}"));
         if self.mode == Mode::Bar {
             let bar = self.bar.get_or_insert_with(|| bar(label, total));
             bar.set_position(done);
             bar.set_message(details);
-        } else if said.elapsed() >= SAMPLING {
+        } else if said.elapsed() >= PACE {
             *said = Instant::now();
             match self.mode {
                 Mode::Lines | Mode::Tensorboard => say(&line(label, done, total, &details)),
@@ -179,7 +179,7 @@ impl Watch {
             }
         }
         if done >= total {
-            self.sampling = None;
+            self.working = None;
             self.end();
         }
     }

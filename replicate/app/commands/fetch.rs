@@ -13,7 +13,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::ffi::OsStr;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Lists the assets, or fetches `what`.
 pub fn fetch(
@@ -75,10 +75,7 @@ pub fn download(
         let mut shown = Shown::new(asset);
         let path = get(inputs, asset, &options, &mut |progress| {
             shown.show(progress);
-            match stop.load(Ordering::Relaxed) {
-                true => Err(Error::Stopped { cell: format!("fetching {}", asset.id) }),
-                false => Ok(()),
-            }
+            Error::if_stopped(stop, &format!("fetching {}", asset.id))
         });
         shown.end();
         paths.push(path?);

@@ -30,7 +30,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Golden values of studies.
 const STUDIES: &str = "golden/studies.csv";
@@ -324,10 +324,7 @@ fn lock_to_change(path: &Path, stop: &AtomicBool) -> Result<File> {
         if waited.is_zero() {
             say(&format!("waiting: another process is changing {}", shown_path(path)));
         }
-        match stop.load(Ordering::Relaxed) {
-            true => Err(Error::Stopped { cell: shown_path(path) }),
-            false => Ok(()),
-        }
+        Error::if_stopped(stop, &shown_path(path))
     })
 }
 

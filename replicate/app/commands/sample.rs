@@ -18,7 +18,7 @@ use crate::text::unknown;
 use crate::train::watch::{Mode, Watch};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 /// Images of a batch. A batch starts at a multiple of this number, as in scoring.
 const BATCH: u64 = 100;
@@ -76,14 +76,11 @@ pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
         watch.note(&format!("{what}: resuming after {} of {total} images", at(collecting.next())));
     }
     while collecting.next() < numbers.end {
-        if stop.load(Ordering::Relaxed) {
-            watch.end();
-            return Err(Error::Stopped { cell: what });
-        }
+        Error::if_stopped(stop, &what)?;
         let first = collecting.next();
         let end = numbers.end.min((first / BATCH + 1) * BATCH);
         collecting.push(&samples.at(first as usize..end as usize)?)?;
-        watch.sampling(&what, at(end), total);
+        watch.images("sampling", &what, at(end), total);
     }
     let sha256 = collecting.finish()?;
     println!("written: {}, {total} images of {1}x{1} pixels", options.out.display(), samples.size());

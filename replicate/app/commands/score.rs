@@ -3,12 +3,10 @@
 mod checks;
 mod report;
 mod side;
-mod watched;
 
 use self::checks::{can_save, compare, in_order, metrics, portions};
 use self::report::{Described, Fid, Network, Protocol, Remarks, Report, Saved, Trial};
 use self::side::{Side, asset, stored};
-use self::watched::watched;
 use super::write_file;
 use crate::app::cli::{Scoring, VERSION};
 use crate::app::score::{Gathered, Input, KEPT, Metric, Reference, RowStream, Seen, Wanted, scores};
@@ -18,8 +16,9 @@ use crate::measure::metrics::frechet::{Factor, Moments};
 use crate::measure::statistics::Statistics;
 use crate::store::formats::torch;
 use crate::store::sha256_hex;
+use crate::train::watch::{Mode, Watch};
 use candle_core::Device;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
     let device = crate::network::device::open(&options.place.device)?.device;
@@ -166,7 +165,21 @@ impl Extractor<'_> {
         match input {
             Input::Images(set) => {
                 let inception = self.inception.expect("loaded where a side has images");
-                RowStream::extract(inception, watched(set.first(n).batches, name, n, self.stop), seen)
+                let (mut watch, mut done) = (Watch::new(Mode::fitting()), 0);
+                let (name, stop) = (name.to_string(), self.stop);
+                let watched = set.first(n).batches.map(move |images| {
+                    if stop.load(Ordering::Relaxed) {
+                        let told =
+                            format!("stopped after {done} images of {name}; a score cannot be resumed");
+                        return Err(Error::Run(told));
+                    }
+                    let images = images?;
+                    // The caller asks for a batch when the one before it is scored.
+                    watch.images("scoring", &name, done, n);
+                    done += images.len();
+                    Ok(images)
+                });
+                RowStream::extract(inception, watched, seen)
             }
             Input::Features(set) => RowStream::new(set.batches),
             Input::Statistics(_) => RowStream::new(std::iter::empty()),

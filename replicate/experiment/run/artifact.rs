@@ -110,10 +110,7 @@ impl Runner<'_> {
             if waited.is_zero() {
                 watch.note(&format!("{}: waiting, another process holds its lock", entry.label()));
             }
-            if stop.load(std::sync::atomic::Ordering::Relaxed) {
-                return Err(Error::Stopped { cell: entry.label().into() });
-            }
-            Ok(())
+            Error::if_stopped(stop, entry.label())
         })?;
         // Another process may have finished it while this one waited.
         match self.finished(&artifact, &entry)? {

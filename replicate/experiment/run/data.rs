@@ -16,7 +16,6 @@ use crate::rng::Stream;
 use crate::store::{Array, Entry, Lock, read_safetensors, sha256_hex, write_safetensors};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 
 /// Mean and covariance of the real images' features, in EDM's form.
 const STATISTICS: &str = "statistics.npz";
@@ -206,11 +205,8 @@ impl Runner<'_> {
         let chosen = images.chosen(&mixed[..n]);
         let (watch, stop) = (&mut self.watch, self.stop);
         Reference::measure(network, &chosen, evaluation.neighbourhood, |done| {
-            watch.sampling(lock.label(), done, n);
-            match stop.load(Ordering::Relaxed) {
-                true => Err(Error::Stopped { cell: lock.label().into() }),
-                false => Ok(()),
-            }
+            watch.images("measuring", lock.label(), done, n);
+            Error::if_stopped(stop, lock.label())
         })
     }
 

@@ -355,7 +355,7 @@ impl Runner<'_> {
             }
             let images = generate(trial * e.samples..(trial + 1) * e.samples, |range| {
                 let images = sample(&latents.at(range.clone())?)?;
-                watch.sampling(&label, range.end, e.trials * e.samples);
+                watch.images("sampling", &label, range.end, e.trials * e.samples);
                 Ok(images)
             });
             let scores = evaluator.scores(&images.map_err(stopped)?)?;

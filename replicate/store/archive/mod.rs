@@ -4,12 +4,11 @@
 mod metadata;
 
 pub use self::metadata::{About, METADATA, metadata};
-use super::files::{Content, sync_dir};
+use super::files::{Content, dir_of, sync_dir};
 use super::formats::uncompressed;
 use super::formats::unzip::{Entry, entries};
-use super::{EXPERIMENT, MANIFEST, Manifest, hex, sha256_hex};
+use super::{EXPERIMENT, MANIFEST, Manifest, sha256_hex};
 use crate::error::{Error, Result, shown};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -57,14 +56,12 @@ impl Writer {
 
     fn copy(&mut self, name: &str, bytes: u64, content: &mut dyn Read) -> Result<()> {
         let stored = uncompressed().large_file(bytes >= u64::from(u32::MAX));
-        let mut copied = || -> io::Result<String> {
+        let copied = || -> io::Result<Content> {
             self.zip.start_file(name, stored)?;
-            let mut read = Hashed { inner: content, hash: Sha256::new() };
-            io::copy(&mut read, &mut self.zip)?;
-            Ok(hex(read.hash.finalize()))
+            Content::copy(content, &mut self.zip)
         };
-        let sum = copied().map_err(Error::io("write", &self.path))?;
-        self.sums.insert(name.into(), sum);
+        let copied = copied().map_err(Error::io("write", &self.path))?;
+        self.sums.insert(name.into(), copied.sha256);
         Ok(())
     }
 
@@ -81,22 +78,9 @@ impl Writer {
             file.write_all(digest.as_bytes())?;
             file.sync_all()?;
             fs::rename(&partial, &path)?;
-            sync_dir(path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new(".")))
+            sync_dir(dir_of(&path))
         };
         finish().map_err(Error::io("write", &path))
-    }
-}
-
-struct Hashed<'a> {
-    inner: &'a mut dyn Read,
-    hash: Sha256,
-}
-
-impl Read for Hashed<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.hash.update(&buffer[..read]);
-        Ok(read)
     }
 }
 
@@ -104,13 +88,11 @@ impl Read for Hashed<'_> {
 fn digest_before_comment(file: &mut File) -> io::Result<String> {
     let length = file.seek(SeekFrom::End(0))?.saturating_sub(DIGITS);
     file.rewind()?;
-    digest(&mut file.take(length))
+    digest(file.take(length))
 }
 
-fn digest(content: &mut dyn Read) -> io::Result<String> {
-    let mut read = Hashed { inner: content, hash: Sha256::new() };
-    io::copy(&mut read, &mut io::sink())?;
-    Ok(hex(read.hash.finalize()))
+fn digest(content: impl Read) -> io::Result<String> {
+    Ok(Content::copy(content, &mut io::sink())?.sha256)
 }
 
 /// Result of a verification.
@@ -156,7 +138,7 @@ fn check(path: &Path, verified: &mut Verified) -> io::Result<()> {
     let files = entries(BufReader::new(&file)).map_err(|fault| wrong(format!("it {fault}")))?;
     let mut found = BTreeMap::new();
     for entry in files.iter().filter(|entry| entry.name != SUMS) {
-        let sum = digest(&mut entry.open(BufReader::new(&file))?)
+        let sum = digest(entry.open(BufReader::new(&file))?)
             .map_err(|error| wrong(format!("{}: {error}", shown(&entry.name))))?;
         found.insert(entry.name.as_str(), sum);
     }

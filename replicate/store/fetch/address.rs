@@ -1,8 +1,9 @@
 //! Addresses of files: parsing, redirects, proxies, and display without secrets.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::net::IpAddr;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use ureq::Proxy;
@@ -64,10 +65,7 @@ fn decoded(path: &str) -> PathBuf {
             None => (bytes.push(byte), rest = behind),
         };
     }
-    #[cfg(unix)]
-    return PathBuf::from(<std::ffi::OsString as std::os::unix::ffi::OsStringExt>::from_vec(bytes));
-    #[cfg(not(unix))]
-    return PathBuf::from(String::from_utf8_lossy(&bytes).into_owned());
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 /// An address on a server. Its display omits possible secrets: user name, password, and the query,
