@@ -35,10 +35,7 @@ pub fn bytes(n: u64) -> String {
 
 /// Groups digits by thousands: "19,200".
 pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).expect("digits")).collect();
-    groups.join(",")
+    indicatif::HumanCount(n).to_string()
 }
 
 /// Capitalises the first letter.

@@ -501,12 +501,12 @@ fn the_papers_claims_are_understood() {
         &Statement::Less { left: fd("dijs"), right: fd("dikl"), factor: 1.0 }
     );
     // Table 2's last row is Table 1's DiJS.
-    assert_eq!(statement("full-does-not-collapse"), &Statement::NotCollapsed { row: "dijs".to_string() });
+    assert_eq!(statement("full-does-not-collapse"), &state("dijs", "collapse", false));
     assert_eq!(
         statement("full-below-ninety"),
         &Statement::Less { left: fd("dijs"), right: fd("init-90"), factor: 1.0 }
     );
-    assert_eq!(statement("none-collapses"), &Statement::Collapsed { row: "init-none".to_string() });
+    assert_eq!(statement("none-collapses"), &state("init-none", "collapse", true));
 }
 
 #[test]
@@ -593,6 +593,10 @@ fn claim(statement: Statement) -> Claim {
         statement,
         note: "No inequality.".to_string(),
     }
+}
+
+fn state(row: &str, metric: &'static str, collapsed: bool) -> Statement {
+    Statement::Category { row: row.to_string(), metric, collapsed }
 }
 
 fn operand(text: &str) -> Operand {
@@ -752,13 +756,12 @@ fn trajectories_and_changed_rows_are_judged() {
     ]
     .concat();
     let at = |statement| evaluate(&claim(statement), &scores, "mini");
-    let row = || "init-single".to_string();
-    assert_eq!(at(Statement::CollapsedEarly { row: row() }).verdict, ClaimVerdict::Holds);
-    assert_eq!(at(Statement::Collapsed { row: row() }).verdict, ClaimVerdict::DoesNotHold);
+    assert_eq!(at(state("init-single", "early_collapse", true)).verdict, ClaimVerdict::Holds);
+    assert_eq!(at(state("init-single", "collapse", true)).verdict, ClaimVerdict::DoesNotHold);
     let changed = || operand("halfway_fd(dijs+critic_steps=5)");
     let faster = Statement::Less { left: changed(), right: operand("halfway_fd(dijs)"), factor: 1.0 };
     assert_eq!(at(faster.clone()).verdict, ClaimVerdict::Holds);
-    let stable = at(Statement::NotCollapsed { row: "dijs+critic_steps=5".into() });
+    let stable = at(state("dijs+critic_steps=5", "collapse", false));
     assert!(stable.reason.contains("the seeds disagree"), "{stable:?}");
     // Under a reading its rows change, and others do not.
     let under = claim(faster).under("beta2=0.9", &["dijs"]);
@@ -970,10 +973,7 @@ fn all_seeds_must_agree_on_a_category() {
             .enumerate()
             .map(|(seed, x)| score("init-10", seed as u64, "collapse", *x))
             .collect();
-        let row = "init-10".to_string();
-        let statement =
-            if collapsed { Statement::Collapsed { row } } else { Statement::NotCollapsed { row } };
-        evaluate(&claim(statement), &scores, "mini")
+        evaluate(&claim(state("init-10", "collapse", collapsed)), &scores, "mini")
     };
     assert_eq!(decided(&[2.0, 2.0, 2.0], true).verdict, ClaimVerdict::Holds);
     assert_eq!(decided(&[2.0, 2.0, 2.0], false).verdict, ClaimVerdict::DoesNotHold);

@@ -16,8 +16,8 @@ use crate::method::FULL_INITIALIZATION;
 use crate::method::one_step::one_step;
 use crate::method::sampler::edm;
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
-use crate::network;
 use crate::network::device::{Compute, peak_bytes};
+use crate::network::normals;
 use crate::network::params::{Arrays, Params, Source};
 use crate::network::unet::{Conditioning, Config, Denoiser};
 use crate::rng::Stream;
@@ -177,11 +177,8 @@ fn steps(
 }
 
 fn denoiser(case: Case, repeats: usize, compute: &Compute) -> Result<Vec<f64>> {
-    let config = Config::cifar10();
-    let none = Arrays::new();
-    let source = Source { given: &none, drawn: &[""], cell: "bench" };
-    let (params, trained) = Params::build(compute, &source, |vb| Denoiser::new(&config, vb))?;
-    let frozen = params.frozen(|vb| Denoiser::new(&config, vb))?;
+    let (params, trained) = network(compute)?;
+    let frozen = params.frozen(|vb| Denoiser::new(&Config::cifar10(), vb))?;
     let x =
         Tensor::from_vec(Stream::new("bench", "x").normals(0, 4 * 3072), (4, 3, 32, 32), &compute.device)?;
     let sigma = [0.1, 0.5, 2.5, 20.0];
@@ -196,17 +193,19 @@ fn denoiser(case: Case, repeats: usize, compute: &Compute) -> Result<Vec<f64>> {
     })
 }
 
-/// Makes a paper-scale generator with random weights, without gradients.
+/// Makes the paper scale's network with random weights.
+fn network(compute: &Compute) -> Result<(Params, Denoiser)> {
+    let source = Source { given: &Arrays::new(), drawn: &[""], cell: "bench" };
+    Ok(Params::build(compute, &source, |vb| Denoiser::new(&Config::cifar10(), vb))?)
+}
+
+/// As [`network`], without gradients.
 fn generator(compute: &Compute) -> Result<Denoiser> {
-    let config = Config::cifar10();
-    let none = Arrays::new();
-    let source = Source { given: &none, drawn: &[""], cell: "bench" };
-    let (params, _) = Params::build(compute, &source, |vb| Denoiser::new(&config, vb))?;
-    Ok(params.frozen(|vb| Denoiser::new(&config, vb))?)
+    Ok(network(compute)?.0.frozen(|vb| Denoiser::new(&Config::cifar10(), vb))?)
 }
 
 fn latents(k: u64, n: usize, device: &Device) -> candle_core::Result<Tensor> {
-    network::normals(&Stream::new("bench", "z"), k, (n, 3, 32, 32), device)
+    normals(&Stream::new("bench", "z"), k, (n, 3, 32, 32), device)
 }
 
 fn solver(repeats: usize, compute: &Compute) -> Result<Vec<f64>> {

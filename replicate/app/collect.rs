@@ -256,7 +256,7 @@ fn verified(
         if n == 0 || n > most - done {
             return Ok((done, kept, true));
         }
-        let found = Content::copy(pixels.by_ref().take(n * image), &mut std::io::sink())?;
+        let found = Content::copy(Read::by_ref(pixels).take(n * image), &mut std::io::sink())?;
         if (found.bytes, found.sha256.as_str()) != (n * image, digest) {
             return Ok((done, kept, true));
         }

@@ -46,13 +46,14 @@ pub fn free_disk(path: &Path) -> Option<u64> {
     Some(stat.f_bavail * stat.f_frsize)
 }
 
-/// Returns the total and the free memory of a GPU in bytes; `None` for a CPU or if unknown.
-pub fn total_memory(device: &Device) -> Option<u64> {
+/// Returns the free and the total memory of a GPU in bytes; `None` for a CPU or if unknown.
+pub fn gpu_memory(device: &Device) -> Option<(u64, u64)> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => candle_core::cuda_backend::cudarc::driver::result::mem_get_info()
-            .ok()
-            .map(|(_, total)| total as u64),
+        Device::Cuda(_) => {
+            let known = candle_core::cuda_backend::cudarc::driver::result::mem_get_info();
+            known.ok().map(|(free, total)| (free as u64, total as u64))
+        }
         _ => None,
     }
 }
@@ -60,17 +61,11 @@ pub fn total_memory(device: &Device) -> Option<u64> {
 /// Returns the memory that `device` can still use in bytes: the GPU's, or the host's by Linux's
 /// estimate. `None` if it is unknown.
 pub fn free_memory(device: &Device) -> Option<u64> {
-    match device {
-        Device::Cpu => {
-            let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-            let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-            let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-            Some(1024 * kibibytes)
-        }
-        #[cfg(feature = "cuda")]
-        Device::Cuda(_) => candle_core::cuda_backend::cudarc::driver::result::mem_get_info()
-            .ok()
-            .map(|(free, _)| free as u64),
-        _ => None,
+    if !device.is_cpu() {
+        return gpu_memory(device).map(|(free, _)| free);
     }
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(1024 * kibibytes)
 }

@@ -15,26 +15,14 @@
 //! One seed gives no spread, so it decides no random quantity. Numbers of parameters and plain
 //! numbers are exact and need no seeds.
 
-pub use crate::judge::compare::ClaimVerdict;
-use crate::judge::compare::{Decision, Side, comparable, less, near, undecided};
+pub use crate::judge::compare::{ClaimVerdict, Judgement};
+use crate::judge::compare::{Side, comparable, less, near, undecided};
 use crate::judge::golden::{Score, values};
 use crate::judge::paper::{Claim, Operand, Statement};
 use crate::judge::sample::seeds;
 use crate::judge::stats::holm;
 use crate::measure::metrics::modes::{COLLAPSED, STATES};
 use serde::Serialize;
-
-/// A verdict with its reason.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Judgement {
-    #[serde(flatten)]
-    pub verdict: ClaimVerdict,
-    pub reason: String,
-    /// One-sided p-value of the test behind the verdict, in the observed direction.
-    pub p: Option<f64>,
-    /// The p-value after Holm's correction over all claims.
-    pub holm: Option<f64>,
-}
 
 /// Printed once with results of one seed, so that their reasons need not repeat it.
 pub const ONE_SEED: &str =
@@ -98,9 +86,8 @@ pub fn family(claims: &[Claim], scores: &[Score], scale: &str) -> Vec<Judgement>
 
 /// Decides one claim on the scores of one scale.
 pub fn evaluate(claim: &Claim, scores: &[Score], scale: &str) -> Judgement {
-    let not_tested = |reason| Decision { verdict: ClaimVerdict::NotTested, reason, p: None };
-    let Decision { verdict, reason, p } = decide(claim, scores, scale).unwrap_or_else(not_tested);
-    Judgement { verdict, reason, p, holm: None }
+    let not_tested = |reason| Judgement::new(ClaimVerdict::NotTested, reason, None);
+    decide(claim, scores, scale).unwrap_or_else(not_tested)
 }
 
 /// True if a scale takes too few steps for any network to learn.
@@ -109,7 +96,7 @@ pub fn handful(scale: &str) -> bool {
 }
 
 /// Decides a claim. The error gives the reason why it is not tested.
-fn decide(claim: &Claim, scores: &[Score], scale: &str) -> Result<Decision, String> {
+fn decide(claim: &Claim, scores: &[Score], scale: &str) -> Result<Judgement, String> {
     if claim.statement == Statement::Untestable {
         return Err(claim.note.clone());
     }
@@ -130,9 +117,7 @@ fn decide(claim: &Claim, scores: &[Score], scale: &str) -> Result<Decision, Stri
             let (left, right) = sides(left, right)?;
             Ok(near(&left, &right, *factor))
         }
-        Statement::Collapsed { row } => category(scores, row, scale, "collapse", true),
-        Statement::CollapsedEarly { row } => category(scores, row, scale, "early_collapse", true),
-        Statement::NotCollapsed { row } => category(scores, row, scale, "collapse", false),
+        Statement::Category { row, metric, collapsed } => category(scores, row, scale, metric, *collapsed),
     }
 }
 
@@ -142,7 +127,7 @@ fn category(
     scale: &str,
     metric: &str,
     collapsed: bool,
-) -> Result<Decision, String> {
+) -> Result<Judgement, String> {
     let found = values(scores, row, scale, metric);
     if found.is_empty() {
         return Err(format!("{metric} of {row} is not measured at scale {scale}"));
@@ -166,5 +151,5 @@ fn category(
         n if n == found.len() => ClaimVerdict::DoesNotHold,
         _ => return Ok(undecided(format!("{reason}: the seeds disagree"), None, None)),
     };
-    Ok(Decision { verdict, reason, p: None })
+    Ok(Judgement::new(verdict, reason, None))
 }

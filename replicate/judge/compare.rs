@@ -25,11 +25,22 @@ pub enum ClaimVerdict {
     NotTested,
 }
 
-/// A verdict with its reason, and the p-value of its test.
-pub(super) struct Decision {
+/// A verdict with its reason.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Judgement {
+    #[serde(flatten)]
     pub verdict: ClaimVerdict,
     pub reason: String,
+    /// One-sided p-value of the test behind the verdict, in the observed direction.
     pub p: Option<f64>,
+    /// The p-value after Holm's correction over all claims.
+    pub holm: Option<f64>,
+}
+
+impl Judgement {
+    pub(super) fn new(verdict: ClaimVerdict, reason: String, p: Option<f64>) -> Judgement {
+        Judgement { verdict, reason, p, holm: None }
+    }
 }
 
 /// Level of every test, one-sided.
@@ -226,14 +237,14 @@ fn welch(left: Spread, right: Spread) -> Option<(f64, f64)> {
 }
 
 /// Decides `left < right`.
-pub(super) fn less(left: &Side, right: &Side) -> Decision {
+pub(super) fn less(left: &Side, right: &Side) -> Judgement {
     let numbers = format!("{} vs {}", left.text, right.text);
     let Some(test) = Test::of(left, right) else {
         return undecided(numbers, seeds_needed(right.mean - left.mean, left, right), None);
     };
     if test.error == 0.0 {
         let verdict = if test.difference < 0.0 { ClaimVerdict::Holds } else { ClaimVerdict::DoesNotHold };
-        return Decision { verdict, reason: format!("{numbers}, no spread"), p: None };
+        return Judgement::new(verdict, format!("{numbers}, no spread"), None);
     }
     // A 90 % interval, so that it excludes 0 exactly if a one-sided test at 5 % decides.
     let (d, half) = (test.difference, test.half(1.0 - 2.0 * LEVEL));
@@ -243,11 +254,11 @@ pub(super) fn less(left: &Side, right: &Side) -> Decision {
     let p = smaller.min(1.0 - smaller);
     if smaller < LEVEL {
         let reason = format!("{numbers}: significantly smaller, {}", p_text(p));
-        return Decision { verdict: ClaimVerdict::Holds, reason, p: Some(p) };
+        return Judgement::new(ClaimVerdict::Holds, reason, Some(p));
     }
     if 1.0 - smaller < LEVEL {
         let reason = format!("{numbers}: significantly larger, {}", p_text(p));
-        return Decision { verdict: ClaimVerdict::DoesNotHold, reason, p: Some(p) };
+        return Judgement::new(ClaimVerdict::DoesNotHold, reason, Some(p));
     }
     undecided(
         format!("{numbers}: {}, neither side is significantly smaller", p_text(smaller)),
@@ -257,7 +268,7 @@ pub(super) fn less(left: &Side, right: &Side) -> Decision {
 }
 
 /// Decides whether `left / right` lies within [1 / factor, factor].
-pub(super) fn near(left: &Side, right: &Side, factor: f64) -> Decision {
+pub(super) fn near(left: &Side, right: &Side, factor: f64) -> Judgement {
     let ratio = left.mean / right.mean;
     let numbers = format!("{} vs {}, ratio {ratio:.3}", left.text, right.text);
     let positive = |side: &Side| side.values.values().chain([&side.mean]).all(|x| *x > 0.0);
@@ -281,11 +292,9 @@ pub(super) fn near(left: &Side, right: &Side, factor: f64) -> Decision {
     let p_text = p.map_or(String::new(), |p| format!(", {}", p_text(p)));
     let within = format!("[{:.3}, {factor:.3}]", 1.0 / factor);
     if log.abs() + margin <= bound {
-        let reason = format!("{numbers}, inside {within}{p_text}");
-        Decision { verdict: ClaimVerdict::Holds, reason, p }
+        Judgement::new(ClaimVerdict::Holds, format!("{numbers}, inside {within}{p_text}"), p)
     } else if log.abs() - margin > bound {
-        let reason = format!("{numbers}, outside {within}{p_text}");
-        Decision { verdict: ClaimVerdict::DoesNotHold, reason, p }
+        Judgement::new(ClaimVerdict::DoesNotHold, format!("{numbers}, outside {within}{p_text}"), p)
     } else {
         let needed = seeds_needed(bound - log.abs(), &l, &r);
         undecided(format!("{numbers}, across the bounds of {within}{p_text}"), needed, p)
@@ -328,12 +337,12 @@ fn seeds_needed(difference: f64, left: &Side, right: &Side) -> Option<usize> {
     Some(low)
 }
 
-pub(super) fn undecided(reason: String, seeds_needed: Option<usize>, p: Option<f64>) -> Decision {
+pub(super) fn undecided(reason: String, seeds_needed: Option<usize>, p: Option<f64>) -> Judgement {
     let reason = match seeds_needed {
         Some(n) => format!("{reason}; about {n} seeds on each side would decide"),
         None => reason,
     };
-    Decision { verdict: ClaimVerdict::Undecided { seeds_needed }, reason, p }
+    Judgement::new(ClaimVerdict::Undecided { seeds_needed }, reason, p)
 }
 
 fn p_text(p: f64) -> String {

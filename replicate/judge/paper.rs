@@ -91,27 +91,12 @@ pub enum Operand {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Statement {
     /// `left < factor * right`
-    Less {
-        left: Operand,
-        right: Operand,
-        factor: f64,
-    },
+    Less { left: Operand, right: Operand, factor: f64 },
     /// `left ~ right`: left / right lies in [1 / factor, factor].
-    Near {
-        left: Operand,
-        right: Operand,
-        factor: f64,
-    },
-    Collapsed {
-        row: String,
-    },
-    /// Collapsed at some tick in the first half of the training, after its start.
-    CollapsedEarly {
-        row: String,
-    },
-    NotCollapsed {
-        row: String,
-    },
+    Near { left: Operand, right: Operand, factor: f64 },
+    /// `row` is `collapsed` or is not, by the metric `collapse`, or by `early_collapse`: at some
+    /// tick in the first half of the training, after its start.
+    Category { row: String, metric: &'static str, collapsed: bool },
     /// Printed in the paper but not testable by a run; `note` gives the reason.
     Untestable,
 }
@@ -127,9 +112,7 @@ impl Statement {
             Statement::Less { left, right, .. } | Statement::Near { left, right, .. } => {
                 [left, right].into_iter().filter_map(Operand::row_mut).collect()
             }
-            Statement::Collapsed { row }
-            | Statement::CollapsedEarly { row }
-            | Statement::NotCollapsed { row } => vec![row],
+            Statement::Category { row, .. } => vec![row],
             Statement::Untestable => Vec::new(),
         }
     }
@@ -337,13 +320,15 @@ fn statement(line: &Line, cells: &BTreeMap<String, String>) -> Result<Statement>
         factor if factor > 0.0 && factor.is_finite() => Ok(factor),
         _ => Err(line.wrong("factor", "a number above 0")),
     };
-    let row = || cell("left", line.field("left"));
+    let category = |metric: &'static str, collapsed: bool| -> Result<Statement> {
+        Ok(Statement::Category { row: cell("left", line.field("left"))?, metric, collapsed })
+    };
     match (line.field("kind"), line.field("op")) {
         ("untestable", "") => Ok(Statement::Untestable),
         ("untestable", _) => Err(line.wrong("op", "nothing, as the claim is untestable")),
-        ("category", "collapsed") => Ok(Statement::Collapsed { row: row()? }),
-        ("category", "collapsed-early") => Ok(Statement::CollapsedEarly { row: row()? }),
-        ("category", "not-collapsed") => Ok(Statement::NotCollapsed { row: row()? }),
+        ("category", "collapsed") => category("collapse", true),
+        ("category", "collapsed-early") => category("early_collapse", true),
+        ("category", "not-collapsed") => category("collapse", false),
         ("category", _) => Err(line.wrong("op", "`collapsed`, `collapsed-early` or `not-collapsed`")),
         ("order" | "ratio", "<") => {
             Ok(Statement::Less { left: operand("left")?, right: operand("right")?, factor: factor()? })

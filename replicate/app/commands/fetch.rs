@@ -77,7 +77,7 @@ pub fn download(
             shown.show(progress);
             Error::if_stopped(stop, &format!("fetching {}", asset.id))
         });
-        shown.end();
+        drop(shown);
         paths.push(path?);
     }
     Ok(paths)
@@ -149,12 +149,6 @@ impl Shown {
         match &self.bar {
             Some(bar) => bar.println(text),
             None => _ = writeln!(std::io::stderr(), "{text}"),
-        }
-    }
-
-    fn end(self) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
         }
     }
 }

@@ -244,8 +244,8 @@ fn experiment(
 fn smaller(runner: &Runner, row: &Row) -> Option<usize> {
     let (recipe, tried) = (runner.recipe(), runner.recipe_in_memory(row).budget.batch);
     let least = plan::smallest_microbatch(recipe, row);
-    let fits =
-        machine::total_memory(&runner.compute().device).and_then(|bytes| plan::fitting(recipe, row, bytes));
+    let total = machine::gpu_memory(&runner.compute().device).map(|(_, total)| total);
+    let fits = total.and_then(|bytes| plan::fitting(recipe, row, bytes));
     (tried > least).then(|| fits.unwrap_or(1).min(tried.div_ceil(2)).max(least))
 }
 

@@ -59,8 +59,6 @@ pub enum Metric {
 }
 
 impl Metric {
-    pub const ALL: [Metric; 4] = [Metric::Fid, Metric::Is, Metric::Kid, Metric::Pr];
-
     /// Returns the printed name.
     pub fn name(self) -> &'static str {
         match self {

@@ -39,9 +39,10 @@ impl Fixture {
     /// # Errors
     /// As [`Fixture::get`].
     pub fn f32(&self, name: &str) -> Result<Vec<f32>> {
-        self.get(name)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+        flat(&self.get(name)?)
     }
 
+    /// Names of the arrays.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }

@@ -73,25 +73,15 @@ impl Operation {
     /// Shapes of the parameters.
     fn parameters(self, batch: Batch) -> Vec<Vec<usize>> {
         let c = batch.shape[1];
-        let outputs = c / 2 + 2;
+        let conv = |outputs: usize, side: usize| vec![vec![outputs, c, side, side], vec![outputs]];
+        let (norm, term) = (vec![vec![c], vec![c]], vec![vec![c, 5], vec![c]]);
         match self {
-            Operation::Conv3 => vec![vec![outputs, c, 3, 3], vec![outputs]],
-            Operation::Conv1 => vec![vec![outputs, c, 1, 1], vec![outputs]],
-            Operation::Block => vec![vec![c, c, 3, 3], vec![c], vec![c, 5], vec![c]],
-            Operation::Norm | Operation::NormSilu => vec![vec![c], vec![c]],
-            Operation::Pair => {
-                vec![
-                    vec![c],
-                    vec![c],
-                    vec![c, c, 3, 3],
-                    vec![c],
-                    vec![c, c, 1, 1],
-                    vec![c],
-                    vec![c, 5],
-                    vec![c],
-                ]
-            }
-            Operation::Projected => vec![vec![3 * c, c, 1, 1], vec![3 * c]],
+            Operation::Conv3 => conv(c / 2 + 2, 3),
+            Operation::Conv1 => conv(c / 2 + 2, 1),
+            Operation::Block => [conv(c, 3), term].concat(),
+            Operation::Norm | Operation::NormSilu => norm,
+            Operation::Pair => [norm, conv(c, 3), conv(c, 1), term].concat(),
+            Operation::Projected => conv(3 * c, 1),
             _ => vec![],
         }
     }
@@ -134,7 +124,7 @@ impl Operation {
     }
 }
 
-/// Makes images, and a row of channels for each.
+/// An operation on images, with a row of channels for each.
 struct Tried(Operation, Batch);
 
 impl Walk for Tried {

@@ -115,21 +115,25 @@ const CTM: &[(&str, Draw)] = &[
 
 const SCT: &[(&str, Draw)] = &[ICT[0], ICT[1], ("sigma", Lower("step{k}.sigma"))];
 
+/// What most cases have.
+const USUAL: Case = Case {
+    row: "",
+    file: "",
+    npz: &[],
+    group: "",
+    prefix: "",
+    draws: OURS,
+    steps: &[0, 1, 2, 3, 4],
+    changes: &[],
+    gradients: &[],
+    beta1: 0.0,
+    others: &[],
+    tolerance: Errors { losses: 1e-3, samples: 1e-3, gradients: 0.0 },
+};
+
 const fn ours(row: &'static str, group: &'static str) -> Case {
-    Case {
-        row,
-        file: "train-steps.npz",
-        npz: include_bytes!("../../../tests/parity/train-steps.npz"),
-        group,
-        prefix: "",
-        draws: OURS,
-        steps: &[0, 1, 2, 3, 4],
-        changes: &[],
-        gradients: &[],
-        beta1: 0.0,
-        others: &[],
-        tolerance: Errors { losses: 1e-3, samples: 1e-3, gradients: 0.0 },
-    }
+    let npz = include_bytes!("../../../tests/parity/train-steps.npz");
+    Case { row, file: "train-steps.npz", npz, group, ..USUAL }
 }
 
 /// For losses that are differences between teacher and fake score, which are one step of Adam apart
@@ -140,20 +144,8 @@ const TOLERANCE: Errors = Errors { losses: 1e-3, samples: 2e-3, gradients: 3e-4 
 const SIDA: &[&str] = &["sida_generator_from=0", "sida_adversary_from=0"];
 
 const fn sid(row: &'static str, group: &'static str) -> Case {
-    Case {
-        row,
-        file: "distillation.npz",
-        npz: include_bytes!("../../../tests/parity/distillation.npz"),
-        group,
-        prefix: "",
-        draws: SID,
-        steps: &[0, 1, 2, 3, 4],
-        changes: &[],
-        gradients: &[],
-        beta1: 0.0,
-        others: &[],
-        tolerance: TOLERANCE,
-    }
+    let npz = include_bytes!("../../../tests/parity/distillation.npz");
+    Case { row, file: "distillation.npz", npz, group, draws: SID, tolerance: TOLERANCE, ..USUAL }
 }
 
 const fn consistency(row: &'static str, prefix: &'static str) -> Case {
@@ -165,11 +157,10 @@ const fn consistency(row: &'static str, prefix: &'static str) -> Case {
         prefix,
         draws: ICT,
         steps: &[0, 1, 2, 3, 4, 5],
-        changes: &[],
         gradients: &[("generator", "grad_norm")],
         beta1: 0.9,
-        others: &[],
         tolerance: Errors { losses: 1e-4, samples: 1e-3, gradients: 1e-4 },
+        ..USUAL
     }
 }
 

@@ -101,6 +101,7 @@ pub struct Planned<'a> {
     pub stand: Stand,
 }
 
+/// State of an asset, by name and size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stand {
     /// In the store, with this size. Its hash is checked on use.

@@ -1,10 +1,11 @@
-//! What can be measured, and warnings about it.
+//! Decides what can be measured, and warns about it.
 
 use super::report::Remarks;
 use super::side::Side;
 use crate::app::cli::Scoring;
 use crate::app::score::{Gathered, IS_SPLITS, Input, Metric};
 use crate::error::{Error, Result};
+use clap::ValueEnum;
 use std::path::Path;
 
 /// Number of images for an FID in the literature.
@@ -47,7 +48,7 @@ pub(super) fn metrics(
     remarks: &mut Remarks,
 ) -> Result<Vec<Metric>> {
     let asked = match options.metrics.is_empty() {
-        true => &Metric::ALL[..],
+        true => Metric::value_variants(),
         false => &options.metrics,
     };
     let mut metrics = Vec::new();
