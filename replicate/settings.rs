@@ -32,6 +32,12 @@ impl Scale {
     pub const ALL: [Scale; 6] =
         [Scale::Smoke, Scale::Mini, Scale::Tiny, Scale::Drill, Scale::Small, Scale::Paper];
 
+    /// Returns the scale of this name.
+    pub fn named(name: &str) -> Option<Scale> {
+        Scale::ALL.into_iter().find(|scale| scale.name() == name)
+    }
+
+    /// Returns the name in `--scale`.
     pub fn name(self) -> &'static str {
         match self {
             Scale::Smoke => "smoke",

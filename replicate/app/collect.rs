@@ -7,7 +7,7 @@ use crate::data::Images;
 use crate::data::grid::png_of;
 use crate::error::{Error, Result, shown_path};
 use crate::store::formats::{npz, uncompressed};
-use crate::store::{Content, hex, lock_file, sha256_hex, sync_dir, write_atomically};
+use crate::store::{Content, dir_of, hex, lock_file, sha256_hex, sync_dir, write_atomically};
 use crate::train::watch::say;
 use sha2::{Digest, Sha256};
 use std::fs::{self, File, OpenOptions};
@@ -169,8 +169,7 @@ impl Collecting {
             Container::Npz => self.npz(&whole),
         };
         let digest = written.map_err(Error::io("write", &self.out))?;
-        let parent = self.out.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-        let named = fs::rename(&whole, &self.out).and_then(|()| sync_dir(parent));
+        let named = fs::rename(&whole, &self.out).and_then(|()| sync_dir(dir_of(&self.out)));
         named.map_err(Error::io("write", &self.out))?;
         fs::remove_dir_all(&self.partial).map_err(Error::io("remove", &self.partial))?;
         Ok(digest)

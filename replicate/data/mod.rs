@@ -8,6 +8,11 @@ use crate::store::hex;
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 
+/// Returns the values of RGB pixels plane by plane: all of red, then of green, then of blue.
+pub fn planes(rgb: &[u8]) -> impl Iterator<Item = u8> {
+    (0..3).flat_map(move |channel| rgb.iter().skip(channel).step_by(3).copied())
+}
+
 /// `n` images of `channels` x `size` x `size` bytes, channel-major as in EDM's data sets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Images {
@@ -21,10 +26,12 @@ pub struct Images {
 }
 
 impl Images {
+    /// Number of images.
     pub fn len(&self) -> usize {
         self.pixels.len() / self.image_len()
     }
 
+    /// True if there is no image.
     pub fn is_empty(&self) -> bool {
         self.pixels.is_empty()
     }

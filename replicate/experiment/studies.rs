@@ -53,9 +53,7 @@ pub fn studies(directory: &Path) -> Result<Vec<Study>> {
             question: line.text("question")?.to_string(),
             rows: words(line, "rows", "a row of the tables", |id| all_rows().find(|row| row.id == id))?,
             axes: axes(line, &fields)?,
-            scales: words(line, "scales", "a scale", |name| {
-                Scale::ALL.into_iter().find(|scale| scale.name() == name)
-            })?,
+            scales: words(line, "scales", "a scale", Scale::named)?,
             seeds: words(line, "seeds", "a whole number", |seed| seed.parse().ok())?,
             answer: match line.field("answer") {
                 answer if ANSWERS.contains(&answer) => answer.to_string(),

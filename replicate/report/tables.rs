@@ -58,10 +58,7 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
 
 /// Returns notes on the trained rows whose number of training images differs from the others'.
 fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
-    let Some(scale) = Scale::ALL.into_iter().find(|known| known.name() == scale) else {
-        return Vec::new();
-    };
-    let recipe = Recipe::of(scale);
+    let Some(recipe) = Scale::named(scale).map(Recipe::of) else { return Vec::new() };
     let shared = recipe.budget.images;
     let trained = rows.iter().filter_map(|row| {
         let known = all_rows().find(|known| known.id == row.id)?;

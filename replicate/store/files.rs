@@ -195,6 +195,11 @@ fn read_at_most(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
     }
 }
 
+/// Returns the directory of a file; `.` for a name alone.
+pub fn dir_of(path: &Path) -> &Path {
+    path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."))
+}
+
 /// Lists a directory, sorted by name.
 pub(super) fn children(dir: &Path) -> Result<Vec<OsString>> {
     let names = || fs::read_dir(dir)?.map(|child| Ok(child?.file_name())).collect::<io::Result<Vec<_>>>();

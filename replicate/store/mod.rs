@@ -58,7 +58,7 @@ use sha2::{Digest, Sha256};
 pub use self::checkpoint::Checkpoint;
 pub use self::entry::{Entry, Finished};
 pub(crate) use self::files::sync_dir;
-pub use self::files::{Content, lock_file, lock_to_change, write_atomically};
+pub use self::files::{Content, dir_of, lock_file, lock_to_change, write_atomically};
 use self::files::{children, read_text_if_present, remove_dead};
 pub use self::formats::safetensors::{Array, read_safetensors, write_safetensors};
 pub use self::lock::Lock;

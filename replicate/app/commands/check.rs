@@ -9,7 +9,7 @@ use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
 use crate::experiment::run::now;
 use crate::experiment::studies::Study;
 use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE2, all_rows};
-use crate::judge::claims::{ClaimVerdict, evaluate_all};
+use crate::judge::claims::{ClaimResult, ClaimVerdict, evaluate_all};
 use crate::judge::golden::{
     self, Comparison, Golden, Score, Status, read_golden, refuse_in_ci, write_golden,
 };
@@ -48,7 +48,6 @@ pub fn check(
     };
     let mut runner = reader(place, recipe, stop)?;
     let scale = runner.recipe().scale.name();
-    let colour = std::io::stdout().is_terminal();
     let all: Vec<Row> = all_rows().collect();
     // Reads all rows, because a claim compares a row with others.
     let mut scores = stored(&mut runner, if against == Against::Claims { &all } else { &cells }, seeds)?;
@@ -61,10 +60,7 @@ pub fn check(
                 .filter(|golden| golden.scale == scale && rows.contains(&golden.row.as_str()))
                 .collect();
             let comparisons = golden::check(&goldens, &scores);
-            print!(
-                "{}",
-                if json { check_json(&comparisons, &[]) } else { check_text(&comparisons, &[], &[], colour) }
-            );
+            tell(&comparisons, &[], &[], json);
             if comparisons.is_empty() && !json {
                 println!(
                     "nothing to compare: neither golden values nor results of these rows at --scale {scale}"
@@ -99,11 +95,7 @@ pub fn check(
                 scores.extend(studies.filter(|score| !score.changes.is_empty()));
             }
             let results = evaluate_all(&claims, &scores, &accepted, scale);
-            let own = report::seeds(&scores);
-            print!(
-                "{}",
-                if json { check_json(&[], &results) } else { check_text(&[], &results, &own, colour) }
-            );
+            tell(&[], &results, &report::seeds(&scores), json);
             if !scores.iter().any(|score| rows.contains(&score.row.as_str())) {
                 return Ok(EXIT_INCOMPLETE);
             }
@@ -112,6 +104,12 @@ pub fn check(
         }
         Against::Paper => against_paper(&root, scale, &cells, &scores, json),
     }
+}
+
+/// Prints the comparisons and the claims, on the run's seeds `own`.
+fn tell(comparisons: &[Comparison], claims: &[ClaimResult], own: &[u64], json: bool) {
+    let text = || check_text(comparisons, claims, own, std::io::stdout().is_terminal());
+    print!("{}", if json { check_json(comparisons, claims) } else { text() });
 }
 
 fn exit_code(comparisons: &[Comparison]) -> i32 {
@@ -127,11 +125,9 @@ fn exit_code(comparisons: &[Comparison]) -> i32 {
 
 fn of_studies(wanted: &[Study], place: &Place, seeds: &[u64], json: bool, stop: &AtomicBool) -> Result<i32> {
     let comparisons = studies::comparisons(wanted, place, seeds, stop)?.1;
-    let colour = std::io::stdout().is_terminal();
-    match json {
-        true => print!("{}", check_json(&comparisons, &[])),
-        false if comparisons.is_empty() => println!("nothing to compare: neither golden values nor results"),
-        false => print!("{}", check_text(&comparisons, &[], &[], colour)),
+    match comparisons.is_empty() && !json {
+        true => println!("nothing to compare: neither golden values nor results"),
+        false => tell(&comparisons, &[], &[], json),
     }
     Ok(exit_code(&comparisons))
 }
@@ -247,7 +243,6 @@ pub fn accept(
     if scores.is_empty() {
         return Err(Error::Usage("there is nothing to accept: run these cells first".into()));
     }
-    let date = now();
     for which in [Which::Table1, Which::Table2] {
         let initialization =
             |row: &str| row != FULL_INITIALIZATION.id && TABLE2.iter().any(|cell| cell.id == row);
@@ -259,14 +254,18 @@ pub fn accept(
         if ours.is_empty() {
             continue;
         }
-        let path = golden_path(&root, which);
-        let _lock = lock_to_change(&path, stop)?;
-        let (goldens, diff) = golden::accept(read_golden(&path)?, &ours, reason, &date[..10])?;
-        write_file(&path, write_golden(&goldens).as_bytes())?;
-        said += &format!("{}\n{diff}\n", path.display());
+        said += &accept_into(&golden_path(&root, which), &ours, reason, stop)?;
     }
     print!("{said}");
     Ok(EXIT_GOOD)
+}
+
+/// Adds scores to the golden values in `path`; returns the text to print.
+pub(super) fn accept_into(path: &Path, scores: &[Score], reason: &str, stop: &AtomicBool) -> Result<String> {
+    let _lock = lock_to_change(path, stop)?;
+    let (goldens, diff) = golden::accept(read_golden(path)?, scores, reason, &now()[..10])?;
+    write_file(path, write_golden(&goldens).as_bytes())?;
+    Ok(format!("{}\n{diff}\n", path.display()))
 }
 
 #[cfg(test)]

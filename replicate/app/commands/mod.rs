@@ -22,7 +22,7 @@ use crate::judge::paper::{self, Claim};
 use crate::network::device;
 use crate::report::table::Table;
 use crate::store::formats::torch;
-use crate::store::{self, write_atomically, write_safetensors};
+use crate::store::{self, dir_of, write_atomically, write_safetensors};
 use crate::text::{quoted, quoted_path, unknown};
 use crate::train::watch::{Mode, Watch, say};
 use clap::CommandFactory;
@@ -146,9 +146,8 @@ fn leading(place: &Place, stop: &AtomicBool) -> Result<Scale> {
 
 /// Returns the presets of the scale.
 fn presets(place: &Place) -> Result<Recipe> {
-    let scale = Scale::ALL.into_iter().find(|scale| scale.name() == place.scale).ok_or_else(|| {
-        Error::Usage(unknown("scale", &place.scale, Scale::ALL.into_iter().map(Scale::name)))
-    })?;
+    let unknown = || Error::Usage(unknown("scale", &place.scale, Scale::ALL.into_iter().map(Scale::name)));
+    let scale = Scale::named(&place.scale).ok_or_else(unknown)?;
     if place.data.is_some() && scale.procedural() {
         return Err(Error::Usage(format!("--data: --scale {scale} draws its images and reads no files")));
     }
@@ -334,8 +333,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     if path.metadata().is_ok_and(|metadata| !metadata.is_file() && !metadata.is_dir()) {
         return std::fs::write(path, bytes).map_err(Error::io("write", path));
     }
-    let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
-    write_atomically(dir, path.file_name().unwrap_or_default(), bytes)
+    write_atomically(dir_of(path), path.file_name().unwrap_or_default(), bytes)
 }
 
 fn write_table(output: &Path, name: &str, table: &Table) -> Result<()> {

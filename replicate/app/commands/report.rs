@@ -111,7 +111,7 @@ fn gather(place: &Place, root: &Path, stop: &AtomicBool) -> Result<Option<(Gathe
 fn others(runner: &mut Runner, place: &Place) -> Result<Vec<Missing>> {
     let other = |(scale, rows): (String, BTreeSet<String>)| {
         // Files of CIFAR are of no use where images are drawn.
-        let drawn = Scale::ALL.into_iter().find(|known| known.name() == scale)?.procedural();
+        let drawn = Scale::named(&scale)?.procedural();
         let data = place.data.clone().filter(|_| !drawn);
         let flags = flags(&Place { scale: scale.clone(), data, ..place.clone() });
         Some(Missing {

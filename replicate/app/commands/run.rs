@@ -55,7 +55,7 @@ pub fn run(arguments: &Running, stop: &AtomicBool) -> Result<i32> {
     }
     let mut code = EXIT_GOOD;
     for work in work {
-        let ended = experiment(arguments, &work.targets, &work.rows, work.recipe, &work.seeds, stop)?;
+        let ended = experiment(arguments, work, stop)?;
         code = if code == EXIT_GOOD { ended } else { code };
     }
     if !studies.is_empty() && !dry_run {
@@ -132,15 +132,10 @@ fn published(rows: &[Row], arguments: &Running) -> Result<Vec<String>> {
 }
 
 /// Runs the rows of one recipe.
-fn experiment(
-    arguments: &Running,
-    targets: &[String],
-    rows: &[Row],
-    recipe: Recipe,
-    seeds: &[u64],
-    stop: &AtomicBool,
-) -> Result<i32> {
+fn experiment(arguments: &Running, work: Work, stop: &AtomicBool) -> Result<i32> {
     let Running { place, offline, microbatch, output, .. } = arguments;
+    let Work { targets, rows, recipe, seeds } = work;
+    let (targets, rows, seeds) = (&targets[..], &rows[..], &seeds[..]);
     // A plan for another machine needs no device.
     let planned = arguments.dry_run && (arguments.like.is_some() || arguments.rate.is_some());
     let device = if planned { "cpu" } else { &place.device };

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use png::{BitDepth, ColorType};
 
 use super::sets::{ImageSet, LARGEST, batch_of};
-use crate::data::Images;
+use crate::data::{Images, planes};
 use crate::error::{Error, Result, shown_path};
 use crate::store::formats::unzip::Entry;
 use crate::store::formats::{Fault, LeftOut, foreign, is_hidden};
@@ -176,10 +176,7 @@ where
         let batches = (0..len).step_by(most).map(move |first| {
             let mut batch = Images { channels: 3, size, pixels: Vec::new(), labels: Vec::new() };
             for file in &self.files[first..len.min(first + most)] {
-                let rgb = self.decode(file, size)?;
-                for channel in 0..3 {
-                    batch.pixels.extend(rgb.as_chunks::<3>().0.iter().map(|pixel| pixel[channel]));
-                }
+                batch.pixels.extend(planes(&self.decode(file, size)?));
             }
             Ok(batch)
         });

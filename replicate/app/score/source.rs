@@ -10,8 +10,8 @@ use std::path::Path;
 
 use super::pictures;
 use super::sets::{BATCH, FeatureSet, ImageSet, Input, LARGEST, batch_of};
-use crate::data::Images;
 use crate::data::cifar::{self, Refusal, Set, Split};
+use crate::data::{Images, planes};
 use crate::error::{Error, Result, shown, shown_path};
 use crate::measure::metrics::Features;
 use crate::measure::statistics::{Statistics, WIDEST};
@@ -290,11 +290,7 @@ fn image_array(path: &Path, stored: &Stored) -> Result<ImageSet> {
         let read = elements.bytes(n * 3 * area).map_err(|what| malformed(&path, what))?;
         let pixels = match channels_last {
             false => read,
-            true => {
-                let channel =
-                    |rgb: &[u8], c: usize| rgb.iter().skip(c).step_by(3).copied().collect::<Vec<u8>>();
-                read.chunks_exact(3 * area).flat_map(|rgb| (0..3).flat_map(|c| channel(rgb, c))).collect()
-            }
+            true => read.chunks_exact(3 * area).flat_map(planes).collect(),
         };
         Ok(Images { channels: 3, size, pixels, labels: Vec::new() })
     });

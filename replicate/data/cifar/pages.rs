@@ -14,26 +14,16 @@ use super::headers::Checked;
 const MOST: u64 = 1 << 26;
 
 pub(super) struct Pages {
-    packed: SerializedPageReader<Checked>,
-    codec: Compression,
+    /// Returns the pages as they are in the file.
+    pub packed: SerializedPageReader<Checked>,
+    pub codec: Compression,
     /// True if there are repetition levels, and if there are definition levels.
-    levels: [bool; 2],
+    pub levels: [bool; 2],
     /// Remaining bytes that may be unpacked.
-    left: u64,
+    pub left: u64,
 }
 
 impl Pages {
-    /// Makes the reader. `packed` returns the pages as they are in the file, packed with `codec`. At
-    /// most `most` bytes are unpacked in total.
-    pub fn new(
-        packed: SerializedPageReader<Checked>,
-        codec: Compression,
-        levels: [bool; 2],
-        most: u64,
-    ) -> Pages {
-        Pages { packed, codec, levels, left: most }
-    }
-
     fn unpack(&mut self, bytes: &[u8]) -> Result<Vec<u8>> {
         let most = self.left.min(MOST);
         let unpacked = unpack(self.codec, bytes, most)?;

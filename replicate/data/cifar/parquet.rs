@@ -112,11 +112,11 @@ impl<T: DataType> Column<T> {
         let packed = chunk.clone().into_builder().set_compression(Compression::UNCOMPRESSED).build();
         let packed = packed
             .and_then(|chunk| SerializedPageReader::new(Arc::new(Checked(file.clone())), &chunk, rows, None));
-        let most = rows as u64 * (png::MOST_BYTES as u64 + REST_OF_A_ROW) + REST;
+        let left = rows as u64 * (png::MOST_BYTES as u64 + REST_OF_A_ROW) + REST;
         let descr = chunk.column_descr_ptr();
         let levels = [descr.max_rep_level() > 0, descr.max_def_level() > 0];
-        let pages = Pages::new(packed.map_err(|error| broken(&error))?, chunk.compression(), levels, most);
-        let pages: Box<dyn PageReader> = Box::new(pages);
+        let packed = packed.map_err(|error| broken(&error))?;
+        let pages: Box<dyn PageReader> = Box::new(Pages { packed, codec: chunk.compression(), levels, left });
         Ok(Column(get_typed_column_reader(get_column_reader(descr, pages))))
     }
 

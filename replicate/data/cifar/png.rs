@@ -4,7 +4,8 @@ use std::io::Cursor;
 
 use ::png::{BitDepth, ColorType, Decoder, DecodingError, Limits};
 
-use super::{CHANNELS, Fault, IMAGE_LEN, SIZE};
+use super::{Fault, IMAGE_LEN, SIZE};
+use crate::data::planes;
 use crate::store::formats::foreign;
 
 /// Most bytes of a PNG; an uncompressed one takes 3.2 kB.
@@ -31,10 +32,6 @@ pub(super) fn decode(bytes: &[u8]) -> Result<[u8; IMAGE_LEN], Fault> {
     reader.next_frame(&mut interleaved).map_err(damaged)?;
     reader.finish().map_err(damaged)?;
     let mut pixels = [0; IMAGE_LEN];
-    for (i, pixel) in interleaved.as_chunks::<CHANNELS>().0.iter().enumerate() {
-        for (channel, value) in pixel.iter().enumerate() {
-            pixels[channel * SIZE * SIZE + i] = *value;
-        }
-    }
+    pixels.iter_mut().zip(planes(&interleaved)).for_each(|(to, value)| *to = value);
     Ok(pixels)
 }

@@ -34,10 +34,10 @@ pub fn prepare(
     }
     let missing = missing(runner, place, cells)?;
     let needs = Needs::of(&items(runner, cells, seeds)?, download_bytes(&missing));
-    let free = free_memory(&runner.compute().device);
-    if let Some(problem) =
-        needs.problem(&place.store, free_disk(&place.store), free, largest_microbatch(runner, cells, free))
-    {
+    let device = &runner.compute().device;
+    let free = free_memory(device);
+    let parts = fitting(runner, cells, free.filter(|_| !device.is_cpu()));
+    if let Some(problem) = needs.problem(&place.store, free_disk(&place.store), free, parts) {
         return Err(Error::Run(problem));
     }
     for Missing { input, assets } in &missing {
@@ -52,13 +52,9 @@ pub fn prepare(
     Ok(())
 }
 
-/// Returns the largest microbatch that fits on the GPU for all of `cells`.
-fn largest_microbatch(runner: &Runner, cells: &[Row], free: Option<u64>) -> Option<usize> {
-    fitting(runner, cells, free.filter(|_| !runner.compute().device.is_cpu())?)
-}
-
-/// As [`largest_microbatch`], for `free` bytes of memory.
-fn fitting(runner: &Runner, cells: &[Row], free: u64) -> Option<usize> {
+/// Returns the largest microbatch of all of `cells` that fits into `free` bytes of a GPU.
+fn fitting(runner: &Runner, cells: &[Row], free: Option<u64>) -> Option<usize> {
+    let free = free?;
     let fitting = |cell: &Row| plan::fitting(runner.recipe(), cell, free);
     cells.iter().map(fitting).try_fold(usize::MAX, |least, batch| Some(least.min(batch?)))
 }
@@ -319,10 +315,8 @@ pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &
         plan::operations(machine.rate),
         machine.source
     );
-    let parts = match like {
-        Some(card) => fitting(runner, cells, card.memory()),
-        None => largest_microbatch(runner, cells, machine.memory),
-    };
+    let of_gpu = like.is_some() || !runner.compute().device.is_cpu();
+    let parts = fitting(runner, cells, machine.memory.filter(|_| of_gpu));
     if let Some(problem) = needs.problem(&place.store, machine.disk, machine.memory, parts) {
         println!("\nCannot run: {problem}");
         return Ok(EXIT_RUN);

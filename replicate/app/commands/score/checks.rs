@@ -5,6 +5,7 @@ use super::side::Side;
 use crate::app::cli::Scoring;
 use crate::app::score::{Gathered, IS_SPLITS, Input, Metric};
 use crate::error::{Error, Result};
+use crate::store::dir_of;
 use clap::ValueEnum;
 use std::path::Path;
 
@@ -173,6 +174,5 @@ pub(super) fn can_save(path: &Path, reference: Option<&Side>, n: usize, trials: 
     if images < 2 {
         return Err(Error::Usage(format!("--save-ref: {images} image has no covariance")));
     }
-    let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
-    std::fs::create_dir_all(dir).map_err(Error::io("create", dir))
+    std::fs::create_dir_all(dir_of(path)).map_err(Error::io("create", dir_of(path)))
 }

@@ -2,13 +2,14 @@
 
 pub mod diff;
 
-use super::{STUDIES, lock_to_change, presets, reader, render, root, study_goldens, write_file};
+use super::check::accept_into;
+use super::{STUDIES, presets, reader, render, root, study_goldens};
 use crate::app::cli::{Format, Place};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, Error, Result};
-use crate::experiment::run::{Runner, curve, now};
+use crate::experiment::run::{Runner, curve};
 use crate::experiment::studies::{Study, studies};
 use crate::experiment::{Recipe, Row, all_rows};
-use crate::judge::golden::{self, Comparison, Score, read_golden, write_golden};
+use crate::judge::golden::{self, Comparison, Score};
 use crate::report::curves::Curve;
 use crate::report::notes::unlearned;
 use crate::report::studies::{self as page, Part, Studies};
@@ -222,10 +223,5 @@ pub(super) fn accept(
     if scores.is_empty() {
         return Err(Error::Usage("there is nothing to accept: run these studies first".into()));
     }
-    let path = root(place.root.as_deref())?.join(STUDIES);
-    let _lock = lock_to_change(&path, stop)?;
-    let date = now();
-    let (goldens, diff) = golden::accept(read_golden(&path)?, &scores, reason, &date[..10])?;
-    write_file(&path, write_golden(&goldens).as_bytes())?;
-    Ok(format!("{}\n{diff}\n", path.display()))
+    accept_into(&root(place.root.as_deref())?.join(STUDIES), &scores, reason, stop)
 }
