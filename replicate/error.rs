@@ -62,6 +62,22 @@ impl Error {
         move |source| Error::Io { action, path, source }
     }
 
+    /// Makes the error of an input that is not there.
+    pub fn missing(path: impl Into<PathBuf>, what: impl Into<String>, remedy: impl Into<String>) -> Error {
+        Error::Missing { path: path.into(), what: what.into(), remedy: remedy.into() }
+    }
+
+    /// Makes the error of an input with another content than expected.
+    pub fn malformed(
+        path: impl Into<PathBuf>,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Error {
+        let (expected, found) = (expected.into(), found.into());
+        Error::Malformed { path: path.into(), expected, found, remedy: remedy.into() }
+    }
+
     /// Makes the error of a device that cannot be used; `said` is the driver's message.
     pub fn device(name: &str, said: &str) -> Error {
         Error::Run(format!("{name} cannot be used: {said}{}", device_remedy(said)))

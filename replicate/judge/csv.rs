@@ -1,7 +1,7 @@
 //! CSV files whose header is fixed, with the place of every error.
 
 use crate::error::{Error, Result, printable, shown};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 /// One record of a CSV file, with its place for error messages.
@@ -47,22 +47,14 @@ impl Line<'_> {
     }
 
     pub(crate) fn wrong(&self, column: &str, expected: &str) -> Error {
-        malformed(
-            self.path,
-            self.number,
-            format!("{expected} in column `{column}`"),
-            format!("`{}`", shown(self.field(column))),
-        )
+        let found = format!("`{}`", shown(self.field(column)));
+        malformed(self.path, self.number, &format!("{expected} in column `{column}`"), found)
     }
 }
 
-fn malformed(path: &Path, line: u64, expected: String, found: String) -> Error {
-    Error::Malformed {
-        path: PathBuf::from(path),
-        expected: format!("{expected} on line {line}"),
-        found,
-        remedy: "correct that line, or restore the file".to_string(),
-    }
+fn malformed(path: &Path, line: u64, expected: &str, found: String) -> Error {
+    let remedy = "correct that line, or restore the file";
+    Error::malformed(path, format!("{expected} on line {line}"), found, remedy)
 }
 
 /// Reads every record of the CSV file at `path`, whose first line must be `header`.
@@ -74,24 +66,16 @@ pub(crate) fn read_csv<T>(
     mut parse: impl FnMut(&Line) -> Result<T>,
 ) -> Result<Vec<T>> {
     let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            Error::Missing { path: path.to_path_buf(), what: what.to_string(), remedy: remedy.to_string() }
-        }
-        std::io::ErrorKind::InvalidData => malformed(path, 1, "text in UTF-8".into(), "other bytes".into()),
+        std::io::ErrorKind::NotFound => Error::missing(path, what, remedy),
+        std::io::ErrorKind::InvalidData => malformed(path, 1, "text in UTF-8", "other bytes".into()),
         _ => Error::io("read", path)(e),
     })?;
     let mut reader = csv::ReaderBuilder::new().flexible(true).from_reader(text.as_bytes());
-    let wrong = |e: csv::Error| {
-        malformed(path, e.position().map_or(1, |p| p.line()), "CSV".to_string(), e.to_string())
-    };
+    let wrong = |e: csv::Error| malformed(path, e.position().map_or(1, |p| p.line()), "CSV", e.to_string());
     let found: Vec<&str> = reader.headers().map_err(wrong)?.iter().collect();
     if found != header {
-        return Err(malformed(
-            path,
-            1,
-            format!("the header `{}`", header.join(",")),
-            format!("`{}`", shown(&found.join(","))),
-        ));
+        let found = format!("`{}`", shown(&found.join(",")));
+        return Err(malformed(path, 1, &format!("the header `{}`", header.join(",")), found));
     }
     let mut rows = Vec::new();
     for record in reader.records() {
@@ -99,11 +83,11 @@ pub(crate) fn read_csv<T>(
         let number = record.position().map_or(0, |p| p.line());
         if record.len() != header.len() {
             let expected = format!("{} fields", header.len());
-            return Err(malformed(path, number, expected, format!("{}", record.len())));
+            return Err(malformed(path, number, &expected, record.len().to_string()));
         }
         // Rejects control characters, because cells are printed.
         if let Some(cell) = record.iter().find(|cell| printable(cell) != **cell) {
-            return Err(malformed(path, number, "text that steers no terminal".into(), shown(cell)));
+            return Err(malformed(path, number, "text that steers no terminal", shown(cell)));
         }
         rows.push(parse(&Line { path, number, header, record })?);
     }

@@ -5,6 +5,7 @@
 use crate::error::{Error, Result};
 use crate::judge::csv::{Line, read_csv};
 pub use crate::settings::Origin;
+use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::str::FromStr;
@@ -34,11 +35,13 @@ pub struct Target {
 }
 
 /// The FID column of Table 2.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub enum Fid {
-    Value(f64),
     /// The word "collapsed" in place of a number.
+    #[serde(rename = "collapsed")]
     Collapsed,
+    #[serde(untagged)]
+    Value(f64),
 }
 
 impl std::fmt::Display for Fid {
@@ -294,12 +297,9 @@ pub fn source_classes(directory: &Path, n: usize) -> Result<Vec<u32>> {
         text.split_whitespace().filter_map(|label| label.parse().ok()).filter(|label| *label < 100).collect();
     let different: BTreeSet<u32> = labels.iter().copied().collect();
     if different.len() != n || text.split_whitespace().count() != n {
-        return Err(Error::Malformed {
-            path: directory.join("setup.csv"),
-            expected: format!("{name}: {n} different labels below 100"),
-            found: format!("{text:?}"),
-            remedy: "get it again with 'git checkout paper/setup.csv'".into(),
-        });
+        let expected = format!("{name}: {n} different labels below 100");
+        let remedy = "get it again with 'git checkout paper/setup.csv'";
+        return Err(Error::malformed(directory.join("setup.csv"), expected, format!("{text:?}"), remedy));
     }
     Ok(labels)
 }

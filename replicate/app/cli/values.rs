@@ -13,29 +13,24 @@ pub(super) fn local() -> impl TypedValueParser<Value = PathBuf> {
     })
 }
 
+/// Parses a number, times the unit that its last letter names.
+fn scaled(text: &str, units: [(char, f64); 2]) -> Option<f64> {
+    let named = units.iter().find_map(|(letter, unit)| Some((text.strip_suffix(*letter)?, *unit)));
+    let (number, unit) = named.unwrap_or((text, 1.0));
+    Some(number.parse::<f64>().ok()? * unit)
+}
+
 /// Parses a number of images, with k or M for thousands or millions.
 pub(super) fn images(text: &str) -> Result<u64, String> {
-    let (number, unit) = match text.char_indices().last() {
-        Some((at, 'k')) => (&text[..at], 1e3),
-        Some((at, 'M')) => (&text[..at], 1e6),
-        _ => (text, 1.0),
-    };
-    match number.parse::<f64>() {
-        Ok(n) if n.is_finite() && n * unit >= 1.0 && n * unit <= 1e12 => Ok((n * unit).round() as u64),
-        _ => Err("expected a number of images such as 2000, 50k or 1.5M".into()),
-    }
+    let images = scaled(text, [('k', 1e3), ('M', 1e6)]).filter(|n| (1.0..=1e12).contains(n));
+    let expected = || "expected a number of images such as 2000, 50k or 1.5M".into();
+    images.map(|n| n.round() as u64).ok_or_else(expected)
 }
 
 /// Parses operations per second, with G or T for 1e9 or 1e12.
 pub(super) fn rate(text: &str) -> Result<f64, String> {
-    let (number, unit) = match text.chars().last() {
-        Some('G') => (&text[..text.len() - 1], 1e9),
-        Some('T') => (&text[..text.len() - 1], 1e12),
-        _ => (text, 1.0),
-    };
-    let rate = number.parse::<f64>().ok().map(|n| n * unit);
-    rate.filter(|rate| (1e6..1e18).contains(rate))
-        .ok_or_else(|| "expected operations a second: 500G or 40T".into())
+    let rate = scaled(text, [('G', 1e9), ('T', 1e12)]).filter(|rate| (1e6..1e18).contains(rate));
+    rate.ok_or_else(|| "expected operations a second: 500G or 40T".into())
 }
 
 /// Parses a time limit in Slurm's form; returns seconds.

@@ -191,13 +191,9 @@ fn against_paper(root: &Path, scale: &str, cells: &[Row], scores: &[Score], json
         let objects: Vec<_> = lines
             .iter()
             .map(|(row, target, ours, verdict)| {
-                let json = |fid: &Fid| match fid {
-                    Fid::Value(fid) => serde_json::json!(fid),
-                    Fid::Collapsed => serde_json::json!("collapsed"),
-                };
-                let paper = printed.iter().find(|(id, _)| id == row).map(|(_, fid)| json(fid));
+                let paper = printed.iter().find(|(id, _)| id == row).map(|(_, fid)| fid);
                 serde_json::json!({
-                    "row": row, "paper_fid": paper, "target_fid": json(target), "ours": ours, "verdict": verdict
+                    "row": row, "paper_fid": paper, "target_fid": target, "ours": ours, "verdict": verdict
                 })
             })
             .collect();

@@ -89,11 +89,7 @@ pub fn export(out: &Path, place: &Place, stop: &AtomicBool) -> Result<i32> {
 /// Checks every byte of an archive; exit code 1 if one has changed.
 pub fn verify(path: &Path) -> Result<i32> {
     if !path.is_file() {
-        return Err(Error::Missing {
-            path: path.into(),
-            what: "an archive that `replicate export` wrote".into(),
-            remedy: "name the file".into(),
-        });
+        return Err(Error::missing(path, "an archive that `replicate export` wrote", "name the file"));
     }
     let verified = archive::verify(path)?;
     for problem in &verified.problems {

@@ -15,7 +15,7 @@ use crate::report::explain;
 use crate::report::tables::metric_names;
 use crate::store::Store;
 use serde::Serialize;
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +27,7 @@ struct Listed {
     id: &'static str,
     scale: &'static str,
     /// A number or "collapsed"; null if the paper prints none.
-    paper_fid: Option<serde_json::Value>,
+    paper_fid: Option<paper::Fid>,
     golden_fd: Option<Accepted>,
     seeds_done: Vec<u64>,
     /// Seconds of one seed on this machine.
@@ -120,8 +120,7 @@ pub fn list(place: &Place, ids: bool, json: bool, stop: &AtomicBool) -> Result<i
     let store = Store::open(&place.store)?;
     let mut kinds: BTreeMap<String, usize> = BTreeMap::new();
     for (_, manifest) in store.finished_entries()? {
-        let line = |name: &str| manifest.experiment.lines().find_map(|line| line.strip_prefix(name));
-        if let (Some(kind), Some(scale)) = (line("kind = "), line("scale = ")) {
+        if let (Some(kind), Some(scale)) = (manifest.line("kind"), manifest.line("scale")) {
             *kinds.entry(format!("{kind} of {scale}")).or_default() += 1;
         }
     }
@@ -233,10 +232,7 @@ fn listed(
     Ok(Listed {
         id: cell.id,
         scale,
-        paper_fid: printed.iter().find(|(row, _)| row == cell.id).map(|(_, fid)| match fid {
-            paper::Fid::Value(fid) => json!(fid),
-            paper::Fid::Collapsed => json!("collapsed"),
-        }),
+        paper_fid: printed.iter().find(|(row, _)| row == cell.id).map(|(_, fid)| *fid),
         golden_fd: golden.map(|g| {
             let Sample { mean, sd, .. } = Sample::of(g.values.values().copied());
             Accepted { mean, sd, values: g.values.clone() }

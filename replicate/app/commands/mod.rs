@@ -215,23 +215,18 @@ fn reader<'a>(place: &Place, recipe: Recipe, stop: &'a AtomicBool) -> Result<Run
 fn root(given: Option<&Path>) -> Result<PathBuf> {
     let known = |dir: &Path| dir.join("paper/table1.csv").is_file();
     if let Some(root) = given {
+        let (what, remedy) =
+            ("--root must name a checkout of the repository", "give its directory, or leave --root out");
         return match known(root) {
             true => Ok(root.to_path_buf()),
-            false => Err(Error::Missing {
-                path: root.join("paper/table1.csv"),
-                what: "--root must name a checkout of the repository".into(),
-                remedy: "give its directory, or leave --root out".into(),
-            }),
+            false => Err(Error::missing(root.join("paper/table1.csv"), what, remedy)),
         };
     }
-    [PathBuf::from("."), PathBuf::from(env!("CARGO_MANIFEST_DIR"))]
-        .into_iter()
-        .find(|dir| known(dir))
-        .ok_or_else(|| Error::Missing {
-            path: "paper/table1.csv".into(),
-            what: "neither here nor where the program was built".into(),
-            remedy: "run it in a checkout of the repository, or name one with --root".into(),
-        })
+    let places = [PathBuf::from("."), PathBuf::from(env!("CARGO_MANIFEST_DIR"))];
+    places.into_iter().find(|dir| known(dir)).ok_or_else(|| {
+        let remedy = "run it in a checkout of the repository, or name one with --root";
+        Error::missing("paper/table1.csv", "neither here nor where the program was built", remedy)
+    })
 }
 
 /// Returns the shell command that makes a row.

@@ -186,7 +186,7 @@ fn write_figures<'a>(output: &Path, figures: impl Iterator<Item = &'a Figure>) -
     write_file(&list, captions.as_bytes())
 }
 
-/// Joins the lists in order.
+/// Returns the seeds of the scores, in order.
 pub(super) fn seeds(scores: &[Score]) -> Vec<u64> {
     scores.iter().map(|score| score.seed).collect::<BTreeSet<_>>().into_iter().collect()
 }

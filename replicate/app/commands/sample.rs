@@ -34,11 +34,8 @@ pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
         Some(row) => Some(row),
         None if path.is_file() => None,
         None if name.is_none() || path.extension().is_some() || path.components().count() > 1 => {
-            return Err(Error::Missing {
-                path: path.to_path_buf(),
-                what: "neither a checkpoint nor a row of the tables".into(),
-                remedy: "name an EDM snapshot (.pkl), a .pth, a .safetensors, or a row that was run".into(),
-            });
+            let remedy = "name an EDM snapshot (.pkl), a .pth, a .safetensors, or a row that was run";
+            return Err(Error::missing(path, "neither a checkpoint nor a row of the tables", remedy));
         }
         None => select(name.as_slice(), &options.place)?.first().copied(),
     };
@@ -169,21 +166,16 @@ fn read(path: &Path) -> Result<(Arrays, String)> {
 fn network(path: &Path, weights: &Arrays) -> Result<Config> {
     let shapes: BTreeMap<String, Vec<usize>> =
         weights.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
-    let config = recognise(&shapes).map_err(|found| Error::Malformed {
-        path: path.to_path_buf(),
-        expected: "the parameters of EDM's U-Net in its DDPM++ form".into(),
-        found,
-        remedy: "`replicate inspect` lists what the file has".into(),
+    let config = recognise(&shapes).map_err(|found| {
+        let expected = "the parameters of EDM's U-Net in its DDPM++ form";
+        Error::malformed(path, expected, found, "`replicate inspect` lists what the file has")
     })?;
     let (_, shapes) = outline(|vb| Denoiser::new(&config, vb))?;
     torch::require(path, weights, &shapes)?;
     if config.image_channels != 3 {
-        return Err(Error::Malformed {
-            path: path.to_path_buf(),
-            expected: "a network of RGB images".into(),
-            found: format!("one of {} channels", config.image_channels),
-            remedy: "only images with three channels can be written".into(),
-        });
+        let found = format!("one of {} channels", config.image_channels);
+        let remedy = "only images with three channels can be written";
+        return Err(Error::malformed(path, "a network of RGB images", found, remedy));
     }
     Ok(config)
 }

@@ -115,11 +115,7 @@ fn load(options: &Scoring, device: &Device, remarks: &mut Remarks) -> Result<(In
     let asset = asset("inception");
     let file = match &options.inception {
         Some(file) if !file.is_file() => {
-            return Err(Error::Missing {
-                path: file.clone(),
-                what: "no file of Inception weights".into(),
-                remedy: "check --inception".into(),
-            });
+            return Err(Error::missing(file, "no file of Inception weights", "check --inception"));
         }
         Some(file) => file.clone(),
         None => stored(&options.place.store, &[asset], "; --inception names a file of your own")?,

@@ -76,7 +76,12 @@ impl Found {
             } else if kind.is_file() {
                 self.files.push(inner);
             } else {
-                return Err(malformed(path, "a PNG file", "no file but a device or a pipe", "remove it"));
+                return Err(Error::malformed(
+                    path,
+                    "a PNG file",
+                    "no file but a device or a pipe",
+                    "remove it",
+                ));
             }
         }
         within.pop();
@@ -86,20 +91,12 @@ impl Found {
 
 fn circle(path: &Path) -> Error {
     let found = "a link that leads back to a folder that it is in";
-    malformed(path.to_path_buf(), "folders that do not hold themselves", found, "remove the link")
+    Error::malformed(path, "folders that do not hold themselves", found, "remove the link")
 }
 
 fn dangling(path: PathBuf) -> Error {
-    let target = fs::read_link(&path).unwrap_or_default();
-    Error::Missing {
-        what: format!("it is a link to {}", shown_path(&target)),
-        path,
-        remedy: "restore what it points to, or remove the link".into(),
-    }
-}
-
-fn malformed(path: PathBuf, expected: &str, found: &str, remedy: &str) -> Error {
-    Error::Malformed { path, expected: expected.into(), found: found.into(), remedy: remedy.into() }
+    let what = format!("it is a link to {}", shown_path(&fs::read_link(&path).unwrap_or_default()));
+    Error::missing(path, what, "restore what it points to, or remove the link")
 }
 
 /// Opens the PNG files in a zip and describes the skipped files. Returns no set if there are
@@ -119,7 +116,7 @@ pub(super) fn zip(path: &Path, entries: Vec<Entry>) -> Result<(Option<ImageSet>,
                     true => "unpack it and name the folder, or zip it again without -y (--symlinks)",
                     false => "unpack it and name the folder, or zip it again with deflate",
                 };
-                return Err(malformed(path.join(&entry.name), "a PNG file", how, remedy));
+                return Err(Error::malformed(path.join(&entry.name), "a PNG file", how, remedy));
             }
             files.push(entry);
         } else {
@@ -139,13 +136,8 @@ pub(super) fn zip(path: &Path, entries: Vec<Entry>) -> Result<(Option<ImageSet>,
 fn is_picture(path: &Path) -> Result<bool> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     if OTHER_IMAGES.contains(&extension.as_str()) {
-        return Err(Error::Malformed {
-            path: path.to_path_buf(),
-            expected: "PNG files".into(),
-            found: format!("a .{extension} file"),
-            remedy: "write the images as PNG where they are made: JPEG and the like change what is measured"
-                .into(),
-        });
+        let remedy = "write the images as PNG where they are made: JPEG and the like change what is measured";
+        return Err(Error::malformed(path, "PNG files", format!("a .{extension} file"), remedy));
     }
     Ok(extension == "png")
 }
@@ -188,7 +180,7 @@ where
         let path = (self.path)(file);
         let start = self.bytes(file, 32).map_err(|error| not_png(&path, &error.into()))?;
         if let Some(what) = foreign(&start).filter(|_| !start.starts_with(b"\x89PNG")) {
-            return Err(malformed(path, "a PNG file", what, "write it as PNG where it is made"));
+            return Err(Error::malformed(path, "a PNG file", what, "write it as PNG where it is made"));
         }
         let reader = |most| png::Decoder::new(Cursor::new(self.bytes(file, most)?)).read_info();
         // The header before the pixels is rarely longer.
@@ -226,18 +218,13 @@ fn not_png(path: &Path, error: &png::DecodingError) -> Error {
     };
     match Fault::of(error, || error.to_string()) {
         Fault::Unreadable(error) => Error::io("read", path)(error),
-        Fault::Content(found) => {
-            malformed(path.to_path_buf(), "a PNG file", &found, "write it again, or remove it")
-        }
+        Fault::Content(found) => Error::malformed(path, "a PNG file", found, "write it again, or remove it"),
     }
 }
 
 fn header(path: &Path, info: &png::Info, size: Option<usize>) -> Result<usize> {
-    let malformed = |expected: String, found: String| Error::Malformed {
-        path: path.to_path_buf(),
-        expected,
-        found,
-        remedy: "write all images as 8-bit RGB PNG files of one size".into(),
+    let malformed = |expected: String, found: String| {
+        Error::malformed(path, expected, found, "write all images as 8-bit RGB PNG files of one size")
     };
     let depth = info.bit_depth as u8;
     let rgb = |found: &str| Err(malformed("an 8-bit RGB image".into(), found.into()));

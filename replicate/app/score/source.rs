@@ -41,14 +41,12 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
         Ok(file) => file.take(32).read_to_end(&mut start).map_err(Error::io("read", path))?,
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {
             let link = path.read_link().map(|target| format!("it is a link to {}", shown_path(&target)));
-            return Err(Error::Missing {
-                path: path.to_path_buf(),
-                what: link.unwrap_or("neither a file, nor a folder, nor the name of a data set".into()),
-                remedy: format!(
-                    "it is a path or one of {}; IMAGES may be a row that was run, too, and --ref {PUBLISHED}",
-                    DATASETS.map(|(name, ..)| name).join(", ")
-                ),
-            });
+            let what = link.unwrap_or("neither a file, nor a folder, nor the name of a data set".into());
+            let remedy = format!(
+                "it is a path or one of {}; IMAGES may be a row that was run, too, and --ref {PUBLISHED}",
+                DATASETS.map(|(name, ..)| name).join(", ")
+            );
+            return Err(Error::missing(path, what, remedy));
         }
         Err(error) => return Err(Error::io("open", path)(error)),
     };
@@ -149,15 +147,14 @@ const REMEDY: &str =
     "`replicate score --help` says what can be scored; of other archives, unpack them and name the folder";
 
 fn unknown(path: &Path, found: String) -> Error {
-    Error::Malformed { path: path.to_path_buf(), expected: EXPECTED.into(), found, remedy: REMEDY.into() }
+    Error::malformed(path, EXPECTED, found, REMEDY)
 }
 
 /// Makes the error of a file with Python objects, which may be statistics, features or a batch of CIFAR.
 fn pickled(path: &Path, what: &str) -> Error {
     let remedy = "save what it holds by numpy.savez(\"OUT.npz\", mu=…, sigma=…) or (\"OUT.npz\", features=…); of \
                   the files of CIFAR, name their directory";
-    let (path, expected) = (path.to_path_buf(), EXPECTED.into());
-    Error::Malformed { path, expected, found: what.into(), remedy: remedy.into() }
+    Error::malformed(path, EXPECTED, what, remedy)
 }
 
 /// Shuffles images in memory, in an order that depends on their number only.

@@ -221,14 +221,10 @@ impl Runner<'_> {
         let told =
             format!("FID between our statistics of the real images and EDM's published ones: {apart:.2e}");
         if apart > STATISTICS_AGREE {
-            return Err(Error::Malformed {
-                path,
-                expected: format!("statistics within {STATISTICS_AGREE} of ours"),
-                found: told,
-                remedy: "one of them is wrong: the images, the Inception weights, or this file; \
-                         compare with `replicate score cifar10 --ref FILE`"
-                    .into(),
-            });
+            let expected = format!("statistics within {STATISTICS_AGREE} of ours");
+            let remedy = "one of them is wrong: the images, the Inception weights, or this file; compare with \
+                          `replicate score cifar10 --ref FILE`";
+            return Err(Error::malformed(path, expected, told, remedy));
         }
         self.watch.note(&told);
         Ok(())
@@ -250,12 +246,10 @@ fn read_reference(entry: &Entry) -> Result<Reference> {
     let (mut arrays, _) = read_safetensors(&path, &entry.read(NEIGHBOURHOOD)?)?;
     let mut features = |name: &str| match arrays.remove(name) {
         Some(array) => Ok(Features::new(statistics.mean.len(), array.data)),
-        None => Err(Error::Malformed {
-            path: path.clone(),
-            expected: format!("an array {name}"),
-            found: "none".into(),
-            remedy: "remove that directory; the next run makes it again".into(),
-        }),
+        None => {
+            let remedy = "remove that directory; the next run makes it again";
+            Err(Error::malformed(&path, format!("an array {name}"), "none", remedy))
+        }
     };
     let (neighbourhood, class_means) = (features("features")?, features("class_means")?);
     Ok(Reference { statistics, neighbourhood, class_means })

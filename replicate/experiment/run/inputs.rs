@@ -97,10 +97,10 @@ impl Runner<'_> {
     /// As `input`, but fails if the file is missing.
     pub(super) fn require(&self, input: Input) -> Result<(PathBuf, String)> {
         let (asset, inputs) = (input.assets(self.recipe.scale)[0], Inputs::of(&self.settings.store));
-        self.input(input)?.ok_or_else(|| Error::Missing {
-            path: inputs.place(asset),
-            what: format!("--scale {} needs {}", self.recipe.scale, asset.what),
-            remedy: format!("get it with `replicate fetch {}{}`", asset.id, inputs.option()),
+        self.input(input)?.ok_or_else(|| {
+            let what = format!("--scale {} needs {}", self.recipe.scale, asset.what);
+            let remedy = format!("get it with `replicate fetch {}{}`", asset.id, inputs.option());
+            Error::missing(inputs.place(asset), what, remedy)
         })
     }
 }

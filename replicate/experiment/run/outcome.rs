@@ -116,11 +116,9 @@ pub(super) fn values_text(values: impl Iterator<Item = (&'static str, f64)>) -> 
 }
 
 pub(super) fn read_values(made: &Made) -> Result<Vec<(String, f64)>> {
-    let wrong = |found: &str| Error::Malformed {
-        path: made.entry.path(SCORES),
-        expected: "lines NAME,VALUE".into(),
-        found: found.to_string(),
-        remedy: "remove that directory; the next run makes it again".into(),
+    let wrong = |found: &str| {
+        let remedy = "remove that directory; the next run makes it again";
+        Error::malformed(made.entry.path(SCORES), "lines NAME,VALUE", found, remedy)
     };
     if made.digest(SCORES).is_none() {
         return Err(wrong("a file that its manifest does not list"));

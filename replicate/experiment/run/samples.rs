@@ -36,6 +36,7 @@ impl Samples {
         Samples { sampler, config: config.clone(), device: device.clone(), seed, weights }
     }
 
+    /// Makes the images of these indices.
     pub fn at(&self, range: Range<usize>) -> Result<Images> {
         let (config, device, each) = (&self.config, &self.device, self.sampler.latents());
         let latents = ScoreLatents { config, seed: self.seed, device, each };
@@ -76,16 +77,14 @@ impl Runner<'_> {
         overrides: &Overrides,
     ) -> Result<Samples> {
         let Some(outcome) = self.stored(row, seed)? else {
-            return Err(Error::Missing {
-                path: self.settings.store.clone(),
-                what: format!("{} of seed {seed} is not in this store", row.id),
-                remedy: format!(
-                    "replicate run {} --scale {}{} --seed {seed}; to find a GPU's results, give its --device",
-                    row.id,
-                    self.recipe.scale,
-                    crate::store::option(&self.settings.store)
-                ),
-            });
+            let (id, scale, store) = (row.id, self.recipe.scale, &self.settings.store);
+            let option = crate::store::option(store);
+            let command = format!("replicate run {id} --scale {scale}{option} --seed {seed}");
+            return Err(Error::missing(
+                store,
+                format!("{id} of seed {seed} is not in this store"),
+                format!("{command}; to find a GPU's results, give its --device"),
+            ));
         };
         let start = self.starting_weights(row)?;
         let (weights, sha256) = match (&outcome.weights, start.first()) {

@@ -361,18 +361,14 @@ pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
         if !path.exists() {
             return Ok(None);
         }
-        let (expected, found) = (format!("a line with the SHA-256 of {file}"), "none".into());
-        return Err(Error::Malformed { path: list, expected, found, remedy });
+        return Err(Error::malformed(list, format!("a line with the SHA-256 of {file}"), "none", remedy));
     };
-    let bytes = std::fs::read(&path).map_err(|_| Error::Missing {
-        path: path.clone(),
-        what: "weights that ship with the repository".into(),
-        remedy: remedy.clone(),
-    })?;
+    let missing = |_| Error::missing(&path, "weights that ship with the repository", &remedy);
+    let bytes = std::fs::read(&path).map_err(missing)?;
     let found = sha256_hex(&bytes);
     if found != expected {
         let (expected, found) = (format!("SHA-256 {expected}"), format!("SHA-256 {found}"));
-        return Err(Error::Malformed { path, expected, found, remedy });
+        return Err(Error::malformed(path, expected, found, remedy));
     }
     Ok(Some((read_safetensors(&path, &bytes)?.0, found)))
 }

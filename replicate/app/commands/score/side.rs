@@ -138,7 +138,7 @@ impl Described {
     }
 
     pub(super) fn malformed(&self, expected: String, found: String, remedy: &str) -> Error {
-        Error::Malformed { path: PathBuf::from(&self.name), expected, found, remedy: remedy.into() }
+        Error::malformed(&self.name, expected, found, remedy)
     }
 }
 
@@ -156,9 +156,6 @@ pub(super) fn stored(store: &Path, assets: &[&Asset], otherwise: &str) -> Result
         return Ok(path);
     }
     let (id, option) = (assets[0].id, Inputs::of(store).option());
-    Err(Error::Missing {
-        path: store.join("inputs"),
-        what: format!("{id} has not been fetched into this store"),
-        remedy: format!("`replicate fetch {id}{option}` gets it; --store names another store{otherwise}"),
-    })
+    let remedy = format!("`replicate fetch {id}{option}` gets it; --store names another store{otherwise}");
+    Err(Error::missing(store.join("inputs"), format!("{id} has not been fetched into this store"), remedy))
 }

@@ -47,25 +47,21 @@ fn find(runner: &mut Runner, name: &str, place: &Place) -> Result<Side> {
     let (head, changes) = name.split_once('+').unwrap_or((name, ""));
     let (id, seed) = head.split_once(':').unwrap_or((head, "0"));
     let row: Option<Row> = all_rows().find(|row| row.id == id);
-    let (Some(row), Ok(seed)) = (row, seed.parse::<u64>()) else {
-        let Some(outcome) = runner.by_key(name)? else {
-            return Err(Error::Usage(format!(
+    let outcome = if let (Some(row), Ok(seed)) = (row, seed.parse::<u64>()) {
+        let changes: Vec<String> =
+            changes.split('+').filter(|change| !change.is_empty()).map(String::from).collect();
+        runner.turn_to(Recipe::changed(runner.recipe().scale, &changes)?);
+        runner.stored(&row, seed)?.ok_or_else(|| {
+            let set: String = changes.iter().map(|change| format!(" --set {change}")).collect();
+            let remedy = format!("replicate run {id}{} --seed {seed}{set}", flags(place));
+            Error::missing(&place.store, format!("{name} is not in this store"), remedy)
+        })?
+    } else {
+        runner.by_key(name)?.ok_or_else(|| {
+            Error::Usage(format!(
                 "'{name}' is neither ROW[:SEED][+NAME=VALUE...] nor the beginning of the key of one row's scores"
-            )));
-        };
-        let scores = runner.scores(&outcome)?;
-        return Ok(Side { name: name.into(), outcome, scores });
-    };
-    let changes: Vec<String> =
-        changes.split('+').filter(|change| !change.is_empty()).map(String::from).collect();
-    runner.turn_to(Recipe::changed(runner.recipe().scale, &changes)?);
-    let Some(outcome) = runner.stored(&row, seed)? else {
-        let set: String = changes.iter().map(|change| format!(" --set {change}")).collect();
-        return Err(Error::Missing {
-            path: place.store.clone(),
-            what: format!("{name} is not in this store"),
-            remedy: format!("replicate run {id}{} --seed {seed}{set}", flags(place)),
-        });
+            ))
+        })?
     };
     let scores = runner.scores(&outcome)?;
     Ok(Side { name: name.into(), outcome, scores })

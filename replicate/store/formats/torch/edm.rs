@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Checkpoint, Tensor, malformed};
-use crate::error::Result;
+use super::{Checkpoint, Tensor};
+use crate::error::{Error, Result};
 use crate::store::Array;
 
 /// Prefix of the averaged network in a snapshot {ema, loss_fn, augment_pipe, dataset_kwargs}.
@@ -33,9 +33,9 @@ impl Checkpoint {
         let tensors = averaged(tensors);
         let parameters = tensors.iter().filter(|(name, _)| !name.ends_with(FILTER));
         if !parameters.clone().any(|(_, tensor)| tensor.dtype.is_float()) {
-            return Err(malformed(
-                &path,
-                "the parameters of EDM's network".into(),
+            return Err(Error::malformed(
+                path,
+                "the parameters of EDM's network",
                 format!("no floating-point numbers ({} tensors in all)", parameters.count()),
                 "use an EDM snapshot (edm-cifar10-32x32-uncond-vp.pkl) or its state dict",
             ));
@@ -65,7 +65,7 @@ fn without_filters(path: &Path, mut arrays: BTreeMap<String, Array>) -> Result<B
     let filters = arrays.iter().filter(|(name, _)| name.ends_with(FILTER));
     for (name, filter) in filters {
         if filter.shape != FILTER_SHAPE || filter.data.iter().any(|value| *value != FILTER_VALUE) {
-            return Err(malformed(
+            return Err(Error::malformed(
                 path,
                 format!("{name} to be 2 x 2 values of {FILTER_VALUE} (EDM's resample_filter [1, 1])"),
                 format!("{:?} of {:?}", filter.shape, filter.data.iter().take(16).collect::<Vec<_>>()),

@@ -80,20 +80,11 @@ pub fn read(path: &Path) -> Result<Checkpoint> {
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => {}
         Ok(_) => {
-            let found = "something that is not a file".into();
-            return Err(malformed(
-                path,
-                "a checkpoint".into(),
-                found,
-                "name a .pkl, .pth or .safetensors file",
-            ));
+            let remedy = "name a .pkl, .pth or .safetensors file";
+            return Err(Error::malformed(path, "a checkpoint", "something that is not a file", remedy));
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(Error::Missing {
-                path: path.to_path_buf(),
-                what: "a checkpoint to read".into(),
-                remedy: "check the path".into(),
-            });
+            return Err(Error::missing(path, "a checkpoint to read", "check the path"));
         }
         Err(error) => return Err(Error::io("read", path)(error)),
     }
@@ -117,28 +108,28 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     };
     if let Some((found, remedy)) = other {
         let expected = "an EDM snapshot (.pkl), a file of PyTorch (.pth) or safetensors";
-        return Err(malformed(path, expected.into(), found.into(), remedy));
+        return Err(Error::malformed(path, expected, found, remedy));
     }
     match parse_bytes(bytes) {
         Ok((format, Named { tensors, unread })) => {
             Ok(Checkpoint { path: path.to_path_buf(), format, tensors, unread })
         }
-        Err(Fault::Broken(found) | Fault::Unread(found)) => Err(malformed(
+        Err(Fault::Broken(found) | Fault::Unread(found)) => Err(Error::malformed(
             path,
-            "a whole EDM snapshot (.pkl), torch zip or legacy torch stream (.pth)".into(),
+            "a whole EDM snapshot (.pkl), torch zip or legacy torch stream (.pth)",
             found,
             "fetch or save it again",
         )),
-        Err(Fault::Module) => Err(malformed(
+        Err(Fault::Module) => Err(Error::malformed(
             path,
-            "a file of tensors, as torch.save writes state dicts".into(),
-            "a compiled module (TorchScript), which is a program".into(),
+            "a file of tensors, as torch.save writes state dicts",
+            "a compiled module (TorchScript), which is a program",
             "save its state_dict() with torch.save; of Inception's weights, `replicate fetch inception` gets the \
              file that is read (pt_inception-2015-12-05-6726825d.pth)",
         )),
-        Err(Fault::Refused(found)) => Err(malformed(
+        Err(Fault::Refused(found)) => Err(Error::malformed(
             path,
-            "tensors in dictionaries, lists and EDM's modules, and nothing else".into(),
+            "tensors in dictionaries, lists and EDM's modules, and nothing else",
             format!("{found}, which is not allowed"),
             "nothing in it was executed; have whoever made it save the state dict alone",
         )),
@@ -161,7 +152,7 @@ pub(crate) fn unpickle(bytes: &[u8]) -> std::result::Result<pickle::Pickle<'_>, 
 /// Reads the tensors of a safetensors file, in the order of their bytes.
 fn of_safetensors(path: &Path, bytes: &[u8]) -> Result<Checkpoint> {
     let (stored, _) = safetensors::views(bytes).map_err(|found| {
-        malformed(path, "a whole safetensors file".into(), found, "fetch or save it again")
+        Error::malformed(path, "a whole safetensors file", found, "fetch or save it again")
     })?;
     let (mut tensors, mut unread) = (Vec::new(), Vec::new());
     for safetensors::Stored { name, dtype, shape, bytes } in stored {
@@ -219,24 +210,24 @@ impl Checkpoint {
     pub fn arrays(self) -> Result<BTreeMap<String, Array>> {
         let path = self.path;
         if let Some((name, kind)) = self.unread.first() {
-            return Err(malformed(
-                &path,
-                "tensors of floating-point numbers or integers".into(),
+            return Err(Error::malformed(
+                path,
+                "tensors of floating-point numbers or integers",
                 format!("{kind}: {}", quote(name)),
                 "save the file without that tensor, or convert it where the file is made",
             ));
         }
         let array = |(name, tensor): (String, Tensor)| match tensor.to_array() {
-            Ok(_) if name == "__metadata__" => Err(malformed(
+            Ok(_) if name == "__metadata__" => Err(Error::malformed(
                 &path,
-                "names that safetensors allows".into(),
+                "names that safetensors allows",
                 quote(&name),
                 "rename that tensor where the file is made",
             )),
             Ok(array) => Ok((name, array)),
-            Err(large) => Err(malformed(
+            Err(large) => Err(Error::malformed(
                 &path,
-                "integers of at most 24 bits".into(),
+                "integers of at most 24 bits",
                 format!("{large} in {} ({})", quote(&name), tensor.dtype),
                 "save that tensor as a floating-point one",
             )),
@@ -320,16 +311,12 @@ pub fn require(
     if parts.is_empty() {
         return Ok(());
     }
-    Err(malformed(
+    Err(Error::malformed(
         path,
         format!("exactly the {} tensors of the network", shapes.len()),
         parts.join("; "),
         "use the checkpoint of that network (`replicate inspect` lists what a file has)",
     ))
-}
-
-fn malformed(path: &Path, expected: String, found: String, remedy: &str) -> Error {
-    Error::Malformed { path: path.to_path_buf(), expected, found, remedy: remedy.into() }
 }
 
 /// Reason why a checkpoint cannot be read.
