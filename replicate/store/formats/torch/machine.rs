@@ -107,12 +107,8 @@ impl<'a> Machine<'a> {
                 return Ok(None);
             }
             op::MEMOIZE => return self.put(self.next),
-            op::BINPUT => {
-                let index = self.number(1)?;
-                return self.put(index);
-            }
-            op::LONG_BINPUT => {
-                let index = self.number(4)?;
+            op::BINPUT | op::LONG_BINPUT => {
+                let index = self.number(if opcode == op::BINPUT { 1 } else { 4 })?;
                 return self.put(index);
             }
             op::APPEND => {
@@ -155,13 +151,9 @@ impl<'a> Machine<'a> {
             op::BININT => Value::Int(self.number(4)? as u32 as i32 as i64),
             op::BININT1 => Value::Int(self.number(1)? as i64),
             op::BININT2 => Value::Int(self.number(2)? as i64),
-            op::LONG1 => {
-                let length = self.number(1)?;
-                self.long(length)?
-            }
-            op::LONG4 => {
-                let length = self.number(4)?;
-                self.long(length)?
+            op::LONG1 | op::LONG4 => {
+                let bytes = self.counted(if opcode == op::LONG1 { 1 } else { 4 })?;
+                long(bytes)
             }
             op::BINFLOAT => {
                 self.take(8)?;
@@ -197,12 +189,8 @@ impl<'a> Machine<'a> {
                 }
                 self.new_node(Node::Tuple(items))
             }
-            op::BINGET => {
-                let index = self.number(1)?;
-                self.memoised(index)?
-            }
-            op::LONG_BINGET => {
-                let index = self.number(4)?;
+            op::BINGET | op::LONG_BINGET => {
+                let index = self.number(if opcode == op::BINGET { 1 } else { 4 })?;
                 self.memoised(index)?
             }
             op::GLOBAL => {
@@ -395,15 +383,6 @@ impl<'a> Machine<'a> {
         Ok(self.new_node(Node::Text(text)))
     }
 
-    fn long(&mut self, length: u64) -> Result<Value<'a>, Fault> {
-        let bytes = self.take(length)?;
-        if bytes.len() > 8 {
-            return Ok(Value::Long(bytes));
-        }
-        let sign = if bytes.last().is_some_and(|byte| byte & 0x80 != 0) { -1 } else { 0 };
-        Ok(Value::Int(bytes.iter().rev().fold(sign, |number, byte| number << 8 | *byte as i64)))
-    }
-
     /// Pops a value; never one below an open mark.
     fn pop(&mut self) -> Result<Value<'a>, Fault> {
         if self.stack.len() == self.marks.last().copied().unwrap_or(0) {
@@ -475,6 +454,15 @@ impl<'a> Machine<'a> {
         entries.extend(pairs.iter().map(|[key, value]| (*key, *value)));
         Ok(None)
     }
+}
+
+/// Reads an integer from its little-endian two's complement.
+fn long(bytes: &[u8]) -> Value<'_> {
+    if bytes.len() > 8 {
+        return Value::Long(bytes);
+    }
+    let sign = if bytes.last().is_some_and(|byte| byte & 0x80 != 0) { -1 } else { 0 };
+    Value::Int(bytes.iter().rev().fold(sign, |number, byte| number << 8 | *byte as i64))
 }
 
 /// Parses an integer. One that is too large to matter here becomes a number without a value.
