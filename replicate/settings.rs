@@ -29,6 +29,7 @@ pub enum Scale {
 const COLUMNS: usize = 5;
 
 impl Scale {
+    /// Every scale, the cheapest first.
     pub const ALL: [Scale; 6] =
         [Scale::Smoke, Scale::Mini, Scale::Tiny, Scale::Drill, Scale::Small, Scale::Paper];
 
@@ -193,6 +194,7 @@ pub struct Overrides {
 }
 
 impl Overrides {
+    /// Makes the presets of a scale, with no bound by a training.
     pub fn none(scale: Scale) -> Overrides {
         Overrides { scale, images: MOST_IMAGES, changes: Vec::new() }
     }
@@ -220,6 +222,7 @@ pub const FIXED: RangeInclusive<usize> = RangeInclusive::new(1, 0);
 
 /// Upper limit for numbers of images, beyond any training.
 pub const MOST_IMAGES: u64 = 1_000_000_000_000;
+/// Upper limit for the images of a batch.
 pub const LARGEST_BATCH: usize = 65_536;
 
 impl Value for f64 {

@@ -28,6 +28,7 @@ const WHOLE: &str = "whole";
 /// Images read at a time when the output is written.
 const AT_ONCE: usize = 1000;
 
+/// Form of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Container {
     /// `000000.png`, as EDM's `generate.py`.

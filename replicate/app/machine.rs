@@ -26,6 +26,7 @@ impl Card {
         (gigabytes * 1_000_000_000, float32 * 1e12, bfloat16 * 1e12)
     }
 
+    /// Returns the memory in bytes.
     pub fn memory(self) -> u64 {
         self.sheet().0
     }

@@ -44,6 +44,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Returns the presets of a scale.
     pub fn of(scale: Scale) -> Recipe {
         let recipe = Recipe {
             scale,

@@ -59,6 +59,7 @@ pub struct Page {
     pub others: Vec<Missing>,
 }
 
+/// A picture with its caption.
 pub struct Figure {
     pub id: String,
     pub caption: String,

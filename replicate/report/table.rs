@@ -18,6 +18,7 @@ pub struct Table {
     pub notes: Vec<String>,
 }
 
+/// A column of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
     /// Heading.
@@ -27,6 +28,7 @@ pub struct Column {
     pub content: Content,
 }
 
+/// Kind of a column's cells, which decides how they are printed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Content {
     /// Aligned left.
@@ -43,6 +45,7 @@ pub enum Content {
     Data,
 }
 
+/// A row of a table.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Row {
     pub id: String,
@@ -54,6 +57,7 @@ pub struct Row {
     pub cells: Vec<Cell>,
 }
 
+/// A cell of a table.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Cell {
     Text(String, Tone),
@@ -100,6 +104,7 @@ impl Tone {
 }
 
 impl Cell {
+    /// Makes a cell of plain text.
     pub fn text(text: impl Into<String>) -> Cell {
         Cell::Text(text.into(), Tone::Plain)
     }
@@ -143,6 +148,7 @@ impl Cell {
 }
 
 impl Column {
+    /// Makes a column; `key` is its name in CSV.
     pub fn new(title: impl Into<String>, key: &'static str, content: Content) -> Column {
         Column { title: title.into(), key, content }
     }

@@ -98,6 +98,7 @@ pub(crate) fn is_sha256(text: &str) -> bool {
 pub struct Key(String);
 
 impl Key {
+    /// Returns the key of a canonical text.
     pub fn of(text: &str) -> Key {
         Key(sha256_hex(text.as_bytes()))
     }

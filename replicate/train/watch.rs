@@ -23,6 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 /// Least time between two lines about images.
 const PACE: Duration = Duration::from_secs(10);
 
+/// Form in which progress is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
     /// One live line.
@@ -77,6 +78,7 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Makes a display, in which nothing is in progress.
     pub fn new(mode: Mode) -> Watch {
         let (pace, noted) = (Pace::new(0, 0), BTreeSet::new());
         Watch { mode, label: String::new(), pace, bar: None, working: None, events: None, noted }

@@ -40,12 +40,14 @@ pub const KEPT: usize = 10_000;
 pub const COMPARED: usize = 1 << 20;
 /// Parts of the Inception Score.
 pub const IS_SPLITS: usize = 10;
+/// Number of KID's subsets, if a set has more images than one.
 pub const KID_SUBSETS: usize = 100;
 /// Images in a KID subset. If a set has no more images, its only subset is the set.
 pub const KID_SUBSET_SIZE: usize = 1000;
 /// k of precision and recall.
 pub const NEIGHBOURS: usize = 3;
 
+/// A metric, or a pair that is measured together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Metric {
     /// Fréchet Inception Distance
@@ -107,6 +109,7 @@ pub struct RowStream<'a> {
 }
 
 impl<'a> RowStream<'a> {
+    /// Makes the stream of all rows of some batches.
     pub fn new(rows: impl Iterator<Item = Result<Rows>> + 'a) -> RowStream<'a> {
         RowStream { rows: Box::new(rows), batch: None }
     }
@@ -201,6 +204,7 @@ pub struct Seen {
 }
 
 impl Seen {
+    /// Adds the next images of the set.
     pub fn push(&mut self, images: &Images) {
         self.pixels.update(&images.pixels);
         for i in 0..images.len().min(COMPARED - self.images.min(COMPARED)) {

@@ -66,6 +66,7 @@ pub struct FeatureSet {
     pub batches: Box<dyn Iterator<Item = Result<Rows>>>,
 }
 
+/// An opened input, whose content is read on use.
 pub enum Input {
     Images(ImageSet),
     Features(FeatureSet),

@@ -86,6 +86,7 @@ pub struct Report {
 }
 
 impl Report {
+    /// True if every check holds.
     pub fn passed(&self) -> bool {
         self.checks.iter().all(|check| check.passed)
     }

@@ -48,6 +48,7 @@ const CHANNELS: usize = 3;
 const SIZE: usize = 32;
 const IMAGE_LEN: usize = CHANNELS * SIZE * SIZE;
 
+/// A data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Set {
     Cifar10,
@@ -177,6 +178,7 @@ pub fn attempt(set: Set, split: Split, path: &Path) -> Result<(Images, LeftOut),
     Ok((gathered.in_order().map_err(|fault| fault.at(set, &paths[0]))?, left_out))
 }
 
+/// A part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     Train,

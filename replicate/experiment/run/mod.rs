@@ -34,8 +34,11 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
+/// File of trained weights in an entry.
 pub const WEIGHTS: &str = "weights.safetensors";
+/// File of scores in an entry.
 pub const SCORES: &str = "scores.csv";
+/// File of a grid of samples in an entry.
 pub const SAMPLES: &str = "samples.png";
 const TIMING: &str = "timing.csv";
 /// Directory of the repository with the weights that ship with it.
@@ -58,6 +61,7 @@ pub struct Settings {
     pub keep: bool,
 }
 
+/// Finds and makes the artefacts of a recipe in a store.
 pub struct Runner<'a> {
     settings: Settings,
     recipe: Recipe,
@@ -77,6 +81,7 @@ pub struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
+    /// Opens the store. `stop` ends a run after a durable checkpoint.
     pub fn new(settings: Settings, recipe: Recipe, watch: Watch, stop: &'a AtomicBool) -> Result<Runner<'a>> {
         let store = Store::open(&settings.store)?;
         Ok(Runner {
@@ -94,6 +99,7 @@ impl<'a> Runner<'a> {
         })
     }
 
+    /// Returns the present recipe.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
     }
@@ -108,6 +114,7 @@ impl<'a> Runner<'a> {
         Ok(self)
     }
 
+    /// Returns the device with its precision.
     pub fn compute(&self) -> &Compute {
         &self.settings.compute
     }

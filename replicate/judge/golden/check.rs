@@ -6,6 +6,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+/// Result of a comparison, the worst last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
@@ -21,6 +22,7 @@ pub enum Status {
     Outside,
 }
 
+/// A status with its reason.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     pub status: Status,

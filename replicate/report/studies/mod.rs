@@ -141,6 +141,7 @@ pub struct Studies {
 }
 
 impl Studies {
+    /// Returns the measurements at a scale, for tables.
     pub fn measured<'a>(&'a self, scale: &'a str) -> Measured<'a> {
         Measured { scale, scores: &self.scores, comparisons: &self.comparisons, unlearned: &self.unlearned }
     }

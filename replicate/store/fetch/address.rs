@@ -19,6 +19,7 @@ pub enum Given {
 }
 
 impl Given {
+    /// Parses a place in any spelling; what is no address is a path.
     pub fn parse(text: impl AsRef<OsStr>) -> Given {
         let text = text.as_ref();
         let known = text.to_str().map(str::trim);

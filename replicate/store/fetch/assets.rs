@@ -29,6 +29,7 @@ pub enum Hash {
     Unpublished,
 }
 
+/// A place of an asset.
 #[derive(Clone, Copy, Debug)]
 pub enum Address {
     Url(&'static str),

@@ -57,6 +57,7 @@ impl Inputs {
         Inputs { dir: root.join("inputs") }
     }
 
+    /// Returns the directory, which need not exist.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
