@@ -155,18 +155,10 @@ impl Recipe {
     pub fn changes_used_by(&self, rows: &[Row]) -> Result<()> {
         let used: Vec<&str> =
             rows.iter().flat_map(|row| self.used(row)).map(|setting| setting.field.name).collect();
-        match self
-            .overrides
-            .changes
-            .iter()
-            .find(|(name, _)| name != "until" && !used.contains(&name.as_str()))
-        {
-            Some((name, _)) => {
-                let rows: Vec<&str> = rows.iter().map(|row| row.id).collect();
-                Err(Error::Usage(format!("{} at scale {} does not use {name}", or(&rows), self.scale)))
-            }
-            None => Ok(()),
-        }
+        let mut changed = self.overrides.changes.iter().map(|(name, _)| name.as_str());
+        let Some(name) = changed.find(|name| *name != "until" && !used.contains(name)) else { return Ok(()) };
+        let rows: Vec<&str> = rows.iter().map(|row| row.id).collect();
+        Err(Error::Usage(format!("{} at scale {} does not use {name}", or(&rows), self.scale)))
     }
 
     fn apply(&mut self, name: &str, text: &str) {

@@ -2,7 +2,7 @@
 //! questions. Values are those of the recipe; sources are in paper/setup.csv and in the tables of
 //! settings.
 
-use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale};
+use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale, all_rows};
 use crate::judge::paper::{Origin, Setting as Line};
 use crate::method::TrainingSpec;
 use crate::method::one_step::OneStep;
@@ -29,14 +29,14 @@ pub fn short(row: &Row, recipe: &Recipe, lines: &[Line]) -> String {
         let told = !shared || origin(setting, lines) != Origin::Silent;
         of_method && told
             || ["images", "batch"].contains(&setting.field.name)
-            || changed(recipe, setting).is_some()
+            || preset(recipe.scale, setting).is_some()
     };
     let matter: Vec<&Setting> = used.iter().filter(matters).collect();
     if !matter.is_empty() {
         page.line(&format!("\n  {:20} {:22} {:22} {}", "", "here", "at the paper scale", "the paper"));
     }
     for setting in &matter {
-        let (here, paper) = (shown(setting), at_paper_scale(setting).unwrap_or_default());
+        let (here, paper) = (shown(setting), preset(Scale::Paper, setting).unwrap_or_default());
         let origin = origin(setting, lines);
         page.line(&format!("  {:20} {here:22} {paper:22} {origin}", setting.field.name));
     }
@@ -177,16 +177,17 @@ fn start(start: Initialization, recipe: &Recipe) -> String {
 
 /// Returns the owners of the settings that affect the row, in the order of a run.
 fn owners(row: &Row, recipe: &Recipe) -> Vec<&'static str> {
-    let mut owners = vec!["data"];
-    if let Initialization::MultiLevel(Data::Sources(_)) = row.start {
-        owners.push("source data");
-    }
-    owners.push("network");
+    let mut owners = Vec::new();
     let mut add = |owner: &'static str| {
         if !owners.contains(&owner) {
             owners.push(owner);
         }
     };
+    add("data");
+    if let Initialization::MultiLevel(Data::Sources(_)) = row.start {
+        add("source data");
+    }
+    add("network");
     for start in recipe.initial(row) {
         if recipe.has_checkpoint(start) {
             add("checkpoint");
@@ -195,20 +196,13 @@ fn owners(row: &Row, recipe: &Recipe) -> Vec<&'static str> {
             add(if start == Initialization::SingleLevel { "single-level" } else { "multi-level" });
         }
     }
-    for setting in recipe.method_settings(row) {
-        if !owners.contains(&setting.owner) {
-            owners.push(setting.owner);
-        }
-    }
-    let own = stem(row.method.file);
-    if !owners.contains(&own) {
-        owners.push(own);
-    }
+    recipe.method_settings(row).iter().for_each(|setting| add(setting.owner));
+    add(stem(row.method.file));
     if row.start != FULL_INITIALIZATION.start {
-        owners.push("initialisation study");
+        add("initialisation study");
     }
     let features = if recipe.scale.has_own_features() { "classifier" } else { "inception" };
-    owners.extend(["budget", "evaluation", features, "run"]);
+    ["budget", "evaluation", features, "run"].into_iter().for_each(add);
     owners
 }
 
@@ -234,21 +228,13 @@ fn code(page: &mut Page, row: &Row, root: &Path) {
     }
 }
 
-/// Returns the preset of an overridden setting; `None` if it has its preset.
-fn changed(recipe: &Recipe, setting: &Setting) -> Option<String> {
-    let usual = value_in(&Recipe::of(recipe.scale), setting)?;
-    (usual.value != setting.value).then(|| shown(&usual))
-}
-
-/// Returns the setting's value at the paper scale; `None` if it is the same.
-fn at_paper_scale(setting: &Setting) -> Option<String> {
-    let paper = value_in(&Recipe::of(Scale::Paper), setting)?;
-    (paper.value != setting.value).then(|| shown(&paper))
-}
-
-fn value_in(recipe: &Recipe, setting: &Setting) -> Option<Setting> {
-    let own = crate::experiment::all_rows().flat_map(|row| recipe.method_settings(&row));
-    recipe.shared().into_iter().chain(own).find(|other| other.field.name == setting.field.name)
+/// Returns the preset of the setting at a scale; `None` if it is the setting's value.
+fn preset(scale: Scale, setting: &Setting) -> Option<String> {
+    let recipe = Recipe::of(scale);
+    let own = all_rows().flat_map(|row| recipe.method_settings(&row));
+    let mut all = recipe.shared().into_iter().chain(own);
+    let preset = all.find(|other| other.field.name == setting.field.name)?;
+    (preset.value != setting.value).then(|| shown(&preset))
 }
 
 fn shown(setting: &Setting) -> String {
@@ -327,9 +313,9 @@ impl Page {
     }
 
     fn setting(&mut self, recipe: &Recipe, setting: &Setting) {
-        let by_hand =
-            changed(recipe, setting).map_or(String::new(), |usual| format!(" (override; preset {usual})"));
+        let by_hand = preset(recipe.scale, setting)
+            .map_or(String::new(), |usual| format!(" (override; preset {usual})"));
         let here = format!("{}{by_hand}", shown(setting));
-        self.row([setting.field.name.to_string(), here, at_paper_scale(setting).unwrap_or_default()]);
+        self.row([setting.field.name.to_string(), here, preset(Scale::Paper, setting).unwrap_or_default()]);
     }
 }

@@ -90,6 +90,11 @@ impl Manifest {
         sha256_hex(text.as_bytes())
     }
 
+    /// Returns the value of the line `name = value` in the text of the experiment.
+    pub fn line(&self, name: &str) -> Option<&str> {
+        self.experiment.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "))
+    }
+
     fn to_text(&self) -> String {
         serde_json::to_string_pretty(self).expect("strings, numbers and maps of them") + "\n"
     }

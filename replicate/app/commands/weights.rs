@@ -3,14 +3,13 @@
 use super::{lock_to_change, presets, root, runner, write_file};
 use crate::app::cli::Place;
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result, shown};
-use crate::experiment::run::{SHIPPED, WEIGHTS, classifier_name};
-use crate::experiment::{Data, Initialization};
+use crate::experiment::run::{SHIPPED, SHIPPED_DIGESTS, classifier_name, shipped_digests};
+use crate::experiment::{Initialization, all_rows};
 use crate::judge::golden::refuse_in_ci;
 use crate::store::{sha256_hex, write_safetensors};
 use crate::text::unknown;
 use crate::train::watch::Mode;
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) -> Result<i32> {
@@ -19,17 +18,10 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
     }
     let root = root(place.root.as_deref())?;
     let mut runner = runner(place, presets(place)?, Mode::fitting(), true, stop)?;
-    let starts = [
-        Initialization::MultiLevel(Data::Target),
-        Initialization::SingleLevel,
-        Initialization::MultiLevel(Data::Sources(10)),
-        Initialization::MultiLevel(Data::Sources(50)),
-        Initialization::MultiLevel(Data::Sources(90)),
-    ];
-    let list = root.join(SHIPPED).join("SHA256SUMS");
-    let sums = read_sums(&list);
+    let starts = all_rows().map(|row| row.start).filter(|start| *start != Initialization::Random);
+    let list = root.join(SHIPPED_DIGESTS);
+    let sums = shipped_digests(&root)?;
     let known: BTreeMap<String, Option<Initialization>> = starts
-        .into_iter()
         .map(|start| (format!("{}-{start}", runner.recipe().scale), Some(start)))
         .chain([(classifier_name(runner.recipe().scale), None)])
         .collect();
@@ -64,13 +56,12 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
         if write {
             let bytes = write_safetensors(&arrays, &BTreeMap::new());
             debug_assert_eq!(sha256_hex(&bytes), digest);
-            let path =
-                root.join(SHIPPED).join(&name).with_extension(WEIGHTS.rsplit('.').next().unwrap_or_default());
+            let path = root.join(SHIPPED).join(format!("{name}.safetensors"));
             write_file(&path, &bytes)?;
             // Reads the list again, because another process may have changed it during the
             // training.
             let _lock = lock_to_change(&list, stop)?;
-            let mut sums = read_sums(&list);
+            let mut sums = shipped_digests(&root)?;
             sums.insert(name.clone(), digest);
             let text: String =
                 sums.iter().map(|(name, sum)| format!("{sum}  {name}.safetensors\n")).collect();
@@ -84,11 +75,4 @@ pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) 
         }
     }
     Ok(if same { EXIT_GOOD } else { EXIT_OUTSIDE })
-}
-
-/// Returns the names and SHA-256 of the shipped weights; empty if there is no list.
-fn read_sums(list: &Path) -> BTreeMap<String, String> {
-    let text = std::fs::read_to_string(list).unwrap_or_default();
-    let lines = text.lines().filter_map(|line| line.split_once("  "));
-    lines.map(|(sum, file)| (file.trim_end_matches(".safetensors").to_string(), sum.to_string())).collect()
 }

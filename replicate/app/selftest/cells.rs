@@ -7,7 +7,7 @@ use crate::experiment::run::{Outcome, Runner, Settings, WEIGHTS};
 use crate::experiment::{FULL_INITIALIZATION, Recipe, Scale};
 use crate::judge::golden::{self, Comparison, Golden, Status, read_golden};
 use crate::network::device::Compute;
-use crate::store::read_safetensors;
+use crate::store::{Content, read_safetensors};
 use crate::train::watch::{Mode, Watch};
 use candle_core::Device;
 use std::path::{Path, PathBuf};
@@ -113,14 +113,10 @@ pub fn checks(compute: &Compute, reduced: bool, root: &Path, scratch: &Path) -> 
 /// Compares the outputs. On a CPU every output must have the same bytes; on a GPU the weights may
 /// differ a little, which is reported.
 fn compared(name: String, a: &Outcome, b: &Outcome, device: &Device) -> Result<Check> {
-    let mut differ = Vec::new();
-    let files = a.outputs();
-    for (file, content) in &files {
-        if b.outputs().get(file) != Some(content) {
-            differ.push(file.as_str());
-        }
-    }
-    let same = differ.is_empty() && files.len() == b.outputs().len();
+    let (files, others) = (a.outputs(), b.outputs());
+    let differs = |(file, content): &(&String, &Content)| others.get(*file) != Some(*content);
+    let differ: Vec<&str> = files.iter().filter(differs).map(|(file, _)| file.as_str()).collect();
+    let same = differ.is_empty() && files.len() == others.len();
     if same || device.is_cpu() {
         let files = files.len();
         let what = format!("of {files} files with other bytes: {}", differ.join(", "));

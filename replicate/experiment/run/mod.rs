@@ -18,7 +18,7 @@ pub use self::outcome::{CurvePoint, Outcome, curve};
 use self::provenance::{class, provenance};
 pub use self::provenance::{determinism, now};
 pub use self::samples::Samples;
-pub use self::weights::{classifier_name, shipped};
+pub use self::weights::{classifier_name, shipped, shipped_digests};
 use crate::data::Images;
 use crate::error::{Result, shown_path};
 use crate::experiment::plan::smallest_microbatch;
@@ -43,6 +43,8 @@ pub const SAMPLES: &str = "samples.png";
 const TIMING: &str = "timing.csv";
 /// Directory of the repository with the weights that ship with it.
 pub const SHIPPED: &str = "golden/weights";
+/// The list of their SHA-256.
+pub const SHIPPED_DIGESTS: &str = "golden/weights/SHA256SUMS";
 
 /// Paths, and options of the run.
 pub struct Settings {
@@ -167,12 +169,9 @@ impl<'a> Runner<'a> {
     fn scored(&mut self) -> Result<Vec<(String, String, Manifest)>> {
         let mut scored = Vec::new();
         for (entry, manifest) in self.store.finished_entries()? {
-            let line = |name: &str| {
-                let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(" = ")?.to_string());
-                manifest.experiment.lines().find_map(value)
-            };
+            let line = |name: &str| manifest.line(name).map(str::to_string);
             let (Some(scale), Some(row)) = (line("scale"), line("row")) else { continue };
-            if line("kind").as_deref() != Some("scores") {
+            if manifest.line("kind") != Some("scores") {
                 continue;
             }
             let label = format!("{scale}-{row}-s{}{}", seed_of(&manifest), suffix(&manifest.changes));
@@ -195,7 +194,7 @@ impl<'a> Runner<'a> {
         let found: Vec<&Made> = all.iter().filter(|made| named(made, start) && is_scores(made)).collect();
         let [scores] = found[..] else { return Ok(None) };
         let Manifest { experiment, parents, seed, .. } = &scores.manifest;
-        let id = experiment.lines().find_map(|line| line.strip_prefix("row = "));
+        let id = scores.manifest.line("row");
         let Some(row) = all_rows().find(|row| id == Some(row.id)) else { return Ok(None) };
         if experiment.lines().all(|line| line != format!("seed = {seed}")) {
             say(&format!("{}: its manifest contradicts its experiment", shown_path(scores.entry.dir())));
@@ -236,6 +235,5 @@ fn suffix(changes: &[String]) -> String {
 
 /// Returns the seed in the text of an experiment, which the key vouches for.
 fn seed_of(manifest: &Manifest) -> u64 {
-    let told = manifest.experiment.lines().find_map(|line| line.strip_prefix("seed = ")?.parse().ok());
-    told.unwrap_or(manifest.seed)
+    manifest.line("seed").and_then(|seed| seed.parse().ok()).unwrap_or(manifest.seed)
 }

@@ -9,6 +9,7 @@ use crate::measure::evaluate::{METRICS, TARGETS};
 use crate::measure::metrics::modes::collapse;
 use crate::store::{Content, Entry, Key, Lock};
 use crate::train::{METRICS_FILE, Trained};
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A finished row of one seed.
@@ -87,9 +88,8 @@ impl Runner<'_> {
 
 /// Returns the seconds of one iteration, from the file of times.
 fn seconds_per_step(entry: &Entry) -> Option<f64> {
-    let text = String::from_utf8(entry.read(TIMING).ok()?).ok()?;
-    let (steps, seconds) = text.lines().nth(1)?.split_once(',')?;
-    let (steps, seconds): (f64, f64) = (steps.parse().ok()?, seconds.parse().ok()?);
+    let text = entry.read(TIMING).ok()?;
+    let (steps, seconds): (f64, f64) = csv::Reader::from_reader(&text[..]).deserialize().next()?.ok()?;
     (steps > 0.0).then_some(seconds / steps)
 }
 
@@ -142,7 +142,7 @@ pub(super) fn write_timing(lock: &Lock, trained: &Trained) -> Result<()> {
 }
 
 /// One line of metrics.csv that has scores.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 pub struct CurvePoint {
     /// Training images of the generator so far.
     pub images: u64,
@@ -157,24 +157,12 @@ pub fn curve(training: &Made) -> Result<Vec<CurvePoint>> {
     if !training.manifest.outputs.contains_key(METRICS_FILE) {
         return Ok(Vec::new());
     }
-    Ok(read_curve(&String::from_utf8_lossy(&training.entry.read(METRICS_FILE)?)))
+    Ok(read_curve(&training.entry.read(METRICS_FILE)?))
 }
 
-fn read_curve(csv: &str) -> Vec<CurvePoint> {
-    let mut lines = csv.lines();
-    let header: Vec<&str> = lines.next().unwrap_or_default().split(',').collect();
-    let column = |name: &str| header.iter().position(|column| *column == name);
-    let moment = |line: &str| {
-        let fields: Vec<&str> = line.split(',').collect();
-        let number = |name: &str| fields.get(column(name)?)?.parse::<f64>().ok();
-        Some(CurvePoint {
-            images: fields.get(column("images")?)?.parse().ok()?,
-            fd: number("fd")?,
-            recall: number("recall")?,
-            classes: number("classes")?,
-        })
-    };
-    lines.filter_map(moment).collect()
+/// Reads the lines that have scores.
+fn read_curve(metrics: &[u8]) -> Vec<CurvePoint> {
+    csv::Reader::from_reader(metrics).deserialize().flatten().collect()
 }
 
 /// Returns the values of [`ALONG`]: recall and classes of the initialisation, the Fréchet distance
@@ -212,7 +200,7 @@ mod tests {
     fn a_run_is_summed_up_by_its_start_and_its_first_half() {
         let csv = "images,loss,fd,recall,classes\n0,,90,0.02,3\n10,1,80,0.05,4\n20,1,30,.6,9\n30,1,5,.9,9.9\n\
                    40,1,4,.95,10\n";
-        let curve = read_curve(csv);
+        let curve = read_curve(csv.as_bytes());
         assert_eq!(curve.len(), 5);
         let named = |name: &str| summary(&curve).into_iter().find(|(n, _)| n == name).unwrap().1;
         assert_eq!([named("start_recall"), named("start_classes"), named("halfway_fd")], [0.02, 3.0, 30.0]);

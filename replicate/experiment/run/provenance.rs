@@ -71,15 +71,9 @@ pub fn determinism(compute: &Compute) -> &'static str {
 }
 
 pub(super) fn class(cpu: bool, bfloat16: bool) -> &'static str {
-    #[cfg(target_arch = "x86_64")]
-    let usual = cfg!(target_os = "linux")
-        && std::arch::is_x86_feature_detected!("avx2")
-        && std::arch::is_x86_feature_detected!("fma");
-    #[cfg(not(target_arch = "x86_64"))]
-    let usual = false;
-    match (cpu, usual) {
-        (true, true) => "cpu",
-        (true, false) => unusual_class(),
+    match (cpu, vector_unit()) {
+        (true, "AVX-512" | "AVX2") if cfg!(target_os = "linux") => "cpu",
+        (true, _) => unusual_class(),
         (false, _) if bfloat16 => "statistical-cuda-bf16",
         (false, _) => "statistical-cuda",
     }

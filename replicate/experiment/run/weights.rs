@@ -3,7 +3,7 @@
 use super::artifact::{Artifact, Outputs};
 use super::inputs::Input;
 use super::outcome::write_timing;
-use super::{Runner, SHIPPED, WEIGHTS, keys};
+use super::{Runner, SHIPPED, SHIPPED_DIGESTS, WEIGHTS, keys};
 use crate::data::{Images, glyphs};
 use crate::error::{Error, Result};
 use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale};
@@ -346,22 +346,17 @@ pub(super) fn read_weights(entry: &Entry) -> Result<(Arrays, String)> {
 /// Returns the shipped weights `name`, checked against the list of digests; `None` if the list does
 /// not contain them.
 pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
-    let list = root.join(SHIPPED).join("SHA256SUMS");
     let file = format!("{name}.safetensors");
     let path = root.join(SHIPPED).join(&file);
     let remedy = format!(
         "get it again with 'git checkout {SHIPPED}', or train it with 'replicate weights {name} --write'"
     );
-    let text = match std::fs::read_to_string(&list) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(Error::io("read", &list)(error)),
-    };
-    let Some(expected) = text.lines().find_map(|line| line.strip_suffix(&format!("  {file}"))) else {
+    let Some(expected) = shipped_digests(root)?.remove(name) else {
         if !path.exists() {
             return Ok(None);
         }
-        return Err(Error::malformed(list, format!("a line with the SHA-256 of {file}"), "none", remedy));
+        let expected = format!("a line with the SHA-256 of {file}");
+        return Err(Error::malformed(root.join(SHIPPED_DIGESTS), expected, "none", remedy));
     };
     let missing = |_| Error::missing(&path, "weights that ship with the repository", &remedy);
     let bytes = std::fs::read(&path).map_err(missing)?;
@@ -371,4 +366,19 @@ pub fn shipped(root: &Path, name: &str) -> Result<Option<(Arrays, String)>> {
         return Err(Error::malformed(path, expected, found, remedy));
     }
     Ok(Some((read_safetensors(&path, &bytes)?.0, found)))
+}
+
+/// Reads the names of the shipped weights with their SHA-256; none if there is no list.
+pub fn shipped_digests(root: &Path) -> Result<BTreeMap<String, String>> {
+    let list = root.join(SHIPPED_DIGESTS);
+    let text = match std::fs::read_to_string(&list) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(Error::io("read", &list)(error)),
+    };
+    let sum = |line: &str| {
+        let (sum, file) = line.split_once("  ")?;
+        Some((file.strip_suffix(".safetensors")?.to_string(), sum.to_string()))
+    };
+    Ok(text.lines().filter_map(sum).collect())
 }
