@@ -55,6 +55,7 @@ pub enum Divergence {
 }
 
 impl Divergence {
+    /// The divergences, in the order of Eq 8, 9 and 10.
     pub const ALL: [Divergence; 3] = [Divergence::DiKl, Divergence::DiJs, Divergence::DiRm];
 
     /// Computes phi of each logit (B).

@@ -47,8 +47,9 @@ impl std::fmt::Display for Levels {
     }
 }
 
-/// EDM's smallest and largest noise levels.
+/// EDM's smallest noise level.
 pub const SIGMA_MIN: f64 = 0.002;
+/// EDM's largest noise level.
 pub const SIGMA_MAX: f64 = 80.0;
 const RHO: f64 = 7.0;
 

@@ -63,10 +63,12 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 /// Collapsed if recall is below this and there are fewer effective classes than
 /// [`COLLAPSED_CLASSES`] of the target classes.
 pub const COLLAPSED_RECALL: f64 = 0.10;
+/// See [`COLLAPSED_RECALL`].
 pub const COLLAPSED_CLASSES: f64 = 0.50;
 /// Degraded if recall is below this or there are fewer effective classes than [`DEGRADED_CLASSES`]
 /// of the target classes.
 pub const DEGRADED_RECALL: f64 = 0.50;
+/// See [`DEGRADED_RECALL`].
 pub const DEGRADED_CLASSES: f64 = 0.85;
 
 /// State of a generator in the tables. It is a result, never an error.
@@ -82,6 +84,7 @@ pub enum Collapse {
 /// Values of the states in the scores.
 const HEALTHY: f64 = 0.0;
 const DEGRADED: f64 = 1.0;
+/// Value of a collapsed state in the scores.
 pub const COLLAPSED: f64 = 2.0;
 /// Names of the states.
 pub const STATES: [(&str, f64); 3] = [("healthy", HEALTHY), ("degraded", DEGRADED), ("collapsed", COLLAPSED)];

@@ -23,6 +23,7 @@ use candle_core::{Result, Tensor};
 const SECOND: SecondTime = SecondTime::Aligned;
 const SIZE: Size = Size::Other(|network| Count::with_second_time(network, SECOND));
 
+/// Bidirectional consistency models.
 pub const SPEC: Spec = Spec {
     name: "BCM",
     cite: "Li & He 2024, Algorithm 1",

@@ -123,6 +123,7 @@ const fn trained(build: Build, networks: &'static [Network], calls: &'static [Ca
     Some(TrainingSpec { build, networks, calls, from_scratch: None, at_most: None, group: |_| 1 })
 }
 
+/// CTM with the consistency and denoising losses only.
 pub const SPEC: Spec = Spec {
     name: "CTM without LPIPS and adversary",
     cite: "Kim et al. 2023, Algorithm 1",

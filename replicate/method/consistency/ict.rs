@@ -20,6 +20,7 @@ use crate::train::batch::Batch;
 use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor};
 
+/// Improved consistency training.
 pub const SPEC: Spec = Spec {
     name: "iCT",
     cite: "Song & Dhariwal 2024, section 3",

@@ -20,6 +20,7 @@ use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::Init;
 
+/// Simplified continuous-time consistency training.
 pub const SPEC: Spec = Spec {
     name: "sCT",
     cite: "Lu & Song 2025, Algorithm 1",

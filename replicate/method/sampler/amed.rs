@@ -24,6 +24,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 
 settings! {
+    /// Settings of AMED-Plugin.
     pub struct AmedSettings: "amed", "amed_" {
         /// Network calls, two for each interval; with an odd number, the first slope needs no call.
         calls: usize = [5], 3..=1000, "";
@@ -32,6 +33,7 @@ settings! {
     }
 }
 
+/// AMED-Plugin: iPNDM with a trained predictor of one more level in each interval.
 pub const SPEC: Spec = Spec {
     name: "AMED-Plugin on iPNDM",
     cite: "Zhou et al. 2024, arXiv 2312.00094, Algorithm 2",
@@ -185,6 +187,7 @@ pub struct Trajectory {
 }
 
 impl Training {
+    /// Builds the predictor, with the weights of `source`.
     pub fn new(compute: &Compute, source: &Source, amed: Amed, lr: f64) -> Result<Training> {
         let predictor = Net::new(compute, source, ADAM, |vb| Predictor::new(amed.pooled, vb))?;
         Ok(Training { amed, predictor, lr })

@@ -9,6 +9,7 @@ use crate::settings::{Settings, settings};
 use candle_core::{Result, Tensor};
 
 settings! {
+    /// Settings of DDIM.
     pub struct DdimSettings: "ddim", "ddim_" {
         /// Steps from level 80 to 0.002, each with one network call; none leads to level 0.
         steps: usize = [10], 1..=1000, "", Stated("Table 1: 10 network calls");
@@ -30,6 +31,7 @@ pub fn ddim(denoise: Denoise, z: &Tensor, levels: &[f64]) -> Result<Tensor> {
     Ok(x)
 }
 
+/// DDIM without noise.
 pub const SPEC: Spec = Spec {
     name: "DDIM sampling of the teacher",
     cite: "Song et al. 2021, Eq 13 with eta = 0",

@@ -15,6 +15,7 @@ use candle_core::{Result, Tensor, bail};
 const FEWEST_CALLS: usize = 4;
 
 settings! {
+    /// Settings of DPM-Solver-fast.
     pub struct DpmSettings: "dpm_solver", "dpm_solver_" {
         /// Network calls, divided into steps of orders 3, 2 and 1.
         calls: usize = [10], FEWEST_CALLS..=1000, "", Stated("Table 1: 10 network calls");
@@ -81,6 +82,7 @@ pub fn step(denoise: Denoise, order: usize, x: &Tensor, s: f64, t: f64) -> Resul
     }
 }
 
+/// DPM-Solver-fast.
 pub const SPEC: Spec = Spec {
     name: "DPM-Solver-fast sampling of the teacher",
     cite: "Lu et al. 2022, Algorithms 1 and 2",

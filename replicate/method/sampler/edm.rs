@@ -8,6 +8,7 @@ use crate::settings::{Settings, settings};
 use candle_core::{Result, Tensor};
 
 settings! {
+    /// Settings of EDM's sampler.
     pub struct HeunSettings: "edm", "heun_" {
         /// Steps of the teacher's solver; the last takes one network call, the others two.
         steps: usize = [18], 2..=1000, "";
@@ -46,6 +47,7 @@ pub fn heun(denoiser: &Denoiser, z: &Tensor, steps: usize) -> Result<Tensor> {
     Ok(x)
 }
 
+/// EDM's second-order sampler without churn.
 pub const SPEC: Spec = Spec {
     name: "18-step Heun sampling of the teacher",
     cite: "Karras et al. 2022, Algorithm 1",

@@ -13,6 +13,7 @@ use crate::train::batch::Batch;
 use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor, bail};
 
+/// Variational score distillation (Diff-Instruct).
 pub const SPEC: Spec = Spec {
     name: "vsd",
     cite: "Algorithm 1, Eq 5",

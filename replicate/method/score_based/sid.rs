@@ -22,6 +22,7 @@ use crate::train::net::{Net, TrainState};
 use candle_core::{Result, Tensor, bail};
 
 settings! {
+    /// Settings of SiD.
     pub struct SidSettings: "sid", "sid_" {
         /// Factor alpha of the squared distance between the scores, which the loss subtracts.
         alpha: f64 = [1.0], 0.0..=2.0, "";
@@ -31,6 +32,7 @@ settings! {
 }
 
 settings! {
+    /// Settings of the adversarial SiD, beside those of SiD.
     pub struct SidaSettings: "sid", "sida_" {
         /// Images whose logits and weights are averaged together, so that each weight applies to
         /// its whole group.
@@ -70,12 +72,14 @@ impl SidaSettings {
     }
 }
 
+/// Score identity distillation.
 pub const SID: Spec = Spec {
     cite: "Zhou et al. 2024, arXiv 2404.04057",
     settings: &[shared, SidSettings::listed],
     ..spec("sid", |s| Ok(Box::new(Sid::new(s)?)), &[GENERATOR, TEACHER, FAKE], &CALLS, |_| 1)
 };
 
+/// SiD with a Diffusion-GAN discriminator in the fake score's encoder.
 pub const SIDA: Spec = Spec {
     cite: "Zhou et al. 2024, arXiv 2410.14919",
     settings: &[shared, SidSettings::listed, SidaSettings::listed_of],
