@@ -23,7 +23,7 @@ use replicate::network::unet::{Critic, Denoiser, Masks, SecondTime};
 use replicate::settings::Settings;
 use replicate::train::batch::Given;
 use replicate::train::net::strip;
-use replicate::train::{restore, state};
+use replicate::train::{Method, restore, state};
 
 const B: usize = 4;
 
@@ -357,7 +357,7 @@ fn dropping_step(id: &str, second: SecondTime, setting: &str, p: f64) -> (Vec<f3
     }
     restore(&mut *method, &first).unwrap();
     let case = CASES.iter().find(|case| case.row == id).unwrap();
-    let mut given = case.given(0, &Device::Cpu, &unit).unwrap();
+    let mut given = case.given(&fixture().0, 0, &Device::Cpu, &unit).unwrap();
     for (i, (c, h, w)) in net.dropout_shapes().into_iter().enumerate() {
         let values: Vec<f32> =
             unit(&format!("mask{i}"), B * c * h * w).into_iter().map(|u| 3f32.sqrt() * u).collect();
@@ -441,15 +441,11 @@ fn sct_drops_the_same_along_its_path() {
     assert_ne!(found[0], loss(None).to_scalar::<f32>().unwrap());
 }
 
-/// The first iteration of CTM with our critic, filled, with the draws of CTM's case. Returns its
-/// values and state.
-fn opposed_step(id: &str, from: u64) -> (Vec<f32>, Arrays) {
+/// CTM, or CTM with our critic, on the tiny network; all networks are filled.
+fn opposed(id: &str, changes: &[&str]) -> Box<dyn Method> {
     let row = all_rows().find(|row| row.id == id).unwrap();
     let mut recipe = Recipe { network: tiny(), ..Recipe::of(Scale::Paper) };
-    // The critic stays as it is, so that the student's gradient is through the one that starts.
-    for change in [format!("ctm_adversary_from={from}"), "critic_lr=0".into()] {
-        recipe.set(&change).unwrap();
-    }
+    changes.iter().for_each(|change| recipe.set(change).unwrap());
     let start = [(row.start, network(SecondTime::None).0.arrays().unwrap())];
     let setup = recipe.setup(&Compute::CPU, &row, &start, "parity");
     let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
@@ -458,19 +454,76 @@ fn opposed_step(id: &str, from: u64) -> (Vec<f32>, Arrays) {
         first.insert(format!("generator.weights.{name}"), array.clone());
         first.insert(format!("generator.target.{name}"), array);
     }
+    let drawn = strip(&first, "critic.weights.");
+    if !drawn.is_empty() {
+        let source = Source { given: &drawn, drawn: &[], cell: "" };
+        let params = Params::build(&Compute::CPU, &source, |vb| Critic::new(&tiny(), vb)).unwrap().0;
+        let filled = filled(&params, &unit).into_iter();
+        first.extend(filled.map(|(name, array)| (format!("critic.weights.{name}"), array)));
+    }
     restore(&mut *method, &first).unwrap();
-    let values = method.step(&opposed_draws().batch(0, B)).unwrap();
-    (values.iter().map(|value| value.to_scalar().unwrap()).collect(), state(&mut *method).unwrap())
+    method
 }
 
-/// The draws of CTM's first iteration, and others for the critic's step.
-fn opposed_draws() -> Given {
+fn values(method: &mut dyn Method, iteration: u64, given: &Given) -> Vec<f32> {
+    let values = method.step(&given.batch(iteration, B)).unwrap();
+    values.iter().map(|value| value.to_scalar().unwrap()).collect()
+}
+
+/// Values and state of the first iteration, with the draws of CTM's case.
+fn opposed_step(id: &str, from: u64) -> (Vec<f32>, Arrays) {
+    // The critic stays as it is, so that the student's gradient is through the one that starts.
+    let mut method = opposed(id, &[&format!("ctm_adversary_from={from}"), "critic_lr=0"]);
+    let values = values(&mut *method, 0, &opposed_draws(0, 1));
+    (values, state(&mut *method).unwrap())
+}
+
+/// The student's draws are those of a step of CTM's case, the critic's those of another.
+fn opposed_draws(student: usize, critic: usize) -> Given {
     let case = CASES.iter().find(|case| case.row == "ctm").unwrap();
-    let mut given = case.given(0, &Device::Cpu, &unit).unwrap();
-    for (name, tensor) in case.given(1, &Device::Cpu, &unit).unwrap().tensors {
+    let of = |k| case.given(&fixture().0, k, &Device::Cpu, &unit).unwrap();
+    let mut given = of(student);
+    for (name, tensor) in of(critic).tensors {
         given.tensors.insert(format!("{name} 1"), tensor);
     }
     given
+}
+
+/// The reference steps student and critic in turn, ours both in every iteration. With a critic that
+/// stays as it is, our second iteration has the critic's loss of the reference's second step and the
+/// student's of its third.
+#[test]
+fn ctm_gan_has_the_losses_of_the_reference() {
+    let fixture = fixture();
+    let mut method =
+        opposed("ctm-gan", &["ctm_adversary_from=0", "critic_lr=0", "ctm_lr=1e-3", "ctm_decay=0.9"]);
+    let columns = method.columns();
+    let close = |found: &[f32], names: &[&str], at: usize| {
+        for name in names {
+            let ours = found[columns.iter().position(|column| column == name).unwrap()];
+            let expected = fixture.f32(&format!("ctm_gan/{}", name.trim_end_matches("_loss")))[at];
+            assert!((ours / expected - 1.0).abs() < 1e-4, "{name}: {ours} for {expected}");
+        }
+    };
+    close(
+        &values(&mut *method, 0, &opposed_draws(0, 1)),
+        &["ctm", "dsm", "dsm_weight", "gan", "gan_weight"],
+        0,
+    );
+    // With beta1 0.9 the first moments are a tenth of the gradients.
+    for (name, moment) in strip(&state(&mut *method).unwrap(), "generator.adam.m.") {
+        let norm = 10.0 * moment.data.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        // The reference has no layer for augmentation.
+        let expected = if name.contains("map_augment") {
+            0.0
+        } else {
+            f64::from(fixture.f32(&format!("ctm_gan/grad_norm/{name}"))[0])
+        };
+        assert!((norm - expected).abs() <= 1e-4 * expected, "{name}: {norm} for {expected}");
+    }
+    let second = values(&mut *method, 1, &opposed_draws(2, 1));
+    close(&second, &["critic_loss"], 0);
+    close(&second, &["ctm", "dsm", "dsm_weight"], 1);
 }
 
 #[test]
@@ -492,7 +545,7 @@ fn ctm_gan_balances_our_critic_on_the_last_layer() {
     let source = Source { given: &none, drawn: &[], cell: "" };
     let (critic_params, critic) =
         Params::build(&Compute::CPU, &source, |vb| Critic::new(&tiny(), vb)).unwrap();
-    let (given, ladder) = (opposed_draws(), polynomial(18));
+    let (given, ladder) = (opposed_draws(0, 1), polynomial(18));
     let (bottom, at) = ([0.002f32; B], |j: &usize| ladder[*j] as f32);
     // Images, and what the student makes of them at the draws of the first iteration.
     let estimate = |suffix: &str| {

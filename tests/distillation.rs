@@ -193,7 +193,7 @@ fn each_loss_of_sida_has_its_gradients() {
     let setup = recipe.setup(&Compute::CPU, &row, &start, "parity");
     let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
     let case = CASES.iter().find(|case| case.group == "sida").unwrap();
-    method.step(&case.given(0, &device, &unit).unwrap().batch(0, B)).unwrap();
+    method.step(&case.given(&fixture.0, 0, &device, &unit).unwrap().batch(0, B)).unwrap();
     let (_, fake) = load(&strip(&state(&mut *method).unwrap(), "fake.weights."));
     let (_, teacher) = load(&weights);
     let sigma = karras_levels("step0.generator.t");
@@ -227,7 +227,7 @@ fn sidas_generator_waits_for_its_threshold() {
         let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
         let generator = |state: &Arrays| strip(state, "generator.weights.");
         let before = generator(&state(&mut *method).unwrap());
-        method.step(&case.given(0, &device, &unit).unwrap().batch(iteration, B)).unwrap();
+        method.step(&case.given(&fixture().0, 0, &device, &unit).unwrap().batch(iteration, B)).unwrap();
         generator(&state(&mut *method).unwrap()) != before
     };
     // 8 images before the third iteration.
@@ -292,7 +292,8 @@ fn the_fake_score_drops_in_its_own_step() {
         let start = [(row.start, weights.clone())];
         let setup = recipe.setup(&Compute::CPU, &row, &start, "parity");
         let mut method = (row.method.training.unwrap().build)(&setup).unwrap();
-        let mut given = CASES.iter().find(|case| case.row == id).unwrap().given(0, &device, &unit).unwrap();
+        let case = CASES.iter().find(|case| case.row == id).unwrap();
+        let mut given = case.given(&fixture().0, 0, &device, &unit).unwrap();
         for part in ["critic.dropout_fake", "critic.dropout_real", "generator.dropout"] {
             for (i, (c, h, w)) in fake.dropout_shapes().into_iter().enumerate() {
                 let name = format!("{part} {i}");

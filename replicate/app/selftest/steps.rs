@@ -258,7 +258,7 @@ impl Case {
         let mut losses = vec![Vec::new(); columns.len()];
         let mut gradients = 0f64;
         for (k, step) in self.steps.iter().enumerate() {
-            let values = method.step(&self.given(k, &compute.device, unit)?.batch(*step, BATCH))?;
+            let values = method.step(&self.given(fixture, k, &compute.device, unit)?.batch(*step, BATCH))?;
             for (losses, value) in losses.iter_mut().zip(values) {
                 losses.push(value.to_scalar::<f32>()?);
             }
@@ -309,13 +309,13 @@ impl Case {
     /// Returns the draws of iteration `k`.
     ///
     /// # Errors
-    /// Those of the device.
-    pub fn given(&self, k: usize, device: &Device, unit: Unit) -> Result<Given> {
+    /// If the fixture lacks an array; those of the device.
+    pub fn given(&self, fixture: &Fixture, k: usize, device: &Device, unit: Unit) -> Result<Given> {
         let mut given = Given::default();
         for (name, draw) in self.draws {
             let tensor = match draw {
                 Array(name) => {
-                    let all = Fixture::parse(self.npz)?.get(&format!("{}/{name}", self.group))?;
+                    let all = fixture.get(&format!("{}/{name}", self.group))?;
                     all.to_dtype(DType::F32)?.narrow(0, k, 1)?
                 }
                 draw => self.values(*draw, k, device, unit)?,
