@@ -595,6 +595,43 @@ fn the_plugin_agrees() {
     assert_eq!((replay.calls(), interval.get()), (5, 3));
 }
 
+/// The whole plugin on the tiny network: with the analytical first slope and without it, with more
+/// intervals, and with a predictor that leaves the denoiser's level as it is.
+#[test]
+fn samples_of_the_plugin_agree() {
+    let fixture = fixture();
+    let teacher = filled_denoiser(&tiny(), &Compute::CPU, &unit).unwrap().0;
+    let teacher = teacher.frozen(|vb| Denoiser::new(&tiny(), vb)).unwrap();
+    let (teacher, z, predictor) = (encode(&teacher), latents(&fixture), predictor());
+    for (name, calls) in [("amed5", 5), ("amed6", 6), ("amed9", 9), ("amed5_without_time", 5)] {
+        let (amed, made, interval) = (Amed::new(calls, POOLED).unwrap(), Cell::new(0), Cell::new(0));
+        let counted = |x: &Tensor, sigma: &Tensor| {
+            made.set(made.get() + 1);
+            teacher(x, sigma)
+        };
+        let predict = |feature: &Tensor, s: f64, t: f64| {
+            let (k, mut told) = (interval.replace(interval.get() + 1), predictor.forward(feature, s, t)?);
+            if name == "amed5_without_time" {
+                told.scale_time = told.scale_time.ones_like()?;
+            }
+            let outputs = [("r", &told.r), ("scale_dir", &told.scale_dir), ("scale_time", &told.scale_time)];
+            for (output, ours) in outputs.into_iter().take(if name.ends_with("time") { 2 } else { 3 }) {
+                let off = error(&flat(ours), &flat(&fixture.get(&format!("{name}/{output}")).get(k)?));
+                assert!(off < f64::from(NETWORK), "{name}, interval {k}: {output} is off by {off:.1e}");
+            }
+            Ok(told)
+        };
+        let samples = flat(&amed.sample(&counted, &predict, &z).unwrap());
+        assert_eq!(made.get() as f64, fixture.f64(&format!("{name}/nfe"))[0], "{name}");
+        // The file has none of nine calls.
+        if calls < 9 {
+            let off = error(&samples, &fixture.f64(&format!("{name}/samples")));
+            println!("{name}: {off:.1e}");
+            assert!(off < f64::from(NETWORK), "{name}: {off:.1e}");
+        }
+    }
+}
+
 #[test]
 fn the_predictor_starts_as_published() {
     let none = Arrays::new();
