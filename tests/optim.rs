@@ -92,6 +92,27 @@ fn a_restored_optimiser_goes_on_to_the_same_bits() {
     assert!(adam.restore(&state).unwrap_err().to_string().contains("steps"));
 }
 
+/// Each element by itself: neither a parameter's norm nor the elements within the bound change.
+#[test]
+fn a_gradient_is_clipped_by_its_elements() {
+    let build = |vb: Variables| vb.get(4, "w", Init::Const(0.0));
+    let given = Arrays::from([("w".into(), Array { shape: vec![4], data: vec![1.0; 4] })]);
+    let source = Source { given: &given, drawn: &[], cell: "" };
+    let config = AdamConfig { beta1: 0.5, beta2: 0.99, eps: 1e-8, rectified: false };
+    let slopes = [3.0f32, -0.25, 0.5, -9.0];
+    let gradient = |bound: Option<f64>| {
+        let net = Net::new(&Compute::CPU, &source, config, build).unwrap();
+        let mut net = if let Some(bound) = bound { net.clipped(bound) } else { net };
+        let loss = |w: &Tensor| (w * Tensor::new(&slopes, &Device::Cpu)?)?.sum_all();
+        net.descend(&Given::default().batch(0, 1), 0.1, |w, _| Ok(vec![loss(w)?])).unwrap();
+        let mut state = Arrays::new();
+        net.state.save("net", &mut state).unwrap();
+        state["net.adam.m.w"].data.iter().map(|m| 2.0 * m).collect::<Vec<f32>>()
+    };
+    assert_eq!(gradient(None), slopes);
+    assert_eq!(gradient(Some(0.5)), [0.5, -0.25, 0.5, -0.5]);
+}
+
 /// EDM's `--ema`: beta = 0.5^(batch / half-life), and no longer than 5 % of what was seen.
 #[test]
 fn the_average_has_its_half_life() {
