@@ -98,8 +98,8 @@ impl Collecting {
         match fs::read_to_string(partial.join(RECORD)) {
             Ok(begun) if begun == record => {}
             Ok(begun) => {
-                let lines = begun.lines().zip(record.lines());
-                let (theirs, ours) = lines.filter(|(a, b)| a != b).next().unwrap_or((&begun, record));
+                let different = begun.lines().zip(record.lines()).find(|(a, b)| a != b);
+                let (theirs, ours) = different.unwrap_or((&begun, record));
                 return Err(Error::Usage(format!(
                     "{} was begun with '{theirs}', this is '{ours}'\n  \
                      remove it to begin anew, or choose another --out",

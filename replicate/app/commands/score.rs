@@ -197,8 +197,7 @@ fn factor(described: &Described, statistics: Statistics) -> Result<Factor> {
 /// Writes the statistics of `--save-ref`.
 fn save(options: &Scoring, moments: Option<&Moments>) -> Result<Option<Saved>> {
     let (Some(path), Some(moments)) = (&options.save_ref, moments) else { return Ok(None) };
-    let statistics = Statistics::of(&moments);
-    let bytes = statistics.to_npz();
+    let bytes = Statistics::of(moments).to_npz();
     write_file(path, &bytes)?;
     Ok(Some(Saved { file: path.clone(), sha256: sha256_hex(&bytes) }))
 }
