@@ -22,12 +22,20 @@ fn flat(t: &Tensor) -> Vec<f32> {
     t.flatten_all().unwrap().to_vec1::<f32>().unwrap()
 }
 
+fn listed(parameters: &[Tensor]) -> Parameters {
+    Parameters::new(parameters.to_vec(), DType::F32)
+}
+
 /// A network of the operations under test: `x` is the only input, the rest are
 /// its parameters.
 trait Network: Sync {
     fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map>;
 
     fn on_tape(&self, x: &Tensor, parameters: &[Tensor]) -> Result<Tensor> {
+        self.on_tape_with(x, &listed(parameters))
+    }
+
+    fn on_tape_with(&self, x: &Tensor, parameters: &Parameters) -> Result<Tensor> {
         Ok(tape::apply(parameters, &[x], |ops, x| Ok(vec![self.walk(ops, &x[0])?]))?.remove(0))
     }
 
@@ -38,8 +46,16 @@ trait Network: Sync {
 
 /// Output and gradients of sum(weights * f(inputs)) with fixed random weights.
 fn evaluate(inputs: &[Var], y: &Tensor) -> Vec<Vec<f32>> {
+    evaluate_by(inputs, y, Tensor::backward)
+}
+
+fn evaluate_by(
+    inputs: &[Var],
+    y: &Tensor,
+    gradients: impl Fn(&Tensor) -> Result<GradStore>,
+) -> Vec<Vec<f32>> {
     let w = Tensor::from_slice(&flat(&random("weights", y.dims())), y.shape(), &Device::Cpu).unwrap();
-    let grads = (y * w).unwrap().sum_all().unwrap().backward().unwrap();
+    let grads = gradients(&(y * w).unwrap().sum_all().unwrap()).unwrap();
     let mut out = vec![flat(y)];
     out.extend(inputs.iter().map(|v| flat(grads.get(v).expect("an input without a gradient"))));
     out
@@ -187,7 +203,7 @@ proptest! {
             let tensors: Vec<Tensor> = inputs.iter().enumerate().map(of).collect();
             let (given, parameters) = ([&tensors[0], &tensors[1], &tensors[2]], &tensors[3..]);
             let outputs = if tape {
-                tape::apply(parameters, &given, |ops, inputs| Several.walk(ops, inputs))
+                tape::apply(&listed(parameters), &given, |ops, inputs| Several.walk(ops, inputs))
             } else {
                 reference::apply(parameters, &given, |ops, inputs| Several.walk(ops, inputs))
             };
@@ -302,6 +318,49 @@ fn one_thread_and_two_give_the_same_bits() {
         assert_eq!(one, bits(on(2)));
         assert_eq!(one, bits(on(5)));
     }
+}
+
+/// More than 2,000,000 parameters: convolutions with few and with many channels, and a weight and a bias
+/// that are read twice.
+struct Large;
+
+impl Network for Large {
+    fn walk<O: Ops>(&self, ops: &mut O, x: &O::Map) -> Result<O::Map> {
+        let h = ops.conv(x, Param(0), Some(Param(1)), Plus::NOTHING)?;
+        let norm = Norm { gamma: Param(2), beta: Param(3), groups: 5, eps: 1e-6, silu: true };
+        let h = ops.norm(&h, &norm)?;
+        let mean = ops.mean(&h)?;
+        let term = ops.conv(&mean, Param(4), None, Plus::NOTHING)?;
+        let skip = ops.conv(&h, Param(4), Some(Param(5)), Plus::NOTHING)?;
+        let plus = Plus { term: Some(&term), residual: Some((&skip, 0.7)) };
+        ops.conv(&h, Param(6), Some(Param(5)), plus)
+    }
+}
+
+/// The images of a large network go back together, and its gradients do not pass through candle.
+#[test]
+fn a_large_network_as_composed_and_with_the_same_bits_on_any_threads() {
+    let (c, o) = (500, 520);
+    let shapes: [&[usize]; 8] =
+        [&[5, 7, 6, 5], &[c, 7, 3, 3], &[c], &[c], &[c], &[o, c, 1, 1], &[o], &[o, c, 3, 3]];
+    let inputs: Vec<Var> = (0..).zip(shapes).map(|(i, shape)| random(&format!("{i}"), shape)).collect();
+    let tensors: Vec<Tensor> = inputs.iter().map(|v| v.as_tensor().clone()).collect();
+    let (x, parameters) = (&tensors[0], listed(&tensors[1..]));
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let y = Large.on_tape_with(x, &parameters).unwrap();
+            evaluate_by(&inputs, &y, |loss| parameters.bypass().gradients(loss))
+        })
+    };
+    let one = on(1);
+    compare("large", &one, &evaluate(&inputs, &Large.composed(x, &parameters).unwrap()));
+    for threads in [2, 5] {
+        assert!(one == on(threads), "{threads} threads");
+    }
+    let fixed: Vec<Tensor> = parameters.iter().map(|p| p.detach()).collect();
+    let through = evaluate(&inputs[..1], &Large.on_tape(x, &fixed).unwrap());
+    assert!(through[..2] == one[..2], "with fixed parameters");
 }
 
 /// An image gives the same bits alone and in a batch.

@@ -35,7 +35,7 @@ fn network_parity(file: &str, config: Config) -> Params {
     let loss = (&augmented - image).unwrap().sqr().unwrap().mean_all().unwrap();
     assert!(relative_error(&flat(&loss), &fixture.f32("loss")) < TOLERANCE);
 
-    let grads = loss.backward().unwrap();
+    let grads = params.gradients(&loss).unwrap();
     let gradient = |name: &str| {
         let (_, var) =
             params.iter().find(|(n, _)| *n == name).unwrap_or_else(|| panic!("no parameter {name}"));

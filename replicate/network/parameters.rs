@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 pub struct Param(pub usize);
 
 /// Gradients of parameters, from the backward passes of a network to [`Bypass::gradients`]. The
-/// network's [`Params`](crate::network::params::Params) own it, and every pass holds it. Only a GPU
-/// needs it: there candle would add each gradient to zeros, which costs two passes over it.
+/// network's [`Params`](crate::network::params::Params) own it, and every pass holds it. GPUs use it, and
+/// large networks on a CPU: candle would add each gradient to zeros, which costs two passes over it.
 #[derive(Clone, Default)]
 pub struct Bypass(Arc<Mutex<Vec<(Tensor, Tensor)>>>);
 

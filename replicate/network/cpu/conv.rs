@@ -10,6 +10,7 @@ use super::memory::Buffer;
 use super::simd::lanes::{Kernel, LANES, Lanes, run};
 use super::simd::product::{Dense, Ends, Panels, Shifted, column_sums, outer, product};
 use super::simd::winograd;
+use rayon::prelude::*;
 
 /// Sizes of a weight (outputs, inputs, side, side), with side = 1 or 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,25 +39,33 @@ impl Weight {
 
     /// Packs the values (outputs, inputs, side, side) for the convolution itself.
     pub fn packed(&self, w: &[f32]) -> Packed {
-        let (taps, inputs) = (self.taps(), self.inputs);
-        self.pack(inputs, self.outputs, |i, o, tap| w[(o * inputs + i) * taps + tap])
+        self.pack(w, false)
     }
 
     /// Packs them for the input gradient: the transposed kernel, rotated by 180 degrees.
     pub fn turned(&self, w: &[f32]) -> Packed {
-        let (taps, inputs) = (self.taps(), self.inputs);
-        self.pack(self.outputs, inputs, |o, i, tap| w[(o * inputs + i) * taps + taps - 1 - tap])
+        self.pack(w, true)
     }
 
-    fn pack(&self, from: usize, to: usize, value: impl Fn(usize, usize, usize) -> f32) -> Packed {
+    fn pack(&self, w: &[f32], turned: bool) -> Packed {
+        let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
+        let [from, to] = if turned { [outputs, inputs] } else { [inputs, outputs] };
         if self.winograd() {
-            return Packed::Winograd(winograd::panels(from, to, value));
+            return Packed::Winograd(winograd::panels(from, to, |f, t| {
+                let pair = if turned { f * inputs + t } else { t * inputs + f };
+                let kernel = &w[pair * 9..][..9];
+                std::array::from_fn(|tap| kernel[if turned { 8 - tap } else { tap }])
+            }));
         }
-        let mut panels = Panels::zeros(self.taps() * from, to);
-        for t in 0..to {
-            for f in 0..from {
-                for tap in 0..self.taps() {
-                    panels.set(tap * from + f, t, value(f, t, tap));
+        let mut panels = Panels::zeros(taps * from, to);
+        for (o, kernels) in w.chunks_exact(taps * inputs).enumerate() {
+            for (i, kernel) in kernels.chunks_exact(taps).enumerate() {
+                for (tap, value) in kernel.iter().enumerate() {
+                    if turned {
+                        panels.set((taps - 1 - tap) * from + o, i, *value);
+                    } else {
+                        panels.set(tap * from + i, o, *value);
+                    }
                 }
             }
         }
@@ -89,19 +98,42 @@ impl Weight {
     pub fn gradient(&self, sums: &[f32]) -> Vec<f32> {
         let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
         let mut w = vec![0f32; taps * inputs * outputs];
+        if self.winograd() {
+            winograd::taps(sums, [inputs, outputs], &mut w);
+            return w;
+        }
         for i in 0..inputs {
             for o in 0..outputs {
-                let to = &mut w[(o * inputs + i) * taps..][..taps];
-                if self.winograd() {
-                    to.copy_from_slice(&winograd::taps(sums, i * outputs + o, inputs * outputs));
-                } else {
-                    for (tap, w) in to.iter_mut().enumerate() {
-                        *w = sums[(tap * inputs + i) * outputs + o];
-                    }
+                for (tap, w) in w[(o * inputs + i) * taps..][..taps].iter_mut().enumerate() {
+                    *w = sums[(tap * inputs + i) * outputs + o];
                 }
             }
         }
         w
+    }
+
+    /// Computes the gradient (outputs, inputs, side, side) from all maps `x` and `dy`, which have as many
+    /// images each except for the last. Threads share the work; its order does not depend on them.
+    pub fn gradient_over(&self, x: &[&Maps], dy: &[&Maps], scratch: &mut winograd::Scratch) -> Vec<f32> {
+        if self.winograd() {
+            return winograd::gradient_over(x, dy, scratch);
+        }
+        if self.side == 3 {
+            let mut sums = vec![0f32; self.sums_len()];
+            x.iter().zip(dy).for_each(|(x, dy)| self.add_gradient(x, dy, &mut sums));
+            return self.gradient(&sums);
+        }
+        /// Outputs that a task takes.
+        const OUTPUTS: usize = 64;
+        let mut gradient = vec![0f32; self.inputs * self.outputs];
+        gradient.par_chunks_mut(OUTPUTS * self.inputs).enumerate().for_each(|(i, sums)| {
+            for (x, dy) in x.iter().zip(dy) {
+                let starts: Vec<usize> = (0..dy.pixels()).map(|p| p * dy.channels + i * OUTPUTS).collect();
+                let rows = Shifted::new(dy.values(), &starts, &[0], sums.len() / self.inputs);
+                outer(rows, x.values(), self.inputs, sums);
+            }
+        });
+        gradient
     }
 }
 
@@ -164,15 +196,15 @@ pub fn convolve(x: &Maps, weight: &Packed, side: usize, ends: Ends) -> Maps {
     y
 }
 
-/// Adds the sums of `dy` over the pixels of each image to `sums`: (images, channels), or (channels)
-/// if all images share one bias.
-pub fn add_bias_gradient(dy: &Maps, sums: &mut [f32]) {
-    let (pixels, channels) = (dy.height * dy.width, dy.channels);
-    let each = sums.len() / channels > 1;
-    for (i, dy) in dy.values().chunks_exact(pixels * channels).enumerate() {
-        let at = if each { i * channels } else { 0 };
-        run(ColumnSums { values: dy, sums: &mut sums[at..at + channels] });
+/// Sums over the pixels of each image: (images, 1, 1, channels).
+pub fn image_sums(dy: &Maps) -> Maps {
+    let mut sums = Maps::stale(dy.images, [1, 1, dy.channels]);
+    sums.values_mut().fill(0.0);
+    let images = dy.values().chunks_exact(dy.height * dy.width * dy.channels);
+    for (sums, values) in sums.values_mut().chunks_exact_mut(dy.channels).zip(images) {
+        run(ColumnSums { values, sums });
     }
+    sums
 }
 
 /// Computes sums[c] += sum over rows of values[row][c].

@@ -13,7 +13,7 @@ mod simd;
 pub mod tape;
 
 pub(crate) use attention::{attention, attention_along, attention_backward};
-pub(crate) use conv::{Packed, Weight, add_bias_gradient, convolve};
+pub(crate) use conv::{Packed, Weight, convolve, image_sums};
 pub use maps::{Maps, Window, average_pool, max_pool};
 pub(crate) use memory::Aligned;
 pub(crate) use norm::{GroupNorm, Statistics};
@@ -24,6 +24,7 @@ pub(crate) use pointwise::{
 pub(crate) use resample::resample;
 pub use simd::filter::Filter;
 pub(crate) use simd::product::{Dense, Ends, Panels, product};
+pub(crate) use simd::winograd::Scratch;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 

@@ -33,6 +33,18 @@ impl GroupNorm<'_> {
         (y, statistics)
     }
 
+    /// Computes the output of [`GroupNorm::forward`] again from its statistics.
+    ///
+    /// # Panics
+    /// See [`GroupNorm::forward`]; also if there are not as many statistics.
+    pub fn again(&self, x: &Maps, statistics: &Statistics) -> Maps {
+        self.check(x);
+        assert!(statistics.len() == x.images * self.groups);
+        let (mut y, pixels) = (x.like(), x.height * x.width);
+        run(Again { norm: *self, pixels, x: x.values(), statistics, y: y.values_mut() });
+        y
+    }
+
     /// Computes y and its derivative along `dx`.
     ///
     /// # Panics
@@ -112,24 +124,36 @@ impl Kernel for Forward<'_> {
         let images = x.chunks_exact(pixels * channels).zip(y.chunks_exact_mut(pixels * channels));
         for (x, y) in images {
             line.measure::<L>(norm, pixels, x, |group| statistics.push(group));
-            // SAFETY: `width` channels of each pixel from `at` on.
-            for at in (0..channels).step_by(LANES) {
-                let width = channels - at;
-                unsafe {
-                    let (a, b): (L, L) = (
-                        L::load_first(line.a.as_ptr().add(at), width),
-                        L::load_first(line.b.as_ptr().add(at), width),
-                    );
-                    for pixel in 0..pixels {
-                        let place = pixel * channels + at;
-                        let u = b.fma(a, L::load_first(x.as_ptr().add(place), width));
-                        let v = if norm.silu { u.mul(u.sigmoid()) } else { u };
-                        v.store_first(y.as_mut_ptr().add(place), width);
-                    }
-                }
-            }
+            line.apply::<L>(norm, x, y);
         }
         statistics
+    }
+}
+
+/// Computes the output of [`Forward`] from its statistics.
+struct Again<'a> {
+    norm: GroupNorm<'a>,
+    pixels: usize,
+    x: &'a [f32],
+    statistics: &'a [(f32, f32)],
+    y: &'a mut [f32],
+}
+
+impl Kernel for Again<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self) {
+        let Again { norm, pixels, x, statistics, y } = self;
+        let mut line = Line::new(norm.channels());
+        let each = pixels * norm.channels();
+        let images = x.chunks_exact(each).zip(y.chunks_exact_mut(each));
+        for ((x, y), statistics) in images.zip(statistics.chunks_exact(norm.groups)) {
+            for (group, (mean, rstd)) in norm.members().zip(statistics) {
+                line.set(norm, group, *mean, *rstd);
+            }
+            line.apply::<L>(norm, x, y);
+        }
     }
 }
 
@@ -157,7 +181,7 @@ impl Line {
         x: &[f32],
         mut give: impl FnMut((f32, f32)),
     ) {
-        let Line { sums, mean, a, b } = self;
+        let Line { sums, mean, .. } = self;
         let channels = norm.channels();
         let n = (pixels * channels / norm.groups) as f32;
         // SAFETY of each block: `width` channels of each pixel from `at` on.
@@ -185,12 +209,40 @@ impl Line {
             }
         }
         for group in norm.members() {
-            let variance = sums[group.clone()].iter().sum::<f32>() / n;
+            let variance = self.sums[group.clone()].iter().sum::<f32>() / n;
             let rstd = 1.0 / (variance + norm.eps).sqrt();
-            give((mean[group.start], rstd));
-            for c in group {
-                a[c] = rstd * norm.gamma[c];
-                b[c] = norm.beta[c] - mean[c] * a[c];
+            let mean = self.mean[group.start];
+            give((mean, rstd));
+            self.set(norm, group, mean, rstd);
+        }
+    }
+
+    /// Sets the coefficients of a group.
+    #[inline(always)]
+    fn set(&mut self, norm: GroupNorm, group: Range<usize>, mean: f32, rstd: f32) {
+        for c in group {
+            self.a[c] = rstd * norm.gamma[c];
+            self.b[c] = norm.beta[c] - mean * self.a[c];
+        }
+    }
+
+    /// Computes the output of the image `x`.
+    #[inline(always)]
+    fn apply<L: Lanes>(&self, norm: GroupNorm, x: &[f32], y: &mut [f32]) {
+        let channels = norm.channels();
+        for at in (0..channels).step_by(LANES) {
+            let width = channels - at;
+            // SAFETY: `width` channels of each pixel from `at` on.
+            unsafe {
+                let (a, b): (L, L) = (
+                    L::load_first(self.a.as_ptr().add(at), width),
+                    L::load_first(self.b.as_ptr().add(at), width),
+                );
+                for place in (at..x.len()).step_by(channels) {
+                    let u = b.fma(a, L::load_first(x.as_ptr().add(place), width));
+                    let v = if norm.silu { u.mul(u.sigmoid()) } else { u };
+                    v.store_first(y.as_mut_ptr().add(place), width);
+                }
             }
         }
     }
@@ -391,6 +443,9 @@ mod tests {
                     let (mut dgamma, mut dbeta) = (vec![0f32; norm.channels()], vec![0f32; norm.channels()]);
                     let pixels = x.len() / norm.channels();
                     let statistics = Forward { norm, pixels, x, y: &mut y }.run::<L>();
+                    let mut again = vec![0f32; x.len()];
+                    Again { norm, pixels, x, statistics: &statistics, y: &mut again }.run::<L>();
+                    assert_eq!(again, y);
                     let (mut value, mut tangent) = (vec![0f32; x.len()], vec![0f32; x.len()]);
                     Along { norm, pixels, x, dx: dy, y: &mut value, dy: &mut tangent }.run::<L>();
                     assert_eq!(value, y, "the forward pass's");

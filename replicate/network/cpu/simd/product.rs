@@ -56,6 +56,11 @@ impl Panels {
         panels
     }
 
+    /// Returns the rows of each panel.
+    pub fn each_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
+        self.values.chunks_exact_mut((self.inner * PANEL).max(1))
+    }
+
     /// Sets the element in row `k` of a column.
     #[inline(always)]
     pub fn set(&mut self, k: usize, column: usize, value: f32) {

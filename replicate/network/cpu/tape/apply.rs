@@ -1,61 +1,39 @@
 //! Runs a network on candle tensors, forward and backward.
 
-use super::{Node, Parameter, Taken, Tape};
-use crate::network::cpu::{self, Aligned, Maps, Packed, Weight};
-use crate::network::{Param, pack, unpack};
-use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use super::backward::Taken;
+use super::gradients::{one_by_one, together};
+use super::{Node, Parameter, Tape};
+use crate::network::cpu::{self, Maps, Packed, Weight};
+use crate::network::{Parameters, pack, unpack};
+use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Storage, Tensor, Var, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Mutex;
 
-/// Sums of the gradients of all parameters in one buffer.
-pub(super) struct Sums<'a> {
-    values: Aligned,
-    places: &'a [Range<usize>],
-}
-
-impl Sums<'_> {
-    pub fn of(&mut self, param: Param) -> &mut [f32] {
-        &mut self.values[self.places[param.0].clone()]
-    }
-}
-
-/// Returns the range of each parameter in the sums, and their total length.
-fn places(parameters: &[Parameter]) -> (Vec<Range<usize>>, usize) {
-    let mut end = 0;
-    let places = parameters.iter().map(|p| {
-        let start = end;
-        end += p.weight.map_or(p.values.len(), |weight| weight.sums_len());
-        start..end
-    });
-    (places.collect(), end)
-}
-
 /// Images in a group: one thread takes a group through the whole network.
 const GROUP: usize = 4;
-/// Sums of gradients that are computed in parallel and then added in a fixed order.
-const SUMS: usize = 8;
-/// Number of parameters from which on groups are single images and there are only two sums.
+/// Number of parameters from which on a network is large: groups are single images, which go back
+/// [`together`], and the gradients do not pass through candle, which would add each to zeros three times.
 const LARGE: usize = 2_000_000;
 
-fn group_and_sums(parameters: &[Tensor]) -> (usize, usize) {
-    let all: usize = parameters.iter().map(Tensor::elem_count).sum();
-    if all < LARGE { (GROUP, SUMS) } else { (1, 2) }
+fn large(parameters: &[Tensor]) -> bool {
+    parameters.iter().map(Tensor::elem_count).sum::<usize>() >= LARGE
 }
 
 /// Runs `walk` on `inputs`, each (B, C, H, W) or rows (B, C), all float32 on the CPU. Outputs are
 /// (B, C, H, W), or (B, C) where H = W = 1. Gradients reach the inputs and the `parameters` that
-/// candle tracks; the gradient of a parameter that `walk` does not use is zero.
+/// candle tracks, the latter by way of [`gradients`](crate::network::Bypass::gradients) if there are 2,000,000 values of them; the
+/// gradient of a parameter that `walk` does not use is zero.
 ///
 /// # Errors
 /// If `walk` fails, a value is not float32 on the CPU, there are no images, or the inputs differ in
 /// their number of images.
 pub fn apply(
-    parameters: &[Tensor],
+    parameters: &Parameters,
     inputs: &[&Tensor],
     walk: impl Fn(&mut Tape, &[Node]) -> Result<Vec<Node>> + Sync,
 ) -> Result<Vec<Tensor>> {
-    if inputs.iter().copied().chain(parameters).any(|tensor| tensor.dtype() != DType::F32) {
+    if inputs.iter().copied().chain(parameters.iter()).any(|tensor| tensor.dtype() != DType::F32) {
         bail!("networks on the CPU are float32");
     }
     let trained = parameters.iter().any(Tensor::track_op);
@@ -65,13 +43,15 @@ pub fn apply(
     if inputs.iter().any(|x| x.elem_count() == 0 || x.dims()[0] != images) {
         bail!("a network takes images, not {:?}", inputs.iter().map(Tensor::dims).collect::<Vec<_>>());
     }
-    let (group, _) = group_and_sums(parameters);
+    let large = large(parameters);
+    let group = if large { 1 } else { GROUP };
     let starts: Vec<usize> = (0..images).step_by(group).collect();
-    let taken: Vec<Taken> = with_parameters(parameters, Weight::packed, |loaded| {
+    let taken: Vec<Taken> = with_parameters(parameters, Some(Weight::packed), |loaded| {
         with_values(&inputs, |values| {
             let forward = |first: usize| {
                 let range = first..images.min(first + group);
-                let mut tape = Tape { parameters: loaded, trained, steps: Vec::new(), nodes: 0 };
+                let mut tape =
+                    Tape { parameters: loaded, trained, again: large, steps: Vec::new(), nodes: 0 };
                 let input = |((sizes, values), x): ((&Sizes, &&[f32]), &Tensor)| {
                     tape.input(to_maps(*sizes, values, range.clone()), x.track_op())
                 };
@@ -107,15 +87,20 @@ pub fn apply(
     // gradient is packed into two arguments.
     let nothing = || Tensor::zeros(1, DType::F32, &Device::Cpu);
     let x = if tracked.is_empty() { nothing()? } else { pack(&tracked)? };
-    let flat = if trained {
-        let flat: Vec<Tensor> = parameters.iter().map(Tensor::flatten_all).collect::<Result<_>>()?;
-        Tensor::cat(&flat, 0)?
-    } else {
-        nothing()?
+    let flat = match (trained, large) {
+        (false, _) => nothing()?,
+        // Candle asks for a gradient only if an argument has one, so this variable stands for all
+        // parameters.
+        (true, true) => Var::zeros(1, DType::F32, &Device::Cpu)?.as_tensor().clone(),
+        (true, false) => {
+            let flat: Vec<Tensor> = parameters.iter().map(Tensor::flatten_all).collect::<Result<_>>()?;
+            Tensor::cat(&flat, 0)?
+        }
     };
     let shapes = |tensors: &[Tensor]| tensors.iter().map(|x| x.shape().clone()).collect::<Vec<_>>();
     let done = Done {
-        parameters: parameters.iter().map(Tensor::detach).collect(),
+        parameters: parameters.clone(),
+        large,
         y: pack(&outputs)?,
         inputs: shapes(&tracked),
         outputs: shapes(&outputs),
@@ -188,10 +173,10 @@ fn with_values<R>(tensors: &[Tensor], f: impl FnOnce(&[&[f32]]) -> Result<R>) ->
     f(&all)
 }
 
-/// Calls `f` with the parameters, whose weights are packed by `pack`.
+/// Calls `f` with the parameters, whose weights are packed by `pack` if it is given.
 fn with_parameters<R>(
     parameters: &[Tensor],
-    pack: fn(&Weight, &[f32]) -> Packed,
+    pack: Option<fn(&Weight, &[f32]) -> Packed>,
     f: impl FnOnce(&[Parameter]) -> Result<R>,
 ) -> Result<R> {
     let weight = |parameter: &Tensor| match *parameter.dims() {
@@ -201,7 +186,7 @@ fn with_parameters<R>(
     };
     let weights: Vec<Option<Weight>> = parameters.iter().map(weight).collect();
     with_values(parameters, |all| {
-        let load = |(values, weight): (&&'_ [f32], &Option<Weight>)| weight.map(|w| pack(&w, values));
+        let load = |(values, weight): (&&'_ [f32], &Option<Weight>)| Some(pack?(weight.as_ref()?, values));
         let made: Vec<_> = all.par_iter().zip(&weights).map(load).collect();
         let each = all.iter().zip(weights).zip(made);
         let loaded: Vec<Parameter> =
@@ -211,9 +196,10 @@ fn with_parameters<R>(
 }
 
 /// A finished forward pass as a candle operation of two arguments: the tracked inputs, and all
-/// parameters in one row.
+/// parameters in one row, or one value that stands for those of a large network.
 struct Done {
-    parameters: Vec<Tensor>,
+    parameters: Parameters,
+    large: bool,
     /// All outputs, packed.
     y: Tensor,
     inputs: Vec<Shape>,
@@ -246,54 +232,44 @@ impl CustomOp2 for Done {
         let sizes = |shapes: &[Shape]| shapes.iter().map(|s| Sizes::of(s.dims())).collect::<Result<Vec<_>>>();
         let (inputs, outputs) = (sizes(&self.inputs)?, sizes(&self.outputs)?);
         let (trained, tracked) = (flat.track_op(), x.track_op());
-        let (_, most) = group_and_sums(&self.parameters);
-        // Consecutive groups share a sum.
-        let per_sum = taken.len().div_ceil(most);
-        let (dx, dflat) = with_parameters(&self.parameters, Weight::turned, |loaded| {
+        let turn: Option<fn(&Weight, &[f32]) -> Packed> =
+            if self.large { None } else { Some(Weight::turned) };
+        let mut dx: Vec<Vec<f32>> = self.inputs.iter().map(|shape| vec![0f32; shape.elem_count()]).collect();
+        let gradients: Vec<Vec<f32>> = with_parameters(&self.parameters, turn, |loaded| {
             with_values(&dy, |dy| {
-                let (places, length) = places(loaded);
-                let share = |groups: Vec<Taken>| {
-                    let mut sums = trained.then(|| Sums { values: Aligned::zeros(length), places: &places });
-                    let back = |taken: Taken| {
-                        let images = taken.images.clone();
-                        let dy = outputs.iter().zip(dy).map(|(size, dy)| to_maps(*size, dy, images.clone()));
-                        (images.start, taken.backward(loaded, dy.collect(), sums.as_mut()))
-                    };
-                    let dx: Vec<_> = groups.into_iter().map(back).collect();
-                    (dx, sums.map(|sums| sums.values))
+                let begin = |taken: Taken| {
+                    let images = taken.images.clone();
+                    taken.back(outputs.iter().zip(dy).map(|(size, dy)| to_maps(*size, dy, images.clone())))
                 };
-                let parts: Vec<_> = taken.into_par_iter().chunks(per_sum).map(share).collect();
-                let mut dx: Vec<Vec<f32>> =
-                    self.inputs.iter().map(|shape| vec![0f32; shape.elem_count()]).collect();
-                let mut sums: Vec<Aligned> = Vec::new();
-                for (images, part) in parts {
-                    for (first, maps) in images {
-                        for ((dx, size), maps) in dx.iter_mut().zip(&inputs).zip(maps) {
-                            let Some(maps) = maps else { continue };
-                            from_maps(&maps, &mut dx[first * size.each()..][..maps.values().len()]);
-                        }
+                let (passes, gradients) = match self.large {
+                    true => together(taken, begin, loaded, trained),
+                    false => one_by_one(taken, begin, loaded, trained),
+                };
+                for back in passes {
+                    let first = back.images.start;
+                    for ((dx, size), maps) in dx.iter_mut().zip(&inputs).zip(back.inputs()) {
+                        let Some(maps) = maps else { continue };
+                        from_maps(&maps, &mut dx[first * size.each()..][..maps.values().len()]);
                     }
-                    sums.extend(part);
                 }
-                let gradient = |(p, place): (&Parameter, &Range<usize>)| {
-                    let (first, others) = sums.split_first().expect("there is a group");
-                    let mut sum = first[place.clone()].to_vec();
-                    for other in others {
-                        sum.iter_mut().zip(&other[place.clone()]).for_each(|(s, m)| *s += m);
-                    }
-                    match &p.weight {
-                        Some(weight) => weight.gradient(&sum),
-                        None => sum,
-                    }
-                };
-                let gradients = || loaded.par_iter().zip(&places).map(gradient).collect::<Vec<_>>().concat();
-                Ok((dx, trained.then(gradients)))
+                Ok(gradients)
             })
         })?;
         let shaped = |(values, shape): (_, &Shape)| Tensor::from_vec(values, shape, &Device::Cpu);
         let dx: Vec<Tensor> = dx.into_iter().zip(&self.inputs).map(shaped).collect::<Result<_>>()?;
         let dx = tracked.then(|| pack(&dx)).transpose()?;
-        let dflat = dflat.map(|d| Tensor::from_vec(d, flat.shape(), flat.device())).transpose()?;
-        Ok((dx, dflat))
+        if !trained {
+            return Ok((dx, None));
+        }
+        if !self.large {
+            return Ok((dx, Some(Tensor::from_vec(gradients.concat(), flat.shape(), &Device::Cpu)?)));
+        }
+        for (parameter, gradient) in self.parameters.iter().zip(gradients) {
+            if parameter.track_op() {
+                let gradient = Tensor::from_vec(gradient, parameter.shape(), &Device::Cpu)?;
+                self.parameters.bypass().leave([(parameter.clone(), gradient)]);
+            }
+        }
+        Ok((dx, None))
     }
 }

@@ -1,51 +1,121 @@
 //! Runs a network on the CPU and records the operations for its backward pass. The forward pass
 //! takes a few images at a time, so that the output of one layer is still in the cache when the
 //! next reads it. For candle the network is one operation, whose arguments are the images and the
-//! parameters.
+//! parameters. The gradients of small and of large networks are computed in different orders
+//! (`gradients.rs`).
 //!
 //! Groups of images have a fixed size and gradients are summed in a fixed order, so the bits do not
 //! depend on the number of threads.
 
 mod apply;
+mod backward;
+mod gradients;
 
 pub use self::apply::apply;
 
-use self::apply::Sums;
 use crate::network::cpu::{self, Ends, GroupNorm, Maps, Packed, Statistics, Weight};
 use crate::network::dual::Tangents;
 use crate::network::{Norm, Ops, Param, Plus, Resample};
 use candle_core::{Result, bail};
-use std::ops::Range;
 use std::sync::Arc;
 
 /// A value, and the index of its gradient if it has one.
 #[derive(Clone)]
 pub struct Node {
     maps: Arc<Maps>,
-    id: Option<usize>,
+    id: Id,
+    /// How to compute the value again, which then is not kept for the backward pass of a convolution.
+    made: Option<Arc<Made>>,
 }
 
-/// A recorded operation with the values that its gradient needs.
+/// A group normalisation and what it was computed from.
+struct Made {
+    x: Arc<Maps>,
+    norm: Norm,
+    statistics: Statistics,
+}
+
+/// The input of a convolution, for its backward pass.
+struct Kept {
+    id: Id,
+    values: Values,
+}
+
+enum Values {
+    Maps(Arc<Maps>),
+    Made(Arc<Made>),
+}
+
+/// Index of the gradient of a value, if it has one.
+type Id = Option<usize>;
+
+/// A recorded operation with what its gradient needs. A value that is not needed is only an index here, so
+/// that its memory is free.
 enum Step {
-    Conv { x: Node, weight: Param, bias: Option<Param>, term: Option<Node>, residual: Option<(Node, f32)> },
-    Norm { x: Node, norm: Norm, statistics: Statistics },
-    Attention { qkv: Node },
-    Silu { x: Node },
-    Down2 { x: Node },
-    Up2 { x: Node },
-    Concat { a: Node, b: Node },
-    Mean { x: Node },
-    Add { a: Node, b: Node },
-    Gate { x: Node, by: Node, factors: [f32; 2] },
-    Scale { x: Node, rows: Node },
-    Rsqrt { x: Node, eps: f32 },
-    Resample { x: Node, resample: Resample },
+    Conv {
+        x: Kept,
+        weight: Param,
+        bias: Option<Param>,
+        term: Id,
+        residual: Option<(Id, f32)>,
+    },
+    Norm {
+        x: Id,
+        made: Arc<Made>,
+    },
+    Attention {
+        qkv: Node,
+    },
+    Silu {
+        x: Node,
+    },
+    Down2 {
+        x: Id,
+    },
+    Up2 {
+        x: Id,
+    },
+    /// `channels` are those of `a`.
+    Concat {
+        a: Id,
+        b: Id,
+        channels: usize,
+    },
+    Mean {
+        x: Id,
+        size: [usize; 2],
+    },
+    Add {
+        a: Id,
+        b: Id,
+    },
+    Gate {
+        x: Id,
+        by: Node,
+        factors: [f32; 2],
+    },
+    Scale {
+        x: Node,
+        rows: Node,
+    },
+    Rsqrt {
+        x: Node,
+        eps: f32,
+    },
+    Resample {
+        x: Id,
+        size: [usize; 2],
+        resample: Resample,
+    },
 }
 
 /// Runs the operations of a network on some images, and records those that need a gradient.
 pub struct Tape<'a> {
     parameters: &'a [Parameter<'a>],
     trained: bool,
+    /// True if the inputs of convolutions are computed again where a norm has made them. That halves the
+    /// memory of a large network.
+    again: bool,
     /// Each operation with the id of its result.
     steps: Vec<(Step, usize)>,
     nodes: usize,
@@ -62,7 +132,7 @@ struct Parameter<'a> {
 impl Tape<'_> {
     fn input(&mut self, maps: Maps, tracked: bool) -> Node {
         let id = tracked.then(|| self.id());
-        Node { maps: Arc::new(maps), id }
+        Node { maps: Arc::new(maps), id, made: None }
     }
 
     fn id(&mut self) -> usize {
@@ -76,7 +146,7 @@ impl Tape<'_> {
         if let Some(id) = id {
             self.steps.push((step(), id));
         }
-        Node { maps: Arc::new(maps), id }
+        Node { maps: Arc::new(maps), id, made: None }
     }
 
     fn values(&self, param: Param) -> &[f32] {
@@ -126,11 +196,11 @@ impl Ops for Tape<'_> {
         let others = plus.term.into_iter().chain(plus.residual.map(|(residual, _)| residual));
         let tracked = self.trained || x.id.is_some() || others.into_iter().any(|node| node.id.is_some());
         Ok(self.push(y, tracked, || Step::Conv {
-            x: x.clone(),
+            x: x.kept(),
             weight,
             bias,
-            term: plus.term.cloned(),
-            residual: plus.residual.map(|(residual, scale)| (residual.clone(), scale)),
+            term: plus.term.and_then(|term| term.id),
+            residual: plus.residual.map(|(residual, scale)| (residual.id, scale)),
         }))
     }
 
@@ -138,7 +208,10 @@ impl Ops for Tape<'_> {
         self.check_norm(x, norm)?;
         let (y, statistics) = group_norm(self.parameters, norm).forward(&x.maps);
         let tracked = self.trained || x.id.is_some();
-        Ok(self.push(y, tracked, || Step::Norm { x: x.clone(), norm: *norm, statistics }))
+        let made = Arc::new(Made { x: x.maps.clone(), norm: *norm, statistics });
+        let mut node = self.push(y, tracked, || Step::Norm { x: x.id, made: made.clone() });
+        node.made = self.again.then_some(made);
+        Ok(node)
     }
 
     fn attention(&mut self, qkv: &Node) -> Result<Node> {
@@ -157,12 +230,12 @@ impl Ops for Tape<'_> {
             bail!("down2: {} x {} pixels are not even", x.maps.height, x.maps.width);
         }
         let y = cpu::down2(&x.maps, 0.25);
-        Ok(self.push(y, x.id.is_some(), || Step::Down2 { x: x.clone() }))
+        Ok(self.push(y, x.id.is_some(), || Step::Down2 { x: x.id }))
     }
 
     fn up2(&mut self, x: &Node) -> Result<Node> {
         let y = cpu::up2(&x.maps, 1.0);
-        Ok(self.push(y, x.id.is_some(), || Step::Up2 { x: x.clone() }))
+        Ok(self.push(y, x.id.is_some(), || Step::Up2 { x: x.id }))
     }
 
     fn concat(&mut self, a: &Node, b: &Node) -> Result<Node> {
@@ -172,18 +245,18 @@ impl Ops for Tape<'_> {
         }
         let y = cpu::concat(&a.maps, &b.maps);
         let tracked = a.id.is_some() || b.id.is_some();
-        Ok(self.push(y, tracked, || Step::Concat { a: a.clone(), b: b.clone() }))
+        Ok(self.push(y, tracked, || Step::Concat { a: a.id, b: b.id, channels: a.maps.channels }))
     }
 
     fn mean(&mut self, x: &Node) -> Result<Node> {
         let y = cpu::mean(&x.maps);
-        Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.clone() }))
+        Ok(self.push(y, x.id.is_some(), || Step::Mean { x: x.id, size: x.size() }))
     }
 
     fn gate(&mut self, x: &Node, by: &Node, factors: [f32; 2]) -> Result<Node> {
         x.like(by)?;
         let y = cpu::gate(&x.maps, &by.maps, factors);
-        Ok(self.push(y, x.id.is_some(), || Step::Gate { x: x.clone(), by: by.clone(), factors }))
+        Ok(self.push(y, x.id.is_some(), || Step::Gate { x: x.id, by: by.clone(), factors }))
     }
 
     fn scale(&mut self, x: &Node, rows: &Node) -> Result<Node> {
@@ -206,7 +279,7 @@ impl Ops for Tape<'_> {
             bail!("{resample:?}: nothing is left of {h} x {w} pixels");
         }
         let y = cpu::resample(&x.maps, [resample; 2]);
-        Ok(self.push(y, x.id.is_some(), || Step::Resample { x: x.clone(), resample: *resample }))
+        Ok(self.push(y, x.id.is_some(), || Step::Resample { x: x.id, size: x.size(), resample: *resample }))
     }
 }
 
@@ -215,7 +288,7 @@ impl Tangents for Tape<'_> {
         a.like(b)?;
         let mut y = a.maps.copy();
         cpu::add(&mut y, &b.maps);
-        Ok(self.push(y, a.id.is_some() || b.id.is_some(), || Step::Add { a: a.clone(), b: b.clone() }))
+        Ok(self.push(y, a.id.is_some() || b.id.is_some(), || Step::Add { a: a.id, b: b.id }))
     }
 
     fn norm_along(&mut self, x: &Node, dx: &Node, norm: &Norm) -> Result<[Node; 2]> {
@@ -243,6 +316,19 @@ impl Tangents for Tape<'_> {
 }
 
 impl Node {
+    /// Height and width.
+    fn size(&self) -> [usize; 2] {
+        [self.maps.height, self.maps.width]
+    }
+
+    fn kept(&self) -> Kept {
+        let values = match &self.made {
+            Some(made) => Values::Made(made.clone()),
+            None => Values::Maps(self.maps.clone()),
+        };
+        Kept { id: self.id, values }
+    }
+
     fn like(&self, other: &Node) -> Result<()> {
         match self.maps.images == other.maps.images && self.maps.shape() == other.maps.shape() {
             true => Ok(()),
@@ -284,121 +370,5 @@ fn group_norm<'a>(parameters: &'a [Parameter], norm: &Norm) -> GroupNorm<'a> {
         groups: norm.groups,
         eps: norm.eps,
         silu: norm.silu,
-    }
-}
-
-/// A finished forward pass over some images.
-struct Taken {
-    images: Range<usize>,
-    steps: Vec<(Step, usize)>,
-    nodes: usize,
-    /// Ids of the inputs that have a gradient.
-    inputs: Vec<usize>,
-    outputs: Vec<Node>,
-}
-
-impl Taken {
-    /// Computes the gradients of the inputs from those of the outputs. Adds the gradients of the
-    /// parameters to `sums`; those of weights are in the internal order of [`Weight::gradient`].
-    fn backward(
-        self,
-        parameters: &[Parameter],
-        dy: Vec<Maps>,
-        mut sums: Option<&mut Sums>,
-    ) -> Vec<Option<Maps>> {
-        let mut gradients: Vec<Option<Maps>> = (0..self.nodes).map(|_| None).collect();
-        for (output, dy) in self.outputs.iter().zip(dy) {
-            give(&mut gradients, output, dy);
-        }
-        drop(self.outputs);
-        // Steps are dropped one by one to free their values early.
-        for (step, id) in self.steps.into_iter().rev() {
-            let Some(mut dy) = gradients[id].take() else { continue };
-            let mut add = |node: &Node, more: Maps| give(&mut gradients, node, more);
-            match step {
-                Step::Conv { x, weight, bias, term, residual } => {
-                    let Parameter { weight: Some(size), packed: Some(turned), .. } = &parameters[weight.0]
-                    else {
-                        unreachable!("the forward pass had it packed")
-                    };
-                    if let Some((residual, scale)) = &residual {
-                        dy.values_mut().iter_mut().for_each(|d| *d *= scale);
-                        if residual.id.is_some() {
-                            add(residual, dy.copy());
-                        }
-                    }
-                    if let Some(term) = term.filter(|term| term.id.is_some()) {
-                        let mut rows = Maps::stale(dy.images, [1, 1, dy.channels]);
-                        rows.values_mut().fill(0.0);
-                        cpu::add_bias_gradient(&dy, rows.values_mut());
-                        add(&term, rows);
-                    }
-                    if let Some(sums) = &mut sums {
-                        size.add_gradient(&x.maps, &dy, sums.of(weight));
-                        if let Some(bias) = bias {
-                            cpu::add_bias_gradient(&dy, sums.of(bias));
-                        }
-                    }
-                    if x.id.is_some() {
-                        let ends = Ends::default();
-                        add(&x, cpu::convolve(&dy, turned, size.side, ends));
-                    }
-                }
-                Step::Norm { x, norm, statistics } => {
-                    let (mut gamma, mut beta) = (vec![0f32; dy.channels], vec![0f32; dy.channels]);
-                    let dx = group_norm(parameters, &norm).backward(
-                        &x.maps,
-                        &statistics,
-                        &dy,
-                        &mut gamma,
-                        &mut beta,
-                    );
-                    if let Some(sums) = &mut sums {
-                        for (param, more) in [(norm.gamma, gamma), (norm.beta, beta)] {
-                            sums.of(param).iter_mut().zip(more).for_each(|(sum, m)| *sum += m);
-                        }
-                    }
-                    add(&x, dx);
-                }
-                Step::Attention { qkv } => add(&qkv, cpu::attention_backward(&qkv.maps, &dy)),
-                Step::Silu { x } => add(&x, cpu::silu_backward(&x.maps, &dy)),
-                Step::Down2 { x } => add(&x, cpu::up2(&dy, 0.25)),
-                Step::Up2 { x } => add(&x, cpu::down2(&dy, 1.0)),
-                Step::Concat { a, b } => {
-                    let (da, db) = cpu::split(&dy, a.maps.channels);
-                    add(&a, da);
-                    add(&b, db);
-                }
-                Step::Mean { x } => {
-                    add(&x, cpu::mean_backward(&dy, [x.maps.height, x.maps.width]));
-                }
-                Step::Add { a, b } => {
-                    add(&a, dy.copy());
-                    add(&b, dy);
-                }
-                Step::Gate { x, by, factors } => add(&x, cpu::gate(&dy, &by.maps, factors)),
-                Step::Scale { x, rows } => {
-                    if rows.id.is_some() {
-                        add(&rows, cpu::scale_backward(&x.maps, &dy));
-                    }
-                    add(&x, cpu::scale(&dy, &rows.maps));
-                }
-                Step::Rsqrt { x, eps } => add(&x, cpu::rsqrt_backward(&x.maps, eps, &dy)),
-                Step::Resample { x, resample } => {
-                    let back = [x.maps.height, x.maps.width].map(|n| resample.transposed(n));
-                    add(&x, cpu::resample(&dy, back.each_ref()));
-                }
-            }
-        }
-        self.inputs.into_iter().map(|id| gradients[id].take()).collect()
-    }
-}
-
-/// Adds to the gradient of a node, if it has one.
-fn give(gradients: &mut [Option<Maps>], node: &Node, more: Maps) {
-    match node.id.map(|id| &mut gradients[id]) {
-        Some(Some(sum)) => cpu::add(sum, &more),
-        Some(none) => *none = Some(more),
-        None => (),
     }
 }

@@ -9,6 +9,12 @@
 //! matrices contain 0, 1, -1 and 1/2, so the rounding errors are as small as those of the direct
 //! sum.
 
+mod layer;
+mod weights;
+
+pub use layer::{Scratch, gradient_over};
+pub use weights::{panels, taps};
+
 use super::lanes::{Kernel, LANES, Lanes, run};
 use super::product::{Dense, Ends, Outer, Panels, Product};
 use crate::network::cpu::maps::Maps;
@@ -20,56 +26,6 @@ const COEFFICIENTS: usize = 16;
 /// Length of the sums that [`add_gradient`] adds to.
 pub fn sums_len(inputs: usize, outputs: usize) -> usize {
     COEFFICIENTS * inputs * outputs
-}
-
-/// Computes G g G^T of each 3x3 kernel `g(input, output, tap)`: one matrix (inputs, outputs) for
-/// each coefficient.
-pub fn panels(inputs: usize, outputs: usize, g: impl Fn(usize, usize, usize) -> f32) -> Vec<Panels> {
-    let mut all: Vec<Panels> = (0..COEFFICIENTS).map(|_| Panels::zeros(inputs, outputs)).collect();
-    for i in 0..inputs {
-        for o in 0..outputs {
-            let mut half = [[0f32; 3]; 4];
-            for column in 0..3 {
-                let four = spread([g(i, o, column), g(i, o, 3 + column), g(i, o, 6 + column)]);
-                for (half, v) in half.iter_mut().zip(four) {
-                    half[column] = v;
-                }
-            }
-            for (row, three) in half.into_iter().enumerate() {
-                for (column, v) in spread(three).into_iter().enumerate() {
-                    all[row * 4 + column].set(i, o, v);
-                }
-            }
-        }
-    }
-    all
-}
-
-/// Computes G v.
-fn spread([a, b, c]: [f32; 3]) -> [f32; 4] {
-    [a, 0.5 * (a + c) + 0.5 * b, 0.5 * (a + c) - 0.5 * b, c]
-}
-
-/// Computes G^T v.
-fn gather([a, b, c, d]: [f32; 4]) -> [f32; 3] {
-    [a + 0.5 * (b + c), 0.5 * (b - c), 0.5 * (b + c) + d]
-}
-
-/// Computes G^T [sums] G for one pair of channels: the gradients of the nine taps.
-pub fn taps(sums: &[f32], pair: usize, pairs: usize) -> [f32; 9] {
-    let at = |row: usize, column: usize| sums[(row * 4 + column) * pairs + pair];
-    let mut half = [[0f32; 4]; 3];
-    for column in 0..4 {
-        let three = gather([at(0, column), at(1, column), at(2, column), at(3, column)]);
-        for (row, v) in three.into_iter().enumerate() {
-            half[row][column] = v;
-        }
-    }
-    let mut nine = [0f32; 9];
-    for (row, four) in half.into_iter().enumerate() {
-        nine[row * 3..row * 3 + 3].copy_from_slice(&gather(four));
-    }
-    nine
 }
 
 /// Computes y = x * w + bias, then applies `ends` (without ReLU). `panels` come from [`panels`].
@@ -103,9 +59,11 @@ struct Tiles {
 }
 
 impl Tiles {
-    fn of(x: &Maps) -> Tiles {
-        let (rows, columns) = (x.height.div_ceil(2), x.width.div_ceil(2));
-        Tiles { rows, columns, height: x.height, width: x.width, count: x.images * rows * columns }
+    fn of(maps: &[&Maps]) -> Tiles {
+        let (height, width) = (maps[0].height, maps[0].width);
+        let (rows, columns) = (height.div_ceil(2), width.div_ceil(2));
+        let images: usize = maps.iter().map(|maps| maps.images).sum();
+        Tiles { rows, columns, height, width, count: images * rows * columns }
     }
 
     /// Number of tiles to process together, so that their coefficients with `channels` values each
@@ -175,32 +133,67 @@ impl Patch {
     }
 }
 
-/// Computes B^T d B of the `n` tiles from `first` on, with `d` the 4x4 inputs of a tile, to
-/// (coefficient, tile, channel).
+/// Some tiles of maps that all have as many images, except for the last, which may have fewer.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    maps: &'a [&'a Maps],
+    tiles: Tiles,
+    /// First tile, and their number.
+    first: usize,
+    n: usize,
+}
+
+impl<'a> Part<'a> {
+    /// Returns the maps of a tile, its image in them, and its first output row and column.
+    #[inline(always)]
+    fn place(&self, tile: usize) -> (&'a Maps, usize, usize, usize) {
+        let (image, top, left) = self.tiles.place(self.first + tile);
+        match self.maps {
+            [all] => (all, image, top, left),
+            maps => {
+                let each = maps[0].images;
+                (maps[image / each], image % each, top, left)
+            }
+        }
+    }
+
+    fn channels(&self) -> usize {
+        self.maps[0].channels
+    }
+
+    /// Values of a coefficient, whose channels are padded to whole groups.
+    fn pitch(&self, group: usize) -> usize {
+        self.channels().div_ceil(group) * self.n * group
+    }
+}
+
+/// Computes B^T d B of tiles, with `d` the 4x4 inputs of a tile, to (coefficient, group of `group` channels,
+/// tile, channel of the group). A multiple of sixteen, or all channels, make a group.
 #[inline(always)]
-unsafe fn transform_inputs<L: Lanes>(x: &Maps, tiles: Tiles, first: usize, n: usize, to: &mut [f32]) {
-    let channels = x.channels;
+unsafe fn transform_inputs<L: Lanes>(part: Part, group: usize, to: &mut [f32]) {
+    let (channels, pitch) = (part.channels(), part.pitch(group));
     let mut patch = Patch::new(channels);
-    for t in 0..n {
-        let (image, top, left) = tiles.place(first + t);
-        patch.look::<L>(x, tiles, image, [top.wrapping_sub(1), left.wrapping_sub(1)]);
-        // SAFETY: `channels` values of each pixel, and in each coefficient of a tile.
-        unsafe {
-            for c in (0..channels).step_by(LANES) {
-                let width = channels - c;
-                let mut half = [[L::splat(0.0); 4]; 4];
-                for (j, half) in half.iter_mut().enumerate() {
-                    let mut d = [L::splat(0.0); 4];
-                    for (d, row) in d.iter_mut().zip(patch.rows) {
-                        *d = L::load_first(row.add(j * channels + c), width);
+    for t in 0..part.n {
+        let (x, image, top, left) = part.place(t);
+        patch.look::<L>(x, part.tiles, image, [top.wrapping_sub(1), left.wrapping_sub(1)]);
+        for (i, start) in (0..channels).step_by(group).enumerate() {
+            for c in (start..channels.min(start + group)).step_by(LANES) {
+                let (at, width) = ((i * part.n + t) * group + c - start, channels - c);
+                // SAFETY: `channels` values of each pixel, and in each coefficient of a tile.
+                unsafe {
+                    let mut half = [[L::splat(0.0); 4]; 4];
+                    for (j, half) in half.iter_mut().enumerate() {
+                        let mut d = [L::splat(0.0); 4];
+                        for (d, row) in d.iter_mut().zip(patch.rows) {
+                            *d = L::load_first(row.add(j * channels + c), width);
+                        }
+                        *half = input_basis(d);
                     }
-                    *half = input_basis(d);
-                }
-                for i in 0..4 {
-                    let row = input_basis([half[0][i], half[1][i], half[2][i], half[3][i]]);
-                    for (j, v) in row.into_iter().enumerate() {
-                        let at = ((i * 4 + j) * n + t) * channels + c;
-                        v.store_first(to.as_mut_ptr().add(at), width);
+                    for i in 0..4 {
+                        let row = input_basis([half[0][i], half[1][i], half[2][i], half[3][i]]);
+                        for (j, v) in row.into_iter().enumerate() {
+                            v.store_first(to.as_mut_ptr().add((i * 4 + j) * pitch + at), width);
+                        }
                     }
                 }
             }
@@ -228,7 +221,8 @@ impl Kernel for Convolve<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let Convolve { x, panels, ends, y } = self;
-        let (tiles, inputs, outputs) = (Tiles::of(x), x.channels, y.channels);
+        let (maps, inputs, outputs) = ([x], x.channels, y.channels);
+        let tiles = Tiles::of(&maps);
         let most = tiles.at_once(inputs + outputs);
         let mut v = Buffer::stale(COEFFICIENTS * most * inputs);
         let mut m = Buffer::stale(COEFFICIENTS * most * outputs);
@@ -236,7 +230,7 @@ impl Kernel for Convolve<'_> {
             let n = most.min(tiles.count - first);
             // SAFETY: the buffers hold the coefficients of `n` tiles, `y` the outputs of all.
             unsafe {
-                transform_inputs::<L>(x, tiles, first, n, &mut v);
+                transform_inputs::<L>(Part { maps: &maps, tiles, first, n }, inputs, &mut v);
                 let (v, m) = (&v[..COEFFICIENTS * n * inputs], &mut m[..COEFFICIENTS * n * outputs]);
                 let matrices = v.chunks_exact(n * inputs).zip(m.chunks_exact_mut(n * outputs));
                 for ((v, m), panels) in matrices.zip(panels) {
@@ -321,7 +315,8 @@ impl Kernel for Gradient<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self) {
         let Gradient { x, dy, sums } = self;
-        let (tiles, inputs, outputs) = (Tiles::of(x), x.channels, dy.channels);
+        let ([x, dy], inputs, outputs) = ([[x], [dy]], x.channels, dy.channels);
+        let tiles = Tiles::of(&x);
         let most = tiles.at_once(inputs + outputs);
         let zeros = vec![0f32; outputs];
         let mut v = Buffer::stale(COEFFICIENTS * most * inputs);
@@ -330,8 +325,8 @@ impl Kernel for Gradient<'_> {
             let n = most.min(tiles.count - first);
             // SAFETY: the buffers hold the coefficients of `n` tiles.
             unsafe {
-                transform_inputs::<L>(x, tiles, first, n, &mut v);
-                transform_gradients::<L>(dy, tiles, first, n, &zeros, &mut w);
+                transform_inputs::<L>(Part { maps: &x, tiles, first, n }, inputs, &mut v);
+                transform_gradients::<L>(Part { maps: &dy, tiles, first, n }, &zeros, outputs, &mut w);
             }
             let (v, w) = (&v[..COEFFICIENTS * n * inputs], &w[..COEFFICIENTS * n * outputs]);
             let matrices = v.chunks_exact(n * inputs).zip(w.chunks_exact(n * outputs));
@@ -343,19 +338,12 @@ impl Kernel for Gradient<'_> {
     }
 }
 
-/// Computes A dy A^T of the tiles from `first` on.
+/// Computes A dy A^T of tiles, to the order of [`transform_inputs`]. `zeros` are as many as channels.
 #[inline(always)]
-unsafe fn transform_gradients<L: Lanes>(
-    dy: &Maps,
-    tiles: Tiles,
-    first: usize,
-    n: usize,
-    zeros: &[f32],
-    to: &mut [f32],
-) {
-    let channels = dy.channels;
-    for t in 0..n {
-        let (image, top, left) = tiles.place(first + t);
+unsafe fn transform_gradients<L: Lanes>(part: Part, zeros: &[f32], group: usize, to: &mut [f32]) {
+    let (channels, pitch, tiles) = (part.channels(), part.pitch(group), part.tiles);
+    for t in 0..part.n {
+        let (dy, image, top, left) = part.place(t);
         let mut p = [[zeros.as_ptr(); 2]; 2];
         for (i, row) in p.iter_mut().enumerate() {
             for (j, p) in row.iter_mut().enumerate() {
@@ -364,24 +352,25 @@ unsafe fn transform_gradients<L: Lanes>(
                 }
             }
         }
-        // SAFETY: `channels` values at each pointer, and in each coefficient of a tile.
-        unsafe {
-            for c in (0..channels).step_by(LANES) {
-                let width = channels - c;
-                let mut half = [[L::splat(0.0); 2]; 4];
-                for j in 0..2 {
-                    let column = gradient_basis([
-                        L::load_first(p[0][j].add(c), width),
-                        L::load_first(p[1][j].add(c), width),
-                    ]);
-                    for (half, v) in half.iter_mut().zip(column) {
-                        half[j] = v;
+        for (i, start) in (0..channels).step_by(group).enumerate() {
+            for c in (start..channels.min(start + group)).step_by(LANES) {
+                let (at, width) = ((i * part.n + t) * group + c - start, channels - c);
+                // SAFETY: `channels` values at each pointer, and in each coefficient of a tile.
+                unsafe {
+                    let mut half = [[L::splat(0.0); 2]; 4];
+                    for j in 0..2 {
+                        let column = gradient_basis([
+                            L::load_first(p[0][j].add(c), width),
+                            L::load_first(p[1][j].add(c), width),
+                        ]);
+                        for (half, v) in half.iter_mut().zip(column) {
+                            half[j] = v;
+                        }
                     }
-                }
-                for (i, row) in half.into_iter().enumerate() {
-                    for (j, v) in gradient_basis(row).into_iter().enumerate() {
-                        let at = ((i * 4 + j) * n + t) * channels + c;
-                        v.store_first(to.as_mut_ptr().add(at), width);
+                    for (i, row) in half.into_iter().enumerate() {
+                        for (j, v) in gradient_basis(row).into_iter().enumerate() {
+                            v.store_first(to.as_mut_ptr().add((i * 4 + j) * pitch + at), width);
+                        }
                     }
                 }
             }
@@ -445,7 +434,7 @@ mod tests {
             let w = Stream::new("winograd", "w").normals(0, 9 * inputs * outputs);
             let weight = |i: usize, o: usize, tap: usize| w[(i * outputs + o) * 9 + tap];
             let bias = Stream::new("winograd", "bias").normals(0, images * outputs);
-            let panels = panels(inputs, outputs, weight);
+            let panels = panels(inputs, outputs, |i, o| std::array::from_fn(|tap| weight(i, o, tap)));
             let all = run_each(|| Both { x: &x, dy: &dy, panels: &panels, bias: &bias });
             for (lanes, found) in &all {
                 let bits = |(y, sums): &(Vec<f32>, Vec<f32>)| -> Vec<u32> {
@@ -479,8 +468,12 @@ mod tests {
                     }
                 }
             }
-            for (pair, nine) in gradient.chunks_exact(9).enumerate() {
-                for (found, expected) in taps(sums, pair, inputs * outputs).into_iter().zip(nine) {
+            let mut found = vec![0f32; 9 * inputs * outputs];
+            taps(sums, [inputs, outputs], &mut found);
+            let together = gradient_over(&[&x], &[&dy], &mut Scratch::default());
+            for (i, o, tap) in (0..inputs).flat_map(|i| (0..9 * outputs).map(move |k| (i, k / 9, k % 9))) {
+                let (expected, at) = (gradient[(i * outputs + o) * 9 + tap], (o * inputs + i) * 9 + tap);
+                for found in [found[at], together[at]] {
                     assert!((found as f64 - expected).abs() < 2e-4, "{found} for {expected}");
                 }
             }
