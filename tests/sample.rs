@@ -305,6 +305,9 @@ fn what_cannot_be_sampled_says_what_to_do() {
     let cases = [
         ("conditional.safetensors --seeds 0-9 --out new".to_string(), 3, "model.map_label.weight"),
         (format!("{tiny} --sampler amed-plugin --seeds 0-9 --out new"), 2, "run the row amed-plugin"),
+        // Networks with one noise level, and with two.
+        (format!("{tiny} --sampler ctm --seeds 0-9 --out new"), 2, "do not fit the sampler of ctm"),
+        ("bcm --sampler ddim --seeds 0-9 --out new".into(), 2, "do not fit the sampler of ddim"),
         ("edm --sampler amed-plugin --steps 2 --seeds 0-9 --out new".into(), 2, "a whole number from 3"),
         ("edm --seeds 9-3 --out new".into(), 2, "expected a range such as 0-49999"),
         ("edm --seeds 0,1,2 --out new".into(), 2, "expected a range such as 0-49999"),

@@ -62,6 +62,9 @@ pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
         determinism(&compute),
         env!("CODE_DIGEST")
     );
+    // Weights that the sampler's network cannot use fail here, before anything is written.
+    let one = numbers.start as usize;
+    samples.at(one..one + 1).map_err(|error| not_of(error, &what, &sampler))?;
     let mut collecting = Collecting::begin(&options.out, &record, samples.size(), numbers.clone())?;
     let mut watch = Watch::new(options.watch.unwrap_or_else(Mode::fitting));
     if row.is_some() && path.exists() {
@@ -184,7 +187,7 @@ fn network(path: &Path, weights: &Arrays) -> Result<Config> {
 fn not_of(error: Error, weights: &str, sampler: &Row) -> Error {
     match error {
         Error::Tensor(error) if !matches!(error, candle_core::Error::Cuda(_)) => Error::Usage(format!(
-            "{weights} do not fit the sampler of {} ({}): {}",
+            "{weights} do not fit the sampler of {} ({}): {}\n  --sampler names another",
             sampler.id,
             sampler.method.name,
             // The error may end with a backtrace.
