@@ -1,7 +1,7 @@
 //! `--explain` for every row at every scale: what it prints is what would run, every
 //! place is where it says, and paper/setup.csv and the settings agree.
 
-use replicate::experiment::{Recipe, Row, Scale, all_rows};
+use replicate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, all_rows, plan};
 use replicate::judge::paper::{self, Setting};
 use replicate::measure::evaluate::TARGETS;
 use replicate::measure::metrics::modes::{COLLAPSED_CLASSES, COLLAPSED_RECALL};
@@ -88,6 +88,30 @@ fn every_page_fits_a_terminal_and_knows_every_setting() {
         assert!(!text.contains("is not in setup.csv"), "{name}: {text}");
         assert!(text.starts_with(&format!("Row {} at scale {}: ", row.id, recipe.scale)), "{text}");
     }
+}
+
+/// Rows that see more images than others, or cost more than three times what DiJS does.
+#[test]
+fn a_long_or_costly_training_says_so() {
+    for (row, recipe, text) in all() {
+        let name = format!("{} at {}", row.id, recipe.scale);
+        let head = text.split("\n\n").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+        let trained = row.method.training.is_some();
+        let other = trained && recipe.images_of(&row) != recipe.budget.images;
+        assert_eq!(head.contains("images in all"), other, "{name}: {head}");
+        let flop = |row: &Row| plan::row(&recipe, row).flop;
+        let costly = trained && flop(&row) > 3.0 * flop(&FULL_INITIALIZATION);
+        assert_eq!(head.contains(" costs "), costly, "{name}: {head}");
+    }
+    let words =
+        |id: &str| explained(id, &Recipe::of(Scale::Mini)).split_whitespace().collect::<Vec<_>>().join(" ");
+    let bcm = words("bcm");
+    assert!(
+        bcm.contains("4,600 iterations of 64 images: 294,400 images in all, where other rows see 38,400")
+    );
+    assert!(bcm.contains("times the operations of dijs: 7.7 times the iterations, each with 1."), "{bcm}");
+    let ctm = words("ctm");
+    assert!(ctm.contains("dijs: as many iterations, each with ") && ctm.contains("% of them in the teacher"));
 }
 
 #[test]

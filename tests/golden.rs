@@ -1133,6 +1133,29 @@ fn a_target_that_is_not_the_printed_number_is_said() {
     assert!(text.contains("DDIM: the printed 8.23 is no target. Another network."), "{text}");
 }
 
+/// Of the paper's own table: what was seen before, in place of a pre-training, or less; and what costs
+/// more than three times DiJS.
+#[test]
+fn budgets_that_differ_are_said() {
+    let rows = paper::table1(&repository().join("paper")).unwrap();
+    let notes = |scale: &str| table1(&rows, &[], &[], scale).notes;
+    let says = |notes: &[String], row: &str, words: &str| {
+        assert!(notes.iter().any(|n| n.starts_with(row) && n.contains(words)), "{row}: {words}\n{notes:?}");
+    };
+    let mini = notes("mini");
+    for row in ["iCT", "BCM", "Diff-GAN"] {
+        says(&mini, row, "without pre-training; it sees 294,400 images, the others 38,400 after");
+    }
+    says(&mini, "AMED-plugin", "its training ends after 10,000 images");
+    says(&mini, "SID²A", "the same seed, which had seen 38,400 images; its own are 38,400");
+    says(&notes("paper"), "SID²A", "the published generator of SID (α=1) (Zhou et al., 2024b), which had");
+    says(&notes("paper"), "SID²A", "which had seen 403,968,000 images; its own are 100,000,000");
+    for row in ["BCM", "CTM"] {
+        says(&mini, row, "times the operations of dijs");
+    }
+    assert!(mini.iter().all(|note| !note.starts_with("DiKL") && !note.starts_with("Diff-Instruct")));
+}
+
 #[test]
 fn colour_is_all_that_colour_changes() {
     let (scores, goldens) = example();

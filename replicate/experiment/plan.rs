@@ -22,7 +22,7 @@ use crate::experiment::recipe::{Budget, Recipe};
 use crate::measure::classifier::{Classifier, Layout};
 use crate::method::cost::{Call, Network, Pass, Role, Size};
 use crate::method::score_matching::{MICROBATCH, ScoreMatching};
-use crate::method::{Initialization, Row, TrainingSpec};
+use crate::method::{FULL_INITIALIZATION, Initialization, Row, TrainingSpec};
 use crate::network::count::{Count, outlined};
 use crate::network::device::Compute;
 use crate::network::unet::Config;
@@ -68,7 +68,8 @@ pub fn row(recipe: &Recipe, row: &Row) -> Cost {
     let looks = looks(steps, recipe.ticks_of(row));
     let quick = e.quick_samples;
     let look = (GRID_IMAGES + quick) as f64 * sample + features(quick);
-    let step_flop = recipe.budget.batch as f64 * step(recipe, row, training);
+    let of_image: f64 = step(recipe, row, training).iter().map(|(_, flop)| flop).sum();
+    let step_flop = recipe.budget.batch as f64 * of_image;
     let learned: Vec<(Role, Count)> = learned(training, config).collect();
     Cost {
         flop: steps as f64 * step_flop + looks as f64 * look + scores,
@@ -86,16 +87,49 @@ fn sampled(row: &Row) -> Size {
     averaged.into_iter().next().unwrap_or(Size::Denoiser)
 }
 
-/// Returns the operations of one iteration for each image.
-fn step(recipe: &Recipe, row: &Row, training: &TrainingSpec) -> f64 {
-    let flop = |name: &str| network(training, name).size.count(&recipe.network).flop();
+/// Returns the operations of one iteration for each image, by network.
+fn step(recipe: &Recipe, row: &Row, training: &TrainingSpec) -> Vec<(&'static str, f64)> {
     let repeated = recipe.method_settings(row).iter().any(|setting| setting.field.name == "critic_steps");
     let times = |call: &Call| match call.step {
         0 if repeated => call.times * recipe.one_step.critic_steps as f64,
         _ => call.times,
     };
     let overrides = recipe.overrides_of(row);
-    training.calls.iter().map(|call| times(call) * call.pass.forwards(&overrides) * flop(call.network)).sum()
+    let forwards = |network: &Network| -> f64 {
+        let calls = training.calls.iter().filter(|call| call.network == network.name);
+        calls.map(|call| times(call) * call.pass.forwards(&overrides)).sum()
+    };
+    let networks = training.networks.iter();
+    networks.map(|n| (n.name, forwards(n) * n.size.count(&recipe.network).flop())).collect()
+}
+
+/// Times the operations of DiJS above which [`costly`] explains a row's cost.
+const COSTLY: f64 = 3.0;
+
+/// Explains the cost of a row that takes more than three times the operations of DiJS, pre-trainings
+/// not counted; `None` for the other rows.
+pub fn costly(recipe: &Recipe, cell: &Row) -> Option<String> {
+    let training = cell.method.training.as_ref()?;
+    let (ours, dijs) = (row(recipe, cell), row(recipe, &FULL_INITIALIZATION));
+    let times = ours.flop / dijs.flop;
+    let parts = step(recipe, cell, training);
+    let all: f64 = parts.iter().map(|(_, flop)| flop).sum();
+    let (most, flop) = parts.into_iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
+    let iterations = match ours.steps == dijs.steps {
+        true => "as many iterations".to_string(),
+        false => format!("{:.1} times the iterations", ours.steps as f64 / dijs.steps as f64),
+    };
+    let mostly = match network(training, most).role {
+        Role::Averaged => String::new(),
+        _ => format!(", {:.0} % of them in the {most}", 100.0 * flop / all),
+    };
+    (times > COSTLY).then(|| {
+        format!(
+            "{times:.1} times the operations of {}: {iterations}, each with {:.1} times the operations{mostly}",
+            FULL_INITIALIZATION.id,
+            ours.step_flop / dijs.step_flop
+        )
+    })
 }
 
 fn network<'a>(training: &'a TrainingSpec, name: &str) -> &'a Network {

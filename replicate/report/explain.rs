@@ -2,7 +2,7 @@
 //! questions. Values are those of the recipe; sources are in paper/setup.csv and in the tables of
 //! settings.
 
-use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale, all_rows};
+use crate::experiment::{Data, FULL_INITIALIZATION, Initialization, Recipe, Row, Scale, all_rows, plan};
 use crate::judge::paper::{Origin, Setting as Line};
 use crate::method::TrainingSpec;
 use crate::method::one_step::OneStep;
@@ -131,12 +131,19 @@ fn head(page: &mut Page, row: &Row, recipe: &Recipe) {
         page.entry("", &format!("but the generator from {text}"));
     }
     if let Some(training) = &method.training {
-        let batch = recipe.budget.batch;
+        let (batch, seen, usual) = (recipe.budget.batch, recipe.images_of(row), recipe.budget.images);
         let iterations = thousands(recipe.iterations(row));
-        page.entry(
-            "trains",
-            &format!("{} for {iterations} iterations of {batch} images", networks(training, recipe)),
-        );
+        let in_all = match seen == usual {
+            true => String::new(),
+            false => {
+                format!(": {} images in all, where other rows see {}", thousands(seen), thousands(usual))
+            }
+        };
+        let networks = networks(training, recipe);
+        page.entry("trains", &format!("{networks} for {iterations} iterations of {batch} images{in_all}"));
+        if let Some(text) = plan::costly(recipe, row) {
+            page.entry("costs", &text);
+        }
     }
     let calls = match (method.nfe)(&recipe.overrides) {
         1 => "1 network call".to_string(),

@@ -1,6 +1,6 @@
 //! The paper's two tables with our measurements. All verdicts are passed in.
 
-use crate::experiment::{Recipe, Scale, all_rows};
+use crate::experiment::{Recipe, Scale, all_rows, plan};
 use crate::judge::golden::{Comparison, STATISTICAL, Score, Status, TIME, values};
 use crate::judge::paper::{Fid, Row1, Row2};
 use crate::judge::sample::{Sample, seeds};
@@ -56,7 +56,8 @@ pub fn table1(rows: &[Row1], measured: Measured) -> Table {
     table
 }
 
-/// Returns notes on the trained rows whose number of training images differs from the others'.
+/// Returns notes on the trained rows whose number of training images differs from the others', and on
+/// those that cost much more.
 fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
     let Some(recipe) = Scale::named(scale).map(Recipe::of) else { return Vec::new() };
     let shared = recipe.budget.images;
@@ -91,6 +92,9 @@ fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
                 row.label,
                 thousands(images)
             ));
+        }
+        if let Some(text) = plan::costly(&recipe, &known) {
+            notes.push(format!("{}: {text}.", row.label));
         }
     }
     notes
