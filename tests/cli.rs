@@ -464,3 +464,24 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
     }
     println!("{checkpoints} checkpoints, all finite");
 }
+
+/// A study is planned as a whole: each cell with its changes, and one sum.
+#[test]
+fn a_study_has_one_plan() {
+    let output = replicate(&["run", "critic-steps", "--dry-run", "--rate", "1T", "--store", "nowhere"]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    let lines = |wanted: &str| said.lines().filter(|line| line.contains(wanted)).count();
+    assert_eq!(
+        (lines("Plan at scale mini"), lines("  time      ~"), lines("dijs, seed")),
+        (1, 1, 9),
+        "{said}"
+    );
+    for steps in [1, 2, 5] {
+        assert_eq!(
+            said.lines().filter(|line| line.trim() == format!("critic_steps={steps}")).count(),
+            1,
+            "{said}"
+        );
+    }
+}

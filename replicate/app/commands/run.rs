@@ -17,6 +17,7 @@ use crate::measure::metrics::modes::STATES;
 use crate::method;
 use crate::network::device;
 use crate::train::watch::{Mode, Watch, say};
+use prepare::Planned;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
@@ -53,12 +54,18 @@ pub fn run(arguments: &Running, stop: &AtomicBool) -> Result<i32> {
     if cells > MANY && !dry_run {
         say_hours(arguments, &work, cells)?;
     }
+    if *dry_run {
+        let planned = work.into_iter().map(|Work { rows, recipe, seeds, .. }| {
+            Ok(Planned { runner: runner(arguments, &rows, recipe, stop)?, rows, seeds })
+        });
+        return prepare::dry_run(&mut planned.collect::<Result<Vec<_>>>()?, arguments);
+    }
     let mut code = EXIT_GOOD;
     for work in work {
         let ended = experiment(arguments, work, stop)?;
         code = if code == EXIT_GOOD { ended } else { code };
     }
-    if !studies.is_empty() && !dry_run {
+    if !studies.is_empty() {
         let rows: Vec<Row> = studies.iter().flat_map(|study| study.rows.clone()).collect();
         for base in recipes(place, &arguments.set, arguments.until, &rows)? {
             studies::print(&studies, place, base, stop)?;
@@ -131,11 +138,9 @@ fn published(rows: &[Row], arguments: &Running) -> Result<Vec<String>> {
     }
 }
 
-/// Runs the rows of one recipe.
-fn experiment(arguments: &Running, work: Work, stop: &AtomicBool) -> Result<i32> {
-    let Running { place, offline, microbatch, output, .. } = arguments;
-    let Work { targets, rows, recipe, seeds } = work;
-    let (targets, rows, seeds) = (&targets[..], &rows[..], &seeds[..]);
+/// Returns what runs the rows of one recipe, or plans them.
+fn runner<'a>(arguments: &Running, rows: &[Row], recipe: Recipe, stop: &'a AtomicBool) -> Result<Runner<'a>> {
+    let Running { place, microbatch, .. } = arguments;
     // A plan for another machine needs no device.
     let planned = arguments.dry_run && (arguments.like.is_some() || arguments.rate.is_some());
     let device = if planned { "cpu" } else { &place.device };
@@ -155,9 +160,15 @@ fn experiment(arguments: &Running, work: Work, stop: &AtomicBool) -> Result<i32>
         runner = runner.made_on(named)?;
     }
     runner.read_given(rows)?;
-    if arguments.dry_run {
-        return prepare::dry_run(&mut runner, arguments, rows, seeds);
-    }
+    Ok(runner)
+}
+
+/// Runs the rows of one recipe.
+fn experiment(arguments: &Running, work: Work, stop: &AtomicBool) -> Result<i32> {
+    let Running { place, offline, output, .. } = arguments;
+    let Work { targets, rows, recipe, seeds } = work;
+    let (targets, rows, seeds) = (&targets[..], &rows[..], &seeds[..]);
+    let mut runner = runner(arguments, rows, recipe, stop)?;
     let scale = runner.recipe().scale;
     let large = matches!(scale, Scale::Small | Scale::Paper);
     if large && !arguments.stored && runner.compute().device.is_cpu() && arguments.until.is_none() {

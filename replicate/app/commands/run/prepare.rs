@@ -1,13 +1,14 @@
 //! Prepares a run: fetches its files, estimates its costs, and finds obstacles.
 
 use crate::app::cli::{Place, Running};
-use crate::app::commands::fetch::download;
+use crate::app::commands::{fetch::download, unique};
 use crate::app::machine::{free_disk, free_memory};
 use crate::error::{EXIT_GOOD, EXIT_INPUT, EXIT_RUN, Error, Result};
 use crate::experiment::plan::{self, Cost};
 use crate::experiment::run::{Input, Runner};
 use crate::experiment::{Initialization, Row};
 use crate::network::device::Named;
+use crate::settings::{Settings, object};
 use crate::store::fetch::{Asset, Inputs, Options};
 use crate::store::option;
 use crate::train::watch::say;
@@ -33,7 +34,8 @@ pub fn prepare(
         return Ok(());
     }
     let missing = missing(runner, place, cells)?;
-    let needs = Needs::of(&items(runner, cells, seeds)?, download_bytes(&missing));
+    let items = items(runner, cells, seeds, &mut Shared::default())?;
+    let needs = Needs::of(&items, download_bytes(&missing));
     let device = &runner.compute().device;
     let free = free_memory(device);
     let parts = fitting(runner, cells, free.filter(|_| !device.is_cpu()));
@@ -114,17 +116,27 @@ struct Item {
     memory: u64,
 }
 
-/// Lists the missing results that `cells` need, in the order of a run.
-fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>> {
+/// What is made once, whatever number of recipes need it.
+#[derive(Default)]
+struct Shared {
+    /// Pre-trainings, with their settings as JSON.
+    starts: Vec<(Initialization, String)>,
+    reference: bool,
+}
+
+/// Lists the missing results that `cells` need, in the order of a run, without what is in `shared`;
+/// adds to `shared`.
+fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64], shared: &mut Shared) -> Result<Vec<Item>> {
     let recipe = runner.recipe().clone();
-    let mut starts: Vec<Initialization> = Vec::new();
+    let pretraining = [recipe.network.list(), recipe.pretraining.list()].concat();
+    let pretraining = serde_json::Value::from_iter(object(&pretraining)).to_string();
     let mut items = Vec::new();
     for (cell, start) in
         cells.iter().flat_map(|cell| recipe.initial(cell).into_iter().map(move |s| (cell, s)))
     {
-        let trained = !runner.published(start);
-        if trained && !starts.contains(&start) && !runner.has_pretrained(start)? {
-            starts.push(start);
+        let (trained, key) = (!runner.published(start), (start, pretraining.clone()));
+        if trained && !shared.starts.contains(&key) && !runner.has_pretrained(start)? {
+            shared.starts.push(key);
             items.push(Item {
                 name: format!("pre-training {start}"),
                 what: String::new(),
@@ -133,7 +145,7 @@ fn items(runner: &mut Runner, cells: &[Row], seeds: &[u64]) -> Result<Vec<Item>>
             });
         }
     }
-    if !recipe.scale.procedural() {
+    if !recipe.scale.procedural() && !std::mem::replace(&mut shared.reference, true) {
         items.push(Item {
             name: "features of the real images".into(),
             what: "once for all cells".into(),
@@ -264,31 +276,55 @@ fn requeues(seconds: f64, limit: f64) -> u64 {
     (seconds / (limit - 300.0).max(limit / 2.0)).ceil().max(1.0) as u64 - 1
 }
 
-/// Prints the plan. The exit code tells if the run can work.
-pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &[u64]) -> Result<i32> {
+/// The rows and seeds of one recipe, and what runs them.
+pub struct Planned<'a> {
+    pub runner: Runner<'a>,
+    pub rows: Vec<Row>,
+    pub seeds: Vec<u64>,
+}
+
+/// Prints one plan for all of `planned`. The exit code tells if the run can work.
+pub fn dry_run(planned: &mut [Planned], arguments: &Running) -> Result<i32> {
     let Running { place, like, time: limit, offline, .. } = arguments;
-    let recipe = runner.recipe().clone();
-    let machine = Machine::of(runner, arguments)?;
-    let listed: Vec<String> = seeds.iter().map(u64::to_string).collect();
+    let machine = Machine::of(&planned[0].runner, arguments)?;
+    let seeds: Vec<u64> = planned.iter().flat_map(|one| one.seeds.clone()).collect();
+    let listed: Vec<String> = unique(&seeds).iter().map(u64::to_string).collect();
     let on = match like {
         Some(card) => format!("a GPU like {card:?}").to_lowercase().replace("gpu", "GPU"),
         None => place.device.clone(),
     };
-    println!("Plan at scale {} on {on}, seed {}. Nothing is run.\n", recipe.scale, listed.join(", "));
+    let scale = planned[0].runner.recipe().scale;
+    println!("Plan at scale {scale} on {on}, seed {}. Nothing is run.\n", listed.join(", "));
 
-    let items = items(runner, cells, seeds)?;
     let header = limit.map_or("", |_| "  requeued");
     println!("  {:37} {:38} {:>10}  {:>12}  {:>7}{header}", "what", "", "operations", "time", "disk");
-    for Item { name, what, cost, .. } in &items {
-        let (flop, time) = (plan::operations(cost.flop), format!("~{}", machine.time(cost.flop)));
-        let disk = plan::bytes(cost.peak_disk_bytes);
-        let again = limit.map_or(String::new(), |limit| {
-            format!("  {:>8}", requeues(plan::seconds(cost, machine.rate), limit))
-        });
-        println!("  {name:37} {what:38} {flop:>10}  {time:>12}  {disk:>7}{again}");
+    let (several, mut shared, mut items) = (planned.len() > 1, Shared::default(), Vec::new());
+    for Planned { runner, rows, seeds } in planned.iter_mut() {
+        let changes = runner.recipe().changes();
+        if several {
+            let with = if changes.is_empty() { "without changes".into() } else { changes.join(" ") };
+            println!("  {with}");
+        }
+        for item in self::items(runner, rows, seeds, &mut shared)? {
+            let Item { name, what, cost, .. } = &item;
+            let (flop, time) = (plan::operations(cost.flop), format!("~{}", machine.time(cost.flop)));
+            let disk = plan::bytes(cost.peak_disk_bytes);
+            let again = limit.map_or(String::new(), |limit| {
+                format!("  {:>8}", requeues(plan::seconds(cost, machine.rate), limit))
+            });
+            println!("  {name:37} {what:38} {flop:>10}  {time:>12}  {disk:>7}{again}");
+            items.push(item);
+        }
     }
     let flop: f64 = items.iter().map(|item| item.cost.flop).sum();
-    let missing = missing(runner, place, cells)?;
+    let mut missing: Vec<Missing> = Vec::new();
+    for Planned { runner, rows, .. } in planned.iter() {
+        for one in self::missing(runner, place, rows)? {
+            if !missing.iter().any(|known| known.input == one.input) {
+                missing.push(one);
+            }
+        }
+    }
     println!();
     for Missing { assets, .. } in &missing {
         let size = assets[0].bytes.map_or("unknown size".into(), plan::bytes);
@@ -315,8 +351,11 @@ pub fn dry_run(runner: &mut Runner, arguments: &Running, cells: &[Row], seeds: &
         plan::operations(machine.rate),
         machine.source
     );
-    let of_gpu = like.is_some() || !runner.compute().device.is_cpu();
-    let parts = fitting(runner, cells, machine.memory.filter(|_| of_gpu));
+    let parts = planned.iter().map(|Planned { runner, rows, .. }| {
+        let of_gpu = like.is_some() || !runner.compute().device.is_cpu();
+        fitting(runner, rows, machine.memory.filter(|_| of_gpu))
+    });
+    let parts = parts.min().flatten();
     if let Some(problem) = needs.problem(&place.store, machine.disk, machine.memory, parts) {
         println!("\nCannot run: {problem}");
         return Ok(EXIT_RUN);
