@@ -134,3 +134,23 @@ fn a_file_that_the_list_does_not_vouch_for_is_named() {
     assert!(sealed.problems[0].contains("store/x/manifest.json is not a manifest"), "{sealed:?}");
     assert!(!dir.path().join("a.zip.partial").exists());
 }
+
+/// Two at once would write into each other's file.
+#[test]
+fn an_archive_has_one_writer_and_replaces_no_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.zip");
+    std::fs::write(dir.path().join("x.zip.partial"), "left by a killed process").unwrap();
+    for _ in 0..2 {
+        let mut first = Writer::create(&path).unwrap();
+        let error = Writer::create(&path).err().unwrap().to_string();
+        assert!(error.contains("another process is writing") && error.contains("x.zip"), "{error}");
+        first.add("a.txt", b"a").unwrap();
+        first.finish().unwrap();
+        assert_eq!(verify(&path).unwrap().problems, [""; 0]);
+        assert!(!dir.path().join("x.zip.partial").exists());
+    }
+    for other in [Path::new("/dev/null"), dir.path()] {
+        assert!(Writer::create(other).err().unwrap().to_string().contains("name a file for the archive"));
+    }
+}

@@ -4,11 +4,11 @@
 mod metadata;
 
 pub use self::metadata::{About, METADATA, metadata};
-use super::files::{Content, dir_of, sync_dir};
+use super::files::{Content, dir_of, lock_to_change, sync_dir};
 use super::formats::uncompressed;
 use super::formats::unzip::{Entry, entries};
 use super::{EXPERIMENT, MANIFEST, Manifest, sha256_hex};
-use crate::error::{Error, Result, shown};
+use crate::error::{Error, Result, shown, shown_path};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -26,20 +26,32 @@ pub struct Writer {
     partial: PathBuf,
     zip: zip::ZipWriter<File>,
     sums: BTreeMap<String, String>,
+    /// Held by the one process that writes the archive.
+    _lock: File,
 }
 
 impl Writer {
     /// Begins an archive.
     ///
     /// # Errors
-    /// `Io` if `path` cannot be written.
+    /// `Usage` if `path` is no file, or if another process writes the same archive; `Io` if it cannot
+    /// be written.
     pub fn create(path: &Path) -> Result<Writer> {
+        if path.metadata().is_ok_and(|found| !found.is_file()) {
+            let path = shown_path(path);
+            return Err(Error::Usage(format!(
+                "{path} is a directory or a device: name a file for the archive"
+            )));
+        }
         let mut name = path.file_name().unwrap_or_default().to_os_string();
         name.push(".partial");
         let partial = path.with_file_name(name);
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&partial);
-        let zip = zip::ZipWriter::new(options.map_err(Error::io("write", path))?);
-        Ok(Writer { path: path.into(), partial, zip, sums: BTreeMap::new() })
+        let lock = lock_to_change(&partial, &mut |_| {
+            Err(Error::Usage(format!("another process is writing {}", shown_path(path))))
+        })?;
+        let file = OpenOptions::new().read(true).write(true).truncate(true).open(&partial);
+        let zip = zip::ZipWriter::new(file.map_err(Error::io("write", path))?);
+        Ok(Writer { path: path.into(), partial, zip, sums: BTreeMap::new(), _lock: lock })
     }
 
     /// Adds a file with this content, uncompressed.
@@ -69,7 +81,7 @@ impl Writer {
     pub fn finish(mut self) -> Result<()> {
         let sums: String = self.sums.iter().map(|(name, sum)| format!("{sum}  {name}\n")).collect();
         self.add(SUMS, sums.as_bytes())?;
-        let Writer { path, partial, mut zip, .. } = self;
+        let Writer { path, partial, mut zip, _lock, .. } = self;
         let finish = || -> io::Result<()> {
             zip.set_comment(format!("{COMMENT}{}", "0".repeat(DIGITS as usize)))?;
             let mut file = zip.finish()?;
