@@ -277,6 +277,30 @@ fn redirects_are_followed_up_to_a_limit() {
     assert!(server.requests().len() - before <= 6, "asked {} times", server.requests().len() - before);
 }
 
+/// A page to log in, of any length and with status 200.
+#[test]
+fn a_page_in_place_of_the_file_spoils_nothing() {
+    let good = content(61);
+    let served = good.clone();
+    let server = Server::start(move |request| match (request.path.as_str(), request.before) {
+        ("/file", 0) => Answer::file(&served, request).cut(80_000),
+        ("/file", 1) => Answer::status(302).header("Location", "/login"),
+        ("/file", _) => Answer::file(&served, request),
+        _ => Answer::whole(b"\r\n<!DOCTYPE html><html>Please log in")
+            .header("Transfer-Encoding", "chunked")
+            .in_chunks()
+            .without_length(),
+    });
+    let asset = thing(&good, &[format!("{}/file", server.url)]);
+    let mut case = Case::new();
+    let error = case.fetch(&asset, &options()).unwrap_err().to_string();
+    let says = format!("redirects to {}/login: sends a web page in place of the file", server.url);
+    assert!(error.contains(&says), "{error}");
+    let path = case.fetch(&asset, &options()).unwrap();
+    case.assert_has(&asset, &path, &good);
+    assert_eq!(ranges(&server), [None, Some(80_000), Some(80_000), Some(80_000)]);
+}
+
 #[test]
 fn a_server_that_ignores_ranges_starts_over() {
     let good = content(9);
@@ -998,17 +1022,22 @@ fn redirects_with_blanks_are_followed_and_odd_ones_explained() {
         "/the%20file?x=a%20b" => Answer::file(&served, request),
         "/file" => Answer::status(302).header("Location", "file:///etc/passwd"),
         "/ftp" => Answer::status(301).header("Location", "ftp://127.0.0.1/x"),
+        "/dead" => Answer::status(302).header("Location", "http://127.0.0.1:1/x?sig=SECRET"),
         _ => Answer::status(302),
     });
     let mut case = Case::new();
     let asset = thing(&good, &[format!("{}/start", server.url)]);
     let path = case.fetch(&asset, &options()).unwrap();
     case.assert_has(&asset, &path, &good);
-    for (path, says) in
-        [("file", "redirects to file:"), ("ftp", "redirects to ftp:"), ("x", "redirects to nothing")]
-    {
+    for (path, says) in [
+        ("file", "redirects to file:"),
+        ("ftp", "redirects to ftp:"),
+        ("dead", "redirects to http://127.0.0.1:1/x?…: Connection refused"),
+        ("x", "redirects to nothing"),
+    ] {
         let error = Case::new().fetch(&thing(&good, &[format!("{}/{path}", server.url)]), &options());
-        assert!(error.as_ref().unwrap_err().to_string().contains(says), "{error:?}");
+        let text = error.as_ref().unwrap_err().to_string();
+        assert!(text.contains(says) && !text.contains("SECRET"), "{text}");
     }
 }
 

@@ -9,8 +9,9 @@ use ureq::{Agent, Body, Proxy};
 
 use super::address::Url;
 use super::inputs::Place;
-use super::{Attempt, Progress, Report, refuse};
+use super::{Attempt, Failure, Progress, Report, refuse};
 use crate::error::Error;
+use crate::store::formats::foreign_text;
 
 const POLL: Duration = Duration::from_millis(200);
 const BUFFER: usize = 64 * 1024;
@@ -113,18 +114,25 @@ impl Download<'_> {
                 Ok(proxy) => proxy,
                 Err(why) => return refuse(why),
             };
-            let response = match self.request(&url, proxy, have) {
-                Ok(response) => response,
-                Err(error) => return self.failed(error, true),
+            let ended = match self.request(&url, proxy, have) {
+                Ok(response) if response.status().is_redirection() => {
+                    let location = response.headers().get(header::LOCATION);
+                    let location =
+                        location.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+                    url = match url.redirected(&location.unwrap_or_default()) {
+                        Ok(url) => url,
+                        Err(why) => return refuse(why),
+                    };
+                    continue;
+                }
+                Ok(response) => self.answered(response, have, report),
+                Err(error) => self.failed(&url, error, true),
             };
-            if !response.status().is_redirection() {
-                return self.answered(response, have, report);
-            }
-            let location = response.headers().get(header::LOCATION);
-            let location = location.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
-            url = match url.redirected(&location.unwrap_or_default()) {
-                Ok(url) => url,
-                Err(why) => return refuse(why),
+            let told = |why| if url == *self.url { why } else { format!("redirects to {url}: {why}") };
+            return match ended {
+                Err(Failure::Source(why)) => refuse(told(why)),
+                Ok(End::Again(why, after)) => Ok(End::Again(told(why), after)),
+                ended => ended,
             };
         }
         refuse(format!("redirects more than {MAX_REDIRECTS} times"))
@@ -152,7 +160,7 @@ impl Download<'_> {
     }
 
     /// Receives the body if the answer is the file, or its missing part.
-    fn answered(&self, response: Response<Body>, mut have: u64, report: &mut Report) -> Attempt<End> {
+    fn answered(&self, response: Response<Body>, have: u64, report: &mut Report) -> Attempt<End> {
         let (status, headers) = (response.status(), response.headers());
         let total = match status {
             StatusCode::OK => number(headers, header::CONTENT_LENGTH),
@@ -195,30 +203,47 @@ impl Download<'_> {
             }
             _ => {}
         }
-        if status == StatusCode::OK && have > 0 {
-            report(Progress::Note(&format!("{} starts over: it ignores ranges", self.url)))?;
-            have = self.start_over()?;
-        }
-        self.receive(response.into_body(), have, total.or(self.bytes), report)
+        self.receive(response.into_body(), status == StatusCode::OK, have, total.or(self.bytes), report)
     }
 
-    /// Appends the body to the partial file.
-    fn receive(&self, body: Body, mut have: u64, total: Option<u64>, report: &mut Report) -> Attempt<End> {
+    /// Appends the body to the partial file, which a body from the first byte on replaces.
+    fn receive(
+        &self,
+        body: Body,
+        from_start: bool,
+        mut have: u64,
+        total: Option<u64>,
+        report: &mut Report,
+    ) -> Attempt<End> {
+        let mut body = body.into_reader();
+        let mut buffer = vec![0; BUFFER];
+        let mut next = |buffer: &mut [u8]| loop {
+            match body.read(buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                read => return read,
+            }
+        };
+        let mut read = match next(&mut buffer) {
+            Ok(read) => read,
+            Err(error) => return self.failed(self.url, error.into(), false),
+        };
+        if from_start {
+            // A page to log in must not replace what arrived before.
+            if let Some(what) = foreign_text(&buffer[..read]) {
+                return refuse(format!("sends {what} in place of the file"));
+            }
+            if have > 0 {
+                report(Progress::Note(&format!("{} starts over: it ignores ranges", self.url)))?;
+                have = self.start_over()?;
+            }
+        }
         let path = self.place.partial();
         let mut file =
             OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io("write", &path))?;
-        let mut body = body.into_reader();
-        let mut buffer = vec![0; BUFFER];
         let most = total.unwrap_or(self.most);
         let (mut since, mut had) = (Instant::now(), have);
         report(Progress::Bytes { have, of: total })?;
-        loop {
-            let read = match body.read(&mut buffer) {
-                Ok(0) => break,
-                Ok(read) => read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                Err(error) => return self.failed(error.into(), false),
-            };
+        while read > 0 {
             have += read as u64;
             if have > most {
                 drop(file);
@@ -233,6 +258,10 @@ impl Download<'_> {
                 }
                 (since, had) = (Instant::now(), have);
             }
+            read = match next(&mut buffer) {
+                Ok(read) => read,
+                Err(error) => return self.failed(self.url, error.into(), false),
+            };
         }
         match total {
             Some(total) if have < total => {
@@ -249,18 +278,21 @@ impl Download<'_> {
 
     /// Decides whether to try again after an error of the connection. `head` is true before the
     /// answer's header was read.
-    fn failed(&self, error: ureq::Error, head: bool) -> Attempt<End> {
+    fn failed(&self, url: &Url, error: ureq::Error, head: bool) -> Attempt<End> {
         use ureq::Error as E;
         let text = |error: &dyn std::fmt::Display| {
-            let proxied = matches!(self.url.proxy(), Ok(Some(_)));
+            let proxied = matches!(url.proxy(), Ok(Some(_)));
             let through = if proxied { "through the environment's proxy: " } else { "" };
-            let error = error.to_string().replace(&self.url.secret(), &self.url.to_string());
+            let error = error.to_string().replace(&url.secret(), &url.to_string());
             crate::error::shown(&format!("{through}{error}"))
         };
         match error {
             E::Timeout(_) => again("does not respond"),
             E::HostNotFound => refuse("no such host, or no network".into()),
             E::Io(error) if is_unresolved(&error) => refuse(format!("no such host, or no network ({error})")),
+            E::Io(error) if url.https && error.kind() == ErrorKind::InvalidData => {
+                refuse(format!("fails in TLS ({})", text(&error)))
+            }
             E::Io(error) if is_lasting(&error) => refuse(text(&error)),
             E::Io(error) => again(&format!("breaks the connection ({})", text(&error))),
             E::Protocol(error) if !head => again(&format!("breaks the protocol ({})", text(&error))),

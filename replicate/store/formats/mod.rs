@@ -214,7 +214,7 @@ impl LeftOut {
 }
 
 /// First bytes of formats that users may supply by mistake, with descriptions.
-const FOREIGN: [(&[u8], &str); 22] = [
+const FOREIGN: [(&[u8], &str); 23] = [
     (b"\x1f\x8b", "compressed with gzip"),
     (b"BZh", "compressed with bzip2"),
     (b"\xfd7zXZ\0", "compressed with xz"),
@@ -235,18 +235,35 @@ const FOREIGN: [(&[u8], &str); 22] = [
     (b"GGUF", "a GGUF file"),
     (b"MATLAB 5.0 MAT-file", "a MATLAB file"),
     (b"ARROW1", "an Arrow file"),
+    (b"\xff\xff\xff\xff", "an Arrow stream, as Dataset.save_to_disk writes it (to_parquet writes parquet)"),
     (b"PARE", "an encrypted parquet file"),
     (b"version https://git-lfs", "a Git LFS pointer in place of the file (`git lfs pull` gets it)"),
 ];
 
-/// First words of texts, in lower case, with descriptions.
-const TEXTS: [(&str, &str); 5] = [
-    ("<!doctype html", "a web page"),
+/// First words of texts, in lower case and without blanks, with descriptions.
+const TEXTS: [(&str, &str); 6] = [
+    ("<!doctypehtml", "a web page"),
+    ("<head", "a web page"),
     ("<html", "a web page"),
     ("<?xml", "an XML text, as servers answer an error"),
     ("{\"", "a JSON text"),
     ("[\"", "a JSON text"),
 ];
+
+/// Says in a message what a file is that no reader expects.
+pub(crate) fn called(start: &[u8]) -> Option<String> {
+    match foreign(start) {
+        None if start.is_empty() => Some("an empty file".into()),
+        what => what.map(|what| format!("a file that is {what}")),
+    }
+}
+
+/// Recognises a text by its first bytes.
+pub(crate) fn foreign_text(start: &[u8]) -> Option<&'static str> {
+    let text: Vec<u8> = start.iter().filter(|byte| !byte.is_ascii_whitespace()).take(16).copied().collect();
+    let text = text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&text).to_ascii_lowercase();
+    TEXTS.iter().find(|(word, _)| text.starts_with(word.as_bytes())).map(|(_, what)| *what)
+}
 
 /// Recognises a format that no reader expects by its first bytes.
 pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
@@ -258,7 +275,5 @@ pub(crate) fn foreign(start: &[u8]) -> Option<&'static str> {
         (Some(b"BM"), _, Some([0, 0, 0, 0])) => Some("a BMP image"),
         _ => None,
     };
-    let text = start.trim_ascii_start().iter().take(16).map(u8::to_ascii_lowercase).collect::<Vec<_>>();
-    let text = || TEXTS.iter().find(|(word, _)| text.starts_with(word.as_bytes())).map(|(_, what)| *what);
-    binary.or(within).or_else(text)
+    binary.or(within).or_else(|| foreign_text(start))
 }
