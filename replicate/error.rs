@@ -27,7 +27,7 @@ pub const EXIT_INTERRUPTED: i32 = 75;
 pub enum Error {
     #[error("{0}")]
     Usage(String),
-    #[error("{} is missing: {}\n  {}", shown_path(path), printable(what), printable(remedy))]
+    #[error("{} is missing: {}\n  {}", located(path), printable(what), printable(remedy))]
     Missing { path: PathBuf, what: String, remedy: String },
     #[error(
         "{} is invalid: expected {expected}, found {}\n  {}",
@@ -47,7 +47,7 @@ pub enum Error {
     Interrupted { cell: String, images: u64 },
     #[error("{cell} was stopped; nothing that was finished is lost, run the same command again to go on")]
     Stopped { cell: String },
-    #[error("cannot {action} {}: {source}{}", shown_path(path), io_remedy(action, source))]
+    #[error("cannot {action} {}: {source}{}", located(path), io_remedy(action, source))]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{0}")]
     Run(String),
@@ -134,6 +134,9 @@ fn io_remedy(action: &str, source: &std::io::Error) -> &'static str {
         }
         ErrorKind::PermissionDenied if reads => "\n  check who may read it; nothing is known of its content",
         ErrorKind::PermissionDenied => "\n  check who owns it, or choose another place (--store, --output)",
+        ErrorKind::NotFound if action == "write" => {
+            "\n  its directory was removed or moved meanwhile: restore it, or run the same command again"
+        }
         _ if action == "lock" => {
             "\n  file systems without locks cannot be shared by processes: choose a place on another one (--store), \
              such as a local disk"
@@ -178,6 +181,13 @@ pub fn shown(text: &str) -> String {
 /// Escapes a path for use within a line.
 pub fn shown_path(path: &Path) -> String {
     escaped(&path.to_string_lossy(), ' ')
+}
+
+/// As [`shown_path`]; also says where a link leads if nothing is there.
+fn located(path: &Path) -> String {
+    let target = path.read_link().ok().filter(|_| path.metadata().is_err());
+    let lost = |target: PathBuf| format!(" (a link to {}, which is not there)", shown_path(&target));
+    shown_path(path) + &target.map_or(String::new(), lost)
 }
 
 /// Escapes control characters of a text, but keeps its line breaks.

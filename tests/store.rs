@@ -312,7 +312,61 @@ fn what_is_damaged_is_moved_aside_and_made_again() {
     assert!(aside(1).exists() && aside(2).exists() && aside(3).exists());
 }
 
+/// An entry may be a link to another disk, to which names cannot move.
+#[cfg(target_os = "linux")]
+#[test]
+fn what_lies_on_another_disk_is_moved_aside_too() {
+    use std::os::unix::fs::{MetadataExt, symlink};
+    let root = temp();
+    let Ok(disk) = tempfile::tempdir_in("/dev/shm") else { return };
+    if fs::metadata(disk.path()).unwrap().dev() == fs::metadata(root.path()).unwrap().dev() {
+        return;
+    }
+    let (entry, _) = published(root.path());
+    let there = disk.path().join("entry");
+    fs::create_dir(&there).unwrap();
+    for name in names(entry.dir()) {
+        fs::copy(entry.path(&name), there.join(&name)).unwrap();
+    }
+    fs::remove_dir_all(entry.dir()).unwrap();
+    symlink(&there, entry.dir()).unwrap();
+    fs::create_dir_all(there.join("more/within")).unwrap();
+    fs::write(there.join("more/within/file"), "precious").unwrap();
+    flip(&entry.path("weights.safetensors"), 0, 0);
+    let weights = fs::read(entry.path("weights.safetensors")).unwrap();
+    let aside = lock(&entry).discard(&damage(&entry)).unwrap();
+    assert_eq!(names(&there), ["lock"]);
+    let kept =
+        ["damaged.txt", "experiment.txt", "manifest.json", "metrics.csv", "more", "weights.safetensors"];
+    assert_eq!(names(&aside), kept);
+    assert_eq!(fs::read(aside.join("weights.safetensors")).unwrap(), weights);
+    assert_eq!(fs::read_to_string(aside.join("more/within/file")).unwrap(), "precious");
+}
+
 // ---- what is no store
+
+/// A disk that is not mounted, or that somebody else owns, is no empty store.
+#[cfg(unix)]
+#[test]
+fn a_store_that_cannot_be_reached_is_not_an_empty_one() {
+    use std::os::unix::fs::symlink;
+    let root = temp();
+    let path = root.path().join("store");
+    symlink("not mounted", &path).unwrap();
+    let error = Store::open(&path).unwrap_err();
+    assert_eq!(error.exit_code(), EXIT_INPUT);
+    for part in ["store (a link to not mounted, which is not there)", "--store"] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+    fs::create_dir(root.path().join("not mounted")).unwrap();
+    assert!(Store::open(&path).unwrap().finished_entries().unwrap().is_empty());
+    symlink("circle", root.path().join("circle")).unwrap();
+    for name in ["circle".into(), "long".repeat(100)] {
+        let error = Store::open(&root.path().join(&name)).unwrap_err();
+        assert!(error.to_string().contains(&name), "{error}");
+    }
+    assert!(Store::open(&root.path().join("new")).is_ok());
+}
 
 #[test]
 fn a_store_of_another_format_is_refused_and_left_alone() {

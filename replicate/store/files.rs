@@ -104,6 +104,34 @@ pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     repeated(|| fs::rename(from, to))
 }
 
+/// Moves a file or a directory. Copies it where [`rename`] cannot move it, for example because an entry
+/// is a link to another disk.
+pub(super) fn relocate(from: &Path, to: &Path) -> io::Result<()> {
+    match rename(from, to) {
+        Err(error) if error.kind() == ErrorKind::CrossesDevices => {}
+        ended => return ended,
+    }
+    if fs::symlink_metadata(from)?.is_dir() {
+        fs::create_dir(to)?;
+        for child in fs::read_dir(from)? {
+            let name = child?.file_name();
+            relocate(&from.join(&name), &to.join(&name))?;
+        }
+        sync_dir(to)?;
+        return fs::remove_dir(from);
+    }
+    let mut source = open(from)?;
+    let (Some(dir), Some(name)) = (to.parent(), to.file_name()) else {
+        unreachable!("a name in a directory")
+    };
+    let (mut file, temporary) = create_temporary(dir, name)?;
+    io::copy(&mut source, &mut file)
+        .and_then(|_| repeated(|| file.sync_all()))
+        .and_then(|()| rename(&temporary, to))
+        .inspect_err(|_| _ = fs::remove_file(&temporary))?;
+    fs::remove_file(from)
+}
+
 pub(super) fn remove(path: &Path) -> Result<()> {
     match repeated(|| fs::remove_file(path)) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io("remove", path)(error)),
@@ -211,7 +239,7 @@ pub(super) fn children(dir: &Path) -> Result<Vec<OsString>> {
 pub(super) fn move_children(from: &Path, to: &Path, stays: impl Fn(&OsStr) -> bool) -> Result<()> {
     for name in children(from)?.iter().filter(|name| !stays(name)) {
         let path = from.join(name);
-        rename(&path, &to.join(name)).map_err(Error::io("move aside", &path))?;
+        relocate(&path, &to.join(name)).map_err(Error::io("move aside", &path))?;
     }
     sync_dir(to).map_err(Error::io("write", to))?;
     sync_dir(from).map_err(Error::io("write", from))

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::checkpoint::{Checkpoint, Saved};
 use super::entry::{Entry, is_no_file};
 use super::files::{
-    Content, holds_no_file, move_children, numbered_dir, read_if_present, remove, rename, sync_dir,
+    Content, holds_no_file, move_children, numbered_dir, read_if_present, relocate, remove, sync_dir,
     write_atomically,
 };
 use super::manifest::Manifest;
@@ -93,7 +93,7 @@ impl Lock {
     fn make_way(&self, path: &Path) -> Result<()> {
         if holds_no_file(path) {
             let aside = self.aside()?;
-            rename(path, &aside.join(path.file_name().unwrap_or_default()))
+            relocate(path, &aside.join(path.file_name().unwrap_or_default()))
                 .map_err(Error::io("move aside", path))?;
         }
         Ok(())
@@ -254,7 +254,7 @@ impl Lock {
         // First the manifest: without it the entry counts as unfinished if this process is killed.
         let manifest = self.path(MANIFEST);
         if manifest.exists() {
-            rename(&manifest, &aside.join(MANIFEST)).map_err(Error::io("move aside", &manifest))?;
+            relocate(&manifest, &aside.join(MANIFEST)).map_err(Error::io("move aside", &manifest))?;
         }
         move_children(&self.dir, &aside, |name| name == LOCK)?;
         *self.next_save() = None;

@@ -49,7 +49,7 @@ mod manifest;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -128,14 +128,24 @@ impl Store {
     ///
     /// # Errors
     /// `Malformed` if `root` is a store of another format, or another directory, which stays
-    /// untouched.
+    /// untouched; `Missing` or `Io` if a store may be there that cannot be reached.
     pub fn open(root: &Path) -> Result<Store> {
         let store = Store { root: root.to_path_buf() };
-        if !root.exists() {
-            return Ok(store);
-        }
-        if !root.is_dir() {
-            return Err(not_a_store(root, "a file".into(), false));
+        match fs::metadata(root) {
+            Ok(found) if found.is_dir() => {}
+            Ok(_) => return Err(not_a_store(root, "a file".into(), false)),
+            Err(error) if error.kind() == ErrorKind::NotFound && root.is_symlink() => {
+                return Err(Error::Missing {
+                    path: root.to_path_buf(),
+                    what: "the store".into(),
+                    remedy: "mount or restore the place that it leads to, or name another with --store"
+                        .into(),
+                });
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                return Ok(store);
+            }
+            Err(error) => return Err(Error::io("open", root)(error)),
         }
         // Lists it before it reads the format, because a new store gets `format` first.
         let mut names = children(root)?;

@@ -9,7 +9,7 @@ use png::{BitDepth, ColorType};
 
 use super::sets::{ImageSet, LARGEST, batch_of};
 use crate::data::{Images, planes};
-use crate::error::{Error, Result, shown_path};
+use crate::error::{Error, Result};
 use crate::store::formats::unzip::Entry;
 use crate::store::formats::{Fault, LeftOut, foreign, is_hidden};
 
@@ -95,8 +95,7 @@ fn circle(path: &Path) -> Error {
 }
 
 fn dangling(path: PathBuf) -> Error {
-    let what = format!("it is a link to {}", shown_path(&fs::read_link(&path).unwrap_or_default()));
-    Error::missing(path, what, "restore what it points to, or remove the link")
+    Error::missing(path, "links are followed", "restore what it points to, or remove the link")
 }
 
 /// Opens the PNG files in a zip and describes the skipped files. Returns no set if there are

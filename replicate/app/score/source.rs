@@ -12,13 +12,13 @@ use super::pictures;
 use super::sets::{BATCH, FeatureSet, ImageSet, Input, LARGEST, batch_of};
 use crate::data::cifar::{self, Refusal, Set, Split};
 use crate::data::{Images, planes};
-use crate::error::{Error, Result, shown, shown_path};
+use crate::error::{Error, Result, shown};
 use crate::measure::metrics::Features;
 use crate::measure::statistics::{Statistics, WIDEST};
 use crate::rng::Stream;
 use crate::store::formats::npz::{self, Stored};
 use crate::store::formats::torch::Dtype;
-use crate::store::formats::{Fault, LeftOut, foreign, is_hidden, unzip};
+use crate::store::formats::{Fault, LeftOut, called, foreign, is_hidden, unzip};
 
 /// Opens a folder or a file, and describes the skipped files.
 ///
@@ -40,8 +40,7 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
     match File::open(path) {
         Ok(file) => file.take(32).read_to_end(&mut start).map_err(Error::io("read", path))?,
         Err(error) if [ErrorKind::NotFound, ErrorKind::NotADirectory].contains(&error.kind()) => {
-            let link = path.read_link().map(|target| format!("it is a link to {}", shown_path(&target)));
-            let what = link.unwrap_or("neither a file, nor a folder, nor the name of a data set".into());
+            let what = "neither a file, nor a folder, nor the name of a data set";
             let remedy = format!(
                 "it is a path or one of {}; IMAGES may be a row that was run, too, and --ref {PUBLISHED}",
                 DATASETS.map(|(name, ..)| name).join(", ")
@@ -67,10 +66,12 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
     }
     match foreign(&start) {
         // These may contain a data set.
-        None if start.is_empty() => Err(unknown(path, "an empty file".into())),
         None if start.starts_with(b"\x80") => Err(pickled(path, "a pickle or an old file of torch.save")),
-        None | Some("compressed with gzip" | "a parquet file") => cifar(path, &LeftOut::default()),
-        Some(what) => Err(unknown(path, format!("a file that is {what}"))),
+        Some("compressed with gzip" | "a parquet file") => cifar(path, &LeftOut::default()),
+        _ => match called(&start) {
+            Some(what) => Err(unknown(path, what)),
+            None => cifar(path, &LeftOut::default()),
+        },
     }
 }
 

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::assets::Asset;
 use crate::error::{Error, Result, shown};
 pub(super) use crate::store::files::remove;
-use crate::store::files::{numbered_dir, read_text_if_present, rename};
+use crate::store::files::{numbered_dir, read_text_if_present, relocate};
 use crate::store::{Content, begin, is_sha256, lock_file, sync_dir, write_atomically};
 
 /// The inputs of one store.
@@ -222,9 +222,9 @@ impl Place {
             let quarantine = dir.join("quarantine");
             fs::create_dir_all(&quarantine).map_err(Error::io("create", &quarantine))?;
             let aside = numbered_dir(&quarantine, "aside")?.join(&content.sha256);
-            rename(&path, &aside).map_err(Error::io("move aside", &path))?;
+            relocate(&path, &aside).map_err(Error::io("move aside", &path))?;
         }
-        rename(file, &path).and_then(|()| sync_dir(dir)).map_err(Error::io("write", &path))?;
+        relocate(file, &path).and_then(|()| sync_dir(dir)).map_err(Error::io("write", &path))?;
         let record = Record {
             sha256: content.sha256.clone(),
             bytes: content.bytes,
