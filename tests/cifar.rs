@@ -222,9 +222,10 @@ fn parquet(set: Set, samples: &[Sample]) -> Vec<u8> {
 }
 
 /// A zip archive; the method is 0 (stored), 8 (deflated) or one that nobody knows.
-fn zip_of(files: &[(&str, Vec<u8>)], method: u16) -> Vec<u8> {
+fn zip_of<N: AsRef<str>>(files: &[(N, Vec<u8>)], method: u16) -> Vec<u8> {
     let (mut zip, mut directory) = (Vec::new(), Vec::new());
     for (name, content) in files {
+        let name = name.as_ref();
         let packed = match method {
             8 => {
                 let mut encoder = DeflateEncoder::new(Vec::new(), Compression::fast());
@@ -262,14 +263,17 @@ fn zip_of(files: &[(&str, Vec<u8>)], method: u16) -> Vec<u8> {
     zip
 }
 
-fn edm_zip(samples: &[Sample], method: u16) -> Vec<u8> {
-    let names: Vec<String> = (0..samples.len()).map(|i| format!("00000/img{i:08}.png")).collect();
-    let labels: Vec<_> = names.iter().zip(samples).map(|(name, s)| (name, s.label)).collect();
+/// What EDM's tool writes, each name behind `prefix`.
+fn edm_files(prefix: &str, samples: &[Sample]) -> Vec<(String, Vec<u8>)> {
+    let name = |i: usize| format!("00000/img{i:08}.png");
+    let labels: Vec<_> = samples.iter().enumerate().map(|(i, s)| (name(i), s.label)).collect();
     let labels = serde_json::json!({ "labels": labels }).to_string().into_bytes();
-    let mut files: Vec<(&str, Vec<u8>)> =
-        names.iter().zip(samples).map(|(name, s)| (name.as_str(), png(&s.pixels))).collect();
-    files.push(("dataset.json", labels));
-    zip_of(&files, method)
+    let images = samples.iter().enumerate().map(|(i, s)| (format!("{prefix}{}", name(i)), png(&s.pixels)));
+    images.chain([(format!("{prefix}dataset.json"), labels)]).collect()
+}
+
+fn edm_zip(samples: &[Sample], method: u16) -> Vec<u8> {
+    zip_of(&edm_files("", samples), method)
 }
 
 /// The training images in every container: names and paths within `dir`.
@@ -301,6 +305,15 @@ fn every_container(dir: &Path, set: Set, samples: &[Sample]) -> Vec<(&'static st
         ("parquet", file("parquet", parquet(set, &turned(4)))),
         ("stored zip", file("stored", edm_zip(&turned(5), 0))),
         ("deflated zip", file("deflated", edm_zip(&turned(6), 8))),
+        ("zip of a directory", file("packed", zip_of(&edm_files("cifar/", &turned(7)), 8))),
+        ("directory of EDM's", {
+            let path = dir.join("edm");
+            fs::create_dir_all(path.join("00000")).unwrap();
+            for (name, bytes) in edm_files("", &turned(8)) {
+                fs::write(path.join(name), bytes).unwrap();
+            }
+            path
+        }),
     ]
 }
 
@@ -551,6 +564,36 @@ fn a_missing_directory_an_empty_one_and_a_missing_batch_are_told_apart() {
 
 // -------------------------------------------------------------------- classes
 
+/// As git-annex and DVC leave files that were not fetched, as git leaves those of LFS, and as a
+/// download leaves a page.
+#[cfg(unix)]
+#[test]
+fn what_is_in_place_of_a_file_is_called_what_it_is() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("data_batch_1.bin");
+    for target in ["../annex/1", "data_batch_1.bin"] {
+        symlink(target, &path).unwrap();
+        let text = match cifar::train(Set::Cifar10, dir.path()) {
+            Err(error) => error.to_string(),
+            Ok(_) => panic!("a link that leads nowhere"),
+        };
+        assert_says(&text, &[&format!("data_batch_1.bin (a link to {target}, which is not there)")]);
+        fs::remove_file(&path).unwrap();
+    }
+    for (bytes, what) in [
+        ("version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        ("<!DOCTYPE html>", "a web page"),
+        ("", "an empty file"),
+    ] {
+        for name in ["data_batch_1.bin", "data_batch_1", "cifar-10-binary.tar.gz"] {
+            fs::write(dir.path().join(name), bytes).unwrap();
+            assert_says(&input_error(cifar::train(Set::Cifar10, dir.path())), &[name, what]);
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
+    }
+}
+
 #[test]
 fn the_images_of_some_classes_keep_their_labels() {
     let samples: Vec<Sample> =
@@ -594,7 +637,7 @@ fn bad_binary_files_are_refused() {
     };
     let two = binary(Set::Cifar10, &some(2));
     says(two[..3073 + 100].to_vec(), &["records of 3073 bytes", "3173 bytes: 1 records and 100 bytes more"]);
-    says(vec![], &["0 bytes: 0 records"]);
+    says(vec![], &["records of 3073 bytes", "found an empty file"]);
     says(binary(Set::Cifar100, &some(2)), &["2 records and 2 bytes more"]);
     says([&[10], &two[1..]].concat(), &["labels from 0 to 9", "label 10, in record 0"]);
     says(vec![0; 10_001 * 3073], &["at most 30730000 bytes", "30733073"]);
@@ -1376,7 +1419,7 @@ fn bad_zips_are_refused() {
     let one = r#"{"labels": [["a.png", 6]]}"#;
     let says =
         |files: &[(&str, Vec<u8>)], parts: &[&str]| assert_says(&complaint(set, &zip_of(files, 0)), parts);
-    says(&[("a.png", image())], &["a zip with dataset.json", "without it"]);
+    says(&[("a.png", image())], &["EDM's zip, with dataset.json", "found a zip of a.png"]);
     says(&[("a.png", image()), json(r#"{"labels": null}"#)], &["labels in dataset.json", "null"]);
     says(&[("a.png", image()), json("{")], &["a file and a class for each label", "Eof error"]);
     says(

@@ -2,6 +2,7 @@
 //! then 3 x 32 x 32 bytes.
 
 use super::{Fault, Gathered, IMAGE_LEN, Set};
+use crate::store::formats::called;
 
 /// Number of coarse classes of CIFAR-100.
 const COARSE: u8 = 20;
@@ -19,10 +20,8 @@ pub(super) fn read(bytes: &[u8], gathered: &mut Gathered) -> Result<(), Fault> {
     let record_len = record_len(gathered.set);
     let (count, rest) = (bytes.len() / record_len, bytes.len() % record_len);
     if count == 0 || rest != 0 {
-        return Err(Fault::new(
-            format!("records of {record_len} bytes"),
-            format!("{} bytes: {count} records and {rest} bytes more", bytes.len()),
-        ));
+        let found = format!("{} bytes: {count} records and {rest} bytes more", bytes.len());
+        return Err(Fault::new(format!("records of {record_len} bytes"), called(bytes).unwrap_or(found)));
     }
     for (i, record) in bytes.chunks_exact(record_len).enumerate() {
         let (labels, pixels) = record.split_last_chunk().expect("a record is longer than an image");

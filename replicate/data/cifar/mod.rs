@@ -6,10 +6,11 @@
 //! | the authors' python files in a directory | `data_batch_1`, `train` … | `labels`, `fine_labels` |
 //! | either, in the authors' `.tar.gz`, or unpacked to a `.tar` | gzip, `ustar` | as above |
 //! | parquet, as on the Hugging Face hub, in one file or in shards | `PAR1` | column `label`, `fine_label` |
-//! | the zip of EDM's `dataset_tool.py` | `PK` | `dataset.json` |
+//! | the zip of EDM's `dataset_tool.py`, or the directory it unpacks to | `PK`, `dataset.json` | `dataset.json` |
 //!
 //! A file is recognised by its content. In a directory, files are found by their official names;
-//! archives and parquet files also by the names that `fetch` gives them.
+//! archives and parquet files also by the names that `fetch` gives them. A link with such a name
+//! counts as its file, even if it leads nowhere.
 //!
 //! Each container has its own order of images; the hub's parquet files, for example, follow the
 //! python archive, which is not sorted. Here the images are in **ascending order of (label,
@@ -23,7 +24,7 @@
 
 mod authors;
 mod binary;
-mod edm_zip;
+mod edm;
 mod headers;
 mod pages;
 mod parquet;
@@ -167,7 +168,8 @@ pub fn attempt(set: Set, split: Split, path: &Path) -> Result<(Images, LeftOut),
             }
             Container::Archive { gzip } => authors::read_archive(file()?, gzip, &mut gathered),
             Container::Parquet => parquet::read(file()?, &mut gathered),
-            Container::Zip => edm_zip::read(file()?, &mut gathered),
+            Container::Zip => edm::read_zip(file()?, &mut gathered),
+            Container::Folder => edm::read_folder(path, &mut gathered),
         }
         .map_err(|fault: Fault| match fault.apart {
             true => Refusal::Apart(fault.at(set, path)),

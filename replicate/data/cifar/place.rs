@@ -7,9 +7,9 @@ use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::authors::Layout;
-use super::{Fault, Refusal, Set, Split, assets, listed, open};
+use super::{Fault, Refusal, Set, Split, assets, edm, listed, open};
 use crate::error::{Error, Result, shown};
-use crate::store::formats::{LeftOut, foreign, is_hidden};
+use crate::store::formats::{LeftOut, called, is_hidden};
 
 pub(super) enum Container {
     /// A directory of the authors' files.
@@ -20,6 +20,8 @@ pub(super) enum Container {
     },
     Parquet,
     Zip,
+    /// The directory that EDM's zip unpacks to.
+    Folder,
 }
 
 /// Returns the container at `path`, or in the directory `path`, its files, and what the directory has
@@ -50,13 +52,17 @@ pub(super) fn find(
     }
     for layout in Layout::BOTH {
         for dir in [path.to_path_buf(), path.join(layout.directory(set))] {
-            if layout.files(set, split).iter().any(|file| dir.join(file).is_file()) {
+            if layout.files(set, split).iter().any(|file| names_file(&dir.join(file))) {
                 hidden(path, &dir, &mut left_out);
                 return Ok((Container::Files(layout), vec![dir], left_out));
             }
         }
     }
-    if let Some(file) = names(set, split).into_iter().map(|name| path.join(name)).find(|file| file.is_file())
+    if names_file(&path.join(edm::LABELS)) {
+        return Ok((Container::Folder, vec![path.to_path_buf()], left_out));
+    }
+    if let Some(file) =
+        names(set, split).into_iter().map(|name| path.join(name)).find(|file| names_file(file))
     {
         hidden(path, file.parent().unwrap_or(path), &mut left_out);
         // By its name it is the set, whatever is in it.
@@ -70,6 +76,11 @@ pub(super) fn find(
         }
     }
     Err(Refusal::Apart(missing(set, split, path)))
+}
+
+/// True for a file, or for a link that leads nowhere: a missing file is not another container.
+fn names_file(path: &Path) -> bool {
+    path.is_file() || path.is_symlink() && !path.exists()
 }
 
 /// Counts the hidden names in `dir` and in the directories from `root` to it. Ignores directories that
@@ -191,10 +202,8 @@ fn recognise(set: Set, path: &Path) -> std::result::Result<Container, Refusal> {
         start => {
             let expected =
                 "a .tar.gz archive, a parquet file or a zip (unpacked files: name their directory)";
-            let found = match foreign(start) {
-                Some(what) => format!("a file that is {what}"),
-                None => format!("a file that begins with {}", start[..start.len().min(4)].escape_ascii()),
-            };
+            let begins = || format!("a file that begins with {}", start[..start.len().min(4)].escape_ascii());
+            let found = called(start).unwrap_or_else(begins);
             Err(Refusal::Apart(Fault::new(expected, found).at(set, path)))
         }
     }

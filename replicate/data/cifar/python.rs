@@ -9,17 +9,15 @@ use std::borrow::Cow;
 use super::{Fault, Gathered, IMAGE_LEN, Set, listed, shown};
 use crate::store::formats::torch::pickle::{Constructor, Node, Pickle, Value};
 use crate::store::formats::torch::unpickle;
-use crate::store::formats::{foreign, is_contiguous, strided};
+use crate::store::formats::{called, is_contiguous, strided};
 
 /// Most bytes of a number or a key.
 const SHORT: usize = 64;
 
 /// Reads every image of a file.
 pub(super) fn read(bytes: &[u8], gathered: &mut Gathered) -> Result<(), Fault> {
-    let pickle = unpickle(bytes).map_err(|found| {
-        let found = foreign(bytes).map_or(found, |what| format!("a file that is {what}"));
-        Fault::new("a batch as the authors pickled it", found)
-    })?;
+    let pickle = unpickle(bytes)
+        .map_err(|found| Fault::new("a batch as the authors pickled it", called(bytes).unwrap_or(found)))?;
     let labels_key = match gathered.set {
         Set::Cifar10 => "labels",
         Set::Cifar100 => "fine_labels",
