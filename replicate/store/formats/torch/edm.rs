@@ -1,6 +1,6 @@
 //! Extracts EDM's network from a snapshot, with the names of [`crate::network::unet`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{Checkpoint, Tensor};
@@ -9,16 +9,16 @@ use crate::store::Array;
 
 /// Prefix of the averaged network in a snapshot {ema, loss_fn, augment_pipe, dataset_kwargs}.
 const EMA: &str = "ema.";
-/// Prefixes of all names that DistributedDataParallel and torch.compile add.
-const WRAPPERS: [&str; 2] = ["module.", "_orig_mod."];
+/// Beginning of the names of the network's encoder.
+const ENCODER: &str = "model.enc.";
 const FILTER: &str = ".resample_filter";
 const FILTER_SHAPE: [usize; 4] = [1, 1, 2, 2];
 const FILTER_VALUE: f32 = 0.25;
 
 impl Checkpoint {
-    /// Extracts the parameters of EDM's averaged network. A snapshot's `ema.NAME` becomes `NAME`;
-    /// the names of a state dict stay. The prefixes of PyTorch's wrappers are dropped. `NAME` is the name
-    /// in [`crate::network::unet::Denoiser`] (`model.map_layer0.weight`,
+    /// Extracts the parameters of EDM's averaged network. A snapshot's `ema.NAME` becomes `NAME`, and
+    /// so does `PREFIX.NAME` where the file has no other network. `NAME` is the name in
+    /// [`crate::network::unet::Denoiser`] (`model.map_layer0.weight`,
     /// `model.enc.32x32_block0.conv0.weight`, …); nothing else is renamed.
     ///
     /// Leaves out the `resample_filter` buffers. They are not learned, and the network here has the
@@ -28,9 +28,8 @@ impl Checkpoint {
     /// `Malformed` if a filter is a different one, or if there is no network.
     pub fn edm_network(self) -> Result<BTreeMap<String, Array>> {
         let Checkpoint { path, format, tensors, mut unread } = self;
-        let is_snapshot = tensors.iter().any(|(name, _)| name.starts_with(EMA));
-        unread.retain(|(name, _)| !is_snapshot || name.starts_with(EMA));
-        let tensors = averaged(tensors);
+        let (prefix, tensors) = network(tensors);
+        unread.retain(|(name, _)| name.starts_with(&prefix));
         let parameters = tensors.iter().filter(|(name, _)| !name.ends_with(FILTER));
         if !parameters.clone().any(|(_, tensor)| tensor.dtype.is_float()) {
             return Err(Error::malformed(
@@ -44,21 +43,23 @@ impl Checkpoint {
     }
 }
 
-fn averaged(mut tensors: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
-    let below = |prefix: &str, tensors: Vec<(String, Tensor)>| -> Vec<(String, Tensor)> {
-        let of = |(name, tensor): (String, Tensor)| Some((name.strip_prefix(prefix)?.to_string(), tensor));
-        tensors.into_iter().filter_map(of).collect()
+/// Returns the prefix of the averaged network's names in the file, and its tensors by their names
+/// behind that prefix. Without an average it is the only network of the file; a training state, a
+/// checkpoint of Lightning and PyTorch's wrappers put names before those of the network.
+fn network(tensors: Vec<(String, Tensor)>) -> (String, Vec<(String, Tensor)>) {
+    let is_snapshot = tensors.iter().any(|(name, _)| name.starts_with(EMA));
+    let mut prefix = if is_snapshot { EMA.to_string() } else { String::new() };
+    let place = |name: &str| {
+        let (place, _) = name.strip_prefix(&*prefix)?.split_once(ENCODER)?;
+        (place.is_empty() || place.ends_with('.')).then(|| place.to_string())
     };
-    if tensors.iter().any(|(name, _)| name.starts_with(EMA)) {
-        tensors = below(EMA, tensors);
+    let places: BTreeSet<String> = tensors.iter().filter_map(|(name, _)| place(name)).collect();
+    if let (1, Some(place)) = (places.len(), places.first()) {
+        prefix += place;
     }
-    let all = |prefix: &&str, tensors: &[(String, Tensor)]| {
-        !tensors.is_empty() && tensors.iter().all(|(name, _)| name.starts_with(*prefix))
-    };
-    while let Some(prefix) = WRAPPERS.into_iter().find(|prefix| all(prefix, &tensors)) {
-        tensors = below(prefix, tensors);
-    }
-    tensors
+    let inner = |(name, tensor): (String, Tensor)| Some((name.strip_prefix(&*prefix)?.to_string(), tensor));
+    let tensors = tensors.into_iter().filter_map(inner).collect();
+    (prefix, tensors)
 }
 
 fn without_filters(path: &Path, mut arrays: BTreeMap<String, Array>) -> Result<BTreeMap<String, Array>> {

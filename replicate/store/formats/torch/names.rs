@@ -125,7 +125,9 @@ impl<'a> Walk<'_, 'a> {
                 }
             }
             Node::Object { constructor: Constructor::NumpyArray | Constructor::NumpyFromBuffer, .. } => {
-                Err(Fault::refused(format!("an array of NumPy's, at {}", quote(name))))
+                self.named(name)?;
+                self.found.unread.push((name.into(), "an array of NumPy's".into()));
+                Ok(())
             }
             _ => Ok(()),
         }
@@ -146,11 +148,17 @@ impl<'a> Walk<'_, 'a> {
         Ok(())
     }
 
-    fn tensor(&mut self, name: &str, value: Value<'a>) -> Result<(), Fault> {
+    /// Takes a name, which no other tensor may have.
+    fn named(&mut self, name: &str) -> Result<(), Fault> {
         self.budget.bytes(name.len())?;
-        if !self.names.insert(name.into()) {
-            return Err(Fault::broken(format!("two tensors of the name {}", quote(name))));
+        match self.names.insert(name.into()) {
+            true => Ok(()),
+            false => Err(Fault::broken(format!("two tensors of the name {}", quote(name)))),
         }
+    }
+
+    fn tensor(&mut self, name: &str, value: Value<'a>) -> Result<(), Fault> {
+        self.named(name)?;
         match tensor(self.pickle, self.storages, value, self.budget) {
             Ok(tensor) => self.found.tensors.push((name.into(), tensor)),
             Err(Fault::Unread(kind)) => self.found.unread.push((name.into(), kind)),

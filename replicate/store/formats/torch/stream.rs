@@ -52,7 +52,15 @@ pub(super) fn tensor(
         };
     }
     let (typed, [storage, offset, size, stride, ..]) = (match inner {
-        Some((Constructor::RebuildTensor, arguments)) => (None, arguments),
+        Some((Constructor::RebuildTensor, arguments)) => {
+            let metadata = arguments.get(6).and_then(|metadata| pickle.get(*metadata, "neg"));
+            if let Some(Value::Bool(true)) = metadata {
+                return Err(Fault::Unread(
+                    "a view with the opposite sign (resolve_neg() makes it plain)".into(),
+                ));
+            }
+            (None, arguments)
+        }
         Some((Constructor::RebuildTyped, arguments @ [_, _, _, _, _, _, dtype, ..])) => match dtype {
             Value::Constructor(Constructor::Dtype(dtype)) => (Some(*dtype), arguments),
             _ => return Err(Fault::Unread(OTHER_NUMBERS.into())),
