@@ -445,6 +445,12 @@ fn a_golden_file_that_was_edited_wrongly_is_refused_with_its_line() {
     let twice = text.clone() + text.lines().last().unwrap() + "\n";
     let error = golden::read_golden(written(&twice).path()).unwrap_err().to_string();
     assert!(error.contains("that no line before has in column `row` on line 3"), "{error}");
+    // As spreadsheets save it.
+    let lines =
+        || text.lines().map(|line| line.split(',').map(|cell| format!("\"{cell}\"")).collect::<Vec<_>>());
+    let quoted: String = lines().map(|cells| cells.join(",") + "\r\n").collect();
+    let read = golden::read_golden(written(&format!("\u{feff}{quoted}")).path()).unwrap();
+    assert_eq!(golden::write_golden(&read), text);
     // No file: nothing has been accepted yet.
     assert_eq!(golden::read_golden(Path::new("no such file")).unwrap(), Vec::new());
 }

@@ -47,7 +47,11 @@ const COLUMNS: [&str; 7] = ["id", "question", "rows", "changes", "scales", "seed
 pub fn studies(directory: &Path) -> Result<Vec<Study>> {
     let remedy = "it belongs to the repository: restore it from version control";
     let fields = Recipe::fields();
+    let mut ids = BTreeSet::new();
     read_csv(&directory.join("studies.csv"), &COLUMNS, "the studies", remedy, |line| {
+        if !ids.insert(line.text("id")?.to_string()) {
+            return Err(line.wrong("id", "something that no line before has"));
+        }
         Ok(Study {
             id: line.text("id")?.to_string(),
             question: line.text("question")?.to_string(),
@@ -205,6 +209,15 @@ mod tests {
         assert!(study.recipes(&Recipe::of(Scale::Smoke)).is_ok());
         let error = study.recipes(&Recipe::of(Scale::Small)).err().unwrap().to_string();
         assert!(error.contains("study rates is not for --scale small: it is for mini"), "{error}");
+    }
+
+    #[test]
+    fn a_study_has_one_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = "rates,Why?,dijs,critic_lr=x1,mini,0,fd\n";
+        std::fs::write(dir.path().join("studies.csv"), COLUMNS.join(",") + "\n" + line + line).unwrap();
+        let error = studies(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("that no line before has in column `id` on line 3"), "{error}");
     }
 
     #[test]

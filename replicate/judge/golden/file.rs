@@ -78,12 +78,15 @@ pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
     }
 }
 
-/// Returns those of `columns` that the file has.
+/// Returns those of `columns` that the file is to have.
 fn present<'a>(path: &Path, columns: &[&'a str]) -> Vec<&'a str> {
+    let older: Vec<&str> = columns.iter().copied().filter(|column| *column != CHANGES).collect();
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    let old = !text.is_empty()
-        && text.lines().next().is_some_and(|header| !header.split(',').any(|c| c == CHANGES));
-    columns.iter().copied().filter(|column| !old || *column != CHANGES).collect()
+    let mut file = csv::Reader::from_reader(text.as_bytes());
+    match file.headers().is_ok_and(|header| header.iter().eq(older.iter().copied())) {
+        true => older,
+        false => columns.to_vec(),
+    }
 }
 
 /// Reads the rule, which is written out for readers of the file and must fit the number of seeds.
