@@ -3,8 +3,9 @@
 #     docker build -t replicate:gpu --target gpu --build-arg CUDA_COMPUTE_CAP=90 .
 #
 # for a GPU of that compute capability (80 A100, 86 and 89 RTX, 90 H100 and H200), which needs
-# no GPU to be built. `docker run replicate selftest` says whether it computes what it should;
-# results are kept with `-v "$PWD/store:/replicate/store"`, and a GPU is given with `--gpus all`.
+# no GPU to be built. `docker run --rm replicate selftest` says whether it computes what it should;
+# `-v "$PWD/store:/replicate/store" -v "$PWD/report:/replicate/report"` keeps results and report, and
+# `--gpus all` gives it the GPU.
 ARG CUDA=12.6.3
 ARG UBUNTU=24.04
 
@@ -18,7 +19,7 @@ ARG CUDA_COMPUTE_CAP=90
 ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP} PATH=/root/.cargo/bin:${PATH}
 RUN apt-get update && apt-get install -y --no-install-recommends curl ca-certificates git \
     && rm -rf /var/lib/apt/lists/* \
-    && curl -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal
+    && curl -sSfo rustup.sh https://sh.rustup.rs && sh rustup.sh -y --profile minimal && rm rustup.sh
 WORKDIR /replicate
 COPY . .
 RUN cargo build --release --locked --features cudnn
@@ -29,7 +30,6 @@ COPY --from=gpu-build /replicate/target/release/replicate /usr/local/bin/
 COPY LICENSE CITATION.cff ./
 COPY paper paper
 COPY golden golden
-COPY tests/parity tests/parity
 ENTRYPOINT ["replicate"]
 
 FROM debian:bookworm-slim
@@ -38,5 +38,4 @@ COPY --from=cpu-build /replicate/target/release/replicate /usr/local/bin/
 COPY LICENSE CITATION.cff ./
 COPY paper paper
 COPY golden golden
-COPY tests/parity tests/parity
 ENTRYPOINT ["replicate"]
