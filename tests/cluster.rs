@@ -441,7 +441,9 @@ fn a_job_takes_a_prelude_and_a_container() {
         ),
     ] {
         let mut job = cluster.script("replicate".as_ref(), &["task", "dijs"]);
-        job.env("PRELUDE", "export MODULE=cuda").env("CONTAINER", command).env("SLURM_ARRAY_TASK_ID", "0");
+        job.env("PRELUDE", "export MODULE=cuda$UNSET")
+            .env("CONTAINER", command)
+            .env("SLURM_ARRAY_TASK_ID", "0");
         let output = job.env("SLURM_JOB_ID", "7").output().unwrap();
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         assert!(cluster.log().contains(wanted), "{name}: {}", cluster.log());

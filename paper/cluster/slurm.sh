@@ -8,9 +8,10 @@
 # What is given is handed to sbatch, after these defaults: 8 CPUs, 32 GB, logs/. Also read:
 # CELLS="dijs init-50" (some rows only), THROTTLE (at most so many tasks of an array at a
 # time), REPLICATE (another program), FETCH (a CPU build to download with), OUTPUT, DATA,
-# PRELUDE='module load cuda/12.6' (run first in every job) and CONTAINER: either the options
-# of srun (CONTAINER='--container-image=replicate.sqsh') or a command that starts the
-# program (CONTAINER='apptainer exec --nv replicate.sif', with REPLICATE=replicate).
+# PRELUDE='module load cuda/12.6' (run first in every job) and CONTAINER, with
+# REPLICATE=replicate: either the options of srun (CONTAINER='--container-image=replicate.sqsh
+# --container-mounts=/shared') or a command that starts the program (CONTAINER='apptainer exec
+# --nv replicate.sif').
 # The same command again makes what is missing and no more.
 #
 # First come the pre-trainings, one task each; the rows that start from one wait for it in
@@ -82,7 +83,10 @@ job=${1:-}
 case $job in
     fetch | pretrain | task | report)
         shift
+        # What sites and conda load reads unset variables.
+        set +u
         eval "$PRELUDE"
+        set -u
         ;;
 esac
 case $job in
