@@ -114,6 +114,13 @@ fn shells_and_manuals_know_every_command() {
         );
         assert!(name == "help" || dir.path().join(format!("replicate-{name}.1")).is_file(), "{name}");
     }
+    // Rows, studies and scales are completed, too.
+    let tried = "
+        COMP_WORDS=(replicate run dij) COMP_CWORD=2; _replicate replicate dij run; echo ${COMPREPLY[@]}
+        COMP_WORDS=(replicate run crit) COMP_CWORD=2; _replicate replicate crit run; echo ${COMPREPLY[@]}
+        COMP_WORDS=(replicate run --scale t) COMP_CWORD=3; _replicate replicate t --scale; echo ${COMPREPLY[@]}";
+    let offered = Command::new("bash").args(["-c", &(text(&bash.stdout) + tried)]).output().unwrap();
+    assert_eq!(text(&offered.stdout), "dijs\ncritic-steps\ntiny\n", "{}", text(&offered.stderr));
     let page = std::fs::read_to_string(dir.path().join("replicate-run.1")).unwrap();
     assert!(page.contains("\\-\\-like") && page.contains("generator_lr"), "{page}");
 }
@@ -153,9 +160,12 @@ fn a_plan_needs_no_gpu() {
 
 #[test]
 fn a_plan_says_what_cannot_be_fetched() {
+    let dir = tempfile::tempdir().unwrap();
     let plan = |mirror: Option<&str>| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
-        command.args(["run", "dijs", "--scale", "drill", "--dry-run", "--store", "/nonexistent"]);
+        command
+            .args(["run", "dijs", "--scale", "drill", "--dry-run", "--store"])
+            .arg(dir.path().join("none"));
         command.env_remove("REPLICATE_MIRROR").envs(mirror.map(|mirror| ("REPLICATE_MIRROR", mirror)));
         command.output().unwrap()
     };

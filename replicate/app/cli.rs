@@ -1,7 +1,9 @@
 //! The command line: its arguments, without their effects.
 
+mod complete;
 mod values;
 
+pub use self::complete::{completed, manual};
 use self::values::{images, local, numbers, rate, seed, time};
 use crate::app::bench::{self, Case};
 use crate::app::machine::Card;

@@ -13,7 +13,7 @@ mod selftest;
 mod studies;
 mod weights;
 
-use crate::app::cli::{Cli, Command, Format, Place, Which};
+use crate::app::cli::{Cli, Command, Format, Place, Which, completed, manual};
 use crate::error::{EXIT_GOOD, Error, Result, shown_path};
 use crate::experiment::run::{Outcome, Runner, Settings};
 use crate::experiment::{ABLATIONS, FULL_INITIALIZATION, Recipe, Row, Scale, TABLE1, TABLE2, all_rows};
@@ -25,7 +25,6 @@ use crate::store::formats::torch;
 use crate::store::{self, dir_of, write_atomically, write_safetensors};
 use crate::text::{quoted, quoted_path, unknown};
 use crate::train::watch::{Mode, Watch, say};
-use clap::CommandFactory;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::IsTerminal;
@@ -69,12 +68,15 @@ pub fn run(mut cli: Cli, stop: &AtomicBool) -> Result<i32> {
         Command::Export { out, place } => export::export(&out, &place, stop),
         Command::Verify { file } => export::verify(&file),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "replicate", &mut std::io::stdout());
+            let rows: Vec<&str> = all_rows().map(|row| row.id).collect();
+            let targets: Vec<&str> = known_targets(None).into_iter().map(|name| &*name.leak()).collect();
+            let mut command = completed(&Scale::ALL.map(Scale::name), &rows, &targets);
+            clap_complete::generate(shell, &mut command, "replicate", &mut std::io::stdout());
             Ok(EXIT_GOOD)
         }
         Command::Man { output } => {
             std::fs::create_dir_all(&output).map_err(Error::io("create", &output))?;
-            clap_mangen::generate_to(Cli::command(), &output).map_err(Error::io("write", &output))?;
+            manual(&output).map_err(Error::io("write", &output))?;
             Ok(EXIT_GOOD)
         }
         Command::Figures { place, output } => report::figures_only(&place, &output, stop),
@@ -106,13 +108,8 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
             row => all_rows().filter(|cell| cell.id == row).collect(),
         };
         if found.is_empty() {
-            let studies = studies::ids(place);
-            let known = all_rows().map(|cell| cell.id).chain(["table1", "table2", "all", FULL_ROW]);
-            return Err(Error::Usage(unknown(
-                "row",
-                target,
-                known.chain(studies.iter().map(String::as_str)),
-            )));
+            let known = known_targets(place.root.as_deref());
+            return Err(Error::Usage(unknown("row", target, known.iter().map(String::as_str))));
         }
         for cell in found {
             if !chosen.contains(&cell) {
@@ -121,6 +118,12 @@ fn select(targets: &[String], place: &Place) -> Result<Vec<Row>> {
         }
     }
     Ok(chosen)
+}
+
+/// Returns what `run` and `check` take: rows, tables and studies.
+fn known_targets(root: Option<&Path>) -> Vec<String> {
+    let rows = all_rows().map(|cell| cell.id).chain(["table1", "table2", "all", FULL_ROW]);
+    rows.map(str::to_string).chain(studies::ids(root)).collect()
 }
 
 /// Reads the claims of `paper/` about rows of the tables and about ablations.

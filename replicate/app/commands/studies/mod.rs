@@ -19,8 +19,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 /// Returns the studies' ids; empty if the file cannot be read.
-pub(super) fn ids(place: &Place) -> Vec<String> {
-    let all = root(place.root.as_deref()).and_then(|root| studies(&root.join("paper")));
+pub(super) fn ids(given: Option<&Path>) -> Vec<String> {
+    let all = root(given).and_then(|root| studies(&root.join("paper")));
     all.map_or(Vec::new(), |all| all.into_iter().map(|study| study.id).collect())
 }
 
