@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 /// Files of the repository in the archive: those that judge the results, and the licence.
-const JUDGES: [&str; 10] = [
+const JUDGES: [&str; 12] = [
     "LICENSE",
     "CITATION.cff",
     "paper/ERRATA.md",
@@ -19,9 +19,11 @@ const JUDGES: [&str; 10] = [
     "paper/table2.csv",
     "paper/claims.csv",
     "paper/setup.csv",
+    "paper/studies.csv",
     "paper/results.schema.json",
     "golden/table1.csv",
     "golden/table2.csv",
+    "golden/studies.csv",
 ];
 
 /// Content of a file of the archive, or its path.
@@ -71,6 +73,7 @@ pub fn export(out: &Path, place: &Place, stop: &AtomicBool) -> Result<i32> {
             counted(entries.len(), "stored result")
         ),
         version: VERSION.to_string(),
+        address: report::REPOSITORY,
     };
     let mut archive = Writer::create(out)?;
     archive.add(METADATA, metadata(&about, &entries, &sizes).as_bytes())?;
@@ -81,7 +84,8 @@ pub fn export(out: &Path, place: &Place, stop: &AtomicBool) -> Result<i32> {
         }
     }
     archive.finish()?;
-    println!("{}: {}, {}", out.display(), counted(entries.len(), "result"), counted(files.len() + 2, "file"));
+    // As `verify` counts them: with the metadata, without the list of digests.
+    println!("{}: {}, {}", out.display(), counted(entries.len(), "result"), counted(files.len() + 1, "file"));
     println!("check it anywhere with: replicate verify {}", crate::text::quoted_path(out));
     Ok(EXIT_GOOD)
 }

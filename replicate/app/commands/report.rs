@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicBool;
 
 const PAPER: &str = "https://arxiv.org/abs/2502.08005";
 /// Address of the published sources; empty if the package has none.
-const REPOSITORY: &str = env!("CARGO_PKG_REPOSITORY");
+pub(super) const REPOSITORY: &str = env!("CARGO_PKG_REPOSITORY");
 
 /// Prints one table.
 pub fn table(which: Which, place: &Place, format: Format, stop: &AtomicBool) -> Result<i32> {

@@ -1,4 +1,5 @@
-//! Metadata of an archive, as RO-Crate 1.1 (<https://w3id.org/ro/crate/1.1>).
+//! Metadata of an archive, as RO-Crate 1.1 (<https://w3id.org/ro/crate/1.1>) of the profile Process Run
+//! Crate, whose actions say which program made what of what.
 
 use crate::store::Manifest;
 use serde_json::{Value, json};
@@ -6,6 +7,7 @@ use std::collections::BTreeMap;
 
 /// Name of the metadata file.
 pub const METADATA: &str = "ro-crate-metadata.json";
+const PROFILE: &str = "https://w3id.org/ro/wfrun/process/0.5";
 
 /// Description of the whole archive.
 pub struct About {
@@ -13,10 +15,18 @@ pub struct About {
     pub description: String,
     /// Version of the program that wrote the archive.
     pub version: String,
+    /// Address of the program's sources; empty if they have none.
+    pub address: &'static str,
 }
 
 fn reference(id: &str) -> Value {
     json!({ "@id": id })
+}
+
+/// Refers to several entities. RO-Crate writes one without a list.
+fn references<'a>(ids: impl Iterator<Item = &'a str>) -> Value {
+    let mut all: Vec<Value> = ids.map(reference).collect();
+    if all.len() == 1 { all.remove(0) } else { all.into() }
 }
 
 /// Returns address and name of a licence; `None` if the publisher states none.
@@ -54,13 +64,9 @@ pub fn metadata(about: &About, entries: &[(String, Manifest)], files: &[(String,
         entries.iter().map(|(dir, m)| (m.key.as_str(), dir.as_str())).collect();
     let (mut graph, mut actions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
     for (dir, manifest) in entries {
-        let held: Vec<Value> = files
-            .iter()
-            .filter(|(name, _)| name.starts_with(dir.as_str()))
-            .map(|(name, _)| reference(name))
-            .collect();
+        let held = files.iter().map(|(name, _)| name.as_str()).filter(|name| name.starts_with(dir.as_str()));
         let mut entry = json!({
-            "@id": dir, "@type": "Dataset", "name": manifest.label, "identifier": manifest.key, "hasPart": held,
+            "@id": dir, "@type": "Dataset", "name": manifest.label, "identifier": manifest.key, "hasPart": references(held),
             "description": format!("{} of seed {}, determinism class {}", manifest.label, manifest.seed, manifest.determinism),
         });
         // One licence for each entry: the last one with an address.
@@ -71,15 +77,16 @@ pub fn metadata(about: &About, entries: &[(String, Manifest)], files: &[(String,
             }
         }
         let id = format!("#make-{}", dir.trim_end_matches('/').replace('/', "-"));
-        let parents = manifest.parents.values().filter_map(|key| by_key.get(key.as_str()));
+        let parents = manifest.parents.values().filter_map(|key| by_key.get(key.as_str()).copied());
         let p = &manifest.provenance;
         actions.push(reference(&id));
         parts.push(reference(dir));
         graph.push(entry);
         graph.push(json!({
             "@id": id, "@type": "CreateAction", "name": format!("Make {}", manifest.label),
-            "instrument": reference("#replicate"), "object": parents.map(|dir| reference(dir)).collect::<Vec<_>>(),
-            "result": reference(dir), "endTime": p.date,
+            "instrument": reference("#replicate"), "object": references(parents),
+            // The profile's validator wants an offset in figures.
+            "result": reference(dir), "endTime": p.date.replace('Z', "+00:00"),
             "description": format!("replicate {} at commit {}, {}", p.package, p.commit, p.machine),
         }));
     }
@@ -94,6 +101,12 @@ pub fn metadata(about: &About, entries: &[(String, Manifest)], files: &[(String,
     for (address, name) in licences.values() {
         graph.push(json!({ "@id": address, "@type": "CreativeWork", "name": name }));
     }
+    let mut program = json!({
+        "@id": "#replicate", "@type": "SoftwareApplication", "name": "replicate", "version": about.version,
+    });
+    if !about.address.is_empty() {
+        program["url"] = about.address.into();
+    }
     let newest = entries.iter().map(|(_, manifest)| manifest.provenance.date.as_str()).max();
     let whole = [
         json!({
@@ -102,13 +115,12 @@ pub fn metadata(about: &About, entries: &[(String, Manifest)], files: &[(String,
         }),
         json!({
             "@id": "./", "@type": "Dataset", "name": about.name, "description": about.description,
+            "conformsTo": reference(PROFILE),
             "datePublished": newest.unwrap_or_default(), "license": reference("https://spdx.org/licenses/MIT"),
             "hasPart": parts, "mentions": actions,
         }),
-        json!({
-            "@id": "#replicate", "@type": "SoftwareApplication", "name": "replicate", "version": about.version,
-            "softwareVersion": about.version,
-        }),
+        json!({ "@id": PROFILE, "@type": "CreativeWork", "name": "Process Run Crate", "version": "0.5" }),
+        program,
     ];
     let graph: Vec<Value> = whole.into_iter().chain(graph).collect();
     let crate_ = json!({ "@context": "https://w3id.org/ro/crate/1.1/context", "@graph": graph });
