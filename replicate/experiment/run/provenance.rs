@@ -2,11 +2,17 @@
 
 use crate::network::device::{Compute, driver};
 use crate::store::Provenance;
-use candle_core::Device;
+use crate::text::counted;
+use candle_core::{Device, DeviceLocation};
 use std::time::{Duration, SystemTime};
 
 pub(super) fn provenance(wall: Duration, device: &Device) -> Provenance {
-    let threads = rayon::current_num_threads();
+    let threads = counted(rayon::current_num_threads(), "thread");
+    let place = match device.location() {
+        DeviceLocation::Cpu => "CPU".to_string(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        other => format!("{other:?}"),
+    };
     Provenance {
         date: now(),
         wall_seconds: wall.as_secs_f64(),
@@ -14,12 +20,7 @@ pub(super) fn provenance(wall: Duration, device: &Device) -> Provenance {
         dirty: env!("GIT_DIRTY") == "true",
         package: env!("CARGO_PKG_VERSION").into(),
         candle: env!("CANDLE_VERSION").into(),
-        machine: format!(
-            "{} {}, {threads} threads, {:?}",
-            std::env::consts::OS,
-            std::env::consts::ARCH,
-            device.location()
-        ),
+        machine: format!("{} {}, {threads}, {place}", std::env::consts::OS, std::env::consts::ARCH),
         cpu: cpu().unwrap_or_default(),
         vector_unit: vector_unit().into(),
         rustc: env!("RUSTC_VERSION").into(),
