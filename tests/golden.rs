@@ -276,6 +276,9 @@ fn accept_refuses_what_cannot_be_golden() {
     assert!(error(&fds(0, &[f64::NAN]), "why").to_string().contains("NaN: that cannot be golden"));
     let twice = [fds(0, &[1.0]), fds(0, &[1.5])].concat();
     assert!(error(&twice, "why").to_string().contains("fd of dijs (seed 0, cpu-fma) was measured twice"));
+    let other = error(&of_class("cpu, code 0123456789ab", fds(0, &[1.0])), "why");
+    assert_eq!(other.exit_code(), EXIT_USAGE);
+    assert!(other.to_string().contains("run it again"), "{other}");
 }
 
 #[test]
@@ -1108,6 +1111,26 @@ fn table2_is_rendered_in_three_formats() {
 }
 
 #[test]
+fn a_row_with_a_metric_that_was_not_run_keeps_its_verdict() {
+    let (mut scores, goldens) = example();
+    scores.retain(|s| (s.row.as_str(), s.metric.as_str()) != ("dijs", "is"));
+    let text = table1(&paper_rows().0, &scores, &goldens, "mini").to_text(false);
+    assert!(text.lines().any(|line| line.contains("DiJS") && line.contains("same, 1 not run")), "{text}");
+}
+
+#[test]
+fn other_code_is_named_once() {
+    let (scores, goldens) = example();
+    let by = |code: &str, row: &str| {
+        let of_row = scores.iter().filter(|s| s.row == row).cloned().collect();
+        of_class(&format!("cpu-fma, code {code}"), of_row)
+    };
+    let table = table1(&paper_rows().0, &[by("bbb", "dijs"), by("aaa", "dirm")].concat(), &goldens, "mini");
+    let ours: Vec<&String> = table.notes.iter().filter(|note| note.starts_with("Ours: ")).collect();
+    assert!(ours.len() == 1 && ours[0].contains("other code made (aaa, bbb)"), "{ours:?}");
+}
+
+#[test]
 fn fid_and_fd_keep_their_names() {
     let columns = |scale: &str| -> Vec<String> {
         let (one, two) = (table1(&[], &[], &[], scale), table2(&[], &[], &[], scale));
@@ -1208,6 +1231,15 @@ fn golden_s_seeds_are_judged_beside_the_run_s_own() {
     );
     assert_eq!(text.matches("n = 1").count(), 1, "{text}");
     assert!(!text.contains("(n=1)"), "{text}");
+    // The same numbers are said once, though Holm's correction is that of another family.
+    let shown = |reason: &str| {
+        let mut claim = order.clone();
+        claim.own = Judgement { reason: reason.to_string(), ..claim.golden.clone().unwrap() };
+        verdicts::check_text(&[], &[claim], &[0, 1, 2], false)
+    };
+    let measured = order.golden.as_ref().unwrap().reason.split("; after Holm").next().unwrap();
+    assert!(!shown(&format!("{measured}; after Holm p = 0.77")).contains("this run: 5"), "{measured}");
+    assert!(shown("5.00 vs 6.00").contains("; this run: 5.00 vs 6.00"));
     // Nothing is accepted at another scale: the run's own verdict leads.
     let alone = &evaluate_all(&claims, &own, &[], "mini")[0];
     assert_eq!((&alone.golden, alone.leading()), (&None, &alone.own));

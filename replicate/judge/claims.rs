@@ -28,6 +28,9 @@ use serde::Serialize;
 pub const ONE_SEED: &str =
     "One seed (n = 1) decides neither an order nor a category: its spread is not known.";
 
+/// The beginning of what [`family`] adds to a reason.
+pub const HOLM: &str = "; after Holm p ";
+
 /// Said once where tests decide.
 pub const BRACKETS: &str = "Brackets hold the 90 % interval, which decides as a one-sided test at 5 % does.";
 
@@ -77,8 +80,8 @@ pub fn family(claims: &[Claim], scores: &[Score], scale: &str) -> Vec<Judgement>
     for (judged, holm) in tested.iter_mut().zip(holm(&raw, 2 * raw.len())) {
         judged.holm = Some(holm);
         judged.reason += &match holm < 0.005 {
-            true => "; after Holm p < 0.005".to_string(),
-            false => format!("; after Holm p = {holm:.2}"),
+            true => format!("{HOLM}< 0.005"),
+            false => format!("{HOLM}= {holm:.2}"),
         };
     }
     all

@@ -1,7 +1,7 @@
 //! The paper's two tables with our measurements. All verdicts are passed in.
 
 use crate::experiment::{Recipe, Scale, all_rows, plan};
-use crate::judge::golden::{Comparison, STATISTICAL, Score, Status, TIME, values};
+use crate::judge::golden::{Comparison, OTHER_CODE, STATISTICAL, Score, Status, TIME, values};
 use crate::judge::paper::{Fid, Row1, Row2};
 use crate::judge::sample::{Sample, seeds};
 use crate::measure::metrics::modes::{COLLAPSED, STATES};
@@ -26,8 +26,8 @@ pub(crate) const UNLEARNED: &str = "not learned";
 /// Metrics with columns, by name, each with its decimals.
 pub(super) type Metrics = [(&'static str, usize)];
 
-/// Makes the paper's Table 1 with our measurements. The verdict is the worst over all metrics of the
-/// cell, including those without a column.
+/// Makes the paper's Table 1 with our measurements. The verdict is the worst over all measured metrics
+/// of the cell, including those without a column.
 pub fn table1(rows: &[Row1], measured: Measured) -> Table {
     const METRICS: &Metrics = &[("fd", 2), ("is", 2)];
     let name = [Column::new("method", "method", Content::Text), Column::new("NFE", "nfe", Content::Number)];
@@ -174,19 +174,24 @@ impl Measured<'_> {
         }
     }
 
-    /// Returns the worst verdict of the row's metrics, with the metrics that are outside.
+    /// Returns the worst verdict of the metrics that were measured, with the metrics that are outside
+    /// and the number of those that were not measured.
     fn verdict(&self, row: &str) -> Cell {
-        let compared = || self.comparisons.iter().filter(|c| c.row == row && c.scale == self.scale);
-        let worst = compared().map(|c| c.verdict.status).max().unwrap_or(Status::NotRun);
-        let outside = compared().filter(|c| c.verdict.status == Status::Outside);
+        let compared = self.comparisons.iter().filter(|c| c.row == row && c.scale == self.scale);
+        let (lacking, run): (Vec<&Comparison>, Vec<_>) =
+            compared.partition(|c| c.verdict.status == Status::NotRun);
+        let worst = run.iter().map(|c| c.verdict.status).max().unwrap_or(Status::NotRun);
+        let outside = run.iter().filter(|c| c.verdict.status == Status::Outside);
         let outside: BTreeSet<&str> = outside.map(|c| c.metric.as_str()).collect();
         let (text, tone) = status_text(worst);
-        match outside.is_empty() {
-            true => Cell::Text(text.to_string(), tone),
-            false => {
-                Cell::Text(format!("{text}: {}", outside.into_iter().collect::<Vec<_>>().join(" ")), tone)
-            }
+        let mut text = text.to_string();
+        if !outside.is_empty() {
+            text += &format!(": {}", outside.into_iter().collect::<Vec<_>>().join(" "));
         }
+        if !run.is_empty() && !lacking.is_empty() {
+            text += &format!(", {} not run", lacking.len());
+        }
+        Cell::Text(text, tone)
     }
 
     /// Makes the table of `rows`, each with the name of its cell. CSV gets columns with the scale and
@@ -255,19 +260,29 @@ impl Measured<'_> {
         ];
         let explained = explained.into_iter().filter(|(shown, _)| *shown).map(|(_, note)| note.to_string());
         let mut notes: Vec<String> = [scale_note(self.scale)].into_iter().chain(explained).collect();
-        let mut classes: BTreeMap<&str, BTreeSet<u64>> = BTreeMap::new();
+        // The seeds of each class, and the other code that made some of its results.
+        let mut classes: BTreeMap<&str, (BTreeSet<u64>, BTreeSet<&str>)> = BTreeMap::new();
         let ours = |s: &&Score| s.scale == self.scale && cells.contains(&s.row.as_str());
         for score in self.scores.iter().filter(ours) {
-            classes.entry(&score.class).or_default().insert(score.seed);
+            let (class, code) = score.class.split_once(OTHER_CODE).unwrap_or((score.class.as_str(), ""));
+            let (seeds, codes) = classes.entry(class).or_default();
+            seeds.insert(score.seed);
+            codes.extend(Some(code).filter(|code| !code.is_empty()));
         }
         let spread = match table.seeds() {
             Some(1) => "",
             Some(_) => "mean ± standard deviation of ",
             None => "mean ± standard deviation (n = number of seeds) of ",
         };
-        notes.extend(classes.into_iter().map(|(class, of)| {
+        notes.extend(classes.into_iter().map(|(class, (of, codes))| {
             let bits = if class.starts_with(STATISTICAL) { "need not give" } else { "gives" };
-            format!("Ours: {spread}{} on {class}, where the same seed {bits} the same bits.", seeds(of))
+            let mut note =
+                format!("Ours: {spread}{} on {class}, where the same seed {bits} the same bits.", seeds(of));
+            if !codes.is_empty() {
+                let codes = codes.into_iter().collect::<Vec<_>>().join(", ");
+                note += &format!(" What other code made ({codes}) compares with golden by intervals.");
+            }
+            note
         }));
         notes
     }
@@ -352,6 +367,7 @@ pub(super) fn metric_name<'a>(metric: &'a str, scale: &str) -> &'a str {
             "FD-tiny" => "FD-tiny halfway",
             _ => "FD halfway",
         },
+        "start_classes" => "classes before the training",
         TIME => "seconds an iteration",
         other => other,
     }

@@ -1,6 +1,6 @@
 //! Prints the verdicts of golden and on the claims, for `check` and the page.
 
-use crate::judge::claims::{ClaimResult, ClaimVerdict, Judgement, ONE_SEED};
+use crate::judge::claims::{ClaimResult, ClaimVerdict, HOLM, Judgement, ONE_SEED};
 use crate::judge::golden::{Comparison, Status};
 use crate::judge::paper::Claim;
 use crate::judge::sample::seeds;
@@ -105,13 +105,18 @@ pub fn readings_table(claims: &[Claim], readings: &[(String, Vec<Judgement>)]) -
     }
 }
 
-/// Returns the numbers behind a claim's verdicts: golden's, and the run's own if they differ.
+/// Returns the numbers behind a claim's verdicts: golden's, and the run's own if they differ. Holm's
+/// correction alone is no difference: it depends on how many other claims a run tests.
 pub(crate) fn numbers(claim: &ClaimResult) -> String {
     let leading = claim.leading();
-    match claim.own.verdict == ClaimVerdict::NotTested || claim.own.reason == leading.reason {
+    match claim.own.verdict == ClaimVerdict::NotTested || measured(&claim.own) == measured(leading) {
         true => leading.reason.clone(),
         false => format!("{}; this run: {}", leading.reason, claim.own.reason),
     }
+}
+
+fn measured(judged: &Judgement) -> &str {
+    judged.reason.split(HOLM).next().unwrap_or_default()
 }
 
 /// Returns the output of `check` as JSON.

@@ -73,6 +73,14 @@ pub fn same_experiment(a: &str, b: &str) -> bool {
     rest(a) == rest(b)
 }
 
+/// True if two texts describe the same experiment on the same inputs, possibly made by different code.
+pub fn same_but_code(a: &str, b: &str) -> bool {
+    fn rest(text: &str) -> impl Iterator<Item = &str> {
+        text.lines().filter(|line| !line.starts_with("code "))
+    }
+    rest(a).eq(rest(b))
+}
+
 /// Returns the names of the lines that differ about code and its artefacts.
 pub fn changed_code(old: &str, new: &str) -> Vec<String> {
     let old: BTreeSet<&str> = old.lines().collect();

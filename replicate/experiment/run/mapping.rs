@@ -26,10 +26,21 @@ impl Runner<'_> {
         Ok(Some(self.named(&ours, made.entry.key(), read_values(&made)?)))
     }
 
-    /// As [`Runner::mapping`], but `None` if it is not in the store.
+    /// As [`Runner::mapping`], but `None` if it is not in the store. As with [`Runner::stored`], other
+    /// code may have made it.
     pub fn stored_mapping(&mut self, row: &Row, seed: u64) -> Result<Option<Vec<Score>>> {
-        let Some((ours, _, artifact)) = self.compared(row, seed)? else { return Ok(None) };
-        let Some(made) = self.find(&artifact)? else { return Ok(None) };
+        let Some((mut ours, _, artifact)) = self.compared(row, seed)? else { return Ok(None) };
+        if let Some(made) = self.find(&artifact)? {
+            return Ok(Some(self.named(&ours, made.entry.key(), read_values(&made)?)));
+        }
+        let Some(made) = self.newest(&artifact.label, |made| {
+            keys::same_but_code(&made.experiment, &artifact.text)
+                && (&made.parents, made.determinism.as_str()) == (&artifact.parents, self.class)
+        })?
+        else {
+            return Ok(None);
+        };
+        ours.other_code.get_or_insert_with(|| keys::code_of(&made.manifest.experiment));
         Ok(Some(self.named(&ours, made.entry.key(), read_values(&made)?)))
     }
 

@@ -4,7 +4,7 @@ use super::artifact::Made;
 use super::{Runner, SCORES, TIMING};
 use crate::error::{Error, Result};
 use crate::experiment::{Row, Scale};
-use crate::judge::golden::{ALONG, Score, TIME};
+use crate::judge::golden::{ALONG, OTHER_CODE, Score, TIME};
 use crate::measure::evaluate::{METRICS, TARGETS};
 use crate::measure::metrics::modes::collapse;
 use crate::store::{Content, Entry, Key, Lock};
@@ -70,7 +70,7 @@ impl Runner<'_> {
             class += &format!(", images {}", &images[..8]);
         }
         if let Some(code) = &outcome.other_code {
-            class += &format!(", code {code}");
+            class += &format!("{OTHER_CODE}{code}");
         }
         let score = |(metric, value)| Score {
             row: outcome.row.id.to_string(),

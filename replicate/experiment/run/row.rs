@@ -12,7 +12,7 @@ use crate::measure::evaluate::over_trials;
 use crate::measure::sample::{ScoreLatents, generate, generate_grid};
 use crate::method::{Sampler, Setup};
 use crate::network::params::Arrays;
-use crate::store::{Finished, Key, Lock, write_safetensors};
+use crate::store::{Finished, Key, Lock, Manifest, write_safetensors};
 use crate::train::batch::Batches;
 use crate::train::{Budget, Snapshot, train};
 use candle_core::Tensor;
@@ -80,18 +80,11 @@ impl Runner<'_> {
     fn of_other_code(&mut self, row: &Row, seed: u64) -> Result<Option<Outcome>> {
         let parents = Parents::default();
         let wanted = self.scores_artifact(row, seed, &parents, None);
-        let mut found: Option<Made> = None;
-        for made in self.made(&wanted.label)? {
-            let newer = |before: &Made| made.manifest.provenance.date > before.manifest.provenance.date;
-            if keys::same_experiment(&made.manifest.experiment, &wanted.text)
-                && made.manifest.changes == self.recipe.sorted_changes()
-                && (made.manifest.seed, made.manifest.determinism.as_str()) == (seed, self.class)
-                && found.as_ref().is_none_or(newer)
-                && matches!(made.entry.finished()?, Finished::Yes(_))
-            {
-                found = Some(made);
-            }
-        }
+        let found = self.newest(&wanted.label, |made| {
+            keys::same_experiment(&made.experiment, &wanted.text)
+                && made.changes == self.recipe.sorted_changes()
+                && (made.seed, made.determinism.as_str()) == (seed, self.class)
+        })?;
         let Some(scores) = found else { return Ok(None) };
         let (mut weights, wanted) = (None, scores.manifest.inputs.get("weights").cloned());
         if row.method.training.is_some() {
@@ -107,6 +100,21 @@ impl Runner<'_> {
         }
         let other_code = Some(keys::code_of(&scores.manifest.experiment));
         Ok(Some(Outcome { row: *row, seed, scores, weights, other_code }))
+    }
+
+    /// Returns the newest finished entry with this label whose manifest is `wanted`.
+    pub(super) fn newest(&self, label: &str, wanted: impl Fn(&Manifest) -> bool) -> Result<Option<Made>> {
+        let mut found: Option<Made> = None;
+        for made in self.made(label)? {
+            let newer = |before: &Made| made.manifest.provenance.date > before.manifest.provenance.date;
+            if wanted(&made.manifest)
+                && found.as_ref().is_none_or(newer)
+                && matches!(made.entry.finished()?, Finished::Yes(_))
+            {
+                found = Some(made);
+            }
+        }
+        Ok(found)
     }
 
     /// Returns the finished entries with this label, without those that were found damaged.

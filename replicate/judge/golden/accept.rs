@@ -1,7 +1,7 @@
 //! The acceptance of measurements as golden values.
 
 use super::file::line;
-use super::{Golden, Key, Rule, Score, TIME, cell, same};
+use super::{Golden, Key, OTHER_CODE, Rule, Score, TIME, cell, same};
 use crate::error::{Error, Result};
 use crate::judge::sample::{Sample, seeds};
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use std::fmt::Write;
 /// lists them as dropped. A line with unchanged numbers keeps its date and its reason.
 ///
 /// # Errors
-/// `Usage` without a reason; `Run` if a value is not finite, or if one seed was measured twice with
+/// `Usage` without a reason, or for results of other code; `Run` if a value is not finite, or if one seed was measured twice with
 /// different results.
 pub fn accept(
     existing: Vec<Golden>,
@@ -56,6 +56,13 @@ fn group(fresh: &[Score]) -> Result<BTreeMap<Key, BTreeMap<u64, &Score>>> {
         let name = || format!("{} of {} (seed {}, {})", score.metric, score.cell(), score.seed, score.class);
         if !score.value.is_finite() {
             return Err(Error::Run(format!("{} is {}: that cannot be golden", name(), score.value)));
+        }
+        if score.class.contains(OTHER_CODE) {
+            return Err(Error::Usage(format!(
+                "{}: this program's code did not make it, so its bits are not this program's\n  \
+                 run it again, or accept it with the program that made it",
+                name()
+            )));
         }
         let twice = groups.entry(score.key()).or_default().insert(score.seed, score);
         if let Some(other) = twice.filter(|other| !same(other.value, score.value)) {

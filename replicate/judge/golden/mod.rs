@@ -31,6 +31,9 @@ use std::collections::BTreeMap;
 /// Name of the metric for time. It depends on the machine's load, so it has no golden values.
 pub const TIME: &str = "seconds_per_iteration";
 
+/// In the class of a result that this program's code did not make, the text before that code.
+pub const OTHER_CODE: &str = ", code ";
+
 /// Prefix of the classes that do not repeat to the bit; rule 1 does not apply to them.
 pub const STATISTICAL: &str = "statistical";
 

@@ -8,7 +8,7 @@ use crate::experiment::run::{Outcome, Runner, SAMPLES, curve};
 use crate::experiment::{self, Recipe, Row, Scale, all_rows};
 use crate::judge::claims::{BRACKETS, Judgement, ONE_SEED, evaluate_all, family, handful};
 use crate::judge::differences::differences;
-use crate::judge::golden::{self, Comparison, Golden, Score};
+use crate::judge::golden::{self, Comparison, Golden, OTHER_CODE, Score};
 use crate::judge::paper::{self, Claim, Row1, Row2};
 use crate::report::curves::Curve;
 use crate::report::figures::{Panel, figures, strips, tile, tiles};
@@ -306,7 +306,7 @@ fn run(cell: &Row, seed: u64, outcome: &Outcome, place: &Place) -> Run {
         licences: manifest.licences.iter().map(|(name, licence)| format!("{name} {licence}")).collect(),
         determinism: match &outcome.other_code {
             None => manifest.determinism.clone(),
-            Some(code) => format!("{}, code {code}", manifest.determinism),
+            Some(code) => format!("{}{OTHER_CODE}{code}", manifest.determinism),
         },
         wall_seconds: outcome.wall_seconds(),
         images: manifest.images,
