@@ -1,4 +1,4 @@
-//! The drill: every cell of both tables by the paper scale's path, from nothing but
+//! The drill: every row, those outside the tables too, by the paper scale's path, from nothing but
 //! a local server: fetch, verify, convert, pre-train, train one step with
 //! augmentation, 3 x 20 samples, FID and IS, golden values, report. It shows that
 //! the path works; its networks are tiny, and its numbers mean nothing.
@@ -10,7 +10,7 @@ mod common;
 use assert_cmd::cargo::cargo_bin_cmd;
 use common::drill::{self, CIFAR10_PER_CLASS, CIFAR100_PER_CLASS, Set};
 use common::server::Server;
-use replicate::experiment::{TABLE1, TABLE2};
+use replicate::experiment::all_rows;
 use replicate::measure::statistics::Statistics;
 use replicate::store::sha256_hex;
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ fn entries(store: &Path, part: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_cell_of_both_tables_from_a_local_server() {
+fn every_row_from_a_local_server() {
     let kept = std::env::var_os("DRILL_DIR").map(PathBuf::from);
     let temporary = tempfile::tempdir().unwrap();
     let place = Place { dir: kept.unwrap_or_else(|| temporary.path().to_path_buf()) };
@@ -105,7 +105,7 @@ fn every_cell_of_both_tables_from_a_local_server() {
     assert!(!plan.out.contains("to fetch: drill-inception"), "{}", plan.out);
     assert!(entries(&place.dir.join("store"), "drill-dijs").is_empty());
 
-    let run = format!("run table1 table2 --scale drill --seed 0 --watch lines --output {}", report.display());
+    let run = format!("run all --scale drill --seed 0 --watch lines --output {}", report.display());
     let ended = place.replicate(&server.url, &run);
     assert_eq!(ended.code, 0, "{}", ended.err);
     assert!(ended.err.contains("our statistics of the real images"), "{}", ended.err);
@@ -114,7 +114,7 @@ fn every_cell_of_both_tables_from_a_local_server() {
     // Each thing was made once: the rows, four pre-trainings, the reference.
     let store = place.dir.join("store");
     let scored = |name: &&String| name.ends_with("-s0") && !name.contains("drill-map-");
-    assert_eq!(entries(&store, "-s0").iter().filter(scored).count(), TABLE1.len() + TABLE2.len() - 1);
+    assert_eq!(entries(&store, "-s0").iter().filter(scored).count(), all_rows().count());
     assert_eq!(entries(&store, "drill-pretrain-").len(), 4);
     assert_eq!(entries(&store, "drill-reference").len(), 1);
 
