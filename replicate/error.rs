@@ -27,7 +27,7 @@ pub const EXIT_INTERRUPTED: i32 = 75;
 pub enum Error {
     #[error("{0}")]
     Usage(String),
-    #[error("{} is missing: {}\n  {}", located(path), printable(what), printable(remedy))]
+    #[error("{} is missing: {}\n  {}", located(path), explained(what, path), printable(remedy))]
     Missing { path: PathBuf, what: String, remedy: String },
     #[error(
         "{} is invalid: expected {expected}, found {}\n  {}",
@@ -149,6 +149,18 @@ fn io_remedy(action: &str, source: &std::io::Error) -> &'static str {
         }
         _ => "",
     }
+}
+
+/// Explains a path that begins with `~`; `None` for other paths.
+pub(crate) fn unexpanded(path: &Path) -> Option<&'static str> {
+    path.starts_with("~").then_some(
+        "the shell expands ~ only where an argument begins with it (--NAME ~/PATH, not --NAME=~/PATH)",
+    )
+}
+
+/// Appends what explains the path to a reason.
+pub(crate) fn explained(what: &str, path: &Path) -> String {
+    printable(what) + &unexpanded(path).map(|why| format!("; {why}")).unwrap_or_default()
 }
 
 /// True for control characters, and for characters that change the direction of text.

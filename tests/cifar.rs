@@ -1405,6 +1405,29 @@ fn archives_of_other_packers_are_read() {
     }
 }
 
+#[test]
+fn what_an_edm_zip_holds_beside_its_images_is_counted() {
+    let samples = some(4);
+    let names: Vec<String> = (0..4).map(|i| format!("00000/IMG{i}.PNG")).collect();
+    let labels: Vec<_> = names.iter().zip(&samples).map(|(name, s)| (name, s.label)).collect();
+    let labels = serde_json::json!({ "labels": labels }).to_string().into_bytes();
+    let mut files: Vec<(&str, Vec<u8>)> =
+        names.iter().zip(&samples).map(|(name, s)| (name.as_str(), png(&s.pixels))).collect();
+    files.push(("dataset.json", labels));
+    for (beside, note) in [
+        (&[][..], None),
+        (&["README.txt", "00000/cover.jpg", ".DS_Store"], Some("1 hidden, 2 of other kinds")),
+    ] {
+        files.extend(beside.iter().map(|name| (*name, b"x".to_vec())));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), zip_of(&files, 8)).unwrap();
+        let (images, left_out) = cifar::read(Set::Cifar10, Split::Train, file.path()).unwrap();
+        assert!(images == in_order(&samples));
+        assert!(left_out.note().is_some() == note.is_some());
+        assert!(note.is_none_or(|note| left_out.note().unwrap().contains(note)), "{left_out:?}");
+    }
+}
+
 fn gunzip(bytes: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(bytes), &mut plain).unwrap();

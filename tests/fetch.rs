@@ -683,6 +683,21 @@ fn a_proxy_that_cannot_be_used_is_not_passed_by() {
     }
 }
 
+/// The host that is not found is the proxy's.
+#[test]
+fn a_proxy_without_an_address_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_replicate"))
+        .args(["fetch", "fid-reference", "--from", "http://127.0.0.1:9/a", "--store"])
+        .arg(dir.path())
+        .envs([("http_proxy", "http://proxy.invalid:3128"), ("no_proxy", "")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(EXIT_INPUT), "{text}");
+    assert!(text.contains("through the environment's proxy: no such host"), "{text}");
+}
+
 #[cfg(unix)]
 #[test]
 fn a_store_that_everybody_may_change_is_remarked_upon() {

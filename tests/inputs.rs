@@ -121,6 +121,13 @@ fn hidden_files_are_left_out_alike_everywhere_and_counted() {
     let (pixels, note) = read(&dir.write("set.npz", zip(&npz, true))).unwrap();
     assert!(pixels == expected);
     assert!(note.unwrap().contains("1 hidden"));
+    // In the order of their names, whatever the file system's is.
+    let notes = dir.path("notes");
+    for name in ["c.txt", "a/z.txt", "b.txt", "a/y.txt", "a.png"] {
+        dir.write(&format!("notes/{name}"), png(0));
+    }
+    let note = read(&notes).unwrap().1.unwrap();
+    assert!(note.ends_with("4 of other kinds (a/y.txt, a/z.txt, b.txt, …)"), "{note}");
     // Nothing left out, nothing said.
     assert_eq!(read(&dir.path("folder/sub")).unwrap().1.unwrap().matches("hidden").count(), 1);
     fs::remove_dir_all(dir.path("folder/sub/.thumbnails")).unwrap();
@@ -187,6 +194,7 @@ fn files_of_another_format_are_called_by_its_name() {
         (b"\xff\xd8\xff\xe0JFIF".to_vec(), "a JPEG image"),
         (b"RIFF....WEBP".to_vec(), "a WebP image"),
         (b"version https://git-lfs.github.com/spec/v1\n".to_vec(), "Git LFS pointer"),
+        (b"<!DOCTYPE html>".to_vec(), "a web page\n  put the image itself in its place"),
     ] {
         dir.write("set/a.png", bytes);
         let text = complaint(&dir.path("set"));
@@ -216,8 +224,14 @@ fn files_of_another_format_are_called_by_its_name() {
         let text = complaint(&dir.write("file", bytes));
         assert!(text.contains(says) && text.lines().count() == 2, "{text}");
     }
+    // A chunk is called by its name.
+    let mut damaged = png(0);
+    damaged[20] ^= 1;
+    dir.write("set/a.png", damaged);
+    let text = complaint(&dir.path("set"));
+    assert!(text.contains("while decoding IHDR chunk") && !text.contains("critical"), "{text}");
     // Beside PNG files, whatever the spelling.
-    for name in ["x.JPEG", "x.jfif", "x.heic", "x.pgm"] {
+    for name in ["x.JPEG", "x.jfif", "x.heic", "x.pgm", "x.PBM", "x.exr"] {
         let dir = Dir::new();
         dir.write("a.png", png(0));
         assert!(complaint(&dir.write(name, "").with_file_name("")).contains(name));
@@ -257,6 +271,36 @@ fn one_fault_is_one_message() {
     assert!(text.contains("several arrays that could be features"), "{text}");
     let text = complaint(&dir.write("file", "x").join("below"));
     assert!(text.contains("below is missing"), "{text}");
+    let text = complaint(dir.write("empty/a.png", "").parent().unwrap());
+    assert!(text.contains("found an empty file"), "{text}");
+    // A download that ended early.
+    let mut tar = tar::Builder::new(Vec::new());
+    for i in 1..=5 {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(3073);
+        tar.append_data(&mut header, format!("batches/data_batch_{i}.bin"), &[0; 3073][..]).unwrap();
+    }
+    let tar = tar.into_inner().unwrap();
+    for cut in [600, 3000, 9000, 15_000] {
+        let text = complaint(&dir.write("cut.tar", &tar[..cut]));
+        assert!(text.contains("expected 3073 bytes, found") && text.lines().count() == 2, "{text}");
+    }
+}
+
+#[test]
+fn a_zip_is_known_by_its_end() {
+    let dir = Dir::new();
+    let whole = zip(&[("a.png", png(0)), ("b.png", png(1))], true);
+    // A program that unpacks itself.
+    let path = dir.write("set.run", [b"#!/bin/sh\nexec unzip\n".to_vec(), whole.clone()].concat());
+    assert!(read(&path).unwrap().0 == planes(0..2));
+    // The last of several parts; its end has the part's number.
+    let mut parts = whole[30..].to_vec();
+    let end = parts.len() - 22;
+    parts[end + 4..end + 8].copy_from_slice(&[1, 0, 1, 0]);
+    let text = complaint(&dir.write("set.zip", parts));
+    assert!(text.contains("set.zip is invalid") && text.contains("unpack them"), "{text}");
+    assert!(text.lines().count() == 2 && !text.contains("CIFAR but"), "{text}");
 }
 
 #[test]
@@ -284,8 +328,16 @@ fn a_shard_that_is_missing_is_named() {
 
 #[test]
 fn what_people_do_not_see_is_hidden() {
-    for path in [".DS_Store", "a/._1.png", "__MACOSX/a.png", ".Trash-1000/files/a.png", "a\\.x", "THUMBS.DB"]
-    {
+    for path in [
+        ".DS_Store",
+        "a/._1.png",
+        "__MACOSX/a.png",
+        ".Trash-1000/files/a.png",
+        "a\\.x",
+        "THUMBS.DB",
+        "@Recycle/a.png",
+        "#snapshot/daily/a.png",
+    ] {
         assert!(is_hidden(path), "{path}");
     }
     for path in ["a.png", "a/b.c/d.png", "./a.png", "../a.png", "MACOSX/a.png", "a..png"] {
@@ -393,6 +445,63 @@ fn what_is_beside_mu_and_sigma_is_not_read() {
         let text = complaint(&dir.write("other.npz", zip(&arrays, true)));
         assert!(text.contains("not by the names sigma and mu"), "{text}");
     }
+}
+
+/// The score of the program, which has to succeed.
+fn scored(dir: &Path, arguments: &[&str]) -> serde_json::Value {
+    let all: Vec<&OsStr> = arguments.iter().chain(&["--json"]).map(OsStr::new).collect();
+    let output = score(dir, &all);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn features_and_statistics_are_found_as_other_tools_lay_them_out() {
+    let dir = Dir::new();
+    let (a, b) = (features("layout a", 40, 6), features("layout b", 50, 6));
+    let (logits, m) = (features("layout logits", 40, 9), moments(&b));
+    let rows = |shape: &[usize], features: &Features| npy("<f4", shape, &f4(features.rows.clone()));
+    let (plain, classes) = (rows(&[40, 6], &a), rows(&[40, 9], &logits));
+    let (mu, sigma) = (npy("<f8", &[6], &f8(&m.mean())), npy("<f8", &[6, 6], &f8(&m.covariance())));
+    dir.write("a.npz", zip(&[("features.npy", plain.clone()), ("logits.npy", classes.clone())], false));
+    dir.write("b.npz", zip(&[("mu.npy", mu.clone()), ("sigma.npy", sigma.clone())], false));
+    let expected = &scored(dir.0.path(), &["a.npz", "--ref", "b.npz", "--metrics", "fid,is"])["trials"];
+    // Features beside their logits, as pool_3 of TensorFlow's network; a mean that kept its axis.
+    dir.write("tf.npz", zip(&[("logits.npy", classes.clone()), ("pool_3.npy", plain.clone())], true));
+    dir.write(
+        "axis.npz",
+        zip(&[("pool_3.npy", rows(&[40, 1, 1, 6], &a)), ("logits.npy", classes.clone())], true),
+    );
+    let row = npy("<f8", &[1, 6], &f8(&m.mean()));
+    dir.write("row.npz", zip(&[("mu.npy", row), ("sigma.npy", sigma.clone())], false));
+    // Everything in one file: its rows are the images, its moments the reference.
+    let all = [("mu.npy", mu), ("sigma.npy", sigma.clone()), ("features.npy", plain.clone())];
+    dir.write("all.npz", zip(&[&all[..], &[("logits.npy", classes.clone())][..]].concat(), true));
+    for (images, reference) in
+        [("tf.npz", "b.npz"), ("axis.npz", "row.npz"), ("all.npz", "b.npz"), ("a.npz", "all.npz")]
+    {
+        let found = &scored(dir.0.path(), &[images, "--ref", reference, "--metrics", "fid,is"])["trials"];
+        assert_eq!(found, expected, "{images}");
+    }
+    let other = rows(&[41, 9], &features("more", 41, 9));
+    let text = complaint(&dir.write("c.npz", zip(&[("pool_3.npy", plain), ("logits.npy", other)], false)));
+    assert!(text.contains("holds 40 features and 41 logits"), "{text}");
+    // A covariance without its mean is no set of features.
+    let text = complaint(&dir.write("sigma.npz", zip(&[("sigma.npy", sigma)], false)));
+    assert!(text.contains("holds sigma, but no mu"), "{text}");
+    for (shape, data, says) in [
+        (&[4usize, 6][..], &[0; 90][..], "for 24 numbers: it is cut off"),
+        (&[4, 6], &[0; 320], "several numpy.save to one file"),
+        (&[2, 2, 3], &[0; 48], "[2, 2, 3]"),
+    ] {
+        let text = complaint(&dir.write("x.npy", npy("<f4", shape, data)));
+        assert!(text.contains(says), "{text}");
+    }
+    let text = complaint(&dir.write(
+        "fields.npy",
+        raw("{'descr': [('x', '<f4')], 'fortran_order': False, 'shape': (3,)}", &[0; 12]),
+    ));
+    assert!(text.contains("an array [3] of several fields"), "{text}");
 }
 
 /// A zip whose files say that they are packed by another method.
@@ -703,14 +812,24 @@ fn places_may_have_any_name() {
     let (a, b) = (npz("a", 20), npz("b", 30));
     let words = |path: &Path| path.as_os_str().to_os_string();
     let fid = ["--metrics", "fid"].map(OsStr::new);
-    let file = OsStr::from_bytes(&[b"file://", a.as_os_str().as_bytes()].concat()).to_os_string();
-    for images in [words(&a), words(&place.join("../daten_missing")), file] {
+    let file = OsStr::from_bytes(&[b"File://", a.as_os_str().as_bytes()].concat()).to_os_string();
+    let missing = words(&place.join("../daten_missing"));
+    for images in [words(&a), missing.clone(), file] {
         let output = score(
             dir.0.path(),
             &[&[images.as_os_str(), OsStr::new("--ref"), b.as_os_str()], &fid[..]].concat(),
         );
-        let expected = if images == words(&a) { 0 } else { EXIT_INPUT };
+        let expected = if images != missing { 0 } else { EXIT_INPUT };
         assert_eq!(output.status.code(), Some(expected), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    // Text and JSON name a file that is no text.
+    for form in [&[][..], &["--json"]] {
+        let saved = place.join("saved \x1b.npz");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+        let output = command.arg("score").arg(&a).arg("--save-ref").arg(&saved).args(form).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && saved.is_file(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.contains("daten_\u{fffd}\u{fffd} \u{fffd}/saved ") && !text.contains('\x1b'), "{text}");
     }
     // A blank, in an address of a file.
     fs::copy(&a, dir.path("with blank.npz")).unwrap();
@@ -770,6 +889,72 @@ fn devices_stay_devices_and_an_address_is_no_store() {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.code() == Some(EXIT_USAGE) && text.contains(says), "{text}");
         assert!(!dir.path(store).exists() && !dir.path(store.split('/').next().unwrap()).exists());
+    }
+}
+
+/// An output takes the place of no input, of no address, and of no directory that a shell has to name.
+#[test]
+fn outputs_are_where_they_are_meant_to_be() {
+    let dir = Dir::new();
+    let bytes = zip(&[("features.npy", npy("<f4", &[4, 2], &f4((0..8).map(|x| (x * x % 7) as f32))))], false);
+    for name in ["a.npz", "b.npz"] {
+        dir.write(name, &bytes);
+    }
+    let replicate = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
+        let output = command.args(arguments).current_dir(dir.0.path()).env_remove("REPLICATE_STORE").output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (images, reference, out) in
+        [("a.npz", "b.npz", "./a.npz"), ("a.npz", "b.npz", "b.npz"), ("file:a.npz", "b.npz", "file:a.npz")]
+    {
+        let (code, text) = replicate(&["score", images, "--ref", reference, "--save-ref", out]);
+        assert!(code == Some(EXIT_USAGE) && text.contains("is read by this command"), "{text}");
+    }
+    let (code, text) = replicate(&["inspect", "a.npz", "--convert", "a.npz"]);
+    assert!(code == Some(EXIT_USAGE) && text.contains("is read by this command"), "{text}");
+    for name in ["a.npz", "b.npz"] {
+        assert_eq!(fs::read(dir.path(name)).unwrap(), bytes);
+    }
+    for out in ["~/x.npz", "s3://bucket/x.npz", "HTTP://h/x.npz"] {
+        for arguments in [
+            &["score", "a.npz", "--save-ref"][..],
+            &["inspect", "a.npz", "--convert"],
+            &["sample", "edm", "--seeds", "0", "--out"],
+            &["run", "edm", "--scale", "smoke", "--stored", "--output"],
+            &["report", "--output"],
+            &["export"],
+            &["man"],
+            &["list", "--store"],
+        ] {
+            let (code, text) = replicate(&[arguments, &[out]].concat());
+            let says = if out.starts_with('~') { "the shell expands ~" } else { "no address" };
+            assert!(code == Some(EXIT_USAGE) && text.contains(says), "{arguments:?}: {text}");
+        }
+    }
+    // What is read is fetched by somebody else, and a signature is not shown.
+    for arguments in [&["inspect"][..], &["verify"], &["sample", "--seeds", "0", "--out", "x"], &["score"]] {
+        let (code, text) = replicate(&[arguments, &["https://u:SECRET@h/net.pkl?sig=SECRET"]].concat());
+        assert!(code == Some(EXIT_USAGE) && text.contains("https://h/net.pkl?…: only files are"), "{text}");
+        assert!(!text.contains("SECRET") && text.ends_with("download it first\n"), "{text}");
+    }
+    let address = format!("file://{}/saved%20here.npz", dir.0.path().display());
+    assert_eq!(replicate(&["score", "a.npz", "--save-ref", &address]).0, Some(0));
+    assert_eq!(fs::read_dir(dir.0.path()).unwrap().count(), 3, "a.npz, b.npz and what was saved");
+    assert!(dir.path("saved here.npz").is_file());
+    // What is named so is meant so.
+    fs::create_dir(dir.path("~")).unwrap();
+    assert_eq!(replicate(&["score", "a.npz", "--save-ref", "~/x.npz"]).0, Some(0));
+    for arguments in [
+        &["score", "~/y.npz"][..],
+        &["score", "a.npz", "--ref=~/y.npz"],
+        &["inspect", "~/y.pkl"],
+        &["run", "edm", "--scale", "tiny", "--offline", "--data=~/cifar"],
+        &["fetch", "fid-reference", "--from=~/y.npz"],
+    ] {
+        let (code, text) = replicate(arguments);
+        assert!(code == Some(EXIT_INPUT) && text.contains("; the shell expands ~ only"), "{text}");
     }
 }
 

@@ -4,7 +4,7 @@ mod complete;
 mod values;
 
 pub use self::complete::{completed, manual};
-use self::values::{images, local, numbers, rate, seed, time};
+use self::values::{images, local, numbers, output, rate, seed, time};
 use crate::app::bench::{self, Case};
 use crate::app::machine::Card;
 use crate::app::score::Metric;
@@ -100,7 +100,7 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
         /// File for the picture
-        #[arg(short, long, default_value = "report/diff.png")]
+        #[arg(short, long, default_value = "report/diff.png", value_parser = output())]
         output: PathBuf,
     },
     /// Update golden values from stored results and print the diff (refused in CI)
@@ -135,7 +135,7 @@ pub enum Command {
         #[arg(long, value_enum, hide_possible_values = true)]
         format: Option<Format>,
         /// Directory for the report
-        #[arg(short, long, default_value = "report", conflicts_with_all = ["table", "by", "format"])]
+        #[arg(short, long, default_value = "report", conflicts_with_all = ["table", "by", "format"], value_parser = output())]
         output: PathBuf,
     },
     /// Write the store with its report as one zip for an archive or a reviewer
@@ -145,7 +145,7 @@ pub enum Command {
     #[command(mut_arg("scale", leading))]
     Export {
         /// The archive to write
-        #[arg(value_name = "OUT.zip")]
+        #[arg(value_name = "OUT.zip", value_parser = output())]
         out: PathBuf,
         #[command(flatten)]
         place: Place,
@@ -161,7 +161,7 @@ pub enum Command {
     /// Write a manual page for each command
     Man {
         /// Directory for the pages replicate.1, replicate-run.1 and so on
-        #[arg(default_value = ".")]
+        #[arg(default_value = ".", value_parser = output())]
         output: PathBuf,
     },
     /// Write the paper's figures and a strip of samples over training for each row
@@ -170,7 +170,7 @@ pub enum Command {
         #[command(flatten)]
         place: Place,
         /// Directory for the PNG files and their captions
-        #[arg(short, long, default_value = "report/figures")]
+        #[arg(short, long, default_value = "report/figures", value_parser = output())]
         output: PathBuf,
     },
     /// Fetch the files of the paper scale: checkpoint, Inception weights, FID reference, data sets
@@ -193,7 +193,7 @@ pub enum Command {
         #[arg(value_parser = local())]
         file: PathBuf,
         /// Write the tensors as float32 safetensors
-        #[arg(long, value_name = "OUT.safetensors")]
+        #[arg(long, value_name = "OUT.safetensors", value_parser = output())]
         convert: Option<PathBuf>,
     },
     /// Measure any images: FID, Inception Score, KID, precision and recall
@@ -321,7 +321,7 @@ pub struct Running {
     #[arg(long, value_name = "IMAGES", value_parser = clap::value_parser!(u64).range(1..=65_536))]
     pub microbatch: Option<u64>,
     /// Directory for the tables as CSV and Markdown
-    #[arg(short, long, default_value = "report")]
+    #[arg(short, long, default_value = "report", value_parser = output())]
     pub output: PathBuf,
 }
 
@@ -363,7 +363,7 @@ pub struct Scoring {
     #[arg(long)]
     pub json: bool,
     /// Write mean and covariance of the reference, or of IMAGES without --ref, in EDM's form
-    #[arg(long, value_name = "OUT.npz")]
+    #[arg(long, value_name = "OUT.npz", value_parser = output())]
     pub save_ref: Option<PathBuf>,
     /// Inception weights (pt_inception-2015-12-05-6726825d.pth) [default: those in the store]
     #[arg(long, value_name = "FILE", value_parser = local())]
@@ -392,7 +392,7 @@ pub struct Sampling {
     #[arg(long, value_parser = numbers, allow_hyphen_values = true)]
     pub seeds: Range<u64>,
     /// A new folder of PNG files, a .zip like EDM's data sets, or an .npz of uint8 (N, H, W, 3)
-    #[arg(long, value_name = "DIR|ZIP|NPZ")]
+    #[arg(long, value_name = "DIR|ZIP|NPZ", value_parser = output())]
     pub out: PathBuf,
     /// Seed of the row, or of the latents for a file
     #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]

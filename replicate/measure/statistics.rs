@@ -40,9 +40,9 @@ impl Statistics {
         })
     }
 
-    /// Parses `mu` and `sigma` of a file and ignores other arrays. The two triangles of `sigma` may
-    /// differ by the rounding of float32, in which many programs sum, or of float16 if all entries
-    /// are numbers of float16, whatever their type; they are averaged.
+    /// Parses `mu` (d, or 1 x d) and `sigma` of a file and ignores other arrays. The two triangles of
+    /// `sigma` may differ by the rounding of float32, in which many programs sum, or of float16 if
+    /// all entries are numbers of float16, whatever their type; they are averaged.
     pub fn parse(path: &Path) -> std::result::Result<Statistics, Fault> {
         let (arrays, _) = npz::list(path)?;
         let find = |name: &str| {
@@ -50,10 +50,10 @@ impl Statistics {
             array.ok_or_else(|| Fault::from(format!("has no array {name}")))
         };
         let (mu, sigma) = (find("mu")?, find("sigma")?);
-        let d = *mu.shape.first().unwrap_or(&0);
-        if !(1..=WIDEST).contains(&d) || mu.shape != [d] {
-            return Err(format!("has mu of the shape {:?}", mu.shape).into());
-        }
+        let d = match mu.shape[..] {
+            [d] | [1, d] if (1..=WIDEST).contains(&d) => d,
+            _ => return Err(format!("has mu of the shape {:?}", mu.shape).into()),
+        };
         if sigma.shape != [d, d] {
             return Err(format!("has sigma of the shape {:?} beside mu of {d}", sigma.shape).into());
         }

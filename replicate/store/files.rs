@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::hex;
-use crate::error::{Error, Result, shown_path};
+use crate::error::{Error, Result, shown_path, unexpanded};
 
 const TEMPORARY: &str = ".tmp-";
 /// Most bytes of a manifest, an experiment or a record, which have some thousand.
@@ -258,6 +258,26 @@ pub(super) fn numbered_dir(parent: &Path, stem: &str) -> Result<PathBuf> {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => n += 1,
             Err(error) => return Err(Error::io("create", &dir)(error)),
         }
+    }
+}
+
+/// Refuses a new file or directory whose path begins like an address, or with a `~` that the shell
+/// left as it is, unless something of that first name is here.
+///
+/// # Errors
+/// `Usage` with the reason.
+pub fn check_new(path: &Path) -> Result<()> {
+    let Some(first) = path.components().next().map(|first| first.as_os_str().to_string_lossy()) else {
+        return Ok(());
+    };
+    let is_address = first.ends_with(':') && path.to_string_lossy().contains("//");
+    let why = unexpanded(path).or(is_address.then_some("it names a place here, and no address"));
+    match why.filter(|_| !Path::new(&*first).exists()) {
+        Some(why) => {
+            let path = shown_path(path);
+            Err(Error::Usage(format!("{path} is not made: {why}; ./{path} is taken as it stands")))
+        }
+        None => Ok(()),
     }
 }
 

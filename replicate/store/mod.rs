@@ -58,7 +58,7 @@ use sha2::{Digest, Sha256};
 pub use self::checkpoint::Checkpoint;
 pub use self::entry::{Entry, Finished};
 pub(crate) use self::files::sync_dir;
-pub use self::files::{Content, dir_of, lock_file, lock_to_change, write_atomically};
+pub use self::files::{Content, check_new, dir_of, lock_file, lock_to_change, write_atomically};
 use self::files::{children, read_text_if_present, remove_dead};
 pub use self::formats::safetensors::{Array, read_safetensors, write_safetensors};
 pub use self::lock::Lock;
@@ -128,7 +128,7 @@ impl Store {
     ///
     /// # Errors
     /// `Malformed` if `root` is a store of another format, or another directory, which stays
-    /// untouched; `Missing` or `Io` if a store may be there that cannot be reached.
+    /// untouched; `Missing` or `Io` if a store may be there that cannot be reached; those of [`check_new`].
     pub fn open(root: &Path) -> Result<Store> {
         let store = Store { root: root.to_path_buf() };
         match fs::metadata(root) {
@@ -143,7 +143,7 @@ impl Store {
                 });
             }
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                return Ok(store);
+                return check_new(root).map(|()| store);
             }
             Err(error) => return Err(Error::io("open", root)(error)),
         }
@@ -268,25 +268,9 @@ fn is_entry(name: &OsStr) -> bool {
 /// Creates the store at `root` if it does not exist. Must precede any other write.
 ///
 /// # Errors
-/// `Usage` for a path that begins like an address, or with a `~` that the shell left as it is, and for
-/// which there is nothing of that name here.
+/// Those of [`check_new`].
 pub(crate) fn begin(root: &Path) -> Result<()> {
-    let first = root.components().next().map(|first| Path::new(first.as_os_str()));
-    if let Some(first) = first.filter(|first| !first.exists()) {
-        let meant = match first.as_os_str().to_string_lossy().as_ref() {
-            "~" => {
-                "the shell expands ~ at the beginning of an argument only (--store ~/DIR, not --store=~/DIR)"
-            }
-            scheme if scheme.ends_with(':') && root.to_string_lossy().contains("//") => {
-                "a store is a directory, and no address"
-            }
-            _ => "",
-        };
-        if !meant.is_empty() {
-            let path = shown_path(root);
-            return Err(Error::Usage(format!("{path} is not made: {meant}; ./{path} names a folder here")));
-        }
-    }
+    check_new(root)?;
     fs::create_dir_all(root).map_err(Error::io("create", root))?;
     match read_text_if_present(&root.join(FORMAT))? {
         Some(format) if format == STORE_FORMAT.as_bytes() => {

@@ -1,16 +1,53 @@
 //! Parsers of the values of arguments.
 
+use crate::store::check_new;
 use crate::store::fetch::Given;
 use clap::builder::{PathBufValueParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::{Arg, Command};
+use std::ffi::OsStr;
 use std::ops::Range;
 use std::path::PathBuf;
 
-/// Parses a path, which may be written as a `file://` address.
+/// Parses the path of a file to read, which may be written as a `file://` address.
 pub(super) fn local() -> impl TypedValueParser<Value = PathBuf> {
-    PathBufValueParser::new().map(|path| match Given::parse(&path) {
-        Given::File(path) => path,
-        _ => path,
-    })
+    Local { is_output: false }
+}
+
+/// Parses a path to write to, as [`local`].
+pub(super) fn output() -> impl TypedValueParser<Value = PathBuf> {
+    Local { is_output: true }
+}
+
+#[derive(Clone)]
+struct Local {
+    is_output: bool,
+}
+
+impl TypedValueParser for Local {
+    type Value = PathBuf;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<PathBuf, clap::Error> {
+        let refused =
+            |why: String| clap::Error::raw(ErrorKind::ValueValidation, why + "\n").with_cmd(command);
+        let place = match Given::parse(value) {
+            Given::File(path) => {
+                // An empty one has an error of its own.
+                let path = PathBufValueParser::new().parse(command, arg, path.into_os_string())?;
+                return match check_new(&path) {
+                    Err(error) if self.is_output => Err(refused(error.to_string())),
+                    _ => Ok(path),
+                };
+            }
+            // Without what may be secret in it.
+            Given::Url(url) => url.to_string(),
+            Given::Unread(scheme) => format!("{scheme}://…"),
+        };
+        Err(refused(match self.is_output {
+            true => format!("{place} is no place to write to: name a path here, and no address"),
+            false => format!("{place}: only files are read here; download it first"),
+        }))
+    }
 }
 
 /// Parses a number, times the unit that its last letter names.

@@ -191,7 +191,7 @@ mod tests {
             (&mu, &array(&[2, 2], &[2.0, 1.0, 0.5, 2.0]), 2, "not symmetric"),
             (&mu, &array(&[2, 2], &[1.0, 2.0, 2.0, 1.0]), 2, "negative eigenvalue"),
             (&mu, &array(&[2, 2], &[1.0, f64::NAN, f64::NAN, 1.0]), 2, "NaN"),
-            (&array(&[1, 2], &[1.0, 2.0]), &sigma, 2, "mu of the shape [1, 2]"),
+            (&array(&[2, 1], &[1.0, 2.0]), &sigma, 2, "mu of the shape [2, 1]"),
             (&mu, &sigma, 3, "mu of the shape [2]"),
             (&array(&[3], &[1.0, 2.0]), &array(&[3, 3], &[0.0; 9]), 3, "16 bytes of data for 3 numbers"),
         ] {

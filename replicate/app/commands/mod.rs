@@ -325,6 +325,17 @@ fn lock_to_change(path: &Path, stop: &AtomicBool) -> Result<File> {
     })
 }
 
+/// Refuses an output that is one of the inputs, which it would replace.
+fn check_apart(output: &Path, inputs: impl IntoIterator<Item = PathBuf>) -> Result<()> {
+    let Ok(real) = output.canonicalize() else { return Ok(()) };
+    match inputs.into_iter().any(|input| input.canonicalize().is_ok_and(|input| input == real)) {
+        true => {
+            Err(Error::Usage(format!("{} is read by this command: write another file", shown_path(output))))
+        }
+        false => Ok(()),
+    }
+}
+
 /// Writes the file completely, or leaves its old content.
 fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     // A new file must not take the place of a device or a pipe, such as /dev/null.
@@ -343,6 +354,9 @@ fn write_table(output: &Path, name: &str, table: &Table) -> Result<()> {
 
 /// Lists the tensors of a checkpoint, and converts them to safetensors on request.
 fn inspect(file: &Path, convert: Option<&Path>) -> Result<i32> {
+    if let Some(out) = convert {
+        check_apart(out, [file.to_path_buf()])?;
+    }
     let checkpoint = torch::read(file)?;
     print!("{}", checkpoint.describe());
     if let Some(out) = convert {

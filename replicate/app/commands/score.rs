@@ -7,13 +7,14 @@ mod side;
 use self::checks::{can_save, compare, in_order, metrics, portions};
 use self::report::{Described, Fid, Network, Protocol, Remarks, Report, Saved, Trial};
 use self::side::{Side, asset, stored};
-use super::write_file;
+use super::{check_apart, write_file};
 use crate::app::cli::{Scoring, VERSION};
 use crate::app::score::{Gathered, Input, KEPT, Metric, Reference, RowStream, Seen, Wanted, scores};
 use crate::error::{EXIT_GOOD, Error, Result, shown_path};
 use crate::measure::inception::Inception;
 use crate::measure::metrics::frechet::{Factor, Moments};
 use crate::measure::statistics::Statistics;
+use crate::store::fetch::Given;
 use crate::store::formats::torch;
 use crate::store::sha256_hex;
 use crate::train::watch::{Mode, Watch};
@@ -22,6 +23,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
     let device = crate::network::device::open(&options.place.device)?.device;
+    if let Some(path) = &options.save_ref {
+        let named = [Some(&options.images), options.reference.as_ref()].into_iter().flatten();
+        let files = named.filter_map(|name| match Given::parse(name) {
+            Given::File(file) => Some(file),
+            _ => None,
+        });
+        check_apart(path, files.chain(options.inception.clone()))?;
+    }
     let mut remarks = Remarks::default();
     let images = Side::images(options, &mut remarks, stop)?;
     let reference = match &options.reference {
@@ -131,7 +140,8 @@ fn load(options: &Scoring, device: &Device, remarks: &mut Remarks) -> Result<(In
             shown_path(&file)
         ));
     }
-    let network = Network { name: format!("inception-{}", &sha256[..8]), file, sha256, published };
+    let name = format!("inception-{}", &sha256[..8]);
+    let network = Network { name, file: shown_path(&file), sha256, published };
     Ok((Inception::load(device, checkpoint)?, network))
 }
 
@@ -199,5 +209,5 @@ fn save(options: &Scoring, moments: Option<&Moments>) -> Result<Option<Saved>> {
     let (Some(path), Some(moments)) = (&options.save_ref, moments) else { return Ok(None) };
     let bytes = Statistics::of(moments).to_npz();
     write_file(path, &bytes)?;
-    Ok(Some(Saved { file: path.clone(), sha256: sha256_hex(&bytes) }))
+    Ok(Some(Saved { file: shown_path(path), sha256: sha256_hex(&bytes) }))
 }

@@ -17,9 +17,9 @@ use crate::store::formats::{Fault, LeftOut, foreign, is_hidden};
 const LARGEST_FILE: u64 = 1 << 26;
 
 /// Extensions of image files in other formats than PNG.
-const OTHER_IMAGES: [&str; 20] = [
-    "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif", "jxl", "jp2",
-    "ppm", "pgm", "pnm", "tga", "qoi", "apng",
+const OTHER_IMAGES: [&str; 26] = [
+    "jpg", "jpeg", "jpe", "jfif", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "heic", "heif", "jxl",
+    "jp2", "j2k", "ppm", "pgm", "pbm", "pam", "pnm", "tga", "qoi", "apng", "exr", "hdr",
 ];
 
 /// Opens the PNG files below a directory, following links, and describes the skipped files. Returns
@@ -55,9 +55,13 @@ impl Found {
             return Err(circle(&path));
         }
         within.push(real);
-        for entry in fs::read_dir(&path).map_err(Error::io("list", &path))? {
-            let entry = entry.map_err(Error::io("list", &path))?;
-            let (inner, path) = (directory.join(entry.file_name()), entry.path());
+        let listed: std::io::Result<Vec<_>> =
+            fs::read_dir(&path).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+        let mut listed = listed.map_err(Error::io("list", &path))?;
+        // What is said must not depend on the file system's order.
+        listed.sort();
+        for name in listed {
+            let (inner, path) = (directory.join(&name), path.join(&name));
             if is_hidden(&inner) {
                 self.left_out.hidden(&inner);
                 continue;
@@ -178,8 +182,17 @@ where
     fn check(&self, file: &Place, size: Option<usize>) -> Result<usize> {
         let path = (self.path)(file);
         let start = self.bytes(file, 32).map_err(|error| not_png(&path, &error.into()))?;
+        if start.is_empty() {
+            return Err(Error::malformed(
+                path,
+                "a PNG file",
+                "an empty file",
+                "write it again, or remove it",
+            ));
+        }
         if let Some(what) = foreign(&start).filter(|_| !start.starts_with(b"\x89PNG")) {
-            return Err(Error::malformed(path, "a PNG file", what, "write it as PNG where it is made"));
+            let remedy = "put the image itself in its place, as PNG from where it was made";
+            return Err(Error::malformed(path, "a PNG file", what, remedy));
         }
         let reader = |most| png::Decoder::new(Cursor::new(self.bytes(file, most)?)).read_info();
         // The header before the pixels is rarely longer.
@@ -215,10 +228,19 @@ fn not_png(path: &Path, error: &png::DecodingError) -> Error {
         png::DecodingError::IoError(error) => error,
         error => error,
     };
-    match Fault::of(error, || error.to_string()) {
+    match Fault::of(error, || plain(error.to_string())) {
         Fault::Unreadable(error) => Error::io("read", path)(error),
         Fault::Content(found) => Error::malformed(path, "a PNG file", found, "write it again, or remove it"),
     }
+}
+
+/// Shortens the name of a chunk, which the PNG reader prints with all its properties.
+fn plain(text: String) -> String {
+    let name = text.split_once("ChunkType { type: ").and_then(|(before, rest)| {
+        let (name, rest) = rest.split_once(", critical")?;
+        Some(format!("{before}{name}{}", rest.split_once(" }")?.1))
+    });
+    name.unwrap_or(text)
 }
 
 fn header(path: &Path, info: &png::Info, size: Option<usize>) -> Result<usize> {

@@ -5,7 +5,7 @@
 //! single classes.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::pictures;
@@ -26,6 +26,19 @@ use crate::store::formats::{Fault, LeftOut, called, foreign, is_hidden, unzip};
 /// `Missing` if the path does not exist, `Malformed` if this module does not support it. An invalid
 /// image after the first one may be found only when its batch is read.
 pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
+    opened(path, true)
+}
+
+/// Does the same as [`open`], but takes the images or features of a file that has their mean and
+/// covariance, too.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_images(path: &Path) -> Result<(Input, LeftOut)> {
+    opened(path, false)
+}
+
+fn opened(path: &Path, statistics: bool) -> Result<(Input, LeftOut)> {
     if path.is_dir() {
         return match pictures::folder(path)? {
             (Some(set), left_out) => Ok((Input::Images(set), left_out)),
@@ -50,16 +63,16 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
         Err(error) => return Err(Error::io("open", path)(error)),
     };
     if start.starts_with(b"\x93NUMPY") {
-        return arrays(path);
+        return arrays(path, statistics);
     }
-    if start.starts_with(b"PK") {
+    if start.starts_with(b"PK") || foreign(&start).is_none() && ends_as_zip(path)? {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let entries = unzip::entries(file).map_err(|fault| fault.at(path, EXPECTED, REMEDY))?;
         let has_arrays = entries.iter().any(|entry| entry.name.ends_with(".npy") && !is_hidden(&entry.name));
         let is_torch = entries.iter().any(|entry| entry.name.ends_with("data.pkl"));
         return match pictures::zip(path, entries)? {
             (Some(set), left_out) => Ok((Input::Images(set), left_out)),
-            (None, _) if has_arrays => arrays(path),
+            (None, _) if has_arrays => arrays(path, statistics),
             (None, _) if is_torch => Err(pickled(path, "a file of torch.save")),
             (None, left_out) => Err(unknown(path, without("a zip without PNG files", &left_out))),
         };
@@ -73,6 +86,19 @@ pub fn open(path: &Path) -> Result<(Input, LeftOut)> {
             None => cifar(path, &LeftOut::default()),
         },
     }
+}
+
+/// True if a file ends with the end of a zip without a comment: a program may precede the archive, and
+/// the last part of a divided one begins anywhere.
+fn ends_as_zip(path: &Path) -> Result<bool> {
+    const END: &[u8] = b"PK\x05\x06";
+    let read = || {
+        let (mut file, mut end) = (File::open(path)?, [0; 22]);
+        // Shorter files are none.
+        let whole = file.seek(SeekFrom::End(-(end.len() as i64))).is_ok();
+        Ok(whole && file.read_exact(&mut end).map(|()| end.starts_with(END))?)
+    };
+    read().map_err(Error::io("read", path))
 }
 
 /// Id of the asset with EDM's statistics of CIFAR-10.
@@ -171,25 +197,31 @@ fn shuffled(images: Images, kind: &'static str) -> ImageSet {
 }
 
 /// Opens an `.npy` or `.npz`: a mean and a covariance by their names, else features by their name,
-/// else the only array with the shape of images, else the only array with the shape of features. It
-/// ignores other arrays (labels, counts, texts).
-fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
+/// else the only array with the shape of images, else the only array with the shape of features, apart
+/// from `logits` beside it. It ignores other arrays (labels, counts, texts). Without `statistics`, a
+/// mean and a covariance come last.
+fn arrays(path: &Path, statistics: bool) -> Result<(Input, LeftOut)> {
     let (stored, left_out) = npz::list(path).map_err(|fault| malformed(path, fault))?;
     let named = |name: &str| stored.iter().find(|array| array.name == name);
     for name in ["mu", "sigma", "features", "logits"] {
         named(name).map_or(Ok(()), Stored::check).map_err(|fault| malformed(path, fault))?;
     }
-    let input = if named("mu").is_some() && named("sigma").is_some() {
+    let is_bytes = |array: &&Stored| matches!(array.kind(), Some((Dtype::U8, _)));
+    let has_rows =
+        named("features").is_some() || stored.iter().any(|array| is_bytes(&array) && is_images(array));
+    let has_both = named("mu").is_some() && named("sigma").is_some();
+    let input = if has_both && (statistics || !has_rows) {
         Input::Statistics(Statistics::read(path)?)
     } else if let Some(features) = named("features") {
         Input::Features(feature_set(path, features, named("logits"))?)
     } else {
-        let is_bytes = |array: &&Stored| matches!(array.kind(), Some((Dtype::U8, _)));
         let bytes: Vec<&Stored> = stored.iter().filter(is_bytes).collect();
         let images: Vec<&Stored> = bytes.iter().copied().filter(|array| is_images(array)).collect();
         let is_matrix =
             |array: &&Stored| array.kind().is_some() && !is_bytes(array) && matrix(array).is_some();
-        let matrices: Vec<&Stored> = stored.iter().filter(is_matrix).collect();
+        let mut matrices: Vec<&Stored> = stored.iter().filter(is_matrix).collect();
+        let logits = named("logits").filter(|_| matrices.len() > 1);
+        matrices.retain(|array| logits.is_none() || array.name != "logits");
         match (&images[..], &bytes[..], &matrices[..]) {
             ([images], ..) | ([], [images], []) => Input::Images(image_array(path, images)?),
             ([], _, [sigma]) if is_covariance(sigma, &stored) => {
@@ -197,7 +229,10 @@ fn arrays(path: &Path) -> Result<(Input, LeftOut)> {
                             the names sigma and mu (features have the name features):";
                 return Err(malformed(path, format!("{what} {}", names(&stored)).into()));
             }
-            ([], _, [features]) => Input::Features(feature_set(path, features, None)?),
+            ([], _, [sigma]) if sigma.name == "sigma" => {
+                return Err(malformed(path, format!("holds sigma, but no mu: {}", names(&stored)).into()));
+            }
+            ([], _, [features]) => Input::Features(feature_set(path, features, logits)?),
             ([], [], []) => {
                 let broken = stored.iter().try_for_each(Stored::check);
                 broken.map_err(|fault| malformed(path, fault))?;
@@ -230,16 +265,12 @@ fn is_images(stored: &Stored) -> bool {
     image_shape(stored).is_some()
 }
 
-/// Returns rows and columns; later axes of length one do not count.
+/// Returns rows and columns; one axis after the first may be longer than one.
 fn matrix(stored: &Stored) -> Option<(usize, usize)> {
-    match stored.shape[..] {
-        [n, dim, ref rest @ ..]
-            if n > 0 && (1..=WIDEST).contains(&dim) && rest.iter().all(|side| *side == 1) =>
-        {
-            Some((n, dim))
-        }
-        _ => None,
-    }
+    let (rows, sides) = stored.shape.split_first()?;
+    let columns = sides.iter().copied().max()?;
+    let is_flat = sides.iter().filter(|side| **side != 1).count() <= 1;
+    (is_flat && *rows > 0 && (1..=WIDEST).contains(&columns)).then_some((*rows, columns))
 }
 
 /// True if a square matrix is accompanied by a vector of its size.
@@ -256,7 +287,12 @@ fn names(stored: &[Stored]) -> String {
         .take(SHOWN)
         .map(|a| {
             let name = if a.name.is_empty() { "an array".into() } else { shown(&a.name) };
-            format!("{name} {:?} of {}", a.shape, shown(&a.dtype))
+            let dtype = match a.dtype.is_empty() {
+                true if a.check().is_err() => "an unknown type".into(),
+                true => "several fields".into(),
+                false => shown(&a.dtype),
+            };
+            format!("{name} {:?} of {dtype}", a.shape)
         })
         .collect();
     if stored.len() > SHOWN {
@@ -324,8 +360,9 @@ fn feature_set(path: &Path, features: &Stored, logits: Option<&Stored>) -> Resul
                 None => Ok(Features::new(dim, rows)),
                 Some(at) => {
                     let (row, column) = (first + at / dim, at % dim);
-                    let found = format!("has NaN or infinity in row {row}, column {column}");
-                    Err(malformed(&path, found.into()))
+                    let found = format!("has NaN or infinity in row {row}, column {column}, as a float32");
+                    let remedy = "extract them again; networks in half precision may overflow";
+                    Err(Fault::Content(found).at(&path, "features that are numbers", remedy))
                 }
             }
         };

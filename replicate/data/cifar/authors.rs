@@ -157,7 +157,10 @@ fn read_members<R: Read>(archive: &mut tar::Archive<R>, gathered: &mut Gathered)
     let mut long_name: Option<Vec<u8>> = None;
     // Reads raw entries, because the crate does not bound the length of long names.
     for entry in archive.entries().map_err(damaged)?.raw(true) {
-        let mut entry = entry.map_err(damaged)?;
+        // Before a file of the set, the damage may be another set's.
+        let of_no_set =
+            |fault: Fault| Fault { apart: layout.is_none() && fault.unreadable.is_none(), ..fault };
+        let mut entry = entry.map_err(|error| of_no_set(damaged(error)))?;
         let kind = entry.header().entry_type();
         if kind.is_gnu_longname() || kind.is_pax_local_extensions() {
             let mut bytes = Vec::new();

@@ -106,8 +106,9 @@ fn read<F>(
     let Some(labels) = dataset.labels else {
         return Err(Fault::new(format!("labels in {LABELS}"), "null"));
     };
-    let mut unlabelled = files;
-    unlabelled.retain(|name, _| name.ends_with(".png"));
+    let (mut unlabelled, others): (BTreeMap<String, F>, BTreeMap<String, F>) =
+        files.into_iter().partition(|(name, _)| name.to_ascii_lowercase().ends_with(".png"));
+    others.keys().filter(|name| *name != LABELS).for_each(|name| gathered.left_out.other(name));
     for (name, label) in &labels {
         let Some(image) = unlabelled.remove(name) else {
             let found = format!("{} in {LABELS}", shown(name));

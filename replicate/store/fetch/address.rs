@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use ureq::Proxy;
 
 /// A place given by the user: an `http://` or `https://` address, a path, or a `file://` address.
@@ -26,7 +28,6 @@ impl Given {
         if let Some(url) = known.and_then(|text| Url::parse(text).ok()) {
             return Given::Url(url);
         }
-        let local = known.and_then(|text| strip_scheme(text, "file"));
         if let Some((scheme, _)) = known.and_then(|text| text.split_once("://"))
             && !["", "file", "http", "https"].contains(&&*scheme.to_ascii_lowercase())
             && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
@@ -34,8 +35,8 @@ impl Given {
         {
             return Given::Unread(scheme.to_ascii_lowercase());
         }
-        match local.map(|rest| rest.strip_prefix("//").unwrap_or(rest)) {
-            Some(path) => Given::File(decoded(path.strip_prefix("localhost").unwrap_or(path))),
+        match of_file(text.as_encoded_bytes().trim_ascii()) {
+            Some(path) => Given::File(path_of(decoded(path))),
             None => Given::File(PathBuf::from(text)),
         }
     }
@@ -49,23 +50,27 @@ impl Given {
     }
 }
 
-/// Returns the rest of `text` after `scheme:`, in upper or lower case.
-fn strip_scheme<'a>(text: &'a str, scheme: &str) -> Option<&'a str> {
-    let (found, rest) = text.split_once(':')?;
-    found.eq_ignore_ascii_case(scheme).then_some(rest)
+/// Returns the path, still with its escapes, of a `file:` address.
+fn of_file(text: &[u8]) -> Option<&[u8]> {
+    let (scheme, path) = text.split_at_checked(5)?;
+    let path = path.strip_prefix(b"//").unwrap_or(path);
+    scheme.eq_ignore_ascii_case(b"file:").then_some(path.strip_prefix(b"localhost").unwrap_or(path))
 }
 
-/// Decodes `%20` and similar codes of a path.
-fn decoded(path: &str) -> PathBuf {
-    let (mut bytes, mut rest) = (Vec::new(), path.as_bytes());
-    while let Some((&byte, behind)) = rest.split_first() {
-        let code =
-            rest.get(1..3).and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
-        match code.filter(|_| byte == b'%') {
-            Some(code) => (bytes.push(code), rest = &rest[3..]),
-            None => (bytes.push(byte), rest = behind),
-        };
+/// Decodes `%20` and similar codes.
+fn decoded(mut text: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some((&byte, rest)) = text.split_first() {
+        let digits = rest.get(..2).and_then(|digits| str::from_utf8(digits).ok());
+        let code = digits.filter(|digits| byte == b'%' && !digits.starts_with('+'));
+        let code = code.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.push(code.unwrap_or(byte));
+        text = if code.is_some() { &rest[2..] } else { rest };
     }
+    bytes
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
@@ -153,9 +158,20 @@ impl Url {
         if self.https { "https" } else { "http" }
     }
 
-    /// Returns the full address, for the server.
-    pub(super) fn secret(&self) -> String {
-        format!("{}://{}{}", self.scheme(), self.authority, self.path)
+    /// Returns the address without user name and password, for the server. The query stays, which may
+    /// be secret.
+    pub(super) fn address(&self) -> String {
+        format!("{}://{}{}", self.scheme(), self.host_and_port(), self.path)
+    }
+
+    /// Returns the header `Authorization` for user name and password. They stand in the address with
+    /// escapes, which the server does not expect.
+    pub(super) fn authorization(&self) -> Option<String> {
+        let (user, _) = self.authority.rsplit_once('@')?;
+        // Escapes may hide a colon.
+        let (name, password) = user.split_once(':').unwrap_or((user, ""));
+        let parts = [decoded(name.as_bytes()), decoded(password.as_bytes())];
+        Some(format!("Basic {}", STANDARD.encode(parts.join(&b':'))))
     }
 
     /// Returns the proxy for this address from the environment: `HTTPS_PROXY` or `HTTP_PROXY` by its
@@ -274,12 +290,31 @@ fn within(address: IpAddr, network: IpAddr, bits: u32) -> bool {
 mod tests {
     use super::*;
 
+    fn secret(url: &Url) -> String {
+        format!("{}://{}{}", url.scheme(), url.authority, url.path)
+    }
+
+    #[test]
+    fn user_names_and_passwords_are_sent_without_their_escapes() {
+        for (address, header) in [
+            ("http://h/a@b", None),
+            ("http://u:p@h/", Some("Basic dTpw")),
+            // me@x.org with the password p:/%
+            ("http://me%40x.org:p%3A%2f%25@h/", Some("Basic bWVAeC5vcmc6cDovJQ==")),
+            ("http://token@h/", Some("Basic dG9rZW46")),
+            ("http://token:@h/", Some("Basic dG9rZW46")),
+        ] {
+            assert_eq!(Url::parse(address).unwrap().authorization().as_deref(), header, "{address}");
+        }
+    }
+
     #[test]
     fn places_are_known_in_every_spelling() {
         for (text, path) in [
             ("file:///a/b%20c", "/a/b c"),
             ("FILE://localhost/a", "/a"),
             ("file:/a", "/a"),
+            ("file:///50%25/%zz%+1%", "/50%/%zz%+1%"),
             ("a/b", "a/b"),
             ("C:x", "C:x"),
             ("http:/x", "http:/x"),
@@ -294,7 +329,8 @@ mod tests {
             assert!(matches!(Given::parse(text), Given::Url(_)), "{text}");
         }
         let url = Url::parse("http://u:p@h:80/ä b?sig=s#f").unwrap();
-        assert_eq!(url.secret(), "http://u:p@h:80/%C3%A4%20b?sig=s");
+        assert_eq!(secret(&url), "http://u:p@h:80/%C3%A4%20b?sig=s");
+        assert_eq!(url.address(), "http://h:80/%C3%A4%20b?sig=s");
         assert_eq!(
             (format!("{url}"), format!("{url:?}")),
             ("http://h:80/%C3%A4%20b?…".into(), url.to_string())
@@ -313,7 +349,7 @@ mod tests {
             ("https://h/c", "https://u@h/c"),
             ("http://h:1/c#f", "http://h:1/c"),
         ] {
-            assert_eq!(url.redirected(location).unwrap().secret(), to);
+            assert_eq!(secret(&url.redirected(location).unwrap()), to);
         }
         for location in ["", " ", "file:///etc/passwd", "ftp://h/a", "http://", "//"] {
             assert!(url.redirected(location).unwrap_err().starts_with("redirects to "), "{location}");

@@ -152,7 +152,11 @@ impl Download<'_> {
             .timeout_per_read(Some(self.patience.stall))
             .build()
             .into();
-        let request = agent.get(url.secret());
+        let request = agent.get(url.address());
+        let request = match url.authorization() {
+            Some(credentials) => request.header(header::AUTHORIZATION, credentials),
+            None => request,
+        };
         match from {
             0 => request.call(),
             from => request.header(header::RANGE, format!("bytes={from}-")).call(),
@@ -280,16 +284,18 @@ impl Download<'_> {
     /// answer's header was read.
     fn failed(&self, url: &Url, error: ureq::Error, head: bool) -> Attempt<End> {
         use ureq::Error as E;
+        let proxied = matches!(url.proxy(), Ok(Some(_)));
+        let through = if proxied { "through the environment's proxy: " } else { "" };
         let text = |error: &dyn std::fmt::Display| {
-            let proxied = matches!(url.proxy(), Ok(Some(_)));
-            let through = if proxied { "through the environment's proxy: " } else { "" };
-            let error = error.to_string().replace(&url.secret(), &url.to_string());
+            let error = error.to_string().replace(&url.address(), &url.to_string());
             crate::error::shown(&format!("{through}{error}"))
         };
         match error {
             E::Timeout(_) => again("does not respond"),
-            E::HostNotFound => refuse("no such host, or no network".into()),
-            E::Io(error) if is_unresolved(&error) => refuse(format!("no such host, or no network ({error})")),
+            E::HostNotFound => refuse(format!("{through}no such host, or no network")),
+            E::Io(error) if is_unresolved(&error) => {
+                refuse(format!("{through}no such host, or no network ({error})"))
+            }
             E::Io(error) if url.https && error.kind() == ErrorKind::InvalidData => {
                 refuse(format!("fails in TLS ({})", text(&error)))
             }

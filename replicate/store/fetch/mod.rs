@@ -38,7 +38,7 @@ pub use self::http::Patience;
 pub use self::hub::Hub;
 use self::inputs::Place;
 pub use self::inputs::{Inputs, State};
-use crate::error::{Error, Result, shown_path};
+use crate::error::{Error, Result, explained, shown_path};
 use crate::store::Content;
 use crate::store::formats::Fault;
 
@@ -305,7 +305,7 @@ impl Fetch<'_, '_> {
         let mut source = match opened {
             Ok(Some(source)) => source,
             Ok(None) => return refuse("is not a file".into()),
-            Err(error) => return refuse(format!("cannot be read: {error}")),
+            Err(error) => return refuse(explained(&format!("cannot be read: {error}"), path)),
         };
         let copy = match self.place.copy_of(&mut source, self.most())? {
             Ok(copy) => copy,

@@ -144,14 +144,21 @@ pub(crate) fn strided(elements: &[u8], shape: &[usize], strides: &[usize], size:
 }
 
 /// Hidden names of systems and tools, in addition to all that begin with a dot.
-const UNSEEN: [&str; 8] = [
+const UNSEEN: [&str; 15] = [
     "__MACOSX",
     "@eaDir",
+    "@Recycle",
+    "@Recently-Snapshot",
+    "@__thumb",
     "#recycle",
+    "#snapshot",
+    "~snapshot",
     "$RECYCLE.BIN",
+    "RECYCLER",
     "System Volume Information",
     "lost+found",
     "Thumbs.db",
+    "ehthumbs.db",
     "desktop.ini",
 ];
 

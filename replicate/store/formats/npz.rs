@@ -137,8 +137,15 @@ impl Stored {
             return Err(format!("has the type {found:?}, not uint8, float16, float32 or float64").into());
         };
         let count = self.count().ok_or_else(|| format!("has the shape {:?}", self.shape))?;
-        if count.checked_mul(kind.size() as u64) != Some(self.bytes) {
-            return Err(format!("has {} bytes of data for {count} numbers", self.bytes).into());
+        let wanted = count.checked_mul(kind.size() as u64);
+        if wanted != Some(self.bytes) {
+            let why = match wanted {
+                Some(wanted) if wanted < self.bytes => {
+                    "more follows, as after several numpy.save to one file"
+                }
+                _ => "it is cut off",
+            };
+            return Err(format!("has {} bytes of data for {count} numbers: {why}", self.bytes).into());
         }
         let file = File::open(path)?;
         let mut source: Box<dyn Read> = match &self.entry {

@@ -41,6 +41,7 @@ pub fn entries<R: Read + Seek>(archive: R) -> Result<Vec<Entry>, Fault> {
     let wrong = |error: &zip::result::ZipError, what: &str| Fault::of(error, || format!("{what}: {error}"));
     let mut zip =
         ZipArchive::new(archive).map_err(|error| wrong(&error, "is cut off or is not a zip file"))?;
+    // The archive of the crate has only one file of each name.
     if zip.has_duplicate_names() {
         return Err("has two files of one name".into());
     }

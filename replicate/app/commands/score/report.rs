@@ -5,7 +5,6 @@ use crate::experiment::{Recipe, Scale};
 use crate::train::watch::say;
 use serde::Serialize;
 use std::fmt::Write;
-use std::path::PathBuf;
 
 /// The JSON output. Fields that were not measured or do not apply are absent.
 #[derive(Serialize)]
@@ -55,7 +54,8 @@ pub struct Described {
 pub struct Network {
     /// Name with the beginning of the SHA-256.
     pub name: String,
-    pub file: PathBuf,
+    /// Its path, as printed: one that is not Unicode has no place in JSON.
+    pub file: String,
     pub sha256: String,
     pub published: bool,
 }
@@ -114,7 +114,7 @@ impl Fid {
 
 #[derive(Serialize)]
 pub struct Saved {
-    pub file: PathBuf,
+    pub file: String,
     pub sha256: String,
 }
 
@@ -169,10 +169,10 @@ impl Report {
         }
         if let Some(network) = &self.network {
             let known = if network.published { "the published weights" } else { "not the published weights" };
-            _ = writeln!(text, "network    {}: {known}, SHA-256 {}", network.file.display(), network.sha256);
+            _ = writeln!(text, "network    {}: {known}, SHA-256 {}", network.file, network.sha256);
         }
         if let Some(saved) = &self.saved {
-            _ = writeln!(text, "written    {}: SHA-256 {}", saved.file.display(), saved.sha256);
+            _ = writeln!(text, "written    {}: SHA-256 {}", saved.file, saved.sha256);
         }
         let rows = self.rows();
         if !rows.is_empty() {

@@ -11,6 +11,7 @@ use crate::experiment::all_rows;
 use crate::measure::inception::FEATURES;
 use crate::store::Content;
 use crate::store::fetch::{Asset, Given, Inputs, find_any, named};
+use crate::store::formats::LeftOut;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -36,7 +37,7 @@ impl Side {
                     "--data is for a row of the tables, and {name} is none: name the file itself in its place"
                 )));
             }
-            return Side::open(&options.images, &options.place.store, remarks);
+            return Side::opened(&options.images, &options.place.store, remarks, source::open_images);
         };
         other_than_here(name, "the row of the tables", remarks);
         let mut runner = quiet(&options.place, stop)?;
@@ -60,6 +61,15 @@ impl Side {
 
     /// Opens `name`: a data set in the store, EDM's reference in the store, or a path.
     pub(super) fn open(name: &OsStr, store: &Path, remarks: &mut Remarks) -> Result<Side> {
+        Side::opened(name, store, remarks, source::open)
+    }
+
+    fn opened(
+        name: &OsStr,
+        store: &Path,
+        remarks: &mut Remarks,
+        open: fn(&Path) -> Result<(Input, LeftOut)>,
+    ) -> Result<Side> {
         let otherwise = "; a path names files of your own";
         let text = shown_path(Path::new(name));
         let (file, (input, left_out)) = match DATASETS.iter().find(|(id, ..)| name == *id) {
@@ -85,7 +95,7 @@ impl Side {
                         return Err(Error::Usage(format!("{url}: only files are scored; download it first")));
                     }
                 };
-                let opened = source::open(&file)?;
+                let opened = open(&file)?;
                 (file, opened)
             }
         };
