@@ -487,11 +487,7 @@ fn a_study_has_one_plan() {
         (1, 1, 9),
         "{said}"
     );
-    for steps in [1, 2, 5] {
-        assert_eq!(
-            said.lines().filter(|line| line.trim() == format!("critic_steps={steps}")).count(),
-            1,
-            "{said}"
-        );
+    for cell in ["without changes", "critic_steps=2", "critic_steps=5"] {
+        assert_eq!(said.lines().filter(|line| line.trim() == cell).count(), 1, "{cell}: {said}");
     }
 }
