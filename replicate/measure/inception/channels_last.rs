@@ -24,7 +24,7 @@ pub fn forward(layers: &[Layer<Filter>], x: &Maps, y: &mut Maps, channel: usize)
     let mut between: Option<Maps> = None;
     for layer in before {
         let x = between.as_ref().unwrap_or(x);
-        let mut y = Maps::stale(x.images, shape(std::slice::from_ref(layer), x.shape()));
+        let mut y = Maps::uninit(x.images, shape(std::slice::from_ref(layer), x.shape()));
         apply(layer, x, &mut y, 0);
         between = Some(y);
     }

@@ -171,7 +171,7 @@ impl Inception {
         let (mut all_means, mut all_logits) = (vec![Vec::new(); depths.len()], Vec::new());
         for start in range.clone().step_by(CHUNK) {
             let chunk = start..range.end.min(start + CHUNK);
-            let mut x = Maps::stale(chunk.len(), [SIDE, SIDE, 3]);
+            let mut x = Maps::uninit(chunk.len(), [SIDE, SIDE, 3]);
             resize(images, chunk, x.values_mut());
             let (means, logits) = match &self.form {
                 Form::Kernels(network) => network.forward(x, depths.clone()),
@@ -228,7 +228,7 @@ impl Network<Filter> {
     fn forward(&self, mut x: Maps, depths: Range<usize>) -> (Vec<Vec<f32>>, Vec<f32>) {
         let mut means = Vec::new();
         for (depth, stage) in self.stages.iter().enumerate() {
-            let mut y = Maps::stale(x.images, channels_last::shape(stage, x.shape()));
+            let mut y = Maps::uninit(x.images, channels_last::shape(stage, x.shape()));
             channels_last::forward(stage, &x, &mut y, 0);
             x = y;
             if depths.contains(&depth) {
@@ -236,7 +236,7 @@ impl Network<Filter> {
             }
         }
         let features = Maps::new(x.images, [1, 1, FEATURES], x.mean());
-        let mut logits = Maps::stale(x.images, [1, 1, CLASSES]);
+        let mut logits = Maps::uninit(x.images, [1, 1, CLASSES]);
         self.head.apply(&features, &mut logits, 0);
         (means, logits.values().to_vec())
     }

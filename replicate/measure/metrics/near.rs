@@ -19,7 +19,7 @@ use faer::{Accum, Mat, MatRef, Par};
 use rayon::prelude::*;
 
 use super::{Features, widen};
-use crate::network::cpu::{Dense, Ends, Panels, product};
+use crate::network::cpu::{Dense, Epilogue, Panels, product};
 use crate::rng::Stream;
 
 /// Points of one set and of the other in a block of products. The columns are packed once for all
@@ -74,6 +74,7 @@ impl Points<'_> {
         })
     }
 
+    /// Number of points.
     pub fn len(&self) -> usize {
         self.features.len()
     }
@@ -97,8 +98,8 @@ fn directions(a: &Features, b: &Features) -> (Vec<f64>, Mat<f64>) {
     let mut basis = Mat::from_fn(dim, DIRECTIONS, |i, j| drawn[j * dim + i] as f64);
     // Subspace iteration: each product with the covariance turns the directions to the principal ones.
     for _ in 0..2 {
-        let turned = rows.transpose() * (rows * &basis);
-        basis = turned.qr().compute_thin_Q();
+        let transposed = rows.transpose() * (rows * &basis);
+        basis = transposed.qr().compute_thin_Q();
     }
     (mean, basis)
 }
@@ -269,7 +270,7 @@ impl<'a, S, F: Fn(&S) -> f64> Block<'a, S, F> {
     fn multiply(&mut self, rows: Range<usize>) {
         let bound = &self.rows.points.bounds[self.level];
         let rows = Dense { values: bound.values(rows), length: bound.dim };
-        product(rows, &self.panels, Ends::default(), &mut self.products, COLUMNS);
+        product(rows, &self.panels, Epilogue::default(), &mut self.products, COLUMNS);
         (0..self.range.len()).for_each(|i| self.update(i));
     }
 

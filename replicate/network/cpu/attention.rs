@@ -4,7 +4,7 @@
 use super::maps::Maps;
 use super::memory::Buffer;
 use super::simd::lanes::{Kernel, LANES, Lanes, run};
-use super::simd::product::{Dense, Ends, Panels, outer, product};
+use super::simd::product::{Dense, Epilogue, Panels, outer, product};
 
 /// Sizes of one image: q, k and v are (tokens, channels).
 struct Image {
@@ -28,7 +28,7 @@ impl Image {
     /// Separates q, k and v, each (tokens, channels).
     fn parts(&self, qkv: &[f32]) -> [Buffer; 3] {
         let each = self.tokens * self.channels;
-        let mut parts = [Buffer::stale(each), Buffer::stale(each), Buffer::stale(each)];
+        let mut parts = [Buffer::uninit(each), Buffer::uninit(each), Buffer::uninit(each)];
         let [q, k, v] = &mut parts;
         let to = q.iter_mut().zip(k.iter_mut()).zip(v.iter_mut());
         for (((q, k), v), three) in to.zip(qkv.chunks_exact(3)) {
@@ -40,15 +40,15 @@ impl Image {
     /// Computes scale a b^T, (tokens, tokens), of two (tokens, channels) matrices.
     fn scores(&self, a: &[f32], b: &[f32], scale: f32) -> Buffer {
         let panels = Panels::new(self.channels, self.tokens, |c, t| b[t * self.channels + c]);
-        let mut out = Buffer::stale(self.tokens * self.tokens);
-        product(self.rows(a), &panels, Ends { scale, ..Ends::default() }, &mut out, self.tokens);
+        let mut out = Buffer::uninit(self.tokens * self.tokens);
+        product(self.rows(a), &panels, Epilogue { scale, ..Epilogue::default() }, &mut out, self.tokens);
         out
     }
 
     /// Computes scale p x, (tokens, channels), with p (tokens, tokens).
     fn weighted(&self, p: &[f32], x: &[f32], scale: f32, out: &mut [f32]) {
         let panels = Panels::new(self.tokens, self.channels, |t, c| x[t * self.channels + c]);
-        product(self.square_rows(p), &panels, Ends { scale, ..Ends::default() }, out, self.channels);
+        product(self.square_rows(p), &panels, Epilogue { scale, ..Epilogue::default() }, out, self.channels);
     }
 
     /// Computes p^T x, (tokens, channels).
@@ -71,7 +71,7 @@ impl Image {
 pub fn attention(qkv: &Maps) -> Maps {
     let [height, width, c3] = qkv.shape();
     let image = Image { tokens: height * width, channels: c3 / 3 };
-    let mut a = Maps::stale(qkv.images, [height, width, c3 / 3]);
+    let mut a = Maps::uninit(qkv.images, [height, width, c3 / 3]);
     let each = image.tokens * image.channels;
     for (qkv, a) in qkv.values().chunks_exact(3 * each).zip(a.values_mut().chunks_exact_mut(each)) {
         let [q, k, v] = image.parts(qkv);
@@ -94,7 +94,7 @@ pub fn attention_backward(qkv: &Maps, da: &Maps) -> Maps {
         run(SoftmaxBackward { p: &p, dp: &mut ds, columns: image.tokens });
         let dv = image.transposed(&p, da);
         let dk = image.transposed(&ds, &q);
-        let mut dq = Buffer::stale(each);
+        let mut dq = Buffer::uninit(each);
         image.weighted(&ds, &k, image.scale(), &mut dq);
         for (i, three) in out.chunks_exact_mut(3).enumerate() {
             three.copy_from_slice(&[dq[i], dk[i] * image.scale(), dv[i]]);
@@ -108,7 +108,7 @@ pub fn attention_along(qkv: &Maps, dqkv: &Maps) -> [Maps; 2] {
     let [height, width, c3] = qkv.shape();
     let image = Image { tokens: height * width, channels: c3 / 3 };
     let (columns, scale) = (image.tokens, image.scale());
-    let maps = || Maps::stale(qkv.images, [height, width, c3 / 3]);
+    let maps = || Maps::uninit(qkv.images, [height, width, c3 / 3]);
     let (mut a, mut da) = (maps(), maps());
     let each = image.tokens * image.channels;
     let images = qkv.values().chunks_exact(3 * each).zip(dqkv.values().chunks_exact(3 * each));
@@ -122,7 +122,7 @@ pub fn attention_along(qkv: &Maps, dqkv: &Maps) -> [Maps; 2] {
         dp.iter_mut().zip(more.iter()).for_each(|(s, m)| *s += m);
         run(SoftmaxBackward { p: &p, dp: &mut dp, columns });
         image.weighted(&dp, &v, 1.0, da);
-        let mut more = Buffer::stale(each);
+        let mut more = Buffer::uninit(each);
         image.weighted(&p, &dv, 1.0, &mut more);
         da.iter_mut().zip(more.iter()).for_each(|(a, m)| *a += m);
     }

@@ -8,7 +8,7 @@
 use super::maps::Maps;
 use super::memory::Buffer;
 use super::simd::lanes::{Kernel, LANES, Lanes, run};
-use super::simd::product::{Dense, Ends, Panels, Shifted, column_sums, outer, product};
+use super::simd::product::{Dense, Epilogue, Panels, Shifted, column_sums, outer, product};
 use super::simd::winograd;
 use rayon::prelude::*;
 
@@ -42,26 +42,26 @@ impl Weight {
         self.pack(w, false)
     }
 
-    /// Packs them for the input gradient: the transposed kernel, rotated by 180 degrees.
-    pub fn turned(&self, w: &[f32]) -> Packed {
+    /// Packs them for the input gradient: transposed, and each kernel rotated by 180 degrees.
+    pub fn transposed(&self, w: &[f32]) -> Packed {
         self.pack(w, true)
     }
 
-    fn pack(&self, w: &[f32], turned: bool) -> Packed {
+    fn pack(&self, w: &[f32], transposed: bool) -> Packed {
         let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
-        let [from, to] = if turned { [outputs, inputs] } else { [inputs, outputs] };
+        let [from, to] = if transposed { [outputs, inputs] } else { [inputs, outputs] };
         if self.winograd() {
             return Packed::Winograd(winograd::panels(from, to, |f, t| {
-                let pair = if turned { f * inputs + t } else { t * inputs + f };
+                let pair = if transposed { f * inputs + t } else { t * inputs + f };
                 let kernel = &w[pair * 9..][..9];
-                std::array::from_fn(|tap| kernel[if turned { 8 - tap } else { tap }])
+                std::array::from_fn(|tap| kernel[if transposed { 8 - tap } else { tap }])
             }));
         }
         let mut panels = Panels::zeros(taps * from, to);
         for (o, kernels) in w.chunks_exact(taps * inputs).enumerate() {
             for (i, kernel) in kernels.chunks_exact(taps).enumerate() {
                 for (tap, value) in kernel.iter().enumerate() {
-                    if turned {
+                    if transposed {
                         panels.set((taps - 1 - tap) * from + o, i, *value);
                     } else {
                         panels.set(tap * from + i, o, *value);
@@ -81,7 +81,7 @@ impl Weight {
         }
     }
 
-    /// Adds the weight gradient to `sums`. The order of the sums is internal; [`Weight::gradient`]
+    /// Adds the weight gradient to `sums`. The order of the sums is internal; [`Weight::weight_basis`]
     /// reads it.
     pub fn add_gradient(&self, x: &Maps, dy: &Maps, sums: &mut [f32]) {
         if self.winograd() {
@@ -94,8 +94,8 @@ impl Weight {
         outer(Surroundings::new(x, self.side).rows(), dy.values(), dy.channels, sums);
     }
 
-    /// Converts the sums to the gradient (outputs, inputs, side, side).
-    pub fn gradient(&self, sums: &[f32]) -> Vec<f32> {
+    /// Converts the sums to the gradient (outputs, inputs, side, side), in the basis of the weight itself.
+    pub fn weight_basis(&self, sums: &[f32]) -> Vec<f32> {
         let (taps, inputs, outputs) = (self.taps(), self.inputs, self.outputs);
         let mut w = vec![0f32; taps * inputs * outputs];
         if self.winograd() {
@@ -121,7 +121,7 @@ impl Weight {
         if self.side == 3 {
             let mut sums = vec![0f32; self.sums_len()];
             x.iter().zip(dy).for_each(|(x, dy)| self.add_gradient(x, dy, &mut sums));
-            return self.gradient(&sums);
+            return self.weight_basis(&sums);
         }
         /// Outputs that a task takes.
         const OUTPUTS: usize = 64;
@@ -152,7 +152,7 @@ impl Surroundings {
         let [height, width, channels] = x.shape();
         let (border, row, pitch) = (side / 2, width * channels, (width + side - 1) * channels);
         let image = (height + side - 1) * pitch;
-        let mut bordered = Buffer::stale(x.images * image);
+        let mut bordered = Buffer::uninit(x.images * image);
         let edge = border * channels;
         for (from, to) in x.values().chunks_exact(height * row).zip(bordered.chunks_exact_mut(image)) {
             to[..border * pitch].fill(0.0);
@@ -178,27 +178,27 @@ impl Surroundings {
     }
 }
 
-/// Computes y = x * w + bias, then applies the [`Ends`]. `weight` from [`Weight::packed`] gives the
-/// forward pass of a kernel with this `side`; from [`Weight::turned`], the gradient with respect to
+/// Computes y = x * w + bias, then applies the [`Epilogue`]. `weight` from [`Weight::packed`] gives the
+/// forward pass of a kernel with this `side`; from [`Weight::transposed`], the gradient with respect to
 /// x.
-pub fn convolve(x: &Maps, weight: &Packed, side: usize, ends: Ends) -> Maps {
+pub fn convolve(x: &Maps, weight: &Packed, side: usize, epilogue: Epilogue) -> Maps {
     let panels = match weight {
-        Packed::Winograd(panels) => return winograd::convolve(x, panels, ends),
+        Packed::Winograd(panels) => return winograd::convolve(x, panels, epilogue),
         Packed::Direct(panels) => panels,
     };
-    let mut y = Maps::stale(x.images, [x.height, x.width, panels.columns]);
+    let mut y = Maps::uninit(x.images, [x.height, x.width, panels.columns]);
     if side == 1 {
         let rows = Dense { values: x.values(), length: x.channels };
-        product(rows, panels, ends, y.values_mut(), panels.columns);
+        product(rows, panels, epilogue, y.values_mut(), panels.columns);
     } else {
-        product(Surroundings::new(x, side).rows(), panels, ends, y.values_mut(), panels.columns);
+        product(Surroundings::new(x, side).rows(), panels, epilogue, y.values_mut(), panels.columns);
     }
     y
 }
 
 /// Sums over the pixels of each image: (images, 1, 1, channels).
 pub fn image_sums(dy: &Maps) -> Maps {
-    let mut sums = Maps::stale(dy.images, [1, 1, dy.channels]);
+    let mut sums = Maps::uninit(dy.images, [1, 1, dy.channels]);
     sums.values_mut().fill(0.0);
     let images = dy.values().chunks_exact(dy.height * dy.width * dy.channels);
     for (sums, values) in sums.values_mut().chunks_exact_mut(dy.channels).zip(images) {
@@ -262,9 +262,9 @@ mod tests {
                 });
                 best.fold(0.0, f64::max)
             };
-            let ends = Ends::default();
-            let a = time(&mut || drop(convolve(&x, &direct, 3, ends)));
-            let b = time(&mut || drop(convolve(&x, &winograd, 3, ends)));
+            let epilogue = Epilogue::default();
+            let a = time(&mut || drop(convolve(&x, &direct, 3, epilogue)));
+            let b = time(&mut || drop(convolve(&x, &winograd, 3, epilogue)));
             let mut sums = vec![0f32; 16 * inputs * outputs];
             let c = time(&mut || outer(Surroundings::new(&x, 3).rows(), dy.values(), outputs, &mut sums));
             let d = time(&mut || winograd::add_gradient(&x, &dy, &mut sums));

@@ -25,14 +25,14 @@ impl Maps {
     }
 
     /// Maps with arbitrary values, for callers that write all of them.
-    pub fn stale(images: usize, [height, width, channels]: [usize; 3]) -> Maps {
-        let values = Buffer::stale(images * height * width * channels);
+    pub fn uninit(images: usize, [height, width, channels]: [usize; 3]) -> Maps {
+        let values = Buffer::uninit(images * height * width * channels);
         Maps { images, height, width, channels, values }
     }
 
     /// Maps of the same sizes with arbitrary values.
     pub fn like(&self) -> Maps {
-        Maps::stale(self.images, self.shape())
+        Maps::uninit(self.images, self.shape())
     }
 
     /// Copies the maps.

@@ -59,7 +59,7 @@ pub struct Buffer(Aligned);
 
 impl Buffer {
     /// `len` arbitrary values, for callers that write all of them.
-    pub fn stale(len: usize) -> Buffer {
+    pub fn uninit(len: usize) -> Buffer {
         let lines = len.div_ceil(LANES);
         let kept = FREE.with_borrow_mut(|free| {
             // The smallest buffer that is large enough, and at most twice as large.
@@ -76,7 +76,7 @@ impl Buffer {
     }
 
     pub fn zeros(len: usize) -> Buffer {
-        let mut buffer = Buffer::stale(len);
+        let mut buffer = Buffer::uninit(len);
         buffer.fill(0.0);
         buffer
     }
@@ -84,7 +84,7 @@ impl Buffer {
 
 impl From<Vec<f32>> for Buffer {
     fn from(values: Vec<f32>) -> Buffer {
-        let mut buffer = Buffer::stale(values.len());
+        let mut buffer = Buffer::uninit(values.len());
         buffer.copy_from_slice(&values);
         buffer
     }

@@ -23,7 +23,7 @@ pub(crate) use pointwise::{
 };
 pub(crate) use resample::resample;
 pub use simd::filter::Filter;
-pub(crate) use simd::product::{Dense, Ends, Panels, product};
+pub(crate) use simd::product::{Dense, Epilogue, Panels, product};
 pub(crate) use simd::winograd::Scratch;
 
 use candle_core::{CpuStorage, Layout, Result, bail};

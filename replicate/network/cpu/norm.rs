@@ -37,11 +37,11 @@ impl GroupNorm<'_> {
     ///
     /// # Panics
     /// See [`GroupNorm::forward`]; also if there are not as many statistics.
-    pub fn again(&self, x: &Maps, statistics: &Statistics) -> Maps {
+    pub fn recompute(&self, x: &Maps, statistics: &Statistics) -> Maps {
         self.check(x);
         assert!(statistics.len() == x.images * self.groups);
         let (mut y, pixels) = (x.like(), x.height * x.width);
-        run(Again { norm: *self, pixels, x: x.values(), statistics, y: y.values_mut() });
+        run(Recompute { norm: *self, pixels, x: x.values(), statistics, y: y.values_mut() });
         y
     }
 
@@ -131,7 +131,7 @@ impl Kernel for Forward<'_> {
 }
 
 /// Computes the output of [`Forward`] from its statistics.
-struct Again<'a> {
+struct Recompute<'a> {
     norm: GroupNorm<'a>,
     pixels: usize,
     x: &'a [f32],
@@ -139,12 +139,12 @@ struct Again<'a> {
     y: &'a mut [f32],
 }
 
-impl Kernel for Again<'_> {
+impl Kernel for Recompute<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Again { norm, pixels, x, statistics, y } = self;
+        let Recompute { norm, pixels, x, statistics, y } = self;
         let mut line = Line::new(norm.channels());
         let each = pixels * norm.channels();
         let images = x.chunks_exact(each).zip(y.chunks_exact_mut(each));
@@ -443,9 +443,9 @@ mod tests {
                     let (mut dgamma, mut dbeta) = (vec![0f32; norm.channels()], vec![0f32; norm.channels()]);
                     let pixels = x.len() / norm.channels();
                     let statistics = Forward { norm, pixels, x, y: &mut y }.run::<L>();
-                    let mut again = vec![0f32; x.len()];
-                    Again { norm, pixels, x, statistics: &statistics, y: &mut again }.run::<L>();
-                    assert_eq!(again, y);
+                    let mut recomputed = vec![0f32; x.len()];
+                    Recompute { norm, pixels, x, statistics: &statistics, y: &mut recomputed }.run::<L>();
+                    assert_eq!(recomputed, y);
                     let (mut value, mut tangent) = (vec![0f32; x.len()], vec![0f32; x.len()]);
                     Along { norm, pixels, x, dx: dy, y: &mut value, dy: &mut tangent }.run::<L>();
                     assert_eq!(value, y, "the forward pass's");

@@ -58,7 +58,7 @@ impl Kernel for Silu<'_> {
 pub fn down2(x: &Maps, weight: f32) -> Maps {
     let [height, width, c] = x.shape();
     assert!(height % 2 == 0 && width % 2 == 0, "{height} x {width} pixels are not even");
-    let mut y = Maps::stale(x.images, [height / 2, width / 2, c]);
+    let mut y = Maps::uninit(x.images, [height / 2, width / 2, c]);
     let row = width * c;
     for (y, rows) in y.values_mut().chunks_exact_mut(row / 2).zip(x.values().chunks_exact(2 * row)) {
         let (above, below) = rows.split_at(row);
@@ -76,7 +76,7 @@ pub fn down2(x: &Maps, weight: f32) -> Maps {
 /// transposed [1, 1] filter; weight 1/4 is the gradient of [`down2`] with weight 1/4.
 pub fn up2(x: &Maps, weight: f32) -> Maps {
     let [height, width, c] = x.shape();
-    let mut y = Maps::stale(x.images, [2 * height, 2 * width, c]);
+    let mut y = Maps::uninit(x.images, [2 * height, 2 * width, c]);
     let row = width * c;
     for (x, rows) in x.values().chunks_exact(row).zip(y.values_mut().chunks_exact_mut(4 * row)) {
         let (above, below) = rows.split_at_mut(2 * row);
@@ -97,7 +97,7 @@ pub fn up2(x: &Maps, weight: f32) -> Maps {
 /// If the maps differ in images, height or width.
 pub fn concat(a: &Maps, b: &Maps) -> Maps {
     assert!([a.images, a.height, a.width] == [b.images, b.height, b.width], "maps of other sizes");
-    let mut y = Maps::stale(a.images, [a.height, a.width, a.channels + b.channels]);
+    let mut y = Maps::uninit(a.images, [a.height, a.width, a.channels + b.channels]);
     let channels = y.channels;
     let pairs = a.values().chunks_exact(a.channels).zip(b.values().chunks_exact(b.channels));
     for (y, (x, z)) in y.values_mut().chunks_exact_mut(channels).zip(pairs) {
@@ -109,8 +109,8 @@ pub fn concat(a: &Maps, b: &Maps) -> Maps {
 
 /// Splits the maps into the first `channels` channels and the others.
 pub fn split(y: &Maps, channels: usize) -> (Maps, Maps) {
-    let mut a = Maps::stale(y.images, [y.height, y.width, channels]);
-    let mut b = Maps::stale(y.images, [y.height, y.width, y.channels - channels]);
+    let mut a = Maps::uninit(y.images, [y.height, y.width, channels]);
+    let mut b = Maps::uninit(y.images, [y.height, y.width, y.channels - channels]);
     let rest = y.channels - channels;
     let pairs = a.values_mut().chunks_exact_mut(channels).zip(b.values_mut().chunks_exact_mut(rest));
     for (y, (x, z)) in y.values().chunks_exact(y.channels).zip(pairs) {
@@ -122,7 +122,7 @@ pub fn split(y: &Maps, channels: usize) -> (Maps, Maps) {
 
 /// Mean over the pixels: (images, 1, 1, channels).
 pub fn mean(x: &Maps) -> Maps {
-    let mut y = Maps::stale(x.images, [1, 1, x.channels]);
+    let mut y = Maps::uninit(x.images, [1, 1, x.channels]);
     let pixels = x.height * x.width;
     let images = x.values().chunks_exact(pixels * x.channels);
     for (means, image) in y.values_mut().chunks_exact_mut(x.channels).zip(images) {
@@ -133,7 +133,7 @@ pub fn mean(x: &Maps) -> Maps {
 
 /// Computes the gradient of [`mean`] for maps of height x width.
 pub fn mean_backward(dy: &Maps, [height, width]: [usize; 2]) -> Maps {
-    let mut dx = Maps::stale(dy.images, [height, width, dy.channels]);
+    let mut dx = Maps::uninit(dy.images, [height, width, dy.channels]);
     let (pixels, share) = (height * width, 1.0 / (height * width) as f32);
     let images = dx.values_mut().chunks_exact_mut(pixels * dy.channels);
     for (dx, dy) in images.zip(dy.values().chunks_exact(dy.channels)) {
@@ -226,7 +226,7 @@ impl Kernel for Scale<'_> {
 
 /// Computes the gradient of [`scale`] with respect to its rows.
 pub fn scale_backward(x: &Maps, dy: &Maps) -> Maps {
-    let mut rows = Maps::stale(x.images, [1, 1, x.channels]);
+    let mut rows = Maps::uninit(x.images, [1, 1, x.channels]);
     rows.values_mut().fill(0.0);
     let each = x.height * x.width * x.channels;
     let images = x.values().chunks_exact(each).zip(dy.values().chunks_exact(each));

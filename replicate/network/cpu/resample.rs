@@ -9,9 +9,9 @@ use crate::network::Resample;
 pub fn resample(x: &Maps, [vertical, horizontal]: [&Resample; 2]) -> Maps {
     let [height, width, c] = x.shape();
     let [h, w] = [vertical.output(height), horizontal.output(width)];
-    let mut rows = Maps::stale(x.images, [height, w, c]);
+    let mut rows = Maps::uninit(x.images, [height, w, c]);
     run(Along { resample: horizontal, x: x.values(), n: width, inner: c, y: rows.values_mut(), m: w });
-    let mut y = Maps::stale(x.images, [h, w, c]);
+    let mut y = Maps::uninit(x.images, [h, w, c]);
     run(Along { resample: vertical, x: rows.values(), n: height, inner: w * c, y: y.values_mut(), m: h });
     y
 }

@@ -8,7 +8,7 @@
 //! Each output value is one chain of fused multiply-adds (bias, then taps row by row, then input
 //! channels), so its bits depend neither on the other images nor on the number of threads.
 
-use super::product::{Ends, Panels, Rows, product};
+use super::product::{Epilogue, Panels, Rows, product};
 use crate::network::cpu::maps::{Maps, Window};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -72,8 +72,8 @@ impl Filter {
                 let pixels = i * task..i * task + y.len() / stride;
                 self.offsets(&steps, x, [height, width], pixels.clone(), offsets);
                 let rows = Table::new(x.values(), &zeros, offsets, steps.count());
-                let ends = Ends { bias: Some(&self.bias), relu: self.relu, ..Ends::default() };
-                product(rows, &self.panels, ends, &mut y[channel..], stride);
+                let epilogue = Epilogue { bias: Some(&self.bias), relu: self.relu, ..Epilogue::default() };
+                product(rows, &self.panels, epilogue, &mut y[channel..], stride);
             },
         );
     }

@@ -144,7 +144,7 @@ impl Rows for Shifted<'_> {
 
 /// Initial values of a product, and the operations on its result.
 #[derive(Clone, Copy)]
-pub struct Ends<'a> {
+pub struct Epilogue<'a> {
     /// Initial values of the chains: `columns` values, or as many for each group of `group` rows.
     pub bias: Option<&'a [f32]>,
     pub group: usize,
@@ -156,14 +156,14 @@ pub struct Ends<'a> {
     pub relu: bool,
 }
 
-impl Default for Ends<'_> {
+impl Default for Epilogue<'_> {
     /// No bias, residual, scale or ReLU.
     fn default() -> Self {
-        Ends { bias: None, group: 0, residual: None, scale: 1.0, relu: false }
+        Epilogue { bias: None, group: 0, residual: None, scale: 1.0, relu: false }
     }
 }
 
-impl Ends<'_> {
+impl Epilogue<'_> {
     /// True if the finished chains still have to be changed to give the output.
     fn changes(&self) -> bool {
         self.residual.is_some() || self.scale != 1.0 || self.relu
@@ -171,11 +171,11 @@ impl Ends<'_> {
 }
 
 /// Computes out[r * stride + c] = f(sum over k of row r's k-th value times panels[k][c]), with f as
-/// `ends` describe.
+/// `epilogue` describes.
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub fn product<R: Rows>(rows: R, panels: &Panels, ends: Ends, out: &mut [f32], stride: usize) {
+pub fn product<R: Rows>(rows: R, panels: &Panels, epilogue: Epilogue, out: &mut [f32], stride: usize) {
     let (count, columns) = (rows.count(), panels.columns);
     if count == 0 {
         return;
@@ -183,17 +183,17 @@ pub fn product<R: Rows>(rows: R, panels: &Panels, ends: Ends, out: &mut [f32], s
     assert_eq!(rows.steps() * rows.length(), panels.inner, "rows of another length than the panels");
     let reach = (count - 1) * stride + columns;
     assert!(stride >= columns && out.len() >= reach, "{} values for {count} rows", out.len());
-    assert!(ends.residual.is_none_or(|r| r.len() >= reach), "a residual of another size");
-    let groups = if ends.group == 0 { 1 } else { count.div_ceil(ends.group) };
-    assert!(ends.bias.is_none_or(|b| b.len() == groups * columns), "a bias of another length");
-    run(Product { rows, panels, ends, out, stride });
+    assert!(epilogue.residual.is_none_or(|r| r.len() >= reach), "a residual of another size");
+    let groups = if epilogue.group == 0 { 1 } else { count.div_ceil(epilogue.group) };
+    assert!(epilogue.bias.is_none_or(|b| b.len() == groups * columns), "a bias of another length");
+    run(Product { rows, panels, epilogue, out, stride });
 }
 
 /// Arguments of [`product`] whose sizes have been checked.
 pub struct Product<'a, R> {
     pub rows: R,
     pub panels: &'a Panels,
-    pub ends: Ends<'a>,
+    pub epilogue: Epilogue<'a>,
     pub out: &'a mut [f32],
     pub stride: usize,
 }
@@ -290,13 +290,13 @@ impl<R: Rows> Product<'_, R> {
         skip: usize,
         row: usize,
     ) {
-        let Product { rows, ends, stride, .. } = *self;
+        let Product { rows, epilogue, stride, .. } = *self;
         let column = part.column + skip;
         let width = part.columns - skip;
         // SAFETY: `product` checked the sizes; vectors past `width` are not touched.
         unsafe {
             let mut acc = [[L::splat(0.0); V]; P];
-            if !part.first || ends.bias.is_some() {
+            if !part.first || epilogue.bias.is_some() {
                 acc = self.begun(part, column, width, row);
             }
             let mut w = part.weights.as_ptr().add(skip);
@@ -320,7 +320,7 @@ impl<R: Rows> Product<'_, R> {
                     w = w.wrapping_add(PANEL);
                 }
             }
-            if part.last && ends.changes() {
+            if part.last && epilogue.changes() {
                 acc = self.ended(acc, column, width, row);
             }
             let mut out = self.out.as_mut_ptr().add(row * stride + column);
@@ -353,9 +353,10 @@ impl<R: Rows> Product<'_, R> {
         unsafe {
             let mut acc = [[L::splat(0.0); V]; P];
             for (i, acc) in acc.iter_mut().enumerate() {
-                let from = match self.ends.bias {
+                let from = match self.epilogue.bias {
                     Some(bias) if part.first => {
-                        let group = if self.ends.group == 0 { 0 } else { (row + i) / self.ends.group };
+                        let group =
+                            if self.epilogue.group == 0 { 0 } else { (row + i) / self.epilogue.group };
                         bias.as_ptr().add(group * self.panels.columns + column)
                     }
                     _ => self.out.as_ptr().add((row + i) * self.stride + column),
@@ -378,13 +379,13 @@ impl<R: Rows> Product<'_, R> {
         unsafe {
             for (i, acc) in all.iter_mut().enumerate() {
                 let mut more = [L::splat(0.0); V];
-                if let Some(residual) = self.ends.residual {
+                if let Some(residual) = self.epilogue.residual {
                     load(&mut more, residual.as_ptr().add((row + i) * self.stride + column), width);
                 }
                 for (a, m) in acc.iter_mut().zip(more) {
-                    *a = a.add(m).mul(L::splat(self.ends.scale));
+                    *a = a.add(m).mul(L::splat(self.epilogue.scale));
                     // max returns its second operand if one is NaN, so a NaN stays.
-                    if self.ends.relu {
+                    if self.epilogue.relu {
                         *a = L::splat(0.0).max(*a);
                     }
                 }
@@ -583,9 +584,10 @@ mod tests {
         fn run<L: Lanes>(self) -> Self::Out {
             let columns = self.panels.columns;
             let mut out = vec![0f32; self.x.count() * columns];
-            let ends =
-                Ends { bias: Some(self.bias), group: 7, residual: Some(self.y), scale: 0.7, relu: true };
-            Product { rows: self.x, panels: self.panels, ends, out: &mut out, stride: columns }.run::<L>();
+            let epilogue =
+                Epilogue { bias: Some(self.bias), group: 7, residual: Some(self.y), scale: 0.7, relu: true };
+            Product { rows: self.x, panels: self.panels, epilogue, out: &mut out, stride: columns }
+                .run::<L>();
             let mut sums = vec![1f32; self.panels.inner * columns];
             Outer { x: self.x, y: self.y, columns, sums: &mut sums }.run::<L>();
             [bits(&out), bits(&sums)]
@@ -643,7 +645,7 @@ mod tests {
             let panels = Panels::new(taps * length, columns, |k, c| (k + c) as f32);
             let mut out = vec![0f32; rows * columns];
             let x = Shifted::new(&x, &starts, &at, length);
-            let ends = Ends::default();
+            let epilogue = Epilogue::default();
             let flop = 2.0 * (rows * length * taps * columns) as f64;
             let n = (4e9 / flop) as usize + 1;
             let time = |f: &mut dyn FnMut()| {
@@ -652,7 +654,7 @@ mod tests {
                 (0..n).for_each(|_| f());
                 n as f64 * flop / t.elapsed().as_secs_f64() / 1e9
             };
-            let a = time(&mut || product(x, &panels, ends, &mut out, columns));
+            let a = time(&mut || product(x, &panels, epilogue, &mut out, columns));
             let y = vec![1f32; rows * columns];
             let mut sums = vec![0f32; taps * length * columns];
             let b = time(&mut || outer(x, &y, columns, &mut sums));

@@ -1,7 +1,7 @@
 //! Runs a network on candle tensors, forward and backward.
 
-use super::backward::Taken;
-use super::gradients::{one_by_one, together};
+use super::backward::ForwardPass;
+use super::gradients::{group_by_group, layer_by_layer};
 use super::{Node, Parameter, Tape};
 use crate::network::cpu::{self, Maps, Packed, Weight};
 use crate::network::{Parameters, pack, unpack};
@@ -12,8 +12,8 @@ use std::sync::Mutex;
 
 /// Images in a group: one thread takes a group through the whole network.
 const GROUP: usize = 4;
-/// Number of parameters from which on a network is large: groups are single images, which go back
-/// [`together`], and the gradients do not pass through candle, which would add each to zeros three times.
+/// Number of parameters of a large network, at least. Its groups are single images, which go back
+/// [`layer_by_layer`], and its gradients do not pass through candle, which would add each to zeros three times.
 const LARGE: usize = 2_000_000;
 
 fn large(parameters: &[Tensor]) -> bool {
@@ -22,8 +22,8 @@ fn large(parameters: &[Tensor]) -> bool {
 
 /// Runs `walk` on `inputs`, each (B, C, H, W) or rows (B, C), all float32 on the CPU. Outputs are
 /// (B, C, H, W), or (B, C) where H = W = 1. Gradients reach the inputs and the `parameters` that
-/// candle tracks, the latter by way of [`gradients`](crate::network::Bypass::gradients) if there are 2,000,000 values of them; the
-/// gradient of a parameter that `walk` does not use is zero.
+/// candle tracks, the latter by way of [`Bypass::gradients`](crate::network::Bypass::gradients) if the
+/// network is large (2,000,000 parameters); the gradient of a parameter that `walk` does not use is zero.
 ///
 /// # Errors
 /// If `walk` fails, a value is not float32 on the CPU, there are no images, or the inputs differ in
@@ -46,31 +46,31 @@ pub fn apply(
     let large = large(parameters);
     let group = if large { 1 } else { GROUP };
     let starts: Vec<usize> = (0..images).step_by(group).collect();
-    let taken: Vec<Taken> = with_parameters(parameters, Some(Weight::packed), |loaded| {
+    let passes: Vec<ForwardPass> = with_parameters(parameters, Some(Weight::packed), |loaded| {
         with_values(&inputs, |values| {
             let forward = |first: usize| {
                 let range = first..images.min(first + group);
                 let mut tape =
-                    Tape { parameters: loaded, trained, again: large, steps: Vec::new(), nodes: 0 };
+                    Tape { parameters: loaded, trained, recompute: large, steps: Vec::new(), nodes: 0 };
                 let input = |((sizes, values), x): ((&Sizes, &&[f32]), &Tensor)| {
                     tape.input(to_maps(*sizes, values, range.clone()), x.track_op())
                 };
                 let nodes: Vec<Node> = sizes.iter().zip(values).zip(&inputs).map(input).collect();
                 let outputs = walk(&mut tape, &nodes)?;
                 let inputs = nodes.iter().filter_map(|node| node.id).collect();
-                Ok(Taken { images: range, steps: tape.steps, nodes: tape.nodes, inputs, outputs })
+                Ok(ForwardPass { images: range, steps: tape.steps, nodes: tape.nodes, inputs, outputs })
             };
             starts.into_par_iter().map(forward).collect()
         })
     })?;
     let output = |which: usize| {
-        let shape = match taken[0].outputs[which].maps.shape() {
+        let shape = match passes[0].outputs[which].maps.shape() {
             [1, 1, c] => vec![images, c],
             [h, w, c] => vec![images, c, h, w],
         };
         let mut y = vec![0f32; shape.iter().product()];
         let mut rest = y.as_mut_slice();
-        for part in &taken {
+        for part in &passes {
             let maps = &part.outputs[which].maps;
             let (here, after) = rest.split_at_mut(maps.values().len());
             from_maps(maps, here);
@@ -78,7 +78,7 @@ pub fn apply(
         }
         Tensor::from_vec(y, shape, &Device::Cpu)
     };
-    let outputs: Vec<Tensor> = (0..taken[0].outputs.len()).map(output).collect::<Result<_>>()?;
+    let outputs: Vec<Tensor> = (0..passes[0].outputs.len()).map(output).collect::<Result<_>>()?;
     let tracked: Vec<Tensor> = inputs.into_iter().filter(Tensor::track_op).collect();
     if !trained && tracked.is_empty() {
         return Ok(outputs);
@@ -98,16 +98,16 @@ pub fn apply(
         }
     };
     let shapes = |tensors: &[Tensor]| tensors.iter().map(|x| x.shape().clone()).collect::<Vec<_>>();
-    let done = Done {
+    let op = NetworkOp {
         parameters: parameters.clone(),
         large,
         y: pack(&outputs)?,
         inputs: shapes(&tracked),
         outputs: shapes(&outputs),
-        taken: Mutex::new(taken),
+        passes: Mutex::new(passes),
     };
-    let shapes = done.outputs.clone();
-    unpack(&x.apply_op2(&flat, done)?, &shapes)
+    let shapes = op.outputs.clone();
+    unpack(&x.apply_op2(&flat, op)?, &shapes)
 }
 
 /// Sizes of a batch (B, C, H, W), or of rows (B, C) with H = W = 1.
@@ -137,7 +137,7 @@ impl Sizes {
 /// Converts the images in `range` of a batch to channels last.
 fn to_maps(sizes: Sizes, values: &[f32], range: Range<usize>) -> Maps {
     let (Sizes { channels, height, width, .. }, each) = (sizes, sizes.each());
-    let mut maps = Maps::stale(range.len(), [height, width, channels]);
+    let mut maps = Maps::uninit(range.len(), [height, width, channels]);
     let images = values[range.start * each..range.end * each].chunks_exact(each);
     for (to, from) in maps.values_mut().chunks_exact_mut(each).zip(images) {
         for (c, plane) in from.chunks_exact(height * width).enumerate() {
@@ -187,8 +187,8 @@ fn with_parameters<R>(
     let weights: Vec<Option<Weight>> = parameters.iter().map(weight).collect();
     with_values(parameters, |all| {
         let load = |(values, weight): (&&'_ [f32], &Option<Weight>)| Some(pack?(weight.as_ref()?, values));
-        let made: Vec<_> = all.par_iter().zip(&weights).map(load).collect();
-        let each = all.iter().zip(weights).zip(made);
+        let packed: Vec<_> = all.par_iter().zip(&weights).map(load).collect();
+        let each = all.iter().zip(weights).zip(packed);
         let loaded: Vec<Parameter> =
             each.map(|((values, weight), packed)| Parameter { values, weight, packed }).collect();
         f(&loaded)
@@ -197,17 +197,17 @@ fn with_parameters<R>(
 
 /// A finished forward pass as a candle operation of two arguments: the tracked inputs, and all
 /// parameters in one row, or one value that stands for those of a large network.
-struct Done {
+struct NetworkOp {
     parameters: Parameters,
     large: bool,
     /// All outputs, packed.
     y: Tensor,
     inputs: Vec<Shape>,
     outputs: Vec<Shape>,
-    taken: Mutex<Vec<Taken>>,
+    passes: Mutex<Vec<ForwardPass>>,
 }
 
-impl CustomOp2 for Done {
+impl CustomOp2 for NetworkOp {
     fn name(&self) -> &'static str {
         "network"
     }
@@ -224,26 +224,26 @@ impl CustomOp2 for Done {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let taken = std::mem::take(&mut *self.taken.lock().expect("nobody panicked"));
-        if taken.is_empty() {
+        let passes = std::mem::take(&mut *self.passes.lock().expect("nobody panicked"));
+        if passes.is_empty() {
             bail!("a network's gradient is computed once");
         }
         let dy = unpack(dy, &self.outputs)?.iter().map(Tensor::contiguous).collect::<Result<Vec<_>>>()?;
         let sizes = |shapes: &[Shape]| shapes.iter().map(|s| Sizes::of(s.dims())).collect::<Result<Vec<_>>>();
         let (inputs, outputs) = (sizes(&self.inputs)?, sizes(&self.outputs)?);
         let (trained, tracked) = (flat.track_op(), x.track_op());
-        let turn: Option<fn(&Weight, &[f32]) -> Packed> =
-            if self.large { None } else { Some(Weight::turned) };
+        let transpose: Option<fn(&Weight, &[f32]) -> Packed> =
+            if self.large { None } else { Some(Weight::transposed) };
         let mut dx: Vec<Vec<f32>> = self.inputs.iter().map(|shape| vec![0f32; shape.elem_count()]).collect();
-        let gradients: Vec<Vec<f32>> = with_parameters(&self.parameters, turn, |loaded| {
+        let gradients: Vec<Vec<f32>> = with_parameters(&self.parameters, transpose, |loaded| {
             with_values(&dy, |dy| {
-                let begin = |taken: Taken| {
-                    let images = taken.images.clone();
-                    taken.back(outputs.iter().zip(dy).map(|(size, dy)| to_maps(*size, dy, images.clone())))
+                let begin = |pass: ForwardPass| {
+                    let images = pass.images.clone();
+                    pass.back(outputs.iter().zip(dy).map(|(size, dy)| to_maps(*size, dy, images.clone())))
                 };
                 let (passes, gradients) = match self.large {
-                    true => together(taken, begin, loaded, trained),
-                    false => one_by_one(taken, begin, loaded, trained),
+                    true => layer_by_layer(passes, begin, loaded, trained),
+                    false => group_by_group(passes, begin, loaded, trained),
                 };
                 for back in passes {
                     let first = back.images.start;

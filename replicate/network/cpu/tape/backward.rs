@@ -1,15 +1,17 @@
 //! The backward pass: from the last operation to the first.
 
-use super::{Id, Made, Node, Parameter, Step, Values, group_norm};
-use crate::network::cpu::{self, Ends, Maps, Packed};
+use super::{Id, Node, Normalized, Parameter, Step, Values, group_norm};
+use crate::network::cpu::{self, Epilogue, Maps, Packed};
 use crate::network::{Norm, Param};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// A finished forward pass over some images.
-pub(super) struct Taken {
+pub(super) struct ForwardPass {
     pub images: Range<usize>,
+    /// Each operation with the id of its result.
     pub steps: Vec<(Step, usize)>,
+    /// Number of ids.
     pub nodes: usize,
     /// Ids of the inputs that have a gradient.
     pub inputs: Vec<usize>,
@@ -17,17 +19,18 @@ pub(super) struct Taken {
 }
 
 /// A backward pass over some images, one step at a time.
-pub(super) struct Back {
+pub(super) struct BackwardPass {
     pub images: Range<usize>,
-    /// Steps that are left. They are dropped one by one to free their values early.
+    /// Remaining steps. Each is dropped once it is taken, so that its values are freed early.
     steps: Vec<(Step, usize)>,
     gradients: Vec<Option<Maps>>,
     inputs: Vec<usize>,
 }
 
-/// The gradients of the parameters of a step, or what they are computed from.
-pub(super) enum Lesson {
-    /// Inputs of a convolution and the gradient of its outputs, and the gradient of the bias for each image.
+/// What one step of some images adds to the gradients of its parameters.
+pub(super) enum Contribution {
+    /// Input of a convolution and the gradient of its output, from which that of the weight is computed; and
+    /// the gradient of the bias, one row for each image.
     Conv {
         x: Arc<Maps>,
         dy: Maps,
@@ -41,26 +44,51 @@ pub(super) enum Lesson {
     },
 }
 
-impl Taken {
-    /// Begins with the gradients of the outputs.
-    pub fn back(self, dy: impl Iterator<Item = Maps>) -> Back {
-        let Taken { images, steps, nodes, inputs, outputs } = self;
-        let mut gradients: Vec<Option<Maps>> = (0..nodes).map(|_| None).collect();
-        for (output, dy) in outputs.iter().zip(dy) {
-            give(&mut gradients, output.id, dy);
+impl Contribution {
+    /// Returns the weight of a convolution, its input and the gradient of its output.
+    pub fn convolution(&self) -> Option<(Param, &Maps, &Maps)> {
+        match self {
+            Contribution::Conv { x, dy, weight, .. } => Some((*weight, x.as_ref(), dy)),
+            Contribution::Norm { .. } => None,
         }
-        Back { images, steps, gradients, inputs }
+    }
+
+    /// Calls `add` with each gradient of a bias, gamma or beta.
+    pub fn vectors(&self, mut add: impl FnMut(Param, &[f32])) {
+        match self {
+            Contribution::Conv { dy, bias, .. } => {
+                if let Some((bias, rows)) = bias {
+                    rows.values().chunks_exact(dy.channels).for_each(|row| add(*bias, row));
+                }
+            }
+            Contribution::Norm { norm, gamma, beta } => {
+                add(norm.gamma, gamma);
+                add(norm.beta, beta);
+            }
+        }
     }
 }
 
-impl Back {
-    /// Number of steps that are left.
-    pub fn left(&self) -> usize {
+impl ForwardPass {
+    /// Begins the backward pass with the gradients `dy` of the outputs.
+    pub fn back(self, dy: impl Iterator<Item = Maps>) -> BackwardPass {
+        let ForwardPass { images, steps, nodes, inputs, outputs } = self;
+        let mut gradients: Vec<Option<Maps>> = (0..nodes).map(|_| None).collect();
+        for (output, dy) in outputs.iter().zip(dy) {
+            accumulate(&mut gradients, output.id, dy);
+        }
+        BackwardPass { images, steps, gradients, inputs }
+    }
+}
+
+impl BackwardPass {
+    /// Number of remaining steps.
+    pub fn remaining(&self) -> usize {
         self.steps.len()
     }
 
-    /// Returns the weight that the next step reads turned, if it does.
-    pub fn turns(&self) -> Option<Param> {
+    /// Returns the weight that the next step reads transposed, if it does.
+    pub fn next_transposed(&self) -> Option<Param> {
         match self.steps.last() {
             Some((Step::Conv { x, weight, .. }, y)) => {
                 (x.id.is_some() && self.gradients[*y].is_some()).then_some(*weight)
@@ -69,20 +97,21 @@ impl Back {
         }
     }
 
-    /// Takes one step back. `turned` is the weight of [`Back::turns`]; without it, the parameters have their
-    /// weights turned. Returns what the parameters learn if they are `trained`.
+    /// Takes one step back. `transposed` is the weight of [`BackwardPass::next_transposed`]; without it, the
+    /// parameters have their weights transposed. Returns the contribution to the gradients of the parameters
+    /// if they are `trained`.
     ///
     /// # Panics
-    /// If no step is left.
+    /// If no step remains.
     pub fn step(
         &mut self,
         parameters: &[Parameter],
-        turned: Option<&Packed>,
+        transposed: Option<&Packed>,
         trained: bool,
-    ) -> Option<Lesson> {
-        let (step, y) = self.steps.pop().expect("a step is left");
+    ) -> Option<Contribution> {
+        let (step, y) = self.steps.pop().expect("a step remains");
         let mut dy = self.gradients[y].take()?;
-        let mut add_to = |id: Id, more: Maps| give(&mut self.gradients, id, more);
+        let mut add_to = |id: Id, more: Maps| accumulate(&mut self.gradients, id, more);
         match step {
             Step::Conv { x, weight, bias, term, residual } => {
                 if let Some((residual, scale)) = residual {
@@ -97,28 +126,26 @@ impl Back {
                     add_to(term, rows.copy());
                 }
                 if x.id.is_some() {
-                    let Parameter { weight: Some(size), packed, .. } = &parameters[weight.0] else {
-                        unreachable!("the forward pass had its sizes")
-                    };
-                    let turned = turned.or(packed.as_ref()).expect("a turned weight");
-                    add_to(x.id, cpu::convolve(&dy, turned, size.side, Ends::default()));
+                    let weight = &parameters[weight.0];
+                    let transposed = transposed.or(weight.packed.as_ref()).expect("a transposed weight");
+                    add_to(x.id, cpu::convolve(&dy, transposed, weight.sizes().side, Epilogue::default()));
                 }
                 return trained.then(|| {
                     let x = match x.values {
                         Values::Maps(x) => x,
-                        Values::Made(made) => {
-                            Arc::new(group_norm(parameters, &made.norm).again(&made.x, &made.statistics))
+                        Values::Normalized(n) => {
+                            Arc::new(group_norm(parameters, &n.norm).recompute(&n.x, &n.statistics))
                         }
                     };
-                    Lesson::Conv { x, dy, weight, bias: bias.zip(rows) }
+                    Contribution::Conv { x, dy, weight, bias: bias.zip(rows) }
                 });
             }
-            Step::Norm { x: id, made } => {
-                let Made { x, norm, statistics } = &*made;
+            Step::Norm { x: id, normalized } => {
+                let Normalized { x, norm, statistics } = &*normalized;
                 let (mut gamma, mut beta) = (vec![0f32; dy.channels], vec![0f32; dy.channels]);
                 let layer = group_norm(parameters, norm);
                 add_to(id, layer.backward(x, statistics, &dy, &mut gamma, &mut beta));
-                return trained.then_some(Lesson::Norm { norm: *norm, gamma, beta });
+                return trained.then_some(Contribution::Norm { norm: *norm, gamma, beta });
             }
             Step::Attention { qkv } => add_to(qkv.id, cpu::attention_backward(&qkv.maps, &dy)),
             Step::Silu { x } => add_to(x.id, cpu::silu_backward(&x.maps, &dy)),
@@ -156,8 +183,8 @@ impl Back {
     }
 }
 
-/// Adds to the gradient of a node, if it has one.
-fn give(gradients: &mut [Option<Maps>], id: Id, more: Maps) {
+/// Adds to the gradient of a value, if it has one.
+fn accumulate(gradients: &mut [Option<Maps>], id: Id, more: Maps) {
     match id.map(|id| &mut gradients[id]) {
         Some(Some(sum)) => cpu::add(sum, &more),
         Some(none) => *none = Some(more),

@@ -13,7 +13,7 @@ mod gradients;
 
 pub use self::apply::apply;
 
-use crate::network::cpu::{self, Ends, GroupNorm, Maps, Packed, Statistics, Weight};
+use crate::network::cpu::{self, Epilogue, GroupNorm, Maps, Packed, Statistics, Weight};
 use crate::network::dual::Tangents;
 use crate::network::{Norm, Ops, Param, Plus, Resample};
 use candle_core::{Result, bail};
@@ -24,26 +24,26 @@ use std::sync::Arc;
 pub struct Node {
     maps: Arc<Maps>,
     id: Id,
-    /// How to compute the value again, which then is not kept for the backward pass of a convolution.
-    made: Option<Arc<Made>>,
+    /// Recomputes the value, which then is not kept for the backward pass of a convolution.
+    normalized: Option<Arc<Normalized>>,
 }
 
 /// A group normalisation and what it was computed from.
-struct Made {
+struct Normalized {
     x: Arc<Maps>,
     norm: Norm,
     statistics: Statistics,
 }
 
 /// The input of a convolution, for its backward pass.
-struct Kept {
+struct SavedInput {
     id: Id,
     values: Values,
 }
 
 enum Values {
     Maps(Arc<Maps>),
-    Made(Arc<Made>),
+    Normalized(Arc<Normalized>),
 }
 
 /// Index of the gradient of a value, if it has one.
@@ -53,7 +53,7 @@ type Id = Option<usize>;
 /// that its memory is free.
 enum Step {
     Conv {
-        x: Kept,
+        x: SavedInput,
         weight: Param,
         bias: Option<Param>,
         term: Id,
@@ -61,7 +61,7 @@ enum Step {
     },
     Norm {
         x: Id,
-        made: Arc<Made>,
+        normalized: Arc<Normalized>,
     },
     Attention {
         qkv: Node,
@@ -113,9 +113,9 @@ enum Step {
 pub struct Tape<'a> {
     parameters: &'a [Parameter<'a>],
     trained: bool,
-    /// True if the inputs of convolutions are computed again where a norm has made them. That halves the
-    /// memory of a large network.
-    again: bool,
+    /// True if the backward pass recomputes the inputs of convolutions that are outputs of a norm. That halves
+    /// the memory of a large network.
+    recompute: bool,
     /// Each operation with the id of its result.
     steps: Vec<(Step, usize)>,
     nodes: usize,
@@ -129,10 +129,20 @@ struct Parameter<'a> {
     packed: Option<Packed>,
 }
 
+impl Parameter<'_> {
+    /// Sizes of the weight of a convolution.
+    ///
+    /// # Panics
+    /// For parameters that no convolution of the forward pass has read.
+    fn sizes(&self) -> Weight {
+        self.weight.expect("the forward pass had its sizes")
+    }
+}
+
 impl Tape<'_> {
     fn input(&mut self, maps: Maps, tracked: bool) -> Node {
         let id = tracked.then(|| self.id());
-        Node { maps: Arc::new(maps), id, made: None }
+        Node { maps: Arc::new(maps), id, normalized: None }
     }
 
     fn id(&mut self) -> usize {
@@ -146,7 +156,7 @@ impl Tape<'_> {
         if let Some(id) = id {
             self.steps.push((step(), id));
         }
-        Node { maps: Arc::new(maps), id, made: None }
+        Node { maps: Arc::new(maps), id, normalized: None }
     }
 
     fn values(&self, param: Param) -> &[f32] {
@@ -176,7 +186,7 @@ impl Ops for Tape<'_> {
                 bias.map(|b| self.values(b).len())
             );
         }
-        let mut ends = Ends::default();
+        let mut epilogue = Epilogue::default();
         let mut terms = Vec::new();
         if let Some(term) = plus.term {
             terms.extend_from_slice(term.maps.values());
@@ -185,18 +195,18 @@ impl Ops for Tape<'_> {
                     *t += b;
                 }
             }
-            (ends.bias, ends.group) = (Some(terms.as_slice()), x.maps.height * x.maps.width);
+            (epilogue.bias, epilogue.group) = (Some(terms.as_slice()), x.maps.height * x.maps.width);
         } else {
-            ends.bias = bias.map(|bias| self.parameters[bias.0].values);
+            epilogue.bias = bias.map(|bias| self.parameters[bias.0].values);
         }
         if let Some((residual, scale)) = plus.residual {
-            (ends.residual, ends.scale) = (Some(residual.maps.values()), scale);
+            (epilogue.residual, epilogue.scale) = (Some(residual.maps.values()), scale);
         }
-        let y = cpu::convolve(&x.maps, packed, size.side, ends);
+        let y = cpu::convolve(&x.maps, packed, size.side, epilogue);
         let others = plus.term.into_iter().chain(plus.residual.map(|(residual, _)| residual));
         let tracked = self.trained || x.id.is_some() || others.into_iter().any(|node| node.id.is_some());
         Ok(self.push(y, tracked, || Step::Conv {
-            x: x.kept(),
+            x: x.saved(),
             weight,
             bias,
             term: plus.term.and_then(|term| term.id),
@@ -208,9 +218,9 @@ impl Ops for Tape<'_> {
         self.check_norm(x, norm)?;
         let (y, statistics) = group_norm(self.parameters, norm).forward(&x.maps);
         let tracked = self.trained || x.id.is_some();
-        let made = Arc::new(Made { x: x.maps.clone(), norm: *norm, statistics });
-        let mut node = self.push(y, tracked, || Step::Norm { x: x.id, made: made.clone() });
-        node.made = self.again.then_some(made);
+        let normalized = Arc::new(Normalized { x: x.maps.clone(), norm: *norm, statistics });
+        let mut node = self.push(y, tracked, || Step::Norm { x: x.id, normalized: normalized.clone() });
+        node.normalized = self.recompute.then_some(normalized);
         Ok(node)
     }
 
@@ -321,12 +331,12 @@ impl Node {
         [self.maps.height, self.maps.width]
     }
 
-    fn kept(&self) -> Kept {
-        let values = match &self.made {
-            Some(made) => Values::Made(made.clone()),
+    fn saved(&self) -> SavedInput {
+        let values = match &self.normalized {
+            Some(normalized) => Values::Normalized(normalized.clone()),
             None => Values::Maps(self.maps.clone()),
         };
-        Kept { id: self.id, values }
+        SavedInput { id: self.id, values }
     }
 
     fn like(&self, other: &Node) -> Result<()> {

@@ -16,7 +16,7 @@ pub use layer::{Scratch, gradient_over};
 pub use weights::{panels, taps};
 
 use super::lanes::{Kernel, LANES, Lanes, run};
-use super::product::{Dense, Ends, Outer, Panels, Product};
+use super::product::{Dense, Epilogue, Outer, Panels, Product};
 use crate::network::cpu::maps::Maps;
 use crate::network::cpu::memory::Buffer;
 
@@ -28,16 +28,16 @@ pub fn sums_len(inputs: usize, outputs: usize) -> usize {
     COEFFICIENTS * inputs * outputs
 }
 
-/// Computes y = x * w + bias, then applies `ends` (without ReLU). `panels` come from [`panels`].
-pub fn convolve(x: &Maps, panels: &[Panels], ends: Ends) -> Maps {
-    let mut y = Maps::stale(x.images, [x.height, x.width, panels[0].columns]);
+/// Computes y = x * w + bias, then applies `epilogue` (without ReLU). `panels` come from [`panels`].
+pub fn convolve(x: &Maps, panels: &[Panels], epilogue: Epilogue) -> Maps {
+    let mut y = Maps::uninit(x.images, [x.height, x.width, panels[0].columns]);
     let same = |p: &Panels| p.inner == x.channels && p.columns == y.channels;
     assert!(panels.len() == COEFFICIENTS && panels.iter().all(same), "panels of {} channels", x.channels);
-    assert!(!ends.relu, "nothing asks for it");
-    assert!(ends.residual.is_none_or(|r| r.len() == y.values().len()));
-    let groups = if ends.group == 0 { 1 } else { x.images };
-    assert!(ends.bias.is_none_or(|b| b.len() == groups * y.channels));
-    run(Convolve { x, panels, ends, y: &mut y });
+    assert!(!epilogue.relu, "nothing asks for it");
+    assert!(epilogue.residual.is_none_or(|r| r.len() == y.values().len()));
+    let groups = if epilogue.group == 0 { 1 } else { x.images };
+    assert!(epilogue.bias.is_none_or(|b| b.len() == groups * y.channels));
+    run(Convolve { x, panels, epilogue, y: &mut y });
     y
 }
 
@@ -95,7 +95,7 @@ struct Patch {
 
 impl Patch {
     fn new(channels: usize) -> Patch {
-        Patch { rows: [std::ptr::null(); 4], patch: Buffer::stale(16 * channels) }
+        Patch { rows: [std::ptr::null(); 4], patch: Buffer::uninit(16 * channels) }
     }
 
     /// Points to the 4x4 pixels from (y, x) on; negative positions are wrapped round.
@@ -211,7 +211,7 @@ unsafe fn input_basis<L: Lanes>(v: [L; 4]) -> [L; 4] {
 struct Convolve<'a> {
     x: &'a Maps,
     panels: &'a [Panels],
-    ends: Ends<'a>,
+    epilogue: Epilogue<'a>,
     y: &'a mut Maps,
 }
 
@@ -220,12 +220,12 @@ impl Kernel for Convolve<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self) {
-        let Convolve { x, panels, ends, y } = self;
+        let Convolve { x, panels, epilogue, y } = self;
         let (maps, inputs, outputs) = ([x], x.channels, y.channels);
         let tiles = Tiles::of(&maps);
         let most = tiles.at_once(inputs + outputs);
-        let mut v = Buffer::stale(COEFFICIENTS * most * inputs);
-        let mut m = Buffer::stale(COEFFICIENTS * most * outputs);
+        let mut v = Buffer::uninit(COEFFICIENTS * most * inputs);
+        let mut m = Buffer::uninit(COEFFICIENTS * most * outputs);
         for first in (0..tiles.count).step_by(most) {
             let n = most.min(tiles.count - first);
             // SAFETY: the buffers hold the coefficients of `n` tiles, `y` the outputs of all.
@@ -235,10 +235,10 @@ impl Kernel for Convolve<'_> {
                 let matrices = v.chunks_exact(n * inputs).zip(m.chunks_exact_mut(n * outputs));
                 for ((v, m), panels) in matrices.zip(panels) {
                     let rows = Dense { values: v, length: inputs };
-                    let ends = Ends::default();
-                    Product { rows, panels, ends, out: m, stride: outputs }.run::<L>();
+                    let epilogue = Epilogue::default();
+                    Product { rows, panels, epilogue, out: m, stride: outputs }.run::<L>();
                 }
-                transform_outputs::<L>(m, tiles, first, n, ends, y);
+                transform_outputs::<L>(m, tiles, first, n, epilogue, y);
             }
         }
     }
@@ -251,13 +251,14 @@ unsafe fn transform_outputs<L: Lanes>(
     tiles: Tiles,
     first: usize,
     n: usize,
-    ends: Ends,
+    epilogue: Epilogue,
     y: &mut Maps,
 ) {
     let channels = y.channels;
     for t in 0..n {
         let (image, top, left) = tiles.place(first + t);
-        let bias = ends.bias.map(|bias| bias[if ends.group == 0 { 0 } else { image * channels }..].as_ptr());
+        let bias =
+            epilogue.bias.map(|bias| bias[if epilogue.group == 0 { 0 } else { image * channels }..].as_ptr());
         for c in (0..channels).step_by(LANES) {
             let width = channels - c;
             // SAFETY: `channels` values in each coefficient of a tile, of the bias, and of each
@@ -282,11 +283,11 @@ unsafe fn transform_outputs<L: Lanes>(
                         let Some(pixel) = tiles.pixel(image, top + i, left + j) else { continue };
                         let at = pixel * channels + c;
                         let mut v = v.add(bias);
-                        if let Some(residual) = ends.residual {
+                        if let Some(residual) = epilogue.residual {
                             v = v.add(L::load_first(residual.as_ptr().add(at), width));
                         }
-                        if ends.scale != 1.0 {
-                            v = v.mul(L::splat(ends.scale));
+                        if epilogue.scale != 1.0 {
+                            v = v.mul(L::splat(epilogue.scale));
                         }
                         v.store_first(y.values_mut().as_mut_ptr().add(at), width);
                     }
@@ -319,8 +320,8 @@ impl Kernel for Gradient<'_> {
         let tiles = Tiles::of(&x);
         let most = tiles.at_once(inputs + outputs);
         let zeros = vec![0f32; outputs];
-        let mut v = Buffer::stale(COEFFICIENTS * most * inputs);
-        let mut w = Buffer::stale(COEFFICIENTS * most * outputs);
+        let mut v = Buffer::uninit(COEFFICIENTS * most * inputs);
+        let mut w = Buffer::uninit(COEFFICIENTS * most * outputs);
         for first in (0..tiles.count).step_by(most) {
             let n = most.min(tiles.count - first);
             // SAFETY: the buffers hold the coefficients of `n` tiles.
@@ -413,9 +414,9 @@ mod tests {
         fn run<L: Lanes>(self) -> Self::Out {
             let Both { x, dy, panels, bias } = self;
             let mut y = dy.like();
-            let ends =
-                Ends { bias: Some(bias), group: 1, residual: Some(dy.values()), scale: 0.5, relu: false };
-            Convolve { x, panels, ends, y: &mut y }.run::<L>();
+            let epilogue =
+                Epilogue { bias: Some(bias), group: 1, residual: Some(dy.values()), scale: 0.5, relu: false };
+            Convolve { x, panels, epilogue, y: &mut y }.run::<L>();
             let mut sums = vec![0f32; sums_len(x.channels, dy.channels)];
             Gradient { x, dy, sums: &mut sums }.run::<L>();
             (y.values().to_vec(), sums)
