@@ -25,15 +25,15 @@ impl Gradient {
 }
 
 /// State of a backward pass.
-struct Backward {
+struct BackwardPass {
     /// Sum of the gradients of each node so far.
     nodes: Vec<Option<Gradient>>,
     /// Gradients of the parameters reached so far; `None` if they are not trained.
     parameters: Option<Vec<Option<Tensor>>>,
 }
 
-impl Backward {
-    fn give(&mut self, id: Option<usize>, more: Gradient) -> Result<()> {
+impl BackwardPass {
+    fn add_to(&mut self, id: Option<usize>, more: Gradient) -> Result<()> {
         let Some(sum) = id.map(|id| &mut self.nodes[id]) else { return Ok(()) };
         *sum = Some(match sum.take() {
             Some(sum) => {
@@ -45,34 +45,34 @@ impl Backward {
         Ok(())
     }
 
-    fn give_parameter(&mut self, param: Param, more: Tensor) -> Result<()> {
+    fn add_to_parameter(&mut self, param: Param, more: Tensor) -> Result<()> {
         self.parameters.as_mut().map_or(Ok(()), |sums| add(&mut sums[param.0], more))
     }
 
     /// Adds the gradient of a shift, given for each image as (B, C), to its bias and rows.
-    fn give_shift(&mut self, shift: &Shift, each: Tensor) -> Result<()> {
+    fn add_to_shift(&mut self, shift: &Shift, each: Tensor) -> Result<()> {
         if !shift.biases.is_empty() {
             let sum = cuda::column_sums(&each.unsqueeze(0)?)?.squeeze(0)?;
             for bias in &shift.biases {
-                self.give_parameter(*bias, sum.clone())?;
+                self.add_to_parameter(*bias, sum.clone())?;
             }
         }
         let rows = each.unsqueeze(1)?.unsqueeze(1)?;
-        shift.terms.iter().try_for_each(|term| self.give(Some(*term), Gradient::of(rows.clone())))
+        shift.terms.iter().try_for_each(|term| self.add_to(Some(*term), Gradient::of(rows.clone())))
     }
 
     /// Adds the gradient of a shift, given `d`, `scale` times which is that of the maps it was
     /// added to.
-    fn give_shift_of(&mut self, shift: Option<&Shift>, d: &Tensor, scale: f32) -> Result<()> {
+    fn add_to_shift_of(&mut self, shift: Option<&Shift>, d: &Tensor, scale: f32) -> Result<()> {
         match shift.filter(|shift| shift.tracked()) {
-            Some(shift) => self.give_shift(shift, cuda::pixel_sums(d, scale)?),
+            Some(shift) => self.add_to_shift(shift, cuda::pixel_sums(d, scale)?),
             None => Ok(()),
         }
     }
 }
 
 /// A finished forward pass.
-pub(super) struct Taken {
+pub(super) struct ForwardPass {
     pub steps: Vec<(Step, usize)>,
     pub nodes: usize,
     /// Ids of the inputs that have a gradient.
@@ -80,7 +80,7 @@ pub(super) struct Taken {
     pub outputs: Vec<Option<usize>>,
 }
 
-impl Taken {
+impl ForwardPass {
     /// Computes the gradients of the inputs from those of the outputs, and the gradients of the
     /// parameters if they are `trained`.
     pub fn backward(
@@ -90,9 +90,9 @@ impl Taken {
         trained: bool,
     ) -> Result<(Vec<Option<Gradient>>, Vec<Option<Tensor>>)> {
         let sums = trained.then(|| vec![None; parameters.len()]);
-        let mut back = Backward { nodes: vec![None; self.nodes], parameters: sums };
+        let mut back = BackwardPass { nodes: vec![None; self.nodes], parameters: sums };
         for (output, dy) in self.outputs.into_iter().zip(dy) {
-            back.give(output, Gradient::of(dy))?;
+            back.add_to(output, Gradient::of(dy))?;
         }
         // Steps are dropped one by one to free their values early.
         for (step, id) in self.steps.into_iter().rev() {
@@ -103,36 +103,36 @@ impl Taken {
                     if let Some(x) = x {
                         let shape = parameters[weight.0].shape();
                         let dw = cuda::filter_gradient(&x, shape, &dy.map, scale * dy.scale)?;
-                        back.give_parameter(weight, dw)?;
+                        back.add_to_parameter(weight, dw)?;
                     }
                     if input.is_some() {
-                        back.give(input, passed(cuda::data_gradient(&filters, &dy.map)?))?;
+                        back.add_to(input, passed(cuda::data_gradient(&filters, &dy.map)?))?;
                     }
                 }
                 Step::Finish { y, shift, residual, scale } => {
                     let scaled = Gradient { map: dy.map.clone(), scale: scale * dy.scale };
-                    back.give_shift_of(shift.as_ref(), &scaled.map, scaled.scale)?;
-                    back.give(residual, scaled)?;
-                    back.give(y, dy)?;
+                    back.add_to_shift_of(shift.as_ref(), &scaled.map, scaled.scale)?;
+                    back.add_to(residual, scaled)?;
+                    back.add_to(y, dy)?;
                 }
                 Step::Linear { x, input, weight, bias, residual } => {
                     let mut dy = dy.exact()?;
                     if let Some((residual, scale)) = residual {
                         dy = Gradient { map: dy, scale }.exact()?;
-                        back.give(residual, Gradient::of(dy.clone()))?;
+                        back.add_to(residual, Gradient::of(dy.clone()))?;
                     }
                     let (w, rows) = (&parameters[weight.0], dy.flatten_from(1)?);
                     if let Some(x) = x {
                         let dw = rows.t()?.matmul(&x.flatten_from(1)?)?.reshape(w.shape())?;
-                        back.give_parameter(weight, dw)?;
+                        back.add_to_parameter(weight, dw)?;
                         if let Some(bias) = bias {
                             let sum = cuda::column_sums(&rows.unsqueeze(0)?)?;
-                            back.give_parameter(bias, sum.squeeze(0)?)?;
+                            back.add_to_parameter(bias, sum.squeeze(0)?)?;
                         }
                     }
                     if input.is_some() {
                         let dx = rows.matmul(&w.flatten_from(1)?)?.unsqueeze(1)?.unsqueeze(1)?;
-                        back.give(input, Gradient::of(dx))?;
+                        back.add_to(input, Gradient::of(dx))?;
                     }
                 }
                 Step::Norm { x, norm, kept } => {
@@ -147,13 +147,13 @@ impl Taken {
                         group_norm(&norm).backward(&x.map, x.shift_rows(), affine, &kept, arriving)?;
                     if trained {
                         let both = cuda::column_sums(&each.narrow(0, 0, 2)?)?;
-                        back.give_parameter(norm.beta, both.get(0)?)?;
-                        back.give_parameter(norm.gamma, both.get(1)?)?;
+                        back.add_to_parameter(norm.beta, both.get(0)?)?;
+                        back.add_to_parameter(norm.gamma, both.get(1)?)?;
                     }
                     if let Some(shift) = &x.shift {
-                        back.give_shift(shift, each.get(2)?)?;
+                        back.add_to_shift(shift, each.get(2)?)?;
                     }
-                    back.give(x.id, Gradient::of(dx))?;
+                    back.add_to(x.id, Gradient::of(dx))?;
                 }
                 Step::Attention { qkv } => {
                     let (b, h, w, c3) = qkv.map.dims4()?;
@@ -161,41 +161,41 @@ impl Taken {
                     let rows = qkv.map.reshape((b, h * w, c3))?;
                     let d = cuda::attention_backward(&rows, qkv.shift_rows(), &da)?;
                     let d = passed(d.reshape((b, h, w, c3))?);
-                    back.give_shift_of(qkv.shift.as_ref(), &d.map, d.scale)?;
-                    back.give(qkv.id, d)?;
+                    back.add_to_shift_of(qkv.shift.as_ref(), &d.map, d.scale)?;
+                    back.add_to(qkv.id, d)?;
                 }
-                Step::Silu { x } => back.give(x.id, passed(cuda::silu_backward(&x.map, &dy.map)?))?,
-                Step::Down2 { x } => back.give(x, passed(cuda::up2(&dy.map, 0.25)?))?,
-                Step::Up2 { x } => back.give(x, passed(cuda::down2(&dy.map, 1.0)?))?,
+                Step::Silu { x } => back.add_to(x.id, passed(cuda::silu_backward(&x.map, &dy.map)?))?,
+                Step::Down2 { x } => back.add_to(x, passed(cuda::up2(&dy.map, 0.25)?))?,
+                Step::Up2 { x } => back.add_to(x, passed(cuda::down2(&dy.map, 1.0)?))?,
                 Step::Concat { a, channels, b } => {
                     for (id, range) in [(a, 0..channels), (b, channels..dy.map.dim(3)?)] {
                         if id.is_some() {
-                            back.give(id, passed(cuda::channels(&dy.map, range)?))?;
+                            back.add_to(id, passed(cuda::channels(&dy.map, range)?))?;
                         }
                     }
                 }
                 Step::Mean { x, shape, dtype } => {
                     let (_, h, w, _) = shape.dims4()?;
                     let map = dy.map.to_dtype(dtype)?.broadcast_as(&shape)?.contiguous()?;
-                    back.give(x, Gradient { map, scale: dy.scale / (h * w) as f32 })?;
+                    back.add_to(x, Gradient { map, scale: dy.scale / (h * w) as f32 })?;
                 }
-                Step::Gate { x, slope } => back.give(x, passed((&dy.map * slope)?))?,
+                Step::Gate { x, slope } => back.add_to(x, passed((&dy.map * slope)?))?,
                 Step::Scale { x, rows } => {
                     if rows.id.is_some() {
                         let products = (&x.map * &dy.map)?.to_dtype(DType::F32)?;
-                        back.give(rows.id, passed(products.sum_keepdim((1, 2))?))?;
+                        back.add_to(rows.id, passed(products.sum_keepdim((1, 2))?))?;
                     }
                     if x.id.is_some() {
                         let factors = rows.map.to_dtype(dy.map.dtype())?;
-                        back.give(x.id, passed(dy.map.broadcast_mul(&factors)?))?;
+                        back.add_to(x.id, passed(dy.map.broadcast_mul(&factors)?))?;
                     }
                 }
                 Step::Rsqrt { x, y } => {
                     let slope = ((y.sqr()? * y)? * -0.5)?;
-                    back.give(x, passed((&dy.map * slope)?))?;
+                    back.add_to(x, passed((&dy.map * slope)?))?;
                 }
                 Step::Resample { x, back: [vertical, horizontal] } => {
-                    back.give(x, passed(resampled(&dy.map, [&vertical, &horizontal])?))?;
+                    back.add_to(x, passed(resampled(&dy.map, [&vertical, &horizontal])?))?;
                 }
             }
         }

@@ -7,7 +7,7 @@
 
 mod backward;
 
-use self::backward::{Gradient, Taken};
+use self::backward::{ForwardPass, Gradient};
 use crate::network::dual::Tangents;
 use crate::network::gpu as cuda;
 use crate::network::{Bypass, Norm, Ops, Param, Parameters, Plus, Resample, mix, pack, unpack};
@@ -443,7 +443,7 @@ pub fn apply(
     if !trained && tracked.is_empty() {
         return Ok(y);
     }
-    let taken = Taken {
+    let pass = ForwardPass {
         steps: ops.steps,
         nodes: ops.nodes,
         inputs: nodes.iter().filter_map(|node| node.id).collect(),
@@ -454,7 +454,7 @@ pub fn apply(
     let all = Var::zeros(1, DType::F32, inputs[0].device())?;
     let x = if tracked.is_empty() { all.as_tensor().detach() } else { pack(&tracked)? };
     let shapes = |tensors: &[Tensor]| tensors.iter().map(|x| x.shape().clone()).collect::<Vec<_>>();
-    let done = Done {
+    let op = NetworkOp {
         parameters: if trained { parameters.to_vec() } else { Vec::new() },
         detached,
         inputs: shapes(&tracked),
@@ -462,14 +462,14 @@ pub fn apply(
         dtypes: outputs.iter().map(|output| output.map.dtype()).collect(),
         bypass: parameters.bypass().clone(),
         y: pack(&y)?,
-        taken: Mutex::new(Some(taken)),
+        pass: Mutex::new(Some(pass)),
     };
-    let shapes = done.outputs.clone();
-    unpack(&x.apply_op2(&all, done)?, &shapes)
+    let shapes = op.outputs.clone();
+    unpack(&x.apply_op2(&all, op)?, &shapes)
 }
 
 /// A finished forward pass as a candle operation of the tracked inputs.
-struct Done {
+struct NetworkOp {
     /// The parameters that candle tracks, if any.
     parameters: Vec<Tensor>,
     detached: Vec<Tensor>,
@@ -480,10 +480,10 @@ struct Done {
     /// Types of the gradients at which the pass begins.
     dtypes: Vec<DType>,
     bypass: Bypass,
-    taken: Mutex<Option<Taken>>,
+    pass: Mutex<Option<ForwardPass>>,
 }
 
-impl CustomOp2 for Done {
+impl CustomOp2 for NetworkOp {
     fn name(&self) -> &'static str {
         "network"
     }
@@ -511,12 +511,12 @@ impl CustomOp2 for Done {
         _: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let Some(taken) = self.taken.lock().expect("nobody panicked").take() else {
+        let Some(pass) = self.pass.lock().expect("nobody panicked").take() else {
             bail!("a network's gradient is computed once")
         };
         let dy = unpack(dy, &self.outputs)?;
         let dy = dy.iter().zip(&self.dtypes).map(|(dy, dtype)| to_map(dy, *dtype)).collect::<Result<_>>()?;
-        let (dx, sums) = taken.backward(&self.detached, dy, !self.parameters.is_empty())?;
+        let (dx, sums) = pass.backward(&self.detached, dy, !self.parameters.is_empty())?;
         let reached = self.parameters.iter().cloned().zip(sums);
         self.bypass.leave(reached.filter_map(|(p, sum)| Some((p, sum?))));
         if dx.iter().all(Option::is_none) {
