@@ -447,7 +447,10 @@ fn a_golden_file_that_was_edited_wrongly_is_refused_with_its_line() {
     refused("row,scale", "cell,scale", "the header `row,scale,changes,metric");
     let twice = text.clone() + text.lines().last().unwrap() + "\n";
     let error = golden::read_golden(written(&twice).path()).unwrap_err().to_string();
-    assert!(error.contains("that no line before has in column `row` on line 3"), "{error}");
+    assert!(
+        error.contains("another row, scale, changes, metric, class than line 2's on line 3, found `"),
+        "{error}"
+    );
     // As spreadsheets save it.
     let lines =
         || text.lines().map(|line| line.split(',').map(|cell| format!("\"{cell}\"")).collect::<Vec<_>>());
@@ -579,7 +582,7 @@ fn a_paper_file_that_is_wrong_is_refused_with_file_line_and_expectation() {
     refused("Algorithm of it,,", "Algorithm of it,many,why", "a number in column `target` on line 3");
     refused("Algorithm of it,,", "Algorithm of it,15.69,", "a text in column `target_source` on line 3");
     refused("Algorithm of it", "", "a text in column `ours` on line 3");
-    refused("dikl,Score", "dijs,Score", "something that no line before has in column `id` on line 7");
+    refused("dikl,Score", "dijs,Score", "another id than line 6's on line 7, found `dijs`");
     refused("6.20,init-50", "6.20,", "table2.csv is invalid: expected a text in column `cell` on line 3");
     refused("fd(dijs)", "fid(dijs)", "one of the metrics fd, is");
     refused("fd(dikl)", "fd(ddpm)", "or an ablation, in column `right` on line 2");

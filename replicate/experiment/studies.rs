@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::experiment::{Recipe, Row, Scale, all_rows};
-use crate::judge::csv::{Line, read_csv};
+use crate::judge::csv::{Line, read_unique};
 use crate::settings::Field;
 use crate::text::{or, unknown};
 use std::collections::BTreeSet;
@@ -47,11 +47,7 @@ const COLUMNS: [&str; 7] = ["id", "question", "rows", "changes", "scales", "seed
 pub fn studies(directory: &Path) -> Result<Vec<Study>> {
     let remedy = "it belongs to the repository: restore it from version control";
     let fields = Recipe::fields();
-    let mut ids = BTreeSet::new();
-    read_csv(&directory.join("studies.csv"), &COLUMNS, "the studies", remedy, |line| {
-        if !ids.insert(line.text("id")?.to_string()) {
-            return Err(line.wrong("id", "something that no line before has"));
-        }
+    read_unique(&directory.join("studies.csv"), &COLUMNS, &["id"], "the studies", remedy, |line| {
         Ok(Study {
             id: line.text("id")?.to_string(),
             question: line.text("question")?.to_string(),
@@ -217,7 +213,7 @@ mod tests {
         let line = "rates,Why?,dijs,critic_lr=x1,mini,0,fd\n";
         std::fs::write(dir.path().join("studies.csv"), COLUMNS.join(",") + "\n" + line + line).unwrap();
         let error = studies(dir.path()).err().unwrap().to_string();
-        assert!(error.contains("that no line before has in column `id` on line 3"), "{error}");
+        assert!(error.contains("another id than line 2's on line 3, found `rates`"), "{error}");
     }
 
     #[test]

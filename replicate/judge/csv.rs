@@ -1,6 +1,7 @@
 //! CSV files whose header is fixed, with the place of every error.
 
 use crate::error::{Error, Result, printable, shown};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -92,6 +93,27 @@ pub(crate) fn read_csv<T>(
         rows.push(parse(&Line { path, number, header, record })?);
     }
     Ok(rows)
+}
+
+/// As [`read_csv`]; two lines must not agree in all columns of `key`.
+pub(crate) fn read_unique<T>(
+    path: &Path,
+    header: &[&str],
+    key: &[&str],
+    what: &str,
+    remedy: &str,
+    parse: impl Fn(&Line) -> Result<T>,
+) -> Result<Vec<T>> {
+    let mut numbers = BTreeMap::new();
+    read_csv(path, header, what, remedy, |line| {
+        let fields: Vec<String> = key.iter().map(|column| line.field_if_any(column).to_string()).collect();
+        let shown = shown(&fields.join(","));
+        if let Some(earlier) = numbers.insert(fields, line.number) {
+            let expected = format!("another {} than line {earlier}'s", key.join(", "));
+            return Err(malformed(path, line.number, &expected, format!("`{shown}`")));
+        }
+        parse(line)
+    })
 }
 
 /// Formats one CSV record without its line end.

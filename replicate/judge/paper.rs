@@ -3,7 +3,7 @@
 //! These are not measurements of ours, which are in `golden`.
 
 use crate::error::{Error, Result};
-use crate::judge::csv::{Line, read_csv};
+use crate::judge::csv::{Line, read_unique};
 pub use crate::settings::Origin;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -364,11 +364,5 @@ impl FromStr for Operand {
 
 /// Reads the rows of one of the paper's files; values of the first column must be unique.
 fn rows<T>(path: &Path, header: &[&str], parse: impl Fn(&Line) -> Result<T>) -> Result<Vec<T>> {
-    let mut seen = BTreeSet::new();
-    read_csv(path, header, "what the paper prints", REMEDY, |line| {
-        if !seen.insert(line.field(header[0]).to_string()) {
-            return Err(line.wrong(header[0], "something that no line before has"));
-        }
-        parse(line)
-    })
+    read_unique(path, header, &header[..1], "what the paper prints", REMEDY, parse)
 }

@@ -2,8 +2,8 @@
 
 use super::{Golden, Rule, Score};
 use crate::error::{Error, Result};
-use crate::judge::csv::{Line, csv_line, read_csv};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::judge::csv::{Line, csv_line, read_unique};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 const SCORES: [&str; 8] = ["row", CHANGES, "scale", "seed", "metric", "value", "class", "manifest"];
@@ -44,8 +44,8 @@ pub fn write_golden(goldens: &[Golden]) -> String {
 /// # Errors
 /// `Malformed` with the line and the expected content.
 pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
-    let mut keys = BTreeSet::new();
-    let lines = read_csv(path, &present(path, &GOLDEN), "the golden values", "", |line| {
+    let key = ["row", "scale", CHANGES, "metric", "class"];
+    let lines = read_unique(path, &present(path, &GOLDEN), &key, "the golden values", "", |line| {
         let values = by_seed(line, "values")?;
         let golden = Golden {
             row: line.field("row").to_string(),
@@ -64,9 +64,6 @@ pub fn read_golden(path: &Path) -> Result<Vec<Golden>> {
         }
         if !golden.manifests.keys().eq(golden.values.keys()) {
             return Err(line.wrong("manifest", "a digest for every seed of `values`"));
-        }
-        if !keys.insert(golden.key()) {
-            return Err(line.wrong("row", "a row, scale, changes, metric and class that no line before has"));
         }
         Ok(golden)
     });
