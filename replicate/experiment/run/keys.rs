@@ -39,6 +39,7 @@ impl Text {
         text
     }
 
+    /// Adds a line.
     pub fn line(&mut self, name: &str, value: impl Display) -> &mut Text {
         writeln!(self.0, "{name} = {value}").expect("writing to a string");
         self
@@ -60,31 +61,28 @@ impl Text {
     }
 }
 
+/// True if a line names code.
+pub fn names_code(line: &str) -> bool {
+    line.starts_with("code ")
+}
+
 /// True if a line names code, or an artefact that code made.
-fn names_code(line: &str) -> bool {
+pub fn names_code_or_artefact(line: &str) -> bool {
     let name = line.split(" = ").next().unwrap_or(line);
-    name.starts_with("code ") || name.ends_with("sha256")
+    names_code(line) || name.ends_with("sha256")
 }
 
-/// True if two texts describe the same experiment, possibly made by different code.
-pub fn same_experiment(a: &str, b: &str) -> bool {
-    let rest =
-        |text: &str| text.lines().filter(|line| !names_code(line)).map(str::to_string).collect::<Vec<_>>();
-    rest(a) == rest(b)
-}
-
-/// True if two texts describe the same experiment on the same inputs, possibly made by different code.
-pub fn same_but_code(a: &str, b: &str) -> bool {
-    fn rest(text: &str) -> impl Iterator<Item = &str> {
-        text.lines().filter(|line| !line.starts_with("code "))
-    }
-    rest(a).eq(rest(b))
+/// True if two texts differ at most in lines that `left_out` accepts: with [`names_code`], other code made
+/// one of them from the same inputs; with [`names_code_or_artefact`], its inputs may be other code's as well.
+pub fn same_without(left_out: fn(&str) -> bool, a: &str, b: &str) -> bool {
+    let [a, b] = [a, b].map(|text| text.lines().filter(|line| !left_out(line)));
+    a.eq(b)
 }
 
 /// Returns the names of the lines that differ about code and its artefacts.
 pub fn changed_code(old: &str, new: &str) -> Vec<String> {
     let old: BTreeSet<&str> = old.lines().collect();
-    let changed = new.lines().filter(|line| names_code(line) && !old.contains(line));
+    let changed = new.lines().filter(|line| names_code_or_artefact(line) && !old.contains(line));
     changed
         .map(|line| line.split(" = ").next().unwrap_or(line).replace("code ", "").replace(" sha256", ""))
         .collect()
@@ -93,7 +91,7 @@ pub fn changed_code(old: &str, new: &str) -> Vec<String> {
 /// Returns a short name of the code in a text.
 pub fn code_of(text: &str) -> String {
     let mut hash = Sha256::new();
-    text.lines().filter(|line| line.starts_with("code ")).for_each(|line| hash.update(line));
+    text.lines().filter(|line| names_code(line)).for_each(|line| hash.update(line));
     hex(hash.finalize())[..12].to_string()
 }
 

@@ -34,7 +34,7 @@ impl Runner<'_> {
             return Ok(Some(self.named(&ours, made.entry.key(), read_values(&made)?)));
         }
         let Some(made) = self.newest(&artifact.label, |made| {
-            keys::same_but_code(&made.experiment, &artifact.text)
+            keys::same_without(keys::names_code, &made.experiment, &artifact.text)
                 && (&made.parents, made.determinism.as_str()) == (&artifact.parents, self.class)
         })?
         else {

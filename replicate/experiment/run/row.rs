@@ -81,7 +81,7 @@ impl Runner<'_> {
         let parents = Parents::default();
         let wanted = self.scores_artifact(row, seed, &parents, None);
         let found = self.newest(&wanted.label, |made| {
-            keys::same_experiment(&made.experiment, &wanted.text)
+            keys::same_without(keys::names_code_or_artefact, &made.experiment, &wanted.text)
                 && made.changes == self.recipe.sorted_changes()
                 && (made.seed, made.determinism.as_str()) == (seed, self.class)
         })?;
@@ -134,7 +134,7 @@ impl Runner<'_> {
         let label = &artifact.label;
         for made in self.made(label)? {
             let old = &made.manifest.experiment;
-            if keys::same_experiment(old, &artifact.text) {
+            if keys::same_without(keys::names_code_or_artefact, old, &artifact.text) {
                 let changed = keys::changed_code(old, &artifact.text).join(", ");
                 self.watch.note(&format!(
                     "{label}: running again, as this code changed: {changed} (--keep accepts the old result)"
