@@ -67,10 +67,9 @@ impl Entry {
     /// `Missing` if there is no such file.
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
         let path = self.path(name);
-        read_if_present(&path)?.ok_or_else(|| Error::Missing {
-            path,
-            what: format!("an output of {}", self.label),
-            remedy: "make it again with replicate run".into(),
+        read_if_present(&path)?.ok_or_else(|| {
+            let what = format!("an output of {}", self.label);
+            Error::missing(path, what, "make it again with replicate run")
         })
     }
 

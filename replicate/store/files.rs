@@ -148,12 +148,13 @@ pub(super) fn remove(path: &Path) -> Result<()> {
 /// `Malformed` if `path` is not a file; `Io` if the file system has no locks.
 pub fn lock_file(path: &Path, waiting: &mut dyn FnMut(Duration) -> Result<()>) -> Result<File> {
     if holds_no_file(path) {
-        return Err(Error::Malformed {
-            path: path.to_path_buf(),
-            expected: "a file, which is locked".into(),
-            found: "a directory, a pipe or a link to itself".into(),
-            remedy: "remove it, or move it elsewhere".into(),
-        });
+        let found = "a directory, a pipe or a link to itself";
+        return Err(Error::malformed(
+            path,
+            "a file, which is locked",
+            found,
+            "remove it, or move it elsewhere",
+        ));
     }
     let file = OpenOptions::new().create(true).append(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = file.map_err(Error::io("write", path))?;

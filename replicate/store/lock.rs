@@ -224,19 +224,14 @@ impl Lock {
                 return Err(Error::Run(format!("{name:?} is not a name that an output can have")));
             }
             let Some(written) = self.written().get(name).cloned() else {
-                return Err(Error::Missing {
-                    path: self.path(name),
-                    what: format!("{} did not write it before publishing", self.label),
-                    remedy: "this is an error in replicate, please report it".into(),
-                });
+                let what = format!("{} did not write it before publishing", self.label);
+                let remedy = "this is an error in replicate, please report it";
+                return Err(Error::missing(self.path(name), what, remedy));
             };
             if let Some(found) = self.altered(name, &written.content)? {
-                return Err(Error::Malformed {
-                    path: self.path(name),
-                    expected: format!("the SHA-256 {}, with which it was written", written.content.sha256),
-                    found,
-                    remedy: "run the same command again: it resumes before that file was written".into(),
-                });
+                let expected = format!("the SHA-256 {}, with which it was written", written.content.sha256);
+                let remedy = "run the same command again: it resumes before that file was written";
+                return Err(Error::malformed(self.path(name), expected, found, remedy));
             }
             manifest.outputs.insert(name.to_string(), written.content);
         }

@@ -135,12 +135,8 @@ impl Store {
             Ok(found) if found.is_dir() => {}
             Ok(_) => return Err(not_a_store(root, "a file".into(), false)),
             Err(error) if error.kind() == ErrorKind::NotFound && root.is_symlink() => {
-                return Err(Error::Missing {
-                    path: root.to_path_buf(),
-                    what: "the store".into(),
-                    remedy: "mount or restore the place that it leads to, or name another with --store"
-                        .into(),
-                });
+                let remedy = "mount or restore the place that it leads to, or name another with --store";
+                return Err(Error::missing(root, "the store", remedy));
             }
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 return check_new(root).map(|()| store);
@@ -297,15 +293,11 @@ fn note_if_open_to_all(root: &Path) {
 
 fn not_a_store(root: &Path, found: String, has_entries: bool) -> Error {
     let (name, path) = (STORE_FORMAT.trim(), shown_path(&root.join(FORMAT)));
-    Error::Malformed {
-        path: root.to_path_buf(),
-        expected: "a store or an empty directory".into(),
-        found,
-        remedy: match has_entries {
-            true => format!("name another place with --store; if it is a store: echo {name} > {path}"),
-            false => "name another place with --store".into(),
-        },
-    }
+    let remedy = match has_entries {
+        true => format!("name another place with --store; if it is a store: echo {name} > {path}"),
+        false => "name another place with --store".into(),
+    };
+    Error::malformed(root, "a store or an empty directory", found, remedy)
 }
 
 /// Converts a label to the form in a directory's name.

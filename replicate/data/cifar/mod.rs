@@ -96,12 +96,12 @@ impl Set {
 pub fn of_classes(images: Images, classes: &[u32], path: &Path) -> error::Result<Images> {
     let present: BTreeSet<u32> = images.labels.iter().copied().collect();
     if let Some(class) = classes.iter().find(|class| !present.contains(class)) {
-        return Err(Error::Malformed {
-            path: path.to_path_buf(),
-            expected: format!("images of class {class}"),
-            found: format!("none among {} images of {} classes", images.labels.len(), present.len()),
-            remedy: "name files with all classes, or leave that class out".into(),
-        });
+        return Err(Error::malformed(
+            path,
+            format!("images of class {class}"),
+            format!("none among {} images of {} classes", images.labels.len(), present.len()),
+            "name files with all classes, or leave that class out",
+        ));
     }
     let mut chosen = Images { pixels: Vec::new(), labels: Vec::new(), ..images };
     for (i, &label) in images.labels.iter().enumerate() {
@@ -299,16 +299,14 @@ impl Fault {
         let Fault { expected, found, unreadable, .. } = self;
         match unreadable {
             Some(error) => Error::io("read", path)(error),
-            None => Error::Malformed { path: path.to_path_buf(), expected, found, remedy: set.remedy() },
+            None => Error::malformed(path, expected, found, set.remedy()),
         }
     }
 }
 
 fn open(set: Set, path: &Path) -> error::Result<File> {
     File::open(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => {
-            Error::Missing { path: path.to_path_buf(), what: format!("{set} needs it"), remedy: set.remedy() }
-        }
+        ErrorKind::NotFound => Error::missing(path, format!("{set} needs it"), set.remedy()),
         _ => Error::io("read", path)(error),
     })
 }

@@ -41,12 +41,8 @@ pub(super) fn find(
             return Err(Fault::new("a file or a directory", "neither").at(set, path).into());
         }
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Err(Error::Missing {
-                path: path.to_path_buf(),
-                what: format!("no such file or directory; {set} is expected there"),
-                remedy: set.remedy(),
-            }
-            .into());
+            let what = format!("no such file or directory; {set} is expected there");
+            return Err(Error::missing(path, what, set.remedy()).into());
         }
         Err(error) => return Err(Error::io("read", path)(error).into()),
     }
@@ -171,11 +167,11 @@ fn complete(set: Set, dir: &Path, names: &[&OsString]) -> Result<()> {
     let Some((prefix, _, count)) = numbered.first() else { return Ok(()) };
     let indices: BTreeSet<usize> = numbered.iter().map(|(_, index, _)| *index).collect();
     if let Some(index) = (0..*count).find(|index| !indices.contains(index)) {
-        return Err(Error::Missing {
-            path: dir.join(format!("{prefix}-{index:05}-of-{count:05}.parquet")),
-            what: format!("the other shards of {set} are there"),
-            remedy: "get it from where they are from, or name one of them to read it alone".into(),
-        });
+        return Err(Error::missing(
+            dir.join(format!("{prefix}-{index:05}-of-{count:05}.parquet")),
+            format!("the other shards of {set} are there"),
+            "get it from where they are from, or name one of them to read it alone",
+        ));
     }
     match numbered.len() == *count {
         true => Ok(()),
@@ -244,13 +240,10 @@ fn missing(set: Set, split: Split, dir: &Path) -> Error {
         Err(error) => return Error::io("read", dir)(error),
     };
     held.sort();
-    Error::Missing {
-        path: dir.join(&Layout::Binary.files(set, split)[0]),
-        what: format!(
-            "{set} needs it, or the python files, an archive, a parquet file or EDM's zip under its official \
-             name; the directory holds {}",
-            listed(&held)
-        ),
-        remedy: set.remedy(),
-    }
+    let what = format!(
+        "{set} needs it, or the python files, an archive, a parquet file or EDM's zip under its official name; \
+         the directory holds {}",
+        listed(&held)
+    );
+    Error::missing(dir.join(&Layout::Binary.files(set, split)[0]), what, set.remedy())
 }

@@ -103,11 +103,6 @@ impl Weights {
     }
 
     fn unusable(&self, expected: &str, found: String) -> Error {
-        Error::Malformed {
-            path: self.path.clone(),
-            expected: expected.into(),
-            found,
-            remedy: "fetch pt_inception-2015-12-05-6726825d.pth again".into(),
-        }
+        Error::malformed(&self.path, expected, found, "fetch pt_inception-2015-12-05-6726825d.pth again")
     }
 }

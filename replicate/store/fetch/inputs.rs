@@ -102,11 +102,9 @@ impl Inputs {
             true => Ok(record),
             false => Err(format!("the SHA-256 {}", shown(&record.sha256))),
         });
-        checked.map(Some).map_err(|found| Error::Malformed {
-            path,
-            expected: format!("the record of {}", asset.id),
-            found,
-            remedy: "remove it; the next fetch makes a new record".into(),
+        checked.map(Some).map_err(|found| {
+            let remedy = "remove it; the next fetch makes a new record";
+            Error::malformed(path, format!("the record of {}", asset.id), found, remedy)
         })
     }
 
@@ -182,10 +180,12 @@ impl Place {
         self.inputs.dir.join("partial").join(format!("{}{suffix}", self.asset.id))
     }
 
+    /// Size of the incomplete download.
     pub fn partial_bytes(&self) -> u64 {
         self.inputs.partial_bytes(&self.asset)
     }
 
+    /// Removes the incomplete download.
     pub fn clear_partial(&self) -> Result<()> {
         remove(&self.partial())
     }

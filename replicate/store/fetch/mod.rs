@@ -140,12 +140,10 @@ pub fn find(inputs: &Inputs, asset: &Asset) -> Result<Option<PathBuf>> {
     match inputs.state(asset)? {
         State::Good(path) => Ok(Some(path)),
         State::Absent => Ok(None),
-        State::Damaged { path, expected, found } => Err(Error::Malformed {
-            path,
-            expected: format!("{} with the SHA-256 {expected}", asset.id),
-            found,
-            remedy: format!("`replicate fetch {}{}` fetches it again", asset.id, inputs.option()),
-        }),
+        State::Damaged { path, expected, found } => {
+            let remedy = format!("`replicate fetch {}{}` fetches it again", asset.id, inputs.option());
+            Err(Error::malformed(path, format!("{} with the SHA-256 {expected}", asset.id), found, remedy))
+        }
     }
 }
 
@@ -437,17 +435,14 @@ impl Fetch<'_, '_> {
         }
         let tried: String = refusals.iter().map(|refusal| format!("\n  {refusal}")).collect();
         match self.wrong {
-            Some(Wrong { path, expected, found }) => Error::Malformed {
-                path: path.unwrap_or_else(|| self.inputs.place(asset)),
-                expected: format!("{}, {expected}", asset.id),
-                found: found + &tried,
-                remedy,
-            },
-            None => Error::Missing {
-                path: self.inputs.place(asset),
-                what: format!("{} ({}) could not be fetched{tried}", asset.id, asset.what),
-                remedy,
-            },
+            Some(Wrong { path, expected, found }) => {
+                let path = path.unwrap_or_else(|| self.inputs.place(asset));
+                Error::malformed(path, format!("{}, {expected}", asset.id), found + &tried, remedy)
+            }
+            None => {
+                let what = format!("{} ({}) could not be fetched{tried}", asset.id, asset.what);
+                Error::missing(self.inputs.place(asset), what, remedy)
+            }
         }
     }
 }

@@ -44,12 +44,7 @@ impl Fault {
     pub fn at(self, path: &Path, expected: &str, remedy: &str) -> Error {
         match self {
             Fault::Unreadable(error) => Error::io("read", path)(error),
-            Fault::Content(what) => Error::Malformed {
-                path: path.to_path_buf(),
-                expected: expected.into(),
-                found: format!("a file that {what}"),
-                remedy: remedy.into(),
-            },
+            Fault::Content(what) => Error::malformed(path, expected, format!("a file that {what}"), remedy),
         }
     }
 }

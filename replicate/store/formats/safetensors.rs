@@ -86,11 +86,10 @@ pub fn read_safetensors(
     path_for_errors: &Path,
     bytes: &[u8],
 ) -> Result<(BTreeMap<String, Array>, BTreeMap<String, String>)> {
-    parse_safetensors(bytes).map_err(|found| Error::Malformed {
-        path: path_for_errors.to_path_buf(),
-        expected: "a safetensors file of f32 tensors".into(),
-        found,
-        remedy: "delete it and make or fetch it again".into(),
+    parse_safetensors(bytes).map_err(|found| {
+        let (expected, remedy) =
+            ("a safetensors file of f32 tensors", "delete it and make or fetch it again");
+        Error::malformed(path_for_errors, expected, found, remedy)
     })
 }
 
