@@ -6,7 +6,7 @@ use super::steps::{self, CASES};
 use super::{Check, Tolerance, part};
 use crate::app::bench::filled_inception;
 use crate::data::Images;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::measure::inception::DEPTHS;
 use crate::method::FULL_INITIALIZATION;
 use crate::method::sampler::edm::{HeunSettings, heun};
@@ -143,24 +143,29 @@ fn augmentation(device: &Device) -> Result<Vec<Check>> {
 /// # Errors
 /// If the fixture lacks them.
 pub fn recorded(fixture: &Fixture, set: &str, n: usize) -> Result<Vec<Numbers>> {
-    let image = |i: usize| -> Result<Numbers> {
-        let at = |name: &str, i: usize| Ok::<_, Error>(fixture.f32(&format!("{set}/draw.{name}"))?[i]);
-        Ok(Numbers {
-            xflip: at("xflip.bit", i)? == 1.0,
-            xflip_gate: at("xflip.gate", i)?,
-            yflip: at("yflip.bit", i)? == 1.0,
-            yflip_gate: at("yflip.gate", i)?,
-            scale: at("scale.normal", i)?,
-            scale_gate: at("scale.gate", i)?,
-            rotate: at("rotate.uniform", i)?,
-            rotate_gate: at("rotate.gate", i)?,
-            aniso: at("aniso.normal", i)?,
-            aniso_angle: at("aniso.angle", i)?,
-            aniso_gate: at("aniso.gate", i)?,
-            aniso_angle_gate: at("aniso.angle_gate", i)?,
-            translate: [at("translate.normal", i)?, at("translate.normal", n + i)?],
-            translate_gate: at("translate.gate", i)?,
-        })
+    let of = |name: &str| fixture.f32(&format!("{set}/draw.{name}"));
+    let (xflip, xflip_gate) = (of("xflip.bit")?, of("xflip.gate")?);
+    let (yflip, yflip_gate) = (of("yflip.bit")?, of("yflip.gate")?);
+    let (scale, scale_gate) = (of("scale.normal")?, of("scale.gate")?);
+    let (rotate, rotate_gate) = (of("rotate.uniform")?, of("rotate.gate")?);
+    let (aniso, aniso_gate) = (of("aniso.normal")?, of("aniso.gate")?);
+    let (aniso_angle, aniso_angle_gate) = (of("aniso.angle")?, of("aniso.angle_gate")?);
+    let (translate, translate_gate) = (of("translate.normal")?, of("translate.gate")?);
+    let image = |i: usize| Numbers {
+        xflip: xflip[i] == 1.0,
+        xflip_gate: xflip_gate[i],
+        yflip: yflip[i] == 1.0,
+        yflip_gate: yflip_gate[i],
+        scale: scale[i],
+        scale_gate: scale_gate[i],
+        rotate: rotate[i],
+        rotate_gate: rotate_gate[i],
+        aniso: aniso[i],
+        aniso_angle: aniso_angle[i],
+        aniso_gate: aniso_gate[i],
+        aniso_angle_gate: aniso_angle_gate[i],
+        translate: [translate[i], translate[n + i]],
+        translate_gate: translate_gate[i],
     };
-    (0..n).map(image).collect()
+    Ok((0..n).map(image).collect())
 }
