@@ -112,6 +112,9 @@ pub fn costly(recipe: &Recipe, cell: &Row) -> Option<String> {
     let training = cell.method.training.as_ref()?;
     let (ours, dijs) = (row(recipe, cell), row(recipe, &FULL_INITIALIZATION));
     let times = ours.flop / dijs.flop;
+    if times <= COSTLY {
+        return None;
+    }
     let parts = step(recipe, cell, training);
     let all: f64 = parts.iter().map(|(_, flop)| flop).sum();
     let (most, flop) = parts.into_iter().max_by(|a, b| a.1.total_cmp(&b.1))?;
@@ -123,13 +126,10 @@ pub fn costly(recipe: &Recipe, cell: &Row) -> Option<String> {
         Role::Averaged => String::new(),
         _ => format!(", {:.0} % of them in the {most}", 100.0 * flop / all),
     };
-    (times > COSTLY).then(|| {
-        format!(
-            "{times:.1} times the operations of {}: {iterations}, each with {:.1} times the operations{mostly}",
-            FULL_INITIALIZATION.id,
-            ours.step_flop / dijs.step_flop
-        )
-    })
+    let (id, each) = (FULL_INITIALIZATION.id, ours.step_flop / dijs.step_flop);
+    Some(format!(
+        "{times:.1} times the operations of {id}: {iterations}, each with {each:.1} times the operations{mostly}"
+    ))
 }
 
 fn network<'a>(training: &'a TrainingSpec, name: &str) -> &'a Network {
