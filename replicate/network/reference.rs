@@ -2,17 +2,58 @@
 //! tested against, and the backend of GPUs without cuDNN.
 
 use crate::network::dual::Tangents;
-use crate::network::{Norm, Ops, Param, Plus, Resample};
+use crate::network::{Norm, Ops, Param, Parameters, Plus, Resample, exact};
 use candle_core::{D, Result, Tensor};
 
 /// Implements [`Ops`] with candle operations.
 pub struct Composed<'a> {
     parameters: &'a [Tensor],
+    /// The same, if convolutions use the kernels of this crate instead.
+    of_kernels: Option<&'a Parameters>,
 }
 
 impl<'a> Composed<'a> {
+    /// Composes everything from candle's operations.
     pub fn new(parameters: &'a [Tensor]) -> Composed<'a> {
-        Composed { parameters }
+        Composed { parameters, of_kernels: None }
+    }
+
+    /// Computes convolutions with the kernels of this crate.
+    pub(super) fn of_kernels(parameters: &'a Parameters) -> Composed<'a> {
+        Composed { parameters, of_kernels: Some(parameters) }
+    }
+
+    /// As [`apply`].
+    pub(super) fn run(
+        mut self,
+        inputs: &[&Tensor],
+        walk: impl FnOnce(&mut Composed, &[Tensor]) -> Result<Vec<Tensor>>,
+    ) -> Result<Vec<Tensor>> {
+        let map = |x: &&Tensor| match *x.dims() {
+            [b, c] => x.reshape((b, c, 1, 1)),
+            [..] => Ok((*x).clone()),
+        };
+        let inputs: Vec<Tensor> = inputs.iter().map(map).collect::<Result<_>>()?;
+        let outputs = walk(&mut self, &inputs)?;
+        let shaped = |y: Tensor| if y.dims()[2..] == [1, 1] { y.flatten_from(1) } else { Ok(y) };
+        outputs.into_iter().map(shaped).collect()
+    }
+
+    /// Computes a convolution with candle's operations.
+    fn convolve(&self, x: &Tensor, weight: Param, bias: Option<Param>) -> Result<Tensor> {
+        let w = &self.parameters[weight.0];
+        let (out, inputs) = (w.dim(0)?, w.dim(1)?);
+        let side = if w.rank() == 4 { w.dim(2)? } else { 1 };
+        let y = if x.dims()[2..] == [1, 1] && side == 1 {
+            let y = x.flatten_from(1)?.matmul(&w.reshape((out, inputs))?.t()?)?;
+            y.reshape((x.dim(0)?, out, 1, 1))?
+        } else {
+            x.conv2d(&w.reshape((out, inputs, side, side))?, side / 2, 1, 1, 1)?
+        };
+        match bias {
+            Some(bias) => y.broadcast_add(&self.parameters[bias.0].reshape((1, out, 1, 1))?),
+            None => Ok(y),
+        }
     }
 }
 
@@ -25,32 +66,17 @@ pub fn apply(
     inputs: &[&Tensor],
     walk: impl FnOnce(&mut Composed, &[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<Tensor>> {
-    let map = |x: &&Tensor| match *x.dims() {
-        [b, c] => x.reshape((b, c, 1, 1)),
-        [..] => Ok((*x).clone()),
-    };
-    let inputs: Vec<Tensor> = inputs.iter().map(map).collect::<Result<_>>()?;
-    let outputs = walk(&mut Composed::new(parameters), &inputs)?;
-    let shaped = |y: Tensor| if y.dims()[2..] == [1, 1] { y.flatten_from(1) } else { Ok(y) };
-    outputs.into_iter().map(shaped).collect()
+    Composed::new(parameters).run(inputs, walk)
 }
 
 impl Ops for Composed<'_> {
     type Map = Tensor;
 
     fn conv(&mut self, x: &Tensor, weight: Param, bias: Option<Param>, plus: Plus<Tensor>) -> Result<Tensor> {
-        let w = &self.parameters[weight.0];
-        let (out, inputs) = (w.dim(0)?, w.dim(1)?);
-        let side = if w.rank() == 4 { w.dim(2)? } else { 1 };
-        let mut y = if x.dims()[2..] == [1, 1] && side == 1 {
-            let y = x.flatten_from(1)?.matmul(&w.reshape((out, inputs))?.t()?)?;
-            y.reshape((x.dim(0)?, out, 1, 1))?
-        } else {
-            x.conv2d(&w.reshape((out, inputs, side, side))?, side / 2, 1, 1, 1)?
+        let mut y = match self.of_kernels {
+            Some(parameters) => exact::convolve(parameters, x, weight, bias)?,
+            None => self.convolve(x, weight, bias)?,
         };
-        if let Some(bias) = bias {
-            y = y.broadcast_add(&self.parameters[bias.0].reshape((1, out, 1, 1))?)?;
-        }
         if let Some(term) = plus.term {
             y = y.broadcast_add(term)?;
         }
