@@ -42,10 +42,10 @@ pub enum Error {
     )]
     Diverged { cell: String, quantity: String, images: u64, checkpoint: PathBuf },
     #[error(
-        "{cell} stopped after {images} images; the checkpoint is written, run the same command again to go on"
+        "{cell} stopped after {images} images; the checkpoint is written, run the same command again to resume"
     )]
     Interrupted { cell: String, images: u64 },
-    #[error("{cell} was stopped; nothing that was finished is lost, run the same command again to go on")]
+    #[error("{cell} was stopped; nothing that was finished is lost, run the same command again to resume")]
     Stopped { cell: String },
     #[error("cannot {action} {}: {source}{}", located(path), io_remedy(action, source))]
     Io { action: &'static str, path: PathBuf, source: std::io::Error },
@@ -251,7 +251,7 @@ fn device_remedy(said: &str) -> &'static str {
         "\n  this version of cuDNN or cuBLAS does not do that on this GPU: 'replicate selftest' says which \
          operations hold, --device without ,bf16 works in float32"
     } else if device_failed(said) {
-        "\n  the GPU or its driver failed: the last checkpoint is good, the same command goes on from it"
+        "\n  the GPU or its driver failed: the last checkpoint is good, the same command resumes from it"
     } else {
         ""
     }

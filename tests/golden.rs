@@ -1179,9 +1179,9 @@ fn budgets_that_differ_are_said() {
         says(&mini, row, "without pre-training; it sees 294,400 images, the others 38,400 after");
     }
     says(&mini, "AMED-plugin", "its training ends after 10,000 images");
-    says(&mini, "SID²A", "the same seed, which had seen 38,400 images; its own are 38,400");
-    says(&notes("paper"), "SID²A", "the published generator of SID (α=1) (Zhou et al., 2024b), which had");
-    says(&notes("paper"), "SID²A", "which had seen 403,968,000 images; its own are 100,000,000");
+    says(&mini, "SID²A", "the same seed, which was trained on 38,400 images, and is trained on 38,400 more");
+    says(&notes("paper"), "SID²A", "the published generator of SID (α=1) (Zhou et al., 2024b), which was");
+    says(&notes("paper"), "SID²A", "which was trained on 403,968,000 images, and is trained on 100,000,000 more");
     for row in ["BCM", "CTM"] {
         says(&mini, row, "times the operations of dijs");
     }

@@ -45,7 +45,7 @@ fn every_part_is_checked_and_holds() {
         "diff-instruct (vsd): samples after 5 steps",
         "dijs at smoke: fd",
         "dijs at smoke, once more",
-        "goes on where it was stopped",
+        "resumes where it was stopped",
         "and resumed",
     ] {
         assert!(all.iter().any(|(name, ..)| name.contains(part)), "no check of {part}");

@@ -96,7 +96,7 @@ impl Size {
 #[derive(Clone, Copy)]
 pub struct Call {
     /// Index of the step; calls of one step share its peak of memory. If a method lists the setting
-    /// `critic_steps`, step 0 runs so many times.
+    /// `critic_steps`, step 0 runs that many times.
     pub step: usize,
     pub network: &'static str,
     pub pass: Pass,
@@ -108,7 +108,8 @@ pub struct Call {
 #[derive(Clone, Copy)]
 pub enum Pass {
     Forward,
-    /// Another pass, as often on average in an iteration as the settings require, one at a time.
+    /// Another pass, whose average number in an iteration follows from the settings. Passes run one after
+    /// the other, so that memory holds one.
     Counted(&'static Pass, fn(&Overrides) -> f64),
     /// Forward, and backward to the inputs only.
     Through,

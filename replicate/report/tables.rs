@@ -88,7 +88,7 @@ fn budgets(rows: &[Row1], scale: &str) -> Vec<String> {
                 false => (format!("the generator of {label} of the same seed"), shared),
             };
             notes.push(format!(
-                "{}: it goes on from {whose}, which had seen {} images; its own are {seen}.",
+                "{}: it starts from {whose}, which was trained on {} images, and is trained on {seen} more.",
                 row.label,
                 thousands(images)
             ));

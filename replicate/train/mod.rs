@@ -281,7 +281,7 @@ impl Log {
             && before != now.collapsed
         {
             watch.note(&format!(
-                "{}: after {} images the samples {} (recall {:.2}, {:.1} effective classes); the run goes on",
+                "{}: after {} images the samples {} (recall {:.2}, {:.1} effective classes); the run continues",
                 lock.label(),
                 at.images,
                 if before { "are no longer collapsed" } else { "are collapsed" },

@@ -188,7 +188,7 @@ impl Watch {
 
     fn no_events(&mut self, path: &Path, error: &io::Error) {
         self.note(&format!(
-            "{}: no further events for TensorBoard, cannot write {}: {error}; the run goes on without them",
+            "{}: no further events for TensorBoard, cannot write {}: {error}; the run continues without them",
             self.label,
             path.display()
         ));

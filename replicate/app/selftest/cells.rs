@@ -96,7 +96,7 @@ pub fn checks(compute: &Compute, reduced: bool, root: &Path, scratch: &Path) -> 
                 let Some(before) = reached.replace(images) else { continue };
                 let batch = Recipe::of(scale).budget.batch as f64;
                 let further = images.saturating_sub(before) as f64;
-                let name = format!("{row} at {scale}, goes on where it was stopped");
+                let name = format!("{row} at {scale}, resumes where it was stopped");
                 checks.push(Check::new(name, "images short of one step".into(), batch - further, 0.0));
                 break;
             }

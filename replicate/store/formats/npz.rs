@@ -221,7 +221,7 @@ impl Elements {
         self.left = left;
         // A zip's checksum is verified at the end of the entry.
         if left == 0 && self.source.read(&mut [0]).map_err(|error| of(&self.name, error.into()))? != 0 {
-            return Err(of(&self.name, "goes on behind its end".into()));
+            return Err(of(&self.name, "continues after its end".into()));
         }
         Ok(raw)
     }
