@@ -99,6 +99,7 @@ enum Spread {
 }
 
 impl Side {
+    /// Returns a side of a claim; fails with the reason if it cannot be compared.
     pub fn of(operand: &Operand, scores: &[Score], scale: &str) -> Result<Side, String> {
         let exact = |x: f64| Side { text: plain(x), mean: x, spread: Spread::Exact, values: BTreeMap::new() };
         let (metric, row) = match operand {
@@ -135,6 +136,7 @@ impl Side {
         Side { text, mean: sample.mean, spread, values }
     }
 
+    /// Multiplies the side by a factor of the claim.
     pub fn times(self, factor: f64) -> Side {
         if factor == 1.0 {
             return self;

@@ -204,6 +204,7 @@ impl Axis {
         (-1e-9..=1.0 + 1e-9).contains(&share).then_some(share)
     }
 
+    /// Returns the values that the axis labels.
     pub fn ticks(&self) -> Vec<f64> {
         if !self.log {
             return multiples(self.low, self.high, 5.0);

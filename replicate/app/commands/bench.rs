@@ -7,6 +7,7 @@ use crate::network::device::Compute;
 use clap::ValueEnum;
 use std::collections::BTreeMap;
 
+/// Runs `replicate bench`: times each case in turn and prints medians.
 pub fn bench(cases: &[Case], repeats: usize, rows: usize, compute: &Compute, json: bool) -> Result<i32> {
     let cases = if cases.is_empty() { usual(&compute.device) } else { cases.to_vec() };
     let mut all = BTreeMap::new();

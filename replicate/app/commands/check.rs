@@ -22,6 +22,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+/// Runs `replicate check`; the exit code says whether everything holds.
 pub fn check(
     targets: &[String],
     place: &Place,
@@ -214,6 +215,7 @@ fn against_paper(root: &Path, scale: &str, cells: &[Row], scores: &[Score], json
     })
 }
 
+/// Runs `replicate accept`: makes stored results golden and prints the diff.
 pub fn accept(
     targets: &[String],
     place: &Place,

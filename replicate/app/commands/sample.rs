@@ -26,6 +26,7 @@ const BATCH: u64 = 100;
 const DEFAULT: &str = "edm";
 const ALIASES: [(&str, &str); 2] = [("heun", "edm"), ("one-step", "dijs")];
 
+/// Runs `replicate sample`: writes images of a stored row or of a checkpoint.
 pub fn sample(options: &Sampling, stop: &AtomicBool) -> Result<i32> {
     Container::of(&options.out)?;
     let (path, what) = (options.what.as_path(), shown_path(&options.what));

@@ -21,6 +21,7 @@ use crate::train::watch::{Mode, Watch};
 use candle_core::Device;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// Runs `replicate score`: measures images and prints the report.
 pub fn score(options: &Scoring, stop: &AtomicBool) -> Result<i32> {
     let device = crate::network::device::open(&options.place.device)?.device;
     if let Some(path) = &options.save_ref {

@@ -24,6 +24,7 @@ impl Drop for Scratch {
     }
 }
 
+/// Runs `replicate selftest` and prints its checks.
 pub fn selftest(name: &str, reduced: bool, root: &Path, json: bool) -> Result<i32> {
     let compute = device::open(name)?;
     let scratch = Scratch::new()?;

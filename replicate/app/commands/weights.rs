@@ -12,6 +12,7 @@ use crate::train::watch::Mode;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 
+/// Runs `replicate weights`: trains the shipped networks again and compares the bytes.
 pub fn weights(names: &[String], place: &Place, write: bool, stop: &AtomicBool) -> Result<i32> {
     if write {
         refuse_in_ci(std::env::var("CI").ok().as_deref())?;

@@ -33,6 +33,7 @@ impl Layout {
         }
     }
 
+    /// Returns the name of the authors' archive.
     pub fn archive(self, set: Set) -> &'static str {
         match (self, set) {
             (Layout::Binary, Set::Cifar10) => "cifar-10-binary.tar.gz",

@@ -17,6 +17,7 @@ fn xavier(fan_in: usize, fan_out: usize, gain: f64) -> Init {
 /// Gain of EDM's "zero" initialisation, which is not quite zero.
 pub(super) const ZERO: f64 = 1e-5;
 
+/// A linear layer.
 pub(super) struct Linear {
     pub weight: Param,
     pub bias: Option<Param>,
@@ -35,6 +36,7 @@ impl Linear {
     }
 }
 
+/// Change of the number of pixels before a convolution: none, half or double the height and width.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Resample {
     Keep,
@@ -42,6 +44,7 @@ pub(super) enum Resample {
     Up,
 }
 
+/// A k x k convolution of maps (B, C, H, W).
 pub(super) struct Conv {
     weight: Param,
     bias: Param,
@@ -86,6 +89,7 @@ pub(super) fn norm(channels: usize, silu: bool, b: Builder) -> Result<Norm> {
     })
 }
 
+/// EDM's self-attention over pixels, with one head.
 struct Attention {
     norm: Norm,
     qkv: Conv,

@@ -50,6 +50,7 @@ pub struct Described {
     pub file_sha256: Option<String>,
 }
 
+/// The feature network, and whether it is the published one.
 #[derive(Serialize)]
 pub struct Network {
     /// Name with the beginning of the SHA-256.
@@ -60,6 +61,7 @@ pub struct Network {
     pub published: bool,
 }
 
+/// Settings of the metrics that were measured.
 #[derive(Serialize)]
 pub struct Protocol {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,6 +79,7 @@ pub struct Protocol {
 }
 
 impl Protocol {
+    /// Returns the settings of `metrics`, with `kept` images for KID, precision and recall.
     pub fn of(metrics: &[Metric], kept: usize) -> Protocol {
         let has = |metric: Metric| metrics.contains(&metric);
         let (subsets, size) = kid_subsets(kept);
@@ -90,6 +93,7 @@ impl Protocol {
     }
 }
 
+/// Scores of one trial.
 #[derive(Serialize)]
 pub struct Trial {
     /// Number of its first image, from 0.
@@ -106,12 +110,14 @@ pub struct Fid {
 }
 
 impl Fid {
+    /// Returns mean and minimum; `None` without trials.
     pub fn of(fids: &[f64]) -> Option<Fid> {
         let min = fids.iter().copied().reduce(f64::min)?;
         Some(Fid { mean: fids.iter().sum::<f64>() / fids.len() as f64, min })
     }
 }
 
+/// The written file of statistics.
 #[derive(Serialize)]
 pub struct Saved {
     pub file: String,
@@ -127,6 +133,7 @@ pub struct Remarks {
 }
 
 impl Remarks {
+    /// Prints and keeps a warning, once.
     pub fn warn(&mut self, text: String) {
         // One file may be both inputs.
         if self.warnings.contains(&text) {
@@ -136,6 +143,7 @@ impl Remarks {
         self.warnings.push(text);
     }
 
+    /// Prints and keeps a note.
     pub fn note(&mut self, text: String) {
         say(&format!("note: {text}"));
         self.notes.push(text);
