@@ -1181,7 +1181,11 @@ fn budgets_that_differ_are_said() {
     says(&mini, "AMED-plugin", "its training ends after 10,000 images");
     says(&mini, "SID²A", "the same seed, which was trained on 38,400 images, and is trained on 38,400 more");
     says(&notes("paper"), "SID²A", "the published generator of SID (α=1) (Zhou et al., 2024b), which was");
-    says(&notes("paper"), "SID²A", "which was trained on 403,968,000 images, and is trained on 100,000,000 more");
+    says(
+        &notes("paper"),
+        "SID²A",
+        "which was trained on 403,968,000 images, and is trained on 100,000,000 more",
+    );
     for row in ["BCM", "CTM"] {
         says(&mini, row, "times the operations of dijs");
     }

@@ -5,6 +5,7 @@ use super::simd::lanes::LANES;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Values aligned to cache lines and padded to whole lines, so that no vector of sixteen crosses a
 /// line.
@@ -40,14 +41,22 @@ impl DerefMut for Aligned {
     }
 }
 
-/// Most bytes that a thread keeps for reuse.
-const KEPT: usize = 1 << 26;
+/// Most lines that all threads together keep for reuse: 512 MB, enough for the activations of the
+/// three passes of BCM at mini.
+const MOST_KEPT: usize = (1 << 29) / size_of::<Line>();
 
+/// Lines that all threads keep.
+static KEPT: AtomicUsize = AtomicUsize::new(0);
+
+/// Free buffers of a thread by their number of lines.
 #[derive(Default)]
-struct Free {
-    /// Free buffers by their number of lines.
-    buffers: BTreeMap<usize, Vec<Vec<Line>>>,
-    lines: usize,
+struct Free(BTreeMap<usize, Vec<Vec<Line>>>);
+
+impl Drop for Free {
+    fn drop(&mut self) {
+        let lines: usize = self.0.iter().map(|(lines, buffers)| lines * buffers.len()).sum();
+        KEPT.fetch_sub(lines, Ordering::Relaxed);
+    }
 }
 
 thread_local! {
@@ -63,13 +72,13 @@ impl Buffer {
         let lines = len.div_ceil(LANES);
         let kept = FREE.with_borrow_mut(|free| {
             // The smallest buffer that is large enough, and at most twice as large.
-            let found = *free.buffers.range(lines..=2 * lines).next()?.0;
-            let buffers = free.buffers.get_mut(&found)?;
+            let found = *free.0.range(lines..=2 * lines).next()?.0;
+            let buffers = free.0.get_mut(&found)?;
             let buffer = buffers.pop();
             if buffers.is_empty() {
-                free.buffers.remove(&found);
+                free.0.remove(&found);
             }
-            free.lines -= found;
+            KEPT.fetch_sub(found, Ordering::Relaxed);
             buffer
         });
         Buffer(kept.map_or_else(|| Aligned::zeros(len), |lines| Aligned { lines, len }))
@@ -99,16 +108,16 @@ impl Drop for Buffer {
             if lines.is_empty() {
                 return;
             }
-            free.lines += lines.len();
-            free.buffers.entry(lines.len()).or_default().push(lines);
+            let mut kept = KEPT.fetch_add(lines.len(), Ordering::Relaxed) + lines.len();
+            free.0.entry(lines.len()).or_default().push(lines);
             // Drop the largest buffers first: they are the least used and free the most room.
-            while size_of::<Line>() * free.lines > KEPT {
-                let Some(mut largest) = free.buffers.last_entry() else { return };
-                let gone = largest.get_mut().pop();
+            while kept > MOST_KEPT {
+                let Some(mut largest) = free.0.last_entry() else { return };
+                let gone = largest.get_mut().pop().map_or(0, |lines| lines.len());
                 if largest.get().is_empty() {
                     largest.remove();
                 }
-                free.lines -= gone.map_or(0, |lines| lines.len());
+                kept = KEPT.fetch_sub(gone, Ordering::Relaxed) - gone;
             }
         });
     }
