@@ -7,7 +7,12 @@ use std::process::{Command, Output};
 
 fn replicate(store: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_replicate"));
-    command.args(arguments).args(["--scale", "smoke", "--store"]).arg(store).env_remove("CI");
+    command
+        .args(arguments)
+        .args(["--scale", "smoke", "--store"])
+        .arg(store)
+        .env_remove("CI")
+        .env("RAYON_NUM_THREADS", "2");
     command.output().unwrap()
 }
 
@@ -125,7 +130,7 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     assert!(another.join("figure3.png").exists(), "no report was there before");
 
     // An edit of the metrics leaves results that are compared by intervals, the distance of maps too.
-    as_if_other_code_measured(&store);
+    rewrite_experiments(&store, "code measure = ", "code measure = 0");
     let checked = String::from_utf8(replicate(&store, &["check", "init-none"]).stdout).unwrap();
     for metric in ["fd", "map_distance_start", "map_distance_end"] {
         let line = checked.lines().find(|line| line.split_whitespace().any(|word| word == metric));
@@ -134,10 +139,41 @@ fn a_report_shows_what_ran_and_names_the_rest() {
     assert!(!checked.contains("not run"), "{checked}");
 }
 
-/// Gives every entry that names the code of the metrics the key that it has with other code.
-fn as_if_other_code_measured(store: &Path) {
-    for (entry, manifest) in Store::open(store).unwrap().finished_entries().unwrap() {
-        let experiment = manifest.experiment.replace("code measure = ", "code measure = 0");
+/// A result of other code is compared by intervals and never becomes golden; a result of another
+/// experiment counts for nothing.
+#[test]
+fn other_code_is_told_from_another_experiment() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    succeed(&store, &["run", "dijs"]);
+    let ended = |arguments: &[&str]| {
+        let Output { status, stdout, stderr } = replicate(&store, arguments);
+        (status.code(), String::from_utf8([stdout, stderr].concat()).unwrap())
+    };
+    let check = || ended(&["check", "dijs"]);
+    let accept = || ended(&["accept", "dijs", "--reason", "a test"]);
+    let (code, said) = check();
+    assert!(code == Some(0) && said.contains("same numbers") && !said.contains(", code "), "{said}");
+
+    rewrite_experiments(&store, "code measure = ", "code measure = 0");
+    let (code, said) = check();
+    assert!(code == Some(0) && said.contains(", code ") && !said.contains("same numbers"), "{said}");
+    let (code, said) = accept();
+    assert!(code == Some(2) && said.contains("this program's code did not make it"), "{said}");
+
+    rewrite_experiments(&store, "\nsamples = ", "\nsamples = 1");
+    let (code, said) = check();
+    assert!(code == Some(5) && said.contains("not run") && !said.contains(", code "), "{said}");
+    let (code, said) = accept();
+    assert!(code == Some(2) && said.contains("there is nothing to accept"), "{said}");
+}
+
+/// Replaces `from` in the text of every experiment that has it, and gives the entry its new key.
+fn rewrite_experiments(store: &Path, from: &str, to: &str) {
+    let entries = Store::open(store).unwrap().finished_entries().unwrap();
+    assert!(entries.iter().any(|(_, manifest)| manifest.experiment.contains(from)), "no {from}");
+    for (entry, manifest) in entries {
+        let experiment = manifest.experiment.replace(from, to);
         if experiment == manifest.experiment {
             continue;
         }
@@ -211,7 +247,7 @@ fn conforms_to_its_schema(json: &str) {
     let of_dijs = &results["results"].as_array().unwrap().iter().find(|run| run["row"] == "dijs").unwrap();
     assert!(of_dijs["metrics"]["fd"].as_f64().unwrap() > 0.0, "{of_dijs}");
     let machine = of_dijs["machine"].as_str().unwrap();
-    assert!(machine.contains("rustc 1.") && machine.contains("thread"), "{machine}");
+    assert!(machine.contains("rustc 1.") && machine.contains(", 2 threads, "), "{machine}");
     assert!(results["claims"].as_array().unwrap().len() > 20);
 }
 
