@@ -1,6 +1,7 @@
 //! Square 8-bit images in memory, with conversions to and from the networks' range [-1, 1].
 
 pub mod cifar;
+pub mod folder;
 pub mod glyphs;
 pub mod grid;
 

@@ -1,13 +1,14 @@
 //! Reads folders and zips of PNG files in the order of their paths. The images must be 8-bit RGB,
 //! square and of one size. Every header is read before the first image is scored.
 
-use std::fs::{self, File};
-use std::io::{Cursor, ErrorKind, Read};
+use std::fs::File;
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use png::{BitDepth, ColorType};
 
 use super::sets::{ImageSet, LARGEST, batch_of};
+use crate::data::folder::walk;
 use crate::data::{Images, planes};
 use crate::error::{Error, Result};
 use crate::store::formats::unzip::Entry;
@@ -29,77 +30,24 @@ const OTHER_IMAGES: [&str; 26] = [
 /// `Malformed` for images of another format, for PNG files that differ in size or are not 8-bit
 /// RGB, and for circular links; `Missing` for a broken link.
 pub(super) fn folder(root: &Path) -> Result<(Option<ImageSet>, LeftOut)> {
-    let mut found = Found::default();
-    found.walk(root, Path::new(""), &mut Vec::new())?;
-    let Found { mut files, left_out } = found;
+    let (mut files, mut left_out) = (Vec::new(), LeftOut::default());
+    walk(root, &mut left_out, &mut |file, kind, left_out| {
+        let path = root.join(&file);
+        if !is_picture(&path)? {
+            left_out.other(&file);
+        } else if kind.is_file() {
+            files.push(file);
+        } else {
+            let found = "no file but a device or a pipe";
+            return Err(Error::malformed(path, "a PNG file", found, "remove it"));
+        }
+        Ok(())
+    })?;
     // Sorted by the text of the path, like EDM's dataset.py, and not directory by directory.
     files.sort_by(|a, b| a.as_os_str().as_encoded_bytes().cmp(b.as_os_str().as_encoded_bytes()));
     let files = files.into_iter().map(|file| root.join(file)).collect();
     let pictures = Pictures { files, open: |path: &PathBuf| File::open(path), path: PathBuf::clone };
     Ok((pictures.set("PNG folder")?, left_out))
-}
-
-/// Lists paths relative to the root.
-#[derive(Default)]
-struct Found {
-    files: Vec<PathBuf>,
-    left_out: LeftOut,
-}
-
-impl Found {
-    /// `within` has the real paths of the directories that lead to `directory`.
-    fn walk(&mut self, root: &Path, directory: &Path, within: &mut Vec<PathBuf>) -> Result<()> {
-        let path = root.join(directory);
-        let real = fs::canonicalize(&path).map_err(Error::io("list", &path))?;
-        if within.contains(&real) {
-            return Err(circle(&path));
-        }
-        within.push(real);
-        let listed: std::io::Result<Vec<_>> =
-            fs::read_dir(&path).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
-        let mut listed = listed.map_err(Error::io("list", &path))?;
-        // What is said must not depend on the file system's order.
-        listed.sort();
-        for name in listed {
-            let (inner, path) = (directory.join(&name), path.join(&name));
-            if is_hidden(&inner) {
-                self.left_out.hidden(&inner);
-                continue;
-            }
-            // Follows the link.
-            let kind = match fs::metadata(&path) {
-                Ok(metadata) => metadata.file_type(),
-                Err(error) if error.kind() == ErrorKind::NotFound => return Err(dangling(path)),
-                Err(error) if error.raw_os_error() == Some(libc::ELOOP) => return Err(circle(&path)),
-                Err(error) => return Err(Error::io("read", &path)(error)),
-            };
-            if kind.is_dir() {
-                self.walk(root, &inner, within)?;
-            } else if !is_picture(&path)? {
-                self.left_out.other(&inner);
-            } else if kind.is_file() {
-                self.files.push(inner);
-            } else {
-                return Err(Error::malformed(
-                    path,
-                    "a PNG file",
-                    "no file but a device or a pipe",
-                    "remove it",
-                ));
-            }
-        }
-        within.pop();
-        Ok(())
-    }
-}
-
-fn circle(path: &Path) -> Error {
-    let found = "a link that leads back to a folder that it is in";
-    Error::malformed(path, "folders that do not hold themselves", found, "remove the link")
-}
-
-fn dangling(path: PathBuf) -> Error {
-    Error::missing(path, "links are followed", "restore what it points to, or remove the link")
 }
 
 /// Opens the PNG files in a zip and describes the skipped files. Returns no set if there are

@@ -2,21 +2,21 @@
 //! `{"labels": [["00000/img00000000.png", 6], ...]}`.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::{Fault, Gathered, listed, png, shown};
+use crate::data::folder::walk;
+use crate::error::Error;
 use crate::store::formats::unzip::{self, Entry};
 use crate::store::formats::{self, is_hidden};
 
 pub(super) const LABELS: &str = "dataset.json";
 /// Most bytes of the labels; 50,000 labels take 2 MB.
 const MOST_LABEL_BYTES: u64 = 1 << 24;
-/// Most directories within each other.
-const DEEPEST: usize = 8;
 
 #[derive(Deserialize)]
 struct Dataset {
@@ -54,37 +54,29 @@ pub(super) fn read_zip(file: File, gathered: &mut Gathered) -> Result<(), Fault>
     read(files, &|entry, most| content(entry.bytes, most, || entry.open(&file)), gathered)
 }
 
-/// Reads every image of a directory.
-pub(super) fn read_folder(dir: &Path, gathered: &mut Gathered) -> Result<(), Fault> {
+/// Lists the files of a directory by their names in the labels.
+///
+/// # Errors
+/// As [`walk`].
+pub(super) fn list(dir: &Path, gathered: &mut Gathered) -> Result<BTreeMap<String, PathBuf>, Error> {
     let mut files = BTreeMap::new();
-    list(dir, "", gathered, &mut files).map_err(|error| Fault::damage("", &error))?;
+    walk(dir, &mut gathered.left_out, &mut |name, kind, _| {
+        if kind.is_file() {
+            files.insert(name.to_string_lossy().into_owned(), dir.join(name));
+        }
+        Ok(())
+    })?;
+    Ok(files)
+}
+
+/// Reads every image of a directory with these files.
+pub(super) fn read_folder(files: BTreeMap<String, PathBuf>, gathered: &mut Gathered) -> Result<(), Fault> {
     let open = |path: &PathBuf, most| {
         let file = File::open(path).map_err(|error| Fault::damage("", &error))?;
         let bytes = file.metadata().map_err(|error| Fault::damage("", &error))?.len();
         content(bytes, most, || Ok(file))
     };
     read(files, &open, gathered)
-}
-
-/// Lists the files below a directory, and counts the hidden ones.
-fn list(
-    dir: &Path,
-    prefix: &str,
-    gathered: &mut Gathered,
-    files: &mut BTreeMap<String, PathBuf>,
-) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
-        if is_hidden(&name) {
-            gathered.left_out.hidden(&name);
-        } else if path.is_dir() && prefix.matches('/').count() < DEEPEST {
-            list(&path, &format!("{name}/"), gathered, files)?;
-        } else if path.is_file() {
-            files.insert(name, path);
-        }
-    }
-    Ok(())
 }
 
 /// Reads every image among `files`, which are named as in the labels. An image without a label is an

@@ -169,7 +169,7 @@ pub fn attempt(set: Set, split: Split, path: &Path) -> Result<(Images, LeftOut),
             Container::Archive { gzip } => authors::read_archive(file()?, gzip, &mut gathered),
             Container::Parquet => parquet::read(file()?, &mut gathered),
             Container::Zip => edm::read_zip(file()?, &mut gathered),
-            Container::Folder => edm::read_folder(path, &mut gathered),
+            Container::Folder => edm::read_folder(edm::list(path, &mut gathered)?, &mut gathered),
         }
         .map_err(|fault: Fault| match fault.apart {
             true => Refusal::Apart(fault.at(set, path)),
