@@ -2,6 +2,7 @@
 //! at random moments and resumed.
 
 use replicate::rng::Stream;
+use replicate::store::Store;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -56,23 +57,31 @@ fn expected(row: &str) -> &'static BTreeMap<String, Vec<u8>> {
 }
 
 fn uninterrupted(row: &str) -> BTreeMap<String, Vec<u8>> {
-    let store = tempfile::tempdir().unwrap();
-    succeed(replicate(store.path(), &["run", row]));
-    let results = results(store.path());
+    let results = on_threads(2, row);
     for file in ["/weights.safetensors", "/scores.csv", "/samples.png", "/metrics.csv"] {
         assert!(results.keys().any(|name| name.ends_with(file)), "no {file}");
     }
     results
 }
 
+/// The results of a run on so many threads, as its manifests say.
+fn on_threads(threads: usize, row: &str) -> BTreeMap<String, Vec<u8>> {
+    let store = tempfile::tempdir().unwrap();
+    let mut command = replicate(store.path(), &["run", row]);
+    command.env("RAYON_NUM_THREADS", threads.to_string());
+    succeed(command);
+    for (entry, manifest) in Store::open(store.path()).unwrap().finished_entries().unwrap() {
+        let machine = &manifest.provenance.machine;
+        let word = if threads == 1 { "thread" } else { "threads" };
+        assert!(machine.contains(&format!(", {threads} {word},")), "{}: {machine}", entry.label());
+    }
+    results(store.path())
+}
+
 #[test]
 fn one_thread_and_two_give_the_same_bytes() {
     for row in ["dijs", "diff-instruct"] {
-        let store = tempfile::tempdir().unwrap();
-        let mut one = replicate(store.path(), &["run", row]);
-        one.env("RAYON_NUM_THREADS", "1");
-        succeed(one);
-        assert_same(expected(row), &results(store.path()));
+        assert_same(expected(row), &on_threads(1, row));
     }
 }
 
