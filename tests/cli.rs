@@ -475,7 +475,7 @@ fn divergence_is_said_and_keeps_the_checkpoint() {
     println!("{checkpoints} checkpoints, all finite");
 }
 
-/// A study is planned as a whole: each cell with its changes, and one sum.
+/// A study is planned as a whole: each cell with its changes, the pre-training that all share, and one sum.
 #[test]
 fn a_study_has_one_plan() {
     let output = replicate(&["run", "critic-steps", "--dry-run", "--rate", "1T", "--store", "nowhere"]);
@@ -490,4 +490,15 @@ fn a_study_has_one_plan() {
     for cell in ["without changes", "critic_steps=2", "critic_steps=5"] {
         assert_eq!(said.lines().filter(|line| line.trim() == cell).count(), 1, "{cell}: {said}");
     }
+    // Where nothing ships, all cells share one pre-training, and training and reference images one file.
+    let arguments =
+        ["run", "critic-steps", "--scale", "tiny", "--dry-run", "--rate", "1T", "--store", "nowhere"];
+    let said = text(&replicate(&arguments).stdout);
+    let lines = |wanted: &str| said.lines().filter(|line| line.contains(wanted)).count();
+    assert_eq!(
+        (lines("pre-training "), lines("to fetch: cifar10 "), lines("dijs, seed")),
+        (1, 1, 9),
+        "{said}"
+    );
+    assert!(said.contains("download  170 MB"), "{said}");
 }

@@ -104,8 +104,19 @@ fn missing(runner: &Runner, place: &Place, cells: &[Row]) -> Result<Vec<Missing>
     Ok(missing)
 }
 
+/// Returns the files to fetch. One file may have several inputs.
+fn downloads<'a>(missing: impl IntoIterator<Item = &'a Missing>) -> Vec<&'static Asset> {
+    let mut assets: Vec<&Asset> = Vec::new();
+    for Missing { assets: first, .. } in missing {
+        if assets.iter().all(|known| known.id != first[0].id) {
+            assets.push(first[0]);
+        }
+    }
+    assets
+}
+
 fn download_bytes(missing: &[Missing]) -> u64 {
-    missing.iter().filter_map(|missing| missing.assets[0].bytes).sum()
+    downloads(missing).iter().filter_map(|asset| asset.bytes).sum()
 }
 
 /// A requested result that is missing, with its cost.
@@ -326,9 +337,9 @@ pub fn dry_run(planned: &mut [Planned], arguments: &Running) -> Result<i32> {
         }
     }
     println!();
-    for Missing { assets, .. } in &missing {
-        let size = assets[0].bytes.map_or("unknown size".into(), plan::bytes);
-        println!("  to fetch: {:24} {size:>12}  {}; {}", assets[0].id, assets[0].what, assets[0].licence);
+    for asset in downloads(&missing) {
+        let size = asset.bytes.map_or("unknown size".into(), plan::bytes);
+        println!("  to fetch: {:24} {size:>12}  {}; {}", asset.id, asset.what, asset.licence);
     }
     let download = download_bytes(&missing);
     let needs = Needs::of(&items, download);
@@ -360,7 +371,7 @@ pub fn dry_run(planned: &mut [Planned], arguments: &Running) -> Result<i32> {
         println!("\nCannot run: {problem}");
         return Ok(EXIT_RUN);
     }
-    let required = missing.iter().filter(|missing| missing.input != Input::Statistics).count();
+    let required = downloads(missing.iter().filter(|missing| missing.input != Input::Statistics)).len();
     if *offline && required > 0 {
         println!("\nCannot run offline: {required} files are missing.");
         return Ok(EXIT_INPUT);
