@@ -1058,6 +1058,64 @@ fn columns_are_known_by_what_they_hold() {
     assert_says(&complaint(Set::Cifar100, &coarse), &["a column fine_label"]);
 }
 
+enum Values {
+    Bytes(Vec<Vec<u8>>),
+    Numbers(Vec<i64>),
+}
+
+/// Columns as their schema says, without levels.
+fn table(schema: &str, columns: &[Values]) -> Vec<u8> {
+    let schema = Arc::new(parse_message_type(&format!("message schema {{ {schema} }}")).unwrap());
+    let mut file = SerializedFileWriter::new(Vec::new(), schema, Default::default()).unwrap();
+    let mut group = file.next_row_group().unwrap();
+    for values in columns {
+        let mut column = group.next_column().unwrap().unwrap();
+        match values {
+            Values::Bytes(values) => {
+                let values: Vec<ByteArray> = values.iter().map(|value| value.clone().into()).collect();
+                column.typed::<ByteArrayType>().write_batch(&values, None, None).unwrap();
+            }
+            Values::Numbers(values) => {
+                column.typed::<Int64Type>().write_batch(values, None, None).unwrap();
+            }
+        }
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    file.into_inner().unwrap()
+}
+
+/// Queries name columns as they like.
+#[test]
+fn the_only_bytes_that_are_no_text_are_the_images() {
+    let samples = some(8);
+    let pngs = || Values::Bytes(samples.iter().map(|sample| png(&sample.pixels)).collect());
+    let labels = || Values::Numbers(samples.iter().map(|sample| sample.label as i64).collect());
+    let texts = || Values::Bytes(vec![b"cat".to_vec(); 8]);
+    let counts = || Values::Numbers((0..8).collect());
+    for (schema, columns) in [
+        ("required binary bytes; required int64 label;", vec![pngs(), labels()]),
+        (
+            "required binary name (UTF8); required binary data; required int64 id; required int64 labels;",
+            vec![texts(), pngs(), counts(), labels()],
+        ),
+        (
+            "required binary kind (ENUM); required int64 label; required binary png;",
+            vec![texts(), labels(), pngs()],
+        ),
+        // An older writer does not mark texts.
+        (
+            "required group picture { required binary bytes; required binary path; } required int64 label;",
+            vec![pngs(), texts(), labels()],
+        ),
+    ] {
+        assert!(train_of(Set::Cifar10, &table(schema, &columns)) == in_order(&samples), "{schema}");
+    }
+    let two = "required binary a; required binary b; required int64 label;";
+    let text = complaint(Set::Cifar10, &table(two, &[pngs(), texts(), labels()]));
+    assert_says(&text, &["a column img.bytes", "a (BYTE_ARRAY), b (BYTE_ARRAY)"]);
+}
+
 #[test]
 fn shards_of_a_directory_are_one_set() {
     let samples = some(9);
@@ -1074,6 +1132,9 @@ fn shards_of_a_directory_are_one_set() {
         "000{i}.parquet",
         "000{i}.PARQUET",
         "data/part-000{i}-c000.snappy.parquet",
+        "cifar-10-Train_{i}.parquet",
+        "data/cifar10.train.{i}.parquet",
+        "split=train/0123-{i}.parquet",
     ] {
         let dir = tempfile::tempdir().unwrap();
         let path = |i: usize| dir.path().join(name.replace("{i}", &i.to_string()));
@@ -1103,6 +1164,37 @@ fn shards_of_a_directory_are_one_set() {
             // One of them alone is what was asked for.
             assert!(cifar::train(Set::Cifar10, &path(2)).unwrap() == in_order(&samples[6..]));
         }
+    }
+}
+
+#[test]
+fn file_names_say_split_and_set_among_other_words() {
+    let samples = some(10);
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: Vec<u8>| fs::write(dir.path().join(name), bytes).unwrap();
+    write("cifar10-train.parquet", parquet(Set::Cifar10, &samples[..5]));
+    write("cifar10_test.parquet", parquet(Set::Cifar10, &samples[5..7]));
+    write("cifar10-validation.parquet", parquet(Set::Cifar10, &samples[7..8]));
+    write("CIFAR-100_train.parquet", parquet(Set::Cifar100, &samples[8..]));
+    for (set, split, expected) in [
+        (Set::Cifar10, Split::Train, &samples[..5]),
+        (Set::Cifar10, Split::Test, &samples[5..7]),
+        (Set::Cifar100, Split::Train, &samples[8..]),
+    ] {
+        assert!(cifar::read(set, split, dir.path()).unwrap().0 == in_order(expected), "{set} {split}");
+    }
+    assert!(cifar::read(Set::Cifar100, Split::Test, dir.path()).is_err());
+
+    // Without the name of a split, all of the set are its training images.
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("cifar100.parquet"), parquet(Set::Cifar100, &samples[..5])).unwrap();
+    fs::write(dir.path().join("cifar10.parquet"), parquet(Set::Cifar10, &samples[5..])).unwrap();
+    for (set, expected, other) in
+        [(Set::Cifar10, &samples[5..], "cifar100"), (Set::Cifar100, &samples[..5], "cifar10")]
+    {
+        let (images, left_out) = cifar::read(set, Split::Train, dir.path()).unwrap();
+        assert!(images == in_order(expected), "{set}");
+        assert!(left_out.note().unwrap().contains(&format!("1 beside the shards ({other}.parquet")));
     }
 }
 

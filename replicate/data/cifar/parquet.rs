@@ -6,7 +6,7 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Once};
 
-use parquet::basic::{Compression, Type};
+use parquet::basic::{Compression, ConvertedType, Type};
 use parquet::column::page::PageReader;
 use parquet::column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader};
 use parquet::data_type::{ByteArrayType, DataType, Int32Type, Int64Type};
@@ -157,25 +157,31 @@ fn columns(metadata: &ParquetMetaData, set: Set) -> Result<[usize; 2], Fault> {
         Set::Cifar10 => ("label", "fine_label"),
         Set::Cifar100 => ("fine_label", "label"),
     };
-    let find = |names: &[&str], may: &dyn Fn(&str, Type) -> bool| {
+    let find = |names: &[&str], may: &dyn Fn(&str, &ColumnDescPtr) -> bool| {
         let may: Vec<(usize, String)> = (0..columns.len())
             .filter(|i| columns[*i].max_rep_level() == 0)
             .map(|i| (i, columns[i].path().string()))
-            .filter(|(i, path)| may(path, columns[*i].physical_type()))
+            .filter(|(i, path)| may(path, &columns[*i]))
             .collect();
         let named = may.iter().find(|(_, path)| names.contains(&path.as_str()));
         named.or(if may.len() == 1 { may.first() } else { None }).map(|(i, _)| *i)
     };
-    let images = find(&["img.bytes", "image.bytes", "img", "image"], &|path, kind| {
-        kind == Type::BYTE_ARRAY && (path.ends_with(".bytes") || ["img", "image"].contains(&path))
+    let is_bytes = |column: &ColumnDescPtr| column.physical_type() == Type::BYTE_ARRAY;
+    // Texts say that they are.
+    let is_plain = |column: &ColumnDescPtr| {
+        column.converted_type() == ConvertedType::NONE && column.logical_type_ref().is_none()
+    };
+    let images = find(&["img.bytes", "image.bytes", "img", "image"], &|path, column| {
+        is_bytes(column) && (path.ends_with(".bytes") || ["img", "image"].contains(&path))
     });
-    let labels = find(&[label], &|path, kind| {
+    let images = images.or_else(|| find(&[], &|_, column| is_bytes(column) && is_plain(column)));
+    let labels = find(&[label, &format!("{label}s")], &|path, column| {
         let other = path.starts_with("coarse")
             || match set {
                 Set::Cifar10 => path.starts_with("fine"),
                 Set::Cifar100 => path == "label",
             };
-        matches!(kind, Type::INT32 | Type::INT64) && !other
+        matches!(column.physical_type(), Type::INT32 | Type::INT64) && !other
     });
     let missing = |name: &str, kind: &str| {
         let held = |c: &ColumnDescPtr| format!("{} ({})", shown(&c.path().string()), c.physical_type());

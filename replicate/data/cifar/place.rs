@@ -119,15 +119,37 @@ fn numbers(name: &str) -> Option<(&str, usize, usize)> {
     Some((prefix, index.parse().ok()?, rest.split(['-', '.']).next()?.parse().ok()?))
 }
 
+/// Words that name a split.
+const SPLITS: [&str; 6] = ["train", "test", "val", "valid", "validation", "dev"];
+
+/// Returns the splits that a file name contains as words, as in `cifar10-train_0.parquet`.
+fn splits(name: &str) -> Vec<&'static str> {
+    let words: Vec<String> =
+        name.split(|c: char| !c.is_ascii_alphabetic()).map(str::to_ascii_lowercase).collect();
+    SPLITS.into_iter().filter(|split| words.iter().any(|word| word == split)).collect()
+}
+
+/// True if a file name says that it has the other set, as in `cifar-100_train.parquet`.
+fn is_other(set: Set, name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    let Some((_, rest)) = name.split_once("cifar") else { return false };
+    let digits = rest.trim_start_matches(['-', '_']);
+    let digits = &digits[..digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len())];
+    ["10", "100"].contains(&digits) && digits != set.classes().to_string()
+}
+
 /// Returns the files `SPLIT-00000-of-00002.parquet` and so on of a directory, or those of its
-/// directory SPLIT, in order. If no file name of the directory contains a split, all its parquet
-/// files are taken for training images.
+/// directory SPLIT, or those that name the split among other words, in order. If no file name of the
+/// directory contains a split, all its parquet files are taken for training images.
 ///
 /// # Errors
 /// `Missing` for a missing shard.
 fn shards(set: Set, split: Split, dir: &Path, left_out: &mut LeftOut) -> Result<Vec<PathBuf>> {
-    let (below, split_name) = (dir.join(split.to_string()), split.to_string());
-    let (all, inner) = (parquet_files(dir)?, parquet_files(&below)?);
+    let split_name = split.to_string();
+    // The second is the name of a partition.
+    let below = [split_name.clone(), format!("split={split_name}")].map(|name| dir.join(name));
+    let below = if below[0].is_dir() { &below[0] } else { &below[1] };
+    let (all, inner) = (parquet_files(dir)?, parquet_files(below)?);
     let says = |name: &OsString, parts: &[&str]| {
         let name = name.to_string_lossy();
         parts.iter().any(|part| name.contains(part))
@@ -136,14 +158,21 @@ fn shards(set: Set, split: Split, dir: &Path, left_out: &mut LeftOut) -> Result<
         |name: &&OsString| numbers(&name.to_string_lossy()).is_some_and(|(prefix, ..)| prefix == split_name);
     let single = OsString::from(format!("{split}.parquet"));
     let numbered: Vec<&OsString> = all.iter().filter(is_numbered).collect();
+    let of_set: Vec<&OsString> = all.iter().filter(|name| !is_other(set, &name.to_string_lossy())).collect();
+    let is_named = |name: &&OsString| splits(&name.to_string_lossy()) == [split_name.as_str()];
+    let named: Vec<&OsString> = of_set.iter().copied().filter(is_named).collect();
     let (place, taken) = if !numbered.is_empty() {
         (dir, numbered)
     } else if !inner.is_empty() {
         (below.as_path(), inner.iter().collect())
     } else if all.contains(&single) {
         (dir, vec![&single])
-    } else if split == Split::Train && !all.iter().any(|name| says(name, &["train", "test", "val", "-of-"])) {
-        (dir, all.iter().collect())
+    } else if !named.is_empty() {
+        (dir, named)
+    } else if split == Split::Train
+        && !of_set.iter().any(|name| says(name, &["train", "test", "val", "-of-"]))
+    {
+        (dir, of_set)
     } else {
         return Ok(Vec::new());
     };
