@@ -13,6 +13,10 @@ static MEMORY: process::Memory = process::Memory;
 
 fn main() {
     process::prepare();
+    process::with_stack(program)
+}
+
+fn program() {
     report_lost_output();
     let (threads, wanted) = process::start_threads();
     if threads < wanted {

@@ -232,6 +232,40 @@ fn memory_that_is_refused_is_an_error_that_names_it() {
     assert!(refused > 0, "no limit was low enough");
 }
 
+/// The command line alone needs more than a limit of 64 kB.
+#[test]
+fn a_low_limit_of_the_stack_is_no_failure_or_one_with_a_remedy() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    assert!(run(&whole).output().unwrap().status.success());
+    let expected = contents(&whole);
+    let limited = |store: &Path| {
+        let arguments =
+            run(store).get_args().map(|a| format!("'{}'", a.to_string_lossy())).collect::<Vec<_>>();
+        let line =
+            format!("ulimit -s 64; exec '{}' {}", env!("CARGO_BIN_EXE_replicate"), arguments.join(" "));
+        let mut command = Command::new("sh");
+        command.args(["-c", &line]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.env("RAYON_NUM_THREADS", "2");
+        command
+    };
+    let store = dir.path().join("limited");
+    let output = limited(&store).output().unwrap();
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(contents(&store) == expected);
+
+    let Some(library) = shim(dir.path()) else {
+        eprintln!("SKIPPED: no C compiler");
+        return;
+    };
+    let store = dir.path().join("refused");
+    let output = limited(&store).env("LD_PRELOAD", &library).env("FAULT_THREADS", "0").output().unwrap();
+    assert_eq!(output.status.code(), Some(4), "{}", said(&output));
+    let text = said(&output);
+    assert!(text.starts_with("error: the system refuses a thread") && text.contains("ulimit -s"), "{text}");
+    assert!(!store.exists());
+}
+
 /// What writes nothing that could be half done is ended by the system, as other programs are.
 #[test]
 fn a_signal_ends_what_has_no_checkpoint() {

@@ -35,6 +35,38 @@ pub fn prepare() {
     }
 }
 
+/// Least stack of the first thread: what Rust gives to others. The command line alone takes 100 kB.
+const LEAST_STACK: u64 = 2 << 20;
+/// Usual limit of systems.
+const STACK: usize = 8 << 20;
+
+/// Runs the program on this thread, or on one with a larger stack if the limit (`ulimit -s`) is low.
+pub fn with_stack(program: fn()) {
+    // SAFETY: zeros are a limit, which is written before it is read.
+    let limit = unsafe {
+        let mut limit = std::mem::zeroed::<libc::rlimit>();
+        libc::getrlimit(libc::RLIMIT_STACK, &mut limit);
+        limit.rlim_cur
+    };
+    if limit >= LEAST_STACK {
+        return program();
+    }
+    match thread::Builder::new().name("main".into()).stack_size(STACK).spawn(program) {
+        Ok(thread) => match thread.join() {
+            Ok(()) => {}
+            // The exit code of a panic.
+            Err(_) => std::process::exit(101),
+        },
+        Err(error) => {
+            eprintln!(
+                "error: the system refuses a thread with {STACK} bytes of stack: {error}\n  raise its limits \
+                 (ulimit -s, -u or -v)"
+            );
+            std::process::exit(crate::error::EXIT_RUN)
+        }
+    }
+}
+
 /// Sets `stop` on the signals with which people, terminals and batch systems stop a program, and on
 /// that of a pipe whose reader is gone. A signal that was ignored at the start (`nohup`) stays ignored.
 pub fn stop_at_signals(stop: &Arc<AtomicBool>) {
