@@ -683,6 +683,49 @@ fn a_proxy_that_cannot_be_used_is_not_passed_by() {
     }
 }
 
+/// Many proxies allow tunnels to port 443 alone.
+#[test]
+fn a_proxy_is_asked_for_plain_addresses_themselves() {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = format!("http://us%20er:pass@{}", listener.local_addr().unwrap());
+    let serve = std::thread::spawn(move || {
+        let answers = [
+            "302 Found\r\nLocation: http://other.invalid:81/c d?e=f\r\nContent-Length: 0",
+            "404 Not Found\r\nContent-Length: 0",
+        ];
+        answers.map(|answer| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut head, mut byte) = (Vec::new(), [0]);
+            while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() > 0 {
+                head.push(byte[0]);
+            }
+            stream.write_all(format!("HTTP/1.1 {answer}\r\nConnection: close\r\n\r\n").as_bytes()).unwrap();
+            String::from_utf8(head).unwrap()
+        })
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_replicate"))
+        .args(["fetch", "fid-reference", "--from", "http://me:secret@files.invalid/a/b", "--store"])
+        .arg(dir.path())
+        .envs([("http_proxy", &*proxy), ("no_proxy", "")])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(EXIT_INPUT), "{text}");
+    assert!(text.contains("answers 404"), "{text}");
+    let [first, second] = serve.join().unwrap().map(|head| head.to_ascii_lowercase());
+    assert!(first.starts_with("get http://files.invalid/a/b http/1.1\r\n"), "{first}");
+    assert!(second.starts_with("get http://other.invalid:81/c%20d?e=f http/1.1\r\n"), "{second}");
+    for (head, host) in [(&first, "files.invalid"), (&second, "other.invalid:81")] {
+        assert!(head.contains(&format!("\r\nhost: {host}\r\n")), "{head}");
+        // `us er:pass` in Base64.
+        assert!(head.contains("\r\nproxy-authorization: basic dxmgzxi6cgfzcw==\r\n"), "{head}");
+    }
+    // The server's own secret goes to no other server.
+    assert!(first.contains("\r\nauthorization: basic ") && !second.contains("\r\nauthorization:"));
+}
+
 /// The host that is not found is the proxy's.
 #[test]
 fn a_proxy_without_an_address_is_named() {

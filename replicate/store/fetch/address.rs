@@ -158,10 +158,15 @@ impl Url {
         if self.https { "https" } else { "http" }
     }
 
+    /// Returns scheme, host and port.
+    pub(super) fn origin(&self) -> String {
+        format!("{}://{}", self.scheme(), self.host_and_port())
+    }
+
     /// Returns the address without user name and password, for the server. The query stays, which may
     /// be secret.
     pub(super) fn address(&self) -> String {
-        format!("{}://{}{}", self.scheme(), self.host_and_port(), self.path)
+        format!("{}{}", self.origin(), self.path)
     }
 
     /// Returns the header `Authorization` for user name and password. They stand in the address with

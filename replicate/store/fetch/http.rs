@@ -5,11 +5,11 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response, StatusCode, header};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body, Proxy, ProxyProtocol};
 
 use super::address::Url;
 use super::inputs::Place;
-use super::{Attempt, Failure, Progress, Report, refuse};
+use super::{Attempt, Failure, Progress, Report, proxy, refuse};
 use crate::error::Error;
 use crate::store::formats::foreign_text;
 
@@ -141,18 +141,25 @@ impl Download<'_> {
     /// Requests the file from byte `from` on.
     fn request(&self, url: &Url, proxy: Option<Proxy>, from: u64) -> Result<Response<Body>, ureq::Error> {
         // No time limit for the resolver: it would need a thread, which the system may refuse.
-        let agent: Agent = Agent::config_builder()
+        let config = Agent::config_builder()
             .user_agent(concat!("replicate/", env!("CARGO_PKG_VERSION")))
             // Hash and ranges refer to the uncompressed file.
             .accept_encoding("identity")
             .http_status_as_error(false)
             .max_redirects(0)
-            .proxy(proxy)
             .timeout_connect(Some(CONNECT.min(self.patience.stall)))
-            .timeout_per_read(Some(self.patience.stall))
-            .build()
-            .into();
+            .timeout_per_read(Some(self.patience.stall));
+        let asked = proxy.as_ref().filter(|proxy| !url.https && proxy.protocol() == ProxyProtocol::Http);
+        let agent = match asked {
+            // Else ureq would take one from the environment.
+            Some(asked) => proxy::agent(config.proxy(None).build(), asked, url.origin()),
+            None => config.proxy(proxy.clone()).build().into(),
+        };
         let request = agent.get(url.address());
+        let request = match asked.and_then(proxy::authorization) {
+            Some(credentials) => request.header(header::PROXY_AUTHORIZATION, credentials),
+            None => request,
+        };
         let request = match url.authorization() {
             Some(credentials) => request.header(header::AUTHORIZATION, credentials),
             None => request,
