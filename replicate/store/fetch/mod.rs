@@ -16,8 +16,8 @@
 //!
 //! Proxies come from `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY`. `NO_PROXY` lists hosts, ends of
 //! host names, addresses and networks (`10.0.0.0/8`), separated by commas or blanks. A proxy is asked for
-//! a tunnel to `https://` addresses, and for `http://` addresses themselves. Certificates are checked against compiled-in roots; behind a proxy with its own roots, use a mirror or
-//! `--from FILE`.
+//! a tunnel to `https://` addresses, and for `http://` addresses themselves. Certificates are
+//! checked against compiled-in roots; behind a proxy with its own roots, use a mirror or `--from FILE`.
 
 mod address;
 mod assets;
