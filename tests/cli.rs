@@ -138,7 +138,8 @@ fn a_plan_needs_no_gpu() {
     assert_eq!(code, Some(0), "{said}");
     let of_dijs = said.lines().find(|line| line.contains("  dijs, seed 0")).unwrap();
     assert!(of_dijs.contains("GPU-h") && of_dijs.ends_with(" 9"), "hours and requeues a row: {said}");
-    for wanted in ["141 GB on the GPU", "not measured", "CC BY-NC-SA 4.0", "download  712 MB", "at the peak"]
+    for wanted in
+        ["of the GPU's 141 GB", "not measured", "CC BY-NC-SA 4.0", "download  712 MB", "at the peak"]
     {
         assert!(said.contains(wanted), "{wanted}: {said}");
     }
@@ -196,6 +197,35 @@ fn what_cannot_be_written_is_one_error_with_exit_4() {
         let error = failure(&arguments, dir.path(), 4);
         assert!(error.contains("/proc/x") && error.contains("another place (--store, --output)"), "{error}");
     }
+}
+
+/// Golden's seeds would tell more than a seed of one's own; how to run them is said, and how long
+/// that takes.
+#[test]
+fn the_command_for_goldens_seeds_is_printed() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = ["--store", dir.path().to_str().unwrap()];
+    let said = |arguments: &[&str]| {
+        let output = replicate(&[arguments, &place].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    said(&["run", "ddim", "--seed", "3", "--watch", "none"]);
+    let claims = said(&["check", "ddim", "--against", "claims"]);
+    let last = claims.lines().last().unwrap();
+    let command =
+        |rows: &str| format!(": replicate run {rows} --scale mini --store {} --seed 0,1,2", place[1]);
+    assert!(last.starts_with("Golden's seeds on this machine, about "), "{claims}");
+    assert!(last.ends_with(&command("ddim")), "{claims}");
+    // The time of a row that was not run is not known.
+    let claims = said(&["check", "ddim", "edm", "--against", "claims"]);
+    assert!(claims.ends_with(&format!("machine{}\n", command("ddim edm"))), "{claims}");
+    let output = dir.path().join("report");
+    said(&["report", "--output", output.to_str().unwrap()]);
+    let page = std::fs::read_to_string(output.join("index.html")).unwrap();
+    let next = page.split("class=\"next\"").nth(1).unwrap();
+    let command = command("table1 table2").replacen(": ", "<code>", 1) + "</code>";
+    assert!(next.contains(&command), "{}", &next[..400]);
 }
 
 /// A claim about two rows is decided whichever of them is named.

@@ -8,6 +8,7 @@ use replicate::judge::claims::{ClaimResult, ClaimVerdict, Judgement, ONE_SEED};
 use replicate::judge::paper::{Fid, Origin, Setting};
 use replicate::judge::sample::Sample;
 use replicate::report::curves::{Curve, CurvePoint};
+use replicate::report::notes::verdict;
 use replicate::report::page::{ERRATA, Figure, Missing, Page, Picture, Run, Sampled, html};
 use replicate::report::studies::Studies;
 use replicate::report::summary::markdown;
@@ -151,7 +152,10 @@ fn awkward() -> Page {
             ("the paper <".to_string(), "https://example.org/paper?a=1&b=2".to_string()),
             (ERRATA.to_string(), "../paper/ERRATA.md".to_string()),
         ],
-        verdict: vec![format!("One holds {AWKWARD}."), "# no heading\nof its own".to_string()],
+        verdict: [format!("One holds {AWKWARD}."), "# no heading\nof its own".to_string()]
+            .into_iter()
+            .chain(verdict(&[claim("held", ClaimVerdict::DoesNotHold, None)], &[], &[0], &[0, 1, 2], "mini"))
+            .collect(),
         next: Some(Missing {
             what: "More seeds".to_string(),
             command: "replicate run all --seed 0,1".to_string(),

@@ -25,8 +25,7 @@ use crate::measure::metrics::modes::{COLLAPSED, STATES};
 use serde::Serialize;
 
 /// Printed once with results of one seed, so that their reasons need not repeat it.
-pub const ONE_SEED: &str =
-    "One seed (n = 1) decides neither an order nor a category: its spread is not known.";
+pub const ONE_SEED: &str = "One seed decides neither an order nor a category: its spread is not known.";
 
 /// The beginning of what [`family`] adds to a reason.
 pub const HOLM: &str = "; after Holm p ";

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::app::cli::{Against, Place, Which};
 use crate::error::{EXIT_GOOD, EXIT_INCOMPLETE, EXIT_OUTSIDE, Error, Result};
-use crate::experiment::run::now;
+use crate::experiment::run::{Runner, now};
 use crate::experiment::studies::Study;
 use crate::experiment::{FULL_INITIALIZATION, Recipe, Row, Scale, TABLE2, all_rows};
 use crate::judge::claims::{ClaimResult, ClaimVerdict, evaluate_all};
@@ -18,6 +18,7 @@ use crate::judge::sample::Sample;
 use crate::measure::metrics::modes::COLLAPSED;
 use crate::report::verdicts::{check_json, check_text};
 use crate::train::watch::say;
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -97,6 +98,13 @@ pub fn check(
             }
             let results = evaluate_all(&claims, &scores, &accepted, scale);
             tell(&[], &results, &report::seeds(&scores), json);
+            let tested = results.iter().any(|claim| claim.leading().verdict != ClaimVerdict::NotTested);
+            if tested && !json && runner.recipe().changes().is_empty() {
+                accepted.retain(|score| {
+                    score.scale == scale && score.changes.is_empty() && rows.contains(&score.row.as_str())
+                });
+                say_golden_seeds(&mut runner, &targets, &cells, place, &report::seeds(&accepted))?;
+            }
             if !scores.iter().any(|score| rows.contains(&score.row.as_str())) {
                 return Ok(EXIT_INCOMPLETE);
             }
@@ -111,6 +119,32 @@ pub fn check(
 fn tell(comparisons: &[Comparison], claims: &[ClaimResult], own: &[u64], json: bool) {
     let text = || check_text(comparisons, claims, own, std::io::stdout().is_terminal());
     print!("{}", if json { check_json(comparisons, claims) } else { text() });
+}
+
+/// Prints the command for golden's seeds of the cells that the store lacks.
+fn say_golden_seeds(
+    runner: &mut Runner,
+    targets: &[String],
+    cells: &[Row],
+    place: &Place,
+    golden: &[u64],
+) -> Result<()> {
+    let (mut own, mut wall, mut whole) = (BTreeSet::new(), 0.0, true);
+    for cell in cells {
+        let before = wall;
+        for seed in runner.seeds(cell)? {
+            let Some(outcome) = runner.stored(cell, seed)? else { continue };
+            own.insert(seed);
+            wall += outcome.wall_seconds();
+        }
+        whole &= wall > before;
+    }
+    let own: Vec<u64> = own.into_iter().collect();
+    let wall = whole.then_some(wall);
+    if let Some(next) = report::golden_seeds(&targets.join(" "), place, &own, golden, wall) {
+        println!("{}: {}", next.what, next.command);
+    }
+    Ok(())
 }
 
 fn exit_code(comparisons: &[Comparison]) -> i32 {

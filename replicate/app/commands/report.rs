@@ -13,7 +13,7 @@ use crate::report::figures::{SHOWN, figures, strips, tile};
 use crate::report::page::{ERRATA, Figure, Missing, Page, html};
 use crate::report::summary::{json, markdown};
 use crate::report::table::Table;
-use crate::text::counted;
+use crate::text::{counted, duration};
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -137,6 +137,29 @@ fn texts(gathered: &Gathered, page: &Page) -> Vec<(&'static str, String)> {
         ("table2.csv", second.to_csv()),
         ("table2.md", second.to_markdown()),
     ]
+}
+
+/// Returns the command that runs the targets with these seeds.
+fn command_of(targets: &str, seeds: &[u64], place: &Place) -> String {
+    let seeds = seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
+    format!("replicate run {targets}{} --seed {seeds}", flags(place))
+}
+
+/// Returns the command for golden's seeds that this run of the targets lacks; `None` if it has all.
+/// `wall` is the time of this run in seconds.
+pub(super) fn golden_seeds(
+    targets: &str,
+    place: &Place,
+    own: &[u64],
+    golden: &[u64],
+    wall: Option<f64>,
+) -> Option<Missing> {
+    let lacking = golden.iter().filter(|seed| !own.contains(seed)).count();
+    let estimate = |wall: f64| format!(", about {}", duration(wall / own.len() as f64 * lacking as f64));
+    (lacking > 0).then(|| Missing {
+        what: format!("Golden's seeds on this machine{}", wall.map_or(String::new(), estimate)),
+        command: command_of(targets, golden, place),
+    })
 }
 
 fn say_missing(missing: &[Missing]) {

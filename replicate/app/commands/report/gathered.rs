@@ -1,7 +1,7 @@
 //! Stored results of one scale, and the page of a report that they make.
 
-use super::super::{all_goldens, claims, command, flags, scores_of, study_goldens};
-use super::{say_missing, seeds};
+use super::super::{all_goldens, claims, command, scores_of, study_goldens};
+use super::{command_of, golden_seeds, say_missing, seeds};
 use crate::app::cli::{Place, Which};
 use crate::error::{EXIT_INCOMPLETE, Result};
 use crate::experiment::run::{Outcome, Runner, SAMPLES, curve};
@@ -18,7 +18,6 @@ use crate::report::studies::Studies;
 use crate::report::table::Table;
 use crate::report::tables::{Measured, labels, table1, table2};
 use crate::report::verdicts::readings_table;
-use crate::text::duration;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -135,21 +134,17 @@ impl Gathered {
     /// Returns the command for the rows and golden seeds that this run lacks; for seeds alone with an
     /// estimate of its time.
     fn next(&self, place: &Place, own: &[u64], golden: &[u64]) -> Option<Missing> {
-        let lacking = golden.iter().filter(|seed| !own.contains(seed)).count();
-        let rows = self.missing(place).len();
-        let wall: f64 = self.outcomes.iter().map(|(.., outcome)| outcome.wall_seconds()).sum();
-        let what = match (rows, lacking) {
-            (0, 0) => return None,
-            (0, _) => format!(
-                "Golden's seeds on this machine, about {}",
-                duration(wall / own.len() as f64 * lacking as f64)
-            ),
-            _ => format!("{rows} of {} rows are missing; all of them", self.labels.len()),
-        };
-        let seeds: BTreeSet<u64> = own.iter().chain(golden).copied().collect();
-        let seeds = seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(",");
-        let command = format!("replicate run table1 table2{} --seed {seeds}", flags(place));
-        Some(Missing { what, command })
+        const TABLES: &str = "table1 table2";
+        match self.missing(place).len() {
+            0 => {
+                let wall = self.outcomes.iter().map(|(.., outcome)| outcome.wall_seconds()).sum();
+                golden_seeds(TABLES, place, own, golden, Some(wall))
+            }
+            rows => Some(Missing {
+                what: format!("{rows} of {} rows are missing; all of them", self.labels.len()),
+                command: command_of(TABLES, if golden.is_empty() { own } else { golden }, place),
+            }),
+        }
     }
 
     /// Makes one panel for each finished cell, from its first seed.

@@ -353,8 +353,11 @@ pub fn dry_run(planned: &mut [Planned], arguments: &Running) -> Result<i32> {
         plan::bytes(needs.disk),
         told(machine.disk, "free")
     );
-    let has = if like.is_some() { "on the GPU" } else { "free" };
-    println!("  memory    about {}{}", plan::bytes(needs.memory), told(machine.memory, has));
+    let memory = match (like, machine.memory) {
+        (Some(_), Some(all)) => format!(" of the GPU's {}", plan::bytes(all)),
+        (_, free) => told(free, "free"),
+    };
+    println!("  memory    about {}{memory}", plan::bytes(needs.memory));
     println!(
         "  time      ~{} for {} at {} a second, {}",
         machine.time(flop),
