@@ -98,8 +98,14 @@ fn browser() -> Option<PathBuf> {
 }
 
 /// Where the elements of `selectors` lie in a window of that size: left, top, right and bottom
-/// of the first and of all that match.
-fn places(browser: &Path, html: &str, size: (u32, u32), selectors: &[&str]) -> Vec<[[f64; 4]; 2]> {
+/// of the first and of all that match. Tables that can be scrolled to the right are, by `scrolled`.
+fn places(
+    browser: &Path,
+    html: &str,
+    size: (u32, u32),
+    scrolled: u32,
+    selectors: &[&str],
+) -> Vec<[[f64; 4]; 2]> {
     let dir = tempfile::tempdir().unwrap();
     let source = serde_json::to_string(html).unwrap().replace('<', "\\u003c");
     let selectors = serde_json::to_string(selectors).unwrap();
@@ -107,6 +113,7 @@ fn places(browser: &Path, html: &str, size: (u32, u32), selectors: &[&str]) -> V
     let script = format!(
         "const frame = document.querySelector('iframe');
          frame.onload = () => {{
+           frame.contentDocument.querySelectorAll('.scroll').forEach(e => e.scrollLeft = {scrolled});
            const box = e => {{ const r = e.getBoundingClientRect(); return [r.left, r.top, r.right, r.bottom]; }};
            const all = {selectors}.map(s => {{
              const boxes = [...frame.contentDocument.querySelectorAll(s)].map(box);
@@ -147,7 +154,7 @@ fn the_first_screen_has_verdict_contact_sheet_and_dot_plot() {
     {
         let selectors = [".verdict", ".sheet", ".plot svg", "nav", "#claims", "#table-1 td:nth-child(3)"];
         let [verdict, sheet, plot, nav, claims, fd] =
-            places(&browser, &html(&page(rows)), (width, height), &selectors)[..].try_into().unwrap();
+            places(&browser, &html(&page(rows)), (width, height), 0, &selectors)[..].try_into().unwrap();
         let name = format!("{rows} rows at {width} px: {verdict:?} {sheet:?} {plot:?}");
         let [_, all] = verdict;
         assert!(all[1] >= 0.0 && all[3] < f64::from(height) / 3.0, "the verdict leads: {name}");
@@ -162,4 +169,23 @@ fn the_first_screen_has_verdict_contact_sheet_and_dot_plot() {
             assert!(all[0] >= 0.0 && all[2] <= f64::from(width), "nothing is cut: {name}");
         }
     }
+}
+
+#[test]
+fn a_table_scrolled_on_a_phone_keeps_its_first_column() {
+    let Some(browser) = browser() else {
+        eprintln!("NOT RUN: there is no chromium to show the page in");
+        return;
+    };
+    let html = html(&page(10));
+    let lefts = |scrolled| {
+        let selectors = ["#table-1 thead th", "#table-1 tbody th[scope=row]", "#table-1 tbody td"];
+        places(&browser, &html, (390, 844), scrolled, &selectors)
+            .iter()
+            .map(|[one, _]| one[0])
+            .collect::<Vec<_>>()
+    };
+    let (at_rest, scrolled) = (lefts(0), lefts(20));
+    assert_eq!(scrolled[..2], at_rest[..2], "head and name of a row stay");
+    assert_eq!(scrolled[2], at_rest[2] - 20.0, "the others move");
 }
