@@ -1,7 +1,12 @@
 //! The rooms of the house: imports point downwards only.
 
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Rooms from the ground up; those of one floor do not know each other.
 const FLOORS: [&[&str]; 9] = [
@@ -61,4 +66,39 @@ fn arrows_point_down() {
         }
     }
     assert!(arrows > 300, "only {arrows} imports were read");
+}
+
+/// A registry takes no package of more than 10 MiB, and what the sources include must be in it.
+#[test]
+fn the_package_is_small_and_whole() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = Command::new(env!("CARGO"))
+        .args(["package", "--list", "--allow-dirty", "--offline"])
+        .current_dir(root)
+        .output()
+        .unwrap();
+    assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
+    let list = String::from_utf8(list.stdout).unwrap();
+    // The manifest as it was, and the commit, are made when it is packed.
+    let files: BTreeSet<PathBuf> = list.lines().map(|line| root.join(line)).filter(|f| f.is_file()).collect();
+    let (mut packed, mut included) = (0, 0);
+    for file in &files {
+        let mut zipped = GzEncoder::new(Vec::new(), Compression::default());
+        let bytes = fs::read(file).unwrap();
+        zipped.write_all(&bytes).unwrap();
+        packed += zipped.finish().unwrap().len();
+        if !file.starts_with(root.join("replicate")) || file.extension().is_none_or(|e| e != "rs") {
+            continue;
+        }
+        let text = String::from_utf8(bytes).unwrap();
+        for call in ["include_bytes!(\"", "include_str!(\""] {
+            for path in text.split(call).skip(1).map(|rest| rest.split('"').next().unwrap()) {
+                let path = file.parent().unwrap().join(path).canonicalize().unwrap();
+                assert!(files.contains(&path), "{} is included and not packed", path.display());
+                included += 1;
+            }
+        }
+    }
+    assert!(included >= 10, "{included} files are included");
+    assert!(packed < 10 << 20, "{packed} bytes");
 }
